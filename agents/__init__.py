@@ -1,0 +1,1 @@
+"""Agents that learn to write outlines: the policy, behaviour cloning, GSPO."""

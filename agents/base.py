@@ -1,0 +1,66 @@
+"""What every agent can do: act, learn, save, load."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.policy import VLMPolicy
+from agents.sampling import sample
+
+UpdateCallback = Callable[[int, dict[str, float]], None]
+"""Called as ``callback(update, metrics)`` after each update, counted from 1."""
+
+
+class Agent(ABC):
+    """A policy and a way to improve it.
+
+    Attributes:
+        policy: The policy that acts and learns.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    policy: VLMPolicy
+    max_new_tokens: int
+
+    def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
+        """Answer observations of an environment.
+
+        Args:
+            observations: ``image`` and ``prompt`` of a single environment or of a vector one.
+            temperature: 0 for the likeliest answer, 1 to sample from the policy.
+
+        Returns:
+            One answer per observation.
+        """
+        images, prompts = split_observations(observations)
+        inputs = self.policy.prepare(images, prompts)
+        completions = sample(
+            self.policy, inputs, max_new_tokens=self.max_new_tokens, temperature=temperature
+        )
+        return self.policy.texts(completions.tokens, completions.mask)
+
+    @abstractmethod
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made in all, those before a `load` counted."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write everything needed to go on; the policy is an ordinary transformers folder in it."""
+
+    @abstractmethod
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote."""
+
+
+def split_observations(
+    observations: Mapping[str, Any],
+) -> tuple[Sequence[NDArray[np.uint8]], Sequence[str]]:
+    """Images and prompts of an observation, whether of one environment or of many."""
+    images, prompts = observations["image"], observations["prompt"]
+    return ([images], [prompts]) if isinstance(prompts, str) else (images, prompts)

@@ -1,0 +1,289 @@
+"""The loop every on-policy agent shares: collect groups, compute advantages, learn in minibatches."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.advantages import degenerate_fraction, group_spread
+from agents.base import Agent, UpdateCallback, split_observations
+from agents.checkpoints import read_checkpoint, write_checkpoint
+from agents.losses import Metrics, kl_penalty, masked_mean
+from agents.optim import HybridOptimizer, cosine_with_warmup
+from agents.policy import TokenScores, VLMPolicy
+from agents.sampling import sample
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
+
+
+@dataclass
+class OnPolicyConfig:
+    """What all on-policy agents need to know. SimpleSeg publishes none of these values for RL."""
+
+    prompts_per_update: int = 32
+    """Prompts per rollout."""
+    group_size: int = 8
+    """Answers per prompt, G."""
+    minibatches: int = 2
+    """Optimizer steps per pass over a rollout; groups are never split."""
+    epochs: int = 1
+    """Passes over a rollout."""
+    prompts_per_forward: int = 0
+    """Prompts per forward pass, to bound memory; 0 takes a whole minibatch at once."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the updates in which the learning rate rises."""
+    final_rate: float = 0.1
+    """Last learning rate as a share of the peak."""
+    muon: bool = False
+    """Muon on hidden matrices instead of AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    temperature: float = 1.0
+    """Sampling temperature; scoring uses the same."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence to the policy that training started from; 0 keeps no copy of it."""
+    seed: int = 0
+    """Seed of the choice of prompts and of sampling."""
+
+
+@dataclass
+class Rollout:
+    """Answers to ``B`` prompts, ``N = B * G`` rows, with what they earned."""
+
+    inputs: dict[str, Tensor]
+    """Prepared prompts, ``B`` rows each."""
+    tokens: Tensor
+    """``(N, T)`` completions."""
+    mask: Tensor
+    """``(N, T)``, 1 on real tokens."""
+    old_log_probs: Tensor
+    """``(N, T)`` under the policy that sampled."""
+    rewards: Tensor
+    """``(N,)`` float32."""
+    advantages: Tensor
+    """``(N,)`` or ``(N, T)``, whatever the agent's loss takes."""
+
+    def select(self, prompts: Tensor, group_size: int) -> Rollout:
+        """The part of the rollout that belongs to some prompts, by their indices."""
+        offsets = torch.arange(group_size, device=prompts.device)
+        rows = (prompts[:, None] * group_size + offsets).flatten()
+        width = int(self.mask[rows].sum(-1).max())
+        return Rollout(
+            {key: _rows_of(value, prompts, self.prompts) for key, value in self.inputs.items()},
+            self.tokens[rows, :width],
+            self.mask[rows, :width],
+            self.old_log_probs[rows, :width],
+            self.rewards[rows],
+            self.advantages[rows],
+        )
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts, ``B``."""
+        return len(self.inputs["input_ids"])
+
+
+def _rows_of(value: Tensor, prompts: Tensor, count: int) -> Tensor:
+    """Rows of a processor output; some models flatten the patches of all pictures into one axis."""
+    if len(value) != count:
+        raise ValueError(
+            f"the processor returned {len(value)} rows for {count} prompts; set minibatches=1 and "
+            "prompts_per_forward=0 for models that flatten pictures"
+        )
+    return value[prompts]
+
+
+class OnPolicyAgent(Agent):
+    """Collects groups of answers from a vector environment and learns from them.
+
+    Subclasses say what an advantage is and what the loss is.
+
+    Attributes:
+        env: Vector environment of ``prompts_per_update * group_size`` questions.
+        update: Updates made so far.
+    """
+
+    def __init__(
+        self, policy: VLMPolicy, env: ReferringSegmentationVectorEnv, config: OnPolicyConfig
+    ) -> None:
+        """Set up; the policy as it is now is the reference of the KL penalty.
+
+        Raises:
+            ValueError: The environment has another number of questions than the configuration.
+        """
+        rows = config.prompts_per_update * config.group_size
+        if env.num_envs != rows:
+            raise ValueError(
+                f"the environment asks {env.num_envs} questions at a time; prompts_per_update="
+                f"{config.prompts_per_update} times group_size={config.group_size} needs {rows}"
+            )
+        self.policy, self.env, self.config = policy, env, config
+        self.max_new_tokens = config.max_new_tokens
+        self.optimizer = HybridOptimizer(
+            policy.model, config.learning_rate, config.weight_decay, config.muon
+        )
+        self.update = 0
+        self._indices = np.random.default_rng(config.seed)
+        self._generator = torch.Generator(policy.device).manual_seed(config.seed)
+        self._reference: VLMPolicy | None = None
+        if config.kl_coefficient:
+            model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+            self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
+
+    @abstractmethod
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Turn ``(N,)`` rewards into what `loss` takes."""
+
+    @abstractmethod
+    def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
+        """The policy loss of a part of a rollout, with metrics."""
+
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made in all."""
+        while self.update < updates:
+            start = time.perf_counter()
+            rollout, metrics = self.collect()
+            collected = time.perf_counter()
+            metrics |= self.train(rollout, self._schedule(updates))
+            self.update += 1
+            now = time.perf_counter()
+            metrics |= {"time/collect": collected - start, "time/train": now - collected}
+            if on_update is not None:
+                on_update(self.update, metrics)
+
+    def collect(self) -> tuple[Rollout, Metrics]:
+        """Ask prompts, sample a group of answers to each, and let the environment score them."""
+        config = self.config
+        self.policy.model.eval()
+        asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
+        repeated = np.repeat(asked, config.group_size)
+        observations, _ = self.env.reset(options={"indices": repeated})
+        images, prompts = split_observations(observations)
+        inputs = self.policy.prepare(images[:: config.group_size], prompts[:: config.group_size])
+        answers = sample(
+            self.policy,
+            inputs,
+            group_size=config.group_size,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=self._generator,
+        )
+        texts = self.policy.texts(answers.tokens, answers.mask)
+        _, earned, _, _, infos = self.env.step(texts)
+        rewards = torch.as_tensor(earned, dtype=torch.float32, device=self.policy.device)
+        metrics = {
+            "rollout/reward": rewards.mean().item(),
+            "rollout/iou": float(np.mean(infos["iou"])),
+            "rollout/valid": float(np.mean(infos["valid"])),
+            "rollout/vertices": float(np.mean(infos["num_vertices"])),
+            "rollout/tokens": answers.lengths.float().mean().item(),
+            "rollout/group_spread": group_spread(rewards, config.group_size).mean().item(),
+            "rollout/degenerate_groups": degenerate_fraction(rewards, config.group_size),
+        }
+        metrics |= {
+            f"rollout/{key}": float(np.mean(infos[key]))
+            for key in infos
+            if key.startswith("reward/")
+        }
+        rollout = Rollout(
+            inputs,
+            answers.tokens,
+            answers.mask,
+            answers.log_probs,
+            rewards,
+            self.advantages(rewards),
+        )
+        return rollout, metrics
+
+    def train(self, rollout: Rollout, learning_rate: float) -> Metrics:
+        """Learn from a rollout: ``epochs * minibatches`` optimizer steps; returns mean metrics."""
+        config = self.config
+        self.policy.model.train()
+        if self.policy.precision != "float32":
+            # Rounding makes the sampler and the scorer disagree; ratios need one and the same.
+            with torch.no_grad():
+                rollout.old_log_probs = self._score(self.policy, rollout).log_probs
+        self.optimizer.set_learning_rate(learning_rate)
+        collected: list[Metrics] = []
+        for _ in range(config.epochs):
+            order = torch.from_numpy(self._indices.permutation(rollout.prompts))
+            for chosen in order.tensor_split(config.minibatches):
+                collected.append(self._step(rollout, chosen.to(self.policy.device)))
+        means = {key: float(np.mean([one[key] for one in collected])) for key in collected[0]}
+        return {f"train/{key}": value for key, value in means.items()} | {
+            "train/learning_rate": learning_rate
+        }
+
+    def _step(self, rollout: Rollout, chosen: Tensor) -> Metrics:
+        """One optimizer step on the groups of some prompts."""
+        metrics: Metrics = {}
+        for prompts in chosen.split(self.config.prompts_per_forward or len(chosen)):
+            part = rollout.select(prompts, self.config.group_size)
+            share = len(prompts) / len(chosen)
+            scores = self._score(self.policy, part)
+            loss, found = self.loss(scores, part)
+            found["entropy"] = masked_mean(scores.entropies, part.mask).mean().item()
+            if self._reference is not None:
+                with torch.no_grad():
+                    reference = self._score(self._reference, part).log_probs
+                penalty = kl_penalty(scores.log_probs, reference, part.mask)
+                loss = loss + self.config.kl_coefficient * penalty
+                found["reference_kl"] = penalty.item()
+            (loss * share).backward()
+            for key, value in found.items():
+                metrics[key] = metrics.get(key, 0.0) + share * value
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.policy.model.parameters(), self.config.max_grad_norm
+        )
+        self.optimizer.step()
+        return metrics | {"grad_norm": norm.item()}
+
+    def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
+        return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)
+
+    def _schedule(self, updates: int) -> float:
+        config = self.config
+        return cosine_with_warmup(
+            self.update,
+            updates,
+            config.learning_rate,
+            warmup=config.warmup,
+            final=config.final_rate,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write policy, optimizer, random states and counters; see `write_checkpoint`."""
+        tensors = {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self._generator.get_state().cpu(),
+        }
+        facts = {
+            "update": self.update,
+            "indices": self._indices.bit_generator.state,
+            "config": asdict(self.config),
+        }
+        write_checkpoint(path, self.policy, tensors, facts)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from `save` to the same numbers as if nothing had happened.
+
+        The reference policy of the KL penalty is not in a checkpoint: build the agent on the policy
+        that training started from, then load.
+        """
+        tensors, facts = read_checkpoint(path, self.policy)
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self._generator.set_state(tensors["generator"].cpu())
+        self._indices.bit_generator.state = facts["indices"]
+        self.update = facts["update"]

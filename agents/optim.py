@@ -1,0 +1,93 @@
+"""Optimizers: Muon for hidden matrices with AdamW for the rest, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class HybridOptimizer:
+    """Muon on hidden matrices and AdamW on everything else, stepped as one.
+
+    Muon (Jordan 2024; update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names)
+    orthogonalises the momentum of two-dimensional hidden weights. Embeddings, norms, biases and
+    convolutions have no such structure and stay with AdamW.
+    """
+
+    def __init__(
+        self, model: nn.Module, learning_rate: float, weight_decay: float = 0.0, muon: bool = True
+    ) -> None:
+        hidden, rest = split_parameters(model, muon)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
+            )
+        ]
+        if hidden:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    hidden,
+                    learning_rate,
+                    weight_decay=weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this rate from the next step on."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    def step(self) -> None:
+        """Apply the gradients and clear them."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, object]]:
+        """State of every part, tensors and numbers only."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, states: Iterable[dict[str, object]]) -> None:
+        """Inverse of `state_dict`."""
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def split_parameters(
+    model: nn.Module, muon: bool
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters as (hidden matrices for Muon, all others)."""
+    tables = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    hidden, rest = [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        matrix = muon and parameter.ndim == 2 and id(parameter) not in tables
+        (hidden if matrix else rest).append(parameter)
+    return hidden, rest
+
+
+def cosine_with_warmup(
+    update: int, updates: int, peak: float, *, warmup: float = 0.03, final: float = 0.04
+) -> float:
+    """Learning rate of update ``update`` of ``updates``.
+
+    Args:
+        update: Index from 0.
+        updates: Length of the schedule.
+        peak: Highest rate.
+        warmup: Share of the updates spent rising linearly (SimpleSeg: 0.03).
+        final: Last rate as a share of ``peak`` (SimpleSeg: 5e-5 to 2e-6, which is 0.04).
+    """
+    rising = max(1, round(warmup * updates))
+    if update < rising:
+        return peak * (update + 1) / rising
+    progress = (update - rising) / max(1, updates - rising)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

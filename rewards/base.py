@@ -1,0 +1,55 @@
+"""What a reward is: a name, and one call for a whole batch of answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.types import Prediction, Target
+
+
+class Reward(ABC):
+    """Scores a batch of answers against their targets.
+
+    A reward holds no weight; weights belong to `rewards.RewardSum`. Instances carry at most their
+    parameters, so they can be pickled and sent to other processes. A bug must not become a zero:
+    whatever a reward raises reaches the caller.
+
+    Example:
+        >>> @register_reward("few_vertices")
+        ... class FewVertices(Reward):
+        ...     '''1 for no vertex, falling to 0 at 100 of them.'''
+        ...
+        ...     def __call__(self, predictions, targets):
+        ...         counts = [sum(map(len, answer.rings)) for answer in predictions]
+        ...         return 1.0 - np.minimum(np.array(counts, dtype=float), 100.0) / 100.0
+    """
+
+    name: ClassVar[str]
+    """Name in specification strings, logs and reports; the class name when none is given."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a class without any name its class name."""
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
+
+    @abstractmethod
+    def __call__(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        """Score answers.
+
+        Args:
+            predictions: ``N`` decoded answers.
+            targets: ``N`` targets, in the same order. Answers to one question share one `Target`
+                object; work that depends on the target alone may be kept in ``target.cache`` under
+                the reward's name.
+
+        Returns:
+            ``(N,) float64``, finite.
+        """

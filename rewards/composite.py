@@ -1,0 +1,226 @@
+"""A weighted sum of rewards, written as a short text: ``"mask_iou=1.0 format=0.1"``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.base import Reward
+from rewards.registry import make_reward
+from seg_env.types import Prediction, Target
+
+DEFAULT_REWARDS = "mask_iou=1.0 centroid_distance=0.2 format=0.1"
+"""The paper's three rewards. It publishes no weights; these are ours."""
+
+Weight: TypeAlias = float | Literal["gate"]
+"""Factor of a reward in the sum, or ``"gate"``: the sum is multiplied by the reward."""
+
+RewardSpec: TypeAlias = "str | Mapping[str, object] | Sequence[object] | RewardSum"
+"""What `RewardSum.from_spec` reads."""
+
+
+class Term(NamedTuple):
+    """One reward and what it counts."""
+
+    reward: Reward
+    """Called with the whole batch."""
+    weight: Weight
+    """Factor in the sum, 0 for a metric, or ``"gate"``."""
+
+
+@dataclass(frozen=True, eq=False)
+class RewardScores:
+    """Scores of ``N`` answers."""
+
+    total: NDArray[np.float64]
+    """``(N,)`` weighted sum, multiplied by the gates."""
+    terms: dict[str, NDArray[np.float64]]
+    """``(N,)`` unweighted values of every reward by name, metrics and gates included."""
+
+
+class RewardSum:
+    """Rewards with weights; calls each once for a whole batch and checks what it returns."""
+
+    def __init__(self, terms: Sequence[Term], spec: str | None = None) -> None:
+        """Combine rewards; `from_spec` is the usual way to get here.
+
+        Args:
+            terms: At least one reward with its weight, names all different.
+            spec: The specification string that builds the same sum, if there is one.
+
+        Raises:
+            ValueError: There is no term, two have one name, or a weight is not finite.
+        """
+        if not terms:
+            raise ValueError(
+                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
+            )
+        self._terms: dict[str, Term] = {}
+        for term in terms:
+            name = term.reward.name
+            if name in self._terms:
+                raise ValueError(f"reward {name!r} is named twice; name each reward once")
+            _check_weight(name, term.weight)
+            self._terms[name] = term
+        self.spec = spec
+        """String that rebuilds this sum, for files and logs; None when objects were passed in."""
+
+    @classmethod
+    def from_spec(cls, spec: RewardSpec) -> RewardSum:
+        """Build from a specification.
+
+        Args:
+            spec: One of
+
+                - a string of ``name=weight`` terms separated by spaces, where a name is a
+                  registered one or an import path:
+                  ``"mask_iou=1.0 my_pkg.rewards:Compactness=0.2"``;
+                - a mapping from such names to weights, ``{"mask_iou": 1.0, "format": "gate"}``;
+                - a sequence of ``"name=weight"`` strings or of pairs ``(name or Reward, weight)``;
+                - a `RewardSum`, returned as it is.
+
+                A weight of 0 makes a metric that is reported and not counted. The weight ``gate``
+                multiplies the sum of the others by that reward, which must stay in ``[0, 1]``.
+
+        Raises:
+            ValueError: A term is malformed, a name unknown or given twice, a weight not finite.
+            TypeError: A name leads to something that is not a reward.
+        """
+        if isinstance(spec, RewardSum):
+            return spec
+        pairs = [_pair(item) for item in _items(spec)]
+        named = [key for key, _ in pairs if isinstance(key, str)]
+        rebuilt = " ".join(f"{key}={weight}" for key, weight in pairs)
+        return cls(
+            [Term(make_reward(k) if isinstance(k, str) else k, weight) for k, weight in pairs],
+            rebuilt if len(named) == len(pairs) else None,
+        )
+
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """Terms ``(reward, weight)`` by reward name, in the order given."""
+        return dict(self._terms)
+
+    def __repr__(self) -> str:
+        """The names and weights."""
+        inside = " ".join(f"{name}={term.weight}" for name, term in self._terms.items())
+        return f"RewardSum({inside!r})"
+
+    def score(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> RewardScores:
+        """Score a batch; what a reward raises propagates.
+
+        Args:
+            predictions: ``N`` decoded answers.
+            targets: ``N`` targets in the same order.
+
+        Raises:
+            ValueError: The two differ in length, or a reward returns something other than ``N``
+                finite real numbers, or a gate leaves ``[0, 1]``.
+        """
+        if len(predictions) != len(targets):
+            raise ValueError(
+                f"{len(predictions)} predictions for {len(targets)} targets; "
+                f"pass one target for each prediction"
+            )
+        total = np.zeros(len(predictions), dtype=np.float64)
+        gate = np.ones(len(predictions), dtype=np.float64)
+        values: dict[str, NDArray[np.float64]] = {}
+        for name, (reward, weight) in self._terms.items():
+            scores = _checked(name, reward(predictions, targets), len(predictions))
+            values[name] = scores
+            if weight == "gate":
+                gate *= _checked_gate(name, scores)
+            else:
+                total += weight * scores
+        return RewardScores(total * gate, values)
+
+
+def _items(spec: object) -> Iterator[object]:
+    """The single terms of a specification in any of its forms."""
+    if isinstance(spec, str):
+        yield from spec.split()
+    elif isinstance(spec, Mapping):
+        yield from spec.items()
+    elif isinstance(spec, Sequence):
+        for item in spec:
+            # On a command line several terms may arrive as one quoted argument.
+            yield from item.split() if isinstance(item, str) else (item,)
+    else:
+        raise ValueError(
+            f"rewards given as {type(spec).__name__}; expected a string such as "
+            f"{DEFAULT_REWARDS!r}, a mapping, a sequence or a RewardSum"
+        )
+
+
+def _pair(item: object) -> tuple[str | Reward, Weight]:
+    """Split one term into what names the reward and its weight."""
+    if isinstance(item, str):
+        name, separator, weight = item.rpartition("=")
+        if not separator or not name:
+            raise ValueError(
+                f"reward term {item!r} is malformed; expected name=weight, package.module:Class="
+                f"weight or name=gate, separated by spaces, as in {DEFAULT_REWARDS!r}"
+            )
+        return name, _weight(name, weight)
+    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str | Reward):
+        key = item[0]
+        return key, _weight(key if isinstance(key, str) else key.name, item[1])
+    raise ValueError(
+        f"reward term {item!r} is malformed; expected 'name=weight' or (name or Reward, weight)"
+    )
+
+
+def _weight(name: str, weight: object) -> Weight:
+    if weight == "gate":
+        return "gate"
+    try:
+        number = float(cast("str", weight))
+    except (TypeError, ValueError):
+        raise ValueError(_wrong_weight(name, weight)) from None
+    return _check_weight(name, number)
+
+
+def _check_weight(name: str, weight: Weight) -> Weight:
+    if weight != "gate" and not math.isfinite(weight):
+        raise ValueError(_wrong_weight(name, weight))
+    return weight
+
+
+def _wrong_weight(name: str, weight: object) -> str:
+    return f"reward {name!r} has weight {weight!r}; a weight is a finite number or 'gate'"
+
+
+def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:
+    """A copy of a reward's answer as ``(count,) float64``, or an error that names the reward."""
+    expected = f"expected ({count},) finite real numbers"
+    try:
+        values = np.asarray(returned)
+    except ValueError as error:
+        raise ValueError(f"reward {name!r}: {expected}, got {returned!r:.80}") from error
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"reward {name!r}: {expected}, got {returned!r:.80} of {values.dtype}")
+    if values.shape != (count,):
+        raise ValueError(f"reward {name!r}: {expected}, got an array of shape {values.shape}")
+    values = values.astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(
+            f"reward {name!r}: {expected}, got {values[wrong[0]]} for prediction {wrong[0]} "
+            f"({len(wrong)} such values)"
+        )
+    return values
+
+
+def _checked_gate(name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    outside = scores[(scores < 0) | (scores > 1)]
+    if len(outside):
+        raise ValueError(
+            f"reward {name!r} is used as a gate and returned {outside[0]}; a gate stays in [0, 1], "
+            f"give it a weight instead"
+        )
+    return scores

@@ -1,0 +1,191 @@
+"""COCO's ``instances.json`` as an index: what is where, a few bytes per annotation."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.data.json_stream import Element, walk_elements
+from seg_env.geometry.rle import MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One entry of ``images``."""
+
+    file_name: str
+    """Path relative to the folder of images; never leaves it."""
+    size: tuple[int, int]
+    """``(H, W)`` in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The images of an ``instances.json``, and where its annotations lie in the file.
+
+    Polygons stay on disk and are read one by one.
+    """
+
+    path: Path
+    """The file."""
+    images: Mapping[int, ImageRecord]
+    """Images by id."""
+    categories: Mapping[int, str]
+    """Names of categories by id."""
+    annotation_images: NDArray[np.int64]
+    """``(A,)`` id of the image that each annotation belongs to, sorted."""
+    annotation_ids: NDArray[np.int64]
+    """``(A,)`` sorted within an image."""
+    offsets: NDArray[np.int64]
+    """``(A,)`` byte at which the annotation starts."""
+    lengths: NDArray[np.int64]
+    """``(A,)`` number of bytes it takes."""
+
+    def only(self, image_ids: NDArray[np.int64]) -> Instances:
+        """The same for some of the images, with their annotations and all categories."""
+        wanted = set(image_ids.tolist())
+        rows = np.isin(self.annotation_images, image_ids)
+        return replace(
+            self,
+            images={key: image for key, image in self.images.items() if key in wanted},
+            annotation_ids=self.annotation_ids[rows],
+            annotation_images=self.annotation_images[rows],
+            offsets=self.offsets[rows],
+            lengths=self.lengths[rows],
+        )
+
+    def annotations_of(self, image_id: int) -> list[int]:
+        """Ids of the annotations of an image, sorted."""
+        ids: list[int] = self.annotation_ids[self._rows_of(image_id)].tolist()
+        return ids
+
+    def annotation(self, image_id: int, annotation_id: int) -> dict[str, Any]:
+        """Read one annotation from disk.
+
+        Raises:
+            ValueError: The image has no such annotation, or several, or it is malformed, or the
+                file has changed since it was opened.
+        """
+        rows = self._rows_of(image_id)
+        matches = rows.start + np.flatnonzero(self.annotation_ids[rows] == annotation_id)
+        if len(matches) != 1:
+            raise ValueError(
+                f"{self.path}: image {image_id} has {len(matches)} annotations of the id "
+                f"{annotation_id}, expected one"
+            )
+        row = matches[0]
+        with self.path.open("rb") as stream:
+            stream.seek(int(self.offsets[row]))
+            text = stream.read(int(self.lengths[row]))
+        try:
+            record = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: annotation {annotation_id}: {error}") from error
+        if not isinstance(record, dict) or record.get("id") != annotation_id:
+            raise ValueError(f"{self.path} has changed since it was opened; open it again")
+        return record
+
+    def _rows_of(self, image_id: int) -> slice:
+        first, last = np.searchsorted(self.annotation_images, [image_id, image_id + 1])
+        return slice(int(first), int(last))
+
+
+def read_instances(path: Path) -> Instances:
+    """Index an ``instances.json``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or a record lacks what is needed; names file and record.
+    """
+    images: dict[int, ImageRecord] = {}
+    categories: dict[int, str] = {}
+    columns = tuple(array("q") for _ in range(4))
+    name = str(path)
+    for element in walk_elements(path, skim="annotations"):
+        match element.key:
+            case "annotations":
+                row = _annotation_row(element, name)
+                for column, number in zip(columns, row, strict=True):
+                    column.append(number)
+            case "images":
+                identifier, image = _image_record(element, name)
+                images[identifier] = image
+            case "categories":
+                where = f"{name}: category at byte {element.offset}"
+                record = element.reread()
+                categories[integer(record, "id", where)] = text_field(record, "name", where)
+    ids, image_ids, offsets, lengths = (np.array(column, dtype=np.int64) for column in columns)
+    order = np.lexsort((ids, image_ids))
+    return Instances(
+        path, images, categories, image_ids[order], ids[order], offsets[order], lengths[order]
+    )
+
+
+def _annotation_row(element: Element, name: str) -> tuple[int, int, int, int]:
+    where = f"{name}: annotation at byte {element.offset}"
+    identifier = integer(element.value, "id", where)
+    image_id = integer(element.value, "image_id", where)
+    return identifier, image_id, element.offset, len(element.text)
+
+
+def _image_record(element: Element, name: str) -> tuple[int, ImageRecord]:
+    where = f"{name}: image at byte {element.offset}"
+    record = element.reread()
+    identifier = integer(record, "id", where)
+    size = (integer(record, "height", where), integer(record, "width", where))
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"{where}: height and width are {size}; at least 1, together at most {MAX_PIXELS} "
+            "pixels are read"
+        )
+    file_name = text_field(record, "file_name", where)
+    parts = PurePosixPath(file_name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in parts.name or "\0" in file_name:
+        raise ValueError(f"{where}: file_name {file_name[:80]!r} leads out of the image folder")
+    return identifier, ImageRecord(str(parts), size)
+
+
+def integer(record: object, key: str, where: str) -> int:
+    """The integer under ``key``, within 64 bits.
+
+    Raises:
+        ValueError: ``record`` is no mapping, or holds no such integer; starts with ``where``.
+    """
+    value = record.get(key) if isinstance(record, dict) else None
+    if type(value) is not int or not -(2**63) <= value < 2**63 - 1:
+        raise ValueError(f"{where}: {key!r} must be an integer, got {describe(value)}")
+    return value
+
+
+def text_field(record: object, key: str, where: str) -> str:
+    """The string under ``key``.
+
+    Raises:
+        ValueError: ``record`` is no mapping, or holds no such string; starts with ``where``.
+    """
+    value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} must be a string, got {describe(value)}")
+    return value
+
+
+def describe(value: object) -> str:
+    """A few words about a value of a stranger; containers, which may be endless, are only named."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
+    if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**20):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a coordinate")

@@ -1,0 +1,92 @@
+"""COCO's forms of a segmentation (polygons, run lengths) as targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.data.instances import describe
+from seg_env.geometry.raster import toggles
+from seg_env.geometry.rle import Rle
+from seg_env.types import Target
+
+
+def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target:
+    """Build a target from the ``segmentation`` of a COCO annotation.
+
+    Args:
+        segmentation: A list of flat polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length
+            dictionary ``{"size": [H, W], "counts": str | list}``, or a list of such dictionaries.
+            Parts are united. An empty list is an empty target; so is a polygon of fewer than three
+            points.
+        size: ``(H, W)`` of the image in pixels.
+
+    Raises:
+        ValueError: Anything else; names the part.
+    """
+    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
+    if not isinstance(parts, list):
+        raise ValueError(f"a segmentation is a list or a dictionary, got {describe(parts)}")
+    masks: list[Rle] = []
+    for index, part in enumerate(parts):
+        try:
+            masks.append(_part(part, size))
+        except ValueError as error:
+            raise ValueError(f"part {index} of the segmentation: {error}") from error
+    if not masks:
+        masks.append(Rle(size, np.array([size[0] * size[1]])))
+    return Target(masks[0] if len(masks) == 1 else Rle.union_of(masks))
+
+
+def _part(part: Any, size: tuple[int, int]) -> Rle:
+    if isinstance(part, dict):
+        return _run_lengths(part, size)
+    if isinstance(part, list):
+        return fill_polygon(_points(part), size)
+    raise ValueError(
+        f"expected a polygon [x0, y0, x1, y1, ...] or {{'size', 'counts'}}, got {describe(part)}"
+    )
+
+
+def _run_lengths(part: dict[str, Any], size: tuple[int, int]) -> Rle:
+    counts, stated = part.get("counts"), part.get("size")
+    if not isinstance(stated, list | tuple) or tuple(stated) != size:
+        raise ValueError(f"'size' must be the (height, width) of the image, {size}")
+    if isinstance(counts, str | bytes):
+        return Rle.from_string(size, counts)
+    if isinstance(counts, list):
+        return Rle.from_counts(size, counts)
+    raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
+
+
+def _points(numbers: Sequence[Any]) -> NDArray[np.float64]:
+    try:
+        flat = np.array(numbers, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a polygon is a flat list of numbers: {error}") from error
+    if flat.ndim != 1 or len(flat) % 2 or not np.isfinite(flat).all():
+        raise ValueError(
+            f"a polygon is a flat list of finite x, y, x, y, ...; got {len(numbers)} entries"
+        )
+    return flat.reshape(-1, 2)
+
+
+def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:
+    """Fill one polygon by COCO's even-odd rule.
+
+    Pixel coordinates go in as they are: on the way through the unit frame they could move by a
+    rounding error, and COCO's rule, which counts in fifths of a pixel, by a whole pixel.
+
+    Args:
+        points: ``(V, 2)`` vertices in pixels.
+        size: ``(H, W)`` of the image.
+    """
+    height, width = size
+    keys = np.zeros(0, dtype=np.int64)
+    if len(points) >= 3:
+        keys = toggles(points, np.array([len(points)]), size)[0].astype(np.int64)
+    edges = keys - keys // (height + 1)  # column * (H + 1) + row -> column * H + row
+    return Rle(size, np.diff(edges, prepend=0, append=height * width))

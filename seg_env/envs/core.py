@@ -1,0 +1,252 @@
+"""What the single and the vector environment share: everything but the bookkeeping of episodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rewards.composite import DEFAULT_REWARDS, RewardSpec
+from seg_env.data.base import Dataset
+from seg_env.envs.observation import frame_of_view, letterbox
+from seg_env.envs.render import Answer, draw_panel, write_report
+from seg_env.envs.scoring import Scorer, Scores
+from seg_env.envs.sources import open_dataset
+from seg_env.frames import UNIT, Frame, PermilleFrame
+from seg_env.spaces import FreeText, ImageSpace, PolygonText
+from seg_env.tasks import PROMPTS
+from seg_env.types import Sample
+
+Observation = dict[str, Any]
+"""``{"image": (H, W, 3) uint8, "prompt": str}``."""
+
+TASK = "text->mask"
+FRAMES: dict[str, Frame] = {"unit": UNIT, "permille": PermilleFrame()}
+"""Coordinate frames that an environment's arguments may name; any other is passed as an object."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One sample, ready to be asked about."""
+
+    index: int
+    """Position of the sample in the data set."""
+    sample: Sample
+    """What is asked about."""
+    image: NDArray[np.uint8]
+    """Picture as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
+    prompt: str
+    """The question as text."""
+    frame: Frame
+    """Maps the numbers of an answer to the unit frame of the sample's own image."""
+
+
+class ReferringCore:
+    """Asks about samples of a data set and scores the answers; holds no state of an episode.
+
+    Attributes:
+        dataset: Where samples come from.
+        scorer: Scores answers.
+        frame: Frame of an answer's numbers relative to the picture seen.
+        canvas_size: ``(H, W)`` that pictures are letterboxed to, None for native sizes.
+        observation_space: Space of one observation.
+        action_space: Space of one answer.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Dataset = "scenes",
+        *,
+        split: str | None = None,
+        split_by: str | None = None,
+        data_root: str | PathLike[str] | None = None,
+        difficulty: str | None = None,
+        data_seed: int | None = None,
+        size: int | None = None,
+        rewards: RewardSpec = DEFAULT_REWARDS,
+        task: str = TASK,
+        image_size: int | Sequence[int] | None = None,
+        frame: str | Frame = "unit",
+        prompt_template: str = PROMPTS["text->mask"],
+    ) -> None:
+        """Open the data set and set up scoring.
+
+        Args:
+            dataset: Name or object; see `open_dataset`, also for the six arguments after it.
+            split: Part of the data set.
+            split_by: Whose split of a RefCOCO data set.
+            data_root: Folder of a RefCOCO data set.
+            difficulty: Of scenes.
+            data_seed: Of scenes.
+            size: Of scenes.
+            rewards: Any form that `RewardSum.from_spec` reads.
+            task: ``"text->mask"``: an expression is given, an outline is asked for.
+            image_size: Side, or ``(H, W)``, that pictures are letterboxed to; None keeps them.
+            frame: ``"unit"``, ``"permille"`` or a `Frame` object.
+            prompt_template: Question that contains ``{expression}``.
+
+        Raises:
+            ValueError: An argument is not one of what is listed here.
+        """
+        if task != TASK:
+            raise ValueError(f"task={task!r} is unknown; these environments ask for {TASK!r}")
+        if "{expression}" not in prompt_template:
+            raise ValueError(
+                f"prompt_template={prompt_template!r} never mentions what is asked for; put "
+                f"{{expression}} where the referring expression belongs"
+            )
+        self.dataset = open_dataset(
+            dataset,
+            split=split,
+            split_by=split_by,
+            data_root=data_root,
+            difficulty=difficulty,
+            data_seed=data_seed,
+            size=size,
+        )
+        if not len(self.dataset):
+            raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
+        self.frame = _find_frame(frame)
+        self.scorer = Scorer(rewards, self.frame)
+        self.canvas_size = _parse_size(image_size)
+        self.prompt_template = prompt_template
+        self.action_space = PolygonText(frame=self.frame)
+        self.observation_space = spaces.Dict({"image": self._image_space(), "prompt": FreeText()})
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """Index of a sample, each with the same probability."""
+        return int(generator.integers(len(self.dataset)))
+
+    def check_index(self, value: object, what: str) -> int:
+        """A sample index as a Python number.
+
+        Raises:
+            TypeError: It is not a whole number.
+            IndexError: There is no such sample.
+        """
+        if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+            raise TypeError(f"{what} is {value!r} of {type(value).__name__}; use a whole number")
+        index = operator.index(value)
+        if not 0 <= index < len(self.dataset):
+            raise IndexError(
+                f"{what} is {index}, but {self.dataset.name!r} ({self.dataset.split}) has "
+                f"{len(self.dataset)} samples; use 0 to {len(self.dataset) - 1}"
+            )
+        return index
+
+    def ask(self, index: int) -> Question:
+        """Load sample ``index`` and the picture of it that the agent sees."""
+        sample = self.dataset[index]
+        native = sample.image
+        if native.shape != (*sample.target.size, 3) or native.dtype != np.uint8:
+            raise ValueError(
+                f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
+                f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
+            )
+        return Question(
+            index,
+            sample,
+            native if self.canvas_size is None else letterbox(native, self.canvas_size),
+            self.prompt_template.replace("{expression}", sample.expression),
+            frame_of_view(self.frame, sample.target.size, self.canvas_size),
+        )
+
+    def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
+        """Score ``N`` answers to ``N`` questions."""
+        samples = [question.sample for question in questions]
+        return self.scorer(texts, samples, [question.frame for question in questions])
+
+    def reset_info(self, question: Question) -> dict[str, Any]:
+        """What ``info`` says of a question."""
+        return {
+            "sample_id": question.sample.id,
+            "dataset": self.dataset.name,
+            "index": question.index,
+        }
+
+    def answer_info(self, question: Question, scores: Scores, row: int) -> dict[str, Any]:
+        """What ``info`` says of answer ``row``: the question again, and how it was answered."""
+        prediction = scores.predictions[row]
+        kinds = dict.fromkeys(issue.kind.value for issue in prediction.issues)
+        return {
+            **self.reset_info(question),
+            "iou": float(scores.iou[row]),
+            "valid": prediction.valid,
+            "issues": ",".join(kinds),
+            "num_vertices": sum(len(ring) for ring in prediction.rings),
+            **{f"reward/{name}": float(values[row]) for name, values in scores.terms.items()},
+        }
+
+    def render(
+        self, mode: str | None, question: Question, scores: Scores | None, row: int = 0
+    ) -> NDArray[np.uint8] | str | None:
+        """Draw a question, and answer ``row`` if there are scores; None without a mode."""
+        answer = None
+        if scores is not None:
+            answer = Answer(
+                scores.predictions[row],
+                float(scores.iou[row]),
+                float(scores.total[row]),
+                {name: float(values[row]) for name, values in scores.terms.items()},
+            )
+        weights = self.scorer.rewards.terms
+        if mode == "rgb_array":
+            return draw_panel(question.sample, weights, answer)
+        return write_report(question.sample, weights, answer) if mode == "ansi" else None
+
+    def _image_space(self) -> spaces.Space[NDArray[np.uint8]]:
+        """A `Box` when all pictures have one size that is known beforehand."""
+        # A data set whose pictures are all squares of one size says so by this attribute.
+        side = getattr(self.dataset, "size", None)
+        size = self.canvas_size or ((side, side) if isinstance(side, int) else None)
+        if size is None:
+            return ImageSpace()
+        return spaces.Box(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def copy_observation(question: Question) -> Observation:
+    """A new observation of a question that shares no memory with any other."""
+    return {"image": question.image.copy(), "prompt": question.prompt}
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """Options of a reset, none of them misspelt.
+
+    Raises:
+        TypeError: They are not a mapping.
+        ValueError: One of them is not ``allowed``.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"reset options are {options!r}; use a dict, or None")
+    unknown = [key for key in options if key not in allowed]
+    if unknown:
+        raise ValueError(f"unknown reset options {unknown}; allowed are {list(allowed)}")
+    return options
+
+
+def _find_frame(frame: str | Frame) -> Frame:
+    if not isinstance(frame, str):
+        return frame
+    if frame not in FRAMES:
+        raise ValueError(
+            f"frame={frame!r} is unknown; use one of {', '.join(FRAMES)}, or pass a frame of "
+            f"seg_env.frames such as PixelFrame(width, height)"
+        )
+    return FRAMES[frame]
+
+
+def _parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size={image_size!r}; use None, a side, or (H, W), in pixels")
+    return sides[0], sides[1]

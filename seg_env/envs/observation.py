@@ -1,0 +1,54 @@
+"""What the agent sees of a sample: the picture, letterboxed if asked for, and its frame."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seg_env.frames import Frame, LetterboxFrame, letterbox_geometry
+
+PADDING_GRAY = 127
+"""Brightness of the padding: the middle of the range, neither dark nor light."""
+
+
+def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale a picture into a canvas without changing its proportions, and pad with gray.
+
+    The placement is `seg_env.frames.letterbox_geometry`, which `LetterboxFrame` inverts exactly.
+    Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
+
+    Args:
+        image: ``(H, W, 3) uint8``.
+        canvas_size: ``(H', W')`` of the result in pixels.
+
+    Returns:
+        ``(H', W', 3) uint8``, always newly allocated.
+    """
+    if image.shape[:2] == canvas_size:
+        return image.copy()
+    height, width = image.shape[:2]
+    left, top, new_width, new_height = letterbox_geometry((height, width), canvas_size)
+    # Pillow's bilinear filter widens with the scale; `reducing_gap` halves most of the cost of
+    # photos that are much larger than the canvas and changes values by less than a level.
+    scaled = Image.fromarray(image).resize(
+        (new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0
+    )
+    canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
+    return canvas
+
+
+def frame_of_view(
+    inner: Frame, image_size: tuple[int, int], canvas_size: tuple[int, int] | None
+) -> Frame:
+    """Frame that maps numbers about the picture seen to the unit frame of the native image.
+
+    Args:
+        inner: Frame of the numbers relative to the picture seen.
+        image_size: ``(H, W)`` of the native image.
+        canvas_size: ``(H, W)`` of the picture seen, None for the native image itself.
+    """
+    if canvas_size is None or canvas_size == image_size:
+        return inner
+    return LetterboxFrame(inner, image_size, canvas_size)

@@ -1,0 +1,98 @@
+"""The one path from answers to numbers: decode, reward, IoU.
+
+Both environments, the trainers and the evaluator score through `Scorer`, so their numbers agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.composite import DEFAULT_REWARDS, RewardSpec, RewardSum
+from rewards.mask_iou import MaskIoU
+from seg_env.frames import UNIT, Frame
+from seg_env.grammar import decode
+from seg_env.types import Prediction, Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What ``N`` answers are worth."""
+
+    total: NDArray[np.float64]
+    """``(N,)`` weighted sum, the reward an agent learns from."""
+    terms: dict[str, NDArray[np.float64]]
+    """Each reward on its own, ``(N,)``, without its weight."""
+    iou: NDArray[np.float64]
+    """``(N,)`` mask IoU in [0, 1] at the target's native size, whatever the rewards are."""
+    predictions: tuple[Prediction, ...]
+    """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
+
+
+class Scorer:
+    """Scores answers to questions about samples.
+
+    Attributes:
+        rewards: The weighted rewards.
+        frame: Coordinate frame of the answers unless a call gives one for each sample.
+    """
+
+    def __init__(self, rewards: RewardSpec = DEFAULT_REWARDS, frame: Frame = UNIT) -> None:
+        """Set up the rewards.
+
+        Args:
+            rewards: Specification string such as ``"mask_iou=1.0 format=0.1"``, or any other form
+                that `RewardSum.from_spec` reads.
+            frame: Coordinate frame of the answers.
+
+        Raises:
+            ValueError: A reward is unknown or a weight is malformed.
+        """
+        self.rewards = RewardSum.from_spec(rewards)
+        self.frame = frame
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        samples: Sequence[Sample],
+        frames: Sequence[Frame] | None = None,
+    ) -> Scores:
+        """Score ``N`` answers in one call of each reward.
+
+        Args:
+            texts: ``N`` answers as the model wrote them; any string is scored.
+            samples: ``N`` samples asked about. Answers to one question should share one `Sample`
+                object: what is prepared for its target is then prepared once.
+            frames: ``N`` coordinate frames, for pictures that were letterboxed each in its way.
+
+        Returns:
+            The scores, in the order of the answers.
+
+        Raises:
+            ValueError: The sequences differ in length.
+            Exception: Whatever a reward raises; a bug must not become a zero.
+        """
+        frames = [self.frame] * len(texts) if frames is None else frames
+        if not len(texts) == len(samples) == len(frames):
+            raise ValueError(
+                f"{len(texts)} answers, {len(samples)} samples and {len(frames)} frames: "
+                f"give one of each for every answer"
+            )
+        predictions = tuple(map(decode, texts, frames))
+        targets = [sample.target for sample in samples]
+        scored = self.rewards.score(predictions, targets)
+        # The IoU is almost always one of the rewards already.
+        iou = next(
+            (
+                scored.terms[name]
+                for name, term in self.rewards.terms.items()
+                if type(term.reward) is MaskIoU
+            ),
+            None,
+        )
+        if iou is None:
+            iou = MaskIoU()(predictions, targets)
+        return Scores(scored.total, scored.terms, iou, predictions)

@@ -1,0 +1,152 @@
+"""Rings as plain arrays: area, centroid, orientation, and which ring is a hole in which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+Ring = NDArray[np.float64]
+
+CONTAINMENT_SLACK = 0.01
+"""Share of a ring's area that may stick out of its container; rounding moves outlines a little."""
+
+
+def ring_area(ring: Ring) -> float:
+    """Signed area by the shoelace formula, positive when clockwise on screen (y down).
+
+    Args:
+        ring: ``(V, 2)`` vertices, not closed. Fewer than three give 0.
+    """
+    if len(ring) < 3:
+        return 0.0
+    x, y = ring[:, 0] - ring[0, 0], ring[:, 1] - ring[0, 1]
+    return 0.5 * float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))
+
+
+def ring_perimeter(ring: Ring) -> float:
+    """Length of the closed ring, in the units of its coordinates."""
+    steps = np.diff(ring, axis=0, append=ring[:1])
+    return float(np.hypot(steps[:, 0], steps[:, 1]).sum())
+
+
+def ring_centroid(ring: Ring) -> NDArray[np.float64]:
+    """Centroid ``(2,)`` of the enclosed area; the mean vertex when the area is 0.
+
+    Raises:
+        ValueError: The ring has no vertex.
+    """
+    if not len(ring):
+        raise ValueError("the centroid of a ring without vertices is undefined")
+    area = ring_area(ring)
+    # Relative to the first vertex, so that the products do not cancel far from the origin.
+    local = ring - ring[0]
+    x, y = local[:, 0], local[:, 1]
+    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
+    scale = float(np.abs(local).max()) ** 2
+    if abs(area) <= 1e-12 * scale or area == 0.0:
+        return np.asarray(ring.mean(axis=0), dtype=np.float64)
+    moments = ((local[:-1] + local[1:]) * cross[:, None]).sum(axis=0)
+    return np.asarray(ring[0] + moments / (6.0 * area), dtype=np.float64)
+
+
+def bbox(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
+    """``(x0, y0, x1, y1)`` around all vertices; all 0 when there is none."""
+    points = [ring for ring in rings if len(ring)]
+    if not points:
+        return 0.0, 0.0, 0.0, 0.0
+    stacked = np.concatenate(points)
+    low, high = stacked.min(axis=0), stacked.max(axis=0)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def is_simple(ring: Ring) -> bool:
+    """True when the outline is finite, encloses an area and does not touch or cross itself."""
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        return False
+    return bool(shapely.Polygon(ring).is_valid) and ring_area(ring) != 0.0
+
+
+def roles(rings: Sequence[Ring]) -> NDArray[np.bool_]:
+    """Tell filled rings from holes.
+
+    A ring's container is the ring of smallest area that contains it, up to `CONTAINMENT_SLACK` of
+    its own area; only rings that do not cross themselves take part. A ring without a container is
+    filled. A ring of the same orientation as its container has the container's role; of opposite
+    orientation, the opposite role. Rings may be written in either orientation.
+
+    Returns:
+        ``(R,)`` bool, True where the ring is filled, False where it is a hole.
+    """
+    filled = np.ones(len(rings), dtype=np.bool_)
+    if len(rings) < 2:
+        return filled
+    areas = np.array([ring_area(ring) for ring in rings])
+    if not ((areas > 0).any() and (areas < 0).any()):
+        return filled  # All of one orientation: every role is "filled", whatever contains what.
+    container = _containers(rings, areas)
+    for index in np.argsort(-np.abs(areas), kind="stable"):
+        parent = container[index]
+        if parent >= 0:
+            same = (areas[index] > 0) == (areas[parent] > 0)
+            filled[index] = filled[parent] if same else not filled[parent]
+    return filled
+
+
+def _containers(rings: Sequence[Ring], areas: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the smallest ring that contains each ring, or -1."""
+    container = np.full(len(rings), -1, dtype=np.int64)
+    usable = np.array([index for index, ring in enumerate(rings) if is_simple(ring)], dtype=int)
+    if len(usable) < 2:
+        return container
+    polygons = shapely.polygons([shapely.linearrings(rings[index]) for index in usable])
+    shapely.prepare(polygons)
+    size = np.abs(areas[usable])
+    inner, outer = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    larger = (size[outer] > size[inner]) | ((size[outer] == size[inner]) & (outer < inner))
+    inner, outer = inner[larger], outer[larger]
+    inside = shapely.covers(polygons[outer], polygons[inner])
+    unsure = np.flatnonzero(~inside)
+    overlap = shapely.area(shapely.intersection(polygons[outer[unsure]], polygons[inner[unsure]]))
+    inside[unsure] = overlap >= (1.0 - CONTAINMENT_SLACK) * size[inner[unsure]]
+    inner, outer = inner[inside], outer[inside]
+    # Written from the largest container to the smallest, so the smallest stays.
+    order = np.lexsort((outer, -size[outer]))
+    order = np.lexsort((-outer, -size[outer])) if False else order
+    container[usable[inner[order]]] = usable[outer[order]]
+    return container
+
+
+def canonical(rings: Sequence[Ring]) -> tuple[Ring, ...]:
+    """Bring rings into the one canonical writing order.
+
+    Filled rings run clockwise as seen on screen (y down), holes counter-clockwise; a ring starts at
+    its topmost, then leftmost vertex; rings are ordered by area, largest first, then by their first
+    vertex. What the rings fill is unchanged.
+    """
+    finished = []
+    for ring, filled in zip(rings, roles(rings), strict=True):
+        area = ring_area(ring)
+        oriented = ring if (area >= 0) == bool(filled) else ring[::-1]
+        finished.append((abs(area), start_topmost(oriented)))
+    return order_rings(finished)
+
+
+def start_topmost(ring: Ring) -> Ring:
+    """The same ring, beginning at its topmost, then leftmost vertex."""
+    if not len(ring):
+        return ring
+    first = int(np.lexsort((ring[:, 0], ring[:, 1]))[0])
+    return np.concatenate((ring[first:], ring[:first]))
+
+
+def order_rings(rings: Sequence[tuple[float, Ring]]) -> tuple[Ring, ...]:
+    """Rings out of ``(area, ring)`` pairs, largest first, ties by first vertex (y, then x)."""
+
+    def key(item: tuple[float, Ring]) -> tuple[float, float, float]:
+        area, ring = item
+        return (-area, float(ring[0, 1]), float(ring[0, 0])) if len(ring) else (-area, 0.0, 0.0)
+
+    return tuple(ring for _, ring in sorted(rings, key=key))

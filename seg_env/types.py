@@ -1,0 +1,138 @@
+"""The nouns every layer shares: samples, targets, predictions and what was wrong with them.
+
+Everything here lives in the *unit frame*: a ring is a ``(V, 2) float64`` array of ``(x / W, y / H)``
+where pixel column ``j`` covers ``[j, j + 1)``, so a pixel's centre is ``j + 0.5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.rle import Rle
+
+Ring = NDArray[np.float64]
+"""One closed outline, ``(V, 2)`` in the unit frame, first vertex not repeated."""
+
+
+class IssueKind(StrEnum):
+    """What can be wrong with an answer. Values are stable: they appear in logs and reports."""
+
+    EMPTY = "empty"
+    """There is no text at all, or only white space."""
+    NO_POLYGON = "no_polygon"
+    """Text without anything that reads as a list of points."""
+    SURROUNDING_TEXT = "surrounding_text"
+    """Words before or after the outline that no known answer sentence explains."""
+    TRUNCATED = "truncated"
+    """The outline stops before its closing brackets."""
+    BAD_NESTING = "bad_nesting"
+    """Brackets of the wrong depth, for example a single polygon without the outer list."""
+    BAD_NUMBER = "bad_number"
+    """A coordinate that is not a finite plain decimal number."""
+    BAD_VERTEX = "bad_vertex"
+    """A point that has not exactly two coordinates."""
+    TOO_FEW_VERTICES = "too_few_vertices"
+    """A ring of fewer than three vertices; it is dropped."""
+    TOO_MANY_VERTICES = "too_many_vertices"
+    """More vertices or rings than are read; the rest is dropped."""
+    OUT_OF_RANGE = "out_of_range"
+    """A coordinate slightly outside the image; kept as written."""
+    WRONG_FRAME = "wrong_frame"
+    """Numbers of another coordinate frame (pixels, 0-1000); the rings are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParseIssue:
+    """One fault found while reading an answer."""
+
+    kind: IssueKind
+    """What is wrong."""
+    position: int
+    """Index of the character where it was noticed."""
+    detail: str = ""
+    """A short human-readable addition, at most 80 characters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A decoded answer."""
+
+    rings: tuple[Ring, ...]
+    """Usable rings in the unit frame of the target's image, as written (any orientation)."""
+    issues: tuple[ParseIssue, ...] = ()
+    """Everything that was wrong with the text, in reading order."""
+    text: str = ""
+    """The answer as the model wrote it."""
+
+    @property
+    def valid(self) -> bool:
+        """True when the text was read without any issue (``[]`` is valid and means "no target")."""
+        return not self.issues
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The object asked for, at the native size of its image, stored as run lengths."""
+
+    rle: Rle
+    """Column-major run lengths of the mask (COCO's order)."""
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Work shared by all predictions for this target (prepared runs, boundary bands); rewards may
+    put their own preparation here under their own name."""
+
+    @classmethod
+    def from_mask(cls, mask: NDArray[np.bool_]) -> Target:
+        """Build a target from an ``(H, W)`` boolean mask."""
+        return cls(Rle.from_mask(mask))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` of the image in pixels."""
+        return self.rle.size
+
+    @property
+    def area(self) -> int:
+        """Number of pixels of the mask."""
+        return self.rle.area
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The ``(H, W)`` boolean mask, newly allocated."""
+        return self.rle.to_mask()
+
+    @cached_property
+    def rings(self) -> tuple[Ring, ...]:
+        """Exact outline along pixel edges in canonical order: filling it gives back the mask."""
+        return trace(self.mask())
+
+    def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
+        """The outline simplified by Douglas-Peucker with tolerance ``epsilon * perimeter``."""
+        return simplify_rings(self.rings, self.size, epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One question about one image."""
+
+    id: str
+    """Identifier that is unique within its dataset."""
+    expression: str
+    """The referring expression, for example ``"the small red star left of the ring"``."""
+    target: Target
+    """What the expression refers to."""
+    load_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
+    """Returns the ``(H, W, 3) uint8`` picture; called on first use of `image`."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able extras a loader knows: category, reference id, other objects of the image."""
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """The picture, ``(H, W, 3) uint8``."""
+        return self.load_image()
