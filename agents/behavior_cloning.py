@@ -5,14 +5,17 @@ A plain loop over shared prefixes: the picture is encoded once for all questions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.demonstrations import Demonstration, DemonstrationBatch, batches
+from agents.base import Agent, UpdateCallback
+from agents.checkpoints import read_checkpoint, write_checkpoint
+from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
 from agents.optim import HybridOptimizer, cosine_with_warmup
 from agents.policy import VLMPolicy, positions_of
 from seg_env.tasks import Task
@@ -22,9 +25,7 @@ from seg_env.tasks import Task
 class BehaviorCloningConfig:
     """How a policy is taught from demonstrations."""
 
-    updates: int = 3000
-    """Optimizer steps."""
-    batch_size: int = 48
+    batch_size: int = 24
     """Pictures per step; every object of a picture is asked one question."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
@@ -36,9 +37,9 @@ class BehaviorCloningConfig:
     """Decoupled weight decay."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere."""
-    points_until: float = 0.15
+    points_until: float = 0.12
     """Share of the updates in which only centre points are asked."""
-    boxes_until: float = 0.25
+    boxes_until: float = 0.2
     """Share of the updates up to which points and boxes are asked; then mostly outlines."""
     outline_share: float = 0.8
     """Share of outlines among the questions after that."""
@@ -47,9 +48,8 @@ class BehaviorCloningConfig:
     seed: int = 0
     """Seed of the order of pictures and questions."""
 
-    def task_weights(self, update: int) -> dict[Task, float]:
-        """The curriculum: where is it, how large is it, what is its outline."""
-        progress = update / self.updates
+    def task_weights(self, progress: float) -> dict[Task, float]:
+        """The curriculum, by the share of updates made: where, how large, what outline."""
         if progress < self.points_until:
             return {"text->point": 1.0}
         if progress < self.boxes_until:
@@ -58,52 +58,77 @@ class BehaviorCloningConfig:
         return {"text->mask": self.outline_share, "text->point": rest, "text->bbox": rest}
 
 
-class BehaviorCloning:
-    """Teaches a policy from demonstrations."""
+class BehaviorCloning(Agent):
+    """Teaches a policy from demonstrations.
+
+    Attributes:
+        update: Updates made so far.
+    """
 
     def __init__(
         self,
         policy: VLMPolicy,
         demonstrations: Sequence[Demonstration],
         config: BehaviorCloningConfig,
+        *,
+        max_new_tokens: int = 128,
     ) -> None:
         self.policy = policy
         self.demonstrations = demonstrations
         self.config = config
+        self.max_new_tokens = max_new_tokens
         self.optimizer = HybridOptimizer(
             policy.model, config.learning_rate, config.weight_decay, config.muon
         )
+        self.update = 0
 
-    def learn(self, on_update: Callable[[int, dict[str, float]], None] | None = None) -> None:
-        """Run all updates; ``on_update(update, metrics)`` is called after each."""
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made; curriculum and schedule span them."""
         config = self.config
-        self.policy.model.train()
-        rng = np.random.default_rng(config.seed)
-        stages: dict[tuple[tuple[Task, float], ...], object] = {}
-        for update in range(config.updates):
-            weights = config.task_weights(update)
-            key = tuple(weights.items())
-            if key not in stages:
-                pad = self.policy.tokenizer.pad_token_id
-                stages = {key: batches(self.demonstrations, config.batch_size, weights, rng, pad)}
-            batch = next(stages[key])
+        while self.update < updates:
             rate = cosine_with_warmup(
-                update,
-                config.updates,
+                self.update,
+                updates,
                 config.learning_rate,
                 warmup=config.warmup,
                 final=config.final_rate,
             )
-            self.optimizer.set_learning_rate(rate)
-            loss = cloning_loss(self.policy, batch)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.model.parameters(), config.max_grad_norm
-            )
-            self.optimizer.step()
+            metrics = self._step(config.task_weights(self.update / updates), rate)
+            self.update += 1
             if on_update is not None:
-                metrics = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
-                on_update(update, metrics)
+                on_update(self.update, metrics)
+
+    def _step(self, task_weights: dict[Task, float], learning_rate: float) -> dict[str, float]:
+        """One optimizer step; its batch follows from the seed and the number of the update."""
+        self.policy.model.train()
+        rng = np.random.default_rng([self.config.seed, self.update])
+        pad_id = self.policy.tokenizer.pad_token_id
+        batch = draw_batch(
+            self.demonstrations, self.config.batch_size, task_weights, rng, pad_id
+        ).to(self.policy.device)
+        loss = cloning_loss(self.policy, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.policy.model.parameters(), self.config.max_grad_norm
+        )
+        self.optimizer.set_learning_rate(learning_rate)
+        self.optimizer.step()
+        return {
+            "train/loss": loss.item(),
+            "train/grad_norm": norm.item(),
+            "train/learning_rate": learning_rate,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write policy, optimizer and progress; see `write_checkpoint`."""
+        facts = {"update": self.update, "config": asdict(self.config)}
+        write_checkpoint(path, self.policy, {"optimizer": self.optimizer.state_dict()}, facts)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from `save` to the same numbers as if nothing had happened."""
+        tensors, facts = read_checkpoint(path, self.policy)
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.update = facts["update"]
 
 
 def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:

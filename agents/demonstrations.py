@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policy import VLMPolicy
+from agents.policy import chat_text, prepare_inputs
 from seg_env.tasks import Task, answer, question
 from seg_env.types import Sample
 
@@ -30,8 +32,8 @@ class Dialogue:
 class Demonstration:
     """A picture with everything that is asked about it."""
 
-    inputs: dict[str, Tensor]
-    """What the processor makes of the picture, ``(1, ...)`` tensors, without any text."""
+    inputs: dict[str, NDArray[np.float16]]
+    """What the processor makes of the picture, ``(1, ...)`` arrays, without any text."""
     prefix: tuple[int, ...]
     """Tokens up to the end of the picture: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
@@ -53,9 +55,15 @@ class DemonstrationBatch:
     learn: Tensor
     """``(N, T)`` bool, true on answer tokens."""
 
+    def to(self, device: torch.device) -> DemonstrationBatch:
+        """The batch on a device."""
+        inputs = {key: value.to(device) for key, value in self.inputs.items()}
+        rest = (self.rows, self.tokens, self.mask, self.learn)
+        return DemonstrationBatch(inputs, *(value.to(device) for value in rest))
+
 
 def demonstrate(
-    policy: VLMPolicy,
+    processor: Any,
     samples: Sequence[Sample],
     tasks: Sequence[Task],
     *,
@@ -66,28 +74,29 @@ def demonstrate(
     """Ask every task of every sample; all samples must be about one picture.
 
     Args:
-        policy: Its processor and chat format are used.
+        processor: The policy's processor, whose chat format is used.
         samples: Samples that share their picture.
         tasks: Tasks asked of each sample.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
     """
-    tokenizer, image_token = policy.tokenizer, policy.processor.image_token
+    tokenizer, image_token = processor.tokenizer, processor.image_token
     dialogues = []
     for sample in samples:
         for task in tasks:
-            asked = policy.chat_text(question(sample, task)).split(image_token)[-1]
+            asked = chat_text(processor, question(sample, task)).split(image_token)[-1]
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad)
             start = len(tokenizer(asked, add_special_tokens=False).input_ids)
             text = asked + reply + tokenizer.eos_token
             tokens = tokenizer(text, add_special_tokens=False).input_ids
             dialogues.append(Dialogue(task, tuple(tokens), start))
-    inputs = policy.prepare([samples[0].image], [question(samples[0], tasks[0])])
+    inputs = prepare_inputs(processor, [samples[0].image], [question(samples[0], tasks[0])])
     tokens = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask")
-    end = len(tokens) - tokens[::-1].index(policy.tokenizer.convert_tokens_to_ids(image_token))
-    return Demonstration(inputs, tuple(tokens[:end]), tuple(dialogues))
+    end = len(tokens) - tokens[::-1].index(tokenizer.convert_tokens_to_ids(image_token))
+    arrays = {key: value.cpu().numpy().astype(np.float16) for key, value in inputs.items()}
+    return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
 
 
 def collate(
@@ -97,7 +106,8 @@ def collate(
     prefixes = torch.tensor([demonstration.prefix for demonstration, _ in chosen])
     inputs = {"input_ids": prefixes, "attention_mask": torch.ones_like(prefixes)}
     for key in chosen[0][0].inputs:
-        inputs[key] = torch.cat([demonstration.inputs[key] for demonstration, _ in chosen]).float()
+        arrays = [demonstration.inputs[key] for demonstration, _ in chosen]
+        inputs[key] = torch.from_numpy(np.concatenate(arrays)).float()
     pairs = [(row, dialogue) for row, (_, some) in enumerate(chosen) for dialogue in some]
     width = max(len(dialogue.tokens) for _, dialogue in pairs)
     tokens = np.full((len(pairs), width), pad_id)
@@ -114,19 +124,17 @@ def collate(
     )
 
 
-def batches(
+def draw_batch(
     demonstrations: Sequence[Demonstration],
     batch_size: int,
     task_weights: dict[Task, float],
     rng: np.random.Generator,
     pad_id: int,
-) -> Iterator[DemonstrationBatch]:
-    """Endless batches; every object of a picture is asked one task drawn by weight."""
-    while True:
-        order = rng.permutation(len(demonstrations))
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            picked = [demonstrations[i] for i in order[start : start + batch_size]]
-            yield collate([(one, _draw(one, task_weights, rng)) for one in picked], pad_id)
+) -> DemonstrationBatch:
+    """A random batch of pictures; every object of a picture is asked one task drawn by weight."""
+    drawn = rng.choice(len(demonstrations), size=batch_size, replace=False, shuffle=False)
+    picked = [demonstrations[index] for index in drawn]
+    return collate([(one, _draw(one, task_weights, rng)) for one in picked], pad_id)
 
 
 def _draw(

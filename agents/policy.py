@@ -117,17 +117,8 @@ class VLMPolicy:
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, Tensor]:
         """Turn ``B`` pictures and questions into model inputs, padded on the left."""
-        texts = [self.chat_text(prompt) for prompt in prompts]
-        batch = self.processor(
-            text=texts, images=[[image] for image in images], return_tensors="pt", padding=True
-        )
+        batch = prepare_inputs(self.processor, images, prompts)
         return {key: value.to(self.device) for key, value in batch.items()}
-
-    def chat_text(self, prompt: str) -> str:
-        """One question about one picture in the model's own chat format, ready to be answered."""
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        message = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(message, add_generation_prompt=True)
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run pictures and prompts through the model once, keeping keys and values."""
@@ -214,3 +205,20 @@ class VLMPolicy:
 def positions_of(mask: Tensor) -> Tensor:
     """Position of every token of left-padded rows, ``(N, L)``; padding is put at 0."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def prepare_inputs(
+    processor: Any, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Pictures and questions as model inputs, padded as the tokenizer is set to."""
+    texts = [chat_text(processor, prompt) for prompt in prompts]
+    pictures = [[image] for image in images]
+    return dict(processor(text=texts, images=pictures, return_tensors="pt", padding=True))
+
+
+def chat_text(processor: Any, prompt: str) -> str:
+    """One question about one picture in the model's own chat format, ready to be answered."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    message = [{"role": "user", "content": content}]
+    text: str = processor.apply_chat_template(message, add_generation_prompt=True)
+    return text

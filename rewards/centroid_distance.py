@@ -52,7 +52,7 @@ class CentroidDistance(Reward):
         wanted = np.array([target_centroid(target) for target in targets])  # NaN without pixels
         distance = np.hypot(*(predicted - wanted).T)
         scores = np.where(np.isnan(distance), 0.0, np.maximum(0.0, 1.0 - distance / self.scale))
-        for index in np.flatnonzero(np.isnan(wanted[:, 0])):
+        for index in np.flatnonzero(np.isnan(wanted[:, 0])).tolist():
             answer = predictions[index]
             scores[index] = float(answer.valid and not answer.rings)
         return scores
@@ -116,9 +116,9 @@ def _filled(stacked: StackedRings) -> NDArray[np.bool_]:
     owner, areas = stacked.owner, stacked.areas
     filled = np.ones(len(owner), dtype=np.bool_)
     if (areas > 0).any() and (areas < 0).any():
-        for index in np.intersect1d(owner[areas > 0], owner[areas < 0]):
+        for index in np.intersect1d(owner[areas > 0], owner[areas < 0]).tolist():
             members = np.flatnonzero(owner == index)
-            filled[members] = roles([stacked.rings[int(member)] for member in members])
+            filled[members] = roles([stacked.rings[member] for member in members.tolist()])
     return filled
 
 

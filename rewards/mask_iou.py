@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rewards.base import Reward
 from rewards.registry import register_reward
-from seg_env.geometry.overlap import PreparedTarget, iou_batch, prepare
+from seg_env.metrics import iou, overlaps
 from seg_env.types import Prediction, Target
 
 
@@ -28,22 +28,8 @@ class MaskIoU(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return the ``(N,)`` IoU of each answer with its target."""
-        groups: dict[int, list[int]] = {}
-        for index, target in enumerate(targets):
-            groups.setdefault(id(target), []).append(index)
-        scores = np.zeros(len(predictions), dtype=np.float64)
-        for members in groups.values():
-            target = targets[members[0]]
-            rings = [predictions[index].rings for index in members]
-            scores[members] = iou_batch(rings, prepared_target(target), empty_union=1.0)
-            if not target.area:
-                scores[members] *= [predictions[index].valid for index in members]
+        intersections, unions = overlaps(predictions, targets)
+        scores = iou(intersections, unions, empty_union=1.0)
+        for index in np.flatnonzero(unions == 0).tolist():
+            scores[index] = float(predictions[index].valid)
         return scores
-
-
-def prepared_target(target: Target) -> PreparedTarget:
-    """The target's mask made ready for overlaps; made once and kept in ``target.cache``."""
-    prepared: PreparedTarget | None = target.cache.get("mask_iou")
-    if prepared is None:
-        prepared = target.cache["mask_iou"] = prepare(target.rle)
-    return prepared

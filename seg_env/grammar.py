@@ -54,8 +54,8 @@ def decode(text: str, frame: Frame = UNIT) -> Prediction:
 
     A list of rings is read as `encode` writes it, with any white space, alone or in one of the
     paper's answer sentences, with or without a full stop. Numbers are plain decimals of at most 32
-    digits, optionally with a sign and an exponent (``.5``, ``1.``, ``5e-1``). A ring whose last
-    vertex repeats the first is read without the repetition.
+    digits on either side of the point, optionally with a sign and an exponent of up to 3 digits
+    (``.5``, ``1.``, ``5e-1``). A ring whose last vertex repeats the first is read without it.
 
     What is damaged is salvaged where its meaning is clear, and every kind of fault is reported
     once: a bad vertex is dropped, the complete vertices of a truncated ring are kept, wrong nesting

@@ -32,7 +32,7 @@ _MAX_GROUPS = MAX_VERTICES + 1024  # bounds the work on groups that are no verte
 _GROUP = re.compile(r"\[([^\[\]]*+)\]")
 _NUMBER = r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
 _VERTEX = re.compile(rf"\s*+{_NUMBER}\s*+,\s*+{_NUMBER}\s*+", re.ASCII)
-_SEPARATOR = re.compile(r"(\]*+),(\[*+)")
+_SEPARATOR = re.compile(r"\]*+,\[*+")
 _SPACE = string.whitespace
 _NUMBER_CHARACTERS = ".+-eE" + string.digits
 
@@ -104,7 +104,11 @@ class _Reader:
             self.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
 
     def read(self, text: str) -> None:
-        """Walk over the bracket groups of the text."""
+        """Walk over the bracket groups of the text: find the list, take its vertices, see its end.
+
+        Groups before the list are passed over as words; a list that closes without having given a
+        vertex counts as words, too.
+        """
         end, depth, started = 0, 0, False  # depth: brackets open around the next group
         for count, group in enumerate(_GROUP.finditer(text), start=1):
             gap, content, position = text[end : group.start()], group[1], group.start()
@@ -152,27 +156,27 @@ class _Reader:
             self._end_ring(position)
             return depth, True
         bare = "".join(gap.split())
-        damaged = bool(bare.strip("[],"))
+        damaged, separator = bool(bare.strip("[],")), _SEPARATOR.fullmatch(bare)
         closing, bracket, rest = bare.partition("[")
-        floor = depth - closing.count("]")
+        floor = depth - closing.count("]")  # brackets that stay open between the groups
         if damaged and not bare.strip("[]," + _NUMBER_CHARACTERS):
             floor += bool(closing.strip("],"))  # a vertex that lost its "[": its "]" closes nothing
-        if separator := _SEPARATOR.fullmatch(bare):
-            new_ring = bool(separator[1] or separator[2])
+        if floor <= 0 and not separator:
+            return depth, False
+        if separator:
+            new_ring = bare != ","
             if new_ring and floor <= 0:
                 self.note(IssueKind.BAD_NESTING, position, "the list goes on after its end")
-        elif floor <= 0:
-            return depth, False
+        elif damaged:
+            new_ring = "]" in closing and bool(bracket)
+            self.note(IssueKind.BAD_VERTEX, position, quote=gap)
         else:
-            new_ring = "]" in closing and bool(bracket) if damaged else bool(bare.strip(","))
-            kind = IssueKind.BAD_VERTEX if damaged else IssueKind.BAD_NESTING
-            self.note(kind, position, quote=gap)
-        if damaged and not new_ring:
+            new_ring = bool(bare.strip(","))
+            self.note(IssueKind.BAD_NESTING, position, quote=gap)
+        if not new_ring:
             return depth, True
-        if new_ring:
-            self._end_ring(position)
-        opened = len(bracket) + rest.count("[") - rest.count("]")
-        return max(0, max(0, floor) + opened), True
+        self._end_ring(position)
+        return max(0, max(0, floor) + len(bracket) + rest.count("[") - rest.count("]")), True
 
     def _take(self, content: str, depth: int, position: int) -> None:
         """Read one group that stands where a vertex should."""

@@ -1,25 +1,18 @@
-"""Outlines as text: `encode` and `decode` are inverses, and `decode` survives anything."""
+"""Outlines as text: `encode` and `decode` are inverses, and damage is named."""
 
 import re
-import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seg_env.frames import UNIT, Frame, LetterboxFrame, PermilleFrame, PixelFrame
 from seg_env.grammar import (
     ANSWER_LEADS,
-    GRAMMAR_EBNF,
-    GRAMMAR_REGEX,
-    MAX_CHARACTERS,
-    MAX_RINGS,
-    MAX_VERTICES,
     decode,
     encode,
-    grammar_ebnf,
     grammar_regex,
 )
 from seg_env.grammar_salvage import salvage
@@ -52,24 +45,6 @@ def encloses_something(ring: np.ndarray) -> bool:
     """True if the vertices, rounded to 0.001, are not collinear."""
     steps = np.rint(ring * 1000)
     return np.linalg.matrix_rank(steps - steps[0]) == 2
-
-
-def check_promises(prediction: Prediction, text: str) -> None:
-    """What holds for the reading of any text whatever."""
-    assert prediction.text is text
-    for ring in prediction.rings:
-        assert ring.dtype == np.float64
-        assert ring.ndim == 2
-        assert ring.shape[1] == 2
-        assert len(ring) >= 3
-        assert np.isfinite(ring).all()
-    assert len(prediction.rings) <= MAX_RINGS
-    assert sum(lengths(prediction)) <= MAX_VERTICES
-    issues = prediction.issues
-    assert len({issue.kind for issue in issues}) == len(issues)
-    assert all(0 <= issue.position <= len(text) for issue in issues)
-    assert all(len(issue.detail) <= 80 and issue.detail.isascii() for issue in issues)
-    assert prediction.rings or issues or re.search(r"\[\s*\]", text)
 
 
 # ---------------------------------------------------------------- writing
@@ -145,7 +120,6 @@ def test_whatever_is_written_is_read_without_issue(
     prediction = decode(text)
     assert prediction.valid
     assert len(prediction.rings) == len(outlines)
-    check_promises(prediction, text)
     assert encode(prediction.rings, decimals, pad=pad) == text
 
 
@@ -174,6 +148,17 @@ def test_a_round_trip_moves_a_vertex_by_half_a_step_at_most(
     step = 1.0 if frame.integer else 0.001
     written = frame.from_unit(prediction.rings[0])
     assert np.abs(written - frame.from_unit(ring)).max() <= step / 2 + 1e-9
+
+
+@given(ring_lists, st.sampled_from(FRAMES))
+def test_both_readers_agree(outlines: list[np.ndarray], frame: Frame) -> None:
+    text = encode(outlines, frame=frame)
+    prediction = decode(text, frame)
+    if outlines:  # the slow reader is never asked about "[]"
+        read, issues = salvage(text, frame)
+        assert issues == prediction.issues == ()
+        for ours, theirs in zip(map(frame.to_unit, read), prediction.rings, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 # ---------------------------------------------------------------- reading
@@ -261,7 +246,6 @@ def test_damage_is_named_and_the_rest_is_salvaged(
     text: str, expected_kinds: list[str], expected_lengths: list[int]
 ) -> None:
     prediction = decode(text)
-    check_promises(prediction, text)
     assert sorted(kinds(prediction)) == sorted(expected_kinds), prediction.issues
     assert lengths(prediction) == expected_lengths
 
@@ -309,173 +293,3 @@ def test_numbers_in_the_padding_of_a_letterbox_are_legal() -> None:
     prediction = decode("[[[0,0],[1,0],[1,0.75]]]", frame)
     assert prediction.valid
     np.testing.assert_allclose(prediction.rings[0], [[0, -0.5], [1, -0.5], [1, 1]])
-
-
-def test_vertices_and_rings_are_capped() -> None:
-    vertices = ",".join(f"[{i % 7}e-1,0.{i:05d}]" for i in range(MAX_VERTICES + 5))
-    prediction = decode(f"[[{vertices}]]")
-    assert kinds(prediction) == ["too_many_vertices"]
-    assert lengths(prediction) == [MAX_VERTICES]
-    exact = encode([np.random.default_rng(0).random((MAX_VERTICES, 2))], 6)
-    assert lengths(decode(exact)) == [MAX_VERTICES]
-    assert decode(exact).valid
-    prediction = decode("[" + ",".join([TRIANGLE] * (MAX_RINGS + 1)) + "]")
-    assert kinds(prediction) == ["too_many_vertices"]
-    assert len(prediction.rings) == MAX_RINGS
-    assert decode("[" + ",".join([TRIANGLE] * MAX_RINGS) + "]").valid
-
-
-def test_the_text_behind_the_last_character_read_is_reported() -> None:
-    prediction = decode(f"[{TRIANGLE}]" + " " * MAX_CHARACTERS)
-    assert kinds(prediction) == ["surrounding_text"]
-    assert lengths(prediction) == [3]
-    assert kinds(decode(" " * MAX_CHARACTERS + f"[{TRIANGLE}]")) == [
-        "no_polygon",
-        "surrounding_text",
-    ]
-
-
-# ---------------------------------------------------------------- any text at all
-
-
-@given(st.text() | st.text(alphabet="[],.0123456789e- \n") | st.text(alphabet="[],1 \x0b\xa0."))
-def test_decode_never_raises(text: str) -> None:
-    for frame in FRAMES:
-        check_promises(decode(text, frame), text)
-
-
-surrogates = st.characters(categories=["Cs", "Nd", "Zs", "Cc", "Po"])
-
-
-@settings(max_examples=300)
-@given(ring_lists, st.data())
-def test_decode_survives_mutated_answers(outlines: list[np.ndarray], data: st.DataObject) -> None:
-    text = data.draw(st.sampled_from(["", "It is at "])) + encode(outlines) + "."
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(text)))
-        stop = data.draw(st.integers(start, min(len(text), start + 8)))
-        text = text[:start] + data.draw(st.text("[],.1 -e") | st.text(surrogates)) + text[stop:]
-    check_promises(decode(text), text)
-
-
-@given(rings.filter(encloses_something), st.data())
-def test_one_lost_bracket_costs_at_most_one_vertex(ring: np.ndarray, data: st.DataObject) -> None:
-    text = encode([ring, np.array([[0, 0], [1, 0], [1, 1], [0, 1]])])
-    whole = sum(lengths(decode(text)))
-    brackets = [match.start() for match in re.finditer(r"\[|\]", text)]
-    lost = data.draw(st.sampled_from(brackets))
-    prediction = decode(text[:lost] + text[lost + 1 :])
-    assert not prediction.valid
-    # A ring of three vertices that loses one is no ring any more.
-    assert sum(lengths(prediction)) >= whole - (3 if 3 in lengths(decode(text)) else 1)
-
-
-@given(ring_lists)
-@settings(max_examples=30)
-def test_every_prefix_of_an_answer_is_truncated_and_keeps_whole_vertices(
-    outlines: list[np.ndarray],
-) -> None:
-    text = encode(outlines)
-    whole = np.concatenate([np.empty((0, 2)), *decode(text).rings])
-    for stop in range(1, len(text)):
-        prediction = decode(text[:stop])
-        assert "truncated" in kinds(prediction)
-        read = np.concatenate([np.empty((0, 2)), *prediction.rings])
-        # A cut ring may end where it began, and then reads as closed: compare up to that.
-        assert len(read) <= len(whole)
-        if not outlines[1:]:
-            np.testing.assert_array_equal(read, whole[: len(read)])
-
-
-@given(ring_lists, st.sampled_from(FRAMES))
-def test_both_readers_agree(outlines: list[np.ndarray], frame: Frame) -> None:
-    text = encode(outlines, frame=frame)
-    prediction = decode(text, frame)
-    if outlines:  # the slow reader is never asked about "[]"
-        read, issues = salvage(text, frame)
-        assert issues == prediction.issues == ()
-        for ours, theirs in zip(map(frame.to_unit, read), prediction.rings, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-HOSTILE = [
-    "[", "]", "[]", "0", "-", ",", ".", " ", "\x00", "\ud800", "[[[0.1,0.1],", "[0.1,0.1],",
-    "[0.1,0.1]", "[0.1,0.1]x],[", "[1e9,1e9],", "[,]", "[ ", "],[", f"{TRIANGLE},",
-    f"[{TRIANGLE}] ",    "It is at ", "It is at [", "1e", "[0", "0.1,", "[[[a,b]]] ",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("piece", HOSTILE)
-@pytest.mark.parametrize("start", ["", "[[[", "[[[0.1,0.1],[0.", "It is at "])
-def test_a_megabyte_of_anything_is_read_in_linear_time(start: str, piece: str) -> None:
-    text = (start + piece * (1_000_000 // len(piece)))[:1_000_000]
-    began = time.thread_time()
-    prediction = decode(text)
-    assert time.thread_time() - began < 1  # about 0.02 s; quadratic time would be minutes
-    assert not prediction.valid
-    check_promises(prediction, text)
-
-
-# ---------------------------------------------------------------- the exported grammar
-
-
-@settings(max_examples=50)
-@given(st.from_regex(GRAMMAR_REGEX, fullmatch=True))
-def test_the_exported_grammar_admits_nothing_with_an_issue(text: str) -> None:
-    assert decode(text).valid
-
-
-@pytest.mark.parametrize("frame", [PermilleFrame(), PixelFrame(640, 7)], ids=lambda f: f.name)
-@settings(max_examples=30)
-@given(data=st.data())
-def test_so_does_the_grammar_of_another_frame(frame: Frame, data: st.DataObject) -> None:
-    text = data.draw(st.from_regex(grammar_regex(frame=frame), fullmatch=True))
-    assert decode(text, frame).valid
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[[]]", TRIANGLE, f"[{TRIANGLE}].", f"[{TRIANGLE}", "[[[0,0],[1,0]]]",
-     "[[[0,0],[1,0],[1,1.001]]]", "[[[0,0],[1,0],[1,0.1234]]]", "[[[0,0],[1,0],[1,01]]]",
-     "[[[0,0],[1,0],[1,-0]]]", "[[[0,0],[1,0],[1,.5]]]", "[[[0,0],[1,0],[1,1]],]"],
-)  # fmt: skip
-def test_the_exported_grammar_is_strict(text: str) -> None:
-    assert re.fullmatch(GRAMMAR_REGEX, text) is None
-    assert re.fullmatch(ebnf_to_regex(GRAMMAR_EBNF), text) is None
-
-
-@pytest.mark.parametrize("limit", [1, 7, 9, 10, 11, 99, 100, 101, 640, 999, 1000, 1344])
-def test_whole_numbers_are_admitted_exactly_up_to_the_limit(limit: int) -> None:
-    frame = PixelFrame(limit, 2000)
-    for expression in (grammar_regex(frame=frame), ebnf_to_regex(grammar_ebnf(frame=frame))):
-        pattern = re.compile(expression)
-        admitted = [n for n in range(1500) if pattern.fullmatch(f"[[[{n},0],[0,0],[0,1]]]")]
-        assert admitted == list(range(limit + 1))
-        assert not pattern.fullmatch("[[[00,0],[0,0],[0,1]]]")
-
-
-@settings(max_examples=50)
-@given(st.from_regex(GRAMMAR_REGEX, fullmatch=True), st.data())
-def test_regex_and_ebnf_describe_the_same_language(text: str, data: st.DataObject) -> None:
-    pattern = ebnf_to_regex(GRAMMAR_EBNF)
-    assert re.fullmatch(pattern, text)
-    index = data.draw(st.integers(0, len(text)))
-    mutated = text[:index] + data.draw(st.sampled_from(["", *"[],.01 "])) + text[index + 1 :]
-    assert bool(re.fullmatch(pattern, mutated)) == bool(re.fullmatch(GRAMMAR_REGEX, mutated))
-
-
-def ebnf_to_regex(grammar: str) -> str:
-    """Substitute the rules of a GBNF grammar without recursion into each other."""
-    rules = dict(line.split(" ::= ") for line in grammar.splitlines())
-
-    def expand(rule: str) -> str:
-        token = r'"([^"]*)"|(\[[^\]]*\])|([a-z]+)| '
-        return "(?:" + re.sub(token, translate, rules[rule]) + ")"
-
-    def translate(match: re.Match[str]) -> str:
-        literal, character_class, rule = match.groups()
-        if literal is not None:
-            return f"(?:{re.escape(literal)})"
-        return character_class or (expand(rule) if rule else "")
-
-    return expand("root")

@@ -124,12 +124,12 @@ class _Window:
             try:
                 value, end = _decode_value(self._text, begin)
             except (ValueError, RecursionError) as error:
-                failure = error
-            # Neither a failure nor a number that touches the end of the window is final.
+                failure = error  # the file may simply go on after the window
+            # Neither a failure nor a number that touches the end of the window is the last word.
             if end == len(self._text) and self._grow():
                 continue
             if failure is not None:
-                raise self.fault(str(failure)) from failure
+                raise self.fault(getattr(failure, "msg", str(failure))) from failure
             self._position = end
             return Element(key, value, self._start + begin, self._text[begin:end])
 

@@ -1,13 +1,14 @@
 """RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as they lie on disk.
 
-The data itself is not ours to give away: users point to their copy. See `layout` for where each
-file is looked for; ``refs(*).json`` is read as well as, and before, ``refs(*).p``.
+The data itself is not ours to give away: users point to their copy. See
+`seg_env.data.refer_layout` for where each file is looked for.
 """
 
 from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,19 +17,22 @@ from typing import Any
 from seg_env.data.images import read_image
 from seg_env.data.instances import ImageRecord, Instances, read_instances
 from seg_env.data.refer_index import ReferIndex, read_references
+from seg_env.data.refer_layout import (
+    DEFAULT_SPLIT_BY,
+    find_images,
+    find_instances,
+    find_references,
+)
 from seg_env.data.segmentations import target_from_segmentation
 from seg_env.types import Sample, Target
 
-DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
-"""The data sets, and the partition papers report on."""
+EMBEDDED_NAME = "embedded-sample"
+"""What the embedded sample is called in place of the data set that it stands in for."""
 
-COCO_FOLDERS = (
-    "images/mscoco/images/train2014",
-    "images/coco_2014/train2014",
-    "images/train2014",
-    "train2014",
-)
-CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
+
+def embedded_root() -> Path:
+    """The folder of the embedded sample, laid out as a ``data_root``."""
+    return Path(__file__).parent / "embedded"
 
 
 class Refer:
@@ -63,16 +67,16 @@ class Refer:
         """
         if name not in DEFAULT_SPLIT_BY:
             raise ValueError(f"unknown data set {name!r}; there are {', '.join(DEFAULT_SPLIT_BY)}")
-        root = Path(data_root).expanduser()
+        root = Path(data_root).expanduser().absolute()
         self.name = name
         self.split = split
-        references_path, self.split_by = _find_references(root, name, split_by)
-        instances_path = _existing(root / name / "instances.json", root, name)
+        references_path, self.split_by = find_references(root, name, split_by)
+        instances_path = find_instances(root, name)
         self._index = read_references(references_path, split)
         instances = read_instances(instances_path).only(self._index.image_ids)
         _check_links(self._index, instances)
         self._instances = instances
-        self._image_root = _find_images(root, name, image_root, self._image_of(0))
+        self._image_root = find_images(root, name, image_root, self._image_of(0).file_name)
 
     def __len__(self) -> int:
         """Number of sentences."""
@@ -138,67 +142,37 @@ class Refer:
         return self._instances.images[int(self._index.image_ids[row])]
 
 
-def layout(name: str) -> str:
-    """The files of a data set, as a small tree."""
-    folder, example = (
-        (CLEF_FOLDERS[0], "38/images/38685.jpg")
-        if name == "refclef"
-        else (COCO_FOLDERS[0], "COCO_train2014_000000581857.jpg")
+def load_refer(
+    name: str,
+    split: str = "train",
+    split_by: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+) -> Refer:
+    """Open a data set of the RefCOCO family, or the embedded sample where there is none.
+
+    Args:
+        name: ``"refcoco"``, ``"refcoco+"``, ``"refcocog"`` or ``"refclef"``.
+        split: See `Refer`.
+        split_by: See `Refer`.
+        data_root: The user's copy; by default what the variable ``SIMPLESEG_DATA`` names. With
+            neither, the sample that comes with the package is opened; it warns, and its ``name`` is
+            ``"embedded-sample"``, so that no score on it is taken for one on the real data.
+
+    Raises:
+        FileNotFoundError: A folder was named, but a file is missing in it.
+        ValueError: See `Refer`.
+    """
+    root = data_root or os.environ.get("SIMPLESEG_DATA")
+    if root:
+        return Refer(root, name, split, split_by)
+    dataset = Refer(embedded_root(), name, split, split_by)
+    dataset.name = EMBEDDED_NAME
+    warnings.warn(
+        f"the embedded sample of procedural scenes stands in for {name}: it has its form, not its "
+        f"content. Name the folder of your copy by data_root= or by SIMPLESEG_DATA",
+        stacklevel=2,
     )
-    return (
-        "<data_root>/\n"
-        f"  {name}/\n"
-        "    instances.json\n"
-        f"    refs({DEFAULT_SPLIT_BY[name]}).p   (or .json)\n"
-        f"  {folder}/\n"
-        f"    {example} ..."
-    )
-
-
-def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path, str]:
-    """The file of references and who made its partition."""
-    wanted = split_by or DEFAULT_SPLIT_BY[name]
-    present = {
-        path.stem.removeprefix("refs(").removesuffix(")")
-        for pattern in ("refs(*).json", "refs(*).p")
-        for path in (root / name).glob(pattern)
-    }
-    if split_by is None and wanted not in present and len(present) == 1:
-        wanted = present.pop()
-    for suffix in (".json", ".p"):
-        path = root / name / f"refs({wanted}){suffix}"
-        if path.is_file():
-            return path, wanted
-    there = f"split_by can be {', '.join(sorted(present))}. " if present else ""
-    raise _missing(path, root, name, there)
-
-
-def _find_images(
-    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: ImageRecord
-) -> Path:
-    """The folder in which the split's first picture lies."""
-    if image_root is not None:
-        folders = [Path(image_root).expanduser()]
-    else:
-        places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
-        folders = [root / place for place in places]
-    for folder in folders:
-        if (folder / first.file_name).is_file():
-            return folder
-    looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
-    raise _missing(folders[0] / first.file_name, root, name, looked)
-
-
-def _existing(path: Path, root: Path, name: str) -> Path:
-    if not path.is_file():
-        raise _missing(path, root, name)
-    return path
-
-
-def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{path} is missing. {hint}data_root is {str(root)!r}; expected there:\n{layout(name)}"
-    )
+    return dataset
 
 
 def _check_links(index: ReferIndex, instances: Instances) -> None:

@@ -66,9 +66,10 @@ def load_plain_pickle(data: bytes, source: str = "pickle") -> Any:
         raise ValueError(f"{source}: {len(data)} bytes; pickles up to {MAX_BYTES} bytes are read")
     check_opcodes(data, source)
     try:
-        return _load(data, "utf-8")
-    except UnicodeDecodeError:
-        return _load(data, "latin-1")
+        try:
+            return _load(data, "utf-8")
+        except UnicodeDecodeError:
+            return _load(data, "latin-1")
     except Exception as error:  # the machine raises half a dozen kinds for a broken program
         raise ValueError(f"{source} is not a usable pickle: {error}") from error
 

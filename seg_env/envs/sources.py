@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 from seg_env.data.base import Dataset
 
@@ -64,7 +64,8 @@ def _open_scenes(
 
     given = {"difficulty": difficulty, "seed": data_seed, "size": size}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Scenes(split=split, **chosen)  # type: ignore[arg-type]
+    # Scenes checks its arguments itself, and says which splits and difficulties there are.
+    return cast("Dataset", Scenes(split=cast("Any", split), **chosen))
 
 
 def _reject(arguments: Mapping[str, object], what: str, where: str) -> None:

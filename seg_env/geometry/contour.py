@@ -12,12 +12,11 @@ from seg_env.geometry.polygon import (
     Ring,
     canonical,
     order_rings,
-    ring_area,
     ring_perimeter,
     roles,
     start_topmost,
 )
-from seg_env.geometry.raster import ring_spans
+from seg_env.geometry.raster import ring_pixels, usable_rings
 
 # What happens at a corner of the pixel grid, by its four pixels (top left 1, top right 2, bottom
 # left 4, bottom right 8). The outline keeps the object on its right. Value: does it leave
@@ -57,8 +56,8 @@ def trace(mask: NDArray[np.bool_]) -> tuple[Ring, ...]:
     scale = np.array([mask.shape[1], mask.shape[0]], dtype=np.float64)
     rings = []
     for loop in _loops(crop):
-        pixels = np.array(loop, dtype=np.float64) + (left, top)
-        rings.append((abs(ring_area(pixels)), start_topmost(pixels) / scale))
+        pixels = np.add(loop, (left, top), dtype=np.float64)
+        rings.append(start_topmost(pixels / scale))
     return order_rings(rings)
 
 
@@ -129,7 +128,8 @@ def simplify_rings(
     """Simplify outlines by Douglas-Peucker with a tolerance relative to each ring's length.
 
     Args:
-        rings: Rings in the unit frame, for example from `trace`.
+        rings: Rings in the unit frame, for example from `trace`. Rings of fewer than three
+            vertices or with a coordinate that is not finite are left out.
         size: ``(H, W)`` in pixels; distances are measured in pixels.
         epsilon: Tolerance as a share of a ring's perimeter, at least 0 (0 keeps every corner).
             SimpleSeg's released script uses 0.001, its ablation prefers 0.005.
@@ -143,6 +143,7 @@ def simplify_rings(
     """
     if not (np.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be a finite number from 0, got {epsilon!r}")
+    rings = usable_rings(rings)
     scale = np.array([size[1], size[0]], dtype=np.float64)
     filled = roles(rings)
     tolerances = [epsilon * ring_perimeter(ring * scale) for ring in rings]
@@ -161,11 +162,9 @@ def _simplify(ring: Ring, tolerance: float) -> Ring:
     if tolerance == 0 or len(ring) < 4:
         return ring
     polygon = shapely.Polygon(ring).simplify(tolerance, preserve_topology=True)
-    return shapely.get_coordinates(polygon.exterior)[:-1]
+    return np.asarray(shapely.get_coordinates(polygon.exterior)[:-1])
 
 
 def _keeps(rings: Sequence[Ring], filled: NDArray[np.bool_], size: tuple[int, int]) -> bool:
     """True when every ring still covers a pixel and has the role it had."""
-    return bool(np.array_equal(roles(rings), filled)) and all(
-        len(ring_spans([ring], size)) > 0 for ring in rings
-    )
+    return bool((ring_pixels(rings, size) > 0).all()) and bool((roles(rings) == filled).all())

@@ -65,7 +65,7 @@ class PreparedTarget:
                 overlap = np.minimum(ends[chosen], self.layer_ends[layer][where])
                 overlap -= np.maximum(starts[chosen], self.layer_starts[layer][where])
                 inside[chosen] += np.maximum(overlap, 0)
-        return inside
+        return np.asarray(inside)
 
     def _pixels_before(self, keys: NDArray[np.integer]) -> NDArray[np.int64]:
         """Target pixels with a smaller key."""
@@ -95,16 +95,19 @@ def prepare(rle: Rle) -> PreparedTarget:
     depth = int(runs_in_column.max())
     layers = np.zeros((2, depth if depth <= _MAX_LAYERS else 0, width), dtype=np.int32)
     if depth > _MAX_LAYERS:
-        return PreparedTarget(rle.size, rle.area, *layers, runs_in_column, starts, ends)
+        return PreparedTarget(
+            rle.size, rle.area, layers[0], layers[1], runs_in_column, starts, ends
+        )
     layer: int | NDArray[np.int64] = 0
     if depth > 1:
         before = np.cumsum(runs_in_column) - runs_in_column
         layer = np.arange(len(columns)) - before[columns]
     layers[0, layer, columns] = starts
     layers[1, layer, columns] = ends
-    return PreparedTarget(rle.size, rle.area, *layers, runs_in_column, starts, ends)
+    return PreparedTarget(rle.size, rle.area, layers[0], layers[1], runs_in_column, starts, ends)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # Huge coordinates and NaN have a defined result.
 def overlap_batch(
     predictions: Sequence[Sequence[Ring]], target: PreparedTarget | Rle
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -163,6 +166,7 @@ def iou_batch(
 
 
 def _may_have_holes(rings: list[Ring]) -> bool:
+    """False when the rings are too few, or too alike in orientation, for one to be a hole."""
     return len(rings) > 1 and len({ring_area(ring) > 0 for ring in rings}) > 1
 
 
@@ -183,10 +187,8 @@ def _blocks(
         yield block
 
 
-def _plain_overlap(
-    predictions: list[list[Ring]], target: PreparedTarget
-) -> NDArray[np.int64]:
-    """Intersections and areas ``(2, N)`` of predictions of at least one ring each, none of them a hole."""
+def _plain_overlap(predictions: list[list[Ring]], target: PreparedTarget) -> NDArray[np.int64]:
+    """Intersections and areas ``(2, N)`` of predictions that have rings, none of them a hole."""
     height, width = target.size
     rings = [ring for prediction in predictions for ring in prediction]
     owner = np.repeat(np.arange(len(predictions)), [len(rings) for rings in predictions])

@@ -13,6 +13,12 @@ Ring = NDArray[np.float64]
 CONTAINMENT_SLACK = 0.01
 """Share of a ring's area that may stick out of its container; rounding moves outlines a little."""
 
+MAX_NEAR_PAIRS = 1000
+"""Most pairs of crossing rings whose common area is measured; bounds the time of tangled rings."""
+
+MAX_COORDINATE = 1e6
+"""Rings that reach farther (or to infinity) can neither contain a ring nor be contained."""
+
 
 def ring_area(ring: Ring) -> float:
     """Signed area by the shoelace formula, positive when clockwise on screen (y down).
@@ -63,19 +69,27 @@ def bbox(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
 
 
 def is_simple(ring: Ring) -> bool:
-    """True when the outline is finite, encloses an area and does not touch or cross itself."""
-    if len(ring) < 3 or not np.isfinite(ring).all():
+    """True when the outline encloses an area and does not touch or cross itself.
+
+    Rings with a coordinate beyond `MAX_COORDINATE` (or not finite) do not count as simple.
+    """
+    if len(ring) < 3 or not (np.abs(ring) <= MAX_COORDINATE).all():
         return False
-    return bool(shapely.Polygon(ring).is_valid) and ring_area(ring) != 0.0
+    return ring_area(ring) != 0.0 and bool(shapely.is_valid(shapely.Polygon(ring)))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def roles(rings: Sequence[Ring]) -> NDArray[np.bool_]:
     """Tell filled rings from holes.
 
-    A ring's container is the ring of smallest area that contains it, up to `CONTAINMENT_SLACK` of
-    its own area; only rings that do not cross themselves take part. A ring without a container is
-    filled. A ring of the same orientation as its container has the container's role; of opposite
-    orientation, the opposite role. Rings may be written in either orientation.
+    A ring's container is the ring of smallest area that contains it; only rings that do not touch
+    or cross themselves take part. Up to `CONTAINMENT_SLACK` of the inner ring's area may stick out
+    (among more than `MAX_NEAR_PAIRS` pairs of rings that cross, nothing may). A ring without a
+    container is filled. A ring of the same orientation as its container has the container's role;
+    of opposite orientation, the opposite role. So rings may be written in either orientation.
+
+    Args:
+        rings: R rings, ``(V, 2)`` each, in any one frame.
 
     Returns:
         ``(R,)`` bool, True where the ring is filled, False where it is a hole.
@@ -98,24 +112,26 @@ def roles(rings: Sequence[Ring]) -> NDArray[np.bool_]:
 def _containers(rings: Sequence[Ring], areas: NDArray[np.float64]) -> NDArray[np.int64]:
     """Index of the smallest ring that contains each ring, or -1."""
     container = np.full(len(rings), -1, dtype=np.int64)
-    usable = np.array([index for index, ring in enumerate(rings) if is_simple(ring)], dtype=int)
+    # From the largest to the smallest; of equal ones, the first counts as the larger.
+    order = np.argsort(-np.abs(areas), kind="stable")
+    usable = np.array([index for index in order if is_simple(rings[index])], dtype=np.int64)
     if len(usable) < 2:
         return container
     polygons = shapely.polygons([shapely.linearrings(rings[index]) for index in usable])
     shapely.prepare(polygons)
-    size = np.abs(areas[usable])
     inner, outer = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    larger = (size[outer] > size[inner]) | ((size[outer] == size[inner]) & (outer < inner))
-    inner, outer = inner[larger], outer[larger]
+    inner, outer = inner[outer < inner], outer[outer < inner]
     inside = shapely.covers(polygons[outer], polygons[inner])
-    unsure = np.flatnonzero(~inside)
-    overlap = shapely.area(shapely.intersection(polygons[outer[unsure]], polygons[inner[unsure]]))
-    inside[unsure] = overlap >= (1.0 - CONTAINMENT_SLACK) * size[inner[unsure]]
-    inner, outer = inner[inside], outer[inside]
-    # Written from the largest container to the smallest, so the smallest stays.
-    order = np.lexsort((outer, -size[outer]))
-    order = np.lexsort((-outer, -size[outer])) if False else order
-    container[usable[inner[order]]] = usable[outer[order]]
+    near = np.flatnonzero(~inside)
+    if len(near) <= MAX_NEAR_PAIRS:
+        common = shapely.area(shapely.intersection(polygons[outer[near]], polygons[inner[near]]))
+        sizes = np.abs(areas[usable[inner[near]]])
+        inside[near] = common >= (1.0 - CONTAINMENT_SLACK) * sizes
+    # The largest position is the smallest container.
+    position = np.full(len(usable), -1, dtype=np.int64)
+    np.maximum.at(position, inner[inside], outer[inside])
+    found = np.flatnonzero(position >= 0)
+    container[usable[found]] = usable[position[found]]
     return container
 
 
@@ -126,12 +142,11 @@ def canonical(rings: Sequence[Ring]) -> tuple[Ring, ...]:
     its topmost, then leftmost vertex; rings are ordered by area, largest first, then by their first
     vertex. What the rings fill is unchanged.
     """
-    finished = []
+    written = []
     for ring, filled in zip(rings, roles(rings), strict=True):
-        area = ring_area(ring)
-        oriented = ring if (area >= 0) == bool(filled) else ring[::-1]
-        finished.append((abs(area), start_topmost(oriented)))
-    return order_rings(finished)
+        clockwise = ring_area(ring) >= 0
+        written.append(start_topmost(ring if clockwise == bool(filled) else ring[::-1]))
+    return order_rings(written)
 
 
 def start_topmost(ring: Ring) -> Ring:
@@ -142,11 +157,11 @@ def start_topmost(ring: Ring) -> Ring:
     return np.concatenate((ring[first:], ring[:first]))
 
 
-def order_rings(rings: Sequence[tuple[float, Ring]]) -> tuple[Ring, ...]:
-    """Rings out of ``(area, ring)`` pairs, largest first, ties by first vertex (y, then x)."""
+def order_rings(rings: Sequence[Ring]) -> tuple[Ring, ...]:
+    """Sort rings by area, largest first, ties by first vertex (y, then x)."""
 
-    def key(item: tuple[float, Ring]) -> tuple[float, float, float]:
-        area, ring = item
-        return (-area, float(ring[0, 1]), float(ring[0, 0])) if len(ring) else (-area, 0.0, 0.0)
+    def key(ring: Ring) -> tuple[float, float, float]:
+        area = float(f"{abs(ring_area(ring)):.9e}")  # Equal rings differ by rounding errors.
+        return (-area, float(ring[0, 1]), float(ring[0, 0])) if len(ring) else (0.0, 0.0, 0.0)
 
-    return tuple(ring for _, ring in sorted(rings, key=key))
+    return tuple(sorted(rings, key=key))

@@ -12,6 +12,7 @@ order, alternately the start and the (exclusive) end of a filled stretch of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def toggles(
     counts = np.abs(column_end - column).astype(np.int64)
 
     total = int(counts.sum())
-    dtype = np.int32 if len(lengths) * width * (height + 1) < 2**31 else np.int64
+    dtype: type[np.integer] = np.int32 if len(lengths) * width * (height + 1) < 2**31 else np.int64
     if total <= _BLOCK:
         keys = _edge_keys(edges, counts, height, reach).astype(dtype)
     else:
@@ -82,7 +83,7 @@ def toggles(
         blocks = zip(np.split(edges, cuts, axis=1), np.split(counts, cuts, axis=0), strict=True)
         keys = np.concatenate([_edge_keys(*block, height, reach).astype(dtype) for block in blocks])
     keys.sort()
-    return keys, np.add.reduceat(counts, ends - lengths)
+    return keys, np.asarray(np.add.reduceat(counts, ends - lengths))
 
 
 def _edge_keys(
@@ -128,7 +129,7 @@ def _edge_keys(
     if clipped:
         top = np.repeat(base + (first - begin) * (height + 1), counts) + number * (height + 1)
         np.clip(keys, top, top + height, out=keys)
-    return keys
+    return np.asarray(keys)
 
 
 def _leaves_rows(edges: NDArray[np.float64], height: int) -> bool:
@@ -177,7 +178,7 @@ def union_spans(spans: NDArray[np.integer]) -> NDArray[np.int64]:
     events.sort()
     depth = np.cumsum(1 - 2 * (events & 1))
     outermost = (depth == 0) | ((depth == 1) & (events & 1 == 0))
-    return events[outermost] >> 1
+    return np.asarray(events[outermost] >> 1)
 
 
 def _paint(
@@ -194,9 +195,10 @@ def _paint(
     last = np.diff(places, append=-1) != 0
     places, depth = places[last], depth[last]
     inside = depth > 0 if add else depth == 1
-    return places[np.diff(inside, prepend=False)].astype(np.int64)
+    return np.asarray(places[np.diff(inside, prepend=False)], dtype=np.int64)
 
 
+@np.errstate(over="ignore")  # Coordinates near the largest float are moved to LIMIT anyway.
 def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
     """Spans of what a list of rings fills, holes taken out.
 
@@ -223,11 +225,26 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     keys, counts = toggles(points, lengths, size)
     offsets = np.arange(len(rings)) * (width * (height + 1))
     each = np.split(keys - np.repeat(offsets, counts), np.cumsum(counts)[:-1])
-    if filled.all():
-        return _paint(spans, union_spans(np.concatenate(each)), add=True)
-    for index in order:
-        spans = _paint(spans, each[index], add=bool(filled[index]))
+    for role, group in groupby(order.tolist(), key=filled.__getitem__):
+        painted = union_spans(np.concatenate([each[index] for index in group]))
+        spans = _paint(spans, painted, add=bool(role))
     return spans
+
+
+def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Number of pixels ``(R,)`` that each ring encloses by itself.
+
+    Args:
+        rings: R finite rings in the unit frame, each of at least one vertex.
+        size: ``(H, W)`` of the raster.
+    """
+    if not rings:
+        return np.zeros(0, dtype=np.int64)
+    points = np.concatenate(rings) * (float(size[1]), float(size[0]))
+    keys, counts = toggles(points, np.array([len(ring) for ring in rings]), size)
+    owner = np.repeat(np.arange(len(rings)), counts // 2)
+    pixels = np.bincount(owner, weights=keys[1::2] - keys[0::2], minlength=len(rings))
+    return pixels.astype(np.int64)
 
 
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:

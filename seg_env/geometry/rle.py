@@ -173,7 +173,7 @@ class Rle:
 
     @cached_property
     def runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """``(starts, ends)`` of the foreground runs as column-major pixel indices, each ``(N,)``."""
+        """``(starts, ends)`` of the foreground runs, ``(N,)`` column-major pixel indices."""
         edges = np.cumsum(self.counts)
         return edges[0:-1:2], edges[1::2]
 
@@ -222,4 +222,4 @@ def _shortest(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     positions, repeats = np.unique(edges, return_counts=True)
     total = int(counts.sum())
     positions = positions[(repeats % 2 == 1) & (positions < total)]
-    return np.diff(positions, prepend=0, append=total).astype(np.int64)
+    return np.asarray(np.diff(positions, prepend=0, append=total), dtype=np.int64)

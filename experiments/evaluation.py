@@ -1,0 +1,153 @@
+"""Asking a policy the questions of an environment and measuring the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import seg_env  # noqa: F401  (registers the environments)
+from agents.policy import VLMPolicy
+from agents.sampling import sample
+from seg_env.envs.core import Question, ReferringCore
+from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
+
+PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
+
+
+@dataclass
+class Evaluation:
+    """Answers to ``n`` questions, ``k`` each, and how good they are; arrays are ``(n, k)``."""
+
+    indices: NDArray[np.int64]
+    """``(n,)`` positions of the questions in the data set."""
+    iou: NDArray[np.float64]
+    """Mask IoU at the native size."""
+    intersections: NDArray[np.int64]
+    """Pixels in prediction and target."""
+    unions: NDArray[np.int64]
+    """Pixels in prediction or target."""
+    valid: NDArray[np.bool_]
+    """Whether the text was well-formed."""
+    vertices: NDArray[np.int64]
+    """Vertices of the outline."""
+    tokens: NDArray[np.int64]
+    """Tokens of the answer."""
+    texts: list[list[str]]
+    """The answers."""
+
+    def summary(self) -> dict[str, Any]:
+        """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
+        score, low, high = bootstrap_interval(giou, self.iou.mean(axis=1))
+        return {
+            "questions": len(self.indices),
+            "answers_per_question": self.iou.shape[1],
+            "giou": score,
+            "giou_interval": [low, high],
+            "ciou": float(ciou(self.intersections.ravel(), self.unions.ravel())),
+            **{
+                f"precision@{threshold}": float(precision_at(self.iou.ravel(), threshold))
+                for threshold in PRECISION_THRESHOLDS
+            },
+            "well_formed": float(self.valid.mean()),
+            "vertices": float(self.vertices.mean()),
+            "tokens": float(self.tokens.mean()),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Lists and strings only."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Evaluation:
+        """Inverse of `to_json`."""
+        arrays = {name: np.array(value) for name, value in stored.items() if name != "texts"}
+        return cls(**arrays, texts=stored["texts"])
+
+
+def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
+    """The questions of a registered environment, without its episodes."""
+    return ReferringCore(**{**gym.spec(env_id).kwargs, **arguments})
+
+
+def evaluate(
+    policy: VLMPolicy,
+    core: ReferringCore,
+    indices: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    answers: int = 1,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Ask questions and score the answers.
+
+    Args:
+        policy: Who answers.
+        core: Who asks and scores.
+        indices: Which samples, ``n`` of them.
+        temperature: 0 for greedy answers.
+        answers: Answers per question, ``k``.
+        max_new_tokens: Longest answer.
+        batch_size: Questions at a time.
+        seed: Seed of sampling.
+        on_batch: Called with the number of questions after every batch.
+    """
+    policy.model.eval()
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    parts = []
+    for start in range(0, len(indices), batch_size):
+        questions = [core.ask(int(index)) for index in indices[start : start + batch_size]]
+        inputs = policy.prepare([q.image for q in questions], [q.prompt for q in questions])
+        completions = sample(
+            policy,
+            inputs,
+            group_size=answers,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            generator=generator,
+        )
+        texts = policy.texts(completions.tokens, completions.mask)
+        parts.append(_measure(core, questions, texts, completions.lengths.tolist(), answers))
+        if on_batch is not None:
+            on_batch(len(questions))
+    stacked = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("indices", "iou", "intersections", "unions", "valid", "vertices", "tokens")
+    }
+    return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
+
+
+def _measure(
+    core: ReferringCore,
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    answers: int,
+) -> Evaluation:
+    """Score one batch; the answers to a question stand next to each other."""
+    repeated = [question for question in questions for _ in range(answers)]
+    scores = core.score(texts, repeated)
+    shape = (len(questions), answers)
+    counted = overlaps(scores.predictions, [question.sample.target for question in repeated])
+    return Evaluation(
+        indices=np.array([question.index for question in questions]),
+        iou=scores.iou.reshape(shape),
+        intersections=counted.intersections.reshape(shape),
+        unions=counted.unions.reshape(shape),
+        valid=np.array([p.valid for p in scores.predictions]).reshape(shape),
+        vertices=np.array([sum(map(len, p.rings)) for p in scores.predictions]).reshape(shape),
+        tokens=np.array(lengths).reshape(shape),
+        texts=[list(texts[row * answers : (row + 1) * answers]) for row in range(len(questions))],
+    )
+

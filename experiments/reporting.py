@@ -1,0 +1,174 @@
+"""What a run leaves to look at: curves, outlines before and after, and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from experiments.evaluation import Evaluation
+from seg_env.envs.core import ReferringCore
+from seg_env.envs.overlay import draw_overlay
+from seg_env.metrics import giou, paired_bootstrap_interval
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROWS = (
+    ("sampled gIoU (temperature 1)", "sampled", "giou", 100),
+    ("greedy gIoU", "greedy", "giou", 100),
+    ("greedy cIoU", "greedy", "ciou", 100),
+    ("greedy precision@0.5", "greedy", "precision@0.5", 100),
+    ("greedy precision@0.7", "greedy", "precision@0.7", 100),
+    ("greedy precision@0.9", "greedy", "precision@0.9", 100),
+    ("well-formed, sampled", "sampled", "well_formed", 100),
+    ("well-formed, greedy", "greedy", "well_formed", 100),
+    ("vertices per outline", "greedy", "vertices", 1),
+    ("tokens per answer", "greedy", "tokens", 1),
+)
+"""Rows of the table: label, which evaluation, which score, factor (100 for per cent)."""
+
+Evaluations = dict[str, Evaluation]
+"""``greedy`` and ``sampled`` evaluations of one policy."""
+
+
+def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
+    """What ``scores.json`` holds: summaries and paired gains with 95 % intervals.
+
+    ``before`` and ``after`` give the greedy scores at their top level and those of sampled answers
+    under ``sampled``.
+    """
+    gains = {}
+    for kind in before:
+        old, new = before[kind].iou.mean(axis=1), after[kind].iou.mean(axis=1)
+        gain, low, high = paired_bootstrap_interval(giou, [old], [new])
+        gains[kind] = {"giou": gain, "giou_interval": [low, high]}
+    summaries = [
+        {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
+        for side in (before, after)
+    ]
+    return {"before": summaries[0], "after": summaries[1], "gain": gains}
+
+
+def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """``(label, before, after, change)`` for every row of `ROWS`."""
+    rows = []
+    for label, kind, key, factor in ROWS:
+        old, new = (
+            factor * (scores[side] if kind == "greedy" else scores[side]["sampled"])[key]
+            for side in ("before", "after")
+        )
+        change = f"{new - old:+.1f}"
+        if key == "giou":
+            low, high = (factor * value for value in scores["gain"][kind]["giou_interval"])
+            change += f"  [{low:+.1f}, {high:+.1f}]"
+        rows.append((label, f"{old:.1f}", f"{new:.1f}", change))
+    return rows
+
+
+def rich_table(scores: dict[str, Any], title: str) -> Table:
+    """The table for a terminal."""
+    table = Table(title=title, caption="change with a 95 % paired bootstrap interval over questions")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in table_rows(scores):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(scores: dict[str, Any]) -> str:
+    """The table for a report."""
+    lines = ["| | before | after | change [95 %] |", "|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in table_rows(scores)]
+    return "\n".join(lines)
+
+
+def plot_learning(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Curves of a run: reward and IoU of sampled answers, held-out scores, health of the update."""
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
+    panels = [
+        ("Sampled answers", ["rollout/iou", "rollout/reward"]),
+        ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou"]),
+        ("Reward terms", sorted({k for row in metrics for k in row if "reward/" in k})),
+        ("Clip fraction, approximate KL", ["train/clip_fraction", "train/approx_kl"]),
+        ("Entropy, group spread", ["train/entropy", "rollout/group_spread"]),
+        ("Well-formed, degenerate groups", ["rollout/valid", "rollout/degenerate_groups"]),
+    ]
+    for axis, (title, names) in zip(axes.flat, panels, strict=True):
+        _plot_panel(axis, metrics, title, names)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_cloning(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Curves of behaviour cloning: loss per answer token, and held-out scores."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    panels = [
+        ("Cross-entropy per answer token", ["train/loss"]),
+        ("Held-out scenes", ["eval/greedy_giou", "eval/well_formed"]),
+    ]
+    for axis, (title, names) in zip(axes, panels, strict=True):
+        _plot_panel(axis, metrics, title, names)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_panel(axis: Any, metrics: list[dict[str, Any]], title: str, names: list[str]) -> None:
+    for name in names:
+        points = [(row["update"], row[name]) for row in metrics if name in row]
+        if points:
+            _plot_curve(axis, points, name.split("/", 1)[1])
+    axis.set(title=title, xlabel="update")
+    axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.legend(frameon=False)
+
+
+def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
+    """A curve; a dense one is drawn thin with its moving average on top."""
+    updates, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    if len(values) < 30:
+        axis.plot(updates, values, marker="o", label=label)
+        return
+    (line,) = axis.plot(updates, values, alpha=0.25, linewidth=0.8)
+    width = max(5, len(values) // 20)
+    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+    middle = updates[(width - 1) // 2 :][: len(smooth)]
+    axis.plot(middle, smooth, color=line.get_color(), label=label)
+
+
+def plot_before_after(
+    core: ReferringCore, before: Evaluation, after: Evaluation, path: Path, count: int = 12
+) -> None:
+    """Outlines of target, before and after on the first ``count`` questions, unselected."""
+    columns = 3
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.3 * columns, 2.5 * rows), layout="constrained")
+    for axis, number in zip(axes.flat, range(count), strict=False):
+        question = core.ask(int(before.indices[number]))
+        axis.imshow(_triple(core, question.index, before.texts[number][0], after.texts[number][0]))
+        axis.set_title(
+            f"{question.sample.expression}: target · before {before.iou[number, 0]:.2f} · "
+            f"after {after.iou[number, 0]:.2f}",
+            fontsize=10,
+        )
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _triple(core: ReferringCore, index: int, before: str, after: str) -> NDArray[np.uint8]:
+    """Three pictures side by side: the target, and two answers."""
+    question = core.ask(index)
+    target, image = question.sample.target, question.sample.image
+    pictures = [draw_overlay(image, target, short_side=256)]
+    for text in (before, after):
+        prediction = core.score([text], [question]).predictions[0]
+        pictures.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
+    gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
+    return np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)

@@ -1,0 +1,181 @@
+"""Warm start: teach a tiny policy from nothing to outline procedural scenes, by behaviour cloning.
+
+The policy that is shipped was made by this script with its defaults. It leaves out of the paper's
+recipe: web pre-training, the mixture of answer sentences, and real photos.
+
+    python experiments/run_bc.py --output-dir runs/bc
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
+from agents.checkpoints import latest_checkpoint
+from agents.demonstrations import Demonstration, demonstrate
+from agents.policy import Precision, VLMPolicy
+from agents.tiny import TinyConfig, build_model, build_processor
+from experiments.evaluation import evaluate, open_questions
+from experiments.progress import progress_bar
+from experiments.reporting import plot_cloning
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run, write_json
+from seg_env.data.scenes import Scenes
+from seg_env.tasks import TASKS
+
+CHUNK = 250
+
+
+@dataclass
+class Args:
+    """Teach a tiny policy from nothing to outline procedural scenes."""
+
+    updates: int = 5000
+    """Optimizer steps."""
+    cloning: BehaviorCloningConfig = field(default_factory=BehaviorCloningConfig)
+    """Settings of behaviour cloning."""
+    model: TinyConfig = field(default_factory=TinyConfig)
+    """Shape of the policy."""
+    difficulty: str = "easy"
+    """Scenes to learn from: easy, medium, hard."""
+    scenes: int = 40_000
+    """Training scenes; every object of each is asked about."""
+    epsilon: float = 0.01
+    """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
+    decimals: int = 2
+    """Digits of coordinates; a step is 1.3 pixels of a 128-pixel scene."""
+    precision: Precision = "bfloat16"
+    """bfloat16 runs under autocast."""
+    evaluate_every: int = 250
+    """Updates between evaluations on held-out scenes; 0 for none but the last."""
+    evaluation_scenes: int = 128
+    """Held-out scenes of those evaluations; the last one takes 512."""
+    checkpoint_every: int = 250
+    """Updates between checkpoints; the last two are kept."""
+    seed: int = 0
+    """Seed of the initial weights and of batches."""
+    output_dir: Path = Path("runs/bc")
+    """Folder of the run; the policy is written to ``policy/`` in it."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder, to the same numbers."""
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Run the job; returns what ``scores.json`` holds."""
+    console, start = Console(), time.perf_counter()
+    args.cloning.seed = args.seed
+    start_run(args.output_dir, args, resume=args.resume)
+    torch.manual_seed(args.seed)
+    processor = build_processor(args.model)
+    model = build_model(args.model, processor)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    else:
+        model.set_attn_implementation("eager")  # its backward is twice as fast at these lengths
+    policy = VLMPolicy(model, processor, precision=args.precision)
+    console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    agent = BehaviorCloning(policy, build_demonstrations(args, console), args.cloning)
+    checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
+    if checkpoint is not None:
+        agent.load(checkpoint)
+    log = RunLog(args.output_dir, start=agent.update)
+    train(agent, args, log, console)
+    log.close()
+    policy.save(args.output_dir / "policy")
+    return report(policy, args, console, (time.perf_counter() - start) / 60)
+
+
+def build_demonstrations(args: Args, console: Console) -> list[Demonstration]:
+    """Render the training scenes and write their questions and answers, on all cores."""
+    chunks = [range(i, min(i + CHUNK, args.scenes)) for i in range(0, args.scenes, CHUNK)]
+    found: list[Demonstration] = []
+    work = partial(_demonstrate_chunk, args.difficulty, args.model, args.epsilon, args.decimals)
+    with (
+        progress_bar(console) as progress,
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+    ):
+        task = progress.add_task("rendering scenes", total=args.scenes, status="")
+        for part in pool.map(work, chunks):
+            found += part
+            progress.advance(task, len(part))
+    return found
+
+
+def _demonstrate_chunk(
+    difficulty: str, model: TinyConfig, epsilon: float, decimals: int, indices: Sequence[int]
+) -> list[Demonstration]:
+    """Demonstrations of some scenes; runs in a worker process."""
+    torch.set_num_threads(1)
+    processor = build_processor(model)
+    scenes = Scenes("train", difficulty)  # type: ignore[arg-type]
+    return [
+        demonstrate(
+            processor, scenes.samples_of(i), TASKS, epsilon=epsilon, decimals=decimals, pad=True
+        )
+        for i in indices
+    ]
+
+
+def train(agent: BehaviorCloning, args: Args, log: RunLog, console: Console) -> None:
+    """Train with a progress bar, measuring and saving on the way."""
+    core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
+    with progress_bar(console) as progress:
+        task = progress.add_task(
+            "cloning", total=args.updates, completed=agent.update, status=""
+        )
+
+        def on_update(update: int, metrics: dict[str, float]) -> None:
+            if args.evaluate_every and update % args.evaluate_every == 0:
+                found = evaluate(agent.policy, core, np.arange(args.evaluation_scenes))
+                metrics["eval/greedy_giou"] = float(found.iou.mean())
+                metrics["eval/well_formed"] = float(found.valid.mean())
+                greedy = metrics["eval/greedy_giou"]
+                console.print(f"update {update}: loss {metrics['train/loss']:.3f}, gIoU {greedy:.3f}")
+            log.write(update, metrics)
+            progress.update(
+                task, completed=update, status=f"loss per token {metrics['train/loss']:.3f}"
+            )
+            if update % args.checkpoint_every == 0:
+                folder = args.output_dir / "checkpoints"
+                agent.save(folder / f"update_{update:06d}")
+                keep_latest(folder)
+
+        agent.learn(args.updates, on_update)
+
+
+def report(policy: VLMPolicy, args: Args, console: Console, minutes: float) -> dict[str, Any]:
+    """Measure the finished policy on 512 held-out scenes and write scores and curve."""
+    core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
+    questions = np.arange(512)
+    scores = {
+        "greedy": evaluate(policy, core, questions).summary(),
+        "sampled": evaluate(policy, core, questions, temperature=1.0, answers=4).summary(),
+        "updates": args.updates,
+        "seed": args.seed,
+        "minutes": minutes,
+    }
+    write_json(args.output_dir / "scores.json", scores)
+    plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
+    for kind in ("greedy", "sampled"):
+        found = scores[kind]
+        console.print(
+            f"{kind}: gIoU {found['giou']:.3f} {found['giou_interval']}, "
+            f"well-formed {found['well_formed']:.3f}"
+        )
+    console.print(f"{minutes:.1f} minutes, policy in {args.output_dir / 'policy'}")
+    return scores
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

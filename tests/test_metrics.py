@@ -1,0 +1,144 @@
+"""Scores on numbers that can be checked by hand, and what their intervals promise."""
+
+import numpy as np
+import pytest
+
+from seg_env.metrics import (
+    bootstrap_interval,
+    ciou,
+    giou,
+    iou,
+    overlaps,
+    paired_bootstrap_interval,
+    precision_at,
+    well_formed_share,
+)
+from seg_env.types import IssueKind, ParseIssue, Prediction, Target
+
+# A small object found exactly, a large one half found, one missed, one rightly "not there".
+INTERSECTIONS = np.array([10, 500, 0, 0])
+UNIONS = np.array([10, 1000, 190, 0])
+
+
+def square(x0, y0, x1, y1):
+    return Prediction((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=float),))
+
+
+def test_overlaps_count_pixels_at_the_targets_own_sizes():
+    left = np.zeros((10, 20), dtype=bool)
+    left[:, :10] = True
+    targets = [Target.from_mask(left), Target.from_mask(np.zeros((4, 4), dtype=bool))]
+    predictions = [square(0, 0, 0.5, 1), square(0.25, 0, 0.75, 1), Prediction(()), Prediction(())]
+    counts = overlaps(predictions, [targets[0], targets[0], targets[0], targets[1]])
+    assert counts.intersections.tolist() == [100, 50, 0, 0]
+    assert counts.unions.tolist() == [100, 150, 100, 0]
+
+
+def test_overlaps_wants_as_many_targets_as_predictions():
+    with pytest.raises(ValueError, match="1 predictions for 0 targets"):
+        overlaps([Prediction(())], [])
+
+
+@pytest.mark.parametrize("empty_union", [1.0, 0.0])
+def test_iou_of_two_empty_masks_is_the_declared_rule(empty_union):
+    assert iou(INTERSECTIONS, UNIONS, empty_union).tolist() == [1.0, 0.5, 0.0, empty_union]
+
+
+def test_giou_counts_samples_and_ciou_counts_pixels():
+    assert giou(iou(INTERSECTIONS, UNIONS)) == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert ciou(INTERSECTIONS, UNIONS) == pytest.approx(510 / 1200)
+
+
+def test_ciou_of_nothing_but_empty_unions_is_the_declared_rule():
+    assert ciou([0, 0], [0, 0]) == 1.0
+    assert ciou([0, 0], [0, 0], empty_union=0.0) == 0.0
+
+
+def test_precision_counts_samples_that_reach_the_threshold():
+    ious = [0.2, 0.5, 0.7, 0.9]
+    assert precision_at(ious, 0.5) == 0.75
+    assert precision_at(ious, 0.8) == 0.25
+    with pytest.raises(ValueError, match="threshold 50 is no IoU"):
+        precision_at(ious, 50)
+
+
+def test_well_formed_share():
+    broken = Prediction((), (ParseIssue(IssueKind.TRUNCATED, 3),))
+    assert well_formed_share([Prediction(()), broken, broken, broken]) == 0.25
+
+
+@pytest.mark.parametrize(
+    "score", [lambda: giou([]), lambda: ciou([], []), lambda: well_formed_share([])]
+)
+def test_no_sample_has_no_score(score):
+    with pytest.raises(ValueError, match="at least one sample"):
+        score()
+
+
+def test_interval_of_equal_values_has_no_width():
+    assert bootstrap_interval(giou, np.full(50, 0.25)) == (0.25, 0.25, 0.25)
+
+
+def test_interval_of_a_mean_matches_the_normal_approximation():
+    values = np.random.default_rng(3).normal(0.5, 0.1, 400)
+    estimate, low, high = bootstrap_interval(giou, values)
+    assert estimate == values.mean()
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert (low, high) == pytest.approx((estimate - half, estimate + half), abs=0.1 * half)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    intervals = [bootstrap_interval(giou, generator.random(100), resamples=400) for _ in range(200)]
+    covered = np.mean([interval.low <= 0.5 <= interval.high for interval in intervals])
+    assert 0.90 <= covered <= 0.99
+
+
+def test_wider_confidence_gives_a_wider_interval():
+    values = np.linspace(0, 1, 30)
+    narrow = bootstrap_interval(giou, values, confidence=0.5)
+    wide = bootstrap_interval(giou, values, confidence=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_equal_seeds_give_equal_intervals():
+    values = np.random.default_rng(0).random(50)
+    first, again, other = (bootstrap_interval(giou, values, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_resampling_in_blocks_changes_nothing_but_memory(monkeypatch):
+    values = np.linspace(0, 1, 30)
+    at_once = bootstrap_interval(giou, values, resamples=100)
+    monkeypatch.setattr("seg_env.metrics._GATHERED_AT_ONCE", 7 * 30)
+    assert bootstrap_interval(giou, values, resamples=100) == pytest.approx(at_once)
+
+
+def test_paired_interval_sees_a_gain_that_single_intervals_hide():
+    before = np.random.default_rng(0).random(200)
+    after = before + 0.01
+    gain = paired_bootstrap_interval(giou, [before], [after])
+    assert gain == pytest.approx((0.01, 0.01, 0.01))
+    assert bootstrap_interval(giou, before).high > bootstrap_interval(giou, after).low
+
+
+def test_paired_interval_of_ciou():
+    gain = paired_bootstrap_interval(ciou, [[1, 2], [10, 10]], [[5, 6], [10, 10]])
+    assert gain.estimate == pytest.approx(11 / 20 - 3 / 20)
+    assert gain.low == pytest.approx(gain.high) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: bootstrap_interval(ciou, [1], [1, 2]), r"shapes \[\(1,\), \(2,\)\]"),
+        (lambda: bootstrap_interval(giou, [[0.1], [0.2]]), r"got shapes \[\(2, 1\)\]"),
+        (lambda: bootstrap_interval(giou, [0.1], resamples=0), "at least 1, got 0"),
+        (lambda: bootstrap_interval(giou, [0.1], confidence=95), "between 0 and 1, got 95"),
+        (lambda: paired_bootstrap_interval(giou, [[1]], []), "1 columns before and 0 after"),
+        (lambda: paired_bootstrap_interval(giou, [[1]], [[1, 2]]), "arrays of one length"),
+    ],
+)
+def test_malformed_requests(call, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        call()
