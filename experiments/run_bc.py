@@ -41,7 +41,7 @@ CHUNK = 250
 class Args:
     """Teach a tiny policy from nothing to outline procedural scenes."""
 
-    updates: int = 5000
+    updates: int = 4000
     """Optimizer steps."""
     cloning: BehaviorCloningConfig = field(default_factory=BehaviorCloningConfig)
     """Settings of behaviour cloning."""

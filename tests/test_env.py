@@ -79,9 +79,9 @@ def test_registering_again_is_silent():
 def test_an_id_with_the_module_in_it_needs_no_import_and_importing_stays_light():
     program = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import seg_env
-duration = time.perf_counter() - start
+duration = time.process_time() - start
 import gymnasium
 env = gymnasium.make("seg_env:SimpleSeg-Scenes-v0")
 env.reset(seed=0)

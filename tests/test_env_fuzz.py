@@ -76,9 +76,9 @@ def test_no_answer_raises_or_hangs(samples, frame):
     outcomes = set()
     for number, answer in enumerate(fuzzed_answers(samples, seed=0)):
         env.reset(options={"index": number % len(samples)})
-        start = time.perf_counter()
+        start = time.process_time()
         _, reward, terminated, truncated, info = env.step(answer)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         assert np.isfinite(reward)
         assert 0.0 <= info["iou"] <= 1.0
         assert (terminated, truncated) == (True, False)
@@ -92,10 +92,10 @@ def test_no_answer_raises_or_hangs(samples, frame):
 def test_a_megabyte_of_anything_takes_bounded_time_and_memory(samples, name):
     env = ReferringSegmentationEnv(samples, render_mode="rgb_array")
     env.reset(options={"index": 0})
-    start = time.perf_counter()
+    start = time.process_time()
     info = env.step(HUGE[name])[4]
     picture = env.render()
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
     assert info["num_vertices"] <= 4096
     assert picture.nbytes < 10_000_000
 

@@ -147,7 +147,7 @@ def _image_record(element: Element, name: str) -> tuple[int, ImageRecord]:
         )
     file_name = text_field(record, "file_name", where)
     parts = PurePosixPath(file_name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.name or "\0" in file_name:
+    if parts.is_absolute() or ".." in parts.parts or ":" in file_name or "\0" in file_name:
         raise ValueError(f"{where}: file_name {file_name[:80]!r} leads out of the image folder")
     return identifier, ImageRecord(str(parts), size)
 
