@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
-from agents.policy import Prefix, VLMPolicy, positions_of
+from agents.policy import VLMPolicy, positions_of
+from agents.shared_prefix import SharedPrefixCache, shared_prefix_decoding
 
 
 @dataclass
@@ -27,47 +26,6 @@ class Completions:
     def lengths(self) -> Tensor:
         """Tokens per answer, ``(N,)``."""
         return self.mask.sum(-1)
-
-
-class ForkedLayer(DynamicLayer):
-    """One layer's keys and values for ``N`` rows, written into memory taken in advance.
-
-    `DynamicLayer` concatenates at every token, which copies the whole prefix each time; here a token
-    is written in place and attention reads a view.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, group_size: int, room: int) -> None:
-        super().__init__()
-        self.length = keys.shape[-2]
-        self.key_store = _fork(keys, group_size, room)
-        self.value_store = _fork(values, group_size, room)
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``(N, heads, t, head_dim)`` states; returns everything so far."""
-        end = self.length + key_states.shape[-2]
-        self.key_store[:, :, self.length : end] = key_states
-        self.value_store[:, :, self.length : end] = value_states
-        self.length = end
-        return self.key_store[:, :, :end], self.value_store[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Tokens stored per row."""
-        return self.length
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows."""
-        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
-
-
-def _fork(states: Tensor, group_size: int, room: int) -> Tensor:
-    """``(B, heads, P, D)`` to ``(B * group_size, heads, P + room, D)``, the tail unset."""
-    rows, heads, length, width = states.shape
-    store = states.new_empty(rows * group_size, heads, length + room, width)
-    store[:, :, :length] = states.repeat_interleave(group_size, dim=0)
-    return store
 
 
 @torch.no_grad()
@@ -97,7 +55,7 @@ def sample(
     prefix = policy.encode(inputs)
     logits = prefix.next_logits.repeat_interleave(group_size, dim=0)
     prefix_mask = prefix.mask.repeat_interleave(group_size, dim=0)
-    cache = Cache(layers=_forked_layers(prefix, group_size, max_new_tokens))
+    cache = SharedPrefixCache(prefix.cache, group_size, max_new_tokens)
     count, ends = logits.shape[0], torch.tensor(policy.end_ids, device=logits.device)
     pad = policy.tokenizer.pad_token_id
     tokens = torch.full((count, max_new_tokens), pad, device=logits.device)
@@ -121,21 +79,18 @@ def sample(
             cache.batch_select_indices(keep)
         positions = positions + 1
         prefix_mask = torch.cat([prefix_mask, prefix_mask.new_ones(len(rows), 1)], dim=1)
-        with policy.autocast():
+        with policy.autocast(), shared_prefix_decoding(policy.model):
             output = policy.model(
                 input_ids=chosen[:, None],
                 attention_mask=prefix_mask,
                 position_ids=positions,
                 past_key_values=cache,
+                shared_prefix=cache,
                 use_cache=True,
             )
         logits = output.logits[:, -1].float()
     used = int(mask.sum(-1).max())
     return Completions(tokens[:, :used], mask[:, :used], log_probs[:, :used])
-
-
-def _forked_layers(prefix: Prefix, group_size: int, room: int) -> list[ForkedLayer]:
-    return [ForkedLayer(layer.keys, layer.values, group_size, room) for layer in prefix.cache.layers]
 
 
 def _choose(

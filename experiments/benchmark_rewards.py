@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def benchmark_rewards(
         rounds: Turns of each contender.
     """
     try:
-        import pycocotools.mask as coco
+        coco = import_module("pycocotools.mask")
     except ImportError as error:
         raise SystemExit(
             "This benchmark compares with pycocotools, which is not installed. Install it with "
@@ -201,7 +201,8 @@ def rasterio_full(group: Group) -> NDArray[np.float64]:
     scores = []
     for (ring,) in group.rings:
         shape = {"type": "Polygon", "coordinates": [(ring * (width, height)).tolist()]}
-        scores.append(mask_iou(rasterize([shape], out_shape=group.size).astype(bool), group.mask))
+        mask = rasterize([shape], out_shape=group.size, dtype="uint8")
+        scores.append(mask_iou(mask.astype(bool), group.mask))
     return np.array(scores)
 
 
@@ -258,7 +259,7 @@ def show(results: dict[str, Any], console: Console) -> None:
         title=f"Mask IoU: {settings['group']} answers of {settings['vertices']} vertices per "
         f"object, {width}x{height}"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("µs per prediction", "min-max", "relative to ours"):
         table.add_column(heading, justify="right")
     figures = results["microseconds_per_prediction"]

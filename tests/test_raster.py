@@ -173,6 +173,8 @@ def test_rings_that_enclose_nothing(ring):
     truth = Rle.from_mask(rasterize([SQUARE], (40, 60)))
     assert not rasterize([ring], (40, 60)).any()
     assert iou_batch([[ring], [ring, SQUARE], [SQUARE, ring[::-1]]], truth).tolist() == [0, 1, 1]
+    assert iou_batch([[ring], [SQUARE, SQUARE]], truth).tolist() == [0, 1]
+    assert iou_batch([[ring], [ring]], truth).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (0, 5), (5, 0), (0, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,20 +126,21 @@ def overlap_batch(
         target = prepare(target)
     intersections = np.zeros(len(predictions), dtype=np.int64)
     areas = np.zeros(len(predictions), dtype=np.int64)
-    plain: list[tuple[int, list[Ring]]] = []
+    plain: list[list[Ring]] = []
+    where: list[int] = []
     for index, prediction in enumerate(predictions):
         rings = [ring for ring in prediction if len(ring) >= 3]
-        if _may_have_holes(rings) and not roles(rings).all():
+        if len(rings) > 1 and _has_hole(rings):
             spans = ring_spans(rings, target.size)
             intersections[index] = target.intersections(spans[0::2], spans[1::2]).sum()
             areas[index] = (spans[1::2] - spans[0::2]).sum()
         elif rings:
-            plain.append((index, rings))
+            plain.append(rings)
+            where.append(index)
     if 0 not in target.size:
         for block in _blocks(plain, target.size[1]):
-            where = [index for index, _ in block]
-            overlap = _plain_overlap([rings for _, rings in block], target)
-            intersections[where], areas[where] = overlap
+            chosen = where[block]
+            intersections[chosen], areas[chosen] = _plain_overlap(plain[block], target)
     return intersections, areas
 
 
@@ -165,63 +167,57 @@ def iou_batch(
     return np.where(unions == 0, empty_union, intersections / np.maximum(unions, 1))
 
 
-def _may_have_holes(rings: list[Ring]) -> bool:
-    """False when the rings are too few, or too alike in orientation, for one to be a hole."""
-    return len(rings) > 1 and len({ring_area(ring) > 0 for ring in rings}) > 1
+def _has_hole(rings: list[Ring]) -> bool:
+    # Rings of one orientation are all filled; telling that takes no containment test.
+    return len({ring_area(ring) > 0 for ring in rings}) > 1 and not roles(rings).all()
 
 
-def _blocks(
-    plain: list[tuple[int, list[Ring]]], width: int
-) -> Iterator[list[tuple[int, list[Ring]]]]:
+def _blocks(plain: list[list[Ring]], width: int) -> Iterator[slice]:
     """Cut a batch so that the crossings of a block fit into bounded memory."""
-    block: list[tuple[int, list[Ring]]] = []
-    crossings = 0
-    for item in plain:
-        most = sum(len(ring) for ring in item[1]) * width
-        if block and crossings + most > _MAX_CROSSINGS:
-            yield block
-            block, crossings = [], 0
-        block.append(item)
+    begin = crossings = 0
+    for index, rings in enumerate(plain):
+        most = width * sum(map(len, rings))
+        if begin < index and crossings + most > _MAX_CROSSINGS:
+            yield slice(begin, index)
+            begin, crossings = index, 0
         crossings += most
-    if block:
-        yield block
+    if plain:
+        yield slice(begin, len(plain))
 
 
-def _plain_overlap(predictions: list[list[Ring]], target: PreparedTarget) -> NDArray[np.int64]:
-    """Intersections and areas ``(2, N)`` of predictions that have rings, none of them a hole."""
+def _plain_overlap(
+    predictions: list[list[Ring]], target: PreparedTarget
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Intersections and areas ``(N,)`` of predictions that have rings, none of them a hole."""
     height, width = target.size
-    rings = [ring for prediction in predictions for ring in prediction]
-    owner = np.repeat(np.arange(len(predictions)), [len(rings) for rings in predictions])
-    points = np.concatenate(rings)
-    if not np.isfinite(points.sum()):  # Rare, so that the common case pays for one sum only.
-        finite = [bool(np.isfinite(ring).all()) for ring in rings]
-        rings = [ring for ring, usable in zip(rings, finite, strict=True) if usable]
-        if not rings:
-            return np.zeros((2, len(predictions)), dtype=np.int64)
-        owner, points = owner[finite], np.concatenate(rings)
-    lengths = np.array([len(ring) for ring in rings])
-    spans, counts = toggles(points * (float(width), float(height)), lengths, target.size)
     frame = width * (height + 1)
+    rings = [ring for prediction in predictions for ring in prediction]
+    owner = [index for index, prediction in enumerate(predictions) for _ in prediction]
+    one_each = len(rings) == len(predictions)
+    points = np.concatenate(rings)
+    if not math.isfinite(points.sum()):  # Rare, so that the common case pays for one sum only.
+        finite = [index for index, ring in enumerate(rings) if np.isfinite(ring).all()]
+        if not finite:
+            return np.zeros(len(predictions), np.int64), np.zeros(len(predictions), np.int64)
+        rings, owner = [rings[index] for index in finite], [owner[index] for index in finite]
+        one_each = False
+        points = np.concatenate(rings)
+    lengths = np.fromiter(map(len, rings), dtype=np.int64, count=len(rings))
+    spans, counts = toggles(points * (float(width), float(height)), lengths, target.size)
+    if not one_each:
+        to_owner = (np.arange(len(rings)) - owner) * frame
+        spans = union_spans(spans - np.repeat(to_owner, counts))
+        counts = np.diff(np.searchsorted(spans, np.arange(len(predictions) + 1) * frame))
+    starts, ends = spans[0::2], spans[1::2]
     counts //= 2
-    if len(rings) == len(predictions):
-        shift = np.arange(len(rings), dtype=spans.dtype) * frame
-        starts, ends = spans[0::2], spans[1::2]
-    else:
-        shift = (np.arange(len(rings)) - owner) * frame
-        spans = union_spans(spans - np.repeat(shift, 2 * counts))
-        starts, ends = spans[0::2], spans[1::2]
-        counts = np.diff(np.searchsorted(starts, np.arange(len(predictions) + 1) * frame))
-        shift = np.arange(len(predictions)) * frame
-    areas = ends - starts
-    starts = starts - np.repeat(shift, counts)
-    inside = target.intersections(starts, starts + areas)
-    return np.stack((_sums(inside, counts), _sums(areas, counts)))
-
-
-def _sums(values: NDArray[np.integer], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum consecutive stretches of values; ``counts`` are their lengths, which may be 0."""
-    sums = np.zeros(len(counts), dtype=np.int64)
+    lengths = ends - starts
+    starts = starts - np.repeat(np.arange(len(counts), dtype=spans.dtype) * frame, counts)
+    inside = target.intersections(starts, starts + lengths)
+    # Sums of consecutive stretches; reduceat cannot take empty ones.
     some = np.flatnonzero(counts)
+    begin = (np.cumsum(counts) - counts)[some]
+    intersections, areas = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
     if len(some):
-        sums[some] = np.add.reduceat(values, (np.cumsum(counts) - counts)[some])
-    return sums
+        intersections[some] = np.add.reduceat(inside, begin)
+        areas[some] = np.add.reduceat(lengths, begin)
+    return intersections, areas

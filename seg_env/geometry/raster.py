@@ -62,10 +62,12 @@ def toggles(
     np.multiply(points.T, 5.0, out=fine)
     fine += 0.5
     np.trunc(fine, out=fine)  # C's cast to int: towards zero, also below zero.
-    reach = float(np.abs(fine).max())
+    lowest, highest = fine.min(axis=1).tolist(), fine.max(axis=1).tolist()
+    reach = max(-min(lowest), max(highest))
     if reach > LIMIT:
         np.clip(fine, -LIMIT, LIMIT, out=fine)
         reach = LIMIT
+    inside = lowest[1] >= 0 and highest[1] <= 5 * height
     edges[2:4] = fine[:, following]
     column = np.floor((fine[0] + 2.0) / 5.0)
     np.minimum(np.maximum(column, 0.0, out=column), width, out=column)
@@ -77,17 +79,23 @@ def toggles(
     total = int(counts.sum())
     dtype: type[np.integer] = np.int32 if len(lengths) * width * (height + 1) < 2**31 else np.int64
     if total <= _BLOCK:
-        keys = _edge_keys(edges, counts, height, reach).astype(dtype)
+        keys = _edge_keys(edges, counts, height, reach, inside).astype(dtype)
     else:
         cuts = np.searchsorted(np.cumsum(counts), np.arange(_BLOCK, total, _BLOCK))
         blocks = zip(np.split(edges, cuts, axis=1), np.split(counts, cuts, axis=0), strict=True)
-        keys = np.concatenate([_edge_keys(*block, height, reach).astype(dtype) for block in blocks])
+        keys = np.concatenate(
+            [_edge_keys(*block, height, reach, inside).astype(dtype) for block in blocks]
+        )
     keys.sort()
     return keys, np.asarray(np.add.reduceat(counts, ends - lengths))
 
 
 def _edge_keys(
-    edges: NDArray[np.float64], counts: NDArray[np.int64], height: int, reach: float
+    edges: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    height: int,
+    reach: float,
+    inside: bool,
 ) -> NDArray[np.float64]:
     """Keys of all crossings of some edges, in no order.
 
@@ -96,6 +104,7 @@ def _edge_keys(
         counts: ``(E,)`` number of columns each edge passes.
         height: H of the raster.
         reach: Largest absolute coordinate on the fine grid.
+        inside: No vertex lies above or below the raster.
     """
     x, y, x_end, y_end, first, base = edges
     begin = np.cumsum(counts) - counts
@@ -112,7 +121,7 @@ def _edge_keys(
         slope += height + 1.0
         line -= slope * begin
     place = np.arange(float(counts.sum()))
-    number = place.copy() if (clipped := _leaves_rows(edges, height)) else place
+    number = place if inside else place.copy()
     place *= np.repeat(slope, counts)
     place += np.repeat(line, counts)
     keys = np.floor(place)
@@ -126,17 +135,10 @@ def _edge_keys(
         columns = first[edge] + (exact - begin[edge])
         rows = _exact_rows(edges[:4, edge], columns, slack=16.0 * (reach > _EXACT_REACH))
         keys[exact] = base[edge] + columns * (height + 1) + rows
-    if clipped:
+    if not inside:
         top = np.repeat(base + (first - begin) * (height + 1), counts) + number * (height + 1)
         np.clip(keys, top, top + height, out=keys)
     return np.asarray(keys)
-
-
-def _leaves_rows(edges: NDArray[np.float64], height: int) -> bool:
-    """True when some vertex lies above or below the raster."""
-    return bool(edges[1].min() < 0.0 or edges[1].max() > 5.0 * height) or bool(
-        edges[3].min() < 0.0 or edges[3].max() > 5.0 * height
-    )
 
 
 def _exact_rows(
@@ -149,24 +151,24 @@ def _exact_rows(
         columns: ``(K,)`` the column it crosses.
         slack: How many steps too late rounding can make the first guess on a steep edge.
     """
-    steep = np.abs(ends[3] - ends[1]) > np.abs(ends[2] - ends[0])
-    # Along the longer axis first (u), the other second (v), in growing order of u.
-    ends = np.where(steep, ends[[1, 0, 3, 2]], ends)
-    u, v, u_end, v_end = np.where(ends[0] > ends[2], ends[[2, 3, 0, 1]], ends)
-    slope = (v_end - v) / (u_end - u)
+    run, rise = ends[2:] - ends[:2]
+    steep = np.abs(rise) > np.abs(run)
+    # The C code goes along the longer axis in growing order.
+    x, y = np.where(np.where(steep, rise, run) < 0.0, ends[2:], ends[:2])
+    slope = rise / run
     before = 5.0 * columns + 2.0
-    fine_row = np.trunc(v + slope * (before - u + (slope < 0.0)) + 0.5)
+    fine_row = np.trunc(y + slope * (before - x + (slope < 0.0)) + 0.5)
 
     which = np.flatnonzero(steep)
     if len(which):
-        u, v, u_end, v_end = u[which], v[which], u_end[which], v_end[which]
-        slope, before = slope[which], before[which]
-        rising = slope > 0.0
+        x, y, run, rise, before = np.stack((x, y, run, rise, before))[:, which]
+        rightwards = run / rise
         # The quotient finds the step across up to rounding; what the C code sees decides.
-        step = np.ceil((before + 0.5 - v) * (u_end - u) / (v_end - v)) - slack
-        while (early := (v + slope * step + 0.5 >= before + 1.0) != rising).any():
+        step = np.ceil((before + 0.5 - x) * rise / run) - slack
+        passes = rightwards > 0.0
+        while (early := (x + rightwards * step + 0.5 >= before + 1.0) != passes).any():
             step += early
-        fine_row[which] = u + step - 1.0
+        fine_row[which] = y + step - 1.0
     return np.asarray(np.floor((fine_row + 2.0) / 5.0))
 
 

@@ -1,0 +1,128 @@
+"""Decoding groups of answers over prompts whose keys and values are stored once.
+
+At every step ``G`` answers attend to one prompt: their queries are stacked, so that the prompt's
+keys are read once per group and not once per answer. Results equal ordinary attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+IMPLEMENTATION = "simpleseg_shared_prefix"
+
+
+class SharedPrefixLayer(DynamicLayer):
+    """Keys and values of one layer: those of ``B`` prompts, and of the answers so far."""
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: int, room: int) -> None:
+        """Take the prompts' ``(B, kv_heads, P, D)`` states; make room for ``rows`` answers."""
+        super().__init__()
+        self.prefix_keys = keys.transpose(2, 3).contiguous()  # (B, kv_heads, D, P)
+        self.prefix_values = values
+        shape = (rows, keys.shape[1], room)
+        self.key_store = keys.new_empty(*shape, keys.shape[-1])
+        self.value_store = values.new_empty(*shape, values.shape[-1])
+        self.length = 0
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append states of one token, ``(n, kv_heads, 1, D)``; returns those of the answers."""
+        self.key_store[:, :, self.length] = key_states[:, :, 0]
+        self.value_store[:, :, self.length] = value_states[:, :, 0]
+        self.length += 1
+        return self.key_store[:, :, : self.length], self.value_store[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        """Tokens per row, those of the prompt included."""
+        return self.prefix_keys.shape[-1] + self.length
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these answers."""
+        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
+
+
+class SharedPrefixCache(Cache):
+    """Cache of ``B`` prompts and up to ``B * group_size`` answers that continue them."""
+
+    def __init__(self, prompts: Cache, group_size: int, room: int) -> None:
+        """Take a cache that prompts were prefilled into; ``room`` is the longest answer."""
+        count = len(prompts.layers[0].keys) * group_size
+        super().__init__(
+            layers=[
+                SharedPrefixLayer(layer.keys, layer.values, count, room) for layer in prompts.layers
+            ]
+        )
+        self.group_size = group_size
+        self.slots = torch.arange(count, device=prompts.layers[0].keys.device)
+        """Which answer each row of the batch is; row ``b * G + g`` continues prompt ``b``."""
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        super().batch_select_indices(indices)
+        self.slots = self.slots[indices]
+
+    def gather(self, grouped: Tensor) -> Tensor:
+        """``(B, kv_heads, G * R, X)`` to rows of the batch, ``(n, kv_heads * R, X)``."""
+        batch, kv_heads, stacked, width = grouped.shape
+        rows = grouped.view(batch, kv_heads, self.group_size, -1, width).transpose(1, 2)
+        return rows.reshape(batch * self.group_size, -1, width)[self.slots]
+
+    def stack(self, rows: Tensor, layer: SharedPrefixLayer) -> Tensor:
+        """``(n, heads, X)`` to ``(B, kv_heads, G * R, X)``; answers that left are zeros."""
+        batch, kv_heads = layer.prefix_values.shape[:2]
+        spread = rows.new_zeros(batch * self.group_size, *rows.shape[1:])
+        spread[self.slots] = rows
+        grouped = spread.view(batch, self.group_size, kv_heads, -1, rows.shape[-1])
+        return grouped.transpose(1, 2).reshape(batch, kv_heads, -1, rows.shape[-1])
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    shared_prefix: SharedPrefixCache,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of one new token per answer, ``(n, heads, 1, D)`` to ``(n, 1, heads, D)``."""
+    layer: Any = shared_prefix.layers[module.layer_idx]
+    count, heads, _, width = query.shape
+    kv_heads, own_length = key.shape[1], key.shape[2]
+    prefix_length = layer.prefix_keys.shape[-1]
+    query = query[:, :, 0] * scaling
+    to_prefix = shared_prefix.gather(shared_prefix.stack(query, layer) @ layer.prefix_keys)
+    to_own = query.view(count, kv_heads, -1, width) @ key.transpose(2, 3)
+    scores = torch.cat([to_prefix, to_own.reshape(count, heads, own_length)], dim=-1)
+    weights = (scores + attention_mask[:, :, 0]).softmax(-1, dtype=torch.float32).to(query.dtype)
+    before, own = weights.split([prefix_length, own_length], dim=-1)
+    output = shared_prefix.gather(shared_prefix.stack(before, layer) @ layer.prefix_values)
+    own_output = own.reshape(count, kv_heads, -1, own_length) @ value
+    return (output + own_output.reshape(count, heads, -1))[:, None], None
+
+
+@contextmanager
+def shared_prefix_decoding(model: Any) -> Iterator[None]:
+    """Let the decoder of a model attend by `shared_prefix_attention` inside the block."""
+    config = model.get_decoder().config
+    ordinary = config._attn_implementation
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = ordinary
+
+
+AttentionInterface.register(IMPLEMENTATION, shared_prefix_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
