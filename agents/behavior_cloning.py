@@ -73,6 +73,14 @@ class BehaviorCloning(Agent):
         *,
         max_new_tokens: int = 128,
     ) -> None:
+        """Set up.
+
+        Args:
+            policy: Trained in place.
+            demonstrations: At least ``config.batch_size`` pictures.
+            config: How to teach.
+            max_new_tokens: Longest answer of `act`.
+        """
         self.policy = policy
         self.demonstrations = demonstrations
         self.config = config

@@ -1,4 +1,4 @@
-"""Group sequence policy optimisation (arXiv 2507.18071), the paper's reinforcement-learning stage."""
+"""Group sequence policy optimisation (arXiv 2507.18071), the paper's second stage."""
 
 from __future__ import annotations
 

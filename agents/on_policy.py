@@ -1,4 +1,4 @@
-"""The loop every on-policy agent shares: collect groups, compute advantages, learn in minibatches."""
+"""The loop every on-policy agent shares: collect groups, compute advantages, learn from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OnPolicyConfig:
     max_new_tokens: int = 128
     """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy that training started from; 0 keeps no copy of it."""
+    """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
     seed: int = 0
     """Seed of the choice of prompts and of sampling."""
 

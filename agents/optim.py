@@ -20,6 +20,7 @@ class HybridOptimizer:
     def __init__(
         self, model: nn.Module, learning_rate: float, weight_decay: float = 0.0, muon: bool = True
     ) -> None:
+        """Sort the parameters of a model; with ``muon`` False all go to AdamW."""
         hidden, rest = split_parameters(model, muon)
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
@@ -58,14 +59,11 @@ class HybridOptimizer:
             optimizer.load_state_dict(state)
 
 
-def split_parameters(
-    model: nn.Module, muon: bool
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters as (hidden matrices for Muon, all others)."""
-    tables = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    hidden, rest = [], []
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Cache
 
 Precision = Literal["float32", "bfloat16"]
 FORBIDDEN_LOGIT = -1e9
-"""Stands for minus infinity: exp() of it is zero, and zero times it is still zero in the entropy."""
+"""Stands for minus infinity: exp() of it is zero, and so is zero times it in the entropy."""
 
 
 @dataclass
@@ -55,6 +55,7 @@ class VLMPolicy:
     """
 
     def __init__(self, model: Any, processor: Any, *, precision: Precision = "float32") -> None:
+        """Wrap a loaded model; see `from_pretrained`."""
         self.model = model
         self.processor = processor
         self.precision: Precision = precision
@@ -194,12 +195,16 @@ class VLMPolicy:
         size = self.model.get_output_embeddings().weight.shape[0]
         forbidden = torch.zeros(size, dtype=torch.bool)
         forbidden[len(self.tokenizer) :] = True
-        special = set(self.tokenizer.all_special_ids)
-        added = self.tokenizer.added_tokens_decoder
-        special |= {index for index, token in added.items() if token.special}
-        forbidden[[index for index in special if index < size]] = True
+        forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
         forbidden[self.end_ids] = False
         return forbidden.to(self.model.device)
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Tokens that are no text, such as the image placeholder, by their ids."""
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = tokenizer.added_tokens_decoder.items()
+    return dict(named) | {index: token.content for index, token in added if token.special}
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -217,7 +222,13 @@ def prepare_inputs(
 
 
 def chat_text(processor: Any, prompt: str) -> str:
-    """One question about one picture in the model's own chat format, ready to be answered."""
+    """One question about one picture in the model's own chat format, ready to be answered.
+
+    Whatever reads as a special token in the prompt is broken up by a space: an expression is data
+    from outside, and ``<image>`` in it would ask for a second picture.
+    """
+    for token in special_tokens(processor.tokenizer).values():
+        prompt = prompt.replace(token, f"{token[0]} {token[1:]}")
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     message = [{"role": "user", "content": content}]
     text: str = processor.apply_chat_template(message, add_generation_prompt=True)

@@ -93,9 +93,7 @@ def sample(
     return Completions(tokens[:, :used], mask[:, :used], log_probs[:, :used])
 
 
-def _choose(
-    log_probs: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
+def _choose(log_probs: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """One token per row, ``(N,)``."""
     if temperature == 0:
         return log_probs.argmax(-1)

@@ -28,7 +28,7 @@ SPECIAL_TOKENS = (PAD, END, IMAGE, USER, ASSISTANT)
 ANSWER_PIECES = ("[[[0.", "]],[[0.", "],[0.", ",0.", "[0.", "]]]", "]],[[", "],[", "[[[")
 """Merges that a byte-pair tokenizer would learn from outlines; six tokens write one vertex."""
 
-PROMPT_WORDS = (
+PROMPT_WORDS = (  # noqa: SIM905 (a list of 70 quoted words is harder to read)
     "Output the polygon coordinates of in image. center point bounding box What is are "
     "a red green blue yellow purple orange cyan pink white black gray brown teal "
     "circle square triangle star cross ring rectangle bar diamond hexagon ellipse crescent heart "
@@ -157,13 +157,17 @@ def build_model(config: TinyConfig, processor: LlavaProcessor) -> LlavaForCondit
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     positions = model.model.vision_tower.embeddings.position_embedding.weight
     with torch.no_grad():
-        positions.copy_(_sine_positions(config.image_size // config.patch_size, config.vision_width))
+        positions.copy_(
+            _sine_positions(config.image_size // config.patch_size, config.vision_width)
+        )
     return model
 
 
 def _sine_positions(grid: int, width: int) -> torch.Tensor:
-    """Two-dimensional sine-cosine table, ``(grid * grid, width)``, of the size of other activations."""
-    frequencies = torch.pi * 2.0 ** torch.linspace(-1, torch.log2(torch.tensor(grid)).item(), width // 4)
+    """Two-dimensional sine-cosine table, ``(grid * grid, width)``, as large as activations are."""
+    frequencies = torch.pi * 2.0 ** torch.linspace(
+        -1, torch.log2(torch.tensor(grid)).item(), width // 4
+    )
     centres = (torch.arange(grid) + 0.5) / grid
     waves = centres[:, None] * frequencies  # (grid, width / 4)
     table = torch.cat([waves.sin(), waves.cos()], dim=1)  # (grid, width / 2)

@@ -81,7 +81,7 @@ def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
 def evaluate(
     policy: VLMPolicy,
     core: ReferringCore,
-    indices: Sequence[int],
+    indices: Sequence[int] | NDArray[np.integer[Any]],
     *,
     temperature: float = 0.0,
     answers: int = 1,
@@ -150,4 +150,3 @@ def _measure(
         tokens=np.array(lengths).reshape(shape),
         texts=[list(texts[row * answers : (row + 1) * answers]) for row in range(len(questions))],
     )
-

@@ -25,9 +25,7 @@ def open_policy(name: str, precision: Precision, *, trust_remote_code: bool = Fa
         return VLMPolicy.from_pretrained(EMBEDDED_FOLDER, precision=precision)
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise FileNotFoundError(f"--policy {name}: no such folder; give one, a hub id, or embedded")
-    return VLMPolicy.from_pretrained(
-        name, precision=precision, trust_remote_code=trust_remote_code
-    )
+    return VLMPolicy.from_pretrained(name, precision=precision, trust_remote_code=trust_remote_code)
 
 
 def seed_everything(seed: int) -> None:

@@ -72,7 +72,9 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def rich_table(scores: dict[str, Any], title: str) -> Table:
     """The table for a terminal."""
-    table = Table(title=title, caption="change with a 95 % paired bootstrap interval over questions")
+    table = Table(
+        title=title, caption="change with a 95 % paired bootstrap interval over questions"
+    )
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right")
     for row in table_rows(scores):
@@ -145,9 +147,11 @@ def plot_before_after(
     core: ReferringCore, before: Evaluation, after: Evaluation, path: Path, count: int = 12
 ) -> None:
     """Outlines of target, before and after on the first ``count`` questions, unselected."""
-    columns = 3
+    columns, count = 3, min(count, len(before.indices))
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(6.3 * columns, 2.5 * rows), layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(6.3 * columns, 2.5 * rows), layout="constrained"
+    )
     for axis, number in zip(axes.flat, range(count), strict=False):
         question = core.ask(int(before.indices[number]))
         axis.imshow(_triple(core, question.index, before.texts[number][0], after.texts[number][0]))

@@ -41,7 +41,7 @@ CHUNK = 250
 class Args:
     """Teach a tiny policy from nothing to outline procedural scenes."""
 
-    updates: int = 4000
+    updates: int = 2000
     """Optimizer steps."""
     cloning: BehaviorCloningConfig = field(default_factory=BehaviorCloningConfig)
     """Settings of behaviour cloning."""
@@ -49,7 +49,7 @@ class Args:
     """Shape of the policy."""
     difficulty: str = "easy"
     """Scenes to learn from: easy, medium, hard."""
-    scenes: int = 40_000
+    scenes: int = 20_000
     """Training scenes; every object of each is asked about."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
@@ -131,9 +131,7 @@ def train(agent: BehaviorCloning, args: Args, log: RunLog, console: Console) -> 
     """Train with a progress bar, measuring and saving on the way."""
     core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
     with progress_bar(console) as progress:
-        task = progress.add_task(
-            "cloning", total=args.updates, completed=agent.update, status=""
-        )
+        task = progress.add_task("cloning", total=args.updates, completed=agent.update, status="")
 
         def on_update(update: int, metrics: dict[str, float]) -> None:
             if args.evaluate_every and update % args.evaluate_every == 0:
@@ -141,7 +139,9 @@ def train(agent: BehaviorCloning, args: Args, log: RunLog, console: Console) -> 
                 metrics["eval/greedy_giou"] = float(found.iou.mean())
                 metrics["eval/well_formed"] = float(found.valid.mean())
                 greedy = metrics["eval/greedy_giou"]
-                console.print(f"update {update}: loss {metrics['train/loss']:.3f}, gIoU {greedy:.3f}")
+                console.print(
+                    f"update {update}: loss {metrics['train/loss']:.3f}, gIoU {greedy:.3f}"
+                )
             log.write(update, metrics)
             progress.update(
                 task, completed=update, status=f"loss per token {metrics['train/loss']:.3f}"
@@ -158,7 +158,7 @@ def report(policy: VLMPolicy, args: Args, console: Console, minutes: float) -> d
     """Measure the finished policy on 512 held-out scenes and write scores and curve."""
     core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
     questions = np.arange(512)
-    scores = {
+    scores: dict[str, Any] = {
         "greedy": evaluate(policy, core, questions).summary(),
         "sampled": evaluate(policy, core, questions, temperature=1.0, answers=4).summary(),
         "updates": args.updates,

@@ -7,7 +7,7 @@ TensorBoard events, checkpoints and the improved policy.
 
     python experiments/run_gspo.py
     python experiments/run_gspo.py --rewards mask_iou=1.0 format=0.1 my_pkg.rewards:Compactness=0.2
-    python experiments/run_gspo.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --policy Qwen/Qwen2.5-VL-7B-Instruct
+    python experiments/run_gspo.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --policy FOLDER
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import gymnasium as gym
 import tyro
 from rich.console import Console
 
-import seg_env  # noqa: F401  (registers the environments)
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy import Precision
 from experiments.policies import EMBEDDED, open_policy
 from experiments.trainer import EvaluationPlan, train_and_report
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from seg_env.registration import ENVIRONMENT_IDS
 
 
 @dataclass
@@ -89,6 +90,8 @@ def main(args: Args) -> dict[str, Any]:
         autoreset_mode="Disabled",
         **args.environment(),
     )
+    if not isinstance(envs, ReferringSegmentationVectorEnv):
+        raise ValueError(f"--env {args.env} is not one of {', '.join(ENVIRONMENT_IDS)}")
     agent = GSPO(policy, envs, args.gspo)
     return train_and_report(agent, args, title="GSPO", console=Console())
 

@@ -31,7 +31,6 @@ from experiments.runs import (
     write_atomically,
     write_json,
 )
-from seg_env.envs.core import ReferringCore
 
 
 @dataclass
@@ -69,6 +68,7 @@ class Run:
     """One run of an agent: its folder, its held-out questions and its progress bar."""
 
     def __init__(self, agent: OnPolicyAgent, args: RunArgs, console: Console) -> None:
+        """Open or resume the run and measure the policy that training starts from."""
         self.agent, self.args, self.console = agent, args, console
         self.folder = args.output_dir
         start_run(self.folder, args, resume=args.resume)
@@ -181,7 +181,9 @@ def train_and_report(
         run.core, run.before["greedy"], after["greedy"], run.folder / "before_after.png"
     )
     write_atomically(run.folder / "report.md", _report(title, scores))
-    console.print(rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)"))
+    console.print(
+        rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
+    )
     console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
     return scores
 
@@ -190,7 +192,7 @@ def _report(title: str, scores: dict[str, Any]) -> str:
     return f"""# {title}: {scores["updates"]} updates, seed {scores["seed"]}
 
 {scores["before"]["questions"]} held-out questions of `{scores["dataset"]}` ({scores["split"]});
-sampled answers: {scores["before"]["sampled"]["answers_per_question"]} per question at temperature 1.
+sampled answers: {scores["before"]["sampled"]["answers_per_question"]} each, at temperature 1.
 An empty union counts as IoU 1. {scores["minutes"]:.1f} minutes.
 
 {markdown_table(scores)}
@@ -209,4 +211,3 @@ def _status(metrics: dict[str, float]) -> str:
         f"reward {metrics['rollout/reward']:.3f}  IoU {metrics['rollout/iou']:.3f}  "
         f"clipped {clipped:.2f}"
     )
-

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.contour import trace
 from seg_env.geometry.rle import Rle
+from seg_env.geometry.simplify import simplify_rings
 
 Ring = NDArray[np.float64]
 """One closed outline, ``(V, 2)`` in the unit frame, first vertex not repeated."""

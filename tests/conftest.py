@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from seg_env.data.scenes import Scenes
 from seg_env.types import Sample, Target
+
+# The first call of a function imports what it needs; a deadline would blame the example.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 class Pictures:

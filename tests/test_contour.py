@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.contour import trace
+from seg_env.geometry.simplify import simplify_rings
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.polygon import is_simple, ring_area, roles
 from seg_env.geometry.raster import rasterize
@@ -123,6 +124,19 @@ def test_simplified_circle_is_short_and_close():
     assert ious[0] > 0.99
     assert ious[1] > 0.97
     assert ious[2] > 0.9
+
+
+def test_vertices_lie_where_the_sides_of_a_shape_meet():
+    y, x = np.mgrid[:200, :200] + 0.5
+    corners = np.array([[100, 20], [180, 150], [40, 170]])  # clockwise, its sides not along pixels
+    inside = np.ones((200, 200), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
+    (triangle,) = simplify_rings(trace(inside), inside.shape, 0.01)
+    distances = np.hypot(*(triangle[:, None] * 200 - corners).transpose(2, 0, 1))
+    assert len(triangle) <= 4
+    assert distances.min(axis=0).max() < 0.5
+    assert iou_batch([[triangle]], Rle.from_mask(inside))[0] > 0.997
 
 
 def test_a_thin_part_survives_any_tolerance():

@@ -1,6 +1,6 @@
 """Rings, masks and run lengths: tracing, filling by COCO's rule, and overlap."""
 
-from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.contour import trace
 from seg_env.geometry.overlap import PreparedTarget, iou_batch, overlap_batch, prepare
 from seg_env.geometry.polygon import (
     Ring,
@@ -14,6 +14,7 @@ from seg_env.geometry.polygon import (
 )
 from seg_env.geometry.raster import rasterize, rasterize_rle
 from seg_env.geometry.rle import Rle
+from seg_env.geometry.simplify import simplify_rings
 
 __all__ = [
     "PreparedTarget",

@@ -1,4 +1,4 @@
-"""From masks to outlines along pixel edges, and simplified outlines."""
+"""From masks to outlines along pixel edges."""
 
 from __future__ import annotations
 
@@ -120,51 +120,3 @@ def _split(
             position[place] = len(path)
         path.append(place)
     return [*pieces, path]
-
-
-def simplify_rings(
-    rings: Sequence[Ring], size: tuple[int, int], epsilon: float
-) -> tuple[Ring, ...]:
-    """Simplify outlines by Douglas-Peucker with a tolerance relative to each ring's length.
-
-    Args:
-        rings: Rings in the unit frame, for example from `trace`. Rings of fewer than three
-            vertices or with a coordinate that is not finite are left out.
-        size: ``(H, W)`` in pixels; distances are measured in pixels.
-        epsilon: Tolerance as a share of a ring's perimeter, at least 0 (0 keeps every corner).
-            SimpleSeg's released script uses 0.001, its ablation prefers 0.005.
-
-    Returns:
-        Rings in canonical order. Holes stay holes inside their part, and no ring disappears: where
-        the tolerance would do that, it is halved until it does not.
-
-    Raises:
-        ValueError: ``epsilon`` is negative or not finite.
-    """
-    if not (np.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon must be a finite number from 0, got {epsilon!r}")
-    rings = usable_rings(rings)
-    scale = np.array([size[1], size[0]], dtype=np.float64)
-    filled = roles(rings)
-    tolerances = [epsilon * ring_perimeter(ring * scale) for ring in rings]
-    for halving in range(8):
-        simpler = [
-            _simplify(ring * scale, tolerance / 2**halving) / scale
-            for ring, tolerance in zip(rings, tolerances, strict=True)
-        ]
-        if epsilon == 0 or _keeps(simpler, filled, size):
-            return canonical(simpler)
-    return canonical(rings)
-
-
-def _simplify(ring: Ring, tolerance: float) -> Ring:
-    """One ring by Douglas-Peucker (pixels); its start stays, and it does not cross itself."""
-    if tolerance == 0 or len(ring) < 4:
-        return ring
-    polygon = shapely.Polygon(ring).simplify(tolerance, preserve_topology=True)
-    return np.asarray(shapely.get_coordinates(polygon.exterior)[:-1])
-
-
-def _keeps(rings: Sequence[Ring], filled: NDArray[np.bool_], size: tuple[int, int]) -> bool:
-    """True when every ring still covers a pixel and has the role it had."""
-    return bool((ring_pixels(rings, size) > 0).all()) and bool((roles(rings) == filled).all())

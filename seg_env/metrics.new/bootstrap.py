@@ -1,0 +1,158 @@
+"""How sure a score is: percentile bootstrap intervals of scores and of gains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seg_env.metrics.scores import samples
+
+Statistic: TypeAlias = Callable[..., NDArray[np.float64]]
+"""Takes arrays ``(..., N)`` and returns ``(...,)``, like `giou` and `ciou`."""
+
+_GATHERED_AT_ONCE = 1 << 20  # Resampled values held in memory at a time.
+
+
+class Interval(NamedTuple):
+    """A score with its confidence interval."""
+
+    estimate: float
+    """The score of the samples themselves."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+def bootstrap_interval(
+    statistic: Statistic,
+    *columns: ArrayLike,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic (Efron 1979), samples drawn with replacement.
+
+    Args:
+        statistic: For example `giou`, called with ``ious``, or `ciou`, called with
+            ``intersections, unions``.
+        *columns: ``(N,)`` arrays that are resampled together.
+        resamples: Number of resamples.
+        confidence: Probability the interval should cover, between 0 and 1.
+        seed: Equal seeds give equal intervals.
+
+    Raises:
+        ValueError: There is no sample, the columns differ in length, or ``resamples`` or
+            ``confidence`` is out of range.
+    """
+    arrays = _columns(columns)
+    scores = _resampled(statistic, arrays, resamples, seed)
+    return _interval(float(statistic(*arrays)), scores, confidence)
+
+
+def paired_bootstrap_interval(
+    statistic: Statistic,
+    before: Sequence[ArrayLike],
+    after: Sequence[ArrayLike],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the gain ``statistic(after) - statistic(before)`` on the same samples.
+
+    Each resample draws the same samples for both, so what is hard for both cancels out. An interval
+    that excludes 0 tells a gain from luck of the draw.
+
+    Args:
+        statistic: As for `bootstrap_interval`.
+        before: Its ``(N,)`` columns before, for example ``[ious]``.
+        after: The columns after, sample by sample in the same order.
+        resamples: Number of resamples.
+        confidence: Probability the interval should cover, between 0 and 1.
+        seed: Equal seeds give equal intervals.
+
+    Raises:
+        ValueError: As for `bootstrap_interval`, or ``before`` and ``after`` differ in form.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} columns before and {len(after)} after; give the same")
+    arrays = _columns([*before, *after])
+
+    def gain(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(statistic(*columns[len(before) :]) - statistic(*columns[: len(before)]))
+
+    return _interval(float(gain(*arrays)), _resampled(gain, arrays, resamples, seed), confidence)
+
+
+def resampled_ratios(
+    numerators: NDArray[np.float64],
+    denominators: NDArray[np.float64],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Many scores of the same samples, each a sum over another, over shared resamples.
+
+    A mean is a sum over the number of samples, cIoU a sum of intersections over one of unions; all
+    scores of a report are resampled together, in the time of one or two.
+
+    Args:
+        numerators: ``(N, K)`` what each sample adds above the line of each of ``K`` scores.
+        denominators: ``(N, K)`` what it adds below.
+        resamples: Number of resamples, ``R``.
+        seed: Equal seeds draw equal samples, so that scores of two models can be compared.
+
+    Returns:
+        ``(R, K)``, NaN where the denominators of a resample sum to 0.
+
+    Raises:
+        ValueError: There is no sample, or ``resamples`` is below 1.
+    """
+    count = _checked_resamples(resamples, len(samples(numerators.T).T))
+    both = np.concatenate((numerators, denominators), axis=1)
+    generator = np.random.default_rng(seed)
+    block = max(1, _GATHERED_AT_ONCE // count)
+    sums = []
+    for done in range(0, resamples, block):
+        rows = min(block, resamples - done)
+        drawn = generator.integers(0, count, (rows, count))
+        drawn += np.arange(rows)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        sums.append(times.astype(np.float64) @ both)
+    above, below = np.split(np.concatenate(sums), 2, axis=1)
+    return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
+
+
+def _resampled(
+    statistic: Statistic, arrays: Sequence[NDArray[np.float64]], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """``(resamples,)`` values of a statistic."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    count = len(arrays[0])
+    generator = np.random.default_rng(seed)
+    block = max(1, _GATHERED_AT_ONCE // count)
+    values = []
+    for done in range(0, resamples, block):
+        drawn = generator.integers(0, count, (min(block, resamples - done), count))
+        values.append(statistic(*(array[drawn] for array in arrays)))
+    return np.concatenate(values)
+
+
+def _interval(estimate: float, values: NDArray[np.float64], confidence: float) -> Interval:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
+    low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Interval(estimate, float(low), float(high))
+
+
+def _columns(columns: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
+    arrays = [samples(column) for column in columns]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"columns must be (N,) arrays of one length, got shapes {shapes}")
+    return arrays

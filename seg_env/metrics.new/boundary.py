@@ -1,0 +1,191 @@
+"""How well boundaries agree: boundary IoU, boundary F and the 95 % Hausdorff distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.metrics.distances import nearest_distances
+from seg_env.metrics.regions import Region, region_pairs
+from seg_env.types import Prediction, Target
+
+DILATION_RATIO = 0.02
+"""Width of the band of boundary IoU as a share of the image diagonal (Cheng et al. 2021)."""
+TOLERANCE_RATIO = 0.008
+"""Tolerance of boundary F as a share of the image diagonal (Perazzi et al. 2016, DAVIS)."""
+
+
+class EdgeDistances(NamedTuple):
+    """How far two one-pixel boundaries are from each other, in pixels."""
+
+    answer: NDArray[np.float64]
+    """``(P,)`` from each boundary pixel of the answer to the target's boundary."""
+    target: NDArray[np.float64]
+    """``(Q,)`` from each boundary pixel of the target to the answer's boundary."""
+
+
+def boundary_iou(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    dilation_ratio: float = DILATION_RATIO,
+    limited_by_mask: bool = False,
+    empty_union: float = 1.0,
+) -> NDArray[np.float64]:
+    """Boundary IoU: IoU of the bands within ``d`` pixels inside of the two boundaries.
+
+    Source: Cheng et al., "Boundary IoU" (CVPR 2021): ``d = max(1, round(ratio * diagonal))``; the
+    band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of the image counting
+    as background. Those erosions are one by ``(2 d + 1)`` squared, which is how it is computed.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets; the band of each is made once and kept in its ``cache``.
+        dilation_ratio: Width of the band as a share of the image diagonal.
+        limited_by_mask: Return ``min(mask IoU, boundary IoU)``, as COCO's boundary AP does: a thick
+            band does not see a hole deep inside an object, nor a filled one.
+        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+
+    Returns:
+        ``(N,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: The two differ in length, or the ratio is not a positive number.
+    """
+    _check_ratio("dilation_ratio", dilation_ratio)
+    scores = np.zeros(len(predictions))
+    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
+        scores[index] = band_iou(answer, target, band_radius(target.size, dilation_ratio))
+        if limited_by_mask and answer.area and target.area:
+            common = answer.bitmap.common(target.bitmap)
+            mask_iou = common / (answer.area + target.area - common)
+            scores[index] = min(scores[index], mask_iou)
+    return np.where(np.isnan(scores), empty_union, scores)
+
+
+def boundary_f(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    tolerance_ratio: float = TOLERANCE_RATIO,
+    empty_union: float = 1.0,
+) -> NDArray[np.float64]:
+    """Boundary F: harmonic mean of the shares of either boundary that lie near the other.
+
+    Source: the contour accuracy F of DAVIS (Perazzi et al. 2016): ``F = 2 P R / (P + R)``, with the
+    precision ``P`` the share of the answer's boundary pixels at most
+    ``ceil(ratio * diagonal)`` pixels from the target's boundary, the recall ``R`` the reverse.
+    Boundary pixels are those of the mask of which one of the four neighbours is outside (the border
+    of the image is a boundary); DAVIS's own script marks instead, also outside of the mask, pixels
+    that differ from the next one to the right or below.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets.
+        tolerance_ratio: Tolerance as a share of the image diagonal.
+        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+
+    Returns:
+        ``(N,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: The two differ in length, or the ratio is not a positive number.
+    """
+    _check_ratio("tolerance_ratio", tolerance_ratio)
+    scores = np.zeros(len(predictions))
+    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
+        tolerance = match_tolerance(target.size, tolerance_ratio)
+        distances = edge_distances(answer, target, limit=tolerance)
+        if distances is not None:
+            scores[index] = f_score(distances, tolerance)
+        elif not answer.area and not target.area:
+            scores[index] = empty_union
+    return scores
+
+
+def hausdorff95(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> NDArray[np.float64]:
+    """HD95: the larger of the two directed distances that 95 % of a boundary stay below.
+
+    Distances run between centres of one-pixel boundaries, as for `boundary_f`; the percentile is
+    interpolated linearly. (The plain Hausdorff distance takes the maximum, which one stray pixel
+    decides. Some tools pool both directions before taking the percentile; this does not.)
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets.
+
+    Returns:
+        ``(N,)`` in pixels; 0 where answer and target are both empty, the image diagonal, which
+        nothing exceeds, where one of them is.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    scores = np.zeros(len(predictions))
+    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
+        scores[index] = hd95_of(edge_distances(answer, target), answer, target)
+    return scores
+
+
+def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
+    """Width ``d`` in pixels of the band of boundary IoU in an image of ``(H, W)``."""
+    return max(1, round(ratio * math.hypot(*size)))
+
+
+def match_tolerance(size: tuple[int, int], ratio: float = TOLERANCE_RATIO) -> int:
+    """Tolerance in pixels of boundary F in an image of ``(H, W)``."""
+    return math.ceil(ratio * math.hypot(*size))
+
+
+def band_iou(answer: Region, target: Region, radius: int) -> float:
+    """IoU of two bands; NaN where both regions are empty."""
+    if not answer.area or not target.area:
+        return 0.0 if answer.area or target.area else math.nan
+    mine, theirs = answer.band(radius), target.band(radius)
+    common = mine.common(theirs)
+    return common / (mine.count() + theirs.count() - common)
+
+
+def edge_distances(
+    answer: Region, target: Region, limit: float = math.inf
+) -> EdgeDistances | None:
+    """Distances between two boundaries, both ways; None where a region is empty.
+
+    Args:
+        answer: A region.
+        target: Another of the same image.
+        limit: Distances up to here are exact; others may come out too large.
+    """
+    if not answer.area or not target.area:
+        return None
+    mine, theirs = answer.edge, target.edge
+    return EdgeDistances(
+        nearest_distances(mine, theirs, limit), nearest_distances(theirs, mine, limit)
+    )
+
+
+def f_score(distances: EdgeDistances, tolerance: float) -> float:
+    """Boundary F from distances that are exact up to the tolerance."""
+    precision = float((distances.answer <= tolerance).mean())
+    recall = float((distances.target <= tolerance).mean())
+    return 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def hd95_of(distances: EdgeDistances | None, answer: Region, target: Region) -> float:
+    """HD95 from exact distances, or by the rule for empty regions."""
+    if distances is not None:
+        return float(max(np.percentile(each, 95) for each in distances))
+    return math.hypot(*target.size) if answer.area or target.area else 0.0
+
+
+def _check_ratio(name: str, ratio: float) -> None:
+    if not (math.isfinite(ratio) and ratio > 0):
+        raise ValueError(
+            f"{name} must be a positive share of the image diagonal, such as 0.02, got {ratio!r}"
+        )

@@ -1,0 +1,146 @@
+"""Outlines as polygons: PoLiS, vertices spent, and the best score that text allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.overlap import overlap_batch
+from seg_env.geometry.raster import usable_rings
+from seg_env.grammar import decode, encode
+from seg_env.metrics.regions import check_lengths, prepared_target
+from seg_env.metrics.scores import iou
+from seg_env.types import Prediction, Ring, Sample, Target
+
+REFERENCE_EPSILON = 0.005
+"""Tolerance of the outline that answers are compared with: the best of SimpleSeg's ablation."""
+
+_PAIRS_AT_ONCE = 1 << 18  # Pairs of a point and an edge worked on at a time.
+
+
+def polis(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    reference_epsilon: float = REFERENCE_EPSILON,
+) -> NDArray[np.float64]:
+    """PoLiS: mean distance of either outline's vertices to the other outline, in pixels.
+
+    Source: Avbelj, Müller and Bamler, "A Metric for Polygon Comparison and Building Extraction
+    Evaluation" (IEEE GRSL 2015): half the mean over the answer's vertices plus half the mean over
+    the target's. An outline of several rings, holes among them, is taken as a whole.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets. A mask has no vertices of its own; those of its simplified outline
+            are used, made once and kept in the target's ``cache``.
+        reference_epsilon: Tolerance of that outline as a share of its perimeter.
+
+    Returns:
+        ``(N,)`` in pixels; 0 where answer and target have no usable ring, the image diagonal where
+        one of them has none. Larger values, possible far outside of the image, are cut to it.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    check_lengths(predictions, targets)
+    distances = [
+        polis_distance(prediction.rings, reference_outline(target, reference_epsilon), target.size)
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    return np.array(distances, dtype=np.float64)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # Coordinates near the largest float.
+def polis_distance(
+    answer: Sequence[Ring], reference: Sequence[Ring], size: tuple[int, int]
+) -> float:
+    """PoLiS of two outlines of the unit frame in an image of ``(H, W)``; see `polis`."""
+    diagonal = math.hypot(*size)
+    scale = np.array([size[1], size[0]], dtype=np.float64)
+    mine = [ring * scale for ring in usable_rings(answer)]
+    theirs = [ring * scale for ring in usable_rings(reference)]
+    if not mine or not theirs:
+        return diagonal if mine or theirs else 0.0
+    both = _vertex_distances(mine, theirs).mean() + _vertex_distances(theirs, mine).mean()
+    return float(min(both / 2.0, diagonal)) if np.isfinite(both) else diagonal
+
+
+def _vertex_distances(rings: Sequence[Ring], others: Sequence[Ring]) -> NDArray[np.float64]:
+    """``(V,)`` distances of all vertices to the nearest edge of other rings."""
+    points = np.concatenate(rings)
+    starts = np.concatenate(others)
+    edges = np.concatenate([np.roll(ring, -1, axis=0) for ring in others]) - starts
+    squared_lengths = np.maximum((edges**2).sum(axis=1), np.finfo(np.float64).tiny)
+    block = max(1, _PAIRS_AT_ONCE // len(edges))
+    nearest = []
+    for begin in range(0, len(points), block):
+        to_point = points[begin : begin + block, None] - starts  # (P, E, 2)
+        along = np.clip((to_point * edges).sum(axis=2) / squared_lengths, 0.0, 1.0)
+        nearest.append(np.hypot(*np.moveaxis(to_point - along[..., None] * edges, 2, 0)).min(1))
+    return np.concatenate(nearest)
+
+
+def reference_outline(target: Target, epsilon: float = REFERENCE_EPSILON) -> tuple[Ring, ...]:
+    """A target's simplified outline in the unit frame, made once and kept in its ``cache``."""
+    key = f"outline:{epsilon}"
+    outline: tuple[Ring, ...] | None = target.cache.get(key)
+    if outline is None:
+        # Not `Target.outline`, which would keep the far larger exact outline as well.
+        outline = simplify_rings(trace(target.mask()), target.size, epsilon)
+        target.cache[key] = outline
+    return outline
+
+
+def vertex_counts(outlines: Iterable[Sequence[Ring]]) -> NDArray[np.int64]:
+    """``(N,)`` number of vertices in all rings of each outline."""
+    return np.array([sum(map(len, rings)) for rings in outlines], dtype=np.int64)
+
+
+def vertex_ratio(vertices: ArrayLike, target_vertices: ArrayLike) -> NDArray[np.float64]:
+    """Vertices spent for each vertex of the target's simplified outline.
+
+    Args:
+        vertices: ``(...)`` vertices of the answers.
+        target_vertices: ``(...)`` vertices of `reference_outline`.
+
+    Returns:
+        ``(...)`` from 0, 1 when both spend the same; NaN where the target has no outline.
+    """
+    wanted = np.asarray(target_vertices, dtype=np.float64)
+    return np.asarray(vertices) / np.where(wanted > 0, wanted, np.nan)
+
+
+def ceiling(
+    samples: Iterable[Sample | Target],
+    epsilon: float = REFERENCE_EPSILON,
+    decimals: int = 3,
+    *,
+    empty_union: float = 1.0,
+) -> NDArray[np.float64]:
+    """Best mask IoU that text allows: of each target's own outline, written and read again.
+
+    Args:
+        samples: ``N`` samples (a data set) or targets.
+        epsilon: Tolerance of the outline's simplification as a share of its perimeter.
+        decimals: Digits written after the point.
+        empty_union: Score of a target without pixels.
+
+    Returns:
+        ``(N,)`` IoU in ``[0, 1]``; its mean is the gIoU of a model without faults.
+
+    Raises:
+        ValueError: ``epsilon`` is negative or ``decimals`` is out of range.
+    """
+    scores = []
+    for sample in samples:
+        target = sample.target if isinstance(sample, Sample) else sample
+        outline = simplify_rings(trace(target.mask()), target.size, epsilon)
+        written = decode(encode(outline, decimals))
+        (shared,), (area,) = overlap_batch([written.rings], prepared_target(target))
+        scores.append(float(iou(shared, area + target.area - shared, empty_union)))
+    return np.array(scores, dtype=np.float64)

@@ -1,0 +1,281 @@
+"""Scores of answers against targets as plain functions of arrays.
+
+Statistics work along the last axis, so that a bootstrap scores all its resamples in one call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seg_env.geometry.overlap import overlap_batch
+from seg_env.metrics.regions import check_lengths, prepared_target, region_pairs
+from seg_env.types import Prediction, Target
+
+
+class Overlaps(NamedTuple):
+    """Pixel counts of ``N`` answers filled over their targets."""
+
+    intersections: NDArray[np.int64]
+    """``(N,)`` pixels in both."""
+    unions: NDArray[np.int64]
+    """``(N,)`` pixels in either."""
+
+
+def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Overlaps:
+    """Count the pixels shared by answers and targets, at the targets' own sizes.
+
+    Args:
+        predictions: ``N`` decoded answers.
+        targets: ``N`` targets. Answers to one question should share one `Target` object: it is
+            prepared once and keeps the preparation in its ``cache``.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    check_lengths(predictions, targets)
+    intersections = np.zeros(len(targets), dtype=np.int64)
+    unions = np.zeros(len(targets), dtype=np.int64)
+    for members in groups_of(targets):
+        prepared = prepared_target(targets[members[0]])
+        shared, areas = overlap_batch([predictions[index].rings for index in members], prepared)
+        intersections[members] = shared
+        unions[members] = areas + prepared.area - shared
+    return Overlaps(intersections, unions)
+
+
+def groups_of(targets: Sequence[Target]) -> list[list[int]]:
+    """Positions of the answers to each target, by order of the first; targets by identity."""
+    groups: dict[int, list[int]] = {}
+    for index, target in enumerate(targets):
+        groups.setdefault(id(target), []).append(index)
+    return list(groups.values())
+
+
+def iou(
+    intersections: ArrayLike, unions: ArrayLike, empty_union: float = 1.0
+) -> NDArray[np.float64]:
+    """Intersection over union of each sample.
+
+    Args:
+        intersections: ``(...)`` pixels in both masks.
+        unions: ``(...)`` pixels in either mask.
+        empty_union: Score where both masks are empty. Text4Seg and LISA count 1, VisionReasoner 0;
+            a published score should say which.
+
+    Returns:
+        ``(...)`` in ``[0, 1]``.
+    """
+    intersections, unions = np.asarray(intersections), np.asarray(unions)
+    return np.where(unions == 0, empty_union, intersections / np.maximum(unions, 1))
+
+
+def giou(ious: ArrayLike) -> NDArray[np.float64]:
+    """Mean IoU per sample (the "gIoU" of referring segmentation, not of box regression).
+
+    Args:
+        ious: ``(..., N)`` IoU of each sample.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    return np.asarray(samples(ious).mean(axis=-1))
+
+
+def ciou(
+    intersections: ArrayLike, unions: ArrayLike, empty_union: float = 1.0
+) -> NDArray[np.float64]:
+    """Cumulative IoU, all intersections over all unions: large objects count more.
+
+    Args:
+        intersections: ``(..., N)`` pixels in both masks of each sample.
+        unions: ``(..., N)`` pixels in either mask.
+        empty_union: Score when every union is empty. A single empty one adds nothing to either sum.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    totals = samples(intersections).sum(axis=-1), samples(unions).sum(axis=-1)
+    return iou(*totals, empty_union=empty_union)
+
+
+def precision_at(ious: ArrayLike, threshold: float) -> NDArray[np.float64]:
+    """Share of samples whose IoU reaches a threshold ("Pr@0.5"); exactly the threshold counts.
+
+    Args:
+        ious: ``(..., N)`` IoU of each sample.
+        threshold: IoU in ``[0, 1]``.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: There is no sample, or the threshold is outside ``[0, 1]``.
+    """
+    _check_threshold(threshold)
+    return np.asarray((samples(ious) >= threshold).mean(axis=-1))
+
+
+def box_iou(
+    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
+) -> NDArray[np.float64]:
+    """IoU of the bounding boxes of the predicted and the true mask.
+
+    Boxes run along pixel edges around what is filled, at the target's own size. `rec_accuracy`
+    turns the values into the accuracy of referring comprehension (REC).
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets.
+        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+
+    Returns:
+        ``(N,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    boxes = [(answer.box, target.box) for answer, target in region_pairs(predictions, targets)]
+    if not boxes:
+        return np.zeros(0)
+    pairs = np.array(boxes)  # (N, answer or target, x0 y0 x1 y1)
+    low, high = pairs[:, :, :2], pairs[:, :, 2:]
+    common = np.prod(np.maximum(high.min(axis=1) - low.max(axis=1), 0), axis=1)
+    areas = np.prod(high - low, axis=2).sum(axis=1)
+    return iou(common, areas - common, empty_union)
+
+
+def rec_accuracy(box_ious: ArrayLike, threshold: float = 0.5) -> NDArray[np.float64]:
+    """Share of samples whose boxes overlap by more than a threshold ("REC Acc@0.5").
+
+    Args:
+        box_ious: ``(..., N)`` IoU of boxes, as from `box_iou`.
+        threshold: IoU in ``[0, 1]``; exactly the threshold does not count.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``.
+
+    Raises:
+        ValueError: There is no sample, or the threshold is outside ``[0, 1]``.
+    """
+    _check_threshold(threshold)
+    return np.asarray((samples(box_ious) > threshold).mean(axis=-1))
+
+
+def no_target_accuracy(says_absent: ArrayLike, has_target: ArrayLike) -> NDArray[np.float64]:
+    """N-acc: share of the questions about absent objects that are answered with "nothing there".
+
+    Source: gRefCOCO (Liu et al., "GRES", CVPR 2023), TP / (TP + FN) with "no target" as positive.
+
+    Args:
+        says_absent: ``(..., N)`` True where the answer says so, as from `says_absent`.
+        has_target: ``(..., N)`` True where there is an object.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``, NaN where no question is about an absent object.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    absent = ~samples(has_target).astype(np.bool_)
+    return _share(samples(says_absent).astype(np.bool_) & absent, absent)
+
+
+def target_accuracy(says_absent: ArrayLike, has_target: ArrayLike) -> NDArray[np.float64]:
+    """T-acc: share of the questions about present objects not answered with "nothing there".
+
+    Source: gRefCOCO (Liu et al., "GRES", CVPR 2023), TN / (TN + FP) with "no target" as positive.
+
+    Args:
+        says_absent: ``(..., N)`` True where the answer says so, as from `says_absent`.
+        has_target: ``(..., N)`` True where there is an object.
+
+    Returns:
+        ``(...,)`` in ``[0, 1]``, NaN where no question is about a present object.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    present = samples(has_target).astype(np.bool_)
+    return _share(~samples(says_absent).astype(np.bool_) & present, present)
+
+
+def says_absent(
+    predictions: Sequence[Prediction], targets: Sequence[Target], counts: Overlaps | None = None
+) -> NDArray[np.bool_]:
+    """Which answers say that nothing is there: well-formed, and not one pixel is filled.
+
+    Text that could not be read fills nothing either, but it says nothing.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets.
+        counts: Their `overlaps`, if known already.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Raises:
+        ValueError: The arguments differ in length.
+    """
+    valid = np.array([prediction.valid for prediction in predictions], dtype=np.bool_)
+    return valid & (answer_areas(counts or overlaps(predictions, targets), targets) == 0)
+
+
+def answer_areas(counts: Overlaps, targets: Sequence[Target]) -> NDArray[np.int64]:
+    """``(N,)`` pixels that the answers fill, from `overlaps` with their targets."""
+    areas = np.array([target.area for target in targets], dtype=np.int64)
+    return counts.unions + counts.intersections - areas
+
+
+def well_formed_share(predictions: Sequence[Prediction]) -> float:
+    """Share of answers that were read without a single issue.
+
+    Raises:
+        ValueError: There is no answer.
+    """
+    return float(samples([prediction.valid for prediction in predictions]).mean())
+
+
+def issue_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """Number of answers with each kind of issue, most frequent first; "" counts those without.
+
+    An answer with several kinds of issue counts for each of them, once.
+    """
+    counts: Counter[str] = Counter()
+    for prediction in predictions:
+        counts.update({str(issue.kind) for issue in prediction.issues} or {""})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def samples(values: ArrayLike) -> NDArray[np.float64]:
+    """Values as an array with at least one sample along its last axis.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    array = np.asarray(values)
+    if array.ndim == 0 or not array.shape[-1]:
+        raise ValueError(f"a score needs at least one sample, got shape {array.shape}")
+    return array
+
+
+def _share(counted: NDArray[np.bool_], of: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share along the last axis, NaN of nothing."""
+    total = of.sum(axis=-1)
+    return np.where(total > 0, counted.sum(axis=-1) / np.maximum(total, 1), np.nan)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold {threshold!r} is no IoU; it lies in [0, 1], as 0.5")
