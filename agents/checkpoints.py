@@ -64,6 +64,11 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of the highest update in a run's folder, or None."""
+    return next(reversed(whole_checkpoints(folder)), None)
+
+
+def whole_checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints ``update_<number>`` of a folder in order, without those that were cut off."""
     names = [path for path in Path(folder).glob("update_*") if path.name[7:].isdigit()]
     whole = [path for path in names if (path / "state.json").exists()]
-    return max(whole, key=lambda path: int(path.name[7:]), default=None)
+    return sorted(whole, key=lambda path: int(path.name[7:]))

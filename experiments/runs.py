@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.checkpoints import whole_checkpoints
+
 
 class RunLog:
     """Writes ``metrics.jsonl`` and TensorBoard events of a run."""
@@ -90,5 +92,5 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
 
 def keep_latest(folder: Path, count: int = 2) -> None:
     """Remove all checkpoints of a folder but the last ones."""
-    for old in sorted(folder.glob("update_*"))[:-count]:
+    for old in whole_checkpoints(folder)[:-count]:
         shutil.rmtree(old)

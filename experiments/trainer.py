@@ -81,6 +81,8 @@ class Run:
             agent.load(checkpoint)
             console.print(f"resumed after update {agent.update}")
         self.log = RunLog(self.folder, start=agent.update)
+        if checkpoint is None and plan.every:
+            self.log.write(0, self._curve(0))
 
     def _first_evaluation(self, fresh: bool) -> Evaluations:
         """Measure the policy that training starts from; kept, since a resumed run needs it too."""

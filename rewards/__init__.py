@@ -1,22 +1,28 @@
 """Rewards: scores of outlines against masks, found by name and combined with weights."""
 
 from rewards.base import Reward
+from rewards.boundary import BoundaryF, BoundaryIoU
 from rewards.centroid_distance import CentroidDistance
 from rewards.composite import DEFAULT_REWARDS, RewardScores, RewardSpec, RewardSum, Term
 from rewards.format import Format
+from rewards.length import LengthPenalty, VertexBudget
 from rewards.mask_iou import MaskIoU
 from rewards.registry import known_rewards, make_reward, register_reward
 
 __all__ = [
     "DEFAULT_REWARDS",
+    "BoundaryF",
+    "BoundaryIoU",
     "CentroidDistance",
     "Format",
+    "LengthPenalty",
     "MaskIoU",
     "Reward",
     "RewardScores",
     "RewardSpec",
     "RewardSum",
     "Term",
+    "VertexBudget",
     "known_rewards",
     "make_reward",
     "register_reward",

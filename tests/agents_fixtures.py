@@ -13,6 +13,9 @@ from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
 from seg_env.data.scenes import Scenes
 
+# Matrices this small are not worth sharing out, and on a busy machine threads wait for each other.
+torch.set_num_threads(1)
+
 SMALL = TinyConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, width=32, layers=2, heads=2
 )
@@ -91,12 +94,12 @@ def _cloned_weights():
     policy = small_policy()
     demonstrations = scene_demonstrations(policy.processor, 48)
     config = BehaviorCloningConfig(batch_size=16, learning_rate=1e-2, **OUTLINES_ONLY)
-    BehaviorCloning(policy, demonstrations, config).learn(60)
+    BehaviorCloning(policy, demonstrations, config).learn(100)
     return parameters_of(policy)
 
 
 def cloned_policy():
-    """A policy that writes well-formed outlines of many lengths, though not of what is asked."""
+    """A policy that writes outlines of many lengths, mostly well-formed, of nothing in particular."""
     policy = small_policy()
     policy.model.load_state_dict(_cloned_weights())
     return policy

@@ -110,7 +110,7 @@ def test_equal_seeds_give_equal_intervals():
 def test_resampling_in_blocks_changes_nothing_but_memory(monkeypatch):
     values = np.linspace(0, 1, 30)
     at_once = bootstrap_interval(giou, values, resamples=100)
-    monkeypatch.setattr("seg_env.metrics._GATHERED_AT_ONCE", 7 * 30)
+    monkeypatch.setattr("seg_env.metrics.bootstrap._GATHERED_AT_ONCE", 7 * 30)
     assert bootstrap_interval(giou, values, resamples=100) == pytest.approx(at_once)
 
 

@@ -152,9 +152,7 @@ def band_iou(answer: Region, target: Region, radius: int) -> float:
     return common / (mine.count() + theirs.count() - common)
 
 
-def edge_distances(
-    answer: Region, target: Region, limit: float = math.inf
-) -> EdgeDistances | None:
+def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> EdgeDistances | None:
     """Distances between two boundaries, both ways; None where a region is empty.
 
     Args:

@@ -50,7 +50,7 @@ def bootstrap_interval(
     """
     arrays = _columns(columns)
     scores = _resampled(statistic, arrays, resamples, seed)
-    return _interval(float(statistic(*arrays)), scores, confidence)
+    return percentile_interval(float(statistic(*arrays)), scores, confidence)
 
 
 def paired_bootstrap_interval(
@@ -85,7 +85,8 @@ def paired_bootstrap_interval(
     def gain(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(statistic(*columns[len(before) :]) - statistic(*columns[: len(before)]))
 
-    return _interval(float(gain(*arrays)), _resampled(gain, arrays, resamples, seed), confidence)
+    values = _resampled(gain, arrays, resamples, seed)
+    return percentile_interval(float(gain(*arrays)), values, confidence)
 
 
 def resampled_ratios(
@@ -112,7 +113,8 @@ def resampled_ratios(
     Raises:
         ValueError: There is no sample, or ``resamples`` is below 1.
     """
-    count = _checked_resamples(resamples, len(samples(numerators.T).T))
+    _check_resamples(resamples)
+    count = samples(numerators.T).shape[-1]
     both = np.concatenate((numerators, denominators), axis=1)
     generator = np.random.default_rng(seed)
     block = max(1, _GATHERED_AT_ONCE // count)
@@ -131,8 +133,7 @@ def _resampled(
     statistic: Statistic, arrays: Sequence[NDArray[np.float64]], resamples: int, seed: int
 ) -> NDArray[np.float64]:
     """``(resamples,)`` values of a statistic."""
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    _check_resamples(resamples)
     count = len(arrays[0])
     generator = np.random.default_rng(seed)
     block = max(1, _GATHERED_AT_ONCE // count)
@@ -143,9 +144,27 @@ def _resampled(
     return np.concatenate(values)
 
 
-def _interval(estimate: float, values: NDArray[np.float64], confidence: float) -> Interval:
+def percentile_interval(
+    estimate: float, values: NDArray[np.float64], confidence: float = 0.95
+) -> Interval:
+    """Interval between percentiles of resampled values.
+
+    Args:
+        estimate: The score of the samples themselves.
+        values: ``(R,)`` the score of each resample; NaN, where it is undefined, is left out.
+        confidence: Probability the interval should cover, between 0 and 1.
+
+    Returns:
+        The interval; its ends are NaN where no value is defined.
+
+    Raises:
+        ValueError: The confidence is out of range.
+    """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Interval(estimate, float("nan"), float("nan"))
     low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Interval(estimate, float(low), float(high))
 
@@ -156,3 +175,8 @@ def _columns(columns: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
     if len(shapes) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"columns must be (N,) arrays of one length, got shapes {shapes}")
     return arrays
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")

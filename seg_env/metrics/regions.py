@@ -15,7 +15,8 @@ from seg_env.geometry.raster import ring_spans
 from seg_env.types import Prediction, Ring, Target
 
 
-class Bitmap(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Bitmap:
     """Some columns of a mask, one bit per pixel; there is nothing in all other columns."""
 
     left: int
@@ -35,7 +36,8 @@ class Bitmap(NamedTuple):
         if start >= end:
             return 0
         mine = self.words[start - self.left : end - self.left]
-        return int(np.bitwise_count(mine & other.words[start - other.left : end - other.left]).sum())
+        theirs = other.words[start - other.left : end - other.left]
+        return int(np.bitwise_count(mine & theirs).sum())
 
 
 class Pixels(NamedTuple):

@@ -146,13 +146,27 @@ def box_iou(
         ValueError: The two differ in length.
     """
     boxes = [(answer.box, target.box) for answer, target in region_pairs(predictions, targets)]
-    if not boxes:
-        return np.zeros(0)
-    pairs = np.array(boxes)  # (N, answer or target, x0 y0 x1 y1)
-    low, high = pairs[:, :, :2], pairs[:, :, 2:]
-    common = np.prod(np.maximum(high.min(axis=1) - low.max(axis=1), 0), axis=1)
-    areas = np.prod(high - low, axis=2).sum(axis=1)
-    return iou(common, areas - common, empty_union)
+    pairs = np.array(boxes).reshape(-1, 2, 4)
+    return iou_of_boxes(pairs[:, 0], pairs[:, 1], empty_union)
+
+
+def iou_of_boxes(
+    boxes: ArrayLike, others: ArrayLike, empty_union: float = 1.0
+) -> NDArray[np.float64]:
+    """IoU of boxes with each other, pair by pair.
+
+    Args:
+        boxes: ``(N, 4)`` as ``x0, y0, x1, y1``; a box without area is empty.
+        others: ``(N, 4)``.
+        empty_union: Score where both are empty.
+
+    Returns:
+        ``(N,)`` in ``[0, 1]``.
+    """
+    low, high = np.split(np.stack((np.asarray(boxes), np.asarray(others))), 2, axis=2)
+    common = np.prod(np.maximum(high.min(axis=0) - low.max(axis=0), 0), axis=1)
+    unions = np.prod(high - low, axis=2).sum(axis=0) - common
+    return np.where(unions == 0, empty_union, common / np.where(unions == 0, 1, unions))
 
 
 def rec_accuracy(box_ious: ArrayLike, threshold: float = 0.5) -> NDArray[np.float64]:
@@ -229,7 +243,8 @@ def says_absent(
         ValueError: The arguments differ in length.
     """
     valid = np.array([prediction.valid for prediction in predictions], dtype=np.bool_)
-    return valid & (answer_areas(counts or overlaps(predictions, targets), targets) == 0)
+    areas = answer_areas(counts or overlaps(predictions, targets), targets)
+    return np.asarray(valid & (areas == 0))
 
 
 def answer_areas(counts: Overlaps, targets: Sequence[Target]) -> NDArray[np.int64]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seg_env.geometry.contour import simplify_rings, trace
+from seg_env.geometry.contour import trace
 from seg_env.geometry.overlap import overlap_batch
 from seg_env.geometry.raster import usable_rings
+from seg_env.geometry.simplify import simplify_rings
 from seg_env.grammar import decode, encode
 from seg_env.metrics.regions import check_lengths, prepared_target
 from seg_env.metrics.scores import iou

@@ -1,0 +1,81 @@
+"""Rewards for the boundary, where mask IoU of large objects hardly looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.base import Reward
+from rewards.registry import register_reward
+from seg_env.metrics import boundary_f, boundary_iou
+from seg_env.types import Prediction, Target
+
+_UNDECIDED = -1.0  # Stands for an empty union until the answer's text decides.
+
+
+@register_reward("boundary_iou")
+class BoundaryIoU(Reward):
+    """Boundary IoU in ``[0, 1]`` (Cheng et al., CVPR 2021), see `seg_env.metrics.boundary_iou`.
+
+    It is 0 until the answer comes within a few pixels of the boundary, so it belongs beside
+    `mask_iou`, not in its place. Where neither answer nor target has a pixel, an answer that was
+    read without issue scores 1 and any other 0, as for `mask_iou`.
+    """
+
+    def __init__(self, dilation_ratio: float = 0.02, limited_by_mask: bool = False) -> None:
+        """Set the width of the band.
+
+        Args:
+            dilation_ratio: Width as a share of the image diagonal; a wide band is easier to hit.
+            limited_by_mask: Score ``min(mask IoU, boundary IoU)``.
+        """
+        self.dilation_ratio = dilation_ratio
+        self.limited_by_mask = limited_by_mask
+
+    def __call__(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        """Return the ``(N,)`` boundary IoU of each answer with its target."""
+        scores = boundary_iou(
+            predictions,
+            targets,
+            dilation_ratio=self.dilation_ratio,
+            limited_by_mask=self.limited_by_mask,
+            empty_union=_UNDECIDED,
+        )
+        return _decided(scores, predictions)
+
+
+@register_reward("boundary_f")
+class BoundaryF(Reward):
+    """Boundary F in ``[0, 1]`` (DAVIS, Perazzi et al. 2016), see `seg_env.metrics.boundary_f`.
+
+    Where neither answer nor target has a pixel, an answer that was read without issue scores 1 and
+    any other 0, as for `mask_iou`.
+    """
+
+    def __init__(self, tolerance_ratio: float = 0.008) -> None:
+        """Set the tolerance.
+
+        Args:
+            tolerance_ratio: How far boundaries may be apart, as a share of the image diagonal.
+        """
+        self.tolerance_ratio = tolerance_ratio
+
+    def __call__(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        """Return the ``(N,)`` boundary F of each answer with its target."""
+        scores = boundary_f(
+            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=_UNDECIDED
+        )
+        return _decided(scores, predictions)
+
+
+def _decided(scores: NDArray[np.float64], predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    """Scores with those of empty unions replaced by whether the text was read without issue."""
+    for index in np.flatnonzero(scores == _UNDECIDED).tolist():
+        scores[index] = float(predictions[index].valid)
+    return scores

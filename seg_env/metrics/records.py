@@ -1,0 +1,208 @@
+"""Everything measured about each answer, as columns, and the report made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seg_env.geometry.rle import Rle
+from seg_env.metrics.boundary import (
+    band_iou,
+    band_radius,
+    edge_distances,
+    f_score,
+    hd95_of,
+    match_tolerance,
+)
+from seg_env.metrics.failures import failures
+from seg_env.metrics.outlines import (
+    REFERENCE_EPSILON,
+    polis_distance,
+    reference_outline,
+    vertex_counts,
+)
+from seg_env.metrics.regions import Region, check_lengths
+from seg_env.metrics.scores import answer_areas, groups_of, iou, iou_of_boxes, overlaps
+from seg_env.types import Prediction, Target
+
+Columns: TypeAlias = dict[str, NDArray[Any]]
+"""One ``(N,)`` array for each thing measured; no objects, so ``np.savez`` needs no pickle."""
+
+SIZE_LIMITS = {"small": 32**2, "medium": 96**2}
+"""COCO's size classes: areas below these many pixels; anything else is large."""
+
+UNION_SCORES = ("iou", "box_iou", "boundary_iou", "boundary_f")
+"""Columns that the rule for empty unions decides where answer and target are both empty."""
+
+
+def measure(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    others: Sequence[Sequence[Rle] | None] | None = None,
+    boundaries: bool = True,
+    outlines: bool = True,
+    reference_epsilon: float = REFERENCE_EPSILON,
+    empty_union: float = 1.0,
+) -> Columns:
+    """Measure every answer; targets are worked through one by one, so memory stays flat.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets. Answers to one question should share one `Target` object.
+        others: Masks of the other objects in each image, as for `failures`.
+        boundaries: Add ``boundary_iou``, ``boundary_f`` and ``hd95``.
+        outlines: Add ``polis`` and ``target_vertices``.
+        reference_epsilon: Tolerance of the targets' outlines for those two.
+        empty_union: Score where answer and target are both empty, see `apply_empty_union`.
+
+    Returns:
+        Columns ``(N,)``: ``intersection``, ``union``, ``target_area``, ``answer_area`` (pixels),
+        ``iou``, ``box_iou``, ``vertices``, ``valid`` (read without issue), ``issues`` (kinds,
+        joined by commas), ``size`` (see `size_class`), ``failure`` (see `Failure`), and what
+        ``boundaries`` and ``outlines`` add.
+
+    Raises:
+        ValueError: The arguments differ in length.
+    """
+    check_lengths(predictions, targets)
+    if others is not None and len(others) != len(targets):
+        raise ValueError(f"other objects of {len(others)} images for {len(targets)} targets")
+    measured = partial(
+        _measure_group, boundaries=boundaries, outlines=outlines, epsilon=reference_epsilon
+    )
+    if not predictions:  # The same columns, without rows.
+        nothing = Target.from_mask(np.zeros((1, 1), dtype=np.bool_))
+        columns = measured([Prediction(())], nothing, None)
+        return {name: column[:0] for name, column in columns.items()}
+    groups = groups_of(targets)
+    parts = []
+    for members in groups:
+        answers = [predictions[index] for index in members]
+        around = None if others is None else [others[index] for index in members]
+        parts.append(measured(answers, targets[members[0]], around))
+    back = np.argsort(np.concatenate(groups))
+    joined = {name: column[back] for name, column in join_columns(parts).items()}
+    return apply_empty_union(joined, empty_union)
+
+
+def _measure_group(
+    answers: Sequence[Prediction],
+    target: Target,
+    others: Sequence[Sequence[Rle] | None] | None,
+    *,
+    boundaries: bool,
+    outlines: bool,
+    epsilon: float,
+) -> Columns:
+    """Columns of the answers to one target, by the rule that an empty union counts 1."""
+    with _leaving_no_cache(target):
+        regions = [Region.of_rings(answer.rings, target.size) for answer in answers]
+        columns = _measure_masks(answers, regions, target, others)
+        if boundaries:
+            columns |= _measure_boundaries(regions, target)
+        if outlines:
+            reference = reference_outline(target, epsilon)
+            distances = [polis_distance(each.rings, reference, target.size) for each in answers]
+            columns["polis"] = np.array(distances)
+            columns["target_vertices"] = np.repeat(vertex_counts([reference]), len(answers))
+    return columns
+
+
+def _measure_masks(
+    answers: Sequence[Prediction],
+    regions: Sequence[Region],
+    target: Target,
+    others: Sequence[Sequence[Rle] | None] | None,
+) -> Columns:
+    """What follows from the filled pixels and from how the text was read."""
+    targets = [target] * len(answers)
+    counts = overlaps(answers, targets)
+    boxes = [region.box for region in regions], [Region.of_target(target).box] * len(answers)
+    issues = [",".join(dict.fromkeys(issue.kind for issue in each.issues)) for each in answers]
+    target_areas = np.full(len(answers), target.area)
+    return {
+        "intersection": counts.intersections,
+        "union": counts.unions,
+        "target_area": target_areas,
+        "answer_area": answer_areas(counts, targets),
+        "iou": iou(*counts),
+        "box_iou": iou_of_boxes(*boxes),
+        "vertices": vertex_counts(answer.rings for answer in answers),
+        "valid": np.array([answer.valid for answer in answers], dtype=np.bool_),
+        "issues": np.array(issues, dtype=np.str_),
+        "size": size_class(target_areas),
+        "failure": failures(answers, targets, others, counts=counts),
+    }
+
+
+def _measure_boundaries(regions: Sequence[Region], target: Target) -> Columns:
+    """Scores of the boundaries of some answers to one target."""
+    truth = Region.of_target(target)
+    radius, tolerance = band_radius(target.size), match_tolerance(target.size)
+    scores = np.ones((3, len(regions)))
+    for index, answer in enumerate(regions):
+        distances = edge_distances(answer, truth)
+        scores[:, index] = (
+            band_iou(answer, truth, radius),
+            0.0 if distances is None else f_score(distances, tolerance),
+            hd95_of(distances, answer, truth),
+        )
+    return dict(zip(("boundary_iou", "boundary_f", "hd95"), scores, strict=True))
+
+
+@contextmanager
+def _leaving_no_cache(target: Target) -> Iterator[None]:
+    """Forget afterwards what was prepared meanwhile: there may be 100,000 targets in memory."""
+    known = set(target.cache)
+    try:
+        yield
+    finally:
+        for key in target.cache.keys() - known:
+            del target.cache[key]
+
+
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Columns of several calls of `measure`, one call after another.
+
+    Raises:
+        ValueError: There are none, or they have different columns.
+    """
+    if len({frozenset(part) for part in parts}) != 1:
+        raise ValueError(
+            f"columns of {len(parts)} calls of measure do not go together; give at least one, all "
+            f"measured with the same options"
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def apply_empty_union(columns: Columns, empty_union: float) -> Columns:
+    """The same columns under another rule for samples where answer and target are both empty.
+
+    Their IoU, box IoU, boundary IoU and boundary F become ``empty_union`` if the answer was read
+    without issue, as ``[]``, and 0 otherwise: text that could not be read does not say that nothing
+    is there (`rewards.MaskIoU` counts the same way). Text4Seg and LISA count 1, VisionReasoner 0.
+    """
+    score = np.where(columns["valid"], empty_union, 0.0)
+    nothing = columns["union"] == 0
+    scores = [name for name in UNION_SCORES if name in columns]
+    return columns | {name: np.where(nothing, score, columns[name]) for name in scores}
+
+
+def size_class(areas: ArrayLike) -> NDArray[np.str_]:
+    """COCO's size class of each target: small (below 32² pixels), medium (below 96²) or large.
+
+    Args:
+        areas: ``(N,)`` pixels of the targets at native size; 0 gives "none".
+
+    Returns:
+        ``(N,)`` strings.
+    """
+    limits = [1, *SIZE_LIMITS.values()]
+    names = np.array(["none", *SIZE_LIMITS, "large"])
+    return np.asarray(names[np.searchsorted(limits, np.asarray(areas), side="right")])

@@ -1,0 +1,245 @@
+"""From measured columns to scores with intervals: one model, two models, or groups of samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seg_env.metrics.bootstrap import (
+    Interval,
+    Statistic,
+    bootstrap_interval,
+    percentile_interval,
+    resampled_ratios,
+)
+from seg_env.metrics.outlines import vertex_ratio
+from seg_env.metrics.records import Columns, apply_empty_union
+from seg_env.metrics.scores import giou
+
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Group(NamedTuple):
+    """A score of some of the samples."""
+
+    samples: int
+    """How many there are."""
+    score: Interval
+    """Their score."""
+
+
+def summarize(
+    columns: Columns,
+    *,
+    empty_union: float = 1.0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of a model with bootstrap intervals over samples.
+
+    Args:
+        columns: What `measure` returned, all of it or with further columns.
+        empty_union: Score where answer and target are both empty; reported with the scores.
+        resamples: Number of bootstrap resamples, 0 for no intervals.
+        confidence: Probability that an interval should cover.
+        seed: Equal seeds give equal intervals.
+
+    Returns:
+        JSON-able: ``samples``, ``empty_union``, ``confidence``; the scores ``giou``, ``ciou``,
+        ``precision@0.5`` to ``precision@0.9``, ``rec_accuracy``, ``boundary_iou``,
+        ``boundary_iou_limited`` (the mean of ``min(IoU, boundary IoU)``), ``boundary_f``,
+        ``hd95``, ``polis`` (pixels), ``vertices``, ``vertex_ratio``, ``n_acc``, ``t_acc``,
+        ``well_formed``, each as far as it was measured, and None where no sample decides it, as
+        ``n_acc`` without absent objects; ``intervals`` with ``[low, high]`` by score; ``failures``
+        and ``issues`` with counts by kind, and ``sizes`` with the gIoU by size class.
+
+    Raises:
+        ValueError: There is no sample, or an argument is out of range.
+    """
+    columns = apply_empty_union(columns, empty_union)
+    ratios = _ratios(columns)
+    estimates = _estimates(ratios, empty_union)
+    issues = Counter(kind for kinds in columns["issues"].tolist() for kind in kinds.split(","))
+    summary: dict[str, Any] = {
+        "samples": len(columns["iou"]),
+        "empty_union": empty_union,
+        "confidence": confidence,
+        **{name: _number(value) for name, value in estimates.items()},
+        "intervals": {},
+        "failures": dict(Counter(columns["failure"].tolist()).most_common()),
+        "issues": {kind: count for kind, count in issues.most_common() if kind},
+        "sizes": {
+            str(size): float(columns["iou"][columns["size"] == size].mean())
+            for size in np.unique(columns["size"])
+        },
+    }
+    if resamples:
+        draws = _draws(ratios, empty_union, resamples, seed)
+        summary["intervals"] = {
+            name: [_number(end) for end in percentile_interval(value, draws[name], confidence)[1:]]
+            for name, value in estimates.items()
+        }
+    return summary
+
+
+def compare(
+    before: Columns,
+    after: Columns,
+    *,
+    empty_union: float = 1.0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Gains of a model over another on the same samples, with paired bootstrap intervals.
+
+    Args:
+        before: Columns of the one.
+        after: Columns of the other, sample by sample in the same order.
+        empty_union: Score where answer and target are both empty.
+        resamples: Number of bootstrap resamples.
+        confidence: Probability that an interval should cover.
+        seed: Equal seeds give equal intervals.
+
+    Returns:
+        ``after - before`` for each score of `summarize` that both have; NaN where undefined.
+
+    Raises:
+        ValueError: The two have different numbers of samples, or targets, or an argument is out of
+            range.
+    """
+    if not np.array_equal(before["target_area"], after["target_area"]):
+        raise ValueError(
+            f"{len(before['iou'])} samples before and {len(after['iou'])} after are not about the "
+            f"same targets; measure both models on the same samples in the same order"
+        )
+    sides = [_ratios(apply_empty_union(each, empty_union)) for each in (before, after)]
+    shared = [name for name in sides[0] if name in sides[1]]
+    first, second = [_estimates(side, empty_union) for side in sides]
+    # Equal seeds: each resample draws the same samples for both.
+    one, two = [_draws(side, empty_union, resamples, seed) for side in sides]
+    return {
+        name: percentile_interval(second[name] - first[name], two[name] - one[name], confidence)
+        for name in shared
+    }
+
+
+def breakdown(
+    values: ArrayLike,
+    groups: ArrayLike,
+    *,
+    statistic: Statistic = giou,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Group]:
+    """A score by group: by size class, by kind of failure, by the ceiling of the representation.
+
+    Args:
+        values: ``(N,)`` a value of each sample, such as its IoU.
+        groups: ``(N,)`` a label of each sample, such as `size_class` or `ceiling_class`.
+        statistic: Score of some values; their mean by default.
+        resamples: As for `bootstrap_interval`.
+        confidence: As for `bootstrap_interval`.
+        seed: As for `bootstrap_interval`.
+
+    Returns:
+        Number and score of each group that occurs, by sorted label.
+
+    Raises:
+        ValueError: There are not as many labels as values, or an argument is out of range.
+    """
+    values, groups = np.asarray(values), np.asarray(groups)
+    if values.shape != groups.shape or values.ndim != 1:
+        raise ValueError(f"values of shape {values.shape} for groups of shape {groups.shape}")
+    options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    found = {}
+    for label in np.unique(groups):
+        members = values[groups == label]
+        score = bootstrap_interval(statistic, members, **options)
+        found[str(label)] = Group(len(members), score)
+    return found
+
+
+def ceiling_class(
+    ceilings: ArrayLike, edges: tuple[float, ...] = (0.9, 0.95, 0.98)
+) -> NDArray[np.str_]:
+    """Labels such as ``"0.90-0.95"`` that say between which edges a representation's best IoU is.
+
+    Args:
+        ceilings: ``(N,)`` from `ceiling`.
+        edges: Increasing IoU; a value on an edge belongs to the range above it.
+    """
+    ends = (0.0, *edges, 1.0)
+    names = [f"{low:.2f}-{high:.2f}" for low, high in pairwise(ends)]
+    return np.asarray(np.array(names)[np.searchsorted(edges, np.asarray(ceilings), side="right")])
+
+
+def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
+    each = np.ones(len(columns["iou"]))
+    present = columns["target_area"] > 0
+    silent = columns["valid"] & (columns["answer_area"] == 0)
+    means = {"giou": columns["iou"]}
+    means |= {f"precision@{limit}": columns["iou"] >= limit for limit in PRECISION_THRESHOLDS}
+    means["rec_accuracy"] = columns["box_iou"] > 0.5
+    for name in ("boundary_iou", "boundary_f", "hd95", "polis", "vertices"):
+        if name in columns:
+            means[name] = columns[name]
+    if "boundary_iou" in columns:
+        means["boundary_iou_limited"] = np.minimum(columns["iou"], columns["boundary_iou"])
+    means["well_formed"] = columns["valid"]
+    ratios = {name: (np.asarray(values, dtype=np.float64), each) for name, values in means.items()}
+    pairs = {
+        "ciou": (columns["intersection"], columns["union"]),
+        "n_acc": (silent & ~present, ~present),
+        "t_acc": (~silent & present, present),
+    }
+    if "target_vertices" in columns:
+        ratio = vertex_ratio(columns["vertices"], columns["target_vertices"])
+        pairs["vertex_ratio"] = (np.nan_to_num(ratio), ~np.isnan(ratio))
+    return ratios | {
+        name: (above.astype(np.float64), below.astype(np.float64))
+        for name, (above, below) in pairs.items()
+    }
+
+
+def _estimates(
+    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], empty_union: float
+) -> dict[str, float]:
+    """The scores of the samples themselves."""
+    return {
+        name: float(above.sum() / below.sum()) if below.any() else _undefined(name, empty_union)
+        for name, (above, below) in ratios.items()
+    }
+
+
+def _draws(
+    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    empty_union: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, NDArray[np.float64]]:
+    """``(R,)`` values of each score over resamples that all scores share."""
+    above, below = (np.stack(side, axis=1) for side in zip(*ratios.values(), strict=True))
+    draws = resampled_ratios(above, below, resamples=resamples, seed=seed)
+    return {
+        name: np.where(np.isnan(column), _undefined(name, empty_union), column)
+        for name, column in zip(ratios, draws.T, strict=True)
+    }
+
+
+def _undefined(name: str, empty_union: float) -> float:
+    """A score that no sample decides; only for cIoU is there a rule."""
+    return empty_union if name == "ciou" else float("nan")
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else float(value)
