@@ -6,8 +6,8 @@ per prompt; completions continue from that shared prefix, when sampling and when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, Cache
+from transformers.utils import logging as transformers_logging
 
 Precision = Literal["float32", "bfloat16"]
 FORBIDDEN_LOGIT = -1e9
@@ -88,12 +89,13 @@ class VLMPolicy:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = device == "cpu"
         # On a CPU the fused attention kernel's backward costs twice the plain one at these lengths.
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path,
-            dtype=dtype or (torch.float32 if on_cpu else "auto"),
-            attn_implementation="eager" if on_cpu else "sdpa",
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet_progress():
+            model = AutoModelForImageTextToText.from_pretrained(
+                name_or_path,
+                dtype=dtype or (torch.float32 if on_cpu else "auto"),
+                attn_implementation="eager" if on_cpu else "sdpa",
+                trust_remote_code=trust_remote_code,
+            )
         processor = AutoProcessor.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
         )
@@ -101,7 +103,8 @@ class VLMPolicy:
 
     def save(self, path: str | Path) -> None:
         """Write an ordinary transformers folder: safetensors weights, processor, chat template."""
-        self.model.save_pretrained(path)
+        with quiet_progress():
+            self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
 
     @property
@@ -205,6 +208,18 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     added = tokenizer.added_tokens_decoder.items()
     return dict(named) | {index: token.content for index, token in added if token.special}
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """No progress bars of transformers inside the block: they would break those of a run."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def positions_of(mask: Tensor) -> Tensor:

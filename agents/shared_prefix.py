@@ -73,7 +73,7 @@ class SharedPrefixCache(Cache):
 
     def gather(self, grouped: Tensor) -> Tensor:
         """``(B, kv_heads, G * R, X)`` to rows of the batch, ``(n, kv_heads * R, X)``."""
-        batch, kv_heads, stacked, width = grouped.shape
+        batch, kv_heads, _, width = grouped.shape
         rows = grouped.view(batch, kv_heads, self.group_size, -1, width).transpose(1, 2)
         return rows.reshape(batch * self.group_size, -1, width)[self.slots]
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import seg_env  # noqa: F401  (registers the environments)
 from agents.policy import VLMPolicy
 from agents.sampling import sample
+from experiments.questions import open_questions as open_questions
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
 
@@ -73,9 +72,30 @@ class Evaluation:
         return cls(**arrays, texts=stored["texts"])
 
 
-def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
-    """The questions of a registered environment, without its episodes."""
-    return ReferringCore(**{**gym.spec(env_id).kwargs, **arguments})
+def ask(
+    policy: VLMPolicy,
+    questions: Sequence[Question],
+    *,
+    temperature: float,
+    answers: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+) -> tuple[list[str], list[int]]:
+    """Ask one batch of questions.
+
+    Returns:
+        The texts, those to one question next to each other, and how many tokens each one has.
+    """
+    inputs = policy.prepare([q.image for q in questions], [q.prompt for q in questions])
+    completions = sample(
+        policy,
+        inputs,
+        group_size=answers,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+    return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
 
 
 def evaluate(
@@ -108,17 +128,15 @@ def evaluate(
     parts = []
     for start in range(0, len(indices), batch_size):
         questions = [core.ask(int(index)) for index in indices[start : start + batch_size]]
-        inputs = policy.prepare([q.image for q in questions], [q.prompt for q in questions])
-        completions = sample(
+        texts, lengths = ask(
             policy,
-            inputs,
-            group_size=answers,
-            max_new_tokens=max_new_tokens,
+            questions,
             temperature=temperature,
+            answers=answers,
+            max_new_tokens=max_new_tokens,
             generator=generator,
         )
-        texts = policy.texts(completions.tokens, completions.mask)
-        parts.append(_measure(core, questions, texts, completions.lengths.tolist(), answers))
+        parts.append(_measure(core, questions, texts, lengths, answers))
         if on_batch is not None:
             on_batch(len(questions))
     stacked = {

@@ -1,6 +1,6 @@
 """Gains of several runs that differ in their seed, with an interval over seeds.
 
-    python experiments/summarize.py runs/long-0 runs/long-1 runs/long-2 --output-dir runs/long
+python experiments/summarize.py runs/long-0 runs/long-1 runs/long-2 --output-dir runs/long
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main(args: Args) -> dict[str, Any]:
         raise SystemExit(f"{len(args.runs)} runs given: an interval over seeds needs 2 to 10")
     scores = [_scores(folder) for folder in args.runs]
     found: dict[str, Any] = {"runs": [str(folder) for folder in args.runs]}
-    table = Table(title=f"{len(scores)} seeds, gIoU on {scores[0]['before']['questions']} questions")
+    table = Table(
+        title=f"{len(scores)} seeds, gIoU on {scores[0]['before']['questions']} questions"
+    )
     for column in ("", "before", "after (each seed)", "gain [95 % over seeds]"):
         table.add_column(column)
     for kind in ("sampled", "greedy"):

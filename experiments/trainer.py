@@ -80,7 +80,7 @@ class Run:
         if checkpoint is not None:
             agent.load(checkpoint)
             console.print(f"resumed after update {agent.update}")
-        self.log = RunLog(self.folder, start=agent.update)
+        self.log = RunLog(self.folder, start=-1 if checkpoint is None else agent.update)
         if checkpoint is None and plan.every:
             self.log.write(0, self._curve(0))
 

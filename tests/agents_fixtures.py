@@ -99,7 +99,7 @@ def _cloned_weights():
 
 
 def cloned_policy():
-    """A policy that writes outlines of many lengths, mostly well-formed, of nothing in particular."""
+    """A policy that writes outlines of many lengths, most of them well-formed, of nothing real."""
     policy = small_policy()
     policy.model.load_state_dict(_cloned_weights())
     return policy

@@ -1,16 +1,29 @@
 """Scores on numbers that can be checked by hand, and what their intervals promise."""
 
+import math
+
 import numpy as np
 import pytest
 
+from seg_env.geometry.polygon import roles
+from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
     bootstrap_interval,
+    box_iou,
     ciou,
     giou,
     iou,
+    iou_of_boxes,
+    issue_histogram,
+    no_target_accuracy,
     overlaps,
     paired_bootstrap_interval,
+    percentile_interval,
     precision_at,
+    rec_accuracy,
+    resampled_ratios,
+    says_absent,
+    target_accuracy,
     well_formed_share,
 )
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
@@ -62,13 +75,95 @@ def test_precision_counts_samples_that_reach_the_threshold():
         precision_at(ious, 50)
 
 
+def test_iou_of_samples_equals_pycocotools_on_polygon_and_rle_targets():
+    coco = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    predictions, targets, expected = [], [], []
+    while len(expected) < 200:
+        height, width = (int(side) for side in rng.integers(1, 120, 2))
+        rings = [rng.uniform(-0.1, 1.1, (int(rng.integers(3, 20)), 2)) for _ in range(4)]
+        answer, truth = rings[: rng.integers(1, 3)], rings[2:]
+        if not roles(answer).all():
+            continue  # COCO knows no holes.
+        flat = [[(ring * (width, height)).ravel().tolist()] for ring in (*answer, *truth)]
+        parts = [coco.frPyObjects(each, height, width)[0] for each in flat]
+        theirs, truth_rle = coco.merge(parts[:-2]), coco.merge(parts[-2:])
+        if len(expected) % 2:  # An uncompressed run-length target, speckled.
+            speckled = np.asfortranarray(rng.random((height, width)) < 0.4)
+            truth_rle = coco.encode(speckled.astype(np.uint8))
+        predictions.append(Prediction(tuple(answer)))
+        targets.append(Target(Rle.from_string((height, width), truth_rle["counts"])))
+        expected.append(coco.iou([theirs], [truth_rle], [0])[0, 0])
+    found = iou(*overlaps(predictions, targets), empty_union=0.0)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_box_iou_is_that_of_what_is_filled():
+    left = np.zeros((10, 20), dtype=bool)
+    left[:, :10] = True
+    target = Target.from_mask(left)
+    # An L fills little of its box; the upper half; a neighbour; nothing.
+    corner = [[0.0, 0.0], [0.5, 0.0], [0.5, 0.2], [0.1, 0.2], [0.1, 1.0], [0.0, 1.0]]
+    corner = Prediction((np.array(corner),))
+    answers = [corner, square(0, 0, 0.5, 0.5), square(0.5, 0, 1, 1), Prediction(())]
+    assert box_iou(answers, [target] * 4).tolist() == [1.0, 0.5, 0.0, 0.0]
+    nothing = Target.from_mask(np.zeros((10, 20), dtype=bool))
+    assert box_iou([Prediction(()), corner], [nothing] * 2).tolist() == [1.0, 0.0]
+    assert box_iou([Prediction(())], [nothing], empty_union=0.0) == [0.0]
+    assert box_iou([], []).shape == (0,)
+
+
+def test_iou_of_boxes_by_hand():
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 4, 4], [5, 5, 5, 5]]
+    others = [[5, 0, 15, 10], [20, 20, 30, 30], [0, 0, 0, 0], [5, 5, 5, 5]]
+    assert iou_of_boxes(boxes, others).tolist() == [50 / 150, 0.0, 0.0, 1.0]
+
+
+def test_rec_wants_more_than_the_threshold():
+    assert rec_accuracy([0.2, 0.5, 0.51, 1.0]) == 0.5
+    assert rec_accuracy([[0.2, 0.6], [0.6, 0.6]]).tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match="threshold 50 is no IoU"):
+        rec_accuracy([0.1], 50)
+
+
+def test_absence_is_said_by_a_wellformed_answer_without_pixels():
+    target = Target.from_mask(np.ones((4, 4), dtype=bool))
+    gibberish = Prediction((), (ParseIssue(IssueKind.NO_POLYGON, 0),))
+    point = Prediction((np.full((3, 2), 0.5),))
+    answers = [Prediction(()), point, gibberish, square(0, 0, 1, 1)]
+    assert says_absent(answers, [target] * 4).tolist() == [True, True, False, False]
+
+
+def test_no_target_and_target_accuracy_by_hand():
+    says, has_target = [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]
+    assert no_target_accuracy(says, has_target) == pytest.approx(2 / 3)
+    assert target_accuracy(says, has_target) == pytest.approx(1 / 2)
+    assert math.isnan(no_target_accuracy([1, 0], [1, 1]))
+    assert math.isnan(target_accuracy([1, 0], [0, 0]))
+
+
+def test_issue_histogram_counts_answers():
+    truncated, number = (ParseIssue(kind, 0) for kind in (IssueKind.TRUNCATED, "bad_number"))
+    answers = [Prediction((), issues) for issues in ((), (truncated,), (truncated, number, number))]
+    assert issue_histogram(answers) == {"truncated": 2, "": 1, "bad_number": 1}
+    assert issue_histogram([]) == {}
+
+
 def test_well_formed_share():
     broken = Prediction((), (ParseIssue(IssueKind.TRUNCATED, 3),))
     assert well_formed_share([Prediction(()), broken, broken, broken]) == 0.25
 
 
 @pytest.mark.parametrize(
-    "score", [lambda: giou([]), lambda: ciou([], []), lambda: well_formed_share([])]
+    "score",
+    [
+        lambda: giou([]),
+        lambda: ciou([], []),
+        lambda: well_formed_share([]),
+        lambda: rec_accuracy([]),
+        lambda: target_accuracy([], []),
+        lambda: resampled_ratios(np.zeros((0, 1)), np.zeros((0, 1))),
+    ],
 )
 def test_no_sample_has_no_score(score):
     with pytest.raises(ValueError, match="at least one sample"):
@@ -128,6 +223,28 @@ def test_paired_interval_of_ciou():
     assert gain.low == pytest.approx(gain.high) == pytest.approx(0.4)
 
 
+def test_shared_resamples_give_the_same_intervals_as_single_ones():
+    rng = np.random.default_rng(0)
+    values, shares, unions = rng.random(300), rng.random(300), rng.integers(1, 9, 300)
+    above = np.stack((values, shares * unions), axis=1)
+    below = np.stack((np.ones(300), unions), axis=1)
+    mean, ratio = resampled_ratios(above, below, resamples=1000).T
+    for found, single in (
+        (percentile_interval(values.mean(), mean), bootstrap_interval(giou, values)),
+        (percentile_interval(0.5, ratio), bootstrap_interval(ciou, shares * unions, unions)),
+    ):
+        width = single.high - single.low
+        assert (found.low, found.high) == pytest.approx((single.low, single.high), abs=0.1 * width)
+
+
+def test_shared_resamples_without_a_denominator_are_undefined():
+    draws = resampled_ratios(np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]), resamples=64)
+    assert np.isnan(draws).any()
+    assert np.nanmin(draws) == 1.0
+    assert percentile_interval(1.0, draws[:, 0]) == (1.0, 1.0, 1.0)
+    assert math.isnan(percentile_interval(1.0, np.full(3, np.nan)).low)
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -135,6 +252,7 @@ def test_paired_interval_of_ciou():
         (lambda: bootstrap_interval(giou, [[0.1], [0.2]]), r"got shapes \[\(2, 1\)\]"),
         (lambda: bootstrap_interval(giou, [0.1], resamples=0), "at least 1, got 0"),
         (lambda: bootstrap_interval(giou, [0.1], confidence=95), "between 0 and 1, got 95"),
+        (lambda: resampled_ratios(np.ones((1, 1)), np.ones((1, 1)), resamples=0), "1, got 0"),
         (lambda: paired_bootstrap_interval(giou, [[1]], []), "1 columns before and 0 after"),
         (lambda: paired_bootstrap_interval(giou, [[1]], [[1, 2]]), "arrays of one length"),
     ],

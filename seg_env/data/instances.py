@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from seg_env.data.json_stream import Element, walk_elements
 from seg_env.geometry.rle import MAX_PIXELS
+
+_CROWD = re.compile(r'"iscrowd"[ \t\n\r]*:[ \t\n\r]*(?:1|true)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class Instances:
     """``(A,)`` byte at which the annotation starts."""
     lengths: NDArray[np.int64]
     """``(A,)`` number of bytes it takes."""
+    annotation_categories: NDArray[np.int64]
+    """``(A,)`` id of its category, -1 where it has none."""
+    crowds: NDArray[np.bool_]
+    """``(A,)`` whether it outlines a crowd (``iscrowd``) instead of one object."""
 
     def only(self, image_ids: NDArray[np.int64]) -> Instances:
         """The same for some of the images, with their annotations and all categories."""
@@ -59,6 +66,8 @@ class Instances:
             annotation_images=self.annotation_images[rows],
             offsets=self.offsets[rows],
             lengths=self.lengths[rows],
+            annotation_categories=self.annotation_categories[rows],
+            crowds=self.crowds[rows],
         )
 
     def annotations_of(self, image_id: int) -> list[int]:
@@ -73,14 +82,7 @@ class Instances:
             ValueError: The image has no such annotation, or several, or it is malformed, or the
                 file has changed since it was opened.
         """
-        rows = self._rows_of(image_id)
-        matches = rows.start + np.flatnonzero(self.annotation_ids[rows] == annotation_id)
-        if len(matches) != 1:
-            raise ValueError(
-                f"{self.path}: image {image_id} has {len(matches)} annotations of the id "
-                f"{annotation_id}, expected one"
-            )
-        row = matches[0]
+        row = self._row_of(image_id, annotation_id)
         with self.path.open("rb") as stream:
             stream.seek(int(self.offsets[row]))
             text = stream.read(int(self.lengths[row]))
@@ -92,13 +94,35 @@ class Instances:
             raise ValueError(f"{self.path} has changed since it was opened; open it again")
         return record
 
+    def category_of(self, image_id: int, annotation_id: int) -> int:
+        """The category of an annotation, -1 where it has none.
+
+        Raises:
+            ValueError: The image has no such annotation, or several.
+        """
+        return int(self.annotation_categories[self._row_of(image_id, annotation_id)])
+
+    def _row_of(self, image_id: int, annotation_id: int) -> int:
+        rows = self._rows_of(image_id)
+        matches = rows.start + np.flatnonzero(self.annotation_ids[rows] == annotation_id)
+        if len(matches) != 1:
+            raise ValueError(
+                f"{self.path}: image {image_id} has {len(matches)} annotations of the id "
+                f"{annotation_id}, expected one"
+            )
+        return int(matches[0])
+
     def _rows_of(self, image_id: int) -> slice:
         first, last = np.searchsorted(self.annotation_images, [image_id, image_id + 1])
         return slice(int(first), int(last))
 
 
-def read_instances(path: Path) -> Instances:
+def read_instances(path: Path, broken: list[str] | None = None) -> Instances:
     """Index an ``instances.json``.
+
+    Args:
+        path: The file.
+        broken: Where given, the errors of broken records are put here instead of being raised.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -106,33 +130,41 @@ def read_instances(path: Path) -> Instances:
     """
     images: dict[int, ImageRecord] = {}
     categories: dict[int, str] = {}
-    columns = tuple(array("q") for _ in range(4))
+    columns = tuple(array("q") for _ in range(6))
     name = str(path)
     for element in walk_elements(path, skim="annotations"):
-        match element.key:
-            case "annotations":
-                row = _annotation_row(element, name)
-                for column, number in zip(columns, row, strict=True):
-                    column.append(number)
-            case "images":
-                identifier, image = _image_record(element, name)
-                images[identifier] = image
-            case "categories":
-                where = f"{name}: category at byte {element.offset}"
-                record = element.reread()
-                categories[integer(record, "id", where)] = text_field(record, "name", where)
-    ids, image_ids, offsets, lengths = (np.array(column, dtype=np.int64) for column in columns)
-    order = np.lexsort((ids, image_ids))
+        try:
+            match element.key:
+                case "annotations":
+                    row = _annotation_row(element, name)
+                    for column, number in zip(columns, row, strict=True):
+                        column.append(number)
+                case "images":
+                    identifier, image = _image_record(element, name)
+                    images[identifier] = image
+                case "categories":
+                    where = f"{name}: category at byte {element.offset}"
+                    record = element.reread()
+                    categories[integer(record, "id", where)] = text_field(record, "name", where)
+        except ValueError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+    table = np.array([np.frombuffer(column, dtype=np.int64) for column in columns])
+    ids, image_ids, offsets, lengths, kinds, crowds = table[:, np.lexsort((table[0], table[1]))]
     return Instances(
-        path, images, categories, image_ids[order], ids[order], offsets[order], lengths[order]
+        path, images, categories, image_ids, ids, offsets, lengths, kinds, crowds.astype(np.bool_)
     )
 
 
-def _annotation_row(element: Element, name: str) -> tuple[int, int, int, int]:
+def _annotation_row(element: Element, name: str) -> tuple[int, int, int, int, int, int]:
     where = f"{name}: annotation at byte {element.offset}"
     identifier = integer(element.value, "id", where)
     image_id = integer(element.value, "image_id", where)
-    return identifier, image_id, element.offset, len(element.text)
+    has_category = isinstance(element.value, dict) and "category_id" in element.value
+    category_id = integer(element.value, "category_id", where) if has_category else -1
+    is_crowd = _CROWD.search(element.text) is not None
+    return identifier, image_id, element.offset, len(element.text), category_id, int(is_crowd)
 
 
 def _image_record(element: Element, name: str) -> tuple[int, ImageRecord]:
@@ -146,10 +178,19 @@ def _image_record(element: Element, name: str) -> tuple[int, ImageRecord]:
             "pixels are read"
         )
     file_name = text_field(record, "file_name", where)
+    return identifier, ImageRecord(relative_path(file_name, where), size)
+
+
+def relative_path(file_name: str, where: str) -> str:
+    """The name of a picture as a path that stays within the folder of pictures.
+
+    Raises:
+        ValueError: It leads out of it; starts with ``where``.
+    """
     parts = PurePosixPath(file_name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in file_name or "\0" in file_name:
         raise ValueError(f"{where}: file_name {file_name[:80]!r} leads out of the image folder")
-    return identifier, ImageRecord(str(parts), size)
+    return str(parts)
 
 
 def integer(record: object, key: str, where: str) -> int:

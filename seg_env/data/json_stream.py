@@ -18,10 +18,12 @@ _BLANK = " \t\n\r"
 _BYTE_ORDER_MARK = "\xef\xbb\xbf"
 _decode_value = json.JSONDecoder().raw_decode
 
-_OTHER = r'(?:[^{}"]++|"(?!(?:id|image_id)")[^"\\]*+")*+'
-_FIELD = r'"(id|image_id)"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{1,18})(?![0-9.eE])'
-_FLAT_RECORD = re.compile(rf"[ \t\n\r]*+(\{{{_OTHER}{_FIELD}{_OTHER}{_FIELD}{_OTHER}\}})")
-"""A record without nested records or escapes in strings, which holds the two fields once each."""
+_OTHER = r'(?:[^{}"]++|"(?!(?:id|image_id|category_id)")[^"\\]*+")*+'
+_FIELD = r'"(id|image_id|category_id)"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{1,18})(?![0-9.eE])'
+_FLAT_RECORD = re.compile(
+    rf"[ \t\n\r]*+(\{{{_OTHER}{_FIELD}{_OTHER}{_FIELD}{_OTHER}{_FIELD}{_OTHER}\}})"
+)
+"""A record without nested records or escapes in strings, which holds the three fields once each."""
 
 
 class Element(NamedTuple):
@@ -30,7 +32,7 @@ class Element(NamedTuple):
     key: str
     """Name of the array."""
     value: Any
-    """The element, or of a skimmed record its two ids; text in it is unreliable, see `reread`."""
+    """The element, or of a skimmed record its three ids; text in it is unreliable, see `reread`."""
     offset: int
     """Where its text starts, in bytes."""
     text: str
@@ -48,9 +50,9 @@ def walk_elements(path: Path, skim: str = "") -> Iterator[Element]:
 
     Args:
         path: The file.
-        skim: Name of an array of which only ``id`` and ``image_id`` are wanted. Where a record is
-            plain enough, its numbers are then passed over without being parsed, in a third of the
-            time; faults among them show when the record is read.
+        skim: Name of an array of which only ``id``, ``image_id`` and ``category_id`` are wanted.
+            Where a record is plain enough, its numbers are then passed over without being parsed,
+            in a third of the time; faults among them show when the record is read.
 
     Raises:
         ValueError: Not a JSON object; names the file and the byte.
@@ -134,12 +136,14 @@ class _Window:
             return Element(key, value, self._start + begin, self._text[begin:end])
 
     def skim(self, key: str) -> Element | None:
-        """Take a plain record for its two ids, if one is here and complete."""
+        """Take a plain record for its three ids, if one is here and complete."""
         match = _FLAT_RECORD.match(self._text, self._position)
-        if match is None or match[2] == match[4]:
+        if match is None:
+            return None
+        ids = {match[2]: int(match[3]), match[4]: int(match[5]), match[6]: int(match[7])}
+        if len(ids) < 3:
             return None
         self._position = match.end()
-        ids = {match[2]: int(match[3]), match[4]: int(match[5])}
         return Element(key, ids, self._start + match.start(1), match[1])
 
     def fault(self, reason: str) -> ValueError:

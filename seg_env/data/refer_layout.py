@@ -17,6 +17,11 @@ COCO_FOLDERS = (
 CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 
 
+def default_split_by(name: str) -> str:
+    """The partition that papers report on; gRefCOCO has one."""
+    return DEFAULT_SPLIT_BY.get(name, "unc")
+
+
 def layout(name: str) -> str:
     """The files of a data set, as a small tree."""
     folder, example = (
@@ -28,7 +33,7 @@ def layout(name: str) -> str:
         "<data_root>/\n"
         f"  {name}/\n"
         "    instances.json\n"
-        f"    refs({DEFAULT_SPLIT_BY[name]}).p   (or .json)\n"
+        f"    {_prefix(name)}({default_split_by(name)}).p   (or .json)\n"
         f"  {folder}/\n"
         f"    {example} ..."
     )
@@ -40,16 +45,17 @@ def find_references(root: Path, name: str, split_by: str | None) -> tuple[Path, 
     Raises:
         FileNotFoundError: It is missing; names the partitions that are there.
     """
-    wanted = split_by or DEFAULT_SPLIT_BY[name]
+    wanted = split_by or default_split_by(name)
+    prefix = _prefix(name)
     present = {
-        path.stem.removeprefix("refs(").removesuffix(")")
-        for pattern in ("refs(*).json", "refs(*).p")
+        path.stem.removeprefix(f"{prefix}(").removesuffix(")")
+        for pattern in (f"{prefix}(*).json", f"{prefix}(*).p")
         for path in (root / name).glob(pattern)
     }
     if split_by is None and wanted not in present and len(present) == 1:
         wanted = present.pop()
     for suffix in (".json", ".p"):
-        path = root / name / f"refs({wanted}){suffix}"
+        path = root / name / f"{prefix}({wanted}){suffix}"
         if path.is_file():
             return path, wanted
     there = f"split_by can be {', '.join(sorted(present))}. " if present else ""
@@ -86,6 +92,10 @@ def find_instances(root: Path, name: str) -> Path:
     if not path.is_file():
         raise _missing(path, root, name)
     return path
+
+
+def _prefix(name: str) -> str:
+    return "grefs" if name == "grefcoco" else "refs"
 
 
 def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundError:

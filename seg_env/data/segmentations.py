@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_env.data.faults import Fault, RecordError, located
 from seg_env.data.instances import describe
 from seg_env.geometry.raster import toggles
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
+
+FAR_OUT = 0.5
+"""A vertex further out than this share of the picture's side belongs to another picture."""
 
 
 def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target:
@@ -39,6 +43,61 @@ def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target
     if not masks:
         masks.append(Rle(size, np.array([size[0] * size[1]])))
     return Target(masks[0] if len(masks) == 1 else Rle.union_of(masks))
+
+
+def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Target:
+    """The target of an object that must be there, as `target_from_segmentation`.
+
+    COCO's fill rule cuts off what reaches out of the picture. A polygon that lies beside it, or
+    reaches out by more than half its side, was drawn on another picture or another size of it.
+
+    Args:
+        segmentation: See `target_from_segmentation`.
+        size: ``(H, W)`` of the image in pixels.
+        where: File and record, for errors.
+
+    Raises:
+        RecordError: The segmentation is malformed, lies outside, or fills not one pixel.
+    """
+    with located(where):
+        parts = segmentation if isinstance(segmentation, list) else []
+        for index, part in enumerate(parts):
+            if isinstance(part, list) and part:
+                check_inside(_points(part), size, f"part {index} of the segmentation")
+        target = target_from_segmentation(segmentation, size)
+        if not target.area:
+            raise RecordError(
+                "the segmentation is empty: it fills not one pixel of "
+                f"{size[1]} x {size[0]} (width x height)",
+                Fault.EMPTY,
+            )
+        return target
+
+
+def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) -> None:
+    """Raise when a polygon cannot belong to a picture of this size.
+
+    Args:
+        points: ``(V, 2)`` vertices in pixels.
+        size: ``(H, W)`` of the image.
+        what: What errors call the polygon.
+
+    Raises:
+        RecordError: All of it lies outside, or a vertex further than `FAR_OUT` sides away.
+    """
+    if not len(points):
+        return
+    sides = np.array([size[1], size[0]])
+    lowest, highest = points.min(axis=0), points.max(axis=0)
+    beside = ((highest <= 0) | (lowest >= sides)).any()
+    far_out = ((lowest < -FAR_OUT * sides) | (highest > (1 + FAR_OUT) * sides)).any()
+    if beside or far_out:
+        (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()
+        raise RecordError(
+            f"{what} is a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in a "
+            f"picture of {size[1]} x {size[0]} (width x height)",
+            Fault.OUTSIDE,
+        )
 
 
 def _part(part: Any, size: tuple[int, int]) -> Rle:

@@ -39,6 +39,8 @@ SIZE_LIMITS = {"small": 32**2, "medium": 96**2}
 UNION_SCORES = ("iou", "box_iou", "boundary_iou", "boundary_f")
 """Columns that the rule for empty unions decides where answer and target are both empty."""
 
+_ANSWERS_AT_ONCE = 256  # Bitmaps held at a time, however many answers one target has.
+
 
 def measure(
     predictions: Sequence[Prediction],
@@ -80,7 +82,11 @@ def measure(
         nothing = Target.from_mask(np.zeros((1, 1), dtype=np.bool_))
         columns = measured([Prediction(())], nothing, None)
         return {name: column[:0] for name, column in columns.items()}
-    groups = groups_of(targets)
+    groups = [
+        members[begin : begin + _ANSWERS_AT_ONCE]
+        for members in groups_of(targets)
+        for begin in range(0, len(members), _ANSWERS_AT_ONCE)
+    ]
     parts = []
     for members in groups:
         answers = [predictions[index] for index in members]

@@ -19,7 +19,7 @@ from seg_env.metrics.bootstrap import (
 )
 from seg_env.metrics.outlines import vertex_ratio
 from seg_env.metrics.records import Columns, apply_empty_union
-from seg_env.metrics.scores import giou
+from seg_env.metrics.scores import giou, samples
 
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -67,7 +67,7 @@ def summarize(
     estimates = _estimates(ratios, empty_union)
     issues = Counter(kind for kinds in columns["issues"].tolist() for kind in kinds.split(","))
     summary: dict[str, Any] = {
-        "samples": len(columns["iou"]),
+        "samples": samples(columns["iou"]).size,
         "empty_union": empty_union,
         "confidence": confidence,
         **{name: _number(value) for name, value in estimates.items()},

@@ -1,0 +1,105 @@
+"""Demonstrations as rows of conversation, the form that TRL's trainers read, made when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.policy import special_tokens
+from agents.wording import Wording, word_answer, word_question
+from seg_env.data.base import Dataset
+from seg_env.tasks import TASKS, Task, answer
+from seg_env.types import Sample
+
+Row = dict[str, Any]
+"""``prompt`` and ``completion``, a list of one message each, and ``images``, a list of one."""
+
+
+@dataclass(frozen=True)
+class DemonstrationRows:
+    """An endless, ordered supply of questions with perfect answers about a data set.
+
+    Row ``i`` follows from the seed and ``i`` alone: every pass over the data has an order, tasks
+    and wordings of its own, and a run that was interrupted goes on with the rows it would have had.
+    Pictures are loaded, and outlines traced, when a row is asked for.
+    """
+
+    dataset: Dataset
+    """What is asked about."""
+    task_weights: Mapping[Task, float]
+    """How often each task is asked, relative to the others."""
+    special: tuple[str, ...] = ()
+    """Tokens of the policy that are no text; see `rows_for`."""
+    wording: Wording = "plain"
+    """In which words."""
+    epsilon: float = 0.005
+    """Outline tolerance, see `seg_env.tasks.answer`."""
+    decimals: int = 3
+    """Digits of coordinates."""
+    pad: bool = False
+    """Whether coordinates have a fixed width."""
+    seed: int = 0
+    """What everything random depends on."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that name no task.
+
+        Raises:
+            ValueError: A task is unknown, a weight is negative, or all are zero.
+        """
+        unknown = [task for task in self.task_weights if task not in TASKS]
+        weights = self.task_weights.values()
+        if unknown or min(weights, default=0) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"task weights {dict(self.task_weights)}; use some of {', '.join(TASKS)} with "
+                "weights from 0, at least one of them above"
+            )
+
+    def __getitem__(self, index: int) -> Row:
+        """Row ``index``, any number from 0."""
+        epoch, place = divmod(index, len(self.dataset))
+        sample = self.dataset[int(_order(len(self.dataset), self.seed, epoch)[place])]
+        rng = np.random.default_rng([self.seed, index])
+        task = self._draw_task(sample, rng)
+        asked = word_question(sample, task, self.wording, rng)
+        reply = answer(sample, task, epsilon=self.epsilon, decimals=self.decimals, pad=self.pad)
+        reply = word_answer(reply, self.wording, rng)
+        return {
+            "prompt": [{"role": "user", "content": self._harmless(asked)}],
+            "completion": [{"role": "assistant", "content": reply}],
+            "images": [sample.image],
+        }
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Rows whose numbers are in column ``row``, as columns: a transform of ``datasets``."""
+        rows = [self[index] for index in batch["row"]]
+        return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
+
+    def _draw_task(self, sample: Sample, rng: np.random.Generator) -> Task:
+        """A task by weight; nothing but an outline can say that there is no target."""
+        weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
+        drawn = TASKS[rng.choice(len(TASKS), p=weights / weights.sum())]
+        return drawn if sample.target.area else "text->mask"
+
+    def _harmless(self, text: str) -> str:
+        """Break up what reads as a special token: ``<image>`` would ask for a second picture."""
+        for token in self.special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+
+def rows_for(processor: Any, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
+    """Rows for the policy that a processor belongs to; arguments are those of the class."""
+    special = tuple(special_tokens(processor.tokenizer).values())
+    return DemonstrationRows(dataset, special=special, **arguments)
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which one pass goes over ``length`` samples."""
+    return np.random.default_rng([seed, epoch, length]).permutation(length)

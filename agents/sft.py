@@ -1,0 +1,278 @@
+"""Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
+
+`BehaviorCloning` shares each picture among its questions and is faster for what fits one device.
+This one takes the road that large models need: gradient checkpointing, mixed precision, and
+whatever ``accelerate launch`` or ``torchrun`` is configured for (DDP, FSDP, DeepSpeed).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from agents.base import Agent, UpdateCallback
+from agents.joint_optimizer import JointOptimizer
+from agents.optim import HybridOptimizer
+from agents.policy import VLMPolicy
+from agents.rows import rows_for
+from agents.wording import Wording
+from seg_env.data.base import Dataset
+from seg_env.tasks import Task
+
+METRICS = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "mean_token_accuracy": "train/token_accuracy",
+    "entropy": "train/entropy",
+}
+"""Names that SFTTrainer gives its figures, and ours."""
+
+
+@dataclass
+class SupervisedFineTuningConfig:
+    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
+
+    batch_size: int = 8
+    """Questions per device and step; the paper's batch is 256 over all devices and steps."""
+    accumulation: int = 1
+    """Steps whose gradients make one update."""
+    tasks: dict[Task, float] = field(
+        default_factory=lambda: {"text->mask": 0.8, "text->bbox": 0.1, "text->point": 0.1}
+    )
+    """How often each task is asked; the paper publishes no shares."""
+    wording: Wording = "paper"
+    """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
+    epsilon: float = 0.005
+    """Douglas-Peucker tolerance of outlines, as a share of the perimeter (the paper's best)."""
+    decimals: int = 3
+    """Digits of coordinates."""
+    pad: bool = False
+    """Write every coordinate with all its digits."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the updates in which the learning rate rises."""
+    final_rate: float = 0.04
+    """Last learning rate as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; the paper publishes none."""
+    muon: bool = False
+    """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them."""
+    workers: int = 0
+    """Processes that load pictures and trace outlines; 0 does it between the steps."""
+    seed: int = 0
+    """Seed of the order of samples, tasks and wordings."""
+
+
+class SupervisedFineTuning(Agent):
+    """Teaches a policy from a data set through TRL's SFTTrainer.
+
+    Attributes:
+        update: Updates made so far.
+    """
+
+    def __init__(
+        self,
+        policy: VLMPolicy,
+        dataset: Dataset,
+        config: SupervisedFineTuningConfig,
+        *,
+        max_new_tokens: int = 512,
+    ) -> None:
+        """Set up; nothing of TRL is imported before `learn`.
+
+        Args:
+            policy: Trained in place; its ``precision`` decides about mixed precision.
+            dataset: What to ask about; any that has the `Dataset` protocol.
+            config: How to teach.
+            max_new_tokens: Longest answer of `act`.
+
+        Raises:
+            ValueError: The task weights name no task.
+        """
+        self.policy = policy
+        self.config = config
+        self.max_new_tokens = max_new_tokens
+        self.rows = rows_for(
+            policy.processor,
+            dataset,
+            task_weights=config.tasks,
+            wording=config.wording,
+            epsilon=config.epsilon,
+            decimals=config.decimals,
+            pad=config.pad,
+            seed=config.seed,
+        )
+        self.update = 0
+        self._checkpoint: Path | None = None  # what to go on from
+        self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
+
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made in all; the schedule spans them."""
+        if self.update >= updates:
+            return
+        with TemporaryDirectory() as folder, _as_found(self.policy.model):
+            if self._trainer is not None:
+                self._checkpoint = Path(folder) / "so_far"
+                self.save(self._checkpoint)
+            self._trainer = self.build_trainer(updates, folder)
+            self._trainer.add_callback(_Progress(self, on_update))
+            self._trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
+
+    def build_trainer(self, updates: int, folder: str | Path) -> Any:
+        """An SFTTrainer over the rows, ready for ``updates`` updates; it prints nothing.
+
+        It wraps the model's ``forward``; `learn` undoes that at its end.
+
+        Args:
+            updates: Length of the schedule.
+            folder: Where the trainer may write; it writes when told to.
+        """
+        from datasets import Dataset as Table
+        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
+
+        config, on_cpu = self.config, self.policy.device.type == "cpu"
+        arguments = SFTConfig(
+            output_dir=str(folder),
+            max_steps=updates,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": config.final_rate},
+            warmup_steps=config.warmup,
+            weight_decay=config.weight_decay,
+            adam_beta2=0.95,
+            max_grad_norm=config.max_grad_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+            bf16=self.policy.precision == "bfloat16",
+            use_cpu=on_cpu,
+            max_length=None,  # cutting a sequence would cut the picture's tokens
+            completion_only_loss=True,
+            train_sampling_strategy="sequential",  # the rows are in random order already
+            remove_unused_columns=False,  # the rows' columns appear when they are read
+            dataloader_num_workers=config.workers,
+            dataloader_pin_memory=not on_cpu,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            seed=config.seed,
+        )
+        per_update = config.batch_size * config.accumulation * arguments.world_size
+        table = Table.from_dict({"row": range(updates * per_update)})
+        table.set_transform(self.rows)
+        trainer = SFTTrainer(
+            self.policy.model,
+            args=arguments,
+            train_dataset=table,
+            processing_class=self.policy.processor,
+            optimizers=(self._muon(arguments) if config.muon else None, None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _muon(self, arguments: Any) -> JointOptimizer:
+        """The optimizer with Muon.
+
+        Raises:
+            ValueError: Weights are sharded, and Muon needs whole matrices.
+        """
+        if arguments.deepspeed_plugin is not None or arguments.fsdp:
+            raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        config = self.config
+        return JointOptimizer(
+            HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a transformers folder with what `load` needs; possible in ``on_update``, too.
+
+        It is written under a temporary name and then renamed; one that is there is replaced. In a
+        run of several processes all of them must call this.
+        """
+        path, trainer = Path(path), self._trainer
+        partial = path.with_name(path.name + ".partial")
+        if trainer is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            self.policy.save(partial)
+            self._finish(partial, partial, path)
+            return
+        trainer.args.output_dir = str(partial)
+        trainer._save_checkpoint(trainer.model, trial=None)  # there is no public name for "now"
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            self._finish(partial / f"checkpoint-{trainer.state.global_step}", partial, path)
+        trainer.accelerator.wait_for_everyone()
+
+    def _finish(self, written: Path, partial: Path, path: Path) -> None:
+        """Complete what was written and put it in its place."""
+        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+        facts = {"update": self.update, "config": asdict(self.config)}
+        (written / "state.json").write_text(json.dumps(facts, indent=2))
+        shutil.rmtree(path, ignore_errors=True)
+        written.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            FileNotFoundError: The folder is not a whole checkpoint.
+        """
+        path = Path(path)
+        if not (path / "state.json").exists():
+            raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+        weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
+        self.policy.model.load_state_dict(weights.model.state_dict())
+        self.update = json.loads((path / "state.json").read_text())["update"]
+        self._checkpoint = path if self.update else None
+        self._trainer = None
+
+
+class _Progress(TrainerCallback):
+    """Tells an agent, and whoever waits for it, about every update."""
+
+    def __init__(self, agent: SupervisedFineTuning, on_update: UpdateCallback | None) -> None:
+        self.agent = agent
+        self.on_update = on_update
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: object
+    ) -> None:
+        """After every update, and once more at the end, without a loss."""
+        if "loss" not in logs:
+            return
+        self.agent.update = state.global_step
+        if self.on_update is not None:
+            self.agent.policy.model.eval()  # answers are asked for; the trainer sets it back
+            metrics = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
+            self.on_update(state.global_step, metrics)
+
+
+@contextmanager
+def _as_found(model: Any) -> Iterator[None]:
+    """Undo what trainers leave on a model: a wrapped forward, checkpointing, training mode."""
+    forward: Callable[..., Any] | None = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        if forward is not None:
+            model.forward = forward
+        model.gradient_checkpointing_disable()
+        model.eval()

@@ -1,0 +1,185 @@
+"""Score answers: those of a policy, or those that any system wrote into a file.
+
+With no arguments the embedded policy answers 512 held-out scenes. The folder ``runs/evaluate`` then
+holds ``scores.json``, ``per_sample.parquet`` (``.csv`` without pyarrow), ``report.md``,
+``worst.png``, ``best.png`` and ``iou_histogram.png``, and ``answers.jsonl`` with what was answered.
+
+    python experiments/evaluate.py
+    python experiments/evaluate.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --split testA
+        --policy FOLDER --frame auto
+    python experiments/evaluate.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --split testA
+        --predictions answers.jsonl --frame permille
+
+A file of answers has one JSON object a line: {"id": sample id, "text": answer}; no model is loaded.
+What the representation itself allows is printed by
+
+    python experiments/evaluate.py --ceiling --epsilon 0 .001 .005 .01 .02
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from experiments.evaluate_answers import match_answers, read_answers
+from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
+from experiments.evaluate_frames import Reader, choose_reader
+from experiments.evaluate_options import Args
+from experiments.evaluate_report import draw_pictures, print_scores, write_report
+from experiments.evaluate_samples import Item, load_samples, measure_answers, save_samples
+from experiments.evaluate_scores import gains, score
+from experiments.files import write_json
+from experiments.progress import progress_bar
+from experiments.questions import open_questions
+from seg_env.envs.core import ReferringCore
+from seg_env.frames import ResizeSettings
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Run the evaluation; returns what ``scores.json`` (or ``ceiling.json``) holds."""
+    if args.policy is not None and args.predictions is not None:
+        raise ValueError("--policy and --predictions are both given; answers come from one of them")
+    console = Console()
+    core = open_questions(args.env, **args.environment())
+    questions = args.count(core)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    if args.ceiling:
+        return run_ceiling(args, core, questions, console)
+    if args.predictions is not None:
+        reader, path = reader_of_file(args, core), args.predictions
+        console.print(f"{path}: frame {reader.description}", highlight=False, markup=False)
+    else:
+        # This imports torch, which scoring a file of answers does without.
+        from experiments.evaluate_policy import answer
+
+        reader, path = answer(args, core, questions, console)
+    ids = [core.dataset[index].id for index in range(questions)]
+    answers = read_answers(path)
+    found = match_answers(
+        answers,
+        ids,
+        count=args.answers,
+        missing=args.missing,
+        # A folder may hold more answers of a policy than are asked for this time.
+        ignore_unknown=args.ignore_unknown or args.predictions is None,
+    )
+    items = [Item(index, given) for index, given in found]
+    missing = sum(identifier not in answers for identifier in ids)
+    return run_scoring(args, core, items, missing, reader, console)
+
+
+def reader_of_file(args: Args, core: ReferringCore) -> Reader:
+    """Reader of answers that come without their model."""
+    settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    return choose_reader(args.frame, settings=settings, canvas_size=core.canvas_size)
+
+
+def run_scoring(
+    args: Args,
+    core: ReferringCore,
+    items: list[Item],
+    missing: int,
+    reader: Reader,
+    console: Console,
+) -> dict[str, Any]:
+    """Measure the answers, write everything, print what matters most."""
+    with _progress(console, "scoring", len(items)) as advance:
+        columns = measure_answers(
+            core.dataset,
+            items,
+            reader,
+            details=args.details,
+            empty_union=args.empty_union,
+            warn=lambda advice: console.print(f"[yellow]{advice}[/yellow]", highlight=False),
+            on_chunk=lambda count, giou: advance(count, f"gIoU {giou:.3f}"),
+        )
+    scores = _settings(args, core, items, missing, reader)
+    scores |= score(columns, args.answers, args.empty_union, args.seed)
+    if args.compare is not None:
+        other = load_samples(args.compare)
+        scores["compared_with"] = str(args.compare)
+        scores["gains"] = gains(other, columns, args.answers, args.empty_union, args.seed)
+    folder = args.output_dir
+    samples = save_samples(folder, columns)
+    write_json(folder / "scores.json", scores)
+    draw_pictures(folder, core.dataset, items, reader, columns, scores)
+    write_report(folder / "report.md", scores)
+    print_scores(console, scores)
+    if samples.suffix == ".csv":
+        console.print(f"{samples}: pyarrow, of the extra [hub], would make it a parquet file")
+    console.print(f"report: {folder / 'report.md'}", highlight=False)
+    return scores
+
+
+def _settings(
+    args: Args, core: ReferringCore, items: list[Item], missing: int, reader: Reader
+) -> dict[str, Any]:
+    """What was measured, and how."""
+    decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    from_file = args.predictions is not None
+    return {
+        "source": str(args.predictions) if from_file else f"policy {args.policy or 'embedded'}",
+        "env": args.env,
+        "dataset": core.dataset.name,
+        "split": core.dataset.split,
+        "split_by": getattr(core.dataset, "split_by", ""),
+        "questions": len(items),
+        "missing": missing,
+        "missing_rule": args.missing,
+        "answers_per_question": args.answers,
+        "decoding": "" if from_file else decoding,
+        "frame": reader.description,
+        "seed": args.seed,
+    }
+
+
+def run_ceiling(
+    args: Args, core: ReferringCore, questions: int, console: Console
+) -> dict[str, Any]:
+    """Measure what the representation allows, print it, and write ``ceiling.json``."""
+    reader = reader_of_file(args, core)
+    numbers_are_whole = reader.frame(core.dataset[0]).integer
+    with _progress(console, "outlining", questions) as advance:
+        rows = measure_ceilings(
+            core.dataset,
+            questions,
+            reader,
+            args.epsilon,
+            args.decimals[:1] if numbers_are_whole else args.decimals,
+            empty_union=args.empty_union,
+            on_question=lambda: advance(1, ""),
+        )
+    found = {
+        "env": args.env,
+        "dataset": core.dataset.name,
+        "split": core.dataset.split,
+        "questions": questions,
+        "frame": reader.description,
+        "empty_union": args.empty_union,
+        "ceilings": rows,
+    }
+    write_json(args.output_dir / "ceiling.json", found)
+    title = f"Best scores that text allows: {found['dataset']} ({found['split']}), {questions}"
+    console.print(ceiling_table(rows, f"{title} questions", decimals=not numbers_are_whole))
+    console.print(
+        f"frame: {reader.description}; an empty union counts {args.empty_union:g}", highlight=False
+    )
+    return found
+
+
+@contextmanager
+def _progress(
+    console: Console, description: str, total: int
+) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar; yields what moves it on."""
+    with progress_bar(console) as progress:
+        task = progress.add_task(description, total=total, status="")
+        yield lambda count, status: progress.update(task, advance=count, status=status)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

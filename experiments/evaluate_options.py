@@ -1,0 +1,107 @@
+"""The command line of the evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.evaluate_answers import Missing
+from experiments.evaluate_frames import AUTO
+from seg_env.envs.core import ReferringCore
+from seg_env.frames import ResizeSettings
+
+SCENES_QUESTIONS = 512
+"""Questions by default where the data set is endless."""
+
+
+@dataclass
+class Args:
+    """Score the answers of a policy, or of any system."""
+
+    env: str = "SimpleSeg-Scenes-v0"
+    """Environment id: what is asked."""
+    data_root: str | None = None
+    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    split: str = "val"
+    """Split to ask about."""
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    difficulty: str | None = None
+    """Of scenes: easy (default), medium, hard."""
+    image_size: int | None = None
+    """Side that pictures are letterboxed to; by default they keep their sizes."""
+    questions: int | None = None
+    """The first so many samples; by default 512 scenes, and all of any other data set."""
+    policy: str | None = None
+    """Who answers: ``embedded`` (default), a transformers folder, or a hub id."""
+    predictions: Path | None = None
+    """File of answers to score in place of a policy's."""
+    frame: str = AUTO
+    """What the numbers in answers are: auto (by the model's type), unit, permille, pixel:WxH,
+    qwen2.5-vl, florence, paligemma, or a model type such as qwen3_vl."""
+    min_pixels: int = ResizeSettings.min_pixels
+    """For --predictions with --frame qwen2.5-vl: as the processor was set."""
+    max_pixels: int = ResizeSettings.max_pixels
+    """For --predictions with --frame qwen2.5-vl: as the processor was set."""
+    missing: Missing = "error"
+    """Questions without an answer in --predictions: an error, empty answers, or skipped."""
+    ignore_unknown: bool = False
+    """Pass over answers in --predictions to other questions than those asked."""
+    temperature: float = 0.0
+    """0 for greedy answers."""
+    answers: int = 1
+    """Answers per question."""
+    max_new_tokens: int | None = None
+    """Longest answer; by default 128 for the embedded policy and 1024 for others."""
+    batch_size: int = 64
+    """Questions at a time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs under autocast."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model; only for models you have read."""
+    empty_union: float = 1.0
+    """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
+    details: bool = True
+    """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
+    compare: Path | None = None
+    """Folder or per_sample file of another evaluation: paired gains over it."""
+    ceiling: bool = False
+    """Only measure what the representation allows."""
+    epsilon: tuple[float, ...] = (0.0, 0.001, 0.005, 0.01, 0.02)
+    """For --ceiling: tolerances of the outline's simplification, as shares of its perimeter."""
+    decimals: tuple[int, ...] = (3,)
+    """For --ceiling: digits after the point."""
+    seed: int = 0
+    """Seed of sampling and of the bootstrap."""
+    output_dir: Path = Path("runs/evaluate")
+    """Folder for what is written."""
+    resume: bool = False
+    """Keep the answers that the folder holds already and ask only for the others."""
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that are not left at their defaults."""
+        names = ("split", "data_root", "split_by", "difficulty", "image_size")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def count(self, core: ReferringCore) -> int:
+        """How many questions are asked.
+
+        Raises:
+            ValueError: There are not that many.
+        """
+        available = len(core.dataset)
+        if self.questions is not None and not 1 <= self.questions <= available:
+            raise ValueError(
+                f"--questions {self.questions}: {core.dataset.name} ({core.dataset.split}) has "
+                f"{available}; use 1 to {available}"
+            )
+        endless = core.dataset.name.startswith("scenes")
+        return self.questions or (min(SCENES_QUESTIONS, available) if endless else available)
+
+    def asked(self) -> dict[str, Any]:
+        """The settings that decide what a policy answers; JSON-able."""
+        names = ("env", "policy", "temperature", "answers", "max_new_tokens", "batch_size")
+        named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
+        return {**self.environment(), **named}

@@ -1,0 +1,172 @@
+"""What an evaluation leaves to read: a report, tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.evaluate_frames import Reader
+from experiments.evaluate_pictures import Exhibit, draw_histogram, draw_sheet, extremes
+from experiments.evaluate_published import published_table
+from experiments.evaluate_samples import Item
+from experiments.evaluate_scores import gain_rows, score_rows
+from experiments.files import write_atomically
+from seg_env.data.base import Dataset
+from seg_env.metrics import Columns
+
+FAILURE_MEANINGS = {
+    "good": "IoU of at least 0.5, or absence recognised",
+    "wrong_object": "another annotated object of the image is overlapped better",
+    "wrong_outline": "the object is overlapped, but its outline is bad",
+    "no_object": "neither the target nor another known object is overlapped",
+    "missed": "the object is there, the answer says that it is not",
+    "false_alarm": "the object is not there, the answer outlines something",
+    "malformed": "no usable outline could be read",
+}
+
+
+def draw_pictures(
+    folder: Path,
+    dataset: Dataset,
+    items: list[Item],
+    reader: Reader,
+    columns: Columns,
+    scores: dict[str, Any],
+) -> None:
+    """Write ``worst.png``, ``best.png`` and ``iou_histogram.png``."""
+    answers = scores["answers_per_question"]
+    for name, best in (("worst", False), ("best", True)):
+        exhibits = []
+        for row in extremes(columns, answers, best=best):
+            item = items[row // answers]
+            sample = dataset[item.index]
+            prediction = reader.read(item.answers[row % answers].text, sample)
+            remark = str(columns["failure"][row]).replace("_", " ")
+            exhibits.append(Exhibit(sample, prediction, float(columns["iou"][row]), remark))
+        title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
+        draw_sheet(exhibits, title, folder / f"{name}.png")
+    draw_histogram(columns, scores, folder / "iou_histogram.png")
+
+
+def write_report(path: Path, scores: dict[str, Any]) -> None:
+    """Write ``report.md``."""
+    kinds = [
+        (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
+        for kind, meaning in FAILURE_MEANINGS.items()
+        if (count := scores["failures"].get(kind))
+    ]
+    sections = [
+        f"# {scores['source']} on {scores['dataset']} ({scores['split']})",
+        "\n".join(f"- {line}" for line in setting_lines(scores)),
+        "## Scores\n\nIn per cent unless a unit is given.\n\n"
+        + _markdown(["", "score", "95 % interval"], score_rows(scores)),
+        _published(scores),
+        _compared(scores),
+        "## What became of the answers\n\n"
+        + _markdown(["", "answers", "%", ""], kinds)
+        + _issues(scores),
+        _breakdown(scores),
+        "## Pictures\n\n![Distribution of the IoU](iou_histogram.png)\n\n"
+        "![Worst answers](worst.png)\n\n![Best answers](best.png)",
+    ]
+    write_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
+
+
+def print_scores(console: Console, scores: dict[str, Any]) -> None:
+    """Print what matters most."""
+    for line in setting_lines(scores):
+        console.print(line, highlight=False, markup=False)
+    table = Table(title=f"{scores['dataset']} ({scores['split']})")
+    for heading in ("", "score", "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in score_rows(scores):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in scores["failures"].items()),
+        highlight=False,
+    )
+    if scores.get("compared_with"):
+        gains = Table(title=f"gain over {scores['compared_with']}, paired")
+        for heading in ("", "gain", "95 % interval"):
+            gains.add_column(heading, justify="right" if heading else "left")
+        for row in gain_rows(scores["gains"]):
+            gains.add_row(*row)
+        console.print(gains)
+
+
+def setting_lines(scores: dict[str, Any]) -> list[str]:
+    """What a reader needs to know to get the same numbers."""
+    lines = [
+        f"environment {scores['env']}, data set {scores['dataset']}, split {scores['split']}"
+        + (f" ({scores['split_by']})" if scores["split_by"] else ""),
+        f"{scores['questions']} questions, {scores['answers_per_question']} answer(s) each"
+        + (f", {scores['decoding']}" if scores["decoding"] else ""),
+        f"frame: {scores['frame']}",
+        f"an empty union counts {scores['empty_union']:g}",
+        "intervals: bootstrap over questions, 2000 resamples, 95 %",
+    ]
+    if scores["missing"]:
+        treated = "left out" if scores["missing_rule"] == "skip" else "counted as empty answers"
+        lines.append(f"{scores['missing']} questions without an answer, {treated}")
+    if scores["dataset"] == "embedded-sample":
+        lines.append("the embedded sample stands in for the real data: not a score on RefCOCO")
+    return lines
+
+
+def _published(scores: dict[str, Any]) -> str:
+    table = published_table(
+        scores["dataset"],
+        scores["split"],
+        scores["split_by"],
+        scores["questions"],
+        scores["ciou"],
+        scores["rec_accuracy"],
+    )
+    return f"## Beside published figures\n\n{table}" if table else ""
+
+
+def _compared(scores: dict[str, Any]) -> str:
+    if not scores.get("compared_with"):
+        return ""
+    table = _markdown(["", "gain", "95 % interval"], gain_rows(scores["gains"]))
+    return (
+        f"## Gain over `{scores['compared_with']}`\n\nPaired over the same questions; an interval "
+        f"without 0 is more than luck of the draw.\n\n{table}"
+    )
+
+
+def _issues(scores: dict[str, Any]) -> str:
+    if not scores["issues"]:
+        return ""
+    rows = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
+    table = _markdown(["fault of the text", "answers"], rows)
+    return f"\n\nAnswers whose text was not well-formed, also where it could be read:\n\n{table}"
+
+
+def _breakdown(scores: dict[str, Any]) -> str:
+    names = {
+        "size": "size of the object (small: below 32², medium: below 96² pixels)",
+        "ceiling": "best IoU that text allows (ε 0.005, three decimals)",
+    }
+    parts = ["## gIoU by group"]
+    for name, groups in scores["breakdown"].items():
+        rows = [
+            (
+                label,
+                group["questions"],
+                f"{100 * group['giou']:.1f}",
+                "[{:.1f}, {:.1f}]".format(*(100 * end for end in group["interval"])),
+            )
+            for label, group in groups.items()
+        ]
+        parts.append(_markdown([names[name], "questions", "gIoU", "95 % interval"], rows))
+    return "\n\n".join(parts)
+
+
+def _markdown(headings: list[str], rows: Any) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
