@@ -36,14 +36,14 @@ class OnPolicyConfig:
     """Passes over a rollout."""
     prompts_per_forward: int = 0
     """Prompts per forward pass, to bound memory; 0 takes a whole minibatch at once."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Peak learning rate."""
     warmup: float = 0.03
     """Share of the updates in which the learning rate rises."""
-    final_rate: float = 0.1
+    final_rate: float = 0.05
     """Last learning rate as a share of the peak."""
-    muon: bool = False
-    """Muon on hidden matrices instead of AdamW."""
+    muon: bool = True
+    """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0

@@ -1,7 +1,8 @@
-"""Demonstrations as rows of conversation, the form that TRL's trainers read, made when asked for."""
+"""Demonstrations as rows of conversation, the form that TRL's trainers read, made on demand."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,20 +47,6 @@ class DemonstrationRows:
     seed: int = 0
     """What everything random depends on."""
 
-    def __post_init__(self) -> None:
-        """Refuse weights that name no task.
-
-        Raises:
-            ValueError: A task is unknown, a weight is negative, or all are zero.
-        """
-        unknown = [task for task in self.task_weights if task not in TASKS]
-        weights = self.task_weights.values()
-        if unknown or min(weights, default=0) < 0 or not sum(weights) > 0:
-            raise ValueError(
-                f"task weights {dict(self.task_weights)}; use some of {', '.join(TASKS)} with "
-                "weights from 0, at least one of them above"
-            )
-
     def __getitem__(self, index: int) -> Row:
         """Row ``index``, any number from 0."""
         epoch, place = divmod(index, len(self.dataset))
@@ -97,6 +84,30 @@ def rows_for(processor: Any, dataset: Dataset, **arguments: Any) -> Demonstratio
     """Rows for the policy that a processor belongs to; arguments are those of the class."""
     special = tuple(special_tokens(processor.tokenizer).values())
     return DemonstrationRows(dataset, special=special, **arguments)
+
+
+def read_task_weights(words: Sequence[str]) -> dict[Task, float]:
+    """Task weights as a command line gives them.
+
+    Args:
+        words: ``name=weight`` each; ``mask`` is short for ``text->mask``.
+
+    Raises:
+        ValueError: A task is unknown, a weight is no number from 0, or all of them are 0.
+    """
+    weights: dict[Task, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        task = next((task for task in TASKS if name in (task, task.removeprefix("text->"))), None)
+        if task is None or not re.fullmatch(r"\d+(\.\d+)?|\.\d+", number):
+            raise ValueError(
+                f"{word!r} is not a task with a weight; use mask=0.8, where the task is one of "
+                f"{', '.join(TASKS)} (text-> may be left out) and the weight a number from 0"
+            )
+        weights[task] = float(number)
+    if not sum(weights.values()):
+        raise ValueError(f"tasks {list(words)} give no task a weight above 0; use mask=1")
+    return weights
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +22,9 @@ from agents.base import Agent, UpdateCallback
 from agents.joint_optimizer import JointOptimizer
 from agents.optim import HybridOptimizer
 from agents.policy import VLMPolicy
-from agents.rows import rows_for
+from agents.rows import read_task_weights, rows_for
 from agents.wording import Wording
 from seg_env.data.base import Dataset
-from seg_env.tasks import Task
 
 METRICS = {
     "loss": "train/loss",
@@ -35,6 +34,8 @@ METRICS = {
     "entropy": "train/entropy",
 }
 """Names that SFTTrainer gives its figures, and ours."""
+TRAINER_PICKLE = "training_args.bin"
+"""What trainers leave in a folder and never read; nothing pickled is handed on."""
 
 
 @dataclass
@@ -45,10 +46,8 @@ class SupervisedFineTuningConfig:
     """Questions per device and step; the paper's batch is 256 over all devices and steps."""
     accumulation: int = 1
     """Steps whose gradients make one update."""
-    tasks: dict[Task, float] = field(
-        default_factory=lambda: {"text->mask": 0.8, "text->bbox": 0.1, "text->point": 0.1}
-    )
-    """How often each task is asked; the paper publishes no shares."""
+    tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
+    """How often each task is asked, as ``name=weight``; the paper publishes no shares."""
     wording: Wording = "paper"
     """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
     epsilon: float = 0.005
@@ -101,7 +100,7 @@ class SupervisedFineTuning(Agent):
             max_new_tokens: Longest answer of `act`.
 
         Raises:
-            ValueError: The task weights name no task.
+            ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
         """
         self.policy = policy
         self.config = config
@@ -109,7 +108,7 @@ class SupervisedFineTuning(Agent):
         self.rows = rows_for(
             policy.processor,
             dataset,
-            task_weights=config.tasks,
+            task_weights=read_task_weights(config.tasks),
             wording=config.wording,
             epsilon=config.epsilon,
             decimals=config.decimals,
@@ -157,7 +156,7 @@ class SupervisedFineTuning(Agent):
             weight_decay=config.weight_decay,
             adam_beta2=0.95,
             max_grad_norm=config.max_grad_norm,
-            gradient_checkpointing=config.gradient_checkpointing,
+            activation_checkpointing=config.gradient_checkpointing,
             bf16=self.policy.precision == "bfloat16",
             use_cpu=on_cpu,
             max_length=None,  # cutting a sequence would cut the picture's tokens
@@ -218,9 +217,18 @@ class SupervisedFineTuning(Agent):
             self._finish(partial / f"checkpoint-{trainer.state.global_step}", partial, path)
         trainer.accelerator.wait_for_everyone()
 
+    def save_policy(self, path: str | Path) -> None:
+        """Write the policy alone, as a transformers folder; all processes must call this."""
+        if self._trainer is None:
+            self.policy.save(path)
+            return
+        self._trainer.save_model(str(path))  # gathers weights that are sharded
+        if self._trainer.is_world_process_zero():
+            (Path(path) / TRAINER_PICKLE).unlink(missing_ok=True)
+
     def _finish(self, written: Path, partial: Path, path: Path) -> None:
         """Complete what was written and put it in its place."""
-        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+        (written / TRAINER_PICKLE).unlink(missing_ok=True)
         facts = {"update": self.update, "config": asdict(self.config)}
         (written / "state.json").write_text(json.dumps(facts, indent=2))
         shutil.rmtree(path, ignore_errors=True)
@@ -274,5 +282,5 @@ def _as_found(model: Any) -> Iterator[None]:
             vars(model).pop(name, None)
         if forward is not None:
             model.forward = forward
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         model.eval()

@@ -19,7 +19,7 @@ one of the paper's questions, and one of its answer sentences."""
 WORDINGS: tuple[Wording, ...] = get_args(Wording)
 
 QUESTIONS: tuple[str, ...] = (
-    "\"{expression}\"'s {thing}",
+    '"{expression}"\'s {thing}',
     "What is the {thing} of {expression} in the image?",
     "Output the {numbers} of {expression} in the image.",
     "Tell me the {numbers} of {expression} in the image.",

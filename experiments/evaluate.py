@@ -51,7 +51,6 @@ def main(args: Args) -> dict[str, Any]:
         return run_ceiling(args, core, questions, console)
     if args.predictions is not None:
         reader, path = reader_of_file(args, core), args.predictions
-        console.print(f"{path}: frame {reader.description}", highlight=False, markup=False)
     else:
         # This imports torch, which scoring a file of answers does without.
         from experiments.evaluate_policy import answer

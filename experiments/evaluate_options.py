@@ -21,6 +21,8 @@ class Args:
 
     env: str = "SimpleSeg-Scenes-v0"
     """Environment id: what is asked."""
+    dataset: str | None = None
+    """Another data set than that of the environment, by the name that `open_dataset` knows."""
     data_root: str | None = None
     """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
     split: str = "val"
@@ -81,7 +83,7 @@ class Args:
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        names = ("split", "data_root", "split_by", "difficulty", "image_size")
+        names = ("dataset", "split", "data_root", "split_by", "difficulty", "image_size")
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 

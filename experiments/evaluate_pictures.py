@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,44 @@ class Exhibit:
     iou: float
     """Its score."""
     remark: str
-    """What became of it."""
+    """What became of it, in one short line."""
 
 
 def extremes(columns: Columns, answers: int, *, best: bool) -> list[int]:
-    """Rows of the best or worst answers, from the most extreme, at most one a question."""
-    means = columns["iou"].reshape(-1, answers)
-    row_of_question = (means.argmax if best else means.argmin)(axis=1)
-    chosen = np.take_along_axis(means, row_of_question[:, None], axis=1)[:, 0]
-    order = np.argsort(-chosen if best else chosen, kind="stable")[: GRID[0] * GRID[1]]
-    return [int(question * answers + row_of_question[question]) for question in order]
+    """Rows of the best or worst answers, most extreme first: one a question.
+
+    Args:
+        columns: Must hold ``iou``, ``(n * answers,)``.
+        answers: Answers per question.
+        best: Which end.
+    """
+    scores = columns["iou"].reshape(-1, answers)
+    column = (scores.argmax if best else scores.argmin)(axis=1)
+    chosen = np.take_along_axis(scores, column[:, None], axis=1)[:, 0]
+    order = np.argsort(-chosen if best else chosen, kind="stable")
+    return [int(question * answers + column[question]) for question in order]
+
+
+def pick_varied(samples: Iterable[tuple[int, Sample]], count: int = GRID[0] * GRID[1]) -> list[int]:
+    """Rows of the first samples that show different objects; others only fill what is left.
+
+    Several sentences about one object tend to be answered alike, and would fill the sheet.
+
+    Args:
+        samples: Row and sample, most wanted first.
+        count: How many.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for row, sample in samples:
+        rle = sample.target.rle
+        key = (*rle.size, rle.counts.tobytes())
+        (rest if key in seen else first).append(row)
+        seen.add(key)
+        if len(first) == count:
+            break
+    return (first + rest)[:count]
 
 
 def draw_sheet(exhibits: Sequence[Exhibit], title: str, path: Path) -> None:
@@ -71,7 +99,8 @@ def draw_sheet(exhibits: Sequence[Exhibit], title: str, path: Path) -> None:
         sample = exhibit.sample
         axis.imshow(draw_overlay(sample.image, sample.target, exhibit.prediction, numbered=False))
         wording = textwrap.shorten(_printable(sample.expression), 84, placeholder="…")
-        heading = f"{exhibit.iou:.2f}  {exhibit.remark}\n" + textwrap.fill(f"“{wording}”", 44)
+        remark = textwrap.shorten(_printable(exhibit.remark), 48, placeholder="…")
+        heading = f"{exhibit.iou:.2f}  {remark}\n" + textwrap.fill(f"“{wording}”", 44)
         axis.set_title(heading, fontsize=9, loc="left")
     for axis in axes.flat:
         axis.axis("off")
@@ -97,7 +126,9 @@ def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None
     axis.axvline(scores["giou"], color="black", linewidth=1.2, label=f"gIoU {scores['giou']:.3f}")
     best = scores.get("representation_ceiling")
     if best is not None:
-        axis.axvline(best, color="black", linewidth=1.2, linestyle=":", label=f"ceiling {best:.3f}")
+        axis.axvline(
+            best, color="black", linewidth=1.2, linestyle=":", label=f"truth at ε .005: {best:.3f}"
+        )
     axis.set(xlabel="mask IoU", ylabel="answers", xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from seg_env.data.official_counts import OFFICIAL_COUNTS
+
 SOURCE = "SimpleSeg, arXiv 2601.19228"
 
 COLUMNS = (
@@ -37,18 +39,6 @@ AVERAGE_BOX_ACCURACY = {
     "Text4Seg with SAM": 87.1,
 }
 """REC accuracy at box IoU 0.5 in per cent over all of `COLUMNS`."""
-
-SENTENCES = {
-    ("refcoco", "val"): 10834,
-    ("refcoco", "testA"): 5657,
-    ("refcoco", "testB"): 5095,
-    ("refcoco+", "val"): 10758,
-    ("refcoco+", "testA"): 5726,
-    ("refcoco+", "testB"): 4889,
-    ("refcocog", "val"): 4896,
-    ("refcocog", "test"): 9602,
-}
-"""How many questions the published figures are about."""
 
 SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 """Whose split they use."""
@@ -90,16 +80,17 @@ def published_table(
         "The published refcoco val and testA of Qwen2.5-VL look swapped at their source.",
         _comparable(place, split_by, questions),
     ]
-    return "\n".join([*lines, "", *remarks])
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)])
 
 
 def _comparable(place: tuple[str, str], split_by: str, questions: int) -> str:
     """Whether ours may stand beside the published figures."""
     dataset, split = place
-    if place not in SENTENCES or split_by != SPLIT_BY[dataset]:
+    if place not in COLUMNS or split_by != SPLIT_BY[dataset]:
         return f"**Not comparable:** nothing is published about {dataset} ({split_by}), {split}."
-    if questions != SENTENCES[place]:
-        return f"**Not comparable:** {questions} of the {SENTENCES[place]} questions were scored."
+    _, sentences = OFFICIAL_COUNTS[dataset, split_by, split]
+    if questions != sentences:
+        return f"**Not comparable:** {questions} of the {sentences} questions were scored."
     return "Comparable: all questions of the split were scored."
 
 

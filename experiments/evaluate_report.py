@@ -9,13 +9,22 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.evaluate_frames import Reader
-from experiments.evaluate_pictures import Exhibit, draw_histogram, draw_sheet, extremes
+from experiments.evaluate_pictures import (
+    Exhibit,
+    draw_histogram,
+    draw_sheet,
+    extremes,
+    pick_varied,
+)
 from experiments.evaluate_published import published_table
 from experiments.evaluate_samples import Item
 from experiments.evaluate_scores import gain_rows, score_rows
 from experiments.files import write_atomically
 from seg_env.data.base import Dataset
 from seg_env.metrics import Columns
+
+SHEET_CANDIDATES = 300
+"""How many extreme answers are looked through for different objects."""
 
 FAILURE_MEANINGS = {
     "good": "IoU of at least 0.5, or absence recognised",
@@ -39,16 +48,23 @@ def draw_pictures(
     """Write ``worst.png``, ``best.png`` and ``iou_histogram.png``."""
     answers = scores["answers_per_question"]
     for name, best in (("worst", False), ("best", True)):
-        exhibits = []
-        for row in extremes(columns, answers, best=best):
-            item = items[row // answers]
-            sample = dataset[item.index]
-            prediction = reader.read(item.answers[row % answers].text, sample)
-            remark = str(columns["failure"][row]).replace("_", " ")
-            exhibits.append(Exhibit(sample, prediction, float(columns["iou"][row]), remark))
+        candidates = extremes(columns, answers, best=best)[:SHEET_CANDIDATES]
+        rows = pick_varied((row, dataset[items[row // answers].index]) for row in candidates)
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
+        exhibits = [_exhibit(dataset, items[row // answers], row, reader, columns) for row in rows]
         draw_sheet(exhibits, title, folder / f"{name}.png")
     draw_histogram(columns, scores, folder / "iou_histogram.png")
+
+
+def _exhibit(dataset: Dataset, item: Item, row: int, reader: Reader, columns: Columns) -> Exhibit:
+    sample = dataset[item.index]
+    text = item.answers[row % len(item.answers)].text
+    remark = str(columns["failure"][row]).replace("_", " ")
+    if columns["issues"][row]:
+        remark += f" ({columns['issues'][row].split(',')[0].replace('_', ' ')})"
+    if remark.startswith("malformed"):
+        remark += f": {text[:40]}"
+    return Exhibit(sample, reader.read(text, sample), float(columns["iou"][row]), remark)
 
 
 def write_report(path: Path, scores: dict[str, Any]) -> None:
@@ -66,7 +82,7 @@ def write_report(path: Path, scores: dict[str, Any]) -> None:
         _published(scores),
         _compared(scores),
         "## What became of the answers\n\n"
-        + _markdown(["", "answers", "%", ""], kinds)
+        + _markdown(["", "answers", "%", ""], kinds, "lrrl")
         + _issues(scores),
         _breakdown(scores),
         "## Pictures\n\n![Distribution of the IoU](iou_histogram.png)\n\n"
@@ -78,7 +94,7 @@ def write_report(path: Path, scores: dict[str, Any]) -> None:
 def print_scores(console: Console, scores: dict[str, Any]) -> None:
     """Print what matters most."""
     for line in setting_lines(scores):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     table = Table(title=f"{scores['dataset']} ({scores['split']})")
     for heading in ("", "score", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -150,7 +166,7 @@ def _issues(scores: dict[str, Any]) -> str:
 def _breakdown(scores: dict[str, Any]) -> str:
     names = {
         "size": "size of the object (small: below 32², medium: below 96² pixels)",
-        "ceiling": "best IoU that text allows (ε 0.005, three decimals)",
+        "ceiling": "IoU of the truth itself, written with ε 0.005 and three decimals",
     }
     parts = ["## gIoU by group"]
     for name, groups in scores["breakdown"].items():
@@ -167,6 +183,8 @@ def _breakdown(scores: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown(headings: list[str], rows: Any) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _markdown(headings: list[str], rows: Any, alignment: str = "") -> str:
+    """A table; ``alignment`` has an l or r for each column, by default one l and the rest r."""
+    alignment = alignment or "l" + "r" * (len(headings) - 1)
+    rules = ["---" if side == "l" else "---:" for side in alignment]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [headings, rules, *rows])

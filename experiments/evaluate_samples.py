@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.evaluate_frames import Reader, advise_frame
 from seg_env.data.base import Dataset
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import Columns, ceiling, join_columns, measure
-from seg_env.types import Prediction, Sample
+from seg_env.types import Prediction, Sample, Target
 
 CHUNK = 64
 """Questions worked on at a time; what is kept of each is a row of numbers."""
@@ -37,23 +38,26 @@ class Item:
 
 
 class OtherObjects(Sequence[Rle]):
-    """Masks of all annotated objects of a sample's image, read only when looked at.
+    """Masks of the other annotated objects of a sample's picture, read only when looked at.
 
     They are needed for failed answers alone, to tell a wrong object from a wrong outline.
     """
 
-    def __init__(self, dataset: Any, sample: Sample) -> None:
-        """Remember where to look; see `seg_env.data.refer.Refer.object_target`."""
-        self._dataset, self._metadata = dataset, sample.metadata
+    def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
+        """Remember how to read them."""
+        self._load = load
+
+    @cached_property
+    def _masks(self) -> list[Rle]:
+        return [target.rle for target in self._load()]
 
     def __len__(self) -> int:
         """Number of objects."""
-        return len(self._metadata["image_ann_ids"])
+        return len(self._masks)
 
     def __getitem__(self, index: Any) -> Any:
         """The mask of one object."""
-        annotation = int(self._metadata["image_ann_ids"][index])
-        return self._dataset.object_target(int(self._metadata["image_id"]), annotation).rle
+        return self._masks[index]
 
 
 def measure_answers(
@@ -98,7 +102,14 @@ def measure_answers(
             advice = advise_frame(reader, texts, [sample for sample, _ in pairs], read)
             if advice:
                 warn(advice)
-        part = _measure_chunk(dataset, samples, pairs, read, details, empty_union)
+        others = None
+        if hasattr(dataset, "others"):
+            others = [
+                OtherObjects(partial(dataset.others, item.index))
+                for item in chunk
+                for _ in item.answers
+            ]
+        part = _measure_chunk(samples, pairs, read, others, details, empty_union)
         part["answer"] = np.concatenate([np.arange(len(item.answers)) for item in chunk])
         parts.append(part)
         total, count = total + float(part["iou"].sum()), count + len(pairs)
@@ -107,17 +118,14 @@ def measure_answers(
 
 
 def _measure_chunk(
-    dataset: Dataset,
     samples: Sequence[Sample],
     pairs: Sequence[tuple[Sample, Answer]],
     read: Sequence[Prediction],
+    others: Sequence[OtherObjects] | None,
     details: bool,
     empty_union: float,
 ) -> Columns:
     """Columns of some answers."""
-    others = None
-    if hasattr(dataset, "object_target"):
-        others = [OtherObjects(dataset, sample) for sample, _ in pairs]
     columns = measure(
         read,
         [sample.target for sample, _ in pairs],

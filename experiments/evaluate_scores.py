@@ -159,7 +159,9 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
         for label, key in names:
             value = scores.get(key)
-            if value is not None:
+            # Where every object is there, nothing is learnt from how many are said to be.
+            idle = key == "t_acc" and scores["n_acc"] is None
+            if value is not None and not idle:
                 ends = scores["intervals"].get(key)
                 rows.append((label, f"{factor * value:.1f}", _between(ends, factor)))
     return rows
@@ -170,7 +172,7 @@ def gain_rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     rows = []
     for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
         for label, key in names:
-            if key in found:
+            if key in found and not (key == "t_acc" and "n_acc" not in found):
                 gain = f"{factor * found[key]['gain']:+.1f}"
                 rows.append((label, gain, _between(found[key]["interval"], factor, "+")))
     return rows

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from agents.policy import Precision, VLMPolicy
+
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 EMBEDDED = "embedded"
 """Name of the policy that is shipped with the project."""
@@ -15,19 +18,30 @@ LONGEST_OUTLINE = 128
 """Tokens that the longest honest outline of an easy scene needs, with some room."""
 
 
-def open_policy(name: str, precision: Precision, *, trust_remote_code: bool = False) -> VLMPolicy:
+def open_policy(
+    name: str, precision: PrecisionChoice, *, trust_remote_code: bool = False
+) -> VLMPolicy:
     """Load ``"embedded"``, a folder, or a hub id.
 
     Raises:
         FileNotFoundError: A path was given and nothing is there.
     """
-    if name == EMBEDDED:
-        return VLMPolicy.from_pretrained(EMBEDDED_FOLDER, precision=precision)
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise FileNotFoundError(f"--policy {name}: no such folder; give one, a hub id, or embedded")
-    return VLMPolicy.from_pretrained(name, precision=precision, trust_remote_code=trust_remote_code)
+    return VLMPolicy.from_pretrained(
+        EMBEDDED_FOLDER if name == EMBEDDED else name,
+        precision=choose_precision(precision),
+        trust_remote_code=trust_remote_code,
+    )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch; everything else in the project takes its seed as an argument."""
-    torch.manual_seed(seed)
+def choose_precision(choice: PrecisionChoice) -> Precision:
+    """What ``"auto"`` means here: bfloat16 where the hardware multiplies in it, else float32.
+
+    A processor without such instructions emulates them, several times slower than float32.
+    """
+    if choice != "auto":
+        return choice
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"

@@ -1,14 +1,21 @@
 """Warm start: teach a tiny policy from nothing to outline procedural scenes, by behaviour cloning.
 
-The policy that is shipped was made by this script with its defaults. It leaves out of the paper's
-recipe: web pre-training, the mixture of answer sentences, and real photos.
+The policy that is shipped was made by this script with its defaults (docs/learning.md tells how it
+was chosen). It leaves out of the paper's recipe: web pre-training, the mixture of answer sentences,
+and real photos.
 
     python experiments/run_bc.py --output-dir runs/bc
+
+Large policies, on the data of any environment, are taught through TRL's SFTTrainer:
+
+    python experiments/run_bc.py --backend trl --help
+    python experiments/run_bc.py --backend trl --policy FOLDER --env SimpleSeg-RefCOCO-v0
 """
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -25,9 +32,10 @@ from rich.console import Console
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.checkpoints import latest_checkpoint
 from agents.demonstrations import Demonstration, demonstrate
-from agents.policy import Precision, VLMPolicy
+from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
 from experiments.evaluation import evaluate, open_questions
+from experiments.policies import PrecisionChoice, choose_precision
 from experiments.progress import progress_bar
 from experiments.reporting import plot_cloning
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run, write_json
@@ -41,10 +49,13 @@ CHUNK = 250
 class Args:
     """Teach a tiny policy from nothing to outline procedural scenes."""
 
-    updates: int = 2000
+    updates: int = 1600
     """Optimizer steps."""
-    cloning: BehaviorCloningConfig = field(default_factory=BehaviorCloningConfig)
-    """Settings of behaviour cloning."""
+    cloning: BehaviorCloningConfig = field(
+        default_factory=lambda: BehaviorCloningConfig(final_rate=0.4)
+    )
+    """Settings of behaviour cloning. The rate ends high: reinforcement learning goes on from here,
+    and weights that were cooled down to the last nuance of the loss forget it at the first steps."""
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the policy."""
     difficulty: str = "easy"
@@ -55,8 +66,8 @@ class Args:
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
     """Digits of coordinates; a step is 1.3 pixels of a 128-pixel scene."""
-    precision: Precision = "bfloat16"
-    """bfloat16 runs under autocast."""
+    precision: PrecisionChoice = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
     evaluate_every: int = 250
     """Updates between evaluations on held-out scenes; 0 for none but the last."""
     evaluation_scenes: int = 128
@@ -83,7 +94,7 @@ def main(args: Args) -> dict[str, Any]:
         model.to("cuda")
     else:
         model.set_attn_implementation("eager")  # its backward is twice as fast at these lengths
-    policy = VLMPolicy(model, processor, precision=args.precision)
+    policy = VLMPolicy(model, processor, precision=choose_precision(args.precision))
     console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     agent = BehaviorCloning(policy, build_demonstrations(args, console), args.cloning)
     checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
@@ -177,5 +188,21 @@ def report(policy: VLMPolicy, args: Args, console: Console, minutes: float) -> d
     return scores
 
 
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the backend that the command line names, with the rest of its words.
+
+    Args:
+        words: What is read instead of the command line.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--backend", choices=("plain", "trl"), default="plain")
+    chosen, rest = parser.parse_known_args(words)
+    if chosen.backend == "trl":
+        from experiments import run_bc_trl
+
+        return run_bc_trl.main(tyro.cli(run_bc_trl.Args, args=rest, description=run_bc_trl.__doc__))
+    return main(tyro.cli(Args, args=rest, description=__doc__))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    command_line()

@@ -21,8 +21,7 @@ import tyro
 from rich.console import Console
 
 from agents.gspo import GSPO, GSPOConfig
-from agents.policy import Precision
-from experiments.policies import EMBEDDED, open_policy
+from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
 from experiments.trainer import EvaluationPlan, train_and_report
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.registration import ENVIRONMENT_IDS
@@ -38,7 +37,7 @@ class Args:
     """``embedded``, a transformers folder, or a hub id."""
     rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
-    updates: int = 150
+    updates: int = 80
     """Updates to make."""
     gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
@@ -54,8 +53,8 @@ class Args:
     """Side that pictures are letterboxed to; by default they keep their sizes."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
     """What is measured before, during and after."""
-    precision: Precision = "float32"
-    """bfloat16 runs under autocast."""
+    precision: PrecisionChoice = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
     checkpoint_every: int = 25

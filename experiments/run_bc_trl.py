@@ -1,0 +1,198 @@
+"""Behaviour cloning of a large policy on any environment's data, through TRL's SFTTrainer.
+
+Started as `python experiments/run_bc.py --backend trl`. It leaves out of the paper's recipe: web
+pre-training, and asking every sentence twice. On many devices:
+
+    python experiments/run_bc.py --backend trl --policy Qwen/Qwen2.5-VL-7B-Instruct \
+        --env SimpleSeg-RefCOCO-v0 --data-root DATA
+    accelerate launch --config-file fsdp.yaml experiments/run_bc.py --backend trl ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from agents.checkpoints import latest_checkpoint
+from agents.policy import VLMPolicy
+from agents.sft import SupervisedFineTuning, SupervisedFineTuningConfig
+from experiments.evaluation import Evaluation, evaluate, open_questions
+from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
+from experiments.progress import progress_bar
+from experiments.reporting import (
+    Evaluations,
+    plot_before_after,
+    plot_cloning,
+    rich_table,
+    scores_of,
+)
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run, write_json
+from experiments.trainer import EvaluationPlan
+from seg_env.envs.core import ReferringCore
+
+
+@dataclass
+class Args:
+    """Teach a policy from a data set through TRL's SFTTrainer."""
+
+    env: str = "SimpleSeg-Scenes-v0"
+    """Environment id, whose data set is learned from."""
+    policy: str = EMBEDDED
+    """``embedded``, a transformers folder, or a hub id."""
+    updates: int = 100
+    """Updates to make."""
+    sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)
+    """Settings of fine-tuning."""
+    data_root: str | None = None
+    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    split: str = "train"
+    """Split to learn from."""
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    difficulty: str | None = None
+    """Of scenes: easy (default), medium, hard."""
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    """What is measured before, during and after; with 0 questions nothing is, as is needed where
+    weights are sharded."""
+    max_new_tokens: int = 512
+    """Longest answer of those evaluations, in tokens."""
+    precision: PrecisionChoice = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it. Weights are
+    kept in float32: steps at these learning rates are too small to move a bfloat16 weight."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model; only for models you have read."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints; the last two are kept."""
+    seed: int = 0
+    """Seed of the order of samples, tasks and wordings."""
+    output_dir: Path = Path("runs/bc_trl")
+    """Folder of the run; the policy is written to ``policy/`` in it."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def questions(self, split: str) -> ReferringCore:
+        """The questions of a split."""
+        given = {
+            "data_root": self.data_root,
+            "split_by": self.split_by,
+            "difficulty": self.difficulty,
+        }
+        found = {name: value for name, value in given.items() if value is not None}
+        return open_questions(self.env, split=split, **found)
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Run the job, in each of its processes; the first returns what ``scores.json`` holds."""
+    console, start = Console(), time.perf_counter()
+    first = os.environ.get("RANK", "0") == "0"
+    args.sft.seed = args.seed
+    if first:
+        start_run(args.output_dir, args, resume=args.resume)
+    policy = open_for_training(args)
+    agent = SupervisedFineTuning(
+        policy, args.questions(args.split).dataset, args.sft, max_new_tokens=args.max_new_tokens
+    )
+    core = args.questions(args.evaluation.split)
+    before = measure_before(agent, core, args) if first else {}
+    checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
+    if checkpoint is not None:
+        agent.load(checkpoint)
+        console.print(f"resumed after update {agent.update}")
+    train(agent, core, args, console if first else Console(quiet=True), first=first)
+    agent.save_policy(args.output_dir / "policy")
+    if not first:
+        return {}
+    plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
+    scores = {
+        "dataset": core.dataset.name,
+        "split": core.dataset.split,
+        "updates": agent.update,
+        "seed": args.seed,
+        "minutes": (time.perf_counter() - start) / 60,
+    }
+    if before:
+        after = measure(agent, core, args)
+        scores |= scores_of(before, after)
+        pictures = args.output_dir / "before_after.png"
+        plot_before_after(core, before["greedy"], after["greedy"], pictures)
+        console.print(rich_table(scores, f"Behaviour cloning on {core.dataset.name}"))
+    write_json(args.output_dir / "scores.json", scores)
+    console.print(f"{scores['minutes']:.1f} minutes, policy in {args.output_dir / 'policy'}")
+    return scores
+
+
+def open_for_training(args: Args) -> VLMPolicy:
+    """The policy, on this process's device, its weights in float32."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+    policy.model.float()
+    return policy
+
+
+def measure_before(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Evaluations:
+    """The policy that training starts from; kept, since a resumed run needs it too."""
+    store = args.output_dir / "before.json"
+    if store.exists():
+        stored = json.loads(store.read_text())
+        return {kind: Evaluation.from_json(value) for kind, value in stored.items()}
+    before = measure(agent, core, args)
+    write_json(store, {kind: value.to_json() for kind, value in before.items()})
+    return before
+
+
+def measure(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Evaluations:
+    """Greedy and sampled answers to the held-out questions, or nothing if there are none."""
+    plan = args.evaluation
+    if not plan.questions:
+        return {}
+    questions = np.arange(min(plan.questions, len(core.dataset)))
+    ways = {"greedy": (0.0, 1), "sampled": (1.0, plan.answers)}
+    return {
+        kind: evaluate(
+            agent.policy,
+            core,
+            questions,
+            temperature=temperature,
+            answers=answers,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+        )
+        for kind, (temperature, answers) in ways.items()
+    }
+
+
+def train(
+    agent: SupervisedFineTuning, core: ReferringCore, args: Args, console: Console, *, first: bool
+) -> None:
+    """Train with a progress bar; the first process logs and measures, all of them save."""
+    plan, checkpoints = args.evaluation, args.output_dir / "checkpoints"
+    some = np.arange(min(plan.curve_questions, plan.questions, len(core.dataset)))
+    log = RunLog(args.output_dir, start=agent.update) if first else None
+    with progress_bar(console) as progress:
+        task = progress.add_task("cloning", total=args.updates, completed=agent.update, status="")
+
+        def on_update(update: int, metrics: dict[str, float]) -> None:
+            if log is not None:
+                if len(some) and plan.every and update % plan.every == 0:
+                    found = evaluate(agent.policy, core, some, max_new_tokens=args.max_new_tokens)
+                    metrics["eval/greedy_giou"] = float(found.iou.mean())
+                    metrics["eval/well_formed"] = float(found.valid.mean())
+                log.write(update, metrics)
+            progress.update(task, completed=update, status=f"loss {metrics['train/loss']:.3f}")
+            if update % args.checkpoint_every == 0:
+                agent.save(checkpoints / f"update_{update:06d}")
+                if first:
+                    keep_latest(checkpoints)
+
+        agent.learn(args.updates, on_update)
+    if log is not None:
+        log.close()
