@@ -213,8 +213,7 @@ class OnPolicyAgent(Agent):
         self.policy.model.train()
         if self.policy.precision != "float32":
             # Rounding makes the sampler and the scorer disagree; ratios need one and the same.
-            with torch.no_grad():
-                rollout.old_log_probs = self._score(self.policy, rollout).log_probs
+            rollout.old_log_probs = self._rescore(rollout)
         self.optimizer.set_learning_rate(learning_rate)
         collected: list[Metrics] = []
         for _ in range(config.epochs):
@@ -249,6 +248,18 @@ class OnPolicyAgent(Agent):
         )
         self.optimizer.step()
         return metrics | {"grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def _rescore(self, rollout: Rollout) -> Tensor:
+        """Log-probabilities ``(N, T)`` of a rollout by the scorer, before any step."""
+        found = torch.zeros_like(rollout.old_log_probs)
+        group_size = self.config.group_size
+        everything = torch.arange(rollout.prompts, device=self.policy.device)
+        for prompts in everything.split(self.config.prompts_per_forward or rollout.prompts):
+            part = rollout.select(prompts, group_size)
+            rows = slice(int(prompts[0]) * group_size, (int(prompts[-1]) + 1) * group_size)
+            found[rows, : part.mask.shape[1]] = self._score(self.policy, part).log_probs
+        return found
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)

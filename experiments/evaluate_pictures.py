@@ -99,7 +99,8 @@ def draw_sheet(exhibits: Sequence[Exhibit], title: str, path: Path) -> None:
         sample = exhibit.sample
         axis.imshow(draw_overlay(sample.image, sample.target, exhibit.prediction, numbered=False))
         wording = textwrap.shorten(_printable(sample.expression), 84, placeholder="…")
-        remark = textwrap.shorten(_printable(exhibit.remark), 48, placeholder="…")
+        remark = exhibit.remark if len(exhibit.remark) <= 42 else f"{exhibit.remark[:41]}…"
+        remark = _printable(remark)
         heading = f"{exhibit.iou:.2f}  {remark}\n" + textwrap.fill(f"“{wording}”", 44)
         axis.set_title(heading, fontsize=9, loc="left")
     for axis in axes.flat:
@@ -138,5 +139,5 @@ def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None
 
 
 def _printable(text: str) -> str:
-    """An expression without what matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+    """A text in one line, without what matplotlib would read as mathematics."""
+    return " ".join(text.split()).replace("$", r"\$")

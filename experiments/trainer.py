@@ -166,7 +166,13 @@ def train_and_report(
     """
     start = time.perf_counter()
     run = Run(agent, args, console)
-    run.learn()
+    try:
+        run.learn()
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted after update {agent.update}; --resume goes on from a checkpoint"
+        )
+        raise SystemExit(130) from None
     after = run.evaluate("after training")
     agent.policy.save(run.folder / "policy")
     scores = scores_of(run.before, after) | {

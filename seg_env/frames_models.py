@@ -67,9 +67,11 @@ class ResizeSettings:
         size = getattr(image_processor, "size", None) or {}
         patch = getattr(image_processor, "patch_size", None)
         merge = getattr(image_processor, "merge_size", None)
-        both = isinstance(patch, int) and isinstance(merge, int)
+        factor = default.factor
+        if isinstance(patch, int) and isinstance(merge, int):
+            factor = patch * merge
         return cls(
-            int(patch) * int(merge) if both else default.factor,
+            factor,
             _entry(size, "shortest_edge") or default.min_pixels,
             _entry(size, "longest_edge") or default.max_pixels,
         )

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seg_env.geometry.contour import trace
-from seg_env.geometry.simplify import simplify_rings
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.polygon import is_simple, ring_area, roles
 from seg_env.geometry.raster import rasterize
 from seg_env.geometry.rle import Rle
+from seg_env.geometry.simplify import simplify_rings
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 

@@ -32,8 +32,8 @@ QUESTIONS = 8
 def arguments(policy, output):
     """A command line of the main job that takes seconds."""
     return [
-        *("--policy", str(policy), "--output-dir", str(output), "--seed", "3"),
-        *("--updates", str(UPDATES), "--checkpoint-every", "1"),
+        *("--policy", str(policy), "--precision", "float32", "--output-dir", str(output)),
+        *("--seed", "3", "--updates", str(UPDATES), "--checkpoint-every", "1"),
         *("--gspo.prompts-per-update", "2", "--gspo.group-size", "3"),
         *("--gspo.max-new-tokens", "40", "--gspo.learning-rate", "1e-3"),
         *("--evaluation.questions", str(QUESTIONS), "--evaluation.answers", "2"),

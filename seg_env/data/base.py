@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from seg_env.types import Sample
+from seg_env.types import Sample, Target
 
 
 @runtime_checkable
@@ -29,5 +29,22 @@ class Dataset(Protocol):
 
         Raises:
             IndexError: Outside ``[-len, len)``, so that iteration stops by itself.
+        """
+        ...
+
+
+@runtime_checkable
+class KnowsOthers(Dataset, Protocol):
+    """A data set that also knows the other objects of a picture.
+
+    With them an evaluation can tell an answer that outlines the wrong object from a bad outline of
+    the right one. The method is optional: ask by ``isinstance(dataset, KnowsOthers)``.
+    """
+
+    def others(self, index: int, /) -> list[Target]:
+        """Masks of the other known objects in the picture of sample ``index``, at its size.
+
+        Raises:
+            IndexError: Outside ``[-len, len)``.
         """
         ...

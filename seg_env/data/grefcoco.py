@@ -19,9 +19,9 @@ class GRefCoco(Refer):
           grefcoco/     instances.json  grefs(unc).json   (or .p)
           images/train2014/COCO_train2014_000000581857.jpg ...   (or where `Refer` looks)
 
-    ``grefs(*)`` differs from ``refs(*)`` of RefCOCO in that ``ann_id`` is a list: of several objects
-    the union is asked for, and ``[-1]`` says that nothing in the picture is meant (``no_target``).
-    Then the target is empty, and ``[]`` is the right answer.
+    ``grefs(*)`` differs from ``refs(*)`` of RefCOCO in that ``ann_id`` is a list: of several
+    objects the union is asked for, and ``[-1]`` says that nothing in the picture is meant
+    (``no_target``). Then the target is empty, and ``[]`` is the right answer.
 
     Metadata is as that of `Refer`, but ``ann_id``, ``category_id`` and ``category`` are lists, and
     ``no_target`` is added.

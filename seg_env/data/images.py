@@ -57,11 +57,12 @@ def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
         ValueError: Not a picture of one of `FORMATS`, or of more pixels than are ever read.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _opened(stream, name or str(source)) as picture:
+    name = name or str(stream)
+    with _opened(stream, name) as picture:
         size = (picture.height, picture.width)
     if size[0] * size[1] > MAX_PIXELS:
         raise RecordError(
-            f"{name or source} has {size[1]} x {size[0]} pixels; at most {MAX_PIXELS} are read",
+            f"{name} has {size[1]} x {size[0]} pixels; at most {MAX_PIXELS} are read",
             Fault.UNREADABLE_PHOTO,
         )
     return size
@@ -89,7 +90,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.boo
                 f"{path} has the channels {picture.getbands()}; a mask has one, 0 outside of the "
                 "object"
             )
-        return np.array(picture) != 0
+        return np.asarray(np.array(picture) != 0, dtype=np.bool_)
 
 
 def check_image(path: Path, size: tuple[int, int]) -> None:

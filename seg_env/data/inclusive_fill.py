@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Fill a polygon, borders included; even-odd where it crosses itself.
 
+    Equal to OpenCV's pixels for polygons within the picture. Of one that reaches out of it, OpenCV
+    moves the corners to the border first, by rules that differ between its versions; here what lies
+    outside is simply cut off.
+
     Time and memory are bounded by the number of vertices times the sides of the picture, whatever
     the coordinates are.
 

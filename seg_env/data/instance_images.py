@@ -51,10 +51,9 @@ class InstanceImages(AnnotatedImages):
                     continue
         return found
 
-    def _check_row(self, image_id: int, annotation_ids: Collection[int]) -> None:
+    def _check_photo(self, image_id: int) -> None:
         image = self._instances.images[image_id]
         check_image(self.image_root / image.file_name, image.size)
-        self._united(image_id, annotation_ids)
 
     def _image(self, image_id: int) -> ImageRecord:
         return self._instances.images[image_id]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.json_stream import Element, walk_elements
 from seg_env.geometry.rle import MAX_PIXELS
+
+Column: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
+"""A column of integers, see `narrow`."""
 
 _CROWD = re.compile(r'"iscrowd"[ \t\n\r]*:[ \t\n\r]*(?:1|true)')
 
@@ -42,20 +45,20 @@ class Instances:
     """Images by id."""
     categories: Mapping[int, str]
     """Names of categories by id."""
-    annotation_images: NDArray[np.int64]
+    annotation_images: Column
     """``(A,)`` id of the image that each annotation belongs to, sorted."""
-    annotation_ids: NDArray[np.int64]
+    annotation_ids: Column
     """``(A,)`` sorted within an image."""
-    offsets: NDArray[np.int64]
+    offsets: Column
     """``(A,)`` byte at which the annotation starts."""
-    lengths: NDArray[np.int64]
+    lengths: Column
     """``(A,)`` number of bytes it takes."""
-    annotation_categories: NDArray[np.int64]
+    annotation_categories: Column
     """``(A,)`` id of its category, -1 where it has none."""
     crowds: NDArray[np.bool_]
     """``(A,)`` whether it outlines a crowd (``iscrowd``) instead of one object."""
 
-    def only(self, image_ids: NDArray[np.int64]) -> Instances:
+    def only(self, image_ids: Column) -> Instances:
         """The same for some of the images, with their annotations and all categories."""
         wanted = set(image_ids.tolist())
         rows = np.isin(self.annotation_images, image_ids)
@@ -151,10 +154,17 @@ def read_instances(path: Path, broken: list[str] | None = None) -> Instances:
                 raise
             broken.append(str(error))
     table = np.array([np.frombuffer(column, dtype=np.int64) for column in columns])
-    ids, image_ids, offsets, lengths, kinds, crowds = table[:, np.lexsort((table[0], table[1]))]
-    return Instances(
-        path, images, categories, image_ids, ids, offsets, lengths, kinds, crowds.astype(np.bool_)
-    )
+    table = table[:, np.lexsort((table[0], table[1]))]
+    ids, image_ids, offsets, lengths, kinds = map(narrow, table[:5])
+    crowds = table[5].astype(np.bool_)
+    return Instances(path, images, categories, image_ids, ids, offsets, lengths, kinds, crowds)
+
+
+def narrow(column: Sequence[int] | NDArray[np.int64]) -> Column:
+    """The same integers in four bytes each where they fit: most do, and there are many."""
+    wide = np.asarray(column, dtype=np.int64)
+    fits = not wide.size or (wide.min() >= -(2**31) and wide.max() < 2**31)
+    return wide.astype(np.int32) if fits else wide
 
 
 def _annotation_row(element: Element, name: str) -> tuple[int, int, int, int, int, int]:

@@ -1,8 +1,8 @@
 """How many references and sentences each split has where it was published.
 
-Numbers of references: the tables of TensorFlow Datasets (``ref_coco``), counted from the same files.
-Numbers of sentences: Yu et al. 2016 (arXiv 1608.00272) and the papers that evaluate on them; per
-data set they add up to 142,210 (RefCOCO), 141,564 (RefCOCO+) and 95,010 (RefCOCOg).
+Numbers of references: the tables of TensorFlow Datasets (``ref_coco``), counted from the same
+files. Numbers of sentences: Yu et al. 2016 (arXiv 1608.00272) and the papers that evaluate on them;
+per data set they add up to 142,210 (RefCOCO), 141,564 (RefCOCO+) and 95,010 (RefCOCOg).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Refer(InstanceImages):
     ann_id, image_id, category_id, split, sentences: [{sent_id, sent}]}``, and ``instances.json``
     COCO's ``{images, annotations, categories}``.
 
-    What is kept in memory is some fifty bytes a sentence and sixty an annotation; polygons and
+    What is kept in memory is some forty bytes a sentence and twenty an annotation; polygons and
     pictures are read when a sample is asked for. Pickling it copies that, no open files.
     """
 
@@ -170,8 +170,8 @@ class Refer(InstanceImages):
         return self.image_root / self._image_name(self._unit(row))
 
     def _check(self, row: int) -> None:
-        unit = self._unit(row)
-        self._check_row(int(self._index.image_ids[unit]), self._index.annotations_of(unit))
+        self._sample(row)
+        self._check_photo(int(self._index.image_ids[self._unit(row)]))
 
     def _others(self, row: int) -> list[Target]:
         unit = self._unit(row)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from seg_env.data.instances import describe, integer, text_field
+from seg_env.data.instances import Column, describe, integer, narrow, text_field
 from seg_env.data.safe_pickle import MAX_BYTES, load_plain_pickle
 
 MAX_OBJECTS = 1000
@@ -24,30 +23,30 @@ MAX_REPETITION = 8
 
 @dataclass(frozen=True, eq=False)
 class ReferIndex:
-    """The references of one split, about fifty bytes a sentence.
+    """The references of one split, about fifty bytes a sentence, most of them text.
 
     R references, S sentences, in the order of the file.
     """
 
     path: Path
     """The file."""
-    reference_ids: NDArray[np.int64]
+    reference_ids: Column
     """``(R,)``."""
-    annotation_ids: NDArray[np.int64]
+    annotation_ids: Column
     """``(T,)`` of all references one after another; ``T = R`` where each has one object."""
-    annotation_ends: NDArray[np.int64]
+    annotation_ends: Column
     """``(R,)`` where the objects of each reference end in `annotation_ids`."""
-    image_ids: NDArray[np.int64]
+    image_ids: Column
     """``(R,)``."""
-    category_ids: NDArray[np.int64]
+    category_ids: Column
     """``(R,)``, -1 where the category is that of the objects."""
-    references: NDArray[np.int64]
+    references: Column
     """``(S,)`` row of the reference that each sentence belongs to."""
-    sentence_ids: NDArray[np.int64]
+    sentence_ids: Column
     """``(S,)``."""
     text: bytes
     """All sentences one after another, UTF-8."""
-    text_ends: NDArray[np.int64]
+    text_ends: Column
     """``(S,)`` where each sentence ends in `text`."""
 
     def __len__(self) -> int:
@@ -193,17 +192,16 @@ class _Builder:
         return found
 
     def finish(self) -> ReferIndex:
-        columns = {key: np.array(column, dtype=np.int64) for key, column in self._columns.items()}
-        no_category = np.full(len(self._ids), -1, dtype=np.int64)
+        columns = {key: narrow(column) for key, column in self._columns.items()}
         return ReferIndex(
             path=self._path,
             reference_ids=columns["ref_id"],
-            annotation_ids=np.array(self._annotations, dtype=np.int64),
-            annotation_ends=np.array(self._annotation_ends, dtype=np.int64),
+            annotation_ids=narrow(self._annotations),
+            annotation_ends=narrow(self._annotation_ends),
             image_ids=columns["image_id"],
-            category_ids=columns.get("category_id", no_category),
-            references=np.array(self._references, dtype=np.int64),
-            sentence_ids=np.array(self._sentence_ids, dtype=np.int64),
+            category_ids=columns.get("category_id", np.full(len(self._ids), -1, dtype=np.int32)),
+            references=narrow(self._references),
+            sentence_ids=narrow(self._sentence_ids),
             text=bytes(self._text),
-            text_ends=np.array(self._ends, dtype=np.int64),
+            text_ends=narrow(self._ends),
         )

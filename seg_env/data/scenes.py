@@ -106,6 +106,19 @@ class Scenes:
         resolved = self._resolve(index)
         return [self._sample(scene, resolved, number) for number in range(len(scene.objects))]
 
+    def others(self, index: int) -> list[Target]:
+        """Masks of the objects of scene ``index`` that its question does not ask for.
+
+        Raises:
+            IndexError: Outside ``[-len, len)``.
+        """
+        scene = self.scene(index)
+        return [
+            Target.from_mask(mask)
+            for number, mask in enumerate(scene.masks)
+            if number != scene.chosen
+        ]
+
     def scene(self, index: int) -> Scene:
         """Draw scene ``index``; the picture itself is painted when it is asked for.
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
+from seg_env.data.sources import open_dataset
 from seg_env.envs.observation import frame_of_view, letterbox
 from seg_env.envs.render import Answer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
-from seg_env.envs.sources import open_dataset
 from seg_env.frames import UNIT, Frame, PermilleFrame
 from seg_env.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.tasks import PROMPTS

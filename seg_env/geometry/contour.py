@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from seg_env.geometry.polygon import (
     Ring,
-    canonical,
     order_rings,
-    ring_perimeter,
-    roles,
     start_topmost,
 )
-from seg_env.geometry.raster import ring_pixels, usable_rings
 
 # What happens at a corner of the pixel grid, by its four pixels (top left 1, top right 2, bottom
 # left 4, bottom right 8). The outline keeps the object on its right. Value: does it leave

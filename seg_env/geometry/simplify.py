@@ -95,7 +95,8 @@ def _douglas_peucker(path: Path, tolerance: float) -> Path:
     if len(path) < 4:
         return path
     polygon = shapely.Polygon(path).simplify(tolerance, preserve_topology=True)
-    return np.asarray(shapely.get_coordinates(polygon.exterior)[:-1])
+    simple: Path = shapely.get_coordinates(polygon.exterior)[:-1]
+    return simple
 
 
 def _refit(path: Path, kept: Path, reach: float) -> Path:

@@ -1,0 +1,118 @@
+"""Writing any data set as JSON lines, which `seg_env.data.jsonlines.JsonLines` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from seg_env.data.base import Dataset
+from seg_env.geometry.rle import Rle
+from seg_env.types import Sample, Target
+
+Form = Literal["rle", "rings", "mask"]
+"""How targets are written: run lengths, exact outlines, or pictures."""
+
+
+def export_jsonlines(
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    form: Form = "rle",
+    others: bool = False,
+    limit: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Write samples, their pictures and their masks below a folder.
+
+    A picture that lies in a file is copied as it is, once for all its questions; any other is saved
+    as PNG. The file of lines appears under its name when it is complete.
+
+    Args:
+        dataset: Any data set.
+        folder: Where to write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/``.
+        form: How targets are written; each form reads back as the same pixels.
+        others: Also write the other objects of each picture, where the data set knows them.
+        limit: Number of samples, by default all.
+        progress: Called with the number written so far and in all.
+
+    Returns:
+        The file of lines.
+
+    Raises:
+        ValueError: ``form`` is none of `Form`, or a record of the data set is broken.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form={form!r} is unknown; use one of {', '.join(get_args(Form))}")
+    root = Path(folder).expanduser()
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    path = root / f"{dataset.split}.jsonl"
+    unfinished = path.with_suffix(".jsonl.part")
+    copied: dict[Path, str] = {}
+    with unfinished.open("w", encoding="utf-8") as stream:
+        for index in range(count):
+            sample = dataset[index]
+            record: dict[str, Any] = {
+                "id": sample.id,
+                "image": _write_image(dataset, index, sample, root, copied),
+                "expression": sample.expression,
+                "size": list(sample.target.size),
+                form: _written_target(sample.target, form, root, f"{dataset.split}-{index}"),
+            }
+            if sample.target.ignore is not None:
+                record["ignore"] = run_lengths(sample.target.ignore)
+            if others and hasattr(dataset, "others"):
+                record["others"] = [run_lengths(other.rle) for other in dataset.others(index)]
+            if sample.metadata:
+                record["metadata"] = dict(sample.metadata)
+            stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+            if progress is not None:
+                progress(index + 1, count)
+    os.replace(unfinished, path)
+    return path
+
+
+def run_lengths(rle: Rle) -> dict[str, Any]:
+    """COCO's compressed form of a mask, ready for JSON."""
+    return {"size": list(rle.size), "counts": rle.to_string().decode("ascii")}
+
+
+def _written_target(target: Target, form: Form, root: Path, name: str) -> Any:
+    if form == "rle":
+        return run_lengths(target.rle)
+    if form == "rings":
+        return [ring.tolist() for ring in target.rings]
+    from PIL import Image
+
+    place = f"masks/{name}.png"
+    (root / "masks").mkdir(exist_ok=True)
+    Image.fromarray(target.mask().astype(np.uint8) * 255).save(root / place)
+    return place
+
+
+def _write_image(
+    dataset: Dataset, index: int, sample: Sample, root: Path, copied: dict[Path, str]
+) -> str:
+    """Copy or save the picture; returns its path relative to the root."""
+    photo_path = getattr(dataset, "photo_path", None)
+    source: Path | None = photo_path(index) if photo_path is not None else None
+    if source is None:
+        from PIL import Image
+
+        place = f"images/{dataset.split}-{index}.png"
+        Image.fromarray(sample.image).save(root / place)
+        return place
+    if source not in copied:
+        # Folders of pictures may hold equal names: numbers tell them apart.
+        place = f"images/{source.name}"
+        if place in copied.values():
+            place = f"images/{len(copied)}-{source.name}"
+        shutil.copyfile(source, root / place)
+        copied[source] = place
+    return copied[source]
