@@ -36,7 +36,7 @@ class OnPolicyConfig:
     """Passes over a rollout."""
     prompts_per_forward: int = 0
     """Prompts per forward pass, to bound memory; 0 takes a whole minibatch at once."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup: float = 0.03
     """Share of the updates in which the learning rate rises."""

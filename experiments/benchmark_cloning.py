@@ -222,7 +222,8 @@ def run_trl(policy: VLMPolicy, chosen: Sequence[Pictures], turns: TakeTurns) -> 
     config = SupervisedFineTuningConfig(
         batch_size=len(rows) // len(chosen), learning_rate=RATE, gradient_checkpointing=False
     )
-    agent = SupervisedFineTuning(policy, Scenes("train"), config)
+    scenes: Any = Scenes("train")  # replaced below by the chosen rows
+    agent = SupervisedFineTuning(policy, scenes, config)
     with TemporaryDirectory() as folder:
         trainer = agent.build_trainer(len(chosen), folder)
         trainer.train_dataset.set_transform(columns)

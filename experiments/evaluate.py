@@ -27,7 +27,7 @@ from rich.console import Console
 
 from experiments.evaluate_answers import match_answers, read_answers
 from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
-from experiments.evaluate_frames import Reader, choose_reader
+from experiments.evaluate_frames import AUTO, Reader, choose_reader
 from experiments.evaluate_options import Args
 from experiments.evaluate_report import draw_pictures, print_scores, write_report
 from experiments.evaluate_samples import Item, load_samples, measure_answers, save_samples
@@ -71,10 +71,11 @@ def main(args: Args) -> dict[str, Any]:
     return run_scoring(args, core, items, missing, reader, console)
 
 
-def reader_of_file(args: Args, core: ReferringCore) -> Reader:
-    """Reader of answers that come without their model."""
+def reader_of_file(args: Args, core: ReferringCore, default: str = AUTO) -> Reader:
+    """Reader of answers that come without their model; ``default`` stands for ``auto``."""
     settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    return choose_reader(args.frame, settings=settings, canvas_size=core.canvas_size)
+    frame = default if args.frame == AUTO else args.frame
+    return choose_reader(frame, settings=settings, canvas_size=core.canvas_size)
 
 
 def run_scoring(
@@ -105,8 +106,9 @@ def run_scoring(
     folder = args.output_dir
     samples = save_samples(folder, columns)
     write_json(folder / "scores.json", scores)
-    draw_pictures(folder, core.dataset, items, reader, columns, scores)
-    write_report(folder / "report.md", scores)
+    if args.pictures:
+        draw_pictures(folder, core.dataset, items, reader, columns, scores)
+    write_report(folder / "report.md", scores, pictures=args.pictures)
     print_scores(console, scores)
     if samples.suffix == ".csv":
         console.print(f"{samples}: pyarrow, of the extra [hub], would make it a parquet file")
@@ -140,7 +142,7 @@ def run_ceiling(
     args: Args, core: ReferringCore, questions: int, console: Console
 ) -> dict[str, Any]:
     """Measure what the representation allows, print it, and write ``ceiling.json``."""
-    reader = reader_of_file(args, core)
+    reader = reader_of_file(args, core, default="unit")
     numbers_are_whole = reader.frame(core.dataset[0]).integer
     with _progress(console, "outlining", questions) as advance:
         rows = measure_ceilings(

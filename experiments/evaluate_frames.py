@@ -30,8 +30,8 @@ class Reader:
 
     family: str
     """One of `seg_env.frames.FAMILIES`, or ``pixel:WxH``."""
-    reason: str = "as asked for"
-    """Why it was chosen."""
+    reason: str = ""
+    """Why it was chosen, empty if it was asked for."""
     settings: ResizeSettings = field(default_factory=ResizeSettings)
     """How the processor resizes pictures, for the families where it matters."""
     canvas_size: tuple[int, int] | None = None
@@ -41,7 +41,7 @@ class Reader:
     def description(self) -> str:
         """One line: the family, what its numbers are, and why it was chosen."""
         meaning = FAMILIES.get(self.family, "pixels of a picture of that size, width first")
-        return f"{self.family} ({meaning}), {self.reason}"
+        return f"{self.family} ({meaning})" + (f", {self.reason}" if self.reason else "")
 
     def frame(self, sample: Sample) -> Frame:
         """Frame of answers about a sample."""
@@ -87,7 +87,7 @@ def choose_reader(
     elif name in FAMILY_OF_MODEL:
         family, reason = family_of_model(name), f"what {name} models write"
     elif name in FAMILIES or _usable_pixels(name):
-        family, reason = name, "as asked for"
+        family, reason = name, ""
     else:
         raise ValueError(
             f"--frame {name} is unknown; use auto, one of {', '.join(FAMILIES)}, pixel:WxH such as "

@@ -66,6 +66,8 @@ class Args:
     """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
     details: bool = True
     """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
+    pictures: bool = True
+    """Also draw the worst and best answers and the histogram."""
     compare: Path | None = None
     """Folder or per_sample file of another evaluation: paired gains over it."""
     ceiling: bool = False

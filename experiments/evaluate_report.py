@@ -23,6 +23,14 @@ from experiments.files import write_atomically
 from seg_env.data.base import Dataset
 from seg_env.metrics import Columns
 
+PICTURES = """## Pictures
+
+![Distribution of the IoU](iou_histogram.png)
+
+![Worst answers](worst.png)
+
+![Best answers](best.png)"""
+
 SHEET_CANDIDATES = 300
 """How many extreme answers are looked through for different objects."""
 
@@ -67,8 +75,8 @@ def _exhibit(dataset: Dataset, item: Item, row: int, reader: Reader, columns: Co
     return Exhibit(sample, reader.read(text, sample), float(columns["iou"][row]), remark)
 
 
-def write_report(path: Path, scores: dict[str, Any]) -> None:
-    """Write ``report.md``."""
+def write_report(path: Path, scores: dict[str, Any], *, pictures: bool) -> None:
+    """Write ``report.md``, with links to the pictures if there are any."""
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
         for kind, meaning in FAILURE_MEANINGS.items()
@@ -85,8 +93,7 @@ def write_report(path: Path, scores: dict[str, Any]) -> None:
         + _markdown(["", "answers", "%", ""], kinds, "lrrl")
         + _issues(scores),
         _breakdown(scores),
-        "## Pictures\n\n![Distribution of the IoU](iou_histogram.png)\n\n"
-        "![Worst answers](worst.png)\n\n![Best answers](best.png)",
+        PICTURES if pictures else "",
     ]
     write_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
 

@@ -37,7 +37,7 @@ class Args:
     """``embedded``, a transformers folder, or a hub id."""
     rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
-    updates: int = 80
+    updates: int = 100
     """Updates to make."""
     gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""

@@ -70,6 +70,8 @@ def test_gspo_optimises_a_reward_from_outside(package, monkeypatch, name, direct
         group_size=8,
         max_new_tokens=100,
         learning_rate=1e-3,
+        final_rate=0.1,
+        muon=False,
         spread_floor=0.02,
         minibatches=1,
     )

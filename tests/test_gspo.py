@@ -46,6 +46,10 @@ def make_agent(policy=None, reward=None, weight=1.0, dataset=None, **settings):
             "group_size": 4,
             "max_new_tokens": 8,
             "learning_rate": 3e-3,
+            "final_rate": 0.1,
+            "muon": False,
+            "minibatches": 2,
+            "spread_floor": 0.2,
             **settings,
         }
     )
@@ -144,11 +148,11 @@ def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
 
 
 def test_metrics_and_the_learning_rate_of_every_update():
-    agent = make_agent(learning_rate=1e-3)
+    agent = make_agent(learning_rate=1e-3, warmup=0.4)
     rows = learn(agent, 3)
     for update, row in enumerate(rows):
         assert all(np.isfinite(value) for value in row.values())
-        expected = cosine_with_warmup(update, 3, 1e-3, warmup=0.03, final=0.1)
+        expected = cosine_with_warmup(update, 3, 1e-3, warmup=0.4, final=0.1)
         assert row["train/learning_rate"] == pytest.approx(expected)
     expected = {
         *("rollout/reward", "rollout/iou", "rollout/valid", "rollout/tokens", "rollout/vertices"),

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from seg_env.data.faults import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
-"""Formats that are read; MPO is the JPEG of some cameras."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Formats that are read; the MPO of some cameras is read as JPEG."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """How the names of such files end, in lower case."""
 

@@ -72,7 +72,8 @@ def _line(
     far = (limits[major] - 1 - int(start[major])) * int(signs[major])
     first, last = max(0, min(border, far)), min(length, max(border, far))
     along = np.arange(first, last + 1)
-    across = (2 * along * rise + length - 1) // max(2 * length, 1)
+    whole = max(length, 1)
+    across = (2 * along * rise + whole - 1) // (2 * whole)  # rounded to the nearest, halves down
     pixels = np.empty((2, len(along)), dtype=np.int64)
     pixels[major] = start[major] + signs[major] * along
     pixels[minor] = start[minor] + signs[minor] * across

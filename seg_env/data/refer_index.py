@@ -163,6 +163,7 @@ class _Builder:
         if not self._several:
             return [integer(record, "ann_id", where)]
         listed = record.get("ann_id")
+        listed = [listed] if isinstance(listed, int) else listed  # the published reader takes both
         if not isinstance(listed, list) or not listed or len(listed) > MAX_OBJECTS:
             raise ValueError(
                 f"{where}: 'ann_id' must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no "

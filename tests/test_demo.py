@@ -1,0 +1,113 @@
+"""The demo page: served whole, it answers about scenes and pictures and refuses bad requests."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from agents_fixtures import small_policy
+
+from experiments.demo import MOST_BYTES, make_server
+from experiments.demo_answers import Demo, data_uri, read_data_uri
+from seg_env.data.scenes import Scenes
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "kept"
+
+
+@pytest.fixture(scope="module")
+def address(kept):
+    rewards = ["mask_iou=1", "format=0.1"]
+    demo = Demo(small_policy(), rewards, max_new_tokens=8, output_dir=kept)
+    server = make_server(demo, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ask(address, **asked):
+    question = {"difficulty": "easy", "index": 3, "temperature": 0, "expression": "it", **asked}
+    return post(address, json.dumps(question).encode())
+
+
+def post(address, body, kind="application/json"):
+    headers = {"Content-Type": kind}
+    request = urllib.request.Request(f"{address}/answer", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.load(reply)
+
+
+def test_the_page_asks_nobody_else(address):
+    with urllib.request.urlopen(f"{address}/", timeout=60) as reply:
+        page, policy = reply.read().decode(), reply.headers["Content-Security-Policy"]
+    assert "<title>SimpleSeg-RL</title>" in page
+    assert "http" not in page  # no address of anything elsewhere
+    assert policy.startswith("default-src 'none'")
+
+
+def test_a_scene_is_shown_with_the_expressions_of_its_objects(address):
+    with urllib.request.urlopen(f"{address}/scene?difficulty=easy&index=3", timeout=60) as reply:
+        scene = json.load(reply)
+    assert scene["expressions"] == [each.expression for each in Scenes("val").samples_of(3)]
+    assert read_data_uri(scene["picture"]).shape == (384, 384, 3)
+
+
+def test_an_answer_about_a_scenes_object_is_judged(address, kept):
+    found = ask(address, expression=Scenes("val")[3].expression)
+    assert 0 <= found["iou"] <= 1
+    assert found["rewards"].keys() == {"mask_iou", "format"}
+    assert found["issues"]  # a policy that has learned nothing
+    assert read_data_uri(found["overlay"]).shape == (384, 384, 3)
+    last = (kept / "answers.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["text"] == found["text"]
+
+
+def test_an_answer_about_a_picture_of_ones_own_is_not_judged(address):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    found = ask(address, picture=data_uri(picture), temperature=1)
+    assert found["iou"] is None
+    assert found["rewards"] == {}
+    assert read_data_uri(found["overlay"]).shape == (384, 576, 3)
+    assert ask(address, expression="something else")["iou"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"temperature": 3}, "temperature 3"),
+        ({"temperature": "nan"}, "temperature nan"),
+        ({"expression": "a" * 301}, "301 characters"),
+        ({"difficulty": "simple"}, "difficulty"),
+        ({"index": 10**6}, "scene 1000000"),
+        ({"picture": "data:image/png;base64,AAAA"}, "cannot be read as a picture"),
+        ({"picture": "no picture"}, "cannot be read as a picture"),
+    ],
+)
+def test_what_is_not_allowed_is_said_to_the_page(address, asked, complaint):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(address, **asked)
+    assert caught.value.code == 400
+    assert complaint in json.load(caught.value)["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"{}", "application/json", 400),
+        (b"[", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"{}", "text/plain", 404),  # what a page of another site can send
+        (b" " * (MOST_BYTES + 1), "application/json", 413),
+    ],
+)
+def test_other_requests_are_refused(address, body, kind, status):
+    with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
+        post(address, body, kind)
+    assert getattr(caught.value, "code", status) == status
