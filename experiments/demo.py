@@ -25,8 +25,7 @@ from rewards.composite import DEFAULT_REWARDS
 PAGE = Path(__file__).with_name("demo.html")
 MOST_BYTES = 16 * 2**20
 """Longest request that is read; the page itself sends pictures of at most 1024 pixels a side."""
-INLINE_ONLY = "default-src 'none'; img-src data:; connect-src 'self'"
-INLINE_ONLY += "; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+ONLY_INLINE = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Args:
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
     port: int = 8000
-    """Port to listen on; 0 for any that is free."""
+    """Port to listen on, 0 for any free one."""
     rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
     """Rewards that are shown, as ``name=weight`` or ``package.module:Class=weight``."""
     max_new_tokens: int = LONGEST_OUTLINE
@@ -90,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", INLINE_ONLY)
+        self.send_header("Content-Security-Policy", ONLY_INLINE)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)
@@ -100,15 +99,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
-    """A server that waits for `serve_forever`."""
+    """A server, to be started by its `serve_forever`."""
     return ThreadingHTTPServer((host, port), type("DemoHandler", (Handler,), {"demo": demo}))
 
 
 def main(args: Args) -> None:
     """Serve until interrupted."""
     policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
-    options: Any = {"seed": args.seed, "output_dir": args.output_dir}
-    demo = Demo(policy, args.rewards, max_new_tokens=args.max_new_tokens, **options)
+    demo = Demo(policy, args.rewards, args.max_new_tokens, args.seed, args.output_dir)
     server = make_server(demo, args.host, args.port)
     host, port = server.server_address[:2]
     Console().print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")

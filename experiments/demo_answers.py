@@ -36,7 +36,6 @@ class Demo:
         self,
         policy: VLMPolicy,
         rewards: Sequence[str],
-        *,
         max_new_tokens: int,
         seed: int = 0,
         output_dir: Path | None = None,

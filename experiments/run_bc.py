@@ -55,7 +55,7 @@ class Args:
         default_factory=lambda: BehaviorCloningConfig(final_rate=0.4)
     )
     """Settings of behaviour cloning. The rate ends high: reinforcement learning goes on from here,
-    and weights that were cooled down to the last nuance of the loss forget it at the first steps."""
+    and weights cooled down to the last nuance of the loss forget it at the first steps."""
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the policy."""
     difficulty: str = "easy"

@@ -64,7 +64,7 @@ def test_per_reference_takes_the_first_sentence_and_keeps_the_others(tree):
     dataset = Refer(tree(), "refcoco", "val", per_reference=True)
     assert_protocol(dataset, 3)
     assert [sample.expression for sample in dataset] == ["the left one", "right", "alone"]
-    assert [sample.id for sample in dataset][0] == "refcoco-unc-val-1"
+    assert dataset[0].id == "refcoco-unc-val-1"
     assert dataset[2].metadata["sentences"] == ["alone", "only one", "it"]
 
 
