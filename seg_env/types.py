@@ -1,7 +1,8 @@
 """The nouns every layer shares: samples, targets, predictions and what was wrong with them.
 
-Everything here lives in the *unit frame*: a ring is a ``(V, 2) float64`` array of ``(x / W, y / H)``
-where pixel column ``j`` covers ``[j, j + 1)``, so a pixel's centre is ``j + 0.5``.
+Everything here lives in the *unit frame*: a ring is a ``(V, 2) float64`` array of
+``(x / W, y / H)``, where pixel column ``j`` covers ``[j, j + 1)``, so a pixel's centre is
+``j + 0.5``.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def _edge_middles(corners: Path) -> Path:
         return corners
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     share = (np.arange(counts.sum()) - starts + 0.5) / np.repeat(counts, counts)
-    return np.repeat(corners, counts, axis=0) + share[:, None] * np.repeat(steps, counts, axis=0)
+    middles: Path = corners.repeat(counts, axis=0) + share[:, None] * steps.repeat(counts, axis=0)
+    return middles
 
 
 def _douglas_peucker(path: Path, tolerance: float) -> Path:
