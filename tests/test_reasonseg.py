@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from data_trees import HEIGHT, WIDTH, assert_protocol, write_json, write_photo
@@ -139,7 +140,6 @@ corners = st.tuples(st.floats(0, WIDTH - 1), st.floats(0, HEIGHT - 1))
 
 @given(st.lists(corners, min_size=1, max_size=12))
 def test_the_fill_rule_is_that_of_opencv(points):
-    cv2 = pytest.importorskip("cv2")
     expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     polygon = np.array([points], dtype=np.int32)
     cv2.polylines(expected, polygon, isClosed=True, color=1, thickness=1)
