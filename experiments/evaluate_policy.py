@@ -13,6 +13,7 @@ from experiments.evaluate_answers import (
     Answer,
     append_answers,
     keep_whole_answers,
+    read_answers,
 )
 from experiments.evaluate_frames import Reader, choose_reader
 from experiments.evaluate_options import Args
@@ -66,6 +67,14 @@ def answer(
         seed=args.seed,
         console=console,
     )
+    given = [each.tokens or 0 for some in read_answers(path).values() for each in some]
+    cut_off = sum(tokens >= longest for tokens in given) / len(given)
+    if cut_off > 0.01:
+        console.print(
+            f"[yellow]{cut_off:.0%} of the answers were cut off at {longest} tokens; see "
+            f"--max-new-tokens[/yellow]",
+            highlight=False,
+        )
     return reader, path
 
 

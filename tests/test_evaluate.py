@@ -189,7 +189,7 @@ def test_an_interrupted_file_keeps_whole_answers(tmp_path):
     ]
 
 
-def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path):
+def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path, capsys):
     small_policy().save(tmp_path / "policy")
     options = {"policy": str(tmp_path / "policy"), "questions": 5, "batch_size": 2, "answers": 3}
     options |= {"temperature": 1.0, "max_new_tokens": 8}
@@ -197,6 +197,7 @@ def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path):
     answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
     assert answers.count(b"\n") == 15
     assert first["tokens"] <= 8
+    assert "cut off at 8 tokens" in " ".join(capsys.readouterr().out.split())
     assert set(first["intervals"]) >= {"giou", "ciou", "well_formed"}
     with pytest.raises(FileExistsError, match="--resume"):
         evaluate(tmp_path / "out", **options)
