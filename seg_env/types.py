@@ -90,8 +90,9 @@ class Target:
     """Work shared by all predictions for this target (prepared runs, boundary bands); rewards may
     put their own preparation here under their own name."""
     ignore: Rle | None = None
-    """Void pixels that belong neither to the object nor to what is around it; scores are to leave
-    them out of intersection and union alike. They never overlap the mask."""
+    """Void pixels that belong neither to the object nor to what is around it: they are left out of
+    intersection and union (boundary scores and distances still see them). They never overlap the
+    mask."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:

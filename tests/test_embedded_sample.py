@@ -37,7 +37,7 @@ def rewritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_data_the_sample_is_opened_and_says_so(name: str) -> None:
     with pytest.warns(UserWarning, match=f"embedded sample .* stands in for {name}") as caught:
         dataset = load_refer(name)
-    assert len(caught) == 1
+    assert sum("embedded sample" in str(warning.message) for warning in caught) == 1
     assert dataset.name == EMBEDDED_NAME == "embedded-sample"
     assert all(sample.id.startswith("embedded-sample-") for sample in dataset)
     assert name not in dataset[0].id

@@ -95,6 +95,7 @@ def test_the_shipped_policy_follows_it_from_the_command_line(package, tmp_path, 
         *(sys.executable, "experiments/run_gspo.py", "--output-dir", str(tmp_path / "run")),
         *("--rewards", f"somebodys_rewards.size:{name}=1.0", "mask_iou=0"),
         *("--updates", "8", "--gspo.prompts-per-update", "8", "--gspo.learning-rate", "2e-4"),
+        "--gspo.no-muon",
         *("--evaluation.questions", "64", "--evaluation.answers", "2", "--evaluation.every", "0"),
     ]
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}

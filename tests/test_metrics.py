@@ -260,3 +260,15 @@ def test_shared_resamples_without_a_denominator_are_undefined():
 def test_malformed_requests(call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call()
+
+
+def test_void_pixels_count_neither_for_nor_against_an_answer():
+    mask, void = np.zeros((10, 10), dtype=bool), np.zeros((10, 10), dtype=bool)
+    mask[:, :4], void[:, 4:6] = True, True
+    target = Target(Rle.from_mask(mask), ignore=Rle.from_mask(void))
+    over_the_void = np.array([[0, 0], [0.6, 0], [0.6, 1], [0, 1]])
+    too_far = np.array([[0, 0], [0.8, 0], [0.8, 1], [0, 1]])
+    answers = [Prediction((over_the_void,)), Prediction((too_far,))]
+    intersections, unions = overlaps(answers, [target, target])
+    assert intersections.tolist() == [40, 40]
+    assert unions.tolist() == [40, 60]

@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, its metrics, and what an interruption leaves."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_a_run_without_metrics_has_none(tmp_path):
 
 def test_tensorboard_shows_the_same_numbers(tmp_path):
     log_updates(tmp_path, [1, 2, 3])
+    time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
     log_updates(tmp_path, [3, 4], start=2)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

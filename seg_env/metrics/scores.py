@@ -42,7 +42,11 @@ def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ov
     unions = np.zeros(len(targets), dtype=np.int64)
     for members in groups_of(targets):
         prepared = prepared_target(targets[members[0]])
-        shared, areas = overlap_batch([predictions[index].rings for index in members], prepared)
+        answers = [predictions[index].rings for index in members]
+        shared, areas = overlap_batch(answers, prepared)
+        ignore = targets[members[0]].ignore
+        if ignore is not None:  # pixels that count neither for nor against an answer
+            areas = areas - overlap_batch(answers, ignore)[0]
         intersections[members] = shared
         unions[members] = areas + prepared.area - shared
     return Overlaps(intersections, unions)
