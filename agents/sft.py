@@ -1,8 +1,8 @@
 """Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
 
 `BehaviorCloning` shares each picture among its questions and is faster for what fits one device.
-This one takes the road that large models need: gradient checkpointing, mixed precision, and
-whatever ``accelerate launch`` or ``torchrun`` is configured for (DDP, FSDP, DeepSpeed).
+This one takes the road that large models need: gradient checkpointing, mixed precision, and the
+launchers that TRL knows (``torchrun``, ``accelerate launch``).
 """
 
 from __future__ import annotations

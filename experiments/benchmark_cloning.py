@@ -21,8 +21,8 @@ from agents.demonstrations import Demonstration, collate, demonstrate
 from agents.policy import VLMPolicy
 from agents.sft import SupervisedFineTuning, SupervisedFineTuningConfig
 from agents.tiny import TinyConfig, build_model, build_processor
+from experiments.files import write_json
 from experiments.policies import PrecisionChoice, choose_precision
-from experiments.runs import write_json
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import answer, question
 from seg_env.types import Sample

@@ -35,10 +35,11 @@ from agents.demonstrations import Demonstration, demonstrate
 from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
 from experiments.evaluation import evaluate, open_questions
+from experiments.files import write_json
 from experiments.policies import PrecisionChoice, choose_precision
 from experiments.progress import progress_bar
 from experiments.reporting import plot_cloning
-from experiments.runs import RunLog, keep_latest, read_metrics, start_run, write_json
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import TASKS
 

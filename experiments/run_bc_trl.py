@@ -1,11 +1,10 @@
 """Behaviour cloning of a large policy on any environment's data, through TRL's SFTTrainer.
 
-Started as `python experiments/run_bc.py --backend trl`. It leaves out of the paper's recipe: web
-pre-training, and asking every sentence twice. On many devices:
+Started by run_bc.py. It leaves out of the paper's recipe: web pre-training, and asking every
+sentence twice. `torchrun` in the place of `python` uses several devices.
 
-    python experiments/run_bc.py --backend trl --policy Qwen/Qwen2.5-VL-7B-Instruct \
-        --env SimpleSeg-RefCOCO-v0 --data-root DATA
-    accelerate launch --config-file fsdp.yaml experiments/run_bc.py --backend trl ...
+    python experiments/run_bc.py --backend trl --env SimpleSeg-RefCOCO-v0 --data-root DATA
+    python experiments/run_bc.py --backend trl --policy FOLDER --sft.muon --sft.wording plain
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from agents.checkpoints import latest_checkpoint
 from agents.policy import VLMPolicy
 from agents.sft import SupervisedFineTuning, SupervisedFineTuningConfig
 from experiments.evaluation import Evaluation, evaluate, open_questions
+from experiments.files import write_json
 from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
 from experiments.progress import progress_bar
 from experiments.reporting import (
@@ -34,7 +34,7 @@ from experiments.reporting import (
     rich_table,
     scores_of,
 )
-from experiments.runs import RunLog, keep_latest, read_metrics, start_run, write_json
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.core import ReferringCore
 

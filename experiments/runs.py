@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoints import whole_checkpoints
+from experiments.files import write_atomically, write_json
 
 
 class RunLog:
@@ -49,19 +49,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename it."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def start_run(folder: Path, config: Any, *, resume: bool) -> None:

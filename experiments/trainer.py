@@ -14,6 +14,7 @@ from rich.console import Console
 from agents.checkpoints import latest_checkpoint
 from agents.on_policy import OnPolicyAgent
 from experiments.evaluation import Evaluation, evaluate, open_questions
+from experiments.files import write_atomically, write_json
 from experiments.progress import progress_bar
 from experiments.reporting import (
     Evaluations,
@@ -23,14 +24,7 @@ from experiments.reporting import (
     rich_table,
     scores_of,
 )
-from experiments.runs import (
-    RunLog,
-    keep_latest,
-    read_metrics,
-    start_run,
-    write_atomically,
-    write_json,
-)
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 
 
 @dataclass

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.runs import (
-    RunLog,
-    keep_latest,
-    read_metrics,
-    start_run,
-    write_atomically,
-    write_json,
-)
+from experiments.files import write_atomically, write_json
+from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 
 
 @dataclass
