@@ -129,6 +129,10 @@ class SupervisedFineTuning(Agent):
                 self.save(self._checkpoint)
             self._trainer = self.build_trainer(updates, folder)
             self._trainer.add_callback(_Progress(self, on_update))
+            if not (self._trainer.is_deepspeed_enabled or self._trainer.is_fsdp_enabled):
+                # `load` has read the weights. The trainer would look for them by their names in
+                # memory, which for LLaVA and others are not those in the file, and find none.
+                self._trainer._load_from_checkpoint = lambda *checkpoint: None
             self._trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
