@@ -38,18 +38,22 @@ class GSPO(OnPolicyAgent):
         """See `OnPolicyAgent`."""
         super().__init__(policy, env, config)
 
-    def advantages(self, rewards: Tensor) -> Tensor:
+    def credit(self, rollout: Rollout) -> Metrics:
         """Group-normalised rewards, ``(N,)``."""
-        return group_advantages(rewards, self.config.group_size, self.config.spread_floor)
+        rollout.advantages = group_advantages(
+            rollout.rewards, rollout.group_size, self.config.spread_floor
+        )
+        return {}
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """Clipped sequence-level objective."""
-        config = self.config
+        assert part.advantages is not None
         return gspo_loss(
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
-            part.mask,
-            config.clip_low,
-            config.clip_high,
+            part.free,
+            self.config.clip_low,
+            self.config.clip_high,
+            weights=part.weights,
         )

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.advantages import degenerate_fraction, group_spread
 from agents.base import Agent, UpdateCallback, split_observations
 from agents.checkpoints import read_checkpoint, write_checkpoint
-from agents.losses import Metrics, kl_penalty, masked_mean
-from agents.optim import HybridOptimizer, cosine_with_warmup
+from agents.engine import Engine, OptimizerSettings
+from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
+from agents.optim import cosine_with_warmup
 from agents.policy import TokenScores, VLMPolicy
+from agents.rollout import Rollout
 from agents.sampling import sample
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
@@ -54,55 +57,11 @@ class OnPolicyConfig:
     """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
+    importance_cap: float = 2.0
+    """Where the scorer's log-probabilities differ from the sampler's, answers are weighted by their
+    ratio, at most by this."""
     seed: int = 0
     """Seed of the choice of prompts and of sampling."""
-
-
-@dataclass
-class Rollout:
-    """Answers to ``B`` prompts, ``N = B * G`` rows, with what they earned."""
-
-    inputs: dict[str, Tensor]
-    """Prepared prompts, ``B`` rows each."""
-    tokens: Tensor
-    """``(N, T)`` completions."""
-    mask: Tensor
-    """``(N, T)``, 1 on real tokens."""
-    old_log_probs: Tensor
-    """``(N, T)`` under the policy that sampled."""
-    rewards: Tensor
-    """``(N,)`` float32."""
-    advantages: Tensor
-    """``(N,)`` or ``(N, T)``, whatever the agent's loss takes."""
-
-    def select(self, prompts: Tensor, group_size: int) -> Rollout:
-        """The part of the rollout that belongs to some prompts, by their indices."""
-        offsets = torch.arange(group_size, device=prompts.device)
-        rows = (prompts[:, None] * group_size + offsets).flatten()
-        width = int(self.mask[rows].sum(-1).max())
-        return Rollout(
-            {key: _rows_of(value, prompts, self.prompts) for key, value in self.inputs.items()},
-            self.tokens[rows, :width],
-            self.mask[rows, :width],
-            self.old_log_probs[rows, :width],
-            self.rewards[rows],
-            self.advantages[rows],
-        )
-
-    @property
-    def prompts(self) -> int:
-        """Number of prompts, ``B``."""
-        return len(self.inputs["input_ids"])
-
-
-def _rows_of(value: Tensor, prompts: Tensor, count: int) -> Tensor:
-    """Rows of a processor output; some models flatten the patches of all pictures into one axis."""
-    if len(value) != count:
-        raise ValueError(
-            f"the processor returned {len(value)} rows for {count} prompts; set minibatches=1 and "
-            "prompts_per_forward=0 for models that flatten pictures"
-        )
-    return value[prompts]
 
 
 class OnPolicyAgent(Agent):
@@ -131,8 +90,11 @@ class OnPolicyAgent(Agent):
             )
         self.policy, self.env, self.config = policy, env, config
         self.max_new_tokens = config.max_new_tokens
-        self.optimizer = HybridOptimizer(
-            policy.model, config.learning_rate, config.weight_decay, config.muon
+        self.engine = Engine(
+            self.trained_module(),
+            OptimizerSettings(
+                config.learning_rate, config.weight_decay, config.max_grad_norm, config.muon
+            ),
         )
         self.update = 0
         self._indices = np.random.default_rng(config.seed)
@@ -142,9 +104,19 @@ class OnPolicyAgent(Agent):
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
 
+    def trained_module(self) -> nn.Module:
+        """What the optimizer trains; agents with a critic add it to the policy's model."""
+        return self.policy.model
+
+    def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
+        """Say which tokens earned what, right after the environment scored ``N`` answers.
+
+        Agents that credit whole answers leave this as it is.
+        """
+
     @abstractmethod
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """Turn ``(N,)`` rewards into what `loss` takes."""
+    def credit(self, rollout: Rollout) -> Metrics:
+        """Fill in the advantages, and whatever else `loss` takes, before the first step."""
 
     @abstractmethod
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
@@ -198,67 +170,94 @@ class OnPolicyAgent(Agent):
             if key.startswith("reward/")
         }
         rollout = Rollout(
-            inputs,
-            answers.tokens,
-            answers.mask,
-            answers.log_probs,
-            rewards,
-            self.advantages(rewards),
+            inputs=inputs,
+            tokens=answers.tokens,
+            mask=answers.mask,
+            free=answers.free,
+            sampler_log_probs=answers.log_probs,
+            old_log_probs=answers.log_probs,
+            rewards=rewards,
         )
+        self.place_rewards(rollout, texts)
         return rollout, metrics
 
     def train(self, rollout: Rollout, learning_rate: float) -> Metrics:
         """Learn from a rollout: ``epochs * minibatches`` optimizer steps; returns mean metrics."""
         config = self.config
         self.policy.model.train()
-        if self.policy.precision != "float32":
-            # Rounding makes the sampler and the scorer disagree; ratios need one and the same.
-            rollout.old_log_probs = self._rescore(rollout)
-        self.optimizer.set_learning_rate(learning_rate)
+        found = self._check_sampler(rollout) if self.policy.precision != "float32" else {}
+        found |= self.credit(rollout)
         collected: list[Metrics] = []
         for _ in range(config.epochs):
-            order = torch.from_numpy(self._indices.permutation(rollout.prompts))
-            for chosen in order.tensor_split(config.minibatches):
-                collected.append(self._step(rollout, chosen.to(self.policy.device)))
-        means = {key: float(np.mean([one[key] for one in collected])) for key in collected[0]}
-        return {f"train/{key}": value for key, value in means.items()} | {
-            "train/learning_rate": learning_rate
-        }
+            for part in self._minibatches(rollout):
+                collected.append(self._step(part, learning_rate))
+            if self.should_stop(collected[-1]):
+                break
+        found |= {key: float(np.mean([one[key] for one in collected])) for key in collected[0]}
+        found["learning_rate"] = learning_rate
+        return {f"train/{key}": value for key, value in found.items()}
 
-    def _step(self, rollout: Rollout, chosen: Tensor) -> Metrics:
-        """One optimizer step on the groups of some prompts."""
+    def should_stop(self, metrics: Metrics) -> bool:
+        """Whether to leave out the remaining epochs on this rollout."""
+        return False
+
+    def _minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
+        """Parts of a rollout, one per optimizer step: every ``minibatches``-th prompt.
+
+        Prompts are drawn independently of each other, so there is nothing to shuffle, and a fixed
+        choice is the same however the prompts are shared out among processes.
+        """
+        everything = torch.arange(rollout.prompts, device=self.policy.device)
+        for first in range(self.config.minibatches):
+            yield rollout.select(everything[first :: self.config.minibatches])
+
+    def _check_sampler(self, rollout: Rollout) -> Metrics:
+        """Take the scorer's word for what the sampler did, and weigh answers by the difference.
+
+        Rounding makes the two disagree; ratios need numerator and denominator of one kind.
+        """
+        rollout.old_log_probs = self._rescore(rollout)
+        rollout.weights, metrics = truncated_importance_weights(
+            rollout.old_log_probs,
+            rollout.sampler_log_probs,
+            rollout.free,
+            self.config.importance_cap,
+        )
+        return metrics
+
+    def _step(self, minibatch: Rollout, learning_rate: float) -> Metrics:
+        """One optimizer step."""
         metrics: Metrics = {}
-        for prompts in chosen.split(self.config.prompts_per_forward or len(chosen)):
-            part = rollout.select(prompts, self.config.group_size)
-            share = len(prompts) / len(chosen)
+        for part, share in self._forward_parts(minibatch):
             scores = self._score(self.policy, part)
             loss, found = self.loss(scores, part)
             found["entropy"] = masked_mean(scores.entropies, part.mask).mean().item()
             if self._reference is not None:
                 with torch.no_grad():
                     reference = self._score(self._reference, part).log_probs
-                penalty = kl_penalty(scores.log_probs, reference, part.mask)
+                penalty = kl_penalty(scores.log_probs, reference, part.free)
                 loss = loss + self.config.kl_coefficient * penalty
                 found["reference_kl"] = penalty.item()
-            (loss * share).backward()
+            self.engine.backward(loss * share)
             for key, value in found.items():
                 metrics[key] = metrics.get(key, 0.0) + share * value
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.model.parameters(), self.config.max_grad_norm
-        )
-        self.optimizer.step()
-        return metrics | {"grad_norm": norm.item()}
+        return metrics | {"grad_norm": self.engine.step(learning_rate)}
+
+    def _forward_parts(self, rollout: Rollout) -> Iterator[tuple[Rollout, float]]:
+        """Parts small enough for one forward pass, each with its share of the prompts."""
+        everything = torch.arange(rollout.prompts, device=self.policy.device)
+        for prompts in everything.split(self.config.prompts_per_forward or rollout.prompts):
+            yield rollout.select(prompts), len(prompts) / rollout.prompts
 
     @torch.no_grad()
     def _rescore(self, rollout: Rollout) -> Tensor:
         """Log-probabilities ``(N, T)`` of a rollout by the scorer, before any step."""
-        found = torch.zeros_like(rollout.old_log_probs)
-        group_size = self.config.group_size
-        everything = torch.arange(rollout.prompts, device=self.policy.device)
-        for prompts in everything.split(self.config.prompts_per_forward or rollout.prompts):
-            part = rollout.select(prompts, group_size)
-            rows = slice(int(prompts[0]) * group_size, (int(prompts[-1]) + 1) * group_size)
-            found[rows, : part.mask.shape[1]] = self._score(self.policy, part).log_probs
+        found = torch.zeros_like(rollout.sampler_log_probs)
+        start = 0
+        for part, _ in self._forward_parts(rollout):
+            count, width = part.tokens.shape
+            found[start : start + count, :width] = self._score(self.policy, part).log_probs
+            start += count
         return found
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
@@ -277,7 +276,7 @@ class OnPolicyAgent(Agent):
     def save(self, path: str | Path) -> None:
         """Write policy, optimizer, random states and counters; see `write_checkpoint`."""
         tensors = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.engine.state_dict(),
             "generator": self._generator.get_state().cpu(),
         }
         facts = {
@@ -294,7 +293,7 @@ class OnPolicyAgent(Agent):
         that training started from, then load.
         """
         tensors, facts = read_checkpoint(path, self.policy)
-        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.engine.load_state_dict(tensors["optimizer"])
         self._generator.set_state(tensors["generator"].cpu())
         self._indices.bit_generator.state = facts["indices"]
         self.update = facts["update"]

@@ -23,6 +23,11 @@ class Completions:
     """``(N, T)`` float32 log-probabilities under the sampling policy, 0 on padding."""
 
     @property
+    def free(self) -> Tensor:
+        """``(N, T)``, 1 on tokens that the policy had a choice of."""
+        return self.mask
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens per answer, ``(N,)``."""
         return self.mask.sum(-1)

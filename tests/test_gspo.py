@@ -224,10 +224,16 @@ def test_parts_of_a_rollout_hold_whole_groups():
     rows = torch.arange(6)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], *[[1, 1, 0, 0]] * 4])
     rollout = Rollout(
-        {"input_ids": torch.arange(3)[:, None]},
-        *(rows[:, None].expand(6, 4), mask, torch.zeros(6, 4), rows.float(), -rows.float()),
+        inputs={"input_ids": torch.arange(3)[:, None]},
+        tokens=rows[:, None].expand(6, 4),
+        mask=mask,
+        free=mask,
+        sampler_log_probs=torch.zeros(6, 4),
+        old_log_probs=torch.zeros(6, 4),
+        rewards=rows.float(),
+        advantages=-rows.float(),
     )
-    part = rollout.select(torch.tensor([2, 1]), group_size=2)
+    part = rollout.select(torch.tensor([2, 1]))
     assert part.inputs["input_ids"].tolist() == [[2], [1]]
     assert part.rewards.tolist() == [4, 5, 2, 3]
     assert part.advantages.tolist() == [-4, -5, -2, -3]
