@@ -40,7 +40,7 @@ def main(args: Args) -> dict[str, Any]:
     """Print the table; returns what ``seeds.json`` holds."""
     if not 2 <= len(args.runs) <= len(T_QUANTILES) + 1:
         raise SystemExit(f"{len(args.runs)} runs given: an interval over seeds needs 2 to 10")
-    scores = [_scores(folder) for folder in args.runs]
+    scores = [read_scores(folder) for folder in args.runs]
     found: dict[str, Any] = {"runs": [str(folder) for folder in args.runs]}
     table = Table(
         title=f"{len(scores)} seeds, gIoU on {scores[0]['before']['questions']} questions"
@@ -48,8 +48,8 @@ def main(args: Args) -> dict[str, Any]:
     for column in ("", "before", "after (each seed)", "gain [95 % over seeds]"):
         table.add_column(column)
     for kind in ("sampled", "greedy"):
-        before = np.array([_giou(one, "before", kind) for one in scores])
-        after = np.array([_giou(one, "after", kind) for one in scores])
+        before = np.array([giou_of(one, "before", kind) for one in scores])
+        after = np.array([giou_of(one, "after", kind) for one in scores])
         gain, low, high = t_interval(100 * (after - before))
         found[kind] = {
             "before": before.tolist(),
@@ -77,7 +77,8 @@ def t_interval(values: Any) -> tuple[float, float, float]:
     return mean, mean - float(half), mean + float(half)
 
 
-def _scores(folder: Path) -> dict[str, Any]:
+def read_scores(folder: Path) -> dict[str, Any]:
+    """What ``scores.json`` of a finished run holds."""
     path = folder / "scores.json"
     if not path.exists():
         raise SystemExit(f"{path} is missing: has the run of {folder} finished?")
@@ -85,7 +86,8 @@ def _scores(folder: Path) -> dict[str, Any]:
     return scores
 
 
-def _giou(scores: dict[str, Any], side: str, kind: str) -> float:
+def giou_of(scores: dict[str, Any], side: str, kind: str) -> float:
+    """The gIoU of ``greedy`` or ``sampled`` answers ``before`` or ``after``, 0 to 1."""
     part = scores[side] if kind == "greedy" else scores[side]["sampled"]
     return float(part["giou"])
 

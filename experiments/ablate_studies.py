@@ -1,0 +1,44 @@
+"""The comparisons that `experiments/ablate.py` knows by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that differ in one thing."""
+
+    question: str
+    """What the comparison answers."""
+    arms: dict[str, tuple[str, ...]]
+    """Script and options of every arm, the baseline first."""
+
+
+_GSPO = ("experiments/run_gspo.py",)
+
+STUDIES: dict[str, Study] = {
+    "optimizer": Study(
+        "Muon on hidden matrices, or AdamW everywhere?",
+        {
+            "Muon 1e-4": _GSPO,
+            "AdamW 3e-5": (*_GSPO, "--gspo.no-muon", "--gspo.learning-rate", "3e-5"),
+            "AdamW 1e-4": (*_GSPO, "--gspo.no-muon", "--gspo.learning-rate", "1e-4"),
+        },
+    ),
+    "rewards": Study(
+        "What does the centroid distance add to mask IoU?",
+        {
+            "IoU, centroid, format": _GSPO,
+            "IoU, format": (*_GSPO, "--rewards", "mask_iou=1.0", "format=0.1"),
+            "IoU": (*_GSPO, "--rewards", "mask_iou=1.0"),
+        },
+    ),
+    "spread-floor": Study(
+        "Does a floor under the spread of a group help?",
+        {
+            "floor 0.2": _GSPO,
+            "no floor": (*_GSPO, "--gspo.spread-floor", "1e-4"),
+        },
+    ),
+}
