@@ -2,11 +2,7 @@
 
 import json
 
-import pytest
-
 from experiments.benchmark_rewards import BATCHED, OURS, benchmark_rewards
-
-pytest.importorskip("pycocotools.mask")
 
 
 def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):

@@ -6,8 +6,6 @@ import pytest
 
 from experiments.benchmark_cloning import benchmark_cloning, choose_scenes
 
-pytest.importorskip("trl")
-
 
 def test_every_update_has_new_pictures_with_as_many_objects_as_asked_for():
     chosen = choose_scenes(updates=3, singles=1, pairs=2)

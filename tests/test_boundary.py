@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from seg_env.geometry.raster import rasterize
 from seg_env.metrics import (
@@ -57,7 +58,6 @@ def edges_of(ndimage, mask):
 
 
 def test_boundary_iou_equals_iterated_erosion(pairs):
-    ndimage = pytest.importorskip("scipy.ndimage")
 
     def band(mask, width):
         padded = np.pad(mask, 1)
@@ -81,7 +81,6 @@ def test_boundary_iou_equals_iterated_erosion(pairs):
 
 
 def test_boundary_f_and_hd95_equal_distance_transforms(pairs):
-    ndimage = pytest.importorskip("scipy.ndimage")
     compared = 0
     for prediction, truth in pairs:
         mask = rasterize(prediction.rings, truth.shape)

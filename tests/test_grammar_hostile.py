@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from outline_strategies import encloses_something, kinds, lengths, ring_lists, rings
 
 from seg_env.frames import UNIT, LetterboxFrame, PermilleFrame, PixelFrame
 from seg_env.grammar import (
@@ -22,24 +22,6 @@ from seg_env.types import Prediction
 
 FRAMES = [UNIT, PermilleFrame(), LetterboxFrame(PixelFrame(448, 448), (427, 640), (224, 224))]
 TRIANGLE = "[[0.1,0.1],[0.5,0.1],[0.5,0.5]]"
-
-coordinates = st.floats(0, 1) | st.sampled_from([0.0, 0.0004, 0.5, 0.9996, 1.0])
-rings = hnp.arrays(np.float64, st.tuples(st.integers(3, 30), st.just(2)), elements=coordinates)
-ring_lists = st.lists(rings, max_size=4)
-
-
-def kinds(prediction: Prediction) -> list[str]:
-    return [issue.kind.value for issue in prediction.issues]
-
-
-def lengths(prediction: Prediction) -> list[int]:
-    return [len(ring) for ring in prediction.rings]
-
-
-def encloses_something(ring: np.ndarray) -> bool:
-    """True if the vertices, rounded to 0.001, are not collinear."""
-    steps = np.rint(ring * 1000)
-    return np.linalg.matrix_rank(steps - steps[0]) == 2
 
 
 def check_promises(prediction: Prediction, text: str) -> None:

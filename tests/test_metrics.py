@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pycocotools.mask as coco
 import pytest
 
 from seg_env.geometry.polygon import roles
@@ -76,7 +77,6 @@ def test_precision_counts_samples_that_reach_the_threshold():
 
 
 def test_iou_of_samples_equals_pycocotools_on_polygon_and_rle_targets():
-    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     predictions, targets, expected = [], [], []
     while len(expected) < 200:

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pycocotools.mask as coco
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,13 +50,11 @@ def random_prediction(rng, size):
 
 
 def coco_rle(rings, size):
-    coco = pytest.importorskip("pycocotools.mask")
     flat = [(ring * (float(size[1]), float(size[0]))).ravel().tolist() for ring in rings]
     return coco.merge(coco.frPyObjects(flat, *size))
 
 
 def test_ten_thousand_predictions_equal_pycocotools():
-    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     compared = differing = 0
     while compared < 10_000:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as oracle
 import pytest
 
 from seg_env.data.segmentations import target_from_segmentation
@@ -81,7 +82,6 @@ def test_anything_else_is_an_error_that_names_the_part(segmentation: Any, proble
 
 
 def test_polygons_are_filled_as_pycocotools_does() -> None:
-    oracle = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for _ in range(200):
         corners = rng.integers(3, 12, size=rng.integers(1, 4))
