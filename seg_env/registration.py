@@ -6,6 +6,8 @@ import gymnasium as gym
 
 SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
 BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
+REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
+REFINE_BATCHED = "seg_env.envs.refine_vector:RefineVectorEnv"
 
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",
@@ -17,19 +19,28 @@ DATASETS = {
 """Environment id to the data set it asks about (``+`` is not a legal character in an id)."""
 
 ENVIRONMENT_IDS: tuple[str, ...] = tuple(DATASETS)
+"""Environments of one outline; ``step_mode="vertex"`` has it drawn vertex by vertex."""
+REFINE_IDS: tuple[str, ...] = tuple(
+    name.replace("SimpleSeg-", "SimpleSegRefine-") for name in DATASETS
+)
+"""Environments of several turns about one outline, for the same data sets in the same order."""
 
 
 def register_environments() -> None:
     """Make the ids known to ``gymnasium.make`` and ``make_vec``; safe to call again.
 
-    ``max_episode_steps`` stays unset: an episode ends by itself after one answer, and a limit of
-    one would report it as truncated too.
+    ``max_episode_steps`` stays unset: episodes end by themselves, and a limit of one would report
+    the end after one answer as a truncation too.
     """
-    for identifier, dataset in DATASETS.items():
-        if identifier not in gym.registry:
-            gym.register(
-                id=identifier,
-                entry_point=SINGLE,
-                vector_entry_point=BATCHED,
-                kwargs={"dataset": dataset},
-            )
+    for names, single, batched in (
+        (ENVIRONMENT_IDS, SINGLE, BATCHED),
+        (REFINE_IDS, REFINE_SINGLE, REFINE_BATCHED),
+    ):
+        for identifier, dataset in zip(names, DATASETS.values(), strict=True):
+            if identifier not in gym.registry:
+                gym.register(
+                    id=identifier,
+                    entry_point=single,
+                    vector_entry_point=batched,
+                    kwargs={"dataset": dataset},
+                )

@@ -21,7 +21,7 @@ from seg_env.envs.scoring import Scorer, Scores
 from seg_env.frames import UNIT, Frame, PermilleFrame
 from seg_env.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.tasks import PROMPTS
-from seg_env.types import Sample
+from seg_env.types import Prediction, Sample
 
 Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
@@ -162,6 +162,10 @@ class ReferringCore:
         samples = [question.sample for question in questions]
         return self.scorer(texts, samples, [question.frame for question in questions])
 
+    def judge(self, predictions: Sequence[Prediction], questions: Sequence[Question]) -> Scores:
+        """Score ``N`` decoded answers to ``N`` questions."""
+        return self.scorer.judge(predictions, [question.sample for question in questions])
+
     def reset_info(self, question: Question) -> dict[str, Any]:
         """What ``info`` says of a question."""
         return {
@@ -184,17 +188,9 @@ class ReferringCore:
         }
 
     def render(
-        self, mode: str | None, question: Question, scores: Scores | None, row: int = 0
+        self, mode: str | None, question: Question, answer: Answer | None
     ) -> NDArray[np.uint8] | str | None:
-        """Draw a question, and answer ``row`` if there are scores; None without a mode."""
-        answer = None
-        if scores is not None:
-            answer = Answer(
-                scores.predictions[row],
-                float(scores.iou[row]),
-                float(scores.total[row]),
-                {name: float(values[row]) for name, values in scores.terms.items()},
-            )
+        """Draw a question, and the answer if there is one; None without a mode."""
         weights = self.scorer.rewards.terms
         if mode == "rgb_array":
             return draw_panel(question.sample, weights, answer)
@@ -210,9 +206,14 @@ class ReferringCore:
         return spaces.Box(0, 255, (*size, 3), dtype=np.uint8)
 
 
-def copy_observation(question: Question) -> Observation:
-    """A new observation of a question that shares no memory with any other."""
-    return {"image": question.image.copy(), "prompt": question.prompt}
+def scored_answer(scores: Scores, row: int) -> Answer:
+    """Answer ``row`` as far as a picture shows it."""
+    return Answer(
+        scores.predictions[row],
+        float(scores.iou[row]),
+        float(scores.total[row]),
+        {name: float(values[row]) for name, values in scores.terms.items()},
+    )
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:

@@ -35,6 +35,24 @@ def pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, 
     return packed
 
 
+def merge_infos(infos: Infos, newer: Infos) -> None:
+    """Write packed infos into others of as many environments, only where the newer ones hold.
+
+    Args:
+        infos: What `pack_infos` returned; changed in place.
+        newer: The same, for other environments or other keys.
+    """
+    for key, column in newer.items():
+        if key.startswith("_"):
+            continue
+        holds = newer[f"_{key}"]
+        if key in infos:
+            infos[key][holds] = column[holds]
+            infos[f"_{key}"] |= holds
+        else:
+            infos[key], infos[f"_{key}"] = column, holds
+
+
 def mask_of(num_envs: int, rows: Sequence[int]) -> NDArray[np.bool_]:
     """``(N,) bool``, True in the rows."""
     mask = np.zeros(num_envs, dtype=np.bool_)

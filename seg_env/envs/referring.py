@@ -10,15 +10,10 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import (
-    Observation,
-    Question,
-    ReferringCore,
-    check_options,
-    copy_observation,
-)
-from seg_env.envs.render import RENDER_MODES, check_render_mode
-from seg_env.envs.scoring import Scores
+from seg_env.envs.core import Observation, check_options
+from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
+from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
+from seg_env.envs.step_modes import find_rules
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
@@ -56,7 +51,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ``reset(options={"index": i})``. ``info`` has ``sample_id``, ``dataset`` and ``index``.
 
     ## Episode End
-    After one answer: ``terminated`` is True, ``truncated`` never. The observation returned with it
+    After one answer: ``terminated`` is True, ``truncated`` is not. The observation returned with it
     is the question once more. ``info`` adds ``iou``, ``valid`` (read without any fault), ``issues``
     (kinds of faults, separated by commas), ``num_vertices`` and the single rewards.
 
@@ -77,6 +72,25 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - ``frame``: ``"unit"`` (default), ``"permille"``, or a frame of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
     - ``render_mode``: ``"rgb_array"`` or ``"ansi"``.
+    - ``step_mode``: ``"answer"`` (default) or ``"vertex"``, see below, also for ``max_vertices``
+      (128 by default) and ``render_outline`` (False).
+
+    ## Vertex by Vertex
+    With ``step_mode="vertex"`` an action is the next vertex, ``[x,y]`` in plain decimal numbers; or
+    ``],[``, after which the next vertex begins another ring; or ``]``, which closes the outline and
+    ends the episode (at once: the answer is ``[]``). Any other string changes nothing and costs the
+    step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
+
+    - Observations have a third key, ``outline``: the answer so far as text, brackets open. With
+      ``render_outline`` it is drawn on the picture, too.
+    - The reward of an action is what it adds to the reward of the outline so far with its brackets
+      closed, starting from 0. The return of an episode is the reward of the same text given as one
+      answer.
+    - After ``max_vertices`` actions an outline that is still open is scored as it stands and
+      ``truncated`` is True: the limit is not part of the task.
+    - ``info`` adds ``fault``, and at reset, too, ``vertices_left`` (actions left; every action but
+      ``]`` takes one), and which actions keep the answer well-formed: ``can_close`` and
+      ``can_start_ring``. Everything else in it is about the outline so far, closed.
 
     ```python
     >>> import gymnasium as gym
@@ -113,17 +127,23 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         Args:
             dataset: Name of a data set, or a data set object.
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
-            **arguments: Those of `ReferringCore`, listed in the text of this class.
+            **arguments: Those listed in the text of this class.
 
         Raises:
             ValueError: An argument is not one of what is allowed.
         """
         self.render_mode = check_render_mode(render_mode)
-        self._core = ReferringCore(dataset, **arguments)
-        self.observation_space = self._core.observation_space
-        self.action_space = self._core.action_space
-        self._question: Question | None = None
-        self._scores: Scores | None = None
+        self._rules = self._make_rules(dataset, **arguments)
+        self._core = self._rules.core
+        self.observation_space = self._rules.observation_space
+        self.action_space = self._rules.action_space
+        self._episode: Episode | None = None
+        self._answer: Answer | None = None
+        self._has_ended = False
+
+    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
+        """What an episode consists of."""
+        return find_rules(dataset, **arguments)
 
     @property
     def dataset(self) -> Dataset:
@@ -153,32 +173,37 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             index = self._core.draw(self.np_random)
         else:
             index = self._core.check_index(chosen, 'options["index"]')
-        self._question, self._scores = self._core.ask(index), None
-        return copy_observation(self._question), self._core.reset_info(self._question)
+        self._episode = self._rules.begin(self._core.ask(index))
+        self._answer, self._has_ended = None, False
+        observation = own_observation(self._rules.observe(self._episode))
+        return observation, self._rules.reset_info(self._episode)
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Score an answer and end the episode.
+        """Score an answer and end the episode; or, step by step, take the next action.
 
         Args:
-            action: The answer as the model wrote it.
+            action: The answer, or action, as the model wrote it.
 
         Returns:
-            Observation (the question again), reward, True, False, info.
+            Observation (after an answer, the question again), reward, terminated, truncated, info.
 
         Raises:
             ResetNeeded: No question is open: the episode has ended, or none has begun.
             TypeError: The action is not a string.
         """
-        if self._question is None:
+        if self._episode is None:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
-        if self._scores is not None:
-            raise ResetNeeded("The episode ended with its one answer: call env.reset() first")
+        if self._has_ended:
+            raise ResetNeeded(
+                f"The episode ended with its {self._rules.last_action}: call env.reset() first"
+            )
         if not isinstance(action, str):
             raise TypeError(f"the action is the answer as a str, got {type(action).__name__}")
-        self._scores = self._core.score([action], [self._question])
-        info = self._core.answer_info(self._question, self._scores, 0)
-        reward = float(self._scores.total[0])
-        return copy_observation(self._question), reward, True, False, info
+        outcome = self._rules.step([self._episode], [action])[0]
+        self._episode, self._answer = outcome.episode, outcome.answer
+        self._has_ended = outcome.terminated or outcome.truncated
+        observation = own_observation(self._rules.observe(self._episode))
+        return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """Draw the question and, once given, the answer beside the truth.
@@ -189,6 +214,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         Raises:
             ResetNeeded: There is no question yet.
         """
-        if self._question is None:
+        if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
-        return self._core.render(self.render_mode, self._question, self._scores)
+        return self._core.render(self.render_mode, self._episode.question, self._answer)

@@ -81,7 +81,22 @@ class Scorer:
                 f"{len(texts)} answers, {len(samples)} samples and {len(frames)} frames: "
                 f"give one of each for every answer"
             )
-        predictions = tuple(map(decode, texts, frames))
+        return self.judge(tuple(map(decode, texts, frames)), samples)
+
+    def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:
+        """Score ``N`` decoded answers in one call of each reward.
+
+        Args:
+            predictions: ``N`` answers, rings in the unit frame of their sample's image.
+            samples: ``N`` samples asked about.
+
+        Returns:
+            The scores, in the order of the answers.
+
+        Raises:
+            ValueError: The sequences differ in length.
+            Exception: Whatever a reward raises.
+        """
         targets = [sample.target for sample in samples]
         scored = self.rewards.score(predictions, targets)
         # The IoU is almost always one of the rewards already.
@@ -95,4 +110,4 @@ class Scorer:
         )
         if iou is None:
             iou = MaskIoU()(predictions, targets)
-        return Scores(scored.total, scored.terms, iou, predictions)
+        return Scores(scored.total, scored.terms, iou, tuple(predictions))

@@ -14,17 +14,28 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, ReferringCore, check_options, copy_observation
-from seg_env.envs.infos import Infos, mask_of, pack_infos
-from seg_env.envs.render import RENDER_MODES, check_render_mode
-from seg_env.envs.scoring import Scores
+from seg_env.envs.core import Question, check_options
+from seg_env.envs.credit import VertexCredit, vertex_credit
+from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
+from seg_env.envs.infos import Infos, mask_of, merge_infos, pack_infos
+from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
+from seg_env.envs.step_modes import find_rules
+from seg_env.envs.vector_arguments import (
+    check_actions,
+    check_indices,
+    check_mask,
+    check_seeds,
+    find_mode,
+)
 
 BatchedObservation = dict[str, Any]
 """``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` pictures; ``prompt``: ``N`` strings."""
 Step = tuple[BatchedObservation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
 
 
-class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str], NDArray[Any]]):
+class ReferringSegmentationVectorEnv(
+    VectorEnv[BatchedObservation, Sequence[str | None], NDArray[Any]]
+):
     """``N`` environments of `ReferringSegmentationEnv` whose answers are scored together.
 
     Given the same seeds it returns what Gymnasium's ``SyncVectorEnv`` over single environments
@@ -36,7 +47,10 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
       questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
       ``reward/<name>``) are repeated at the top level, where they are easy to read.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
-      by ``reset(options={"indices": ...})``, use this one: nothing is loaded in vain.
+      by ``reset(options={"indices": ...})``, use this one: nothing is loaded in vain. Episodes of
+      several steps (``step_mode="vertex"``) end one by one; the others go on being stepped, with
+      None in place of an action where an episode has ended. There the observation stays, the reward
+      is 0, ``terminated`` stays True, and infos say nothing.
 
     An environment asks about one sample at a time, but several may ask about the same: it is then
     loaded once, and what rewards prepare for its target is prepared once.
@@ -76,8 +90,8 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
             num_envs: Number of environments ``N``.
             autoreset_mode: ``"SameStep"`` or ``"Disabled"``, or a member of ``AutoresetMode``.
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
-            max_episode_steps: Accepted as ``make_vec`` may pass it; every episode has one step.
-            **arguments: Those of `ReferringCore`.
+            max_episode_steps: Accepted as ``make_vec`` may pass it; episodes end by themselves.
+            **arguments: Those of `ReferringSegmentationEnv`.
 
         Raises:
             ValueError: An argument is not one of what is allowed.
@@ -86,20 +100,25 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
             raise ValueError(f"num_envs={num_envs}; use at least 1")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps={max_episode_steps}; an episode has one step")
-        self._mode = _find_mode(autoreset_mode)
+        self._mode = find_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self._core = ReferringCore(dataset, **arguments)
-        self.single_observation_space = self._core.observation_space
+        self._rules = self._make_rules(dataset, **arguments)
+        self._core = self._rules.core
+        self.single_observation_space = self._rules.observation_space
+        self.single_action_space = self._rules.action_space
         self._one_size = isinstance(self._core.observation_space["image"], spaces.Box)
-        self.single_action_space = self._core.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._questions: list[Question | None] = [None] * num_envs
-        self._open = [False] * num_envs  # which environments wait for an answer
-        self._answered: tuple[list[Question], Scores] | None = None
+        self._episodes: list[Episode | None] = [None] * num_envs
+        self._open = [False] * num_envs  # which environments wait for an action
+        self._shown: list[tuple[Question, Answer | None]] = []  # what `render` draws
+
+    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
+        """What an episode consists of."""
+        return find_rules(dataset, **arguments)
 
     @property
     def dataset(self) -> Dataset:
@@ -130,50 +149,64 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask"))
-        chosen = self._check_mask(given.get("reset_mask"))
-        indices = self._check_indices(given.get("indices"))
-        self._seed(seed, chosen)
+        chosen = check_mask(given.get("reset_mask"), self.num_envs)
+        indices = check_indices(given.get("indices"), self.num_envs, self._core)
         rows = np.flatnonzero(chosen).tolist()
+        self._seed(check_seeds(seed, self.num_envs), rows)
         self._ask(rows, None if indices is None else [indices[row] for row in rows])
-        self._answered = None
+        self._show_questions(rows)
         return self._observe(), self._reset_infos(rows)
 
-    def step(self, actions: Sequence[str]) -> Step:
-        """Score ``N`` answers and end the ``N`` episodes.
+    def step(self, actions: Sequence[str | None]) -> Step:
+        """Score ``N`` answers and end the ``N`` episodes; or, step by step, take an action in each.
 
         Args:
-            actions: ``N`` answers as the model wrote them.
+            actions: ``N`` answers, or actions, as the model wrote them; None where an episode has
+                ended (with autoreset disabled).
 
         Returns:
-            Observations (of the next questions, or of the same if autoreset is disabled), rewards
-            ``(N,) float64``, terminated (all True), truncated (all False), infos.
+            Observations (of the next questions where episodes ended, or of the same if autoreset is
+            disabled), rewards ``(N,) float64``, terminated (also where episodes had ended before),
+            truncated, infos.
 
         Raises:
-            ResetNeeded: An environment has no open question.
-            TypeError: An answer is not a string.
+            ResetNeeded: There is an action for an environment without an open question, or no
+                environment has one.
+            TypeError: An action is not a string.
+            ValueError: There are not ``N`` actions.
+        """
+        rows, texts = check_actions(actions, self._open)
+        episodes = self._current()
+        outcomes = self._rules.step([episodes[row] for row in rows], texts)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.logical_not(self._open), np.zeros(self.num_envs, dtype=np.bool_)
+        for row, outcome in zip(rows, outcomes, strict=True):
+            self._episodes[row] = outcome.episode
+            self._shown[row] = outcome.episode.question, outcome.answer
+            rewards[row] = outcome.reward
+            terminated[row], truncated[row] = outcome.terminated, outcome.truncated
+            self._open[row] = not (outcome.terminated or outcome.truncated)
+        infos = pack_infos(self.num_envs, rows, [outcome.info for outcome in outcomes])
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._start_next(outcomes, infos)
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
+        """How much of their reward whole answers earned with each of their vertices.
+
+        Args:
+            texts: ``N`` whole answers to the current questions: the ones that are open or, if
+                autoreset is disabled, were answered last.
+
+        Returns:
+            ``N`` credits; see `seg_env.envs.credit.vertex_credit`.
+
+        Raises:
+            ResetNeeded: There is no question yet.
             ValueError: There are not ``N`` answers.
         """
-        closed = [row for row, is_open in enumerate(self._open) if not is_open]
-        if closed:
-            raise ResetNeeded(f"Environments {closed} have no open question: call reset() first")
-        texts = self._check_actions(actions)
-        questions = self._open_questions()
-        scores = self._core.score(texts, questions)
-        self._answered = questions, scores
-        self._open = [False] * self.num_envs
-        rows = range(self.num_envs)
-        results = [self._core.answer_info(questions[row], scores, row) for row in rows]
-        infos = pack_infos(self.num_envs, rows, results)
-        if self._mode is AutoresetMode.SAME_STEP:
-            final_obs = np.empty(self.num_envs, dtype=object)
-            final_obs[:] = [copy_observation(question) for question in questions]
-            infos["final_obs"], infos["_final_obs"] = final_obs, mask_of(self.num_envs, rows)
-            infos["final_info"] = pack_infos(self.num_envs, rows, results)
-            infos["_final_info"] = mask_of(self.num_envs, rows)
-            self._ask(rows, None)
-            infos |= self._reset_infos(rows)
-        terminated = mask_of(self.num_envs, rows)
-        return self._observe(), scores.total.copy(), terminated, ~terminated, infos
+        questions = [episode.question for episode in self._current()]
+        return vertex_credit(self._core, questions, texts)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw what was answered last, or the open questions if nothing was.
@@ -187,10 +220,10 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
         """
         if self.render_mode is None:
             return None
-        questions, scores = self._answered or (self._open_questions(), None)
+        self._current()
         return tuple(
-            self._core.render(self.render_mode, question, scores, row)
-            for row, question in enumerate(questions)
+            self._core.render(self.render_mode, question, answer)
+            for question, answer in self._shown
         )
 
     def _ask(self, rows: Sequence[int], indices: Sequence[int] | None) -> None:
@@ -199,89 +232,56 @@ class ReferringSegmentationVectorEnv(VectorEnv[BatchedObservation, Sequence[str]
             indices = [self._core.draw(self._generators[row]) for row in rows]
         loaded = {index: self._core.ask(index) for index in dict.fromkeys(indices)}
         for row, index in zip(rows, indices, strict=True):
-            self._questions[row], self._open[row] = loaded[index], True
+            self._episodes[row], self._open[row] = self._rules.begin(loaded[index]), True
 
-    def _open_questions(self) -> list[Question]:
-        """The question of each environment, those answered last included."""
-        questions = [question for question in self._questions if question is not None]
-        if len(questions) < self.num_envs:
+    def _start_next(self, outcomes: Sequence[Outcome[Any]], infos: Infos) -> None:
+        """Put what ended into ``final_obs`` and ``final_info``, and ask the next questions there.
+
+        All environments were open, so the outcomes are those of all of them in order.
+        """
+        rows = [row for row, waits in enumerate(self._open) if not waits]
+        if not rows:
+            return
+        final_obs = np.empty(self.num_envs, dtype=object)
+        for row in rows:
+            final_obs[row] = own_observation(self._rules.observe(outcomes[row].episode))
+        infos["final_obs"], infos["_final_obs"] = final_obs, mask_of(self.num_envs, rows)
+        infos["final_info"] = pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
+        infos["_final_info"] = mask_of(self.num_envs, rows)
+        self._ask(rows, None)
+        merge_infos(infos, self._reset_infos(rows))
+
+    def _current(self) -> list[Episode]:
+        """The episode of each environment, those that have ended included."""
+        episodes = [episode for episode in self._episodes if episode is not None]
+        if len(episodes) < self.num_envs:
             raise ResetNeeded("Some environments have never been reset: call reset() first")
-        return questions
+        return episodes
+
+    def _show_questions(self, rows: Sequence[int]) -> None:
+        """Let `render` draw the open questions of the rows."""
+        episodes = self._current()
+        self._shown = self._shown or [(episode.question, None) for episode in episodes]
+        for row in rows:
+            self._shown[row] = episodes[row].question, None
 
     def _observe(self) -> BatchedObservation:
-        """Observations of all questions in new memory."""
-        questions = self._open_questions()
-        images = [question.image for question in questions]
-        return {
-            "image": np.stack(images) if self._one_size else tuple(map(np.copy, images)),
-            "prompt": tuple(question.prompt for question in questions),
-        }
+        """Observations of all episodes in new memory."""
+        single = [self._rules.observe(episode) for episode in self._current()]
+        batched: BatchedObservation = {key: tuple(one[key] for one in single) for key in single[0]}
+        images = batched["image"]
+        batched["image"] = np.stack(images) if self._one_size else tuple(map(np.copy, images))
+        return batched
 
     def _reset_infos(self, rows: Sequence[int]) -> Infos:
-        questions = self._open_questions()
-        infos = [self._core.reset_info(questions[row]) for row in rows]
+        episodes = self._current()
+        infos = [self._rules.reset_info(episodes[row]) for row in rows]
         return pack_infos(self.num_envs, rows, infos)
 
-    def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
-        """Give the chosen environments new generators, environment ``i`` that of its own seed."""
-        if seed is None:
+    def _seed(self, seeds: Sequence[int | None] | None, rows: Sequence[int]) -> None:
+        """Give environments new generators, environment ``i`` that of its own seed."""
+        if seeds is None:
             return
-        if isinstance(seed, int | np.integer):
-            seed = [int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments; give one each")
-        for row, own in enumerate(seed):
-            if chosen[row] and own is not None:
-                self._generators[row] = seeding.np_random(own)[0]
-
-    def _check_mask(self, mask: object) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
-                f"shape ({self.num_envs},) with at least one True"
-            )
-        return mask
-
-    def _check_indices(self, indices: object) -> list[int] | None:
-        if indices is None:
-            return None
-        values = np.asarray(indices)
-        if values.dtype.kind not in "iu":
-            raise TypeError(f'options["indices"] is {indices!r:.200}; use whole numbers')
-        if values.shape != (self.num_envs,):
-            raise ValueError(
-                f'options["indices"] has shape {values.shape}; use one index for each of the '
-                f"{self.num_envs} environments"
-            )
-        return [
-            self._core.check_index(value, f'options["indices"][{row}]')
-            for row, value in enumerate(values)
-        ]
-
-    def _check_actions(self, actions: Sequence[str]) -> list[str]:
-        if isinstance(actions, str):
-            raise TypeError(f"the actions are a single str; give {self.num_envs} answers")
-        texts = list(actions)
-        if len(texts) != self.num_envs:
-            raise ValueError(
-                f"{len(texts)} answers for {self.num_envs} environments; give one each"
-            )
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"answer {row} is a {type(text).__name__}; use a str")
-        return texts
-
-
-def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    allowed = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
-    for known in allowed:
-        if mode in (known, known.value):
-            return known
-    raise ValueError(
-        f"autoreset_mode={mode!r}; use one of {[known.value for known in allowed]}: next-step "
-        f"autoreset would waste every second step of episodes that have one step"
-    )
+        for row in rows:
+            if seeds[row] is not None:
+                self._generators[row] = seeding.np_random(seeds[row])[0]

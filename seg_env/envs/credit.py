@@ -1,0 +1,141 @@
+"""Which vertex of an answer earned which part of its reward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.envs.core import Question, ReferringCore
+from seg_env.frames import Frame
+from seg_env.grammar import decode
+from seg_env.types import IssueKind, ParseIssue, Prediction, Ring
+
+MAX_ENTRIES = 256
+"""Most entries for one answer; vertices of longer ones are credited several at a time."""
+
+_VERTEX = re.compile(r"\[[^\[\]]*+\]")
+
+
+@dataclass(frozen=True, eq=False)
+class VertexCredit:
+    """The reward of one answer, taken apart into ``K`` entries: its vertices, then its closing."""
+
+    ends: NDArray[np.int64]
+    """``(K,)`` index behind the last character of each entry, increasing; the last is the length of
+    the text."""
+    rewards: NDArray[np.float64]
+    """``(K,)`` what the weighted reward grew by; sums to the reward of the text."""
+    iou: NDArray[np.float64]
+    """``(K,)`` what the mask IoU grew by; sums to the IoU of the text."""
+
+
+def vertex_credit(
+    core: ReferringCore, questions: Sequence[Question], texts: Sequence[str]
+) -> list[VertexCredit]:
+    """Take the rewards of whole answers apart by vertex.
+
+    The potential of an answer up to some vertex is the reward of that much of the text with its
+    brackets closed; that of no text is 0. A vertex is credited with the difference it made, as in
+    ``step_mode="vertex"`` (potential-based rewards: Ng, Harada and Russell, ICML 1999), so the
+    credits sum to the reward of the answer whatever the rewards and gates are. The last entry has
+    what the end of the text changed: nothing, as a rule.
+
+    A text with any issue, or without a ring, gets a single entry at its end. Everything is scored
+    in one call of each reward.
+
+    Args:
+        core: Scores the answers.
+        questions: ``N`` questions; answers to one question should share one object.
+        texts: ``N`` answers.
+
+    Returns:
+        ``N`` credits of at most `MAX_ENTRIES` + 1 entries each.
+
+    Raises:
+        ValueError: The sequences differ in length.
+    """
+    if len(questions) != len(texts):
+        raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+    if not len(texts):
+        return []
+    prefixes = [
+        _prefixes(text, question.frame) for text, question in zip(texts, questions, strict=True)
+    ]
+    scores = core.judge(
+        [prediction for _, predictions in prefixes for prediction in predictions],
+        [
+            question
+            for question, (_, predictions) in zip(questions, prefixes, strict=True)
+            for _ in predictions
+        ],
+    )
+    borders = np.cumsum([len(ends) for ends, _ in prefixes])[:-1]
+    parts = zip(
+        prefixes, np.split(scores.total, borders), np.split(scores.iou, borders), strict=True
+    )
+    return [
+        VertexCredit(
+            np.array(ends, dtype=np.int64),
+            np.diff(total, prepend=0.0),
+            np.diff(iou, prepend=0.0),
+        )
+        for (ends, _), total, iou in parts
+    ]
+
+
+def _prefixes(text: str, frame: Frame) -> tuple[list[int], list[Prediction]]:
+    """Ends of the entries of one answer, and what has been answered up to each of them.
+
+    The predictions are those that `decode` reads from ``text[:end] + "]]"`` (the last one, from
+    the text itself), mostly without reading anything again.
+    """
+    whole = decode(text, frame)
+    if not whole.valid or not whole.rings:
+        return [len(text)], [whole]
+    spans = [match.span() for match in _VERTEX.finditer(text)]
+    stride = 1 + (len(spans) - 1) // MAX_ENTRIES
+    chosen = range((len(spans) - 1) % stride, len(spans), stride)  # with the last vertex
+    ends = [spans[index][1] for index in chosen]
+    if frame.integer and not {".", "e", "E"}.isdisjoint(text):
+        # Up to some vertex the answer may look as if it were about another frame.
+        predictions = [decode(text[:end] + "]]", frame) for end in ends]
+    else:
+        places = _places(text, spans)
+        predictions = [_prefix(whole, *places[index], spans[index][1]) for index in chosen]
+    return [*ends, len(text)], [*predictions, whole]
+
+
+def _places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """For each vertex of a valid text, the number of its ring, and of vertices up to it there."""
+    ring, count = 0, 1
+    places = [(ring, count)]
+    for (_, end), (start, _) in pairwise(spans):
+        if "[" in text[end:start]:
+            ring, count = ring + 1, 0
+        count += 1
+        places.append((ring, count))
+    return places
+
+
+def _prefix(whole: Prediction, ring: int, count: int, end: int) -> Prediction:
+    """What is read from a valid text up to the ``count``-th vertex of a ring, brackets closed."""
+    text, rings = whole.text[:end] + "]]", whole.rings[:ring]
+    if count < 3:
+        detail = f"ring with {count} of 3 vertices"
+        issue = ParseIssue(IssueKind.TOO_FEW_VERTICES, end, detail)
+        return Prediction(rings, (issue,), text)
+    return Prediction((*rings, _first_vertices(whole.rings[ring], count)), (), text)
+
+
+def _first_vertices(ring: Ring, count: int) -> Ring:
+    """The ring that the first vertices of another one form when it is closed behind them."""
+    # A vertex that returns to the first one closes the ring and is not a vertex of its own; as the
+    # last vertex of the whole ring it is not in the array.
+    if count > len(ring) or (count > 3 and (ring[count - 1] == ring[0]).all()):
+        count -= 1
+    return ring[:count]

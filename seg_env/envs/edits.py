@@ -1,0 +1,100 @@
+"""The little language in which an outline is corrected: ``move 3 0.5 0.2; delete 7``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seg_env.envs.written import NUMBER, WrittenRing
+
+MAX_EDITS = 64
+"""Most edits in one turn."""
+
+_SEPARATOR = re.compile(r"[;\n]")
+_EDIT = re.compile(
+    rf"(?:(move|insert) ++([0-9]{{1,6}}+) ++({NUMBER}) ++({NUMBER})|(delete) ++([0-9]{{1,6}}+))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One correction of an outline. Vertices are numbered from 0 through all rings in order."""
+
+    verb: str
+    """``"move"``, ``"insert"`` (before the vertex of this number) or ``"delete"``."""
+    vertex: int
+    """Number of the vertex."""
+    x: str = ""
+    """New x as written; empty for ``"delete"``."""
+    y: str = ""
+    """New y as written; empty for ``"delete"``."""
+
+
+def parse_edits(text: str) -> tuple[Edit, ...] | None:
+    """Read edits separated by ``;`` or line breaks.
+
+    Args:
+        text: ``move i x y``, ``insert i x y`` and ``delete i``, numbers as in the outline.
+
+    Returns:
+        One to `MAX_EDITS` edits, or None if anything in the text is something else.
+    """
+    # One more piece than allowed shows that there are too many, however long the text is.
+    pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
+    statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
+    if not 1 <= len(statements) <= MAX_EDITS:
+        return None
+    edits = []
+    for statement in statements:
+        match = _EDIT.fullmatch(statement)
+        if match is None:
+            return None
+        verb, vertex = match[1] or match[5], match[2] or match[6]
+        edits.append(Edit(verb, int(vertex), match[3] or "", match[4] or ""))
+    return tuple(edits)
+
+
+def apply_edits(
+    rings: Sequence[WrittenRing], edits: Sequence[Edit]
+) -> tuple[WrittenRing, ...] | None:
+    """Correct an outline, one edit after the other; each numbers the vertices it finds.
+
+    ``insert`` takes the number after the last vertex, too, to add to the last ring. A ring that is
+    left with two vertices would fill nothing and goes as a whole.
+
+    Args:
+        rings: The outline as written.
+        edits: What to change.
+
+    Returns:
+        The corrected outline, or None if an edit names a vertex that is not there.
+    """
+    changed = [list(ring) for ring in rings]
+    for edit in edits:
+        place = _find(changed, edit.vertex, edit.verb == "insert")
+        if place is None:
+            return None
+        number, index = place
+        ring = changed[number]
+        if edit.verb == "move":
+            ring[index] = (edit.x, edit.y)
+        elif edit.verb == "insert":
+            ring.insert(index, (edit.x, edit.y))
+        else:
+            del ring[index]
+            if len(ring) < 3:
+                del changed[number]
+    return tuple(tuple(ring) for ring in changed)
+
+
+def _find(
+    rings: Sequence[Sequence[object]], vertex: int, behind_last: bool
+) -> tuple[int, int] | None:
+    """Ring and place within it of a vertex; None if there is no such vertex."""
+    for number, ring in enumerate(rings):
+        last_ring = number == len(rings) - 1
+        if vertex < len(ring) + (behind_last and last_ring):
+            return number, vertex
+        vertex -= len(ring)
+    return None

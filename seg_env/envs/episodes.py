@@ -1,0 +1,117 @@
+"""What an episode consists of, apart from who keeps count: one answer, here, or several steps.
+
+The single and the vector environment do the bookkeeping of episodes; their rules say what is
+observed, what an action does and what it earns. Rules hold no state: that of an episode is a value
+that goes in and comes out, so a batch of episodes is stepped in one reward call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from gymnasium import Space
+
+from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.render import Answer
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """Where an episode stands; rules that need to know more add fields."""
+
+    question: Question
+    """What is asked."""
+
+
+EpisodeType = TypeVar("EpisodeType", bound=Episode)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Generic[EpisodeType]):
+    """What one action led to."""
+
+    episode: EpisodeType
+    """Where the episode stands now."""
+    reward: float
+    """What the action earned."""
+    terminated: bool
+    """The episode has come to its own end."""
+    truncated: bool
+    """The episode was cut off."""
+    info: dict[str, Any]
+    """Strings, bools, ints and floats; the same keys for every action of these rules."""
+    answer: Answer
+    """The outline as it stands, scored; for drawing."""
+
+
+class EpisodeRules(ABC, Generic[EpisodeType]):
+    """How episodes begin, go on and end.
+
+    Attributes:
+        core: Asks and scores.
+        observation_space: Space of one observation.
+        action_space: Space of one action.
+        last_action: What ends an episode, in words.
+    """
+
+    last_action = "one answer"
+
+    def __init__(self, core: ReferringCore) -> None:
+        """Keep the questions and rewards, whose spaces are those of a single answer."""
+        self.core = core
+        self.observation_space: Space[Observation] = core.observation_space
+        self.action_space: Space[str] = core.action_space
+
+    @abstractmethod
+    def begin(self, question: Question) -> EpisodeType:
+        """Open an episode."""
+
+    @abstractmethod
+    def step(
+        self, episodes: Sequence[EpisodeType], actions: Sequence[str]
+    ) -> list[Outcome[EpisodeType]]:
+        """Take one action in each of ``N`` open episodes, scored together."""
+
+    def observe(self, episode: EpisodeType) -> Observation:
+        """What the agent sees; arrays may be shared, whoever hands them out makes copies."""
+        return {"image": episode.question.image, "prompt": episode.question.prompt}
+
+    def reset_info(self, episode: EpisodeType) -> dict[str, Any]:
+        """What ``info`` says when an episode begins."""
+        return self.core.reset_info(episode.question)
+
+
+def own_observation(observation: Observation) -> Observation:
+    """An observation that shares no memory with any other."""
+    return {
+        key: value.copy() if isinstance(value, np.ndarray) else value
+        for key, value in observation.items()
+    }
+
+
+class AnswerRules(EpisodeRules[Episode]):
+    """One whole answer, then the end: a contextual bandit."""
+
+    def begin(self, question: Question) -> Episode:
+        """Open an episode."""
+        return Episode(question)
+
+    def step(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[Outcome[Episode]]:
+        """Score ``N`` answers; every episode ends."""
+        questions = [episode.question for episode in episodes]
+        scores = self.core.score(actions, questions)
+        return [
+            Outcome(
+                episode,
+                float(scores.total[row]),
+                terminated=True,
+                truncated=False,
+                info=self.core.answer_info(episode.question, scores, row),
+                answer=scored_answer(scores, row),
+            )
+            for row, episode in enumerate(episodes)
+        ]

@@ -1,0 +1,81 @@
+"""The environment of several turns, one question at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seg_env.data.base import Dataset
+from seg_env.envs.referring import ReferringSegmentationEnv
+from seg_env.envs.refine_rules import RefineRules, find_refine_rules
+
+
+class RefineEnv(ReferringSegmentationEnv):
+    """Improve the outline of what a referring expression means, over several turns.
+
+    ## Description
+    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. But the
+    episode goes on: the agent sees its outline drawn on the picture and reads it in the prompt, and
+    answers with a better one, with edits, or with the word that it is content.
+
+    ## Action Space
+    `PolygonText`: any string. It is read as
+
+    - an outline if there is a bracket in it: ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``; it
+      takes the place of the one before;
+    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
+      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
+      numbers are written as in the outline, and edits apply one after the other: all of them, or
+      none if one cannot be;
+    - ``done``.
+
+    Anything else, an outline with any fault and what is too long (``max_characters``) leave the
+    outline as it is: they cost the turn and nothing else. ``info["fault"]`` says why.
+
+    ## Observation Space
+    That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
+    ``prompt``, in which it is written, with the number of the turn. Before there is an outline it
+    is the plain picture and the plain question.
+
+    ## Rewards
+    What the turn improved the weighted reward of the outline by (the rewards of
+    `ReferringSegmentationEnv`); the first outline is compared with 0. So the return of an episode
+    is the reward of the outline it ends with, and turns that make things worse cost what they
+    spoil.
+
+    ## Starting State
+    As in `ReferringSegmentationEnv`; ``info`` adds ``outline`` (so far, as text), ``turn`` (turns
+    taken) and ``turns_left``.
+
+    ## Episode End
+    With ``done`` or after ``turns`` turns, which the prompt counts: ``terminated`` is True.
+    ``truncated`` is never. ``info`` has what `ReferringSegmentationEnv` reports, about the outline
+    as it stands; but ``valid``, ``issues`` and ``fault`` are about what was answered in this turn.
+
+    ## Arguments
+    Those of `ReferringSegmentationEnv` without ``step_mode``, and
+
+    - ``turns``: 1 to 64, 3 by default.
+    - ``max_characters``: longest action read and longest outline kept, 16384 by default.
+    - ``refine_template``: the prompt from the second outline on, with ``{question}``,
+      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
+
+    ```python
+    >>> import gymnasium as gym
+    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val", rewards="mask_iou=1.0")
+    >>> observation, info = env.reset(seed=0)
+    >>> first = env.step("[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]")
+    >>> second = env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
+    >>> second[4]["outline"], second[4]["turns_left"]
+    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
+    >>> env.step("done")[2:4]
+    (True, False)
+
+    ```
+
+    ## Version History
+    * v0: first version
+    """
+
+    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> RefineRules:
+        """What an episode consists of."""
+        return find_refine_rules(dataset, **arguments)

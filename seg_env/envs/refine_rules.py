@@ -1,0 +1,245 @@
+"""Episodes of several turns: answer, look at the outline drawn on the picture, correct it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from seg_env.data.base import Dataset
+from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.edits import apply_edits, parse_edits
+from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
+from seg_env.envs.observation import draw_outline
+from seg_env.envs.written import WrittenRing, as_written, write_outline
+from seg_env.grammar import decode
+from seg_env.spaces import FreeText
+from seg_env.types import Prediction
+
+REFINE_PROMPT = (
+    "{question} Your outline so far is drawn in the image: {outline}. Answer with a better "
+    "outline, with edits (move i x y; insert i x y; delete i), or with done. "
+    "Turn {turn} of {turns}."
+)
+"""What is asked from the second turn on."""
+MAX_TURNS = 64
+"""Most turns of an episode."""
+DEFAULT_MAX_CHARACTERS = 1 << 14
+"""Longest action that is read and longest outline that is kept, if not said otherwise."""
+
+_PLACEHOLDER = re.compile(r"\{(question|outline|turns?)\}")
+_NOTHING = Prediction((), (), "[]")
+
+
+class TurnFault(StrEnum):
+    """Why a turn left the outline as it was. Values are stable: ``info["fault"]`` has them."""
+
+    NONE = ""
+    """There was no fault."""
+    TOO_LONG = "too_long"
+    """The action, or the outline it leads to, has too many characters."""
+    UNREADABLE = "unreadable"
+    """Neither an outline (a text with a bracket), nor edits, nor ``done``."""
+    MALFORMED = "malformed"
+    """The outline, or what the edits made of it, has the faults that ``info["issues"]`` lists."""
+    NO_SUCH_VERTEX = "no_such_vertex"
+    """An edit names a vertex that is not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefineEpisode(Episode):
+    """An outline that is being improved."""
+
+    turn: int = 0
+    """Turns taken."""
+    outline: Prediction | None = None
+    """The last outline that was read, None before the first."""
+    written: tuple[WrittenRing, ...] = ()
+    """Its vertices as written."""
+    value: float = 0.0
+    """Its reward; 0 before the first."""
+
+    @property
+    def text(self) -> str:
+        """The outline without spaces or words; empty before the first."""
+        return "" if self.outline is None else write_outline(self.written)
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """What an action says, before it is scored."""
+
+    outline: Prediction | None = None
+    fault: TurnFault = TurnFault.NONE
+    issues: str = ""
+    done: bool = False
+
+
+class RefineRules(EpisodeRules[RefineEpisode]):
+    """Up to ``turns`` turns; each earns what it improved the reward of the outline by.
+
+    An episode's return is the reward of the outline it ends with, 0 if there was none.
+    """
+
+    last_action = "last turn"
+
+    def __init__(
+        self,
+        core: ReferringCore,
+        *,
+        turns: int = 3,
+        max_characters: int = DEFAULT_MAX_CHARACTERS,
+        refine_template: str = REFINE_PROMPT,
+    ) -> None:
+        """Set the limits.
+
+        Args:
+            core: Asks and scores.
+            turns: Turns of an episode, 1 to `MAX_TURNS`.
+            max_characters: Longest action that is read and longest outline that is kept.
+            refine_template: Prompt from the second turn on, with ``{question}`` and ``{outline}``,
+                and ``{turn}`` and ``{turns}`` where wanted.
+
+        Raises:
+            ValueError: A number is out of range, or the template lacks a placeholder.
+        """
+        super().__init__(core)
+        for name, value, most in (
+            ("turns", turns, MAX_TURNS),
+            ("max_characters", max_characters, 1 << 18),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}={value!r}; use a whole number from 1 to {most}")
+        missing = [word for word in ("{question}", "{outline}") if word not in refine_template]
+        if missing:
+            raise ValueError(f"refine_template={refine_template!r} lacks {', '.join(missing)}")
+        self.turns, self.max_characters = turns, max_characters
+        self.refine_template = refine_template
+        asked = core.observation_space["prompt"]
+        longest = getattr(asked, "max_length", 0) + max_characters + len(refine_template)
+        self.observation_space = spaces.Dict(
+            {**core.observation_space.spaces, "prompt": FreeText(longest)}
+        )
+
+    def begin(self, question: Question) -> RefineEpisode:
+        """Open an episode."""
+        return RefineEpisode(question)
+
+    def observe(self, episode: RefineEpisode) -> Observation:
+        """Picture and question, from the first outline on with the outline in both."""
+        observation = super().observe(episode)
+        if episode.outline is None:
+            return observation
+        rings = [
+            self.core.frame.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.written
+        ]
+        words = {
+            "question": episode.question.prompt,
+            "outline": episode.text,
+            "turn": str(min(episode.turn + 1, self.turns)),
+            "turns": str(self.turns),
+        }
+        # All at once: an expression may contain what looks like a placeholder.
+        prompt = _PLACEHOLDER.sub(lambda match: words[match[1]], self.refine_template)
+        return {"image": draw_outline(episode.question.image, rings), "prompt": prompt}
+
+    def reset_info(self, episode: RefineEpisode) -> dict[str, Any]:
+        """What is asked, and how many turns there are."""
+        return super().reset_info(episode) | self._progress(episode)
+
+    def step(
+        self, episodes: Sequence[RefineEpisode], actions: Sequence[str]
+    ) -> list[Outcome[RefineEpisode]]:
+        """Take ``N`` turns; all outlines are scored in one call."""
+        turns = [self._read(*pair) for pair in zip(episodes, actions, strict=True)]
+        outlines = [
+            turn.outline or episode.outline or _NOTHING
+            for turn, episode in zip(turns, episodes, strict=True)
+        ]
+        scores = self.core.judge(outlines, [episode.question for episode in episodes])
+        outcomes = []
+        for row, (before, turn) in enumerate(zip(episodes, turns, strict=True)):
+            after = replace(before, turn=before.turn + 1)
+            if turn.outline is not None:
+                after = replace(
+                    after,
+                    outline=turn.outline,
+                    written=as_written(turn.outline),
+                    value=float(scores.total[row]),
+                )
+            info = self.core.answer_info(after.question, scores, row)
+            info |= {"valid": not turn.fault, "issues": turn.issues, "fault": turn.fault.value}
+            outcomes.append(
+                Outcome(
+                    after,
+                    after.value - before.value,
+                    terminated=turn.done or after.turn == self.turns,
+                    truncated=False,
+                    info=info | self._progress(after),
+                    answer=scored_answer(scores, row),
+                )
+            )
+        return outcomes
+
+    def _read(self, episode: RefineEpisode, action: str) -> _Turn:
+        """What an action says."""
+        if len(action) > self.max_characters:
+            return _Turn(fault=TurnFault.TOO_LONG)
+        if "[" in action:
+            return self._check(action, episode)
+        if action.strip().removesuffix(".").lower() == "done":
+            return _Turn(done=True)
+        edits = parse_edits(action)
+        if edits is None:
+            return _Turn(fault=TurnFault.UNREADABLE)
+        rings = apply_edits(episode.written, edits)
+        if rings is None:
+            return _Turn(fault=TurnFault.NO_SUCH_VERTEX)
+        return self._check(write_outline(rings), episode)
+
+    def _check(self, text: str, episode: RefineEpisode) -> _Turn:
+        """The outline of a text, if it is one without faults."""
+        if len(text) > self.max_characters:
+            return _Turn(fault=TurnFault.TOO_LONG)
+        outline = decode(text, episode.question.frame)
+        if not outline.valid:
+            issues = ",".join(dict.fromkeys(issue.kind.value for issue in outline.issues))
+            return _Turn(fault=TurnFault.MALFORMED, issues=issues)
+        return _Turn(outline)
+
+    def _progress(self, episode: RefineEpisode) -> dict[str, Any]:
+        return {
+            "outline": episode.text,
+            "turn": episode.turn,
+            "turns_left": self.turns - episode.turn,
+        }
+
+
+def find_refine_rules(
+    dataset: str | Dataset = "scenes",
+    *,
+    turns: int = 3,
+    max_characters: int = DEFAULT_MAX_CHARACTERS,
+    refine_template: str = REFINE_PROMPT,
+    **arguments: Any,
+) -> RefineRules:
+    """The rules of refinement of a data set, from the arguments of an environment.
+
+    Args:
+        dataset: Name of a data set, or a data set object.
+        turns: See `RefineRules`, also for the next two.
+        max_characters: Of actions and outlines.
+        refine_template: From the second turn on.
+        **arguments: Those of `ReferringCore`.
+    """
+    return RefineRules(
+        ReferringCore(dataset, **arguments),
+        turns=turns,
+        max_characters=max_characters,
+        refine_template=refine_template,
+    )
