@@ -4,9 +4,9 @@ Importing the package registers the ``SimpleSeg-*`` environments with Gymnasium;
 is imported when an environment is made.
 """
 
-from seg_env.registration import ENVIRONMENT_IDS, register_environments
+from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS, register_environments
 
 __version__ = "0.1.0"
-__all__ = ["ENVIRONMENT_IDS", "__version__", "register_environments"]
+__all__ = ["ENVIRONMENT_IDS", "REFINE_IDS", "__version__", "register_environments"]
 
 register_environments()
