@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from seg_env.frames import UNIT, Frame
+from seg_env.grammar_automaton import AnswerRules, GrammarAutomaton
 from seg_env.grammar_export import GRAMMAR_EBNF, GRAMMAR_REGEX, grammar_ebnf, grammar_regex
 from seg_env.grammar_salvage import (
     ANSWER_LEADS,
@@ -30,6 +31,8 @@ __all__ = [
     "MAX_DECIMALS",
     "MAX_RINGS",
     "MAX_VERTICES",
+    "AnswerRules",
+    "GrammarAutomaton",
     "decode",
     "encode",
     "grammar_ebnf",
