@@ -7,22 +7,17 @@ launchers that TRL knows (``torchrun``, ``accelerate launch``).
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
-from agents.base import Agent, UpdateCallback
 from agents.joint_optimizer import JointOptimizer
 from agents.optim import HybridOptimizer
 from agents.policy import VLMPolicy
 from agents.rows import read_task_weights, rows_for
+from agents.trl_trainer import TRAINER_PICKLE, TrainerAgent
 from agents.wording import Wording
 from seg_env.data.base import Dataset
 
@@ -34,8 +29,6 @@ METRICS = {
     "entropy": "train/entropy",
 }
 """Names that SFTTrainer gives its figures, and ours."""
-TRAINER_PICKLE = "training_args.bin"
-"""What trainers leave in a folder and never read; nothing pickled is handed on."""
 
 
 @dataclass
@@ -76,12 +69,11 @@ class SupervisedFineTuningConfig:
     """Seed of the order of samples, tasks and wordings."""
 
 
-class SupervisedFineTuning(Agent):
-    """Teaches a policy from a data set through TRL's SFTTrainer.
+class SupervisedFineTuning(TrainerAgent):
+    """Teaches a policy from a data set through TRL's SFTTrainer."""
 
-    Attributes:
-        update: Updates made so far.
-    """
+    config: SupervisedFineTuningConfig
+    metric_names = METRICS
 
     def __init__(
         self,
@@ -102,9 +94,7 @@ class SupervisedFineTuning(Agent):
         Raises:
             ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
         """
-        self.policy = policy
-        self.config = config
-        self.max_new_tokens = max_new_tokens
+        super().__init__(policy, config, max_new_tokens)
         self.rows = rows_for(
             policy.processor,
             dataset,
@@ -115,35 +105,9 @@ class SupervisedFineTuning(Agent):
             pad=config.pad,
             seed=config.seed,
         )
-        self.update = 0
-        self._checkpoint: Path | None = None  # what to go on from
-        self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
-
-    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
-        """Train until ``updates`` updates have been made in all; the schedule spans them."""
-        if self.update >= updates:
-            return
-        with TemporaryDirectory() as folder, _as_found(self.policy.model):
-            if self._trainer is not None:
-                self._checkpoint = Path(folder) / "so_far"
-                self.save(self._checkpoint)
-            self._trainer = self.build_trainer(updates, folder)
-            self._trainer.add_callback(_Progress(self, on_update))
-            if not (self._trainer.is_deepspeed_enabled or self._trainer.is_fsdp_enabled):
-                # `load` has read the weights. The trainer would look for them by their names in
-                # memory, which for LLaVA and others are not those in the file, and find none.
-                self._trainer._load_from_checkpoint = lambda *checkpoint: None
-            self._trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """An SFTTrainer over the rows, ready for ``updates`` updates; it prints nothing.
-
-        It wraps the model's ``forward``; `learn` undoes that at its end.
-
-        Args:
-            updates: Length of the schedule.
-            folder: Where the trainer may write; it writes when told to.
-        """
+        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
         from datasets import Dataset as Table
         from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
 
@@ -201,26 +165,6 @@ class SupervisedFineTuning(Agent):
             HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write a transformers folder with what `load` needs; possible in ``on_update``, too.
-
-        It is written under a temporary name and then renamed; one that is there is replaced. In a
-        run of several processes all of them must call this.
-        """
-        path, trainer = Path(path), self._trainer
-        partial = path.with_name(path.name + ".partial")
-        if trainer is None:
-            shutil.rmtree(partial, ignore_errors=True)
-            self.policy.save(partial)
-            self._finish(partial, partial, path)
-            return
-        trainer.args.output_dir = str(partial)
-        trainer._save_checkpoint(trainer.model, trial=None)  # there is no public name for "now"
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            self._finish(partial / f"checkpoint-{trainer.state.global_step}", partial, path)
-        trainer.accelerator.wait_for_everyone()
-
     def save_policy(self, path: str | Path) -> None:
         """Write the policy alone, as a transformers folder; all processes must call this."""
         if self._trainer is None:
@@ -229,62 +173,3 @@ class SupervisedFineTuning(Agent):
         self._trainer.save_model(str(path))  # gathers weights that are sharded
         if self._trainer.is_world_process_zero():
             (Path(path) / TRAINER_PICKLE).unlink(missing_ok=True)
-
-    def _finish(self, written: Path, partial: Path, path: Path) -> None:
-        """Complete what was written and put it in its place."""
-        (written / TRAINER_PICKLE).unlink(missing_ok=True)
-        facts = {"update": self.update, "config": asdict(self.config)}
-        (written / "state.json").write_text(json.dumps(facts, indent=2))
-        shutil.rmtree(path, ignore_errors=True)
-        written.rename(path)
-        shutil.rmtree(partial, ignore_errors=True)
-
-    def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote.
-
-        Raises:
-            FileNotFoundError: The folder is not a whole checkpoint.
-        """
-        path = Path(path)
-        if not (path / "state.json").exists():
-            raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
-        weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
-        self.policy.model.load_state_dict(weights.model.state_dict())
-        self.update = json.loads((path / "state.json").read_text())["update"]
-        self._checkpoint = path if self.update else None
-        self._trainer = None
-
-
-class _Progress(TrainerCallback):
-    """Tells an agent, and whoever waits for it, about every update."""
-
-    def __init__(self, agent: SupervisedFineTuning, on_update: UpdateCallback | None) -> None:
-        self.agent = agent
-        self.on_update = on_update
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: object
-    ) -> None:
-        """After every update, and once more at the end, without a loss."""
-        if "loss" not in logs:
-            return
-        self.agent.update = state.global_step
-        if self.on_update is not None:
-            self.agent.policy.model.eval()  # answers are asked for; the trainer sets it back
-            metrics = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
-            self.on_update(state.global_step, metrics)
-
-
-@contextmanager
-def _as_found(model: Any) -> Iterator[None]:
-    """Undo what trainers leave on a model: a wrapped forward, checkpointing, training mode."""
-    forward: Callable[..., Any] | None = vars(model).get("forward")
-    try:
-        yield
-    finally:
-        for name in ("forward", "_original_forward"):
-            vars(model).pop(name, None)
-        if forward is not None:
-            model.forward = forward
-        model.activation_checkpointing_disable()
-        model.eval()

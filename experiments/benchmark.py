@@ -3,6 +3,8 @@
 python experiments/benchmark.py rewards --json rewards.json
 python experiments/benchmark.py evaluate --json evaluate.json
 python experiments/benchmark.py cloning --json cloning.json
+python experiments/benchmark.py train --json train.json
+python experiments/benchmark.py budget
 python experiments/benchmark.py rewards --help
 """
 
@@ -14,7 +16,7 @@ from importlib import import_module
 
 import tyro
 
-BENCHMARKS = ("rewards", "evaluate", "cloning")
+BENCHMARKS = ("rewards", "evaluate", "cloning", "train", "budget")
 """Benchmark ``name`` is the function ``benchmark_<name>`` of the module of that name."""
 
 

@@ -1,0 +1,114 @@
+"""The environment under TRL's GRPOTrainer: questions as rows, its scores as rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.advantages import degenerate_fraction, group_advantages, group_spread
+from agents.policy import special_tokens
+from seg_env.envs.core import Question, ReferringCore
+
+
+class QuestionRows:
+    """An endless, ordered supply of questions, drawn with equal probability.
+
+    Row ``i`` follows from the seed and ``i`` alone: an interrupted run goes on with the questions
+    it would have had. Pictures are loaded when a batch is asked for and kept until the next one: a
+    group, and every pass over it, reads its picture once.
+    """
+
+    def __init__(self, core: ReferringCore, processor: Any, seed: int) -> None:
+        """Ask the questions of ``core`` in a form that ``processor`` reads."""
+        self.core, self.seed = core, seed
+        self.special = tuple(special_tokens(processor.tokenizer).values())
+        self._questions: dict[int, Question] = {}
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Rows whose numbers are in column ``row``, as columns: a transform of ``datasets``."""
+        known = self._questions
+        self._questions = {
+            row: known[row] if row in known else self.core.ask(self._draw(row))
+            for row in dict.fromkeys(batch["row"])
+        }
+        questions = [self._questions[row] for row in batch["row"]]
+        return {
+            "prompt": [[{"role": "user", "content": self._harmless(q.prompt)}] for q in questions],
+            "images": [[question.image] for question in questions],
+            "question": questions,
+        }
+
+    def _draw(self, row: int) -> int:
+        """Which sample a row asks about."""
+        return self.core.draw(np.random.default_rng([self.seed, row]))
+
+    def _harmless(self, text: str) -> str:
+        """Break up what reads as a special token: ``<image>`` would ask for a second picture."""
+        for token in self.special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+
+class EnvironmentReward:
+    """What the environment makes of answers, as a reward function of TRL.
+
+    It returns finished advantages, `group_advantages` with our floor, which GRPOTrainer has no
+    setting for. Told not to scale rewards, it subtracts the mean of each group, which is 0 already.
+    The rewards themselves are logged under the names that our own agents use.
+    """
+
+    __name__ = "advantage"
+
+    def __init__(self, core: ReferringCore, group_size: int, spread_floor: float | None) -> None:
+        """Score by ``core``, the one scoring path of all; see `group_advantages` for the rest."""
+        self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
+
+    def __call__(
+        self,
+        *,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        completion_ids: Sequence[Sequence[int]],
+        question: Sequence[Question],
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """Score whole groups of answers, the answers to one question next to each other.
+
+        Args:
+            completions: ``N`` conversations of one answer each.
+            completion_ids: Tokens of the answers.
+            question: ``N`` questions, a column of `QuestionRows`.
+            log_metric: Takes the name and the value of a figure.
+            others: What else TRL passes to every reward function.
+
+        Raises:
+            ValueError: The answers do not come in whole groups.
+        """
+        groups = [
+            question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
+        ]
+        if len(question) % self.group_size or any(one is not g[0] for g in groups for one in g):
+            raise ValueError(
+                f"{len(question)} answers do not come in whole groups of {self.group_size}: "
+                "advantages are relative to the other answers to the same question"
+            )
+        scores = self.core.score([answer[0]["content"] for answer in completions], question)
+        rewards = torch.tensor(scores.total, dtype=torch.float32)
+        figures = {
+            "reward": rewards.mean().item(),
+            "iou": scores.iou.mean(),
+            "valid": np.mean([prediction.valid for prediction in scores.predictions]),
+            "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
+            "tokens": np.mean([len(tokens) for tokens in completion_ids]),
+            "group_spread": group_spread(rewards, self.group_size).mean().item(),
+            "degenerate_groups": degenerate_fraction(rewards, self.group_size),
+            **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
+        }
+        for name, value in figures.items():
+            log_metric(f"rollout/{name}", float(value))
+        advantages = group_advantages(rewards, self.group_size, self.spread_floor)
+        found: list[float] = advantages.tolist()
+        return found
