@@ -1,25 +1,35 @@
-"""Advantages: how much better an answer was than expected. Pure tensor functions."""
+"""Advantages: how much better an answer, or a token, was than expected. Pure tensor functions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 EXACT_TOLERANCE = 1e-8
 """Rewards of a group that differ by less are called equal."""
 
+Reduce = Callable[[Tensor], Tensor]
+"""Adds up a tensor over all processes."""
 
-def group_advantages(rewards: Tensor, group_size: int, spread_floor: float = 1e-4) -> Tensor:
+
+def group_advantages(
+    rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4
+) -> Tensor:
     """Rewards relative to the other answers of their group.
 
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
     GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
     noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's spread leaves it small.
+    group's spread leaves it small. Without a floor nothing is divided: Dr. GRPO's
+    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2), which weighs questions alike whatever
+    the spread of their answers.
 
     Args:
         rewards: ``(N,)`` float, the ``group_size`` answers of a prompt next to each other.
         group_size: Answers per prompt, ``G``.
-        spread_floor: Least standard deviation to divide by; above 0.
+        spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
 
     Returns:
         ``(N,)``, of mean 0 in every group.
@@ -27,10 +37,12 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float = 1e-
     Raises:
         ValueError: ``N`` is not a multiple of ``G``, or the floor is not positive.
     """
-    if spread_floor <= 0:
+    if spread_floor is not None and spread_floor <= 0:
         raise ValueError(f"spread_floor={spread_floor}, but it must be above 0")
     groups = _groups(rewards, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
+    if spread_floor is None:
+        return centred.flatten()
     return (centred / group_spread(rewards, group_size)[:, None].clamp(min=spread_floor)).flatten()
 
 
@@ -40,9 +52,127 @@ def group_spread(rewards: Tensor, group_size: int) -> Tensor:
     return groups.std(dim=1) if group_size > 1 else groups.new_zeros(len(groups))
 
 
+def degenerate_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """Which groups teach nothing, their rewards being all equal, ``(N / G,) bool``."""
+    return group_spread(rewards, group_size) < EXACT_TOLERANCE
+
+
 def degenerate_fraction(rewards: Tensor, group_size: int) -> float:
     """Share of groups whose rewards are all equal: they teach nothing."""
-    return (group_spread(rewards, group_size) < EXACT_TOLERANCE).float().mean().item()
+    return degenerate_groups(rewards, group_size).float().mean().item()
+
+
+def segment_advantages(
+    token_rewards: Tensor,
+    ends: Tensor,
+    group_size: int,
+    spread_floor: float | None = 1e-4,
+) -> Tensor:
+    """Rewards of the parts of answers, relative to the parts of all answers of their group.
+
+    An answer is cut after each token of ``ends``; what a part earned counts for all of its tokens,
+    minus the mean over the group's parts, over their standard deviation as in `group_advantages`.
+    Tokens after the last cut have advantage 0.
+
+    Args:
+        token_rewards: ``(N, T)``, what each part earned, on its last token.
+        ends: ``(N, T) bool``, last tokens of parts.
+        group_size: Answers per prompt, ``G``.
+        spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
+
+    Returns:
+        ``(N, T)``.
+
+    Raises:
+        ValueError: As `group_advantages`.
+    """
+    if spread_floor is not None and spread_floor <= 0:
+        raise ValueError(f"spread_floor={spread_floor}, but it must be above 0")
+    if group_size < 1 or len(ends) % group_size:
+        raise ValueError(f"{len(ends)} answers do not split into groups of {group_size}")
+    width = ends.shape[1]
+    grouped, marks = (x.reshape(-1, group_size * width) for x in (token_rewards, ends))
+    count = marks.sum(dim=1, keepdim=True)
+    centred = (grouped - grouped.sum(dim=1, keepdim=True) / count.clamp(min=1)) * marks
+    if spread_floor is not None:
+        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        centred = centred / variance.sqrt().clamp(min=spread_floor)
+    return _back_to_start(centred.view(-1, width), ends)
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over the tokens of answers (arXiv 1506.02438, eq. 16).
+
+    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}``; an answer ends
+    with its last token, after which both ``V`` and ``A`` are 0.
+
+    Args:
+        rewards: ``(N, T)``.
+        values: ``(N, T)``, ``V_t`` of the state in which token ``t`` was chosen.
+        mask: ``(N, T)``, 1 on real tokens; padded on the right.
+        gamma: Discount per token.
+        lam: 0 trusts the critic at once, 1 the rewards alone.
+
+    Returns:
+        Advantages and returns ``A_t + V_t``, both ``(N, T)`` and 0 on padding.
+    """
+    rewards, values = rewards * mask, values * mask
+    advantages = torch.zeros_like(values)
+    later_value = later_advantage = values.new_zeros(len(values))
+    for step in reversed(range(values.shape[1])):
+        delta = rewards[:, step] + gamma * later_value - values[:, step]
+        later_advantage = (delta + gamma * lam * later_advantage) * mask[:, step]
+        advantages[:, step], later_value = later_advantage, values[:, step]
+    return advantages, advantages + values
+
+
+def masked_moments(
+    values: Tensor, mask: Tensor, reduce: Reduce | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of values where the mask is 1, scalars.
+
+    Args:
+        values: Of any shape.
+        mask: Of the same shape.
+        reduce: Adds up over processes, so that all of them find the moments of everything.
+    """
+
+    def total(terms: Tensor) -> Tensor:
+        # float64, since it does not matter then how the terms are shared out among processes.
+        part = (terms.double() * mask).sum()
+        return part if reduce is None else reduce(part)
+
+    count = total(torch.ones_like(values)).clamp(min=1)
+    mean = total(values) / count
+    variance = total((values.double() - mean).square()) / count
+    return mean.to(values.dtype), variance.to(values.dtype)
+
+
+def whiten(values: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the tokens that count; 0 elsewhere.
+
+    Args:
+        values: ``(N, T)``.
+        mask: ``(N, T)``.
+        reduce: See `masked_moments`.
+    """
+    mean, variance = masked_moments(values, mask, reduce)
+    return (values - mean) * (variance + EXACT_TOLERANCE).rsqrt() * mask
+
+
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce | None = None
+) -> float:
+    """Share of the variance of returns that a critic foresaw: ``1 - Var(R - V) / Var(R)``.
+
+    1 for a perfect critic, 0 for a constant one; below 0 it is worse than none. 0 where all returns
+    are equal.
+    """
+    _, spread = masked_moments(returns, mask, reduce)
+    _, missed = masked_moments(returns - values, mask, reduce)
+    return (1 - missed / spread).item() if spread > EXACT_TOLERANCE else 0.0
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:
@@ -52,3 +182,11 @@ def _groups(rewards: Tensor, group_size: int) -> Tensor:
             f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}"
         )
     return rewards.view(-1, group_size)
+
+
+def _back_to_start(values: Tensor, ends: Tensor) -> Tensor:
+    """Spread what is known at the end of every part over the part, ``(N, T)``."""
+    # Parts are numbered by the cuts still to come; each has one nonzero place, its last token.
+    part = ends.long().flip(1).cumsum(1).flip(1)
+    sums = values.new_zeros(len(values), values.shape[1] + 1).scatter_add_(1, part, values * ends)
+    return sums.gather(1, part) * (part > 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.distributed import World
 from agents.policy import VLMPolicy
 from agents.sampling import sample
 
@@ -23,13 +25,19 @@ class Agent(ABC):
     Attributes:
         policy: The policy that acts and learns.
         max_new_tokens: Longest answer, in tokens.
+        update: Updates made so far.
+        world: The processes that evaluate and save together; alone unless an agent says otherwise.
     """
 
     policy: VLMPolicy
     max_new_tokens: int
+    update: int
+    world: World = World()
 
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
         """Answer observations of an environment.
+
+        Where weights are cut up (ZeRO-3), all ranks must call this, inside `whole_weights`.
 
         Args:
             observations: ``image`` and ``prompt`` of a single environment or of a vector one.
@@ -44,6 +52,10 @@ class Agent(ABC):
             self.policy, inputs, max_new_tokens=self.max_new_tokens, temperature=temperature
         )
         return self.policy.texts(completions.tokens, completions.mask)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Inside the block this process has all weights of the policy, not only a share."""
+        return nullcontext()
 
     @abstractmethod
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:

@@ -1,12 +1,15 @@
 """Behaviour cloning (SFT): learn to write the outlines that were traced from ground truth.
 
-A plain loop over shared prefixes: the picture is encoded once for all questions about it.
+A plain loop over shared prefixes: the picture is encoded once for all questions about it. With
+several ranks (`agents.distributed`) each of them has a contiguous block of a batch's pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,10 @@ from torch import Tensor
 from agents.base import Agent, UpdateCallback
 from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
-from agents.optim import HybridOptimizer, cosine_with_warmup
+from agents.distributed import World
+from agents.engine import OptimizerSettings, make_engine
+from agents.families import select_prompts
+from agents.optim import cosine_with_warmup
 from agents.policy import VLMPolicy, positions_of
 from seg_env.tasks import Task
 
@@ -26,7 +32,7 @@ class BehaviorCloningConfig:
     """How a policy is taught from demonstrations."""
 
     batch_size: int = 24
-    """Pictures per step; every object of a picture is asked one question."""
+    """Pictures per step, of all ranks together; every object of a picture is asked one question."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     warmup: float = 0.03
@@ -45,6 +51,8 @@ class BehaviorCloningConfig:
     """Share of outlines among the questions after that."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    deepspeed: str | None = None
+    """Train by DeepSpeed: zero1, zero2, zero3, or the path of a configuration. Not with Muon."""
     seed: int = 0
     """Seed of the order of pictures and questions."""
 
@@ -62,6 +70,8 @@ class BehaviorCloning(Agent):
     """Teaches a policy from demonstrations.
 
     Attributes:
+        world: The processes that train together.
+        engine: Makes the optimizer steps.
         update: Updates made so far.
     """
 
@@ -80,14 +90,20 @@ class BehaviorCloning(Agent):
             demonstrations: At least ``config.batch_size`` pictures.
             config: How to teach.
             max_new_tokens: Longest answer of `act`.
+
+        Raises:
+            ValueError: A batch cannot be shared out evenly among the ranks.
         """
         self.policy = policy
         self.demonstrations = demonstrations
         self.config = config
         self.max_new_tokens = max_new_tokens
-        self.optimizer = HybridOptimizer(
-            policy.model, config.learning_rate, config.weight_decay, config.muon
+        self.world = World.current()
+        self._share = self.world.block(config.batch_size, "batch_size")
+        settings = OptimizerSettings(
+            config.learning_rate, config.weight_decay, config.max_grad_norm, config.muon
         )
+        self.engine = make_engine(policy.model, settings, config.deepspeed)
         self.update = 0
 
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
@@ -111,32 +127,55 @@ class BehaviorCloning(Agent):
         self.policy.model.train()
         rng = np.random.default_rng([self.config.seed, self.update])
         pad_id = self.policy.tokenizer.pad_token_id
-        batch = draw_batch(
+        # Every rank draws all of it and takes its part.
+        whole = draw_batch(
             self.demonstrations, self.config.batch_size, task_weights, rng, pad_id
         ).to(self.policy.device)
-        loss = cloning_loss(self.policy, batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.model.parameters(), self.config.max_grad_norm
-        )
-        self.optimizer.set_learning_rate(learning_rate)
-        self.optimizer.step()
-        return {
-            "train/loss": loss.item(),
-            "train/grad_norm": norm.item(),
+        batch = pictures_of(whole, self._share)
+        loss = self.engine.forward(partial(cloning_loss, self.policy, batch))
+        # Ranks have answers of different lengths; the mean is over the tokens of all of them.
+        weight = self.world.size * batch.learn[:, 1:].sum() / whole.learn[:, 1:].sum()
+        self.engine.backward(loss * weight)
+        norm = self.engine.step(learning_rate)
+        metrics = {"train/loss": (loss * weight).item()}
+        return self.world.reduce(metrics) | {
+            "train/grad_norm": norm,
             "train/learning_rate": learning_rate,
         }
 
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """See `Agent.whole_weights`; all ranks must enter it."""
+        return self.engine.whole_weights()
+
     def save(self, path: str | Path) -> None:
-        """Write policy, optimizer and progress; see `write_checkpoint`."""
+        """Write policy, optimizer and progress; see `write_checkpoint`. Every rank must call it."""
         facts = {"update": self.update, "config": asdict(self.config)}
-        write_checkpoint(path, self.policy, {"optimizer": self.optimizer.state_dict()}, facts)
+        tensors = {"optimizer": self.engine.state_dict()}
+        with self.whole_weights():
+            write_checkpoint(path, self.policy, tensors, facts, self.world)
 
     def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers as if nothing had happened."""
-        tensors, facts = read_checkpoint(path, self.policy)
-        self.optimizer.load_state_dict(tensors["optimizer"])
+        """Go on from `save` to the same numbers as if nothing had happened.
+
+        With another number of ranks they are the same up to rounding.
+        """
+        with self.engine.whole_weights(change=True):
+            tensors, facts = read_checkpoint(path, self.policy)
+        self.engine.load_state_dict(tensors["optimizer"])
         self.update = facts["update"]
+
+
+def pictures_of(batch: DemonstrationBatch, share: slice) -> DemonstrationBatch:
+    """The part of a batch that is about some of its pictures."""
+    pictures = torch.arange(share.start, share.stop, device=batch.rows.device)
+    dialogues = (batch.rows >= share.start) & (batch.rows < share.stop)
+    return DemonstrationBatch(
+        inputs=select_prompts(batch.inputs, pictures),
+        rows=batch.rows[dialogues] - share.start,
+        tokens=batch.tokens[dialogues],
+        mask=batch.mask[dialogues],
+        learn=batch.learn[dialogues],
+    )
 
 
 def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:

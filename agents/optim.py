@@ -8,6 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from agents.optimizer_state import MASTER, OptimizerState, usable_states
+
+BETAS = (0.9, 0.95)
+"""Of AdamW."""
+
 
 class HybridOptimizer:
     """Muon on hidden matrices and AdamW on everything else, stepped as one.
@@ -22,11 +27,8 @@ class HybridOptimizer:
     ) -> None:
         """Sort the parameters of a model; with ``muon`` False all go to AdamW."""
         hidden, rest = split_parameters(model, muon)
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
-            )
-        ]
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.optimizers: list[torch.optim.Optimizer] = [adamw(rest, learning_rate, weight_decay)]
         if hidden:
             self.optimizers.append(
                 torch.optim.Muon(
@@ -49,14 +51,41 @@ class HybridOptimizer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict[str, object]]:
-        """State of every part, tensors and numbers only."""
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+    def state_dict(self) -> OptimizerState:
+        """State of every parameter; those that never had a gradient have none."""
+        return {
+            self.names[id(parameter)]: dict(state)
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
+        }
 
-    def load_state_dict(self, states: Iterable[dict[str, object]]) -> None:
-        """Inverse of `state_dict`."""
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+    def load_state_dict(self, states: OptimizerState) -> None:
+        """Go on from a state; a warning names what is of no use, which starts afresh."""
+        adamw, *muon = (self._names_of(optimizer) for optimizer in self.optimizers)
+        hidden = muon[0] if muon else []
+        found = usable_states(states, [*adamw, *hidden], hidden)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = found.get(self.names[id(parameter)], {})
+                    moved = {key: state[key].to(parameter.device, copy=True) for key in state}
+                    moved.pop(MASTER, None)
+                    if moved:
+                        optimizer.state[parameter] = moved
+
+    def _names_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        groups = optimizer.param_groups
+        return [self.names[id(each)] for group in groups for each in group["params"]]
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """The AdamW that everything but hidden matrices is trained by."""
+    return torch.optim.AdamW(
+        parameters, learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
+    )
 
 
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

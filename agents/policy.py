@@ -6,11 +6,13 @@ per prompt; completions continue from that shared prefix, when sampling and when
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +20,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, Cache
 from transformers.utils import logging as transformers_logging
+
+from agents.families import (
+    complete_inputs,
+    next_positions,
+    split_inputs,
+    token_positions,
+    vision_parameters,
+)
+from agents.picture_features import PictureFeatures
+from agents.scoring import TokenScores as TokenScores
+from agents.scoring import score_plain, score_shared
+from agents.sharing import reason_against_sharing
+
+if TYPE_CHECKING:
+    from agents.constraints import TokenConstraint
 
 Precision = Literal["float32", "bfloat16"]
 FORBIDDEN_LOGIT = -1e9
@@ -34,16 +51,13 @@ class Prefix:
     """``(B, P)``, 1 where a token is real (prompts are padded on the left)."""
     next_logits: Tensor
     """``(B, V)`` scores of the first token of an answer."""
+    positions: Tensor
+    """``(B, P)`` or ``(axes, B, P)``."""
 
-
-@dataclass
-class TokenScores:
-    """What the policy thinks of given completions, all ``(N, T)`` float32."""
-
-    log_probs: Tensor
-    """Log-probability of every token under the policy, at the given temperature."""
-    entropies: Tensor
-    """Entropy of the distribution each token was drawn from, in nats."""
+    @property
+    def next_positions(self) -> Tensor:
+        """Position of the first token of an answer, ``(B,)``."""
+        return next_positions(self.positions)
 
 
 class VLMPolicy:
@@ -53,19 +67,42 @@ class VLMPolicy:
         model: The transformers model; trained in place.
         processor: Its processor (image processor, tokenizer, chat template).
         precision: ``"bfloat16"`` runs forward and backward under autocast; weights stay as loaded.
+        shared_prefix: False to repeat the prompt for each answer: slower, and the same numbers.
+        constraint: A rule about tokens. The policy then is the model renormalised over what the
+            rule allows, when sampling and when scoring.
+        end_ids: Tokens that end an answer.
+        pad_id: Token that fills up what comes after.
+        trial: What came of trying to share prompts with a family nobody has tested.
     """
 
-    def __init__(self, model: Any, processor: Any, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        precision: Precision = "float32",
+        shared_prefix: bool = True,
+        constraint: TokenConstraint | None = None,
+    ) -> None:
         """Wrap a loaded model; see `from_pretrained`."""
         self.model = model
         self.processor = processor
         self.precision: Precision = precision
+        self.shared_prefix = shared_prefix
+        self.constraint = constraint
         self.tokenizer = processor.tokenizer
-        self.tokenizer.padding_side = "left"
+        # An encoder reads prompts on their own, and may number positions from the first column.
+        self.tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
         end = model.generation_config.eos_token_id
         end = self.tokenizer.eos_token_id if end is None else end
         self.end_ids: list[int] = [end] if isinstance(end, int) else list(end)
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.end_ids[0] if pad is None else pad
         self.forbidden = self._forbidden_tokens()
+        self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
+        self.trial: str | None = None
+        self._features = PictureFeatures()
+        self._noticed: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -88,12 +125,10 @@ class VLMPolicy:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = device == "cpu"
-        # On a CPU the fused attention kernel's backward costs twice the plain one at these lengths.
         with quiet_progress():
             model = AutoModelForImageTextToText.from_pretrained(
                 name_or_path,
                 dtype=dtype or (torch.float32 if on_cpu else "auto"),
-                attn_implementation="eager" if on_cpu else "sdpa",
                 trust_remote_code=trust_remote_code,
             )
         processor = AutoProcessor.from_pretrained(
@@ -126,62 +161,129 @@ class VLMPolicy:
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run pictures and prompts through the model once, keeping keys and values."""
+        inputs = complete_inputs(self.model, inputs)
+        text, _ = split_inputs(inputs)
+        positions = token_positions(self.model, inputs)
         with self.autocast():
             output = self.model(
-                **inputs,
-                position_ids=positions_of(inputs["attention_mask"]),
+                **text,
+                **self.picture_inputs(inputs),
+                position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,
             )
         logits = output.logits[:, -1].float()
-        return Prefix(output.past_key_values, inputs["attention_mask"], logits)
-
-    def continue_from(self, prefix: Prefix, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Logits that predict every token of completions which continue ``prefix``.
-
-        Args:
-            prefix: ``B`` encoded prompts; its cache is consumed.
-            tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
-            mask: ``(N, T)``, 1 for real tokens, padded on the right.
-
-        Returns:
-            ``(N, T, V)`` float32; ``[:, t]`` predicts ``tokens[:, t]``.
-        """
-        group_size = tokens.shape[0] // prefix.mask.shape[0]
-        first = prefix.next_logits.repeat_interleave(group_size, dim=0)[:, None]
-        if tokens.shape[1] == 1:
-            return first
-        prefix.cache.batch_repeat_interleave(group_size)
-        prefix_mask = prefix.mask.repeat_interleave(group_size, dim=0)
-        full_mask = torch.cat([prefix_mask, mask[:, :-1].to(prefix_mask.dtype)], dim=1)
-        with self.autocast():
-            output = self.model(
-                input_ids=tokens[:, :-1],
-                attention_mask=full_mask,
-                position_ids=positions_of(full_mask)[:, prefix_mask.shape[1] :],
-                past_key_values=prefix.cache,
-                use_cache=True,
-            )
-        return torch.cat([first, output.logits.float()], dim=1)
+        return Prefix(output.past_key_values, inputs["attention_mask"], logits, positions)
 
     def score(
-        self, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, temperature: float = 1.0
+        self,
+        inputs: dict[str, Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        *,
+        hidden: bool = False,
     ) -> TokenScores:
-        """Log-probabilities and entropies of ``(N, T)`` completions of ``B`` prompts.
+        """Log-probabilities and entropies of completions.
 
-        Differentiable; gradients flow through the shared prefix and the vision tower. Padding
-        positions hold zeros.
+        Differentiable; gradients flow through the shared prefix and, unless it is frozen, the
+        vision tower.
+
+        Args:
+            inputs: ``B`` prepared prompts.
+            tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
+            mask: ``(N, T)``, 1 for real tokens, padded on the right.
+            temperature: What logits are divided by.
+            hidden: Return the hidden states that tokens were predicted from, too.
         """
-        logits = self.continue_from(self.encode(inputs), tokens, mask)
-        log_probs = self.log_softmax(logits, temperature)
-        chosen = log_probs.gather(-1, tokens[..., None]).squeeze(-1)
-        entropies = -(log_probs.exp() * log_probs).sum(-1)
-        return TokenScores(chosen * mask, entropies.detach() * mask)
+        shares = self.shares_prefix(inputs, tokens.shape[1])
+        tokens = tokens.masked_fill(mask == 0, self.pad_id)
+        score = score_shared if shares else score_plain
+        return score(self, inputs, tokens, mask, temperature, hidden)
 
-    def log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities over the tokens an answer may contain, ``(..., V)`` float32."""
-        allowed = logits.masked_fill(self.forbidden, FORBIDDEN_LOGIT)
-        return torch.log_softmax(allowed / temperature, dim=-1)
+    def score_plain(
+        self,
+        inputs: dict[str, Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        *,
+        hidden: bool = False,
+    ) -> TokenScores:
+        """The same as `score`, by an ordinary forward pass that repeats the prompt ``G`` times."""
+        tokens = tokens.masked_fill(mask == 0, self.pad_id)
+        return score_plain(self, inputs, tokens, mask, temperature, hidden)
+
+    def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
+        """Whether answers share their prompt; says once why, if it was asked for and cannot be."""
+        if not self.shared_prefix:
+            return False
+        reason = reason_against_sharing(self, inputs, new_tokens)
+        if reason is not None and reason not in self._noticed:
+            self._noticed.add(reason)
+            name = self.model.config.model_type
+            warnings.warn(
+                f"every answer of this {name!r} policy gets a prompt of its own: {reason}",
+                stacklevel=3,
+            )
+        return reason is None
+
+    def freeze_vision(self) -> None:
+        """Stop training tower and projector; their features are then kept picture by picture."""
+        for parameter in vision_parameters(self.model):
+            parameter.requires_grad_(False)
+
+    def picture_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model is given about pictures: kept features where the tower is frozen."""
+        with self.autocast():
+            return self._features(self.model, inputs, self.precision)
+
+    def log_softmax(
+        self, logits: Tensor, temperature: float, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities over the tokens an answer may contain, ``(..., V)`` float32.
+
+        Args:
+            logits: ``(..., V)``.
+            temperature: What they are divided by.
+            allowed: ``(..., V)`` bool; by default all but the forbidden tokens.
+        """
+        excluded = self.forbidden if allowed is None else ~allowed
+        return torch.log_softmax(logits.masked_fill(excluded, FORBIDDEN_LOGIT) / temperature, -1)
+
+    def allowed_now(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens that the constraint allows next, and where that leaves a choice.
+
+        Args:
+            states: ``(n, K)`` states of the constraint; None without one.
+
+        Returns:
+            ``(n, V)`` bool and ``(n,)`` bool, both None without a constraint.
+        """
+        if self.constraint is None or states is None:
+            return None, None
+        allowed = self.constraint.allowed(states) & ~self.forbidden
+        return allowed, allowed.sum(-1) > 1
+
+    def allowed_along(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What `allowed_now` says before each of the ``M`` real tokens of ``(N, T)`` answers.
+
+        Returns:
+            ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real
+            tokens that were chosen among several.
+        """
+        free = mask.long().clone()
+        if self.constraint is None:
+            return None, free
+        states, before = self.constraint.start(len(tokens)), []
+        for step, real in enumerate(mask.bool().unbind(1)):
+            before.append(states)
+            states = states.clone()
+            states[real] = self.constraint.advance(states[real], tokens[real, step])
+        allowed, chosen = self.allowed_now(torch.stack(before, 1)[mask.bool()])
+        if chosen is not None:
+            free[mask.bool()] = chosen.long()
+        return allowed, free
 
     def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
         """Answers as text, without the end token."""

@@ -56,7 +56,8 @@ class Rollout:
         """The part of the rollout that belongs to some prompts, by their indices ``(b,)``."""
         offsets = torch.arange(self.group_size, device=prompts.device)
         rows = (prompts[:, None] * self.group_size + offsets).flatten()
-        width = int(self.mask[rows].sum(-1).max())
+        # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
+        width = max(2, int(self.mask[rows].sum(-1).max()))
         chosen: dict[str, Tensor | None] = {}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -6,17 +6,12 @@ keys are read once per group and not once per answer. Results equal ordinary att
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
-
-IMPLEMENTATION = "simpleseg_shared_prefix"
 
 
 class SharedPrefixLayer(DynamicLayer):
@@ -52,10 +47,20 @@ class SharedPrefixLayer(DynamicLayer):
 
 
 class SharedPrefixCache(Cache):
-    """Cache of ``B`` prompts and up to ``B * group_size`` answers that continue them."""
+    """Cache of ``B`` prompts and up to ``B * group_size`` answers that continue them.
 
-    def __init__(self, prompts: Cache, group_size: int, room: int) -> None:
-        """Take a cache that prompts were prefilled into; ``room`` is the longest answer."""
+    It is the attention of its own decoding steps, see `agents.shared_attention`.
+    """
+
+    def __init__(self, prompts: Cache, mask: Tensor, group_size: int, room: int) -> None:
+        """Share prompts among answers.
+
+        Args:
+            prompts: A cache that prompts were prefilled into.
+            mask: ``(B, P)``, 1 where a token of a prompt is real.
+            group_size: Answers per prompt.
+            room: Tokens of the longest answer.
+        """
         count = len(prompts.layers[0].keys) * group_size
         super().__init__(
             layers=[
@@ -63,66 +68,68 @@ class SharedPrefixCache(Cache):
             ]
         )
         self.group_size = group_size
-        self.slots = torch.arange(count, device=prompts.layers[0].keys.device)
+        self.slots = torch.arange(count, device=mask.device)
         """Which answer each row of the batch is; row ``b * G + g`` continues prompt ``b``."""
+        self.bias: Tensor | None = None
+        """``(B, 1, 1, P)`` minus infinity on padding; None where there is no padding."""
+        if not mask.all():
+            self.bias = padding_bias(mask)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch."""
         super().batch_select_indices(indices)
         self.slots = self.slots[indices]
 
-    def gather(self, grouped: Tensor) -> Tensor:
+    def mask(self, **arguments: Any) -> None:
+        """Answers see all they have written; what they see of the prompt is known here."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of one new token per answer, ``(n, heads, 1, D)`` to ``(n, 1, heads, D)``."""
+        layer: Any = self.layers[module.layer_idx]
+        count, heads, _, width = query.shape
+        kv_heads, own_length = key.shape[1], key.shape[2]
+        query = query[:, :, 0] * scaling
+        to_prefix = self._stack(query, layer) @ layer.prefix_keys
+        to_own = query.view(count, kv_heads, -1, width) @ key.transpose(2, 3)
+        if softcap is not None:
+            to_prefix, to_own = (softcap * (x / softcap).tanh() for x in (to_prefix, to_own))
+        if self.bias is not None:
+            to_prefix = to_prefix + self.bias
+        scores = [self._gather(to_prefix), to_own.reshape(count, heads, own_length)]
+        weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        before, own = weights.split([weights.shape[-1] - own_length, own_length], dim=-1)
+        output = self._gather(self._stack(before, layer) @ layer.prefix_values)
+        own_output = own.reshape(count, kv_heads, -1, own_length) @ value
+        return (output + own_output.reshape(count, heads, -1))[:, None]
+
+    def _gather(self, grouped: Tensor) -> Tensor:
         """``(B, kv_heads, G * R, X)`` to rows of the batch, ``(n, kv_heads * R, X)``."""
         batch, kv_heads, _, width = grouped.shape
         rows = grouped.view(batch, kv_heads, self.group_size, -1, width).transpose(1, 2)
-        return rows.reshape(batch * self.group_size, -1, width)[self.slots]
+        rows = rows.reshape(batch * self.group_size, -1, width)
+        return rows if len(rows) == len(self.slots) else rows[self.slots]
 
-    def stack(self, rows: Tensor, layer: SharedPrefixLayer) -> Tensor:
+    def _stack(self, rows: Tensor, layer: SharedPrefixLayer) -> Tensor:
         """``(n, heads, X)`` to ``(B, kv_heads, G * R, X)``; answers that left are zeros."""
         batch, kv_heads = layer.prefix_values.shape[:2]
-        spread = rows.new_zeros(batch * self.group_size, *rows.shape[1:])
-        spread[self.slots] = rows
-        grouped = spread.view(batch, self.group_size, kv_heads, -1, rows.shape[-1])
+        if len(rows) != batch * self.group_size:
+            spread = rows.new_zeros(batch * self.group_size, *rows.shape[1:])
+            spread[self.slots] = rows
+            rows = spread
+        grouped = rows.view(batch, self.group_size, kv_heads, -1, rows.shape[-1])
         return grouped.transpose(1, 2).reshape(batch, kv_heads, -1, rows.shape[-1])
 
 
-def shared_prefix_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    shared_prefix: SharedPrefixCache,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention of one new token per answer, ``(n, heads, 1, D)`` to ``(n, 1, heads, D)``."""
-    layer: Any = shared_prefix.layers[module.layer_idx]
-    count, heads, _, width = query.shape
-    kv_heads, own_length = key.shape[1], key.shape[2]
-    prefix_length = layer.prefix_keys.shape[-1]
-    query = query[:, :, 0] * scaling
-    to_prefix = shared_prefix.gather(shared_prefix.stack(query, layer) @ layer.prefix_keys)
-    to_own = query.view(count, kv_heads, -1, width) @ key.transpose(2, 3)
-    scores = torch.cat([to_prefix, to_own.reshape(count, heads, own_length)], dim=-1)
-    weights = (scores + attention_mask[:, :, 0]).softmax(-1, dtype=torch.float32).to(query.dtype)
-    before, own = weights.split([prefix_length, own_length], dim=-1)
-    output = shared_prefix.gather(shared_prefix.stack(before, layer) @ layer.prefix_values)
-    own_output = own.reshape(count, kv_heads, -1, own_length) @ value
-    return (output + own_output.reshape(count, heads, -1))[:, None], None
-
-
-@contextmanager
-def shared_prefix_decoding(model: Any) -> Iterator[None]:
-    """Let the decoder of a model attend by `shared_prefix_attention` inside the block."""
-    config = model.get_decoder().config
-    ordinary = config._attn_implementation
-    config._attn_implementation = IMPLEMENTATION
-    try:
-        yield
-    finally:
-        config._attn_implementation = ordinary
-
-
-AttentionInterface.register(IMPLEMENTATION, shared_prefix_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+def padding_bias(mask: Tensor) -> Tensor:
+    """``(B, P)`` mask of real tokens to ``(B, 1, 1, P)`` float32 scores, lowest on padding."""
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask == 0, lowest)[:, None, None]

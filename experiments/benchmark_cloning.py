@@ -157,7 +157,7 @@ class PlainLoop:
         loss = cloning_loss(policy, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), agent.config.max_grad_norm)
-        agent.optimizer.step()
+        agent.engine.optimizer.step()
         self.losses.append(loss.item())
         self.seconds.append(time.process_time() - ready)
         self.batch_seconds.append(ready - start)

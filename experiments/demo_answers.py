@@ -54,7 +54,7 @@ class Demo:
         self.scorer = Scorer(" ".join(rewards))
         self.max_new_tokens = max_new_tokens
         self.output_dir = output_dir
-        self._generator = torch.Generator(policy.device).manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
 
     def scene(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,12 +100,13 @@ class Demo:
 
     def _write(self, image: NDArray[np.uint8], prompt: str, temperature: float) -> str:
         """The policy's answer."""
+        noise = torch.rand(1, self.max_new_tokens, generator=self._generator)
         completion = sample(
             self.policy,
             self.policy.prepare([image], [prompt]),
             max_new_tokens=self.max_new_tokens,
             temperature=temperature,
-            generator=self._generator,
+            noise=noise.to(self.policy.device),
         )
         return self.policy.texts(completion.tokens, completion.mask)[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from agents.policy import VLMPolicy
@@ -17,7 +16,7 @@ from experiments.evaluate_answers import (
 )
 from experiments.evaluate_frames import Reader, choose_reader
 from experiments.evaluate_options import Args
-from experiments.evaluation import ask
+from experiments.evaluation import ask, question_noise
 from experiments.files import write_json
 from experiments.policies import EMBEDDED, LONGEST_OUTLINE, open_policy
 from experiments.progress import progress_bar
@@ -113,7 +112,7 @@ def collect_answers(
 ) -> None:
     """Ask the first questions of a data set and append the answers to a file as they come.
 
-    Batches that the file holds whole are not asked again. Each batch has a random generator of its
+    Batches that the file holds whole are not asked again. Each question has random numbers of its
     own, so the answers are the same whether or not the run was interrupted.
 
     Args:
@@ -145,7 +144,9 @@ def collect_answers(
                     temperature=temperature,
                     answers=answers,
                     max_new_tokens=max_new_tokens,
-                    generator=torch.Generator(policy.device).manual_seed(seed * 1_000_003 + start),
+                    noise=question_noise(seed, range(start, stop), answers, max_new_tokens).to(
+                        policy.device
+                    ),
                 )
                 given = [Answer(*pair) for pair in zip(texts, lengths, strict=True)]
                 rows = [

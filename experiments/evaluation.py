@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.policy import VLMPolicy
 from agents.sampling import sample
@@ -79,9 +80,9 @@ def ask(
     temperature: float,
     answers: int,
     max_new_tokens: int,
-    generator: torch.Generator,
+    noise: Tensor | None = None,
 ) -> tuple[list[str], list[int]]:
-    """Ask one batch of questions.
+    """Ask one batch of questions; see `agents.sampling.sample`.
 
     Returns:
         The texts, those to one question next to each other, and how many tokens each one has.
@@ -93,7 +94,7 @@ def ask(
         group_size=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        generator=generator,
+        noise=noise,
     )
     return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
 
@@ -124,26 +125,44 @@ def evaluate(
         on_batch: Called with the number of questions after every batch.
     """
     policy.model.eval()
-    generator = torch.Generator(policy.device).manual_seed(seed)
     parts = []
     for start in range(0, len(indices), batch_size):
-        questions = [core.ask(int(index)) for index in indices[start : start + batch_size]]
+        some = [int(index) for index in indices[start : start + batch_size]]
+        questions = [core.ask(index) for index in some]
         texts, lengths = ask(
             policy,
             questions,
             temperature=temperature,
             answers=answers,
             max_new_tokens=max_new_tokens,
-            generator=generator,
+            noise=question_noise(seed, some, answers, max_new_tokens).to(policy.device),
         )
         parts.append(_measure(core, questions, texts, lengths, answers))
         if on_batch is not None:
             on_batch(len(questions))
+    return join(parts)
+
+
+def join(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of some questions and of further ones, as one of all."""
     stacked = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("indices", "iou", "intersections", "unions", "valid", "vertices", "tokens")
     }
     return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
+
+
+def question_noise(seed: int, indices: Sequence[int], answers: int, max_new_tokens: int) -> Tensor:
+    """Noise of sampled answers that follows from the seed and the question alone.
+
+    So answers are the same in batches of any size, on any rank, and after an interruption.
+
+    Returns:
+        ``(n * answers, max_new_tokens)`` float32, uniform in [0, 1).
+    """
+    shape = (answers, max_new_tokens)
+    drawn = [np.random.default_rng([seed, index]).random(shape, np.float32) for index in indices]
+    return torch.from_numpy(np.concatenate(drawn))
 
 
 def _measure(

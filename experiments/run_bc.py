@@ -6,6 +6,10 @@ and real photos.
 
     python experiments/run_bc.py --output-dir runs/bc
 
+With several ranks each of them has its share of the pictures (see ``experiments/launch.py``):
+
+    torchrun --nproc_per_node 8 experiments/run_bc.py --deepspeed zero2
+
 Large policies, on the data of any environment, are taught through TRL's SFTTrainer:
 
     python experiments/run_bc.py --backend trl --help
@@ -14,6 +18,7 @@ Large policies, on the data of any environment, are taught through TRL's SFTTrai
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -30,16 +35,25 @@ import tyro
 from rich.console import Console
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.checkpoints import latest_checkpoint
+from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration, demonstrate
+from agents.distributed import World
 from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
-from experiments.evaluation import evaluate, open_questions
+from experiments.evaluation import open_questions
 from experiments.files import write_json
+from experiments.launch import (
+    TERMINATED,
+    Termination,
+    command_words,
+    fit_to_deepspeed,
+    launched,
+)
 from experiments.policies import PrecisionChoice, choose_precision
 from experiments.progress import progress_bar
 from experiments.reporting import plot_cloning
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
+from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import TASKS
 
@@ -69,6 +83,9 @@ class Args:
     """Digits of coordinates; a step is 1.3 pixels of a 128-pixel scene."""
     precision: PrecisionChoice = "auto"
     """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
+    deepspeed: str | None = None
+    """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
+    DeepSpeed configuration (JSON). By default every rank has all of it."""
     evaluate_every: int = 250
     """Updates between evaluations on held-out scenes; 0 for none but the last."""
     evaluation_scenes: int = 128
@@ -85,9 +102,27 @@ class Args:
 
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
-    console, start = Console(), time.perf_counter()
-    args.cloning.seed = args.seed
-    start_run(args.output_dir, args, resume=args.resume)
+    start = time.perf_counter()
+    with launched(args.deepspeed) as (world, console):
+        args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
+        args.cloning.seed = args.seed
+        if world.is_main:
+            start_run(args.output_dir, args, resume=args.resume)
+        policy = build_policy(args)
+        console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
+        demonstrations = build_demonstrations(args, world, console)
+        agent = BehaviorCloning(policy, demonstrations, args.cloning)
+        checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
+        if (checkpoint := world.broadcast(checkpoint)) is not None:
+            agent.load(checkpoint)
+        train(agent, args, console)
+        with agent.whole_weights():
+            write_policy(args.output_dir / "policy", policy, world)
+        return report(agent, args, console, (time.perf_counter() - start) / 60)
+
+
+def build_policy(args: Args) -> VLMPolicy:
+    """A policy with random weights that follow from the seed."""
     torch.manual_seed(args.seed)
     processor = build_processor(args.model)
     model = build_model(args.model, processor)
@@ -95,27 +130,21 @@ def main(args: Args) -> dict[str, Any]:
         model.to("cuda")
     else:
         model.set_attn_implementation("eager")  # its backward is twice as fast at these lengths
-    policy = VLMPolicy(model, processor, precision=choose_precision(args.precision))
-    console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    agent = BehaviorCloning(policy, build_demonstrations(args, console), args.cloning)
-    checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
-    if checkpoint is not None:
-        agent.load(checkpoint)
-    log = RunLog(args.output_dir, start=agent.update)
-    train(agent, args, log, console)
-    log.close()
-    policy.save(args.output_dir / "policy")
-    return report(policy, args, console, (time.perf_counter() - start) / 60)
+    return VLMPolicy(model, processor, precision=choose_precision(args.precision))
 
 
-def build_demonstrations(args: Args, console: Console) -> list[Demonstration]:
-    """Render the training scenes and write their questions and answers, on all cores."""
+def build_demonstrations(args: Args, world: World, console: Console) -> list[Demonstration]:
+    """Render the training scenes and write their questions and answers, on all cores.
+
+    Every rank has all of them, as it does not know which it will be asked for.
+    """
     chunks = [range(i, min(i + CHUNK, args.scenes)) for i in range(0, args.scenes, CHUNK)]
     found: list[Demonstration] = []
     work = partial(_demonstrate_chunk, args.difficulty, args.model, args.epsilon, args.decimals)
+    workers = max(1, (os.cpu_count() or 1) // world.size)
     with (
         progress_bar(console) as progress,
-        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
     ):
         task = progress.add_task("rendering scenes", total=args.scenes, status="")
         for part in pool.map(work, chunks):
@@ -139,46 +168,64 @@ def _demonstrate_chunk(
     ]
 
 
-def train(agent: BehaviorCloning, args: Args, log: RunLog, console: Console) -> None:
-    """Train with a progress bar, measuring and saving on the way."""
+def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
+    """Train with a progress bar, measuring and saving on the way.
+
+    Raises:
+        SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
+    """
+    log = RunLog(args.output_dir, start=agent.update) if agent.world.is_main else None
     core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
-    with progress_bar(console) as progress:
+    with progress_bar(console) as progress, Termination(agent.world) as termination:
         task = progress.add_task("cloning", total=args.updates, completed=agent.update, status="")
 
         def on_update(update: int, metrics: dict[str, float]) -> None:
             if args.evaluate_every and update % args.evaluate_every == 0:
-                found = evaluate(agent.policy, core, np.arange(args.evaluation_scenes))
+                found = evaluate_together(agent, core, np.arange(args.evaluation_scenes))
                 metrics["eval/greedy_giou"] = float(found.iou.mean())
                 metrics["eval/well_formed"] = float(found.valid.mean())
                 greedy = metrics["eval/greedy_giou"]
                 console.print(
                     f"update {update}: loss {metrics['train/loss']:.3f}, gIoU {greedy:.3f}"
                 )
-            log.write(update, metrics)
+            if log is not None:
+                log.write(update, metrics)
             progress.update(
                 task, completed=update, status=f"loss per token {metrics['train/loss']:.3f}"
             )
-            if update % args.checkpoint_every == 0:
-                folder = args.output_dir / "checkpoints"
-                agent.save(folder / f"update_{update:06d}")
-                keep_latest(folder)
+            terminated = termination.agreed()
+            if terminated or update % args.checkpoint_every == 0:
+                save(agent, args.output_dir / "checkpoints")
+            if terminated:
+                console.print(f"terminated after update {update}; --resume goes on there")
+                raise SystemExit(TERMINATED)
 
         agent.learn(args.updates, on_update)
+    if log is not None:
+        log.close()
 
 
-def report(policy: VLMPolicy, args: Args, console: Console, minutes: float) -> dict[str, Any]:
+def save(agent: BehaviorCloning, folder: Path) -> None:
+    """Write a checkpoint and remove the oldest beyond those kept."""
+    agent.save(folder / f"update_{agent.update:06d}")
+    if agent.world.is_main:
+        keep_latest(folder)
+
+
+def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float) -> dict[str, Any]:
     """Measure the finished policy on 512 held-out scenes and write scores and curve."""
     core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
     questions = np.arange(512)
     scores: dict[str, Any] = {
-        "greedy": evaluate(policy, core, questions).summary(),
-        "sampled": evaluate(policy, core, questions, temperature=1.0, answers=4).summary(),
+        "greedy": evaluate_together(agent, core, questions).summary(),
+        "sampled": evaluate_together(agent, core, questions, temperature=1.0, answers=4).summary(),
         "updates": args.updates,
         "seed": args.seed,
         "minutes": minutes,
     }
-    write_json(args.output_dir / "scores.json", scores)
-    plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
+    if agent.world.is_main:
+        write_json(args.output_dir / "scores.json", scores)
+        plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
     for kind in ("greedy", "sampled"):
         found = scores[kind]
         console.print(
@@ -197,7 +244,7 @@ def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--backend", choices=("plain", "trl"), default="plain")
-    chosen, rest = parser.parse_known_args(words)
+    chosen, rest = parser.parse_known_args(command_words(words))
     if chosen.backend == "trl":
         from experiments import run_bc_trl
 

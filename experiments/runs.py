@@ -13,6 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.checkpoints import whole_checkpoints
 from experiments.files import write_atomically, write_json
 
+MAY_CHANGE = ("deepspeed", "prompts_per_forward")
+"""Settings that a resumed run may change: they say how the work is done, and not which."""
+
 
 class RunLog:
     """Writes ``metrics.jsonl`` and TensorBoard events of a run."""
@@ -54,6 +57,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     """Prepare a run's folder and record its configuration.
 
+    How the work is shared out (``deepspeed``, ``prompts_per_forward``) may change on the way.
+
     Raises:
         FileExistsError: There is a run already and ``resume`` is False.
         ValueError: A run is resumed with another configuration.
@@ -66,8 +71,12 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
             raise FileExistsError(
                 f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
             )
-        found = json.loads(recorded.read_text())
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        found, asked = _flat(json.loads(recorded.read_text())), _flat(wanted)
+        changed = [
+            f"{key} ({found.get(key)}, now {value})"
+            for key, value in asked.items()
+            if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
+        ]
         if changed:
             raise ValueError(
                 f"{folder} was started with other values of {', '.join(changed)}: resume with the "
@@ -75,6 +84,15 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
             )
         return
     write_json(recorded, wanted)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by names like ``gspo.group_size``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def keep_latest(folder: Path, count: int = 2) -> None:

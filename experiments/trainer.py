@@ -1,4 +1,7 @@
-"""What every reinforcement-learning experiment does around an agent: evaluate, train, report."""
+"""What every reinforcement-learning experiment does around an agent: evaluate, train, report.
+
+With several ranks all of them call the functions here; the main one writes files.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from rich.console import Console
 
-from agents.checkpoints import latest_checkpoint
-from agents.on_policy import OnPolicyAgent
-from experiments.evaluation import Evaluation, evaluate, open_questions
+from agents.base import Agent
+from agents.checkpoints import latest_checkpoint, write_policy
+from experiments.evaluation import Evaluation, open_questions
 from experiments.files import write_atomically, write_json
+from experiments.launch import TERMINATED, Termination
 from experiments.progress import progress_bar
 from experiments.reporting import (
     Evaluations,
@@ -25,6 +29,7 @@ from experiments.reporting import (
     scores_of,
 )
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
+from experiments.together import evaluate_together
 
 
 @dataclass
@@ -61,31 +66,37 @@ class RunArgs(Protocol):
 class Run:
     """One run of an agent: its folder, its held-out questions and its progress bar."""
 
-    def __init__(self, agent: OnPolicyAgent, args: RunArgs, console: Console) -> None:
+    def __init__(self, agent: Agent, args: RunArgs, console: Console) -> None:
         """Open or resume the run and measure the policy that training starts from."""
         self.agent, self.args, self.console = agent, args, console
-        self.folder = args.output_dir
-        start_run(self.folder, args, resume=args.resume)
+        self.folder, self.world = args.output_dir, agent.world
+        if self.world.is_main:
+            start_run(self.folder, args, resume=args.resume)
         plan = args.evaluation
         self.core = open_questions(args.env, **{**args.environment(), "split": plan.split})
         self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
+        checkpoint = self.world.broadcast(checkpoint)
         self.before = self._first_evaluation(checkpoint is None)
         if checkpoint is not None:
             agent.load(checkpoint)
             console.print(f"resumed after update {agent.update}")
-        self.log = RunLog(self.folder, start=-1 if checkpoint is None else agent.update)
+        self.log: RunLog | None = None
+        if self.world.is_main:
+            self.log = RunLog(self.folder, start=-1 if checkpoint is None else agent.update)
         if checkpoint is None and plan.every:
-            self.log.write(0, self._curve(0))
+            self._write(0, self._curve(0))
 
     def _first_evaluation(self, fresh: bool) -> Evaluations:
         """Measure the policy that training starts from; kept, since a resumed run needs it too."""
         store = self.folder / "before.json"
-        if not fresh and store.exists():
-            stored = json.loads(store.read_text())
+        text = store.read_text() if not fresh and store.exists() else None
+        if (text := self.world.broadcast(text)) is not None:
+            stored = json.loads(text)
             return {kind: Evaluation.from_json(value) for kind, value in stored.items()}
         before = self.evaluate("before training")
-        write_json(store, {kind: value.to_json() for kind, value in before.items()})
+        if self.world.is_main:
+            write_json(store, {kind: value.to_json() for kind, value in before.items()})
         return before
 
     def evaluate(self, when: str) -> Evaluations:
@@ -95,7 +106,7 @@ class Run:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
 
             def advance(count: int) -> None:
-                progress.advance(task, count)
+                progress.advance(task, count * self.world.size)
 
             return {
                 "greedy": self._ask(self.questions, 0.0, 1, advance),
@@ -105,8 +116,8 @@ class Run:
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
     ) -> Evaluation:
-        return evaluate(
-            self.agent.policy,
+        return evaluate_together(
+            self.agent,
             self.core,
             questions,
             temperature=temperature,
@@ -117,20 +128,34 @@ class Run:
         )
 
     def learn(self) -> None:
-        """Train with a progress bar, logging and saving on the way."""
-        with progress_bar(self.console) as progress:
+        """Train with a progress bar, logging and saving on the way.
+
+        Raises:
+            SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
+        """
+        with progress_bar(self.console) as progress, Termination(self.world) as termination:
             task = progress.add_task(
                 "training", total=self.args.updates, completed=self.agent.update, status=""
             )
 
             def on_update(update: int, metrics: dict[str, float]) -> None:
-                self.log.write(update, metrics | self._curve(update))
+                self._write(update, metrics | self._curve(update))
                 progress.update(task, completed=update, status=_status(metrics))
-                if update % self.args.checkpoint_every == 0 and update < self.args.updates:
+                terminated = termination.agreed()
+                due = update % self.args.checkpoint_every == 0 and update < self.args.updates
+                if due or terminated:
                     self.checkpoint(update)
+                if terminated:
+                    self.console.print(f"terminated after update {update}; --resume goes on there")
+                    raise SystemExit(TERMINATED)
 
             self.agent.learn(self.args.updates, on_update)
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _write(self, update: int, metrics: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(update, metrics)
 
     def _curve(self, update: int) -> dict[str, float]:
         """The small evaluation of the learning curve, when one is due."""
@@ -147,11 +172,12 @@ class Run:
         """Write a checkpoint and remove the oldest beyond those kept."""
         folder = self.folder / "checkpoints"
         self.agent.save(folder / f"update_{update:06d}")
-        keep_latest(folder)
+        if self.world.is_main:
+            keep_latest(folder)
 
 
 def train_and_report(
-    agent: OnPolicyAgent, args: RunArgs, *, title: str, console: Console
+    agent: Agent, args: RunArgs, *, title: str, console: Console
 ) -> dict[str, Any]:
     """Evaluate, train, evaluate again, and write the report.
 
@@ -168,7 +194,8 @@ def train_and_report(
         )
         raise SystemExit(130) from None
     after = run.evaluate("after training")
-    agent.policy.save(run.folder / "policy")
+    with agent.whole_weights():
+        write_policy(run.folder / "policy", agent.policy, agent.world)
     scores = scores_of(run.before, after) | {
         "dataset": run.core.dataset.name,
         "split": run.core.dataset.split,
@@ -176,6 +203,17 @@ def train_and_report(
         "seed": args.seed,
         "minutes": (time.perf_counter() - start) / 60,
     }
+    if agent.world.is_main:
+        _write_report(run, after, scores, title)
+    console.print(
+        rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
+    )
+    console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
+    return scores
+
+
+def _write_report(run: Run, after: Evaluations, scores: dict[str, Any], title: str) -> None:
+    """Scores, pictures and text of a finished run."""
     write_json(run.folder / "scores.json", scores)
     metrics = read_metrics(run.folder)
     plot_learning(metrics, run.folder / "learning_curve.png")
@@ -183,11 +221,6 @@ def train_and_report(
         run.core, run.before["greedy"], after["greedy"], run.folder / "before_after.png"
     )
     write_atomically(run.folder / "report.md", _report(title, scores))
-    console.print(
-        rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
-    )
-    console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
-    return scores
 
 
 def _report(title: str, scores: dict[str, Any]) -> str:

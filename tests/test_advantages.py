@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.advantages import degenerate_fraction, group_advantages, group_spread
+from agents.advantages import (
+    degenerate_fraction,
+    degenerate_groups,
+    group_advantages,
+    group_spread,
+    segment_advantages,
+)
 
 
 def test_by_hand():
@@ -33,6 +39,7 @@ def test_a_group_of_equal_rewards_teaches_nothing():
     assert advantages[:3].abs().max() < 1e-2
     assert advantages[3:].abs().max() > 0.9
     assert degenerate_fraction(rewards, 3) == 0.5
+    assert degenerate_groups(rewards, 3).tolist() == [True, False]
     assert degenerate_fraction(torch.zeros(8), 4) == 1
 
 
@@ -43,6 +50,11 @@ def test_the_floor_keeps_noise_small_and_leaves_ordinary_groups_alone():
     half = math.sqrt(0.5)
     torch.testing.assert_close(published, torch.tensor([-half, half, -half, half]))
     torch.testing.assert_close(floored, torch.tensor([-0.05, 0.05, -half, half]))
+
+
+def test_without_a_floor_nothing_is_divided():
+    advantages = group_advantages(torch.tensor([0.0, 0.02, 0.2, 0.8]), 2, None)
+    torch.testing.assert_close(advantages, torch.tensor([-0.01, 0.01, -0.3, 0.3]))
 
 
 def test_a_group_of_one_has_advantage_zero():
@@ -73,3 +85,38 @@ def test_rewards_that_do_not_split_into_groups_are_refused(rewards, size):
 def test_the_floor_must_be_positive():
     with pytest.raises(ValueError, match=r"spread_floor=0\.0"):
         group_advantages(torch.zeros(4), 2, 0.0)
+
+
+ENDS = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+"""Two groups of two answers: cut into parts of 2, 2 (and 1 token left over), 3, 1 and no tokens."""
+EARNED = torch.tensor([[0, 0.1, 0, 0.4, 0], [0, 0, 0.7, 0, 0], [0.5, 0, 0, 0, 0], [0.0] * 5])
+
+
+def test_parts_of_answers_by_hand():
+    # The first group has parts that earned .1, .4 and .7: mean .4, deviation .3. The second has one
+    # part only, which is its own mean.
+    advantages = segment_advantages(EARNED, ENDS, 2)
+    expected = [[-1.0, -1, 0, 0, 0], [1, 1, 1, 0, 0], [0] * 5, [0] * 5]
+    torch.testing.assert_close(advantages, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_the_floor_and_its_absence_are_those_of_whole_answers():
+    floored = segment_advantages(EARNED, ENDS, 2, 0.6)
+    torch.testing.assert_close(floored[0], torch.tensor([-0.5, -0.5, 0, 0, 0]))
+    plain = segment_advantages(EARNED, ENDS, 2, None)
+    torch.testing.assert_close(plain[1], torch.tensor([0.3, 0.3, 0.3, 0, 0]))
+
+
+def test_answers_of_one_part_are_compared_as_whole_answers_are():
+    rewards = torch.tensor([1.0, 2.0, 3.0, 2.0, 2.0, 11.0])
+    ends = torch.zeros(6, 4, dtype=torch.bool)
+    ends[:, -1] = True
+    parts = segment_advantages(rewards[:, None] * ends, ends, 3, 0.3)
+    torch.testing.assert_close(parts, group_advantages(rewards, 3, 0.3)[:, None].expand(6, 4))
+
+
+def test_parts_that_do_not_split_into_groups_are_refused():
+    with pytest.raises(ValueError, match="4 answers do not split into groups of 3"):
+        segment_advantages(EARNED, ENDS, 3)
+    with pytest.raises(ValueError, match=r"spread_floor=-1\.0"):
+        segment_advantages(EARNED, ENDS, 2, -1.0)

@@ -1,4 +1,4 @@
-"""GSPO's loss, by hand and beside TRL's."""
+"""Losses with a ratio per completion by hand, and all group losses beside TRL's."""
 
 import math
 from types import SimpleNamespace
@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from agents.losses import gspo_loss, kl_penalty, masked_mean, sequence_log_ratio
+from agents.losses import (
+    gspo_loss,
+    gspo_token_loss,
+    kl_estimates,
+    kl_penalty,
+    luspo_loss,
+    masked_mean,
+    sequence_log_ratio,
+    truncated_importance_weights,
+)
+from agents.token_losses import grpo_loss, token_mean_loss
 
 MASK = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
 """Three completions of 4, 2 and 1 tokens."""
@@ -97,6 +107,111 @@ def test_padding_has_no_influence():
     assert plain.item() == padded.item()
 
 
+def test_luspo_is_gspo_times_length_by_hand():
+    # The completions of `test_loss_by_hand`, of 4, 2 and 1 tokens.
+    new = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, -0.1, 9.0, 9.0], [-0.3, 9.0, 9.0, 9.0]])
+    advantages = torch.tensor([1.0, -2.0, 0.5])
+    objectives = [4 * 1.2, 2 * math.exp(0.2) * -2.0, math.exp(-0.3) * 0.5]
+    given = (new, torch.zeros_like(new), advantages, MASK, 0.1, 0.2)
+    loss, _ = luspo_loss(*given)
+    assert loss.item() == pytest.approx(-sum(objectives) / 3, rel=1e-6)
+    weighted, _ = luspo_loss(*given, torch.tensor([1.0, 0.5, 2.0]), tokens_per_answer=4)
+    objectives = [1.2, 0.5 * math.exp(0.2) * -1.0, 2 * math.exp(-0.3) * 0.125]
+    assert weighted.item() == pytest.approx(-sum(objectives) / 3, rel=1e-6)
+
+
+def test_under_luspo_every_token_weighs_the_same():
+    new = torch.zeros(3, 4, requires_grad=True)
+    loss, _ = luspo_loss(new, torch.zeros(3, 4), torch.ones(3), MASK, 0.1, 0.1)
+    loss.backward()
+    torch.testing.assert_close(new.grad, -MASK / 3)
+
+
+def random_case(seed, rows=12, length=9):
+    """Completions of random lengths under two policies: old, change, advantages, mask."""
+    generator = torch.Generator().manual_seed(seed)
+    old = -torch.rand(rows, length, generator=generator) * 3
+    change = torch.randn(rows, length, generator=generator) * 0.2
+    advantages = torch.randn(rows, generator=generator)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+    return old, change, advantages, (torch.arange(length) < lengths[:, None]).long()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weights", [None, torch.linspace(0.5, 2, 12)])
+def test_gspo_token_equals_gspo_where_all_tokens_have_one_advantage(seed, weights):
+    old, change, advantages, mask = random_case(seed)
+    results = []
+    for loss, given in (
+        (gspo_loss, advantages),
+        (gspo_token_loss, advantages[:, None].expand(mask.shape)),
+        (gspo_token_loss, advantages),
+    ):
+        new = (old + change).requires_grad_()
+        value, metrics = loss(new, old, given, mask, 0.05, 0.08, weights)
+        value.backward()
+        assert 0 < metrics["clip_fraction"] < 1, "the case must show clipping"
+        results.append((value, new.grad, metrics))
+    for value, gradient, metrics in results[1:]:
+        torch.testing.assert_close(value, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+        assert metrics == pytest.approx(results[0][2], abs=1e-6)
+
+
+def test_gspo_token_by_hand():
+    # Ratios: e^.1 = 1.105 for the whole first completion, e^-.2 = .819 for the second.
+    new = torch.tensor([[0.3, -0.1], [-0.2, 9.0]], requires_grad=True)
+    mask = torch.tensor([[1.0, 1], [1, 0]])
+    advantages = torch.tensor([[1.0, -2.0], [-1.0, 9.0]])
+    loss, metrics = gspo_token_loss(new, torch.zeros_like(new), advantages, mask, 0.1, 0.05)
+    good, bad = 1.05 * 1.0, math.exp(0.1) * -2.0  # only the good token is clipped from above
+    assert loss.item() == pytest.approx(-((good + bad) / 2 + 0.9 * -1.0) / 2, rel=1e-6)
+    assert metrics["clip_fraction"] == pytest.approx((0.5 + 1) / 2)
+    loss.backward()
+    # The gradient of a token is that of its own log-probability times the completion's ratio.
+    torch.testing.assert_close(
+        new.grad, torch.tensor([[0.0, math.exp(0.1) * 2.0 / 4], [0.0, 0.0]])
+    )
+
+
+def test_importance_weights_by_hand():
+    new, sampler = torch.tensor([[0.2, 0.4], [1.0, 9.0]]), torch.zeros(2, 2)
+    mask = torch.tensor([[1.0, 1], [1, 0]])
+    weights, metrics = truncated_importance_weights(new, sampler, mask, cap=2)
+    torch.testing.assert_close(weights, torch.tensor([math.exp(0.3), 2.0]))
+    assert metrics["truncated_fraction"] == 0.5
+    assert metrics["sampler_difference"] == 1
+    with pytest.raises(ValueError, match=r"cap 0\.5"):
+        truncated_importance_weights(new, sampler, mask, cap=0.5)
+
+
+def test_weights_scale_what_a_completion_counts():
+    new = torch.zeros(3, 4, requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    gspo_loss(new, torch.zeros(3, 4), torch.ones(3), MASK, 0.1, 0.1, weights)[0].backward()
+    torch.testing.assert_close(new.grad.sum(-1), -weights / 3)
+
+
+def test_kl_estimates_by_hand():
+    new, reference = torch.tensor([0.5, 0.1]).log(), torch.tensor([0.25, 0.2]).log()
+    two = math.log(2)
+    expected = {"k1": [two, -two], "k2": [two**2 / 2] * 2, "k3": [0.5 + two - 1, 2 - two - 1]}
+    for name, values in expected.items():
+        torch.testing.assert_close(kl_estimates(new, reference, name), torch.tensor(values))
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    policy, reference = torch.tensor([0.2, 0.8]), torch.tensor([0.7, 0.3])
+    exact = (policy * (policy / reference).log()).sum().item()
+    means = {
+        name: (policy * kl_estimates(policy.log(), reference.log(), name)).sum().item()
+        for name in ("k1", "k2", "k3")
+    }
+    assert means["k1"] == pytest.approx(exact)
+    assert means["k3"] == pytest.approx(exact)
+    assert means["k2"] != pytest.approx(exact, rel=0.01)
+
+
 def test_kl_penalty_by_hand_and_never_negative():
     new = torch.log(torch.tensor([[0.5, 0.25], [0.1, 1.0]]))
     reference = torch.log(torch.tensor([[0.25, 0.25], [0.2, 1.0]]))
@@ -119,12 +234,13 @@ def trl_loss():
     from trl import GRPOTrainer
 
     class GivenLogProbs(GRPOTrainer):
-        def __init__(self, clip_low, clip_high):
+        def __init__(self, name, level, clip_low, clip_high):
             self.aux_loss_enabled = self._entropy_bonus_enabled = self.use_vllm = False
             self.top_entropy_quantile, self.off_policy_mask_threshold = 1.0, None
-            self.importance_sampling_level, self.loss_type = "sequence", "grpo"
+            self.importance_sampling_level, self.loss_type = level, name
             self.beta, self.epsilon_low, self.epsilon_high = 0.0, clip_low, clip_high
-            self.args = SimpleNamespace(delta=None)
+            self.args = SimpleNamespace(delta=None, steps_per_generation=1)
+            self.max_completion_length = LONGEST
             self.current_gradient_accumulation_steps = 1
             self.model, self.accelerator = nn.Identity(), Accelerator(cpu=True)
             self._metrics = {"train": {key: [] for key in METRICS}}
@@ -132,9 +248,9 @@ def trl_loss():
         def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
             return model, torch.zeros_like(model), None
 
-    def loss(new, old, advantages, mask, clip_low, clip_high):
+    def loss(name, level, new, old, advantages, mask, clips):
         rows = len(new)
-        trainer = GivenLogProbs(clip_low, clip_high)
+        trainer = GivenLogProbs(name, level, *clips)
         inputs = {
             "prompt_ids": torch.zeros(rows, 2, dtype=torch.long),
             "prompt_mask": torch.ones(rows, 2, dtype=torch.long),
@@ -142,6 +258,7 @@ def trl_loss():
             "completion_mask": mask,
             "advantages": advantages,
             "old_per_token_logps": old,
+            "num_items_in_batch": mask.sum(),
         }
         value = trainer._compute_loss(new, inputs)
         return value, trainer._metrics["train"]["clip_ratio/region_mean"][0]
@@ -149,29 +266,34 @@ def trl_loss():
     return loss
 
 
+LONGEST = 20
 METRICS = ["entropy", *(f"clip_ratio/{part}" for part in ("low_mean", "high_mean", "region_mean"))]
 METRICS += ["clip_ratio/low_min", "clip_ratio/high_max"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_loss_and_gradient_equal_those_of_trl(trl_loss, seed):
-    generator = torch.Generator().manual_seed(seed)
-    rows, length = 12, 9
-    old = -torch.rand(rows, length, generator=generator) * 3
-    change = torch.randn(rows, length, generator=generator) * 0.2
-    advantages = torch.randn(rows, generator=generator)
-    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
-    mask = (torch.arange(length) < lengths[:, None]).long()
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("ours", "last", "theirs", "level"),
+    [
+        (gspo_loss, {}, "grpo", "sequence"),
+        (luspo_loss, {}, "luspo", "sequence"),
+        (grpo_loss, {}, "grpo", "token"),
+        (token_mean_loss, {}, "dapo", "token"),
+        (token_mean_loss, {"tokens_per_answer": LONGEST}, "dr_grpo", "token"),
+    ],
+)
+def test_loss_and_gradient_equal_those_of_trl(trl_loss, ours, last, theirs, level, seed):
+    old, change, advantages, mask = random_case(seed)
     clips = (0.05, 0.08)
 
-    ours = (old + change).requires_grad_()
-    our_loss, metrics = gspo_loss(ours, old, advantages, mask, *clips)
+    new = (old + change).requires_grad_()
+    our_loss, metrics = ours(new, old, advantages, mask, *clips, **last)
     our_loss.backward()
-    theirs = (old + change).requires_grad_()
-    their_loss, their_clipped = trl_loss(theirs, old, advantages, mask, *clips)
+    their_new = (old + change).requires_grad_()
+    their_loss, their_clipped = trl_loss(theirs, level, their_new, old, advantages, mask, clips)
     their_loss.backward()
 
     assert 0 < metrics["clip_fraction"] < 1, "the case must show clipping"
     torch.testing.assert_close(our_loss, their_loss)
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(new.grad, their_new.grad)
     assert metrics["clip_fraction"] == pytest.approx(their_clipped)

@@ -20,6 +20,7 @@ class Inner:
 @dataclass
 class Config:
     inner: Inner = field(default_factory=Inner)
+    deepspeed: str | None = None
     rewards: tuple[str, ...] = ("mask_iou=1.0",)
     output_dir: Path = Path("somewhere")
     resume: bool = False
@@ -29,6 +30,7 @@ def test_a_new_run_records_its_configuration(tmp_path):
     start_run(tmp_path / "run", Config(), resume=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == {
         "inner": {"rate": 0.1},
+        "deepspeed": None,
         "rewards": ["mask_iou=1.0"],
         "output_dir": "somewhere",
     }
@@ -43,8 +45,14 @@ def test_a_run_is_never_overwritten_by_accident(tmp_path):
 def test_a_run_is_resumed_with_the_same_configuration_only(tmp_path):
     start_run(tmp_path, Config(), resume=False)
     start_run(tmp_path, Config(resume=True), resume=True)
-    with pytest.raises(ValueError, match="other values of inner, rewards"):
-        start_run(tmp_path, Config(Inner(0.2), ("format=1",)), resume=True)
+    changed = Config(Inner(0.2), rewards=("format=1",))
+    with pytest.raises(ValueError, match=r"other values of inner.rate \(0.1, now 0.2\), rewards"):
+        start_run(tmp_path, changed, resume=True)
+
+
+def test_a_resumed_run_may_share_out_the_work_in_another_way(tmp_path):
+    start_run(tmp_path, Config(), resume=False)
+    start_run(tmp_path, Config(deepspeed="zero2", resume=True), resume=True)
 
 
 def test_resuming_what_was_never_started_starts_it(tmp_path):

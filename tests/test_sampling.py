@@ -6,14 +6,15 @@ from agents_fixtures import cloned_policy, random_images, small_inputs, small_po
 from scipy.stats import chisquare
 from test_policy import grouped_query_policy
 
-from agents.sampling import sample
+from agents.sampling import invert_distribution, sample
 from agents.tiny import ASSISTANT, IMAGE, PAD, USER
 
 LONGEST = 60
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+def noise_of(rows, seed=0, longest=LONGEST):
+    """Uniform noise for some answers."""
+    return torch.rand(rows, longest, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def inputs(policy):
 @pytest.fixture(scope="module")
 def group(policy, inputs):
     """Eight answers to each of three questions."""
-    return sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, generator=seeded())
+    return sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, noise=noise_of(24))
 
 
 def test_shapes_and_types(group):
@@ -56,7 +57,7 @@ def test_log_probs_of_the_sampler_equal_those_of_the_scorer(make_policy, tempera
         group_size=4,
         max_new_tokens=LONGEST,
         temperature=temperature,
-        generator=seeded(),
+        noise=noise_of(12),
     )
     scores = policy.score(inputs, drawn.tokens, drawn.mask, temperature)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
@@ -118,7 +119,7 @@ def test_special_tokens_are_never_sampled_however_large_their_logits():
 
     policy.model.get_output_embeddings().register_forward_hook(enlarge)
     drawn = sample(
-        policy, small_inputs(policy), group_size=16, max_new_tokens=10, generator=seeded()
+        policy, small_inputs(policy), group_size=16, max_new_tokens=10, noise=noise_of(48)
     )
     assert not torch.isin(drawn.tokens[drawn.mask.bool()], torch.tensor(forbidden)).any()
     assert drawn.log_probs.isfinite().all()
@@ -138,7 +139,7 @@ def test_tokens_are_drawn_from_the_tempered_distribution(policy, temperature):
         group_size=draws,
         max_new_tokens=1,
         temperature=temperature,
-        generator=seeded(),
+        noise=noise_of(draws, longest=1),
     )
     logits = policy.model(**inputs).logits[0, -1].masked_fill(policy.forbidden, -torch.inf)
     expected = draws * (logits / temperature).softmax(-1)
@@ -150,17 +151,45 @@ def test_tokens_are_drawn_from_the_tempered_distribution(policy, temperature):
     assert chisquare(observed.numpy(), (wanted * draws / wanted.sum()).detach()).pvalue > 1e-3
 
 
-def test_equal_generators_draw_equal_answers(policy, inputs, group):
-    again = sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, generator=seeded())
+def test_equal_noise_draws_equal_answers(policy, inputs, group):
+    again = sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, noise=noise_of(24))
     assert torch.equal(again.tokens, group.tokens)
     assert torch.equal(again.log_probs, group.log_probs)
-    other = sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, generator=seeded(1))
+    other = sample(policy, inputs, group_size=8, max_new_tokens=LONGEST, noise=noise_of(24, 1))
     assert other.tokens.tolist() != group.tokens.tolist()
+
+
+def test_an_answer_follows_from_its_own_noise_whatever_else_is_in_the_batch(policy, inputs, group):
+    noise = noise_of(24)
+    for prompt in range(3):
+        rows = slice(8 * prompt, 8 * prompt + 8)
+        alone = {key: value[prompt : prompt + 1] for key, value in inputs.items()}
+        part = sample(policy, alone, group_size=8, max_new_tokens=LONGEST, noise=noise[rows])
+        width = part.tokens.shape[1]
+        assert part.tokens.tolist() == group.tokens[rows, :width].tolist()
+        assert group.mask[rows].sum() == part.mask.sum()
+
+
+def test_noise_is_turned_into_tokens_by_the_cumulated_distribution():
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]]).expand(7, 6)
+    noise = torch.tensor([0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1 - 2**-24])
+    assert invert_distribution(probabilities, noise).tolist() == [1, 1, 3, 3, 3, 4, 4]
+
+
+def test_a_token_of_probability_zero_is_never_taken_whatever_rounding_does():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(2000, 50, generator=generator).mul(4).softmax(-1)
+    probabilities = probabilities.masked_fill(torch.rand(2000, 50, generator=generator) < 0.6, 0.0)
+    probabilities[:, 7] += 1e-30
+    for extreme in (0.0, 1 - 2**-24):
+        noise = torch.full((2000,), extreme)
+        taken = invert_distribution(probabilities, noise)
+        assert (probabilities.gather(1, taken[:, None]) > 0).all()
 
 
 def test_sampling_leaves_the_global_generator_and_the_weights_alone(policy, inputs):
     before = torch.get_rng_state()
-    drawn = sample(policy, inputs, max_new_tokens=5, generator=seeded())
+    drawn = sample(policy, inputs, max_new_tokens=5, noise=noise_of(3))
     assert torch.equal(torch.get_rng_state(), before)
     assert not drawn.log_probs.requires_grad
 
@@ -170,3 +199,82 @@ def test_the_ordinary_attention_is_back_after_sampling(policy, inputs):
     before = config._attn_implementation
     sample(policy, inputs, max_new_tokens=3)
     assert config._attn_implementation == before
+
+
+class Alternating:
+    """Answers take tokens from two sets in turn; after a comma a quote must follow, then the end.
+
+    A state is the number of tokens so far and the last token.
+    """
+
+    def __init__(self, policy):
+        ids = policy.tokenizer.convert_tokens_to_ids
+        self.comma, self.quote, self.end = ids([",", '"', "<end>"])
+        self.sets = [ids(list("0123456789")), ids(list("abc,"))]
+        self.size = len(policy.forbidden)
+
+    def start(self, rows):
+        return torch.zeros(rows, 2, dtype=torch.long)
+
+    def allowed(self, states):
+        allowed = torch.zeros(len(states), self.size, dtype=torch.bool)
+        for row, (count, last) in enumerate(states.tolist()):
+            after = {self.comma: [self.quote], self.quote: [self.end]}
+            allowed[row, after.get(last, self.sets[count % 2])] = True
+        return allowed
+
+    def advance(self, states, tokens):
+        return torch.stack([states[:, 0] + 1, tokens], 1)
+
+
+@pytest.fixture
+def constrained(inputs):
+    """A policy with a constraint, and its answers."""
+    policy = small_policy()
+    policy.constraint = Alternating(policy)
+    arguments = {"group_size": 8, "max_new_tokens": 12, "temperature": 1.3}
+    return policy, sample(policy, inputs, **arguments, noise=noise_of(24))
+
+
+def test_a_constraint_is_kept(constrained):
+    policy, drawn = constrained
+    rule, ended = policy.constraint, 0
+    for tokens, length in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True):
+        for place, token in enumerate(tokens[:length]):
+            after = {rule.comma: [rule.quote], rule.quote: [rule.end]}
+            assert token in after.get(tokens[place - 1] if place else 0, rule.sets[place % 2])
+        ended += tokens[length - 1] == rule.end
+    assert 0 < ended < len(drawn.tokens)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, shared):
+    policy, drawn = constrained
+    score = policy.score if shared else policy.score_plain
+    scores = score(inputs, drawn.tokens, drawn.mask, 1.3)
+    torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
+    assert torch.equal(scores.free, drawn.free)
+    # Where the rule leaves no choice, nothing was chosen.
+    alone = (drawn.mask == 1) & (drawn.free == 0)
+    singles = torch.isin(drawn.tokens, torch.tensor([policy.constraint.quote]))
+    assert torch.equal(alone, (singles | (drawn.tokens == policy.constraint.end)) & alone)
+    assert alone.any()
+    assert (scores.log_probs[alone] == 0).all()
+    assert (scores.entropies[alone] == 0).all()
+    assert (scores.log_probs[drawn.free == 1] < 0).all()
+
+
+def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
+    policy, drawn = constrained
+    scores = policy.score(inputs, drawn.tokens, drawn.mask, 1.3)
+    rule, policy.constraint = policy.constraint, None
+    logits = policy.encode(inputs).next_logits.repeat_interleave(8, dim=0)
+    wanted = (logits[:, rule.sets[0]] / 1.3).log_softmax(-1)
+    place = (drawn.tokens[:, :1] == torch.tensor(rule.sets[0])).long().argmax(-1)
+    wanted = wanted.gather(-1, place[:, None]).squeeze(-1)
+    torch.testing.assert_close(scores.log_probs[:, 0], wanted, rtol=0, atol=1e-5)
+
+
+def test_without_a_constraint_every_token_is_free(group, policy, inputs):
+    assert torch.equal(group.free, group.mask)
+    assert torch.equal(policy.score(inputs, group.tokens, group.mask).free, group.mask)

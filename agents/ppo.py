@@ -1,0 +1,243 @@
+"""Proximal policy optimisation with a critic, one action per token (arXiv 1707.06347, 2203.02155)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.advantages import explained_variance, generalized_advantages, whiten
+from agents.kl_control import steer_coefficient
+from agents.least_squares import RidgeRegression
+from agents.losses import Metrics, kl_estimates
+from agents.on_policy import OnPolicyAgent, OnPolicyConfig
+from agents.policy import TokenScores, VLMPolicy
+from agents.rollout import Rollout
+from agents.token_losses import token_mean_loss, value_loss
+from agents.value_head import ActorCritic, Critic, CriticKind
+from agents.vertex_credit import TokenAligner, credits_of, place_credit
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
+
+RIDGE = 0.1
+"""Of the first fit of the critic: answers are few and their tokens much alike."""
+CRITIC = "critic."
+"""Prefix of the critic's weights in a checkpoint."""
+
+
+@dataclass
+class PPOConfig(OnPolicyConfig):
+    """Settings of PPO."""
+
+    credit: Literal["answer", "vertex"] = "answer"
+    """Where rewards arise: on the last token of an answer, or on the token that completes each
+    vertex, which earns what the vertex added to the reward. They sum to the same."""
+    epochs: int = 2
+    """Passes over a rollout."""
+    clip_low: float = 0.2
+    """Token ratios below ``1 - clip_low`` are clipped."""
+    clip_high: float = 0.2
+    """Token ratios above ``1 + clip_high`` are clipped."""
+    gamma: float = 1.0
+    """Discount per token; below 1 long answers would be worth less."""
+    lam: float = 0.95
+    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone."""
+    whiten: bool = True
+    """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
+    critic: CriticKind = "shared"
+    """A value head on the policy's hidden states, or on those of a copy of the whole model."""
+    critic_layer: int = 0
+    """Units of a hidden layer of the value head; 0 for a linear one."""
+    critic_rate: float = 10.0
+    """How many times faster the value head learns than the policy."""
+    fit_critic: bool = True
+    """Spend the first update on fitting the value head to its rollout by least squares. As long as
+    a critic knows nothing, tokens late in an answer look good or bad whatever they are."""
+    value_coefficient: float = 0.1
+    """Weight of the critic's loss."""
+    value_clip: float = 0.2
+    """How far a value may move on one rollout, in units of reward."""
+    kl_coefficient: float = 0.02
+    """Weight of the KL divergence to the policy training started from, taken from every token's
+    reward; 0 keeps no copy of it."""
+    target_kl: float = 0.0
+    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
+    kl_horizon: int = 10_000
+    """Answers over which kl_coefficient is steered; fewer steer harder."""
+    stop_kl: float = 0.05
+    """Remaining epochs are left out once the policy has moved this far from the one that sampled,
+    in nats per token; 0 never stops."""
+
+
+class PPO(OnPolicyAgent):
+    """An advantage for every token, from a critic that learns what is to be expected.
+
+    The state before token ``t`` is the prompt and the tokens so far. Rewards are the environment's,
+    placed where ``config.credit`` says, minus at every token the KL divergence to the policy that
+    training started from (k1 estimate, as in InstructGPT, arXiv 2203.02155, section 3.4).
+
+    Attributes:
+        critic: The value head, with a model of its own or not.
+        kl_coefficient: Present weight of the KL divergence.
+    """
+
+    config: PPOConfig
+    kl_in_loss = False
+
+    def __init__(
+        self, policy: VLMPolicy, env: ReferringSegmentationVectorEnv, config: PPOConfig
+    ) -> None:
+        """See `OnPolicyAgent`."""
+        self.kl_coefficient = config.kl_coefficient
+        self._aligner = TokenAligner(policy.tokenizer)
+        self._lengths = {"all": 1.0, "free": 1.0}
+        super().__init__(policy, env, config)
+
+    def trained_module(self) -> nn.Module:
+        """The policy's model and the critic."""
+        config = self.config
+        self.critic = Critic(
+            self.policy, config.critic, config.critic_layer, config.critic_rate, config.seed
+        )
+        return ActorCritic(self.policy.model, self.critic)
+
+    def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
+        """On the last token of every answer, or on that of every vertex."""
+        if self.config.credit == "vertex":
+            credits = credits_of(self.env, texts)
+            rollout.token_rewards = place_credit(
+                self._aligner, rollout.tokens, rollout.mask, texts, credits
+            )
+            return
+        rollout.token_rewards = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+        last = rollout.mask.sum(-1, keepdim=True).clamp(min=1) - 1
+        rollout.token_rewards.scatter_(1, last, rollout.rewards[:, None])
+
+    def credit(self, rollout: Rollout) -> Metrics:
+        """Values, returns and advantages of every token."""
+        config = self.config
+        assert rollout.token_rewards is not None
+        answers = len(rollout.tokens)
+        self._lengths = {
+            "all": rollout.mask.sum().item() / answers,
+            "free": rollout.free.sum().item() / answers,
+        }
+        penalty, metrics = self._divergence(rollout)
+        rewards = rollout.token_rewards - penalty
+        if self._only_fits:
+            self._fit_critic(rollout, rewards)
+        rollout.values = self._measure(rollout, self._values)
+        advantages, rollout.returns = generalized_advantages(
+            rewards, rollout.values, rollout.mask, config.gamma, config.lam
+        )
+        rollout.advantages = whiten(advantages, rollout.free) if config.whiten else advantages
+        return metrics | {
+            "explained_variance": explained_variance(rollout.values, rollout.returns, rollout.mask),
+            "value": rollout.values.sum().item() / (answers * self._lengths["all"]),
+        }
+
+    def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
+        """Clipped objective of the policy plus the critic's clipped squared error."""
+        config = self.config
+        assert part.advantages is not None
+        assert part.values is not None
+        assert part.returns is not None
+        objective, metrics = token_mean_loss(
+            scores.log_probs,
+            part.old_log_probs,
+            part.advantages,
+            part.free,
+            config.clip_low,
+            config.clip_high,
+            part.weights,
+            self._lengths["free"],
+        )
+        errors, found = value_loss(
+            self.critic.values(scores, part, detach=self._only_fits),
+            part.values,
+            part.returns,
+            part.mask,
+            config.value_clip,
+            self._lengths["all"],
+        )
+        loss = (0.0 if self._only_fits else 1.0) * objective + config.value_coefficient * errors
+        return loss, metrics | found
+
+    def should_stop(self, metrics: Metrics) -> bool:
+        """Whether the policy has left the neighbourhood in which the rollout says anything."""
+        return 0 < self.config.stop_kl < metrics["approx_kl"]
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """The critic's weights, and the weight of the KL divergence."""
+        weights = {CRITIC + name: value for name, value in self.critic.state_dict().items()}
+        return weights | {"kl_coefficient": torch.tensor(self.kl_coefficient, dtype=torch.float64)}
+
+    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `extra_tensors`."""
+        weights = {
+            name.removeprefix(CRITIC): value
+            for name, value in tensors.items()
+            if name.startswith(CRITIC)
+        }
+        self.critic.load_state_dict(weights)
+        self.kl_coefficient = tensors["kl_coefficient"].item()
+
+    @property
+    def _only_fits(self) -> bool:
+        """Whether this update is the one in which the policy stays as it is."""
+        return self.config.fit_critic and self.update == 0
+
+    @torch.no_grad()
+    def _fit_critic(self, rollout: Rollout, rewards: Tensor) -> None:
+        """Fit the value head to what was earned from each token on."""
+        nothing = torch.zeros_like(rewards)
+        _, rollout.returns = generalized_advantages(
+            rewards, nothing, rollout.mask, self.config.gamma, 1.0
+        )
+        head = self.critic.head
+        regression = RidgeRegression(len(head.weight), self.policy.device)
+        for part, _ in self._forward_parts(rollout):
+            assert part.returns is not None
+            real = part.mask.bool()
+            hidden = self.critic.hidden(self._score(self.policy, part), part)
+            regression.add(head.features(hidden[real]), part.returns[real])
+        head.start_from(regression, RIDGE)
+
+    def _divergence(self, rollout: Rollout) -> tuple[Tensor, Metrics]:
+        """KL divergence to the reference at every token times its weight, ``(N, T)``."""
+        if self._reference is None:
+            return torch.zeros_like(rollout.old_log_probs), {}
+        reference = self._reference
+        found = self._measure(rollout, lambda part: self._score(reference, part).log_probs)
+        divergence = kl_estimates(rollout.old_log_probs, found, "k1") * rollout.mask
+        per_answer = divergence.sum(-1).mean().item()
+        penalty = self.kl_coefficient * divergence
+        metrics = {"reference_kl": per_answer, "kl_coefficient": self.kl_coefficient}
+        if self.config.target_kl:
+            self.kl_coefficient = steer_coefficient(
+                self.kl_coefficient,
+                per_answer,
+                self.config.target_kl,
+                len(rollout.tokens) / self.config.kl_horizon,
+            )
+        return penalty, metrics
+
+    def _values(self, part: Rollout) -> Tensor:
+        return self.critic.values(self._score(self.policy, part), part)
+
+    def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
+        temperature = self.config.temperature
+        return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
+
+    @torch.no_grad()
+    def _measure(self, rollout: Rollout, measure: Callable[[Rollout], Tensor]) -> Tensor:
+        """Something of every token of a rollout, ``(N, T)``, found in parts that fit memory."""
+        found = torch.zeros_like(rollout.old_log_probs)
+        start = 0
+        for part, _ in self._forward_parts(rollout):
+            count, width = part.tokens.shape
+            found[start : start + count, :width] = measure(part)
+            start += count
+        return found

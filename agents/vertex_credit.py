@@ -1,0 +1,186 @@
+"""From characters of an answer to its tokens: which token completed which vertex.
+
+Environments say what every vertex of a text earned; policies write tokens, of which one may hold
+the end of a vertex and the start of the next, or a vertex may take six.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os.path import commonprefix
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Credit(Protocol):
+    """What an environment says of one answer, as `seg_env.envs.credit.VertexCredit` does."""
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """``(K,)`` index behind the last character of each entry."""
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """``(K,)`` what each entry earned."""
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """``(K,)`` what each entry added to the mask IoU."""
+
+
+class TokenAligner:
+    """Finds where in a text the tokens that wrote it end, for any tokenizer.
+
+    The text of a token is remembered. Where the remembered texts of an answer's tokens do not add
+    up to the answer (several tokens make one character, spaces are cleaned up, …) the answer is
+    decoded token by token instead, which is slower and always right.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start with nothing remembered."""
+        self.tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
+        # SentencePiece drops the space in front of a text; behind another token it is seen.
+        self._anchor: list[int] = tokenizer.encode("]", add_special_tokens=False)
+        self._anchor_text = self._decode(self._anchor)
+
+    def text_ends(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
+        """Characters of ``text`` that have been written after each token.
+
+        Args:
+            tokens: ``T`` token ids of one answer; special ones write nothing.
+            text: The answer, decoded without special tokens.
+
+        Returns:
+            ``(T,)``, never decreasing, at most ``len(text)``.
+        """
+        pieces = [self._piece(token) for token in tokens]
+        written = "".join(pieces)
+        if not written.endswith(text) or written[: len(written) - len(text)].strip():
+            return self._decode_step_by_step(tokens, text)
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        return (ends - (len(written) - len(text))).clip(min=0)
+
+    def _piece(self, token: int) -> str:
+        """Text that a token adds to what is before it."""
+        if token not in self._pieces:
+            text = self._decode([*self._anchor, token])
+            self._pieces[token] = text[len(self._anchor_text) :]
+        return self._pieces[token]
+
+    def _decode_step_by_step(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
+        """As `text_ends`, from the decoded beginnings of the answer."""
+        beginnings = [list(tokens[: count + 1]) for count in range(len(tokens))]
+        decoded = self.tokenizer.batch_decode(beginnings, skip_special_tokens=True)
+        # An unfinished character is decoded as a replacement: only what stays has been written.
+        agreed = [len(commonprefix([beginning, text])) for beginning in decoded]
+        return np.maximum.accumulate(np.array(agreed, dtype=np.int64))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+
+def completing_tokens(
+    aligner: TokenAligner,
+    tokens: Tensor,
+    mask: Tensor,
+    texts: Sequence[str],
+    credits: Sequence[Credit],
+) -> tuple[Tensor, Tensor]:
+    """Places of the tokens that complete the entries of each answer's credit.
+
+    The token that completes an entry is the one that writes its last character. What is credited
+    to the end of a text belongs to the answer's last token, the end token if there is one: writing
+    no more was its choice.
+
+    Args:
+        aligner: Of the policy's tokenizer.
+        tokens: ``(N, T)`` token ids, padded on the right.
+        mask: ``(N, T)``, 1 on real tokens; every answer has at least one.
+        texts: ``N`` answers, as decoded from the tokens.
+        credits: ``N`` credits; ``K`` entries in all.
+
+    Returns:
+        Answer and token of every entry, two ``(K,)`` int64 tensors on the CPU.
+    """
+    rows: list[NDArray[np.int64]] = []
+    places: list[NDArray[np.int64]] = []
+    lengths = mask.sum(-1).tolist()
+    for row, (ids, length) in enumerate(zip(tokens.tolist(), lengths, strict=True)):
+        text, ends = texts[row], credits[row].ends
+        written = aligner.text_ends(ids[:length], text)
+        place = np.searchsorted(written, ends, side="left")
+        place[ends >= len(text)] = length - 1
+        places.append(place.clip(max=length - 1))
+        rows.append(np.full(len(ends), row))
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(places))
+
+
+def place_credit(
+    aligner: TokenAligner,
+    tokens: Tensor,
+    mask: Tensor,
+    texts: Sequence[str],
+    credits: Sequence[Credit],
+) -> Tensor:
+    """Rewards of vertices on the tokens that complete them.
+
+    Arguments are those of `completing_tokens`.
+
+    Returns:
+        ``(N, T)`` float32; rows sum to the rewards of the answers.
+    """
+    rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
+    earned = np.concatenate([credit.rewards for credit in credits])
+    return scatter(mask, rows, places, earned)
+
+
+def place_improvements(
+    aligner: TokenAligner,
+    tokens: Tensor,
+    mask: Tensor,
+    texts: Sequence[str],
+    credits: Sequence[Credit],
+) -> tuple[Tensor, Tensor]:
+    """Growth of the IoU by vertex on the tokens that complete them, and which tokens these are.
+
+    Answers that were not taken apart, since they were malformed, have none.
+
+    Arguments are those of `completing_tokens`.
+
+    Returns:
+        ``(N, T)`` float32, and ``(N, T)`` bool.
+    """
+    rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
+    apart = np.concatenate([np.full(len(credit.ends), len(credit.ends) > 1) for credit in credits])
+    improvements = np.concatenate([credit.iou for credit in credits]) * apart
+    improved = scatter(mask, rows, places, improvements)
+    return improved, scatter(mask, rows, places, apart) > 0
+
+
+def scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:
+    """Values added up at their places in a ``(N, T)`` float32 tensor, on the device of ``mask``."""
+    result = torch.zeros(mask.shape)
+    result.index_put_((rows, places), torch.as_tensor(values, dtype=torch.float32), accumulate=True)
+    return result.to(mask.device)
+
+
+def credits_of(env: Any, texts: Sequence[str]) -> list[Credit]:
+    """What each vertex of the answers to a vector environment's questions earned.
+
+    Raises:
+        TypeError: The environment cannot tell.
+    """
+    environment = env.unwrapped
+    if not hasattr(environment, "vertex_credit"):
+        raise TypeError(
+            f"{type(environment).__name__} has no vertex_credit(texts): credit whole answers, or "
+            f"use an environment of seg_env"
+        )
+    found: list[Credit] = environment.vertex_credit(texts)
+    return found
