@@ -5,12 +5,13 @@ an interrupted one goes on from its last checkpoint, so this command may be stop
 
     python experiments/ablate.py optimizer
     python experiments/ablate.py constrained --seeds 0 1 2 --workers 2
-    python experiments/ablate.py agents --options --updates 20 --evaluation.questions 64
+    python experiments/ablate.py optimizer --options="--updates 20 --evaluation.questions 64"
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +39,8 @@ class Args:
     """Seeds of every arm; an interval needs 2 to 10."""
     workers: int = 1
     """Runs at a time; each gets its share of the processor's cores."""
-    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION ...")] = ()
-    """Options passed to every run, written ``--options=--updates --options=20`` or after ``--``."""
+    options: str = ""
+    """Options passed to every run, in one word: ``--options="--updates 20"``."""
     output_dir: Path | None = None
     """Where runs, table and plot go; by default ``runs/ablate-STUDY``."""
     seed: int = 0
@@ -55,7 +56,7 @@ def main(args: Args) -> dict[str, Any]:
     folder = args.output_dir or Path("runs") / f"ablate-{args.study}"
     folders = {arm: [folder / f"{_slug(arm)}-{seed}" for seed in args.seeds] for arm in study.arms}
     jobs = [
-        ([*study.arms[arm], *args.options, "--seed", str(seed)], where)
+        ([*study.arms[arm], *shlex.split(args.options), "--seed", str(seed)], where)
         for number, seed in enumerate(args.seeds)
         for arm, places in folders.items()
         for where in [places[number]]

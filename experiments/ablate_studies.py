@@ -15,9 +15,17 @@ class Study:
     """Script and options of every arm, the baseline first."""
 
 
-_GSPO = ("experiments/run_gspo.py",)
+# The validation split chose the settings, so it cannot judge them.
+_GSPO = ("experiments/run_gspo.py", "--evaluation.split", "test")
 
 STUDIES: dict[str, Study] = {
+    "constrained": Study(
+        "Does it help to allow nothing but outlines?",
+        {
+            "free": _GSPO,
+            "constrained": (*_GSPO, "--grammar.constrained"),
+        },
+    ),
     "optimizer": Study(
         "Muon on hidden matrices, or AdamW everywhere?",
         {

@@ -31,6 +31,7 @@ import gymnasium as gym
 import tyro
 
 from agents.gspo import GSPO, GSPOConfig
+from experiments.constrained import GrammarOptions, constrain
 from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
 from experiments.trainer import EvaluationPlan, train_and_report
@@ -52,6 +53,8 @@ class Args:
     """Updates to make."""
     gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
+    grammar: GrammarOptions = field(default_factory=GrammarOptions)
+    """Which answers the policy can write."""
     data_root: str | None = None
     """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
     split: str = "train"
@@ -99,6 +102,7 @@ def main(args: Args) -> dict[str, Any]:
         args.gspo = fit_to_deepspeed(args.gspo, args.deepspeed, console)
         args.gspo.seed = args.seed
         policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+        constrain(policy, args.policy, args.grammar, args.gspo.max_new_tokens)
         envs = gym.make_vec(
             args.env,
             num_envs=args.gspo.rows_of(world),

@@ -73,7 +73,7 @@ def test_a_run_that_was_begun_is_resumed(study, tmp_path):
 
 def test_a_run_that_fails_shows_its_own_words(study, tmp_path):
     with pytest.raises(SystemExit, match="out of luck"):
-        ablate.main(ablate.Args("toy", output_dir=tmp_path, options=("--fail", "1")))
+        ablate.main(ablate.Args("toy", output_dir=tmp_path, options="--fail 1"))
 
 
 def test_an_unknown_study_lists_those_that_there_are():

@@ -1,0 +1,48 @@
+"""Decoding constrained to the grammar, as command lines ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agents.policy import VLMPolicy
+from agents.token_grammar import TokenGrammar
+from experiments.policies import EMBEDDED
+
+EMBEDDED_DECIMALS = 2
+"""Digits that the embedded policy was taught to write, all of them always."""
+
+
+@dataclass
+class GrammarOptions:
+    """Which answers a policy can write."""
+
+    constrained: bool = False
+    """Only outlines, complete within the longest answer: other tokens get no probability, in
+    sampling, training and evaluation. Not for policies that answer in sentences."""
+    decimals: int | None = None
+    """Most digits after the point; by default 2, always written, for the embedded policy, else
+    3."""
+    max_vertices: int | None = None
+    """Most vertices of an answer."""
+
+
+def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tokens: int) -> None:
+    """Set the policy's constraint if the options ask for one.
+
+    Args:
+        policy: Changed in place.
+        name: How the policy was named on the command line.
+        options: What to allow.
+        max_new_tokens: Longest answer, within which it must be complete.
+    """
+    if not options.constrained:
+        return
+    taught = name == EMBEDDED and options.decimals is None
+    limits = {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
+    policy.constraint = TokenGrammar.for_policy(
+        policy,
+        decimals=EMBEDDED_DECIMALS if taught else options.decimals or 3,
+        pad=taught,
+        token_budget=max_new_tokens,
+        **limits,
+    )
