@@ -1,0 +1,102 @@
+"""Detection by Grounding DINO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GroundingDinoForObjectDetection
+
+from agents.annotators.loading import load_model, load_processor
+from seg_env.data.annotate.nouns import Detection, Picture
+from seg_env.data.annotate.text import clean_text
+
+LABELS = (
+    "person", "animal", "vehicle", "food", "furniture", "plant", "clothing", "tool", "toy",
+    "building", "sign", "electronic device", "container", "sports equipment", "instrument",
+)  # fmt: skip
+"""What is looked for where nothing is said: broad words that most web pictures contain."""
+LONGEST_TEXT = 300
+"""Characters of a picture's own text that are asked about."""
+
+
+class GroundingDino:
+    """Finds what words name (Liu et al., arXiv 2303.05499), through transformers.
+
+    Asked about labels, or about the text that a picture came with, in which it finds the phrases
+    that have an object.
+    """
+
+    def __init__(
+        self,
+        model: str = "IDEA-Research/grounding-dino-base",
+        labels: Sequence[str] = LABELS,
+        *,
+        use_text: bool = False,
+        threshold: float = 0.25,
+        text_threshold: float = 0.25,
+        device: str | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: Folder, or id on the hub.
+            labels: What is looked for.
+            use_text: Look for what the picture's own text names; for labels where it has none.
+            threshold: Least score of a box.
+            text_threshold: Least score of a word to be part of a box's label.
+            device: Where it runs; by default CUDA where there is one.
+
+        Raises:
+            ValueError: There are no labels, or one contains a full stop, which separates them.
+        """
+        if isinstance(labels, str) or not labels or any("." in label for label in labels):
+            raise ValueError(f"labels={labels!r} must be a list of phrases without full stops")
+        self._model = load_model(GroundingDinoForObjectDetection, model, device)
+        self._processor = load_processor(model)
+        self._question = ". ".join(label.strip().lower() for label in labels) + "."
+        self._use_text = use_text
+        self._threshold, self._text_threshold = threshold, text_threshold
+
+    def detect(self, pictures: Sequence[Picture]) -> list[list[Detection]]:
+        """See `seg_env.data.annotate.stages.Detector`."""
+        inputs = self._processor(
+            images=[picture.image for picture in pictures],
+            text=[self.question(picture) for picture in pictures],
+            padding=True,
+            truncation=True,
+            max_length=self._model.config.max_text_len,
+            return_tensors="pt",
+        ).to(self._model.device)
+        with torch.inference_mode():
+            outputs = self._model(**inputs)
+        results = self._processor.post_process_grounded_object_detection(
+            outputs,
+            inputs["input_ids"],
+            threshold=self._threshold,
+            text_threshold=self._text_threshold,
+            target_sizes=[picture.size for picture in pictures],
+        )
+        return [
+            [
+                Detection(tuple(box), score, self._phrase(label))
+                for box, score, label in zip(
+                    result["boxes"].tolist(),
+                    result["scores"].tolist(),
+                    result["text_labels"],
+                    strict=True,
+                )
+            ]
+            for result in results
+        ]
+
+    def _phrase(self, label: str) -> str:
+        """A label without the separators that the processor leaves in it."""
+        for token in (*self._processor.tokenizer.all_special_tokens, "."):
+            label = label.replace(token, " ")
+        return " ".join(label.split())
+
+    def question(self, picture: Picture) -> str:
+        """What is asked about a picture: lower case, with a full stop behind it."""
+        text = clean_text(picture.text, LONGEST_TEXT).lower().rstrip(". ") if self._use_text else ""
+        return f"{text}." if text else self._question

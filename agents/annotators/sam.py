@@ -1,0 +1,117 @@
+"""Segmentation by SAM and SAM 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import AutoConfig, Sam2Model, SamModel
+
+from agents.annotators.loading import load_model, load_processor, local_or_id
+from seg_env.data.annotate.nouns import Box, Detection, Picture, Segment
+from seg_env.geometry.rle import Rle
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the colours of ImageNet, which all published SAM 2 models were trained with."""
+
+
+class Sam:
+    """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (2408.00714).
+
+    Which of the two is told by the model's configuration. The picture is encoded once for all its
+    boxes, and one mask is asked for each: a box leaves little doubt about what is meant.
+    """
+
+    def __init__(self, model: str = "facebook/sam-vit-base", device: str | None = None) -> None:
+        """Load the model.
+
+        Args:
+            model: Folder, or id on the hub, such as ``"facebook/sam2.1-hiera-large"``.
+            device: Where it runs; by default CUDA where there is one.
+
+        Raises:
+            ValueError: The model is neither SAM nor SAM 2.
+        """
+        kind = AutoConfig.from_pretrained(local_or_id(model)).model_type
+        if kind == "sam":
+            self._frame: _SamFrame | _Sam2Frame = _SamFrame(load_processor(model))
+            self._model = load_model(SamModel, model, device)
+        elif kind in ("sam2", "sam2_video"):
+            self._model = load_model(Sam2Model, model, device)
+            self._frame = _Sam2Frame(self._model.config.prompt_encoder_config.image_size)
+        else:
+            raise ValueError(f"{model!r} is a {kind!r} model; use one of 'sam' or 'sam2'")
+
+    def segment(
+        self, pictures: Sequence[Picture], detections: Sequence[Sequence[Detection]]
+    ) -> list[list[Segment | None]]:
+        """See `seg_env.data.annotate.stages.Segmenter`."""
+        return [
+            self._of(picture.image, [each.box for each in some]) if some else []
+            for picture, some in zip(pictures, detections, strict=True)
+        ]
+
+    def _of(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> list[Segment | None]:
+        inputs = self._frame.inputs(image, boxes)
+        moved = {key: inputs[key].to(self._model.device) for key in ("pixel_values", "input_boxes")}
+        with torch.inference_mode():
+            outputs = self._model(**moved, multimask_output=False)
+            masks = self._frame.masks(outputs.pred_masks, inputs)  # (boxes, H, W) bool
+        scores = outputs.iou_scores[0, :, 0].float().clamp(0, 1).tolist()
+        return [
+            Segment(Rle.from_mask(mask), score)
+            for mask, score in zip(masks.cpu().numpy(), scores, strict=True)
+        ]
+
+
+class _SamFrame:
+    """SAM's own processor: the longer side is resized, the rest is padding."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def inputs(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> dict[str, Tensor]:
+        """Model inputs, and the sizes that `masks` needs."""
+        listed = [[list(box) for box in boxes]]
+        found: dict[str, Tensor] = dict(
+            self._processor(images=[image], input_boxes=listed, return_tensors="pt")
+        )
+        return found | {"input_boxes": found["input_boxes"].float()}
+
+    def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """``(boxes, H, W)`` bool at the size of the picture."""
+        sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+        found: Tensor = self._processor.post_process_masks(list(logits), *sizes)[0][:, 0]
+        return found
+
+
+class _Sam2Frame:
+    """What SAM 2's processor does, which needs torchvision: the picture becomes a square."""
+
+    def __init__(self, side: int | Sequence[int]) -> None:
+        self._side = side if isinstance(side, int) else side[0]
+
+    def inputs(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> dict[str, Tensor]:
+        """Model inputs, and the size that `masks` needs."""
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+        size = (self._side, self._side)
+        pixels = interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = pixels.round().clamp(0, 255) / 255
+        mean, deviation = torch.tensor([MEAN, DEVIATION])[..., None, None]
+        scale = torch.tensor([self._side / width, self._side / height] * 2)
+        return {
+            "pixel_values": (pixels - mean) / deviation,
+            "input_boxes": torch.tensor([[list(box) for box in boxes]]) * scale,
+            "original_sizes": torch.tensor([[height, width]]),
+        }
+
+    def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """``(boxes, H, W)`` bool at the size of the picture."""
+        size = inputs["original_sizes"][0].tolist()
+        return interpolate(logits[0], size, mode="bilinear", align_corners=False)[:, 0] > 0

@@ -1,0 +1,318 @@
+"""Pictures from outside: every layout is read, nothing does harm, all faults are counted."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import tarfile
+import tracemalloc
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from annotate_fixtures import encoded, tar_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seg_env.data.annotate import ImageSource, RawPicture, Reason, Rejected, load_stage
+from seg_env.data.annotate.pictures import Limits, open_picture
+from seg_env.data.annotate.source_folder import Folder
+from seg_env.data.annotate.source_tar import TarShards
+from seg_env.data.annotate.tar_members import leads_out
+
+
+def read(source):
+    """All pictures of a source, and its faults counted."""
+    assert isinstance(source, ImageSource)
+    found = [each for shard in source.shards() for each in source.read(shard)]
+    faults = Counter(each.reason for each in found if isinstance(each, Rejected))
+    return [each for each in found if isinstance(each, RawPicture)], dict(faults)
+
+
+def read_tar(tmp_path, content):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(content)
+    return read(TarShards(str(path)))
+
+
+def open_bytes(data, **limits):
+    return open_picture(RawPicture("key", data), Limits(**limits))
+
+
+SAMPLES = [
+    ("a/000.jpg", encoded(form="JPEG")),
+    ("a/000.txt", "a café".encode()),
+    ("a/000.json", json.dumps({"url": "http://x/1", "caption": "no", "NSFW": "U"}).encode()),
+    ("a/001.json", json.dumps({"caption": "a dog", "LICENSE": "CC0"}).encode()),
+    ("a/001.PNG", encoded(seed=1)),
+    ("a/001.cls", b"3"),
+    ("a/002.txt", b"a failed download"),
+    ("README", b"nothing"),
+    ("a/003.webp", encoded(form="WEBP", seed=2)),
+]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_webdataset_archives(tmp_path, form, compress):
+    pictures, faults = read_tar(tmp_path, compress(tar_bytes(SAMPLES, form)))
+    assert [each.key for each in pictures] == ["000", "001", "003"]
+    assert [each.text for each in pictures] == ["a café", "a dog", ""]
+    assert [each.data for each in pictures] == [SAMPLES[0][1], SAMPLES[4][1], SAMPLES[8][1]]
+    assert [each.metadata for each in pictures] == [{"url": "http://x/1"}, {"license": "CC0"}, {}]
+    assert faults == {Reason.NO_PICTURE: 1}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_longer_than_a_header(tmp_path, form):
+    long = "folder/" * 30 + "x" * 120
+    pictures, faults = read_tar(tmp_path, tar_bytes([(f"{long}.png", encoded())], form))
+    assert pictures[0].key == "x" * 120
+    assert not faults
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, None
+
+
+def test_members_that_would_do_harm_are_counted_and_passed_over(tmp_path):
+    members = [
+        ("ok.png", encoded()),
+        ("../evil.png", encoded()),
+        ("/etc/evil.png", encoded()),
+        ("a\\..\\..\\evil.png", encoded()),
+        special("link.png", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard.png", tarfile.LNKTYPE, "/etc/passwd"),
+        special("device.png", tarfile.CHRTYPE),
+        special("folder.png", tarfile.DIRTYPE),
+        ("huge.png", b"\0" * ((1 << 25) + 1)),
+        ("last.png", encoded()),
+    ]
+    pictures, faults = read_tar(tmp_path, tar_bytes(members))
+    assert [each.key for each in pictures] == ["ok", "last"]
+    assert faults == {Reason.UNSAFE_NAME: 3, Reason.NOT_A_FILE: 3, Reason.TOO_MANY_BYTES: 1}
+    assert sorted(os.listdir(tmp_path)) == ["shard.tar"]
+
+
+@pytest.mark.parametrize("name", ["/a", "../a", "a/../../b", "a\\..\\b", "\\a", "a\0b"])
+def test_names_that_lead_out(name):
+    assert leads_out(name)
+    assert not leads_out("a/b..c/d.png")
+
+
+def test_an_archive_cut_anywhere_gives_what_came_before(tmp_path):
+    whole = tar_bytes([(f"{n}.png", encoded(seed=n)) for n in range(3)])
+    full, faults = read_tar(tmp_path, whole)
+    assert (len(full), faults) == (3, {})
+    for cut in range(0, len(whole) - 10_240, 997):
+        pictures, faults = read_tar(tmp_path, whole[:cut])
+        assert faults == {Reason.TRUNCATED: 1}
+        assert [p.data for p in pictures] == [p.data for p in full[: len(pictures)]]
+
+
+def test_a_compressed_archive_cut_short(tmp_path):
+    whole = gzip.compress(tar_bytes([(f"{n}.png", encoded(seed=n)) for n in range(3)]))
+    pictures, faults = read_tar(tmp_path, whole[: len(whole) * 2 // 3])
+    assert len(pictures) in (1, 2)
+    assert faults == {Reason.TRUNCATED: 1}
+
+
+def test_an_archive_of_rubbish(tmp_path):
+    assert read_tar(tmp_path, os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
+    assert read_tar(tmp_path, b"\x1f\x8b" + os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
+    assert read_tar(tmp_path, b"") == ([], {Reason.TRUNCATED: 1})
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_flipped_bytes_never_raise(tmp_path_factory, data):
+    content = bytearray(tar_bytes(SAMPLES, tarfile.PAX_FORMAT))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    pictures, _ = read_tar(tmp_path_factory.mktemp("tar"), bytes(content))
+    for each in pictures:
+        open_picture(each, Limits())
+
+
+def extended_header(size, kind=tarfile.XHDTYPE):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_extended_header_is_not_read_into_memory_for_its_claim(tmp_path, kind):
+    bomb = gzip.compress(extended_header(1 << 30, kind) + bytes(1 << 24))
+    tracemalloc.start()
+    assert read_tar(tmp_path, bomb) == ([], {Reason.CORRUPT: 1})
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"0 path=a\n", b"99999999 path=a\n", b"rubbish", b"17 size=99999999999999999999\n", b"5 a=b"],
+)
+def test_extended_headers_of_rubbish(tmp_path, content):
+    padded = content + bytes(-len(content) % 512)
+    after = tar_bytes([("a.png", encoded())])
+    _, faults = read_tar(tmp_path, extended_header(len(content)) + padded + after)
+    assert set(faults) <= {Reason.CORRUPT, Reason.TRUNCATED}
+
+
+def test_an_archive_that_unpacks_without_end_is_given_up(tmp_path):
+    member = tarfile.TarInfo("a.bin")
+    member.size = 1 << 40
+    bomb = gzip.compress(member.tobuf() + bytes(1 << 27), compresslevel=9)
+    assert read_tar(tmp_path, bomb) == ([], {Reason.BOMB: 1})
+
+
+def test_several_archives_by_folder_and_pattern(tmp_path):
+    for number in (2, 1):
+        (tmp_path / f"part-{number}.tar").write_bytes(tar_bytes([(f"{number}.png", encoded())]))
+    (tmp_path / "other.txt").write_text("no archive")
+    for path in (tmp_path, tmp_path / "part-*.tar"):
+        source = TarShards(str(path))
+        assert [shard.name for shard in source.shards()] == ["part-1.tar", "part-2.tar"]
+        assert [each.key for each in read(source)[0]] == ["1", "2"]
+    with pytest.raises(FileNotFoundError, match="names no file"):
+        TarShards(str(tmp_path / "*.tgz"))
+
+
+def test_a_folder_of_pictures_with_texts(tmp_path):
+    web = tmp_path / "web"
+    (web / "deep").mkdir(parents=True)
+    for number in range(5):
+        (web / f"deep/{number}.JPG").write_bytes(encoded(form="JPEG", seed=number))
+    (web / "a.png").write_bytes(encoded())
+    (web / "a.txt").write_text("the text")
+    (web / "a.json").write_text('{"url": "http://x"}')
+    (tmp_path / "secret.png").write_bytes(encoded(seed=9))
+    (web / "z.png").symlink_to(tmp_path / "secret.png")
+    source = Folder(str(web), per_shard=3)
+    assert [len(shard.paths) for shard in source.shards()] == [3, 3, 1]
+    pictures, faults = read(source)
+    assert [each.key for each in pictures] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
+    assert (pictures[0].text, pictures[0].metadata) == ("the text", {"url": "http://x"})
+    assert faults == {Reason.NOT_A_FILE: 1}
+
+
+def test_parquet_with_pictures(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    image = encoded()
+    laion = [{"key": "7", "jpg": image, "caption": "a cat", "url": "http://x", "status": "success"}]
+    laion += [{**laion[0], "key": "8", "jpg": None, "status": "failed"}]
+    hub = [{"image": {"bytes": image, "path": "x.png"}, "text": None, "id": 3}]
+    for number, rows in enumerate((laion, hub)):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    pictures, faults = read(load_stage(f'parquet{{"path": "{tmp_path}"}}', ImageSource))
+    assert [(each.key, each.text) for each in pictures] == [("7", "a cat"), ("3", "")]
+    assert all(each.data == image for each in pictures)
+    assert pictures[0].metadata == {"url": "http://x"}
+    assert faults == {Reason.NO_PICTURE: 1}
+
+
+def test_corrupt_parquet_costs_the_row_group_only(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    rows = [{"image": encoded(seed=n), "key": str(n)} for n in range(9)]
+    table = pyarrow.Table.from_pylist(rows)
+    parquet.write_table(table, path, row_group_size=3, compression="zstd", use_dictionary=False)
+    group = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = group.data_page_offset
+    content[start : start + 200] = os.urandom(200)
+    path.write_bytes(content)
+    source = load_stage(f'parquet{{"path": "{path}"}}', ImageSource)
+    pictures, faults = read(source)
+    assert [each.key for each in pictures] == ["0", "1", "2", "6", "7", "8"]
+    assert faults == {Reason.CORRUPT_TABLE: 1}
+    for rubbish in (b"", b"PAR1" + os.urandom(300) + b"PAR1", bytes(content[:-100])):
+        path.write_bytes(rubbish)
+        assert read(source) == ([], {Reason.CORRUPT_TABLE: 1})
+
+
+def test_parquet_of_addresses_says_what_to_do(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"url": ["http://x"], "text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="img2dataset"):
+        read(load_stage(f'parquet{{"path": "{tmp_path}"}}', ImageSource))
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"), ("BMP", ".bmp")]
+)
+def test_pictures_keep_their_bytes(form, suffix):
+    data = encoded(form=form)
+    opened = open_bytes(data)
+    assert (opened.data, opened.suffix, opened.size) == (data, suffix, (40, 60))
+
+
+def test_a_turned_photo_is_stored_upright():
+    pixels = np.zeros((40, 80, 3), dtype=np.uint8)
+    pixels[:20] = 255
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a private place"
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, exif=exif)
+    opened = open_bytes(buffer.getvalue())
+    assert opened.size == (80, 40)
+    assert opened.image[:, 25:].mean() > 250  # what was above is now on the right
+    assert opened.image[:, :15].mean() < 5
+    with Image.open(io.BytesIO(opened.data)) as stored:
+        np.testing.assert_array_equal(np.array(stored), opened.image)
+        assert not stored.getexif()
+
+
+def png_claiming(width, height):
+    """A PNG of a few bytes that says it is large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = zlib.compress(bytes(100))
+    chunks = b""
+    for kind, body in ((b"IHDR", header), (b"IDAT", content), (b"IEND", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        chunks += struct.pack(">I", len(body)) + kind + body + check
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("side", [6_000, 10_000, 60_000])
+def test_decompression_bombs_are_not_decoded(side):
+    tracemalloc.start()
+    assert open_bytes(png_claiming(side, side)) == Rejected(Reason.TOO_MANY_PIXELS)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", Reason.UNREADABLE),
+        (b"<html>404</html>", Reason.UNREADABLE),
+        (encoded()[:300], Reason.UNREADABLE),
+        (encoded(form="JPEG")[:300], Reason.UNREADABLE),
+        (encoded(form="GIF"), Reason.UNREADABLE),
+        (encoded(form="TIFF"), Reason.UNREADABLE),
+        (encoded(height=20), Reason.TOO_SMALL),
+    ],
+)
+def test_what_is_no_picture(data, reason):
+    assert open_bytes(data) == Rejected(reason)
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    content = os.urandom(1 << 20)
+    path = tmp_path / "shard.tar"
+    path.write_bytes(tar_bytes([(f"{n}.jpg", content) for n in range(30)]))
+    source = TarShards(str(path))
+    tracemalloc.start()
+    assert sum(len(each.data) for each in source.read(source.shards()[0])) == 30 << 20
+    assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    tracemalloc.stop()

@@ -1,0 +1,305 @@
+"""Models as stages of annotation: the real architectures with small random weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from agents_fixtures import small_policy
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoProcessor,
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2MaskDecoderConfig,
+    Sam2Model,
+    Sam2PromptEncoderConfig,
+    Sam2VisionConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamProcessor,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+    SwinConfig,
+)
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
+)
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from agents.annotators.grounding_dino import GroundingDino
+from agents.annotators.sam import MEAN, Sam
+from agents.annotators.vlm import VlmDescriber
+from agents.rows import DemonstrationRows
+from seg_env.data import open_dataset
+from seg_env.data.annotate import Detection, Found, Job, Picture, Segment, annotate
+from seg_env.geometry.rle import Rle
+
+SIDE = 64
+LABELS = ["red star", "dog", "green ring"]
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A folder with a tiny Grounding DINO."""
+    folder = tmp_path_factory.mktemp("dino")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "red", "star", "dog", "green"]
+    (folder / "vocab.txt").write_text("\n".join([*words, "ring", "a", "on", "grass"]))
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=SIDE,
+            window_size=4,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 1, 1],
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=6,
+        encoder_n_points=2,
+        decoder_n_points=2,
+        num_feature_levels=4,
+        max_text_len=32,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    size = {"shortest_edge": 2 * SIDE, "longest_edge": 4 * SIDE}
+    GroundingDinoProcessor(GroundingDinoImageProcessorPil(size=size), tokenizer).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory):
+    """A folder with a tiny SAM."""
+    folder = tmp_path_factory.mktemp("sam")
+    torch.manual_seed(0)
+    config = SamConfig(
+        vision_config=SamVisionConfig(
+            image_size=SIDE,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            output_channels=16,
+            window_size=4,
+            mlp_dim=16,
+            num_pos_feats=8,
+            global_attn_indexes=[0],
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=16, image_size=SIDE, patch_size=8, mask_input_channels=4
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=16, num_attention_heads=2, mlp_dim=16, iou_head_hidden_dim=16
+        ),
+    )
+    SamModel(config).save_pretrained(folder)
+    frame = {"height": SIDE, "width": SIDE}
+    processor = SamImageProcessorPil(size={"longest_edge": SIDE}, pad_size=frame)
+    SamProcessor(processor).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def sam2(tmp_path_factory):
+    """A folder with a tiny SAM 2."""
+    folder = tmp_path_factory.mktemp("sam2")
+    torch.manual_seed(0)
+    backbone = Sam2HieraDetConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        image_size=[SIDE, SIDE],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 1, 1],
+        window_size_per_stage=[4, 4, 4, 4],
+        global_attention_blocks=[3],
+    )
+    config = Sam2Config(
+        vision_config=Sam2VisionConfig(
+            backbone_config=backbone,
+            backbone_channel_list=[64, 32, 16, 8],
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+            fpn_hidden_size=32,
+        ),
+        prompt_encoder_config=Sam2PromptEncoderConfig(
+            hidden_size=32, image_size=SIDE, patch_size=16, mask_input_channels=4
+        ),
+        mask_decoder_config=Sam2MaskDecoderConfig(
+            hidden_size=32, num_attention_heads=2, mlp_dim=16, iou_head_hidden_dim=16
+        ),
+    )
+    Sam2Model(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    """A folder with a tiny vision-language model."""
+    folder = tmp_path_factory.mktemp("vlm")
+    small_policy().save(folder)
+    return str(folder)
+
+
+def photo(height, width, text="", seed=0):
+    """A picture of noise."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Picture(f"{seed}", b"", ".png", image, text)
+
+
+@pytest.mark.parametrize("size", [(48, 80), (90, 30)])
+def test_boxes_are_the_models_own_in_pixels_of_the_picture(dino, size):
+    picture = photo(*size)
+    (found,) = GroundingDino(dino, LABELS, threshold=0.0, device="cpu").detect([picture])
+    inputs = GroundingDinoProcessor.from_pretrained(dino, backend="pil")(
+        images=picture.image, text="red star. dog. green ring.", return_tensors="pt"
+    )
+    with torch.no_grad():
+        raw = GroundingDinoForObjectDetection.from_pretrained(dino).eval()(**inputs)
+    middle, side = raw.pred_boxes[0].split(2, dim=-1)
+    expected = torch.cat([middle - side / 2, middle + side / 2], -1) * torch.tensor(size[::-1] * 2)
+    boxes = torch.tensor([each.box for each in found])
+    torch.testing.assert_close(boxes, expected, atol=1e-2, rtol=1e-3)
+    scores = torch.tensor([each.score for each in found])
+    torch.testing.assert_close(scores, raw.logits[0].sigmoid().max(-1).values, atol=1e-4, rtol=0)
+
+
+def test_a_threshold_keeps_the_sure_ones_and_labels_are_words_of_the_question(dino):
+    everything = GroundingDino(dino, LABELS, threshold=0.0, text_threshold=0.0, device="cpu")
+    (found,) = everything.detect([photo(64, 64)])
+    asked = {"red", "star", "dog", "green", "ring"}
+    assert found
+    assert all(set(each.label.split()) <= asked for each in found)
+    limit = sorted(each.score for each in found)[3]
+    (fewer,) = GroundingDino(dino, LABELS, threshold=limit, device="cpu").detect([photo(64, 64)])
+    assert len(fewer) < len(found)
+    assert all(each.score > limit for each in fewer)
+
+
+def test_the_text_of_a_picture_is_what_is_looked_for(dino):
+    detector = GroundingDino(dino, LABELS, use_text=True, device="cpu")
+    assert detector.question(photo(40, 40, "A Dog\x00 on\u202e grass.\n")) == "a dog on grass."
+    assert detector.question(photo(40, 40)) == "red star. dog. green ring."
+    long = photo(40, 40, "dog " * 5000)
+    assert len(detector.question(long)) < 400
+    assert len(detector.detect([long, photo(40, 40)])) == 2
+
+
+@pytest.mark.parametrize("labels", [[], "dog", ["a. b"]])
+def test_labels_are_checked(dino, labels):
+    with pytest.raises(ValueError, match="list of phrases"):
+        GroundingDino(dino, labels)
+
+
+@pytest.mark.parametrize("family", ["sam", "sam2"])
+@pytest.mark.parametrize("size", [(48, 80), (100, 30)])
+def test_masks_come_back_where_boxes_lie(family, size, request):
+    """Boxes go into the model's frame and masks out of it by the same map."""
+    frame = Sam(request.getfixturevalue(family), device="cpu")._frame
+    height, width = size
+    box = (0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height)
+    inputs = frame.inputs(photo(height, width).image, [box, (0, 0, 1, 1)])
+    assert inputs["pixel_values"].shape == (1, 3, SIDE, SIDE)
+    x0, y0, x1, y1 = (inputs["input_boxes"][0, 0] / SIDE * 16).tolist()
+    places = torch.arange(16) + 0.5
+    inside = ((places > y0) & (places < y1))[:, None] & ((places > x0) & (places < x1))
+    logits = torch.where(inside, 5.0, -5.0).expand(1, 2, 1, 16, 16)
+    masks = frame.masks(logits, inputs)
+    assert masks.shape == (2, height, width)
+    rows, columns = np.nonzero(masks[0].numpy())
+    reached = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    step = max(size) / 16
+    np.testing.assert_allclose(reached, box, atol=step)
+
+
+def test_colours_are_normalised_alike(sam, sam2):
+    """Both models see gray as ImageNet's mean says; only the padding differs."""
+    gray = np.tile(np.round(np.array(MEAN) * 255).astype(np.uint8), (48, 48, 1))
+    for folder in (sam, sam2):
+        frame = Sam(folder, device="cpu")._frame
+        pixels = frame.inputs(gray, [(0, 0, 8, 8)])["pixel_values"]
+        assert pixels.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("family", ["sam", "sam2"])
+def test_masks_of_several_boxes_are_those_of_each_box(family, request):
+    segmenter = Sam(request.getfixturevalue(family), device="cpu")
+    picture = photo(48, 80)
+    detections = [Detection((4.0, 4.0, 40.0, 30.0), 0.9), Detection((30.0, 10.0, 79.0, 47.0), 0.8)]
+    together, none = segmenter.segment([picture, picture], [detections, []])
+    assert none == []
+    assert [segment.rle.size for segment in together] == [(48, 80)] * 2
+    for detection, segment in zip(detections, together, strict=True):
+        ((alone,),) = segmenter.segment([picture], [[detection]])
+        assert alone.rle == segment.rle
+        assert 0 <= alone.score <= 1
+        assert alone.score == pytest.approx(segment.score, abs=1e-5)
+
+
+def test_other_models_are_refused(vlm):
+    with pytest.raises(ValueError, match="'llava' model"):
+        Sam(vlm)
+
+
+def test_descriptions_are_what_the_model_generates(vlm):
+    describer = VlmDescriber(vlm, prompt="What is red?", batch_size=2, max_new_tokens=5)
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:40] = True
+    found = Found(Detection((20, 10, 40, 30), 1.0), Segment(Rle.from_mask(mask)))
+    pictures = [photo(40, 60), photo(40, 60, seed=1), photo(40, 60, seed=2)]
+    texts = describer.describe(pictures, [[found, found], [], [found]])
+    assert [len(some) for some in texts] == [2, 0, 1]
+    assert texts[0][0] == texts[0][1]
+    assert describer.describe(pictures[2:], [[found]]) == texts[2:]
+
+
+@pytest.mark.parametrize("family", ["sam", "sam2"])
+def test_the_whole_path_with_models(family, dino, vlm, tmp_path, request):
+    web = tmp_path / "web"
+    web.mkdir()
+    for number in range(3):
+        Image.fromarray(photo(48, 64 + number, seed=number).image).save(web / f"{number}.png")
+    (web / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
+    folder = request.getfixturevalue(family)
+    options = {"model": dino, "labels": LABELS, "threshold": 0.0, "device": "cpu"}
+    speech = {"model": vlm, "max_new_tokens": 6, "prompt": "What is it?", "device": "cpu"}
+    job = Job(
+        f"folder{json.dumps({'path': str(web)})}",
+        f"grounding_dino{json.dumps(options)}",
+        f"sam{json.dumps({'model': folder, 'device': 'cpu'})}",
+        f"vlm{json.dumps(speech)}",
+        filters=("duplicates",),
+        batch_size=2,
+    )
+    manifest = annotate(job, tmp_path / "out")
+    assert manifest["pictures"]["read"] == 3
+    assert manifest["pictures"]["rejected"] == {"unreadable picture": 1}
+    objects = manifest["objects"]
+    assert objects["detected"] == objects["written"] + sum(objects["dropped"].values()) == 18
+    records = open_dataset(str(tmp_path / "out/train.jsonl"), on_error="skip")
+    assert len(records) == objects["written"] > 0
+    assert not records.skipped
+    row = DemonstrationRows(records, {"text->mask": 1.0})[0]
+    assert row["images"][0].shape == records[0].image.shape or len(records) > 1
+    assert row["completion"][0]["content"].startswith("[[[")
