@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import sdpa_mask
 
+from agents.fused_answers import FusedAnswerAttention, is_fusable
 from agents.shared_prefix import padding_bias
 
 
@@ -63,8 +64,11 @@ class PackedGroups:
         queries, keys, values = (states[:, :, :prompt] for states in (query, key, value))
         output = _prompt_attention(queries, keys, values, mask, scaling, softcap)
         if self.length:
-            arguments = (self.bias, self.group_size, scaling, softcap)
-            answers = AnswerAttention.apply(query[:, :, prompt:], key, value, *arguments)
+            arguments = (query[:, :, prompt:], key, value, self.bias, self.group_size, scaling)
+            if is_fusable(query, value, softcap):
+                answers = FusedAnswerAttention.apply(*arguments)
+            else:
+                answers = AnswerAttention.apply(*arguments, softcap)
             output = torch.cat([output, answers], 2)
         return output.transpose(1, 2)
 

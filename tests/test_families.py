@@ -15,7 +15,8 @@ from family_models import (
 )
 
 from agents.families import select_prompts
-from agents.packed_groups import PackedGroups
+from agents.fused_answers import FusedAnswerAttention
+from agents.packed_groups import AnswerAttention, PackedGroups
 from agents.sampling import sample
 
 GROUP = 3
@@ -242,6 +243,23 @@ def test_attention_over_packed_groups_has_the_derivatives_of_its_value(heads, so
 
     inputs = (states(heads[0]), states(heads[1]), states(heads[1]))
     assert torch.autograd.gradcheck(attend, inputs)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
+def test_the_fused_attention_equals_the_one_that_runs_everywhere(heads):
+    generator = seeded()
+    bias = PackedGroups(torch.tensor([[0, 0, 1], [1, 1, 1]]), group_size=2, length=4).bias
+    query = torch.randn(2, heads[0], 2 * 4, 5, generator=generator)
+    key, value = torch.randn(2, 2, heads[1], 3 + 2 * 4, 5, generator=generator)
+    weights = torch.randn(query.shape, generator=generator)
+
+    def run(attention, *settings):
+        inputs = [states.clone().requires_grad_() for states in (query, key, value)]
+        output = attention.apply(*inputs, bias, 2, 0.4, *settings)
+        return [output, *torch.autograd.grad((output * weights).sum(), inputs)]
+
+    fused, general = run(FusedAnswerAttention), run(AnswerAttention, None)
+    torch.testing.assert_close(fused, general, rtol=1e-5, atol=1e-5)
 
 
 def test_models_of_qwen_form_place_pictures_without_being_told_which_tokens_they_are():
