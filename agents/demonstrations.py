@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policy import chat_text, prepare_inputs
+from agents.prompts import chat_text, prepare_inputs
 from seg_env.tasks import Task, answer, question
 from seg_env.types import Sample
 

@@ -29,6 +29,7 @@ from agents.families import (
     vision_parameters,
 )
 from agents.picture_features import PictureFeatures
+from agents.prompts import prepare_inputs, special_tokens
 from agents.scoring import TokenScores as TokenScores
 from agents.scoring import score_plain, score_shared
 from agents.sharing import reason_against_sharing
@@ -305,13 +306,6 @@ class VLMPolicy:
         return forbidden.to(self.model.device)
 
 
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Tokens that are no text, such as the image placeholder, by their ids."""
-    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    added = tokenizer.added_tokens_decoder.items()
-    return dict(named) | {index: token.content for index, token in added if token.special}
-
-
 @contextmanager
 def quiet_progress() -> Iterator[None]:
     """No progress bars of transformers inside the block: they would break those of a run."""
@@ -327,26 +321,3 @@ def quiet_progress() -> Iterator[None]:
 def positions_of(mask: Tensor) -> Tensor:
     """Position of every token of left-padded rows, ``(N, L)``; padding is put at 0."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def prepare_inputs(
-    processor: Any, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
-) -> dict[str, Tensor]:
-    """Pictures and questions as model inputs, padded as the tokenizer is set to."""
-    texts = [chat_text(processor, prompt) for prompt in prompts]
-    pictures = [[image] for image in images]
-    return dict(processor(text=texts, images=pictures, return_tensors="pt", padding=True))
-
-
-def chat_text(processor: Any, prompt: str) -> str:
-    """One question about one picture in the model's own chat format, ready to be answered.
-
-    Whatever reads as a special token in the prompt is broken up by a space: an expression is data
-    from outside, and ``<image>`` in it would ask for a second picture.
-    """
-    for token in special_tokens(processor.tokenizer).values():
-        prompt = prompt.replace(token, f"{token[0]} {token[1:]}")
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    message = [{"role": "user", "content": content}]
-    text: str = processor.apply_chat_template(message, add_generation_prompt=True)
-    return text

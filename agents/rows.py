@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.policy import special_tokens
+from agents.prompts import harmless, special_tokens
 from agents.wording import Wording, word_answer, word_question
 from seg_env.data.base import Dataset
 from seg_env.tasks import TASKS, Task, answer
@@ -57,7 +57,7 @@ class DemonstrationRows:
         reply = answer(sample, task, epsilon=self.epsilon, decimals=self.decimals, pad=self.pad)
         reply = word_answer(reply, self.wording, rng)
         return {
-            "prompt": [{"role": "user", "content": self._harmless(asked)}],
+            "prompt": [{"role": "user", "content": harmless(asked, self.special)}],
             "completion": [{"role": "assistant", "content": reply}],
             "images": [sample.image],
         }
@@ -72,12 +72,6 @@ class DemonstrationRows:
         weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
         drawn = TASKS[rng.choice(len(TASKS), p=weights / weights.sum())]
         return drawn if sample.target.area else "text->mask"
-
-    def _harmless(self, text: str) -> str:
-        """Break up what reads as a special token: ``<image>`` would ask for a second picture."""
-        for token in self.special:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
 
 
 def rows_for(processor: Any, dataset: Dataset, **arguments: Any) -> DemonstrationRows:

@@ -21,7 +21,8 @@ from transformers import PrinterCallback
 from agents.gspo import CLIPS, GSPOConfig, LossName
 from agents.joint_optimizer import JointOptimizer
 from agents.optim import HybridOptimizer
-from agents.policy import VLMPolicy, quiet_progress, special_tokens
+from agents.policy import VLMPolicy, quiet_progress
+from agents.prompts import special_tokens
 from agents.trl_options import TRLOptions
 from agents.trl_rows import EnvironmentReward, QuestionRows
 from agents.trl_trainer import TrainerAgent

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from agents.advantages import degenerate_fraction, group_advantages, group_spread
-from agents.policy import special_tokens
+from agents.prompts import harmless, special_tokens
 from seg_env.envs.core import Question, ReferringCore
 
 
@@ -36,7 +36,9 @@ class QuestionRows:
         }
         questions = [self._questions[row] for row in batch["row"]]
         return {
-            "prompt": [[{"role": "user", "content": self._harmless(q.prompt)}] for q in questions],
+            "prompt": [
+                [{"role": "user", "content": harmless(q.prompt, self.special)}] for q in questions
+            ],
             "images": [[question.image] for question in questions],
             "question": questions,
         }
@@ -44,12 +46,6 @@ class QuestionRows:
     def _draw(self, row: int) -> int:
         """Which sample a row asks about."""
         return self.core.draw(np.random.default_rng([self.seed, row]))
-
-    def _harmless(self, text: str) -> str:
-        """Break up what reads as a special token: ``<image>`` would ask for a second picture."""
-        for token in self.special:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
 
 
 class EnvironmentReward:

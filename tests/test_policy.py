@@ -6,7 +6,8 @@ import pytest
 import torch
 from agents_fixtures import SMALL, cloned_policy, random_images, small_inputs, small_policy
 
-from agents.policy import VLMPolicy, chat_text, positions_of, special_tokens
+from agents.policy import VLMPolicy, positions_of
+from agents.prompts import chat_text, special_tokens
 from agents.tiny import ASSISTANT, IMAGE, PAD, USER
 
 GROUP = 3
