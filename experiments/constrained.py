@@ -39,7 +39,9 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
     if not options.constrained:
         return
     taught = name == EMBEDDED and options.decimals is None
-    limits: dict[str, Any] = {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
+    limits: dict[str, Any] = (
+        {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
+    )
     policy.constraint = TokenGrammar.for_policy(
         policy,
         decimals=EMBEDDED_DECIMALS if taught else options.decimals or 3,
