@@ -14,9 +14,7 @@ Reduce = Callable[[Tensor], Tensor]
 """Adds up a tensor over all processes."""
 
 
-def group_advantages(
-    rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4
-) -> Tensor:
+def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4) -> Tensor:
     """Rewards relative to the other answers of their group.
 
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and

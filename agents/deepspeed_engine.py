@@ -37,6 +37,10 @@ from deepspeed.utils import (  # noqa: E402
     safe_set_full_optimizer_state,
 )
 
+# DeepSpeed would compile this extension, which only inference uses, when ranks first meet: behind a
+# lock that a killed process leaves locked for good.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 CONFIGURATIONS = Path(__file__).parent / "deepspeed"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that launchers set."""
@@ -75,6 +76,13 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """A tensor added up over all ranks; everybody gets the sum."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
 
     def broadcast(self, value: Value) -> Value:
         """What the main process has; the values of others do not count."""

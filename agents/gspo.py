@@ -1,4 +1,4 @@
-"""Group sequence policy optimisation (arXiv 2507.18071), the paper's second stage, and relatives."""
+"""Group sequence policy optimisation (arXiv 2507.18071), the paper's second stage, and kin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from agents.advantages import group_advantages, segment_advantages
+from agents.advantages import (
+    degenerate_fraction,
+    degenerate_groups,
+    group_advantages,
+    segment_advantages,
+)
+from agents.dynamic_sampling import replace_degenerate
 from agents.losses import Metrics, gspo_loss, gspo_token_loss, luspo_loss
 from agents.on_policy import OnPolicyAgent, OnPolicyConfig
 from agents.policy import TokenScores, VLMPolicy
@@ -51,6 +57,10 @@ class GSPOConfig(OnPolicyConfig):
     spread_floor: float = 0.2
     """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
     which turns groups in which every answer misses into full-strength noise."""
+    dynamic_sampling: bool = False
+    """Ask other questions in place of those whose answers all earned the same."""
+    dynamic_rounds: int = 3
+    """Most further rounds of questions of an update."""
     vertex_weight: float = 0.0
     """Weight of what each vertex added to the IoU, relative to the group's other vertices, in the
     advantage of its tokens; needs a loss with an advantage per token."""
@@ -88,6 +98,28 @@ class GSPO(OnPolicyAgent):
             high if config.clip_high is None else config.clip_high,
         )
 
+    def collect(self) -> tuple[Rollout, Metrics]:
+        """As of all agents; with dynamic sampling, rounds until every group teaches something.
+
+        Metrics are those of the first round, so that they tell what the policy earns.
+        """
+        rollout, metrics = super().collect()
+        if not self.config.dynamic_sampling:
+            return rollout, metrics
+        rounds = 0
+        # All ranks go on as long as one of them has to: sampling may need the weights of each.
+        while rounds < self.config.dynamic_rounds and self.world.any(self._has_dull(rollout)):
+            spare, _ = super().collect()
+            rollout = replace_degenerate(rollout, spare, self.policy.pad_id)
+            rounds += 1
+        left = degenerate_fraction(rollout.rewards, rollout.group_size)
+        found = self.world.reduce({"rollout/groups_left_degenerate": left})
+        return rollout, metrics | found | {"rollout/further_rounds": float(rounds)}
+
+    @staticmethod
+    def _has_dull(rollout: Rollout) -> bool:
+        return bool(degenerate_groups(rollout.rewards, rollout.group_size).any())
+
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """What each vertex added to the IoU, relative to its group, on all of its tokens."""
         if not self.config.vertex_weight:
@@ -101,12 +133,10 @@ class GSPO(OnPolicyAgent):
 
     def credit(self, rollout: Rollout) -> Metrics:
         """Group-normalised rewards ``(N,)``, or ``(N, T)`` where vertices are credited."""
-        self._tokens_per_answer = rollout.free.sum().item() / len(rollout.free)
+        self._tokens_per_answer = self.mean_length(rollout.free)
         advantages = group_advantages(rollout.rewards, rollout.group_size, self._spread_floor)
         if rollout.token_rewards is not None:
-            advantages = (
-                advantages[:, None] + self.config.vertex_weight * rollout.token_rewards
-            )
+            advantages = advantages[:, None] + self.config.vertex_weight * rollout.token_rewards
         rollout.advantages = advantages
         return {}
 

@@ -72,6 +72,7 @@ class OnPolicyAgent(Agent):
         if config.kl_coefficient:  # copied before DeepSpeed cuts the weights up
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
+            self._reference.constraint = policy.constraint
         settings = OptimizerSettings(
             config.learning_rate, config.weight_decay, config.max_grad_norm, config.muon
         )
@@ -158,6 +159,10 @@ class OnPolicyAgent(Agent):
     def should_stop(self, metrics: Metrics) -> bool:
         """Whether to leave out the remaining epochs on this rollout."""
         return False
+
+    def mean_length(self, mask: Tensor) -> float:
+        """Tokens per answer of a whole rollout, given the ``(N, T)`` mask of this rank's share."""
+        return self.world.sum(mask.sum()).item() / (len(mask) * self.world.size)
 
     def _minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
         """Parts of a rollout, one per optimizer step: every ``minibatches``-th prompt.

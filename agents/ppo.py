@@ -1,15 +1,21 @@
-"""Proximal policy optimisation with a critic, one action per token (arXiv 1707.06347, 2203.02155)."""
+"""Proximal policy optimisation (arXiv 1707.06347) with a critic, one action per token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from agents.advantages import explained_variance, generalized_advantages, whiten
+from agents.advantages import (
+    explained_variance,
+    generalized_advantages,
+    masked_moments,
+    whiten,
+)
 from agents.kl_control import steer_coefficient
 from agents.least_squares import RidgeRegression
 from agents.losses import Metrics, kl_estimates
@@ -50,7 +56,7 @@ class PPOConfig(OnPolicyConfig):
     """A value head on the policy's hidden states, or on those of a copy of the whole model."""
     critic_layer: int = 0
     """Units of a hidden layer of the value head; 0 for a linear one."""
-    critic_rate: float = 10.0
+    critic_rate: float = 3.0
     """How many times faster the value head learns than the policy."""
     fit_critic: bool = True
     """Spend the first update on fitting the value head to its rollout by least squares. As long as
@@ -119,10 +125,9 @@ class PPO(OnPolicyAgent):
         """Values, returns and advantages of every token."""
         config = self.config
         assert rollout.token_rewards is not None
-        answers = len(rollout.tokens)
         self._lengths = {
-            "all": rollout.mask.sum().item() / answers,
-            "free": rollout.free.sum().item() / answers,
+            "all": self.mean_length(rollout.mask),
+            "free": self.mean_length(rollout.free),
         }
         penalty, metrics = self._divergence(rollout)
         rewards = rollout.token_rewards - penalty
@@ -132,11 +137,15 @@ class PPO(OnPolicyAgent):
         advantages, rollout.returns = generalized_advantages(
             rewards, rollout.values, rollout.mask, config.gamma, config.lam
         )
-        rollout.advantages = whiten(advantages, rollout.free) if config.whiten else advantages
-        return metrics | {
-            "explained_variance": explained_variance(rollout.values, rollout.returns, rollout.mask),
-            "value": rollout.values.sum().item() / (answers * self._lengths["all"]),
-        }
+        if config.whiten:
+            advantages = whiten(advantages, rollout.free, self.world.sum)
+        rollout.advantages = advantages
+        value, _ = masked_moments(rollout.values, rollout.mask, self.world.sum)
+        metrics["value"] = value.item()
+        metrics["explained_variance"] = explained_variance(
+            rollout.values, rollout.returns, rollout.mask, self.world.sum
+        )
+        return metrics
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """Clipped objective of the policy plus the critic's clipped squared error."""
@@ -197,13 +206,14 @@ class PPO(OnPolicyAgent):
             rewards, nothing, rollout.mask, self.config.gamma, 1.0
         )
         head = self.critic.head
-        regression = RidgeRegression(len(head.weight), self.policy.device)
+        regression = RidgeRegression(head.width, self.policy.device)
         for part, _ in self._forward_parts(rollout):
             assert part.returns is not None
             real = part.mask.bool()
-            hidden = self.critic.hidden(self._score(self.policy, part), part)
-            regression.add(head.features(hidden[real]), part.returns[real])
-        head.start_from(regression, RIDGE)
+            features = self.engine.forward(partial(self._features, part))
+            regression.add(features[real], part.returns[real])
+        with self.engine.whole_weights(change=True):
+            head.start_from(*regression.solve(RIDGE, self.world.sum))
 
     def _divergence(self, rollout: Rollout) -> tuple[Tensor, Metrics]:
         """KL divergence to the reference at every token times its weight, ``(N, T)``."""
@@ -212,7 +222,7 @@ class PPO(OnPolicyAgent):
         reference = self._reference
         found = self._measure(rollout, lambda part: self._score(reference, part).log_probs)
         divergence = kl_estimates(rollout.old_log_probs, found, "k1") * rollout.mask
-        per_answer = divergence.sum(-1).mean().item()
+        per_answer = self.world.sum(divergence.sum(-1).mean()).item() / self.world.size
         penalty = self.kl_coefficient * divergence
         metrics = {"reference_kl": per_answer, "kl_coefficient": self.kl_coefficient}
         if self.config.target_kl:
@@ -220,24 +230,16 @@ class PPO(OnPolicyAgent):
                 self.kl_coefficient,
                 per_answer,
                 self.config.target_kl,
-                len(rollout.tokens) / self.config.kl_horizon,
+                self.world.size * len(rollout.tokens) / self.config.kl_horizon,
             )
         return penalty, metrics
 
     def _values(self, part: Rollout) -> Tensor:
         return self.critic.values(self._score(self.policy, part), part)
 
+    def _features(self, part: Rollout) -> Tensor:
+        return self.critic.head.features(self.critic.hidden(self._score(self.policy, part), part))
+
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
         return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
-
-    @torch.no_grad()
-    def _measure(self, rollout: Rollout, measure: Callable[[Rollout], Tensor]) -> Tensor:
-        """Something of every token of a rollout, ``(N, T)``, found in parts that fit memory."""
-        found = torch.zeros_like(rollout.old_log_probs)
-        start = 0
-        for part, _ in self._forward_parts(rollout):
-            count, width = part.tokens.shape
-            found[start : start + count, :width] = measure(part)
-            start += count
-        return found

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.least_squares import RidgeRegression
 from agents.policy import TokenScores, VLMPolicy
 from agents.rollout import Rollout
 
@@ -30,11 +29,13 @@ class ValueHead(nn.Module):
         """
         super().__init__()
         self.rate = rate
+        # Not to be asked of the weights, of which a rank may hold a part only (ZeRO-3).
+        self.width = hidden_width or width
         self.layer: nn.Module = nn.Identity()
         if hidden_width:
             self.layer = nn.Sequential(nn.Linear(width, hidden_width), nn.SiLU())
         # A vector and not a (1, D) matrix, which Muon would take for a hidden one.
-        self.weight = nn.Parameter(torch.zeros(hidden_width or width))
+        self.weight = nn.Parameter(torch.zeros(self.width))
         self.bias = nn.Parameter(torch.zeros(1))
 
     def features(self, hidden: Tensor) -> Tensor:
@@ -47,9 +48,8 @@ class ValueHead(nn.Module):
         return self.rate * ((self.features(hidden) * self.weight).sum(-1) + self.bias)
 
     @torch.no_grad()
-    def start_from(self, regression: RidgeRegression, ridge: float) -> None:
-        """Take over the weights that a regression of returns on features found."""
-        weight, bias = regression.solve(ridge)
+    def start_from(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over what a regression of returns on the features found."""
         self.weight.copy_(weight / self.rate)
         self.bias.copy_(bias / self.rate)
 

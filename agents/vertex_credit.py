@@ -7,7 +7,6 @@ the end of a vertex and the start of the next, or a vertex may take six.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,12 +76,19 @@ class TokenAligner:
         beginnings = [list(tokens[: count + 1]) for count in range(len(tokens))]
         decoded = self.tokenizer.batch_decode(beginnings, skip_special_tokens=True)
         # An unfinished character is decoded as a replacement: only what stays has been written.
-        agreed = [len(commonprefix([beginning, text])) for beginning in decoded]
+        agreed = [_common_length(beginning, text) for beginning in decoded]
         return np.maximum.accumulate(np.array(agreed, dtype=np.int64))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
+
+
+def _common_length(first: str, second: str) -> int:
+    """Characters that two texts have in common from their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    differing = (place for place, (one, other) in pairs if one != other)
+    return next(differing, min(len(first), len(second)))
 
 
 def completing_tokens(

@@ -82,7 +82,7 @@ def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Co
     rate = config.learning_rate / 3
     console.print(
         f"Muon needs whole matrices, which DeepSpeed cuts up: AdamW is used, at a third of the "
-        f"learning rate ({rate:.3g}). --gspo.no-muon or --cloning.no-muon sets both as you like."
+        f"learning rate ({rate:.3g}). With Muon turned off the rate is taken as given."
     )
     return replace(config, muon=False, learning_rate=rate)  # type: ignore[type-var]
 

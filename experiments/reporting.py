@@ -101,7 +101,7 @@ def plot_learning(metrics: list[dict[str, Any]], path: Path) -> None:
         ("Well-formed, degenerate groups", ["rollout/valid", "rollout/degenerate_groups"]),
     ]
     for axis, (title, names) in zip(axes.flat, panels, strict=True):
-        _plot_panel(axis, metrics, title, names)
+        plot_panel(axis, metrics, title, names)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -114,7 +114,7 @@ def plot_cloning(metrics: list[dict[str, Any]], path: Path) -> None:
         ("Held-out scenes", ["eval/greedy_giou", "eval/well_formed"]),
     ]
     for axis, (title, names) in zip(axes, panels, strict=True):
-        _plot_panel(axis, metrics, title, names)
+        plot_panel(axis, metrics, title, names)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -138,7 +138,8 @@ def plot_seeds(runs: list[list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def _plot_panel(axis: Any, metrics: list[dict[str, Any]], title: str, names: list[str]) -> None:
+def plot_panel(axis: Any, metrics: list[dict[str, Any]], title: str, names: list[str]) -> None:
+    """Curves of some metrics over updates, as far as they were logged."""
     for name in names:
         points = [(row["update"], row[name]) for row in metrics if name in row]
         if points:

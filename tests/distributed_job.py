@@ -17,11 +17,11 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.distributed import World, join_world, leave_world
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy import VLMPolicy
+from agents.ppo import PPO, PPOConfig
 
 UPDATES, HALF = 5, 3
 
 KINDS = {
-    "plain-1": (None, 1),
     "plain-2": (None, 2),
     "zero1-1": ("zero1", 1),
     "zero2-1": ("zero2", 1),
@@ -34,25 +34,37 @@ RESUMED = {"zero2-2": "zero3-2", "zero3-2": "zero3-2", "plain-2": "zero2-2"}
 """Training of which the checkpoint is resumed, and as what."""
 
 
-def make_agent(folder, name):
+def make_agent(folder, choice=None, minibatches=2):
     """A GSPO agent on the policy that the test saved."""
-    choice, minibatches = KINDS[name]
+    config = GSPOConfig(minibatches=minibatches, kl_coefficient=0.01, **settings(folder, choice))
+    return GSPO(VLMPolicy.from_pretrained(folder / "policy"), make_env(config), config)
+
+
+def make_critical_agent(folder, choice):
+    """A PPO agent, which trains a critic beside the policy."""
+    config = PPOConfig(minibatches=1, epochs=2, **settings(folder, choice))
+    return PPO(VLMPolicy.from_pretrained(folder / "policy"), make_env(config), config)
+
+
+def settings(folder, choice):
+    """What all agents here have in common."""
     if choice == "zero3":  # the shipped configuration leaves parameters as small as these whole
         choice = str(folder / "zero3.json")
-    config = GSPOConfig(
-        prompts_per_update=4,
-        group_size=4,
-        minibatches=minibatches,
-        prompts_per_forward=1,
-        max_new_tokens=24,
-        learning_rate=3e-4,
-        muon=False,
-        deepspeed=choice,
-        kl_coefficient=0.01,
-    )
+    return {
+        "prompts_per_update": 4,
+        "group_size": 4,
+        "prompts_per_forward": 1,
+        "max_new_tokens": 24,
+        "learning_rate": 3e-4,
+        "muon": False,
+        "deepspeed": choice,
+    }
+
+
+def make_env(config):
+    """This rank's share of the questions."""
     rows = config.rows_of(World.current())
-    env = gym.make_vec("SimpleSeg-Scenes-v0", num_envs=rows, autoreset_mode="Disabled", size=64)
-    return GSPO(VLMPolicy.from_pretrained(folder / "policy"), env, config)
+    return gym.make_vec("SimpleSeg-Scenes-v0", num_envs=rows, autoreset_mode="Disabled", size=64)
 
 
 def learn(agent, updates=UPDATES, checkpoint=None):
@@ -99,12 +111,15 @@ def main(folder):
     """Train in every way; rank 0 writes metrics and weights."""
     join_world()
     for name in KINDS:
-        agent = make_agent(folder, name)
+        agent = make_agent(folder, *KINDS[name])
         keep(folder, name, agent, learn(agent, checkpoint=folder / "checkpoints" / name))
     for written, name in RESUMED.items():
-        agent = make_agent(folder, name)
+        agent = make_agent(folder, *KINDS[name])
         agent.load(folder / "checkpoints" / written)
         keep(folder, f"{written}-as-{name}", agent, learn(agent))
+    for choice in (None, "zero3"):
+        agent = make_critical_agent(folder, choice)
+        keep(folder, f"ppo-{choice}", agent, learn(agent))
     for choice in (None, "zero2"):
         keep(folder, f"cloning-{choice}", *clone(choice=choice))
     leave_world()

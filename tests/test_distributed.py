@@ -91,7 +91,7 @@ def alone(folder):
     """Metrics and weights of the same trainings in one process, by the number of minibatches."""
     found = {}
     for minibatches in (1, 2):
-        agent = job.make_agent(folder, f"plain-{minibatches}")
+        agent = job.make_agent(folder, None, minibatches)
         found[minibatches] = (job.learn(agent), job.weights_of(agent))
     return found
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_resumed_by_ranks_of_any_kind(written, name, trained, al
 
 @pytest.mark.parametrize("written", ["zero3-2", "zero2-2"])
 def test_a_checkpoint_of_two_ranks_is_resumed_by_one_process(written, trained, alone, folder):
-    agent = job.make_agent(folder, "plain-2")
+    agent = job.make_agent(folder)
     with warnings.catch_warnings(action="error"):  # nothing is lost
         agent.load(folder / "checkpoints" / written)
     rows, weights = alone[2]
@@ -137,6 +137,14 @@ def test_a_checkpoint_holds_an_ordinary_policy(trained, folder):
         for name in ("zero3-2", "plain-2")
     ]
     assert distance(*halves) < LIMIT
+
+
+@pytest.mark.parametrize("choice", [None, "zero3"])
+def test_a_critic_learns_on_two_ranks_too(choice, trained, folder):
+    agent = job.make_critical_agent(folder, None)
+    rows = job.learn(agent)
+    check_equal(trained[f"ppo-{choice}"], (rows, job.weights_of(agent)))
+    assert rows[-1]["train/explained_variance"] != 0
 
 
 @pytest.mark.parametrize("choice", [None, "zero2"])

@@ -169,9 +169,7 @@ def test_gspo_token_by_hand():
     assert metrics["clip_fraction"] == pytest.approx((0.5 + 1) / 2)
     loss.backward()
     # The gradient of a token is that of its own log-probability times the completion's ratio.
-    torch.testing.assert_close(
-        new.grad, torch.tensor([[0.0, math.exp(0.1) * 2.0 / 4], [0.0, 0.0]])
-    )
+    torch.testing.assert_close(new.grad, torch.tensor([[0.0, math.exp(0.1) * 2.0 / 4], [0.0, 0.0]]))
 
 
 def test_importance_weights_by_hand():

@@ -85,9 +85,9 @@ def test_parts_of_a_rollout_add_up_to_the_whole():
     given = (torch.zeros(2, 3), ADVANTAGES, MASK)
     whole, _ = token_mean_loss(NEW, *given, 0.2, 0.2)
     parts = [
-        token_mean_loss(
-            NEW[[row]], *(x[[row]] for x in given), 0.2, 0.2, tokens_per_answer=4 / 2
-        )[0]
+        token_mean_loss(NEW[[row]], *(x[[row]] for x in given), 0.2, 0.2, tokens_per_answer=4 / 2)[
+            0
+        ]
         for row in (0, 1)
     ]
     assert sum(parts).item() / 2 == pytest.approx(whole.item())

@@ -1,0 +1,88 @@
+"""What every experiment that trains an agent in an environment is told on its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from agents.distributed import World
+from agents.on_policy_config import OnPolicyConfig
+from experiments.constrained import GrammarOptions
+from experiments.policies import EMBEDDED, PrecisionChoice
+from experiments.trainer import EvaluationPlan
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from seg_env.registration import ENVIRONMENT_IDS
+
+
+@dataclass
+class TrainingArguments:
+    """Which policy learns what, and where the results go."""
+
+    env: str = "SimpleSeg-Scenes-v0"
+    """Environment id."""
+    policy: str = EMBEDDED
+    """``embedded``, a transformers folder, or a hub id."""
+    rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
+    """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
+    updates: int = 100
+    """Updates to make."""
+    grammar: GrammarOptions = field(default_factory=GrammarOptions)
+    """Which answers the policy can write."""
+    data_root: str | None = None
+    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    split: str = "train"
+    """Split to learn from."""
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    difficulty: str | None = None
+    """Of scenes: easy (default), medium, hard."""
+    image_size: int | None = None
+    """Side that pictures are letterboxed to; by default they keep their sizes."""
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    """What is measured before, during and after."""
+    precision: PrecisionChoice = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
+    deepspeed: str | None = None
+    """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
+    DeepSpeed configuration (JSON). By default every rank has all of it."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model; only for models you have read."""
+    checkpoint_every: int = 25
+    """Updates between checkpoints; the last two are kept."""
+    seed: int = 0
+    """Seed of the choice of scenes and of sampling."""
+    output_dir: Path = Path("runs/training")
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that are not left at their defaults."""
+        given = {
+            "split": self.split,
+            "rewards": " ".join(self.rewards),
+            "data_root": self.data_root,
+            "split_by": self.split_by,
+            "difficulty": self.difficulty,
+            "image_size": self.image_size,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def open_environment(self, config: OnPolicyConfig, world: World) -> Any:
+        """The vector environment of a rank.
+
+        Raises:
+            ValueError: The id is not one of this project.
+        """
+        envs = gym.make_vec(
+            self.env,
+            num_envs=config.rows_of(world),
+            autoreset_mode="Disabled",
+            **self.environment(),
+        )
+        if not isinstance(envs, ReferringSegmentationVectorEnv):
+            raise ValueError(f"--env {self.env} is not one of {', '.join(ENVIRONMENT_IDS)}")
+        return envs

@@ -1,0 +1,186 @@
+"""GSPO's relatives as settings of the agent: losses, credit by vertex, dynamic sampling."""
+
+import numpy as np
+import pytest
+import torch
+from agents_fixtures import cloned_policy, same_parameters, scene_environment, small_inputs
+from identity_tasks import OneToken, TenVertices, digits_policy
+
+from agents.advantages import degenerate_fraction, group_advantages
+from agents.dynamic_sampling import join_prompts, replace_degenerate
+from agents.gspo import CLIPS, GSPO, TOKEN_LOSSES, GSPOConfig
+from agents.rollout import Rollout
+
+
+def make_agent(policy=None, env=None, **settings):
+    config = GSPOConfig(
+        **{
+            "prompts_per_update": 4,
+            "group_size": 4,
+            "max_new_tokens": 30,
+            "learning_rate": 1e-3,
+            "muon": False,
+            **settings,
+        }
+    )
+    return GSPO(policy or cloned_policy(), env or scene_environment(config), config)
+
+
+@pytest.mark.parametrize("loss", CLIPS)
+def test_every_loss_trains_and_reports_the_same_metrics(loss):
+    rows = []
+    agent = make_agent(loss=loss)
+    agent.learn(2, lambda update, metrics: rows.append(metrics))
+    assert not same_parameters(agent.policy, cloned_policy())
+    for row in rows:
+        assert all(np.isfinite(value) for value in row.values())
+        assert row["train/ratio_max"] >= 1
+        assert {"train/policy_loss", "train/clip_fraction", "train/approx_kl"} <= row.keys()
+
+
+def test_clips_are_those_of_the_loss_unless_given():
+    assert make_agent(loss="dapo").clips == (0.2, 0.28)
+    assert make_agent(loss="dapo", clip_high=0.5).clips == (0.2, 0.5)
+    assert make_agent(clip_low=0.0).clips == (0.0, 0.015)
+
+
+def test_gspo_token_without_vertices_has_the_loss_and_gradient_of_gspo():
+    found = []
+    for loss in ("gspo", "gspo_token"):
+        agent = make_agent(loss=loss, vertex_weight=0.0)
+        rollout, _ = agent.collect()
+        agent.credit(rollout)
+        # As if a step had been made since: ratios differ from 1, and some are clipped.
+        rollout.old_log_probs = rollout.old_log_probs + 0.1 * torch.sin(rollout.tokens)
+        value, metrics = agent.loss(agent._score(agent.policy, rollout), rollout)
+        value.backward()
+        gradients = [each.grad for each in agent.policy.model.parameters() if each.grad is not None]
+        found.append((value, torch.cat([each.flatten() for each in gradients]), metrics))
+    assert 0 < found[0][2]["clip_fraction"] < 1, "the case must show clipping"
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
+
+
+def test_dr_grpo_does_not_divide_by_the_spread():
+    agent = make_agent(loss="dr_grpo")
+    rollout, _ = agent.collect()
+    agent.credit(rollout)
+    groups = rollout.rewards.view(4, 4)
+    expected = (groups - groups.mean(1, keepdim=True)).flatten()
+    torch.testing.assert_close(rollout.advantages, expected)
+
+
+def test_vertices_add_to_the_advantage_of_their_own_tokens():
+    agent = make_agent(
+        digits_policy(),
+        TenVertices(8),
+        prompts_per_update=1,
+        group_size=8,
+        max_new_tokens=20,
+        loss="gspo_token",
+        vertex_weight=0.5,
+        spread_floor=1.0,
+    )
+    rollout, _ = agent.collect()
+    agent.credit(rollout)
+    texts = agent.policy.texts(rollout.tokens, rollout.mask)
+    earned = torch.tensor([agent.env.earned(0, text) for text in texts])
+    assert earned.sum() > 0, "the case must show a vertex"
+    whole = group_advantages(rollout.rewards, 8, 1.0)
+    expected = whole[:, None] + 0.5 * (earned - earned.mean())  # spreads are below the floor
+    torch.testing.assert_close(
+        rollout.advantages, expected.float().repeat_interleave(2, dim=1), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", [loss for loss in CLIPS if loss not in TOKEN_LOSSES])
+def test_a_loss_with_one_advantage_per_answer_cannot_credit_vertices(loss):
+    with pytest.raises(ValueError, match=f"vertex_weight=0.5 with loss='{loss}'.*gspo_token"):
+        make_agent(loss=loss, vertex_weight=0.5)
+
+
+def rollout_of(policy, rewards, first_prompt, width):
+    """A rollout of groups of two answers with given rewards, which tell whose they are."""
+    rewards = torch.tensor(rewards)
+    prompts = len(rewards) // 2
+    inputs = policy.prepare(
+        [np.zeros((16, 16, 3), np.uint8)] * prompts,
+        ["it " * (first_prompt + i) for i in range(prompts)],
+    )
+    tokens = torch.full((len(rewards), width), 7) + torch.arange(len(rewards))[:, None]
+    mask, zeros = torch.ones_like(tokens), torch.zeros(len(rewards), width)
+    return Rollout(inputs, tokens, mask, mask, zeros, zeros, rewards, token_rewards=zeros + 1)
+
+
+def test_groups_that_teach_nothing_are_replaced_by_others():
+    policy = digits_policy()
+    rollout = rollout_of(policy, [0.5, 0.5, 0.1, 0.2, 0.0, 0.0, 1.0, 1.0], 1, width=3)
+    spare = rollout_of(policy, [0.3, 0.3, 0.4, 0.6, 0.7, 0.9], 20, width=5)
+    filled = replace_degenerate(rollout, spare, policy.pad_id)
+    np.testing.assert_allclose(filled.rewards, [0.1, 0.2, 0.5, 0.5, 0.4, 0.6, 0.7, 0.9])
+    assert filled.prompts == 4
+    assert filled.mask.sum(-1).tolist() == [3, 3, 3, 3, 5, 5, 5, 5]
+    assert filled.tokens.shape == filled.token_rewards.shape == (8, 5)
+    texts = policy.tokenizer.batch_decode(filled.inputs["input_ids"], skip_special_tokens=True)
+    assert [text.count("it") for text in texts] == [2, 1, 21, 22]
+    assert replace_degenerate(spare, rollout, policy.pad_id).rewards.tolist() == pytest.approx(
+        [0.4, 0.6, 0.7, 0.9, 0.1, 0.2]
+    )
+
+
+def test_a_spare_rollout_that_teaches_nothing_either_changes_nothing():
+    policy = digits_policy()
+    rollout = rollout_of(policy, [0.5, 0.5, 0.1, 0.2], 1, width=3)
+    assert replace_degenerate(rollout, rollout_of(policy, [1.0, 1.0], 1, 3), 0) is rollout
+
+
+def test_joined_prompts_are_scored_as_each_by_itself():
+    policy = cloned_policy()
+    first, second = (
+        small_inputs(policy),
+        policy.prepare(
+            [np.full((20, 30, 3), 90, np.uint8)],
+            ["What is the object to the left of the tiny arrow"],
+        ),
+    )
+    joined = join_prompts(first, second, policy.pad_id)
+    tokens = torch.arange(20, 28).view(4, 2)
+    whole = policy.score(joined, tokens, torch.ones_like(tokens)).log_probs
+    parts = [
+        policy.score(inputs, rows, torch.ones_like(rows)).log_probs
+        for inputs, rows in ((first, tokens[:3]), (second, tokens[3:]))
+    ]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_prepared_in_other_shapes_are_refused():
+    policy = cloned_policy()
+    first = small_inputs(policy)
+    second = first | {"pixel_values": first["pixel_values"][..., :-1]}
+    with pytest.raises(ValueError, match=r"pixel_values of two batches.*image_size"):
+        join_prompts(first, second, 0)
+
+
+def test_dynamic_sampling_collects_until_every_group_teaches_or_gives_up():
+    def collected(rounds):
+        agent = make_agent(
+            digits_policy(),
+            OneToken(8 * 4),
+            prompts_per_update=8,
+            max_new_tokens=1,
+            dynamic_sampling=True,
+            dynamic_rounds=rounds,
+        )
+        return agent.collect()
+
+    rollout, metrics = collected(20)
+    # Every tenth answer is right, so that most groups of four are all wrong.
+    assert metrics["rollout/degenerate_groups"] > 0.3
+    assert metrics["rollout/groups_left_degenerate"] == 0
+    assert 0 < metrics["rollout/further_rounds"] < 20
+    assert degenerate_fraction(rollout.rewards, 4) == 0
+    assert rollout.prompts == 8
+    rollout, metrics = collected(1)
+    assert metrics["rollout/further_rounds"] == 1
+    assert 0 < metrics["rollout/groups_left_degenerate"] < metrics["rollout/degenerate_groups"]
+    assert rollout.prompts == 8
