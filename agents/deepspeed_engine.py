@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.distributed import World, join_world
+from agents.distributed import join_world
 from agents.engine import Engine, OptimizerSettings
 from agents.optim import adamw
 from agents.optimizer_state import MASTER, OptimizerState, usable_states
@@ -88,19 +88,20 @@ class DeepSpeedEngine(Engine):
                 "command line --gspo.no-muon) at about a third of the learning rate, or leave "
                 "--deepspeed out"
             )
-        join_world(deepspeed=True)
-        self.module, self.settings, self.world = module, settings, World.current()
         self._parameters = {
             name: each for name, each in module.named_parameters() if each.requires_grad
         }
         dtype = next(iter(self._parameters.values())).dtype
         self._keeps_master = dtype != torch.float32
         config = read_configuration(choice, settings, dtype)
+        self.module, self.settings = module, settings
+        self.world = join_world(deepspeed=True)
         self._stage: int = config["zero_optimization"]["stage"]
         optimizer = adamw(self._parameters.values(), settings.learning_rate, settings.weight_decay)
-        self._engine, *_ = deepspeed.initialize(
-            model=PassThrough(module), optimizer=optimizer, config=config
-        )
+        with _local_rank():
+            self._engine, *_ = deepspeed.initialize(
+                model=PassThrough(module), optimizer=optimizer, config=config
+            )
         self._zero = self._engine.optimizer
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
@@ -250,3 +251,19 @@ def read_configuration(
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape of a parameter of which this rank may hold a part only."""
     return getattr(parameter, "ds_shape", parameter.shape)
+
+
+@contextmanager
+def _local_rank() -> Iterator[None]:
+    """Tell DeepSpeed its device by the variable that it insists on, also without a launcher.
+
+    Afterwards it is gone again: processes started by this one would take it for a launcher's.
+    """
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]

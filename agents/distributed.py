@@ -7,7 +7,6 @@ Started plainly a run is one process and nothing here talks to anybody. Started 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,12 +132,16 @@ def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> Worl
     if not all(name in os.environ for name in LAUNCHED):
         if not deepspeed:
             return World()
-        os.environ |= dict(zip(LAUNCHED, ("0", "1", "0", "127.0.0.1", _free_port()), strict=True))
+        # Not through variables: processes started by this one would take them for a launcher's.
+        where: dict[str, Any] = {"rank": 0, "world_size": 1}
+        where["store"] = dist.HashStore()  # type: ignore[attr-defined]
+    else:
+        where = {}
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Metrics and messages travel through gloo, so that they need no accelerator.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, **where)
     return World.current()
 
 
@@ -156,9 +159,3 @@ def is_lost_peer(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(word in str(error).lower() for word in ("gloo", "connection", "nccl"))
     )
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

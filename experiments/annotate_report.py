@@ -112,7 +112,7 @@ def markdown(report: dict[str, Any], job: Job) -> str:
     """The report as text."""
     pictures, objects, done = report["pictures"], report["objects"], report["this_run"]
     shards = report["shards"]
-    speed = done["pictures"] / done["seconds"] if done["pictures"] else 0.0
+    speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
     lines = [
         "# Annotation",
         "",

@@ -60,7 +60,7 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
             raise
         raise SystemExit(
             f"rank {world.rank}: another process of this run is gone, so this one ends "
-            f"({str(error).splitlines()[0]}). Why it ended is told by its own messages. The same "
+            f"({str(error).split('. ')[0]}). Why it ended is told by its own messages. The same "
             "command with --resume goes on from the last checkpoint."
         ) from error
     leave_world()
