@@ -3,6 +3,7 @@
 After Stable-Baselines3's identity environments. Answers are digits: nothing else may be written.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ DIGITS = "0123456789"
 IMAGE = np.zeros((16, 16, 3), dtype=np.uint8)
 
 
-class IdentityTask:
+class IdentityTask(ABC):
     """What an agent needs of a vector environment, for questions without a picture."""
 
     questions: tuple[str, ...]
@@ -33,9 +34,9 @@ class IdentityTask:
     def unwrapped(self):
         return self
 
+    @abstractmethod
     def earned(self, question, text):
         """What each vertex of an answer earns."""
-        raise NotImplementedError
 
     def reset(self, options):
         self.asked = options["indices"]

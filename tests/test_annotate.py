@@ -83,8 +83,6 @@ def test_training_reads_the_records(web):
 
 @pytest.mark.parametrize(("container", "form"), [("jsonl", "rle"), ("parquet", "rings")])
 def test_exact_masks(web, tmp_path, container, form):
-    if container == "parquet":
-        pytest.importorskip("pyarrow")
     job = Job(web[0].source, *TRUTH, container=container, form=form, split="extra")
     manifest = annotate(job, tmp_path)
     name = "parquet" if container == "parquet" else "jsonl"

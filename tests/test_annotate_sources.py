@@ -11,11 +11,13 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import pyarrow
 import pytest
 from annotate_fixtures import encoded, tar_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from seg_env.data.annotate import ImageSource, RawPicture, Reason, Rejected, load_stage
 from seg_env.data.annotate.pictures import Limits, open_picture
@@ -203,8 +205,6 @@ def test_a_folder_of_pictures_with_texts(tmp_path):
 
 
 def test_parquet_with_pictures(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     image = encoded()
     laion = [{"key": "7", "jpg": image, "caption": "a cat", "url": "http://x", "status": "success"}]
     laion += [{**laion[0], "key": "8", "jpg": None, "status": "failed"}]
@@ -219,8 +219,6 @@ def test_parquet_with_pictures(tmp_path):
 
 
 def test_corrupt_parquet_costs_the_row_group_only(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     rows = [{"image": encoded(seed=n), "key": str(n)} for n in range(9)]
     table = pyarrow.Table.from_pylist(rows)
@@ -240,8 +238,6 @@ def test_corrupt_parquet_costs_the_row_group_only(tmp_path):
 
 
 def test_parquet_of_addresses_says_what_to_do(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"url": ["http://x"], "text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="img2dataset"):
         read(load_stage(f'parquet{{"path": "{tmp_path}"}}', ImageSource))

@@ -14,8 +14,6 @@ from experiments.benchmark_train_report import LEGS, summarize
 from experiments.benchmark_train_work import SHAPES, Pool, Work, make_policy
 from seg_env.tasks import question
 
-pytest.importorskip("trl")
-
 WORK = Work("small", 20, 6, 2, 2, "float32", "sdpa", "cpu", seed=0)
 
 

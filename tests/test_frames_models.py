@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as oracle
 
 from seg_env.frames import (
     FAMILIES,
@@ -64,7 +65,6 @@ def test_pixels_come_back_from_text_within_half_a_step(family, image_size, trian
     st.integers(1, 4000),
 )
 def test_resizing_is_that_of_the_processor(size, factor, least, more):
-    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     settings = ResizeSettings(factor, least * factor**2, (least + more) * factor**2)
     if max(size) > 200 * min(size):
         with pytest.raises(ValueError, match="200"):
@@ -85,8 +85,7 @@ def test_resizing_with_the_settings_that_the_models_ship(size, resized):
 
 
 def test_settings_are_read_from_a_processor():
-    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    processor = module.Qwen2VLImageProcessorPil(min_pixels=784, max_pixels=78400, patch_size=16)
+    processor = oracle.Qwen2VLImageProcessorPil(min_pixels=784, max_pixels=78400, patch_size=16)
     settings = ResizeSettings.from_processor(processor)
     assert settings == ResizeSettings(factor=32, min_pixels=784, max_pixels=78400)
     pixels = processor(np.zeros((333, 500, 3), np.uint8), return_tensors="np")["image_grid_thw"]

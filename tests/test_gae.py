@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common import buffers
 
 from agents.advantages import explained_variance, generalized_advantages, masked_moments, whiten
 
@@ -67,9 +68,6 @@ def test_equals_the_definition(seed, gamma, lam):
 
 def test_equals_stable_baselines3():
     """One environment of its buffer plays all answers, one after the other."""
-    buffers = pytest.importorskip(
-        "stable_baselines3.common.buffers", reason="the oracle; in the extra [test]"
-    )
     rewards, values, mask = random_case(0)
     real = mask.bool()
     count = int(mask.sum())

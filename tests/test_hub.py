@@ -3,7 +3,9 @@
 import json
 import sys
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 from data_trees import (
     BESIDE,
@@ -18,13 +20,11 @@ from data_trees import (
     box_mask,
     write_photo,
 )
+from pyarrow import parquet
 
 from seg_env.data import Parquet, open_dataset
 from seg_env.data.export import run_lengths
 from seg_env.geometry.rle import Rle
-
-pyarrow = pytest.importorskip("pyarrow", reason="the extra [hub] is not installed")
-parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def picture(tmp_path, **how):
@@ -189,7 +189,6 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_through_datasets(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
     rows = [moondream_row(picture(tmp_path), SQUARE_MASK)]
     write(tmp_path / "v.parquet", rows)
     cache = str(tmp_path / "cache")

@@ -1,6 +1,7 @@
 """Run lengths: COCO's order and strings, and what is refused."""
 
 import numpy as np
+import pycocotools.mask as coco
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,6 @@ def test_union(parts):
 
 
 def test_strings_are_pycocotools_strings():
-    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for density in (0.0, 0.01, 0.3, 0.9, 1.0):
         for size in ((1, 1), (7, 5), (48, 64), (300, 2)):

@@ -23,8 +23,6 @@ from seg_env.data.scenes import Scenes
 from seg_env.grammar import decode
 from seg_env.tasks import PROMPTS, answer, question
 
-pytest.importorskip("trl")
-
 SCENES = Scenes("train", length=6, size=64)
 COARSE = {"epsilon": 0.03, "decimals": 1, "pad": True}
 """Short answers."""
