@@ -194,11 +194,12 @@ class OnPolicyAgent(Agent):
         """One optimizer step; its metrics are those of all ranks."""
         found: list[Metrics] = []
         shares: list[float] = []
-        for part, share in self._forward_parts(minibatch):
+        for prompts in self._forward_parts(minibatch):
             found.append({})
-            shares.append(share)
+            shares.append(len(prompts) / minibatch.prompts)
+            part = minibatch.select(prompts)
             loss = self.engine.forward(partial(self._objective, part, found[-1]))
-            self.engine.backward(loss * share)
+            self.engine.backward(loss * shares[-1])
         norm = self.engine.step(learning_rate)
         return self.world.reduce(combine(found, shares)) | {"grad_norm": norm}
 
@@ -216,21 +217,23 @@ class OnPolicyAgent(Agent):
             metrics["reference_kl"] = penalty.item()
         return loss
 
-    def _forward_parts(self, rollout: Rollout) -> Iterator[tuple[Rollout, float]]:
-        """Parts small enough for one forward pass, each with its share of the prompts."""
-        everything = torch.arange(rollout.prompts, device=self.policy.device)
-        for prompts in everything.split(self.config.prompts_per_forward or rollout.prompts):
-            yield rollout.select(prompts), len(prompts) / rollout.prompts
+    def _forward_parts(self, rollout: Rollout) -> Iterator[Tensor]:
+        """Prompts few enough for one forward pass; those with answers of like length together.
+
+        An answer is computed to the length of the longest one beside it, so this spares padding.
+        """
+        longest = rollout.mask.sum(-1).view(rollout.prompts, -1).amax(-1)
+        order = longest.argsort(stable=True)
+        yield from order.split(self.config.prompts_per_forward or rollout.prompts)
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout, measure: Callable[[Rollout], Tensor]) -> Tensor:
         """Something of every token of a rollout, ``(N, T)``, found in parts that fit memory."""
         found = torch.zeros_like(rollout.sampler_log_probs)
-        start = 0
-        for part, _ in self._forward_parts(rollout):
-            count, width = part.tokens.shape
-            found[start : start + count, :width] = self.engine.forward(partial(measure, part))
-            start += count
+        for prompts in self._forward_parts(rollout):
+            part = rollout.select(prompts)
+            measured = self.engine.forward(partial(measure, part))
+            found[rollout.rows(prompts), : part.tokens.shape[1]] = measured
         return found
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:

@@ -19,8 +19,9 @@ class OnPolicyConfig:
     """Optimizer steps per pass over a rollout; groups are never split."""
     epochs: int = 1
     """Passes over a rollout."""
-    prompts_per_forward: int = 0
-    """Prompts per forward pass of a rank, to bound memory; 0 takes its whole minibatch at once."""
+    prompts_per_forward: int = 4
+    """Prompts per forward pass of a rank: fewer bound memory, and spare padding since those with
+    answers of like length go together; 0 takes its whole minibatch at once."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup: float = 0.03

@@ -207,7 +207,7 @@ class PPO(OnPolicyAgent):
         )
         head = self.critic.head
         regression = RidgeRegression(head.width, self.policy.device)
-        for part, _ in self._forward_parts(rollout):
+        for part in map(rollout.select, self._forward_parts(rollout)):
             assert part.returns is not None
             real = part.mask.bool()
             features = self.engine.forward(partial(self._features, part))

@@ -52,10 +52,14 @@ class Rollout:
         """Answers per prompt, ``G``."""
         return len(self.tokens) // self.prompts
 
+    def rows(self, prompts: Tensor) -> Tensor:
+        """Rows of the answers to some prompts ``(b,)``, ``(b * G,)``."""
+        offsets = torch.arange(self.group_size, device=prompts.device)
+        return (prompts[:, None] * self.group_size + offsets).flatten()
+
     def select(self, prompts: Tensor) -> Rollout:
         """The part of the rollout that belongs to some prompts, by their indices ``(b,)``."""
-        offsets = torch.arange(self.group_size, device=prompts.device)
-        rows = (prompts[:, None] * self.group_size + offsets).flatten()
+        rows = self.rows(prompts)
         # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
         width = max(2, int(self.mask[rows].sum(-1).max()))
         chosen: dict[str, Tensor | None] = {}

@@ -11,6 +11,7 @@ weights sharded by FSDP, adapters by PEFT. What differs from `agents.gspo`:
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -236,8 +237,8 @@ class TRLGSPO(TrainerAgent):
                 f"minibatches={config.minibatches} on {world_size} processes: use a multiple of "
                 f"{parts}"
             )
-        rows = self.options.rows_per_forward or config.group_size * (
-            config.prompts_per_forward or prompts
+        rows = self.options.rows_per_forward or config.group_size * math.gcd(
+            config.prompts_per_forward, prompts
         )
         steps, left = divmod(prompts * config.group_size, rows)
         if left or not steps:

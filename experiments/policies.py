@@ -44,4 +44,4 @@ def choose_precision(choice: PrecisionChoice) -> Precision:
         return choice
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
