@@ -44,6 +44,32 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
     return (centred / group_spread(rewards, group_size)[:, None].clamp(min=spread_floor)).flatten()
 
 
+def against_others(rewards: Tensor, group_size: int) -> Tensor:
+    """Rewards minus the mean of what the other answers of the group earned at the same place.
+
+    A baseline that does not depend on the answer itself leaves policy gradients unbiased (RLOO,
+    arXiv 2402.14740, section 2.2).
+
+    Args:
+        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part;
+            the ``group_size`` answers of a prompt next to each other.
+        group_size: Answers per prompt, ``G``; a single answer has no others and stays as it is.
+
+    Returns:
+        ``(N, K)``.
+
+    Raises:
+        ValueError: ``N`` is not a multiple of ``G``.
+    """
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
+    if group_size == 1:
+        return rewards
+    groups = rewards.view(-1, group_size, rewards.shape[1])
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).view_as(rewards)
+
+
 def group_spread(rewards: Tensor, group_size: int) -> Tensor:
     """Standard deviation (with ``G - 1``) of the rewards of every group, ``(N / G,)``."""
     groups = _groups(rewards, group_size)

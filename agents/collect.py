@@ -1,4 +1,4 @@
-"""Collecting rollouts: questions are asked, groups of answers sampled and scored."""
+"""Collecting rollouts: questions are asked, groups of answers sampled and scored, turn by turn."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from agents.sampling import sample
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
-def collect_groups(
+def answer_groups(
     policy: VLMPolicy,
     env: ReferringSegmentationVectorEnv,
-    asked: NDArray[np.integer[Any]],
+    observations: Mapping[str, Any],
     group_size: int,
     *,
     max_new_tokens: int,
     temperature: float,
     noise: Tensor,
-) -> tuple[Rollout, list[str], Metrics]:
-    """Ask questions, sample a group of answers to each, and let the environment score them.
+) -> tuple[Rollout, list[str], NDArray[np.bool_], Metrics]:
+    """Sample a group of answers to each of ``B`` observations, and let the environment score them.
 
     Args:
         policy: Who answers.
-        env: Vector environment of ``len(asked) * group_size`` questions.
-        asked: ``(B,)`` indices of the samples asked about.
-        group_size: Answers per question, ``G``.
+        env: Vector environment of ``N = B * group_size`` open episodes.
+        observations: Its observations; those of a group are one and the same.
+        group_size: Answers per observation, ``G``.
         max_new_tokens: Longest answer.
         temperature: Of sampling.
-        noise: ``(B * G, max_new_tokens)`` in [0, 1), see `agents.sampling.sample`.
+        noise: ``(N, max_new_tokens)`` in [0, 1), see `agents.sampling.sample`.
 
     Returns:
-        The rollout, the texts of its answers, and metrics.
+        The rollout, the texts of its answers, which episodes have ended ``(N,)``, and metrics.
     """
-    observations, _ = env.reset(options={"indices": np.repeat(asked, group_size)})
     images, prompts = split_observations(observations)
     inputs = policy.prepare(images[::group_size], prompts[::group_size])
     answers = sample(
@@ -55,7 +54,7 @@ def collect_groups(
         noise=noise,
     )
     texts = policy.texts(answers.tokens, answers.mask)
-    _, earned, _, _, infos = env.step(texts)
+    _, earned, terminated, truncated, infos = env.step(texts)
     rollout = Rollout(
         inputs=inputs,
         tokens=answers.tokens,
@@ -65,20 +64,46 @@ def collect_groups(
         old_log_probs=answers.log_probs,
         rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
     )
-    return rollout, texts, _rollout_metrics(rollout, infos)
+    return rollout, texts, terminated | truncated, _rollout_metrics(rollout, infos)
+
+
+def choose_sources(
+    ended: NDArray[np.bool_], group_size: int, draws: NDArray[np.floating[Any]]
+) -> NDArray[np.int64]:
+    """Which episode each group goes on from: one of its own that has not ended.
+
+    All answers of a group's next turn start from one state, so that they can be compared with each
+    other and their prompt is computed once. A group whose episodes have all ended takes up one of
+    another group.
+
+    Args:
+        ended: ``(N,)``, which episodes have ended; not all of them.
+        group_size: Episodes per group, ``G``, next to each other.
+        draws: ``(N / G,)`` in [0, 1), one choice per group.
+
+    Returns:
+        ``(N,)`` episodes, the same ``G`` times.
+    """
+    everywhere = np.flatnonzero(~ended)
+    chosen = []
+    for group, draw in enumerate(draws):
+        own = everywhere[everywhere // group_size == group]
+        candidates = own if len(own) else everywhere
+        chosen.append(candidates[int(draw * len(candidates))])
+    return np.repeat(np.array(chosen, dtype=np.int64), group_size)
 
 
 def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
     """What the answers are like and what they earned."""
     spread = group_spread(rollout.rewards, rollout.group_size)
     metrics = {
-        "rollout/reward": rollout.rewards.mean().item(),
-        "rollout/iou": float(np.mean(infos["iou"])),
-        "rollout/valid": float(np.mean(infos["valid"])),
-        "rollout/vertices": float(np.mean(infos["num_vertices"])),
-        "rollout/tokens": rollout.mask.sum(-1).float().mean().item(),
-        "rollout/group_spread": spread.mean().item(),
-        "rollout/degenerate_groups": degenerate_fraction(rollout.rewards, rollout.group_size),
+        "reward": rollout.rewards.mean().item(),
+        "iou": float(np.mean(infos["iou"])),
+        "valid": float(np.mean(infos["valid"])),
+        "vertices": float(np.mean(infos["num_vertices"])),
+        "tokens": rollout.mask.sum(-1).float().mean().item(),
+        "group_spread": spread.mean().item(),
+        "degenerate_groups": degenerate_fraction(rollout.rewards, rollout.group_size),
     }
     rewards: Sequence[str] = [key for key in infos if key.startswith("reward/")]
-    return metrics | {f"rollout/{key}": float(np.mean(infos[key])) for key in rewards}
+    return metrics | {key: float(np.mean(infos[key])) for key in rewards}

@@ -10,27 +10,28 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.base import Agent, UpdateCallback
 from agents.checkpoints import read_checkpoint, write_checkpoint
-from agents.collect import collect_groups
+from agents.collect import answer_groups, choose_sources
 from agents.distributed import World, combine
 from agents.engine import OptimizerSettings, make_engine
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
 from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
 from agents.optim import cosine_with_warmup
 from agents.policy import TokenScores, VLMPolicy
-from agents.rollout import Rollout
+from agents.rollout import Rollout, join
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
@@ -120,25 +121,58 @@ class OnPolicyAgent(Agent):
                 on_update(self.update, metrics)
 
     def collect(self) -> tuple[Rollout, Metrics]:
-        """Ask this rank's prompts, sample a group of answers to each, and let them be scored."""
-        config, share = self.config, self.config.prompts_of(self.world)
+        """Ask this rank's prompts, sample a group of answers to each, and let them be scored.
+
+        Where episodes have several turns, one answer of every group is carried on to the next turn,
+        in which a group of answers to what came of it is sampled; and so on. A turn's answers are
+        credited with what the turn earned. The rollout has the groups of all turns.
+
+        Returns:
+            The rollout, and metrics; those of later turns are named ``rollout/turn_2/...``.
+        """
+        config = self.config
         self.policy.model.eval()
         # Every rank draws for all of them and takes its part.
         asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
-        shape = (config.prompts_per_update, config.group_size, config.max_new_tokens)
-        noise = torch.rand(shape, generator=self._generator)[share].flatten(0, 1)
+        asked = asked[config.prompts_of(self.world)].repeat(config.group_size)
+        observations, _ = self.env.reset(options={"indices": asked})
+        whole: Rollout | None = None
+        metrics: Metrics = {}
+        turn = 0
+        while True:
+            turn += 1
+            rollout, ended, found = self._answer(observations)
+            whole = rollout if whole is None else join(whole, rollout, self.policy.pad_id)
+            name = "rollout" if turn == 1 else f"rollout/turn_{turn}"
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            # All ranks go on together or not at all.
+            if self.world.any(bool(ended.all())):
+                return whole, self.world.reduce(metrics)
+            draws = self._draw().numpy()
+            observations = self.env.fork(choose_sources(ended, config.group_size, draws).tolist())
+
+    def _answer(self, observations: Mapping[str, Any]) -> tuple[Rollout, NDArray[Any], Metrics]:
+        """One turn: groups of answers to observations, and which episodes have ended."""
+        config = self.config
+        noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
         with self.whole_weights():
-            rollout, texts, metrics = collect_groups(
+            rollout, texts, ended, metrics = answer_groups(
                 self.policy,
                 self.env,
-                asked[share],
+                observations,
                 config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
                 noise=noise.to(self.policy.device),
             )
         self.place_rewards(rollout, texts)
-        return rollout, self.world.reduce(metrics)
+        return rollout, ended, metrics
+
+    def _draw(self, *shape: int) -> Tensor:
+        """Uniform noise in [0, 1) for each of this rank's prompts, ``(prompts, *shape)``."""
+        whole = (self.config.prompts_per_update, *shape)
+        share = self.config.prompts_of(self.world)
+        return torch.rand(whole, generator=self._generator)[share]
 
     def train(self, rollout: Rollout, learning_rate: float) -> Metrics:
         """Learn from a rollout: ``epochs * minibatches`` optimizer steps; returns mean metrics."""
@@ -218,12 +252,13 @@ class OnPolicyAgent(Agent):
         return loss
 
     def _forward_parts(self, rollout: Rollout) -> Iterator[Tensor]:
-        """Prompts few enough for one forward pass; those with answers of like length together.
+        """Prompts few enough for one forward pass; those of like length, with answers, together.
 
-        An answer is computed to the length of the longest one beside it, so this spares padding.
+        All are computed to the length of the longest beside them, so this spares padding.
         """
-        longest = rollout.mask.sum(-1).view(rollout.prompts, -1).amax(-1)
-        order = longest.argsort(stable=True)
+        answers = rollout.mask.sum(-1).view(rollout.prompts, -1).amax(-1)
+        asked = rollout.inputs["attention_mask"].sum(-1)
+        order = (asked + rollout.group_size * answers).argsort(stable=True)
         yield from order.split(self.config.prompts_per_forward or rollout.prompts)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.advantages import (
+    against_others,
     explained_variance,
     generalized_advantages,
     masked_moments,
@@ -40,6 +41,9 @@ class PPOConfig(OnPolicyConfig):
     credit: Literal["answer", "vertex"] = "answer"
     """Where rewards arise: on the last token of an answer, or on the token that completes each
     vertex, which earns what the vertex added to the reward. They sum to the same."""
+    relative: bool = True
+    """Take rewards relative to what the other answers of the group earned at the same place: the
+    critic need not guess how hard a question is."""
     epochs: int = 2
     """Passes over a rollout."""
     clip_low: float = 0.2
@@ -111,15 +115,21 @@ class PPO(OnPolicyAgent):
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """On the last token of every answer, or on that of every vertex."""
+        group_size = rollout.group_size if self.config.relative else 1
         if self.config.credit == "vertex":
-            credits = credits_of(self.env, texts)
             rollout.token_rewards = place_credit(
-                self._aligner, rollout.tokens, rollout.mask, texts, credits
+                self._aligner,
+                rollout.tokens,
+                rollout.mask,
+                texts,
+                credits_of(self.env, texts),
+                group_size,
             )
             return
         rollout.token_rewards = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
         last = rollout.mask.sum(-1, keepdim=True).clamp(min=1) - 1
-        rollout.token_rewards.scatter_(1, last, rollout.rewards[:, None])
+        relative = against_others(rollout.rewards[:, None], group_size)
+        rollout.token_rewards.scatter_(1, last, relative)
 
     def credit(self, rollout: Rollout) -> Metrics:
         """Values, returns and advantages of every token."""

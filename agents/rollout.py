@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from agents.families import select_prompts
+from agents.families import TEXT_INPUTS, select_prompts
 
 
 @dataclass
@@ -67,4 +68,53 @@ class Rollout:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 chosen[field.name] = value[rows, :width] if value.ndim > 1 else value[rows]
-        return Rollout(inputs=select_prompts(self.inputs, prompts), **chosen)  # type: ignore[arg-type]
+        inputs = trim(select_prompts(self.inputs, prompts))
+        return Rollout(inputs=inputs, **chosen)  # type: ignore[arg-type]
+
+
+def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Prepared prompts without the padding on the left that all of them share."""
+    start = int(inputs["attention_mask"].any(dim=0).int().argmax())
+    return {
+        name: values[:, start:] if name in TEXT_INPUTS else values
+        for name, values in inputs.items()
+    }
+
+
+def join(first: Rollout, second: Rollout, pad_id: int) -> Rollout:
+    """Two rollouts of one group size and with the same fields as one."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    joined: dict[str, Tensor | None] = {}
+    for field in fields(Rollout):
+        parts = [getattr(rollout, field.name) for rollout in (first, second)]
+        if isinstance(parts[0], Tensor):
+            if parts[0].ndim > 1:
+                parts = [pad(part, (0, width - part.shape[1])) for part in parts]
+            joined[field.name] = torch.cat(parts)
+    inputs = join_prompts(first.inputs, second.inputs, pad_id)
+    return Rollout(inputs=inputs, **joined)  # type: ignore[arg-type]
+
+
+def join_prompts(
+    first: dict[str, Tensor], second: dict[str, Tensor], pad_id: int
+) -> dict[str, Tensor]:
+    """Prepared prompts of two batches as one, padded on the left.
+
+    Raises:
+        ValueError: The pictures of the two have been prepared in shapes that do not fit together.
+    """
+    width = max(len(inputs["input_ids"][0]) for inputs in (first, second))
+    joined = {}
+    for name in first:
+        parts = [first[name], second[name]]
+        if name in TEXT_INPUTS:
+            filler = pad_id if name == "input_ids" else 0
+            parts = [pad(part, (width - part.shape[1], 0), value=filler) for part in parts]
+        elif parts[0].shape[1:] != parts[1].shape[1:]:
+            raise ValueError(
+                f"{name} of two batches has shapes {tuple(parts[0].shape)} and "
+                f"{tuple(parts[1].shape)}: rollouts are joined from pictures of one shape, "
+                f"give the environment an image_size"
+            )
+        joined[name] = torch.cat(parts)
+    return joined

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.advantages import against_others
+
 
 class Credit(Protocol):
     """What an environment says of one answer, as `seg_env.envs.credit.VertexCredit` does."""
@@ -133,17 +135,39 @@ def place_credit(
     mask: Tensor,
     texts: Sequence[str],
     credits: Sequence[Credit],
+    group_size: int = 1,
 ) -> Tensor:
     """Rewards of vertices on the tokens that complete them.
 
-    Arguments are those of `completing_tokens`.
+    Arguments are those of `completing_tokens`, and
+
+    Args:
+        aligner: See there, also for the next four.
+        tokens: ``(N, T)``.
+        mask: ``(N, T)``.
+        texts: ``N`` answers.
+        credits: ``N`` credits.
+        group_size: Above 1, the first vertex earns what it did better than the first vertices of
+            the group's other answers, the second than the second ones, and so on; what others
+            earned with vertices that an answer lacks is set against its last token.
 
     Returns:
-        ``(N, T)`` float32; rows sum to the rewards of the answers.
+        ``(N, T)`` float32; rows sum to the rewards of the answers, or to the difference from the
+        mean reward of the group's others.
     """
     rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
     earned = np.concatenate([credit.rewards for credit in credits])
-    return scatter(mask, rows, places, earned)
+    if group_size == 1:
+        return scatter(mask, rows, places, earned)
+    counts = torch.tensor([len(credit.ends) for credit in credits])
+    real = torch.arange(int(counts.max())) < counts[:, None]  # (N, K)
+    padded = torch.zeros(real.shape, dtype=torch.float64)
+    padded[real] = torch.from_numpy(earned)
+    relative = against_others(padded, group_size)
+    placed = scatter(mask, rows, places, relative[real].numpy())
+    missing = (relative * ~real).sum(-1).to(placed)
+    last = mask.sum(-1, keepdim=True) - 1
+    return placed.scatter_add(1, last, missing[:, None])
 
 
 def place_improvements(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from torch import Tensor
 from agents.policy import VLMPolicy
 from agents.sampling import sample
 from experiments.questions import open_questions as open_questions
-from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
 
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
+
+_Standing = tuple[Outcome[Any], str, int]
+"""Where an episode stands, its last answer, and how many tokens that had."""
 
 
 @dataclass
@@ -87,14 +92,34 @@ def ask(
     Returns:
         The texts, those to one question next to each other, and how many tokens each one has.
     """
-    inputs = policy.prepare([q.image for q in questions], [q.prompt for q in questions])
+    return answer(
+        policy,
+        [{"image": question.image, "prompt": question.prompt} for question in questions],
+        temperature=temperature,
+        answers=answers,
+        max_new_tokens=max_new_tokens,
+        noise=noise,
+    )
+
+
+def answer(
+    policy: VLMPolicy,
+    observations: Sequence[Observation],
+    *,
+    temperature: float,
+    answers: int,
+    max_new_tokens: int,
+    noise: Tensor | None,
+) -> tuple[list[str], list[int]]:
+    """Answers to observations of single environments; as `ask`."""
+    images, prompts = ([one[key] for one in observations] for key in ("image", "prompt"))
     completions = sample(
         policy,
-        inputs,
+        policy.prepare(images, prompts),
         group_size=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        noise=noise,
+        noise=None if noise is None else noise.to(policy.device),
     )
     return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
 
@@ -103,6 +128,16 @@ def evaluate(
     policy: VLMPolicy,
     core: ReferringCore,
     indices: Sequence[int] | NDArray[np.integer[Any]],
+    **settings: Any,
+) -> Evaluation:
+    """Ask questions that are answered once and score the answers; as `evaluate_turns`."""
+    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
+
+
+def evaluate_turns(
+    policy: VLMPolicy,
+    rules: EpisodeRules[Any],
+    indices: Sequence[int] | NDArray[np.integer[Any]],
     *,
     temperature: float = 0.0,
     answers: int = 1,
@@ -110,37 +145,61 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Ask questions and score the answers.
+) -> list[Evaluation]:
+    """Play whole episodes and score where they stand after every turn.
 
     Args:
         policy: Who answers.
-        core: Who asks and scores.
+        rules: Who asks and scores, and what an episode consists of.
         indices: Which samples, ``n`` of them.
         temperature: 0 for greedy answers.
-        answers: Answers per question, ``k``.
+        answers: Episodes per question, ``k``.
         max_new_tokens: Longest answer.
         batch_size: Questions at a time.
         seed: Seed of sampling.
         on_batch: Called with the number of questions after every batch.
+
+    Returns:
+        One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
     """
     policy.model.eval()
     parts = []
     for start in range(0, len(indices), batch_size):
         some = [int(index) for index in indices[start : start + batch_size]]
-        questions = [core.ask(index) for index in some]
-        texts, lengths = ask(
-            policy,
-            questions,
-            temperature=temperature,
-            answers=answers,
-            max_new_tokens=max_new_tokens,
-            noise=question_noise(seed, some, answers, max_new_tokens).to(policy.device),
-        )
-        parts.append(_measure(core, questions, texts, lengths, answers))
+        noise = partial(question_noise, seed, some, answers, max_new_tokens)
+        speak = partial(answer, policy, temperature=temperature, max_new_tokens=max_new_tokens)
+        questions = [rules.core.ask(index) for index in some]
+        parts.append(_play(rules, questions, answers, speak, noise))
         if on_batch is not None:
             on_batch(len(questions))
-    return join(parts)
+    return join_turns(parts)
+
+
+def _play(
+    rules: EpisodeRules[Any],
+    questions: Sequence[Question],
+    answers: int,
+    speak: Callable[..., tuple[list[str], list[int]]],
+    noise: Callable[[int], Tensor],
+) -> list[Evaluation]:
+    """Episodes about one batch of questions; `answer` speaks, with the noise of a turn."""
+    episodes = [rules.begin(question) for question in questions for _ in range(answers)]
+    standing: list[Any] = [None] * len(episodes)
+    turns: list[Evaluation] = []
+    going = list(range(len(episodes)))
+    while going:
+        together = 1 if turns else answers  # at first all episodes of a question are alike
+        observations = [rules.observe(episodes[row]) for row in going[::together]]
+        texts, lengths = speak(
+            observations=observations, answers=together, noise=noise(len(turns))[going]
+        )
+        outcomes = rules.step([episodes[row] for row in going], texts)
+        for row, outcome, text, length in zip(going, outcomes, texts, lengths, strict=True):
+            episodes[row] = outcome.episode
+            standing[row] = outcome, text, length
+        turns.append(_measure(questions, standing, answers))
+        going = [row for row in going if not standing[row][0].terminated]
+    return turns
 
 
 def join(parts: Sequence[Evaluation]) -> Evaluation:
@@ -152,8 +211,16 @@ def join(parts: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
 
 
-def question_noise(seed: int, indices: Sequence[int], answers: int, max_new_tokens: int) -> Tensor:
-    """Noise of sampled answers that follows from the seed and the question alone.
+def join_turns(parts: Sequence[list[Evaluation]]) -> list[Evaluation]:
+    """As `join`, turn by turn; where episodes ended sooner their last evaluation stands."""
+    longest = max(len(turns) for turns in parts)
+    return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
+
+
+def question_noise(
+    seed: int, indices: Sequence[int], answers: int, max_new_tokens: int, turn: int = 0
+) -> Tensor:
+    """Noise of sampled answers that follows from the seed, the question and the turn alone.
 
     So answers are the same in batches of any size, on any rank, and after an interruption.
 
@@ -161,29 +228,30 @@ def question_noise(seed: int, indices: Sequence[int], answers: int, max_new_toke
         ``(n * answers, max_new_tokens)`` float32, uniform in [0, 1).
     """
     shape = (answers, max_new_tokens)
-    drawn = [np.random.default_rng([seed, index]).random(shape, np.float32) for index in indices]
+    later = [turn] if turn else []
+    drawn = [
+        np.random.default_rng([seed, index, *later]).random(shape, np.float32) for index in indices
+    ]
     return torch.from_numpy(np.concatenate(drawn))
 
 
 def _measure(
-    core: ReferringCore,
-    questions: Sequence[Question],
-    texts: Sequence[str],
-    lengths: Sequence[int],
-    answers: int,
+    questions: Sequence[Question], standing: Sequence[_Standing], answers: int
 ) -> Evaluation:
-    """Score one batch; the answers to a question stand next to each other."""
+    """Where the episodes of one batch stand; those of a question stand next to each other."""
+    outcomes = [outcome for outcome, _, _ in standing]
+    predictions = [outcome.answer.prediction for outcome in outcomes]
     repeated = [question for question in questions for _ in range(answers)]
-    scores = core.score(texts, repeated)
+    counted = overlaps(predictions, [question.sample.target for question in repeated])
     shape = (len(questions), answers)
-    counted = overlaps(scores.predictions, [question.sample.target for question in repeated])
+    texts = [text for _, text, _ in standing]
     return Evaluation(
         indices=np.array([question.index for question in questions]),
-        iou=scores.iou.reshape(shape),
+        iou=np.array([outcome.info["iou"] for outcome in outcomes]).reshape(shape),
         intersections=counted.intersections.reshape(shape),
         unions=counted.unions.reshape(shape),
-        valid=np.array([p.valid for p in scores.predictions]).reshape(shape),
-        vertices=np.array([sum(map(len, p.rings)) for p in scores.predictions]).reshape(shape),
-        tokens=np.array(lengths).reshape(shape),
-        texts=[list(texts[row * answers : (row + 1) * answers]) for row in range(len(questions))],
+        valid=np.array([outcome.info["valid"] for outcome in outcomes]).reshape(shape),
+        vertices=np.array([outcome.info["num_vertices"] for outcome in outcomes]).reshape(shape),
+        tokens=np.array([length for _, _, length in standing]).reshape(shape),
+        texts=[texts[row * answers : (row + 1) * answers] for row in range(len(questions))],
     )

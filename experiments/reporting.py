@@ -19,6 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROWS = (
+    ("greedy gIoU of the first answer", "first", "giou", 100),
     ("sampled gIoU (temperature 1)", "sampled", "giou", 100),
     ("greedy gIoU", "greedy", "giou", 100),
     ("greedy cIoU", "greedy", "ciou", 100),
@@ -30,36 +31,47 @@ ROWS = (
     ("vertices per outline", "greedy", "vertices", 1),
     ("tokens per answer", "greedy", "tokens", 1),
 )
-"""Rows of the table: label, which evaluation, which score, factor (100 for per cent)."""
+"""Rows of the table: label, which evaluation, which score, factor (100 for per cent).
+
+The first is for episodes of several turns only."""
 
 Evaluations = dict[str, Evaluation]
-"""``greedy`` and ``sampled`` evaluations of one policy."""
+"""``greedy`` and ``sampled`` evaluations of one policy; of several turns, also ``first``."""
 
 
 def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
     """What ``scores.json`` holds: summaries and paired gains with 95 % intervals.
 
     ``before`` and ``after`` give the greedy scores at their top level and those of sampled answers
-    under ``sampled``.
+    under ``sampled``. Where episodes have several turns they are those of the last one; ``first``
+    has the greedy ones of the first, and ``improvement`` what the others added to them.
     """
     gains = {}
     for kind in before:
         old, new = before[kind].iou.mean(axis=1), after[kind].iou.mean(axis=1)
         gain, low, high = paired_bootstrap_interval(giou, [old], [new])
         gains[kind] = {"giou": gain, "giou_interval": [low, high]}
-    summaries = [
-        {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
-        for side in (before, after)
-    ]
-    return {"before": summaries[0], "after": summaries[1], "gain": gains}
+    return {"before": _summary(before), "after": _summary(after), "gain": gains}
+
+
+def _summary(side: Evaluations) -> dict[str, Any]:
+    summary = {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
+    if "first" in side:
+        summary["first"] = side["first"].summary()
+        pair = [side["first"].iou.mean(axis=1)], [side["greedy"].iou.mean(axis=1)]
+        better, low, high = paired_bootstrap_interval(giou, *pair)
+        summary["improvement"] = {"giou": better, "giou_interval": [low, high]}
+    return summary
 
 
 def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """``(label, before, after, change)`` for every row of `ROWS`."""
     rows = []
     for label, kind, key, factor in ROWS:
+        if kind != "greedy" and kind not in scores["after"]:
+            continue
         old, new = (
-            factor * (scores[side] if kind == "greedy" else scores[side]["sampled"])[key]
+            factor * (scores[side] if kind == "greedy" else scores[side][kind])[key]
             for side in ("before", "after")
         )
         change = f"{new - old:+.1f}"
@@ -94,7 +106,7 @@ def plot_learning(metrics: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
     panels = [
         ("Sampled answers", ["rollout/iou", "rollout/reward"]),
-        ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou"]),
+        ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou", "eval/first_giou"]),
         ("Reward terms", sorted({k for row in metrics for k in row if "reward/" in k})),
         ("Clip fraction, approximate KL", ["train/clip_fraction", "train/approx_kl"]),
         ("Entropy, group spread", ["train/entropy", "rollout/group_spread"]),

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from agents.base import Agent
 from agents.checkpoints import latest_checkpoint, write_policy
-from experiments.evaluation import Evaluation, open_questions
+from experiments.evaluation import Evaluation
 from experiments.files import write_atomically, write_json
 from experiments.launch import TERMINATED, Termination
 from experiments.progress import progress_bar
+from experiments.questions import open_rules
 from experiments.reporting import (
     Evaluations,
     markdown_table,
@@ -29,7 +30,7 @@ from experiments.reporting import (
     scores_of,
 )
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
-from experiments.together import evaluate_together
+from experiments.together import play_together
 
 
 @dataclass
@@ -73,7 +74,9 @@ class Run:
         if self.world.is_main:
             start_run(self.folder, args, resume=args.resume)
         plan = args.evaluation
-        self.core = open_questions(args.env, **{**args.environment(), "split": plan.split})
+        self.rules = open_rules(args.env, **{**args.environment(), "split": plan.split})
+        self.core = self.rules.core
+        self.turns = getattr(self.rules, "turns", 1)
         self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
         checkpoint = self.world.broadcast(checkpoint)
@@ -100,7 +103,10 @@ class Run:
         return before
 
     def evaluate(self, when: str) -> Evaluations:
-        """Greedy and sampled answers to all held-out questions."""
+        """Greedy and sampled answers to all held-out questions; of several turns the last counts.
+
+        Then ``first`` are the greedy answers of the first turn.
+        """
         plan = self.args.evaluation
         with progress_bar(self.console) as progress:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
@@ -108,17 +114,17 @@ class Run:
             def advance(count: int) -> None:
                 progress.advance(task, count * self.world.size)
 
-            return {
-                "greedy": self._ask(self.questions, 0.0, 1, advance),
-                "sampled": self._ask(self.questions, 1.0, plan.answers, advance),
-            }
+            greedy = self._ask(self.questions, 0.0, 1, advance)
+            sampled = self._ask(self.questions, 1.0, plan.answers, advance)
+        found = {"greedy": greedy[-1], "sampled": sampled[-1]}
+        return found | ({"first": greedy[0]} if self.turns > 1 else {})
 
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
-    ) -> Evaluation:
-        return evaluate_together(
+    ) -> list[Evaluation]:
+        return play_together(
             self.agent,
-            self.core,
+            self.rules,
             questions,
             temperature=temperature,
             answers=answers,
@@ -163,10 +169,14 @@ class Run:
         if not plan.every or update % plan.every:
             return {}
         some = self.questions[: plan.curve_questions]
-        return {
-            "eval/greedy_giou": float(self._ask(some, 0.0, 1).iou.mean()),
-            "eval/sampled_giou": float(self._ask(some, 1.0, 1).iou.mean()),
+        greedy, sampled = self._ask(some, 0.0, 1), self._ask(some, 1.0, 1)
+        curve = {
+            "eval/greedy_giou": float(greedy[-1].iou.mean()),
+            "eval/sampled_giou": float(sampled[-1].iou.mean()),
         }
+        if self.turns > 1:
+            curve["eval/first_giou"] = float(greedy[0].iou.mean())
+        return curve
 
     def checkpoint(self, update: int) -> None:
         """Write a checkpoint and remove the oldest beyond those kept."""

@@ -14,7 +14,7 @@ from experiments.constrained import GrammarOptions
 from experiments.policies import EMBEDDED, PrecisionChoice
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-from seg_env.registration import ENVIRONMENT_IDS
+from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
 
 
 @dataclass
@@ -39,6 +39,10 @@ class TrainingArguments:
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     difficulty: str | None = None
     """Of scenes: easy (default), medium, hard."""
+    turns: int | None = None
+    """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
+    refine_template: str | None = None
+    """Their prompt from the second outline on, with {question} and {outline}."""
     image_size: int | None = None
     """Side that pictures are letterboxed to; by default they keep their sizes."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
@@ -68,6 +72,8 @@ class TrainingArguments:
             "split_by": self.split_by,
             "difficulty": self.difficulty,
             "image_size": self.image_size,
+            "turns": self.turns,
+            "refine_template": self.refine_template,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -84,5 +90,6 @@ class TrainingArguments:
             **self.environment(),
         )
         if not isinstance(envs, ReferringSegmentationVectorEnv):
-            raise ValueError(f"--env {self.env} is not one of {', '.join(ENVIRONMENT_IDS)}")
+            known = ", ".join(ENVIRONMENT_IDS + REFINE_IDS)
+            raise ValueError(f"--env {self.env} is not one of {known}")
         return envs

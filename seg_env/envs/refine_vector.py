@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from seg_env.data.base import Dataset
+from seg_env.envs.credit import VertexCredit
 from seg_env.envs.refine_rules import RefineRules, find_refine_rules
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
@@ -31,6 +33,17 @@ class RefineVectorEnv(ReferringSegmentationVectorEnv):
 
     ```
     """
+
+    def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
+        """Not to be told: a turn earns an improvement, and may be an edit.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "vertices of a turn have no rewards of their own, as a turn earns what it improved: "
+            "credit whole answers here"
+        )
 
     def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> RefineRules:
         """What an episode consists of."""

@@ -191,6 +191,34 @@ class ReferringSegmentationVectorEnv(
             self._start_next(outcomes, infos)
         return self._observe(), rewards, terminated, truncated, infos
 
+    def fork(self, sources: Sequence[int]) -> BatchedObservation:
+        """Go on in every environment from where another one stands.
+
+        So a group of answers can be asked for from one state, whatever led there.
+
+        Args:
+            sources: ``N`` whole numbers: environment ``i`` takes over the episode of environment
+                ``sources[i]``, which goes on being its own as well.
+
+        Returns:
+            Batched observations.
+
+        Raises:
+            ResetNeeded: There is no episode yet.
+            ValueError: There are not ``N`` sources.
+            IndexError: There is no such environment.
+        """
+        if len(sources) != self.num_envs:
+            raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
+        wrong = [source for source in sources if not 0 <= source < self.num_envs]
+        if wrong:
+            raise IndexError(f"sources {wrong}, but environments are 0 to {self.num_envs - 1}")
+        episodes = self._current()
+        self._episodes = [episodes[source] for source in sources]
+        self._open = [self._open[source] for source in sources]
+        self._shown = [self._shown[source] for source in sources]
+        return self._observe()
+
     def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
         """How much of their reward whole answers earned with each of their vertices.
 
