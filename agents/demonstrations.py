@@ -81,20 +81,31 @@ def demonstrate(
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
     """
-    tokenizer, image_token = processor.tokenizer, processor.image_token
     dialogues = []
     for sample in samples:
         for task in tasks:
-            asked = chat_text(processor, question(sample, task)).split(image_token)[-1]
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad)
-            start = len(tokenizer(asked, add_special_tokens=False).input_ids)
-            text = asked + reply + tokenizer.eos_token
-            tokens = tokenizer(text, add_special_tokens=False).input_ids
-            dialogues.append(Dialogue(task, tuple(tokens), start))
-    inputs = prepare_inputs(processor, [samples[0].image], [question(samples[0], tasks[0])])
+            dialogues.append(write_dialogue(processor, task, question(sample, task), reply))
+    return show(processor, samples[0].image, dialogues)
+
+
+def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialogue:
+    """A question and its answer as tokens, in the policy's chat format."""
+    tokenizer = processor.tokenizer
+    before = chat_text(processor, asked).split(processor.image_token)[-1]
+    start = len(tokenizer(before, add_special_tokens=False).input_ids)
+    text = before + reply + tokenizer.eos_token
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    return Dialogue(task, tuple(tokens), start)
+
+
+def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]) -> Demonstration:
+    """A picture ``(H, W, 3) uint8`` with what is said about it."""
+    inputs = prepare_inputs(processor, [image], [""])
     tokens = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask")
-    end = len(tokens) - tokens[::-1].index(tokenizer.convert_tokens_to_ids(image_token))
+    image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    end = len(tokens) - tokens[::-1].index(image_id)
     arrays = {key: value.cpu().numpy().astype(np.float16) for key, value in inputs.items()}
     return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
 

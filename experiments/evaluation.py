@@ -22,7 +22,7 @@ from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 
 _Standing = tuple[Outcome[Any], str, int]
-"""Where an episode stands, its last answer, and how many tokens that had."""
+"""Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Evaluation:
     tokens: NDArray[np.int64]
     """Tokens of the answer."""
     texts: list[list[str]]
-    """The answers."""
+    """The answers; of several turns, the outlines they led to."""
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
@@ -196,7 +196,8 @@ def _play(
         outcomes = rules.step([episodes[row] for row in going], texts)
         for row, outcome, text, length in zip(going, outcomes, texts, lengths, strict=True):
             episodes[row] = outcome.episode
-            standing[row] = outcome, text, length
+            # An answer may be an edit; what it led to is an outline.
+            standing[row] = outcome, outcome.info.get("outline", text), length
         turns.append(_measure(questions, standing, answers))
         going = [row for row in going if not standing[row][0].terminated]
     return turns

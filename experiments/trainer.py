@@ -251,6 +251,8 @@ The target, the answer before and the answer after, on the first held-out questi
 
 
 def _status(metrics: dict[str, float]) -> str:
+    if "train/loss" in metrics:  # of behaviour cloning
+        return f"loss per token {metrics['train/loss']:.3f}"
     clipped = metrics.get("train/clip_fraction", float("nan"))
     return (
         f"reward {metrics['rollout/reward']:.3f}  IoU {metrics['rollout/iou']:.3f}  "

@@ -81,6 +81,32 @@ class TenVertices(IdentityTask):
         return [0.1 * float(text[i : i + 2] == self.outline[i : i + 2]) for i in starts]
 
 
+class TwoTurns(IdentityTask):
+    """Reward 1 for the digit asked for, in each of two turns with a question of its own."""
+
+    questions = ("circle",)
+    later = "star"
+    answers = "38"
+    tokens = vertex = 1
+
+    def earned(self, question, text):
+        return [float(text == self.answers[question])]
+
+    def reset(self, options):
+        self.turn = 0
+        return super().reset(options)
+
+    def step(self, texts):
+        self.asked = np.full(self.num_envs, self.turn)
+        *rest, done, truncated, infos = super().step(texts)
+        self.turn += 1
+        return *rest, done & (self.turn == 2), truncated, infos
+
+    def fork(self, sources):
+        prompts = [self.later] * len(sources)
+        return {"image": [IMAGE] * len(sources), "prompt": prompts}
+
+
 def digits_policy():
     """A policy with random weights that writes nothing but digits."""
     policy = small_policy()
@@ -123,3 +149,10 @@ def act(agent, task):
     prompts = list(task.questions)
     texts = agent.act({"image": [IMAGE] * len(prompts), "prompt": prompts})
     return float(np.mean([sum(agent.env.earned(i, text)) for i, text in enumerate(texts)]))
+
+
+def act_turns(agent):
+    """Rewards of the likeliest answers of `TwoTurns`, turn by turn."""
+    asked = (*TwoTurns.questions, TwoTurns.later)
+    texts = [agent.act({"image": IMAGE, "prompt": prompt})[0] for prompt in asked]
+    return [agent.env.earned(turn, text)[0] for turn, text in enumerate(texts)]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.advantages import (
+    against_others,
     degenerate_fraction,
     degenerate_groups,
     group_advantages,
@@ -120,3 +121,12 @@ def test_parts_that_do_not_split_into_groups_are_refused():
         segment_advantages(EARNED, ENDS, 3)
     with pytest.raises(ValueError, match=r"spread_floor=-1\.0"):
         segment_advantages(EARNED, ENDS, 2, -1.0)
+
+
+def test_rewards_against_the_mean_of_the_others():
+    rewards = torch.tensor([[1.0, 0.0], [2.0, 3.0], [6.0, 0.0], [5.0, 5.0], [5.0, 5.0], [5.0, 5.0]])
+    expected = torch.tensor([[-3.0, -1.5], [-1.5, 3.0], [4.5, -1.5], *[[0.0, 0.0]] * 3])
+    torch.testing.assert_close(against_others(rewards, 3), expected)
+    assert torch.equal(against_others(rewards, 1), rewards)
+    with pytest.raises(ValueError, match="do not split into groups of 4"):
+        against_others(rewards, 4)

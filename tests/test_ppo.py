@@ -26,6 +26,7 @@ def make_agent(policy=None, **settings):
             "max_new_tokens": 24,
             "learning_rate": 1e-3,
             "muon": False,
+            "relative": False,
             **settings,
         }
     )
@@ -58,7 +59,12 @@ def test_the_reward_of_an_answer_is_on_its_last_token():
 
 def test_rewards_of_vertices_are_on_the_tokens_that_complete_them():
     config = PPOConfig(
-        prompts_per_update=1, group_size=8, max_new_tokens=20, credit="vertex", muon=False
+        prompts_per_update=1,
+        group_size=8,
+        max_new_tokens=20,
+        credit="vertex",
+        muon=False,
+        relative=False,
     )
     agent = PPO(digits_policy(), TenVertices(8), config)
     rollout, _ = agent.collect()
@@ -76,6 +82,22 @@ def test_vertex_credit_is_another_placement_of_the_same_rewards():
     assert torch.equal(whole.tokens, apart.tokens)
     torch.testing.assert_close(whole.token_rewards.sum(-1), apart.token_rewards.sum(-1))
     assert not torch.equal(whole.token_rewards, apart.token_rewards)
+
+
+def test_relative_rewards_are_those_of_an_answer_minus_the_mean_of_the_others():
+    whole, relative = (make_agent(relative=flag).collect()[0] for flag in (False, True))
+    groups = whole.rewards.view(4, 4)
+    others = (groups.sum(1, keepdim=True) - groups) / 3
+    expected = (groups - others).flatten()
+    torch.testing.assert_close(relative.token_rewards.sum(-1), expected)
+    moved = (relative.token_rewards != whole.token_rewards).nonzero()
+    assert (moved[:, 1] == whole.mask.sum(-1)[moved[:, 0]] - 1).all()
+    vertices = make_agent(relative=True, credit="vertex", max_new_tokens=60).collect()[0]
+    groups = vertices.rewards.view(4, 4)
+    others = (groups.sum(1, keepdim=True) - groups) / 3
+    torch.testing.assert_close(
+        vertices.token_rewards.sum(-1), (groups - others).flatten(), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_divergence_from_the_warm_start_is_taken_from_the_reward_of_every_token():

@@ -142,6 +142,26 @@ def test_rewards_of_every_answer_keep_their_sum_whatever_the_offsets():
     assert placed[2, last[2]] == -0.25
 
 
+def test_vertices_can_be_compared_with_those_of_the_same_number():
+    tokenizer = build_tokenizer()
+    texts = ["[1][2]", "[3]", "[4][5]", "[6]"]
+    tokens, mask = tokens_of(tokenizer, texts)
+    given = [
+        credit([3, 6], [0.5, 0.25]),
+        credit([3], [0.75]),
+        credit([3, 6], [1.0, 0.0]),
+        credit([3], [0.0]),
+    ]
+    placed = place_credit(TokenAligner(tokenizer), tokens, mask, texts, given, group_size=2)
+    # "[1]" against "[3]", and "[2]" against nothing; what "[2]" earned is missing after "[3]",
+    # on top of what its only vertex did better, both on the end token.
+    first, second = 0.5 - 0.75, 0.25
+    assert placed[0].tolist() == pytest.approx([0, 0, first, 0, 0, 0, second])
+    assert placed[1].tolist() == pytest.approx([0, 0, 0, -first - second, 0, 0, 0])
+    assert placed[2].tolist() == pytest.approx([0, 0, 1.0, 0, 0, 0, 0])
+    assert placed[3].tolist() == pytest.approx([0, 0, 0, -1.0, 0, 0, 0])
+
+
 def test_improvements_leave_out_answers_that_were_not_taken_apart():
     tokenizer = build_tokenizer()
     texts = ["[1][2]", "oops"]
