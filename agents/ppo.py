@@ -44,7 +44,9 @@ class PPOConfig(OnPolicyConfig):
     relative: bool = True
     """Take rewards relative to what the other answers of the group earned at the same place: the
     critic need not guess how hard a question is."""
-    epochs: int = 2
+    learning_rate: float = 1.5e-4
+    """Peak learning rate."""
+    epochs: int = 1
     """Passes over a rollout."""
     clip_low: float = 0.2
     """Token ratios below ``1 - clip_low`` are clipped."""
@@ -52,8 +54,9 @@ class PPOConfig(OnPolicyConfig):
     """Token ratios above ``1 + clip_high`` are clipped."""
     gamma: float = 1.0
     """Discount per token; below 1 long answers would be worth less."""
-    lam: float = 0.95
-    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone."""
+    lam: float = 1.0
+    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone. A
+    critic that foresees little misleads below 1."""
     whiten: bool = True
     """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
     critic: CriticKind = "shared"
@@ -69,7 +72,7 @@ class PPOConfig(OnPolicyConfig):
     """Weight of the critic's loss."""
     value_clip: float = 0.2
     """How far a value may move on one rollout, in units of reward."""
-    kl_coefficient: float = 0.02
+    kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from, taken from every token's
     reward; 0 keeps no copy of it."""
     target_kl: float = 0.0

@@ -35,6 +35,8 @@ class Args(TrainingArguments):
 
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(credit="vertex"))
     """Settings of the algorithm."""
+    updates: int = 240
+    """Updates to make."""
     output_dir: Path = Path("runs/ppo")
     """Folder of the run."""
 

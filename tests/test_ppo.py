@@ -27,6 +27,9 @@ def make_agent(policy=None, **settings):
             "learning_rate": 1e-3,
             "muon": False,
             "relative": False,
+            "lam": 0.95,
+            "epochs": 2,
+            "kl_coefficient": 0.02,
             **settings,
         }
     )
