@@ -22,6 +22,7 @@ def arguments(policy, output, *more):
             *("--seed", "3", "--updates", "3", "--checkpoint-every", "1"),
             *("--ppo.prompts-per-update", "2", "--ppo.group-size", "3"),
             *("--ppo.max-new-tokens", "40", "--ppo.learning-rate", "1e-3"),
+            *("--ppo.kl-coefficient", "0.02"),
             *("--evaluation.questions", "4", "--evaluation.answers", "1"),
             *("--evaluation.every", "0", *more),
         ],
