@@ -18,7 +18,23 @@ class Study:
 # The validation split chose the settings, so it cannot judge them.
 _GSPO = ("experiments/run_gspo.py", "--evaluation.split", "test")
 
+_PPO = ("experiments/run_ppo.py", "--evaluation.split", "test")
+# All arms see as many answers: 60 updates of 32 questions with 8 answers each.
+_BUDGET = ("--updates", "60", "--evaluation.every", "20")
+
 STUDIES: dict[str, Study] = {
+    "agents": Study(
+        "Which agent makes most of 15,360 answers?",
+        {
+            "GSPO": (*_GSPO, *_BUDGET),
+            "GSPO-token, vertex credit": (
+                *(*_GSPO, *_BUDGET),
+                *("--gspo.loss", "gspo_token", "--gspo.vertex-weight", "1.0"),
+            ),
+            "PPO, one step": (*_PPO, *_BUDGET, "--ppo.credit", "answer"),
+            "PPO, vertex": (*_PPO, *_BUDGET, "--ppo.credit", "vertex"),
+        },
+    ),
     "constrained": Study(
         "Does it help to allow nothing but outlines?",
         {
