@@ -21,20 +21,23 @@ def demonstrate_refinement(
     questions: Sequence[Question],
     firsts: Sequence[str],
     *,
+    content: float,
     epsilon: float,
     decimals: int,
     pad: bool,
 ) -> list[Demonstration]:
-    """The first turn and the second one of ``N`` episodes, each with the true outline as answer.
+    """The first turn and the second one of ``N`` episodes, each with the answer to be given.
 
-    The second is asked about the outline of the first answer, as the environment draws and writes
-    it; it is left out where the first answer was none.
+    In the first turn that is the true outline. The second is asked about the outline of the first
+    answer, as the environment draws and writes it: the answer is ``done`` if it is good enough and
+    else the true outline. It is left out where the first answer was no outline.
 
     Args:
         policy: Whose processor is used.
         rules: What episodes consist of.
         questions: ``N`` questions.
         firsts: ``N`` first answers, the policy's own.
+        content: Mask IoU from which an outline is good enough.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
@@ -48,8 +51,11 @@ def demonstrate_refinement(
         truth = answer(
             start.question.sample, "text->mask", epsilon=epsilon, decimals=decimals, pad=pad
         )
-        episodes = [start, outcome.episode] if outcome.episode.outline is not None else [start]
-        for seen in map(rules.observe, episodes):
-            dialogue = write_dialogue(policy.processor, "text->mask", seen["prompt"], truth)
+        replies = [(start, truth)]
+        if outcome.episode.outline is not None:
+            replies.append((outcome.episode, "done" if outcome.info["iou"] >= content else truth))
+        for episode, reply in replies:
+            seen = rules.observe(episode)
+            dialogue = write_dialogue(policy.processor, "text->mask", seen["prompt"], reply)
             found.append(show(policy.processor, seen["image"], [dialogue]))
     return found

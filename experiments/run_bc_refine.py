@@ -1,9 +1,10 @@
 r"""Teach a policy to look again: behaviour cloning on the second turn of the refine environments.
 
 The policy answers questions as it can; then it is shown its own outline, drawn and written as the
-environment does, with the true one as the answer, and also the plain question with the true
-outline. The report compares the first answer with the last. What comes out is where ``run_gspo.py``
-can start in these environments, in which a policy that never saw a second turn earns nothing:
+environment does, and taught to say ``done`` if it was good and else to write the true one; and also
+the plain question with the true outline. The report compares the first answer with the last. What
+comes out is where ``run_gspo.py`` can start in these environments, in which a policy that never saw
+a second turn earns nothing:
 
     python experiments/run_bc_refine.py
     python experiments/run_gspo.py --env SimpleSegRefine-Scenes-v0 --turns 2 \
@@ -50,7 +51,7 @@ class Args(TrainingArguments):
     it was not taught as words."""
     cloning: BehaviorCloningConfig = field(
         default_factory=lambda: BehaviorCloningConfig(
-            batch_size=48, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
+            batch_size=32, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
         )
     )
     """Settings of behaviour cloning."""
@@ -58,6 +59,8 @@ class Args(TrainingArguments):
     """Optimizer steps."""
     scenes: int = 6000
     """Questions of the training split that are answered and then demonstrated."""
+    content: float = 0.5
+    """Mask IoU from which a first answer is good enough to say done."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
@@ -110,6 +113,7 @@ def own_demonstrations(
                 rules,
                 questions,
                 firsts,
+                content=args.content,
                 epsilon=args.epsilon,
                 decimals=args.decimals,
                 pad=True,

@@ -20,7 +20,7 @@ from experiments.questions import open_rules
 from seg_env.data.scenes import Scenes
 from seg_env.envs.refine import RefineEnv
 from seg_env.envs.refine_vector import RefineVectorEnv
-from seg_env.grammar import decode
+from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
 TEMPLATE = "{outline} {question}"
@@ -188,23 +188,32 @@ def test_measuring_episodes_equals_playing_them_one_by_one():
     assert len(turns) <= 3
 
 
-def test_demonstrations_show_the_policys_own_outline_and_the_true_one():
+def test_demonstrations_show_the_policys_own_outline_and_what_to_do_about_it():
     policy = cloned_policy()
     rules = open_rules(REFINE, split="train", size=64, turns=2, refine_template=TEMPLATE)
     questions = [rules.core.ask(index) for index in range(3)]
     first = "[[[0.10,0.10],[0.90,0.10],[0.50,0.80]]]"
     found = demonstrate_refinement(
-        policy, rules, questions, [first, "no outline", first], epsilon=0.03, decimals=1, pad=True
+        policy,
+        rules,
+        questions,
+        [first, "no outline", encode(questions[2].sample.target.rings)],
+        content=0.9,
+        epsilon=0.03,
+        decimals=1,
+        pad=True,
     )
     assert len(found) == 5  # there is nothing to look at again after "no outline"
-    asked = []
+    asked, replies = [], []
     for demonstration in found:
         (dialogue,) = demonstration.dialogues
         tokens = list(dialogue.tokens)
         asked.append(policy.tokenizer.decode(tokens[: dialogue.answer_start]))
-        reply = policy.tokenizer.decode(tokens[dialogue.answer_start :], skip_special_tokens=True)
-        assert decode(reply).valid
-    assert [first in text for text in asked] == [False, True, False, False, True]
+        answered = tokens[dialogue.answer_start :]
+        replies.append(policy.tokenizer.decode(answered, skip_special_tokens=True))
+    assert [first in text for text in asked] == [False, True, False, False, False]
+    assert replies.pop() == "done"  # the last first answer was perfect
+    assert all(decode(reply).valid for reply in replies)
     plain, drawn = (found[row].inputs["pixel_values"] for row in (0, 1))
     assert (plain != drawn).any(), "the outline is drawn"
 
