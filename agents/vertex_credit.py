@@ -139,10 +139,8 @@ def place_credit(
 ) -> Tensor:
     """Rewards of vertices on the tokens that complete them.
 
-    Arguments are those of `completing_tokens`, and
-
     Args:
-        aligner: See there, also for the next four.
+        aligner: As in `completing_tokens`, also the next four.
         tokens: ``(N, T)``.
         mask: ``(N, T)``.
         texts: ``N`` answers.

@@ -201,7 +201,8 @@ def test_settings_become_those_of_trl(tmp_path):
 
 
 def test_processes_share_out_a_rollout():
-    agent = TRLGSPO(small_policy(), questions(), replace(CONFIG, prompts_per_update=12))
+    config = replace(CONFIG, prompts_per_update=12, prompts_per_forward=0)
+    agent = TRLGSPO(small_policy(), questions(), config)
     assert agent.share_out(2) == {
         "per_device_train_batch_size": 6,
         "gradient_accumulation_steps": 1,
