@@ -176,7 +176,12 @@ def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
 
 
 def plot_before_after(
-    core: ReferringCore, before: Evaluation, after: Evaluation, path: Path, count: int = 12
+    core: ReferringCore,
+    before: Evaluation,
+    after: Evaluation,
+    path: Path,
+    count: int = 12,
+    names: tuple[str, str] = ("before", "after"),
 ) -> None:
     """Outlines of target, before and after on the first ``count`` questions, unselected."""
     columns, count = 3, min(count, len(before.indices))
@@ -188,8 +193,8 @@ def plot_before_after(
         question = core.ask(int(before.indices[number]))
         axis.imshow(_triple(core, question.index, before.texts[number][0], after.texts[number][0]))
         axis.set_title(
-            f"{question.sample.expression}: target · before {before.iou[number, 0]:.2f} · "
-            f"after {after.iou[number, 0]:.2f}",
+            f"{question.sample.expression}: target · {names[0]} {before.iou[number, 0]:.2f} · "
+            f"{names[1]} {after.iou[number, 0]:.2f}",
             fontsize=10,
         )
     for axis in axes.flat:

@@ -29,11 +29,15 @@ def plot_training(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw the critic, the distances and the clipping of a run over its updates.
 
     Args:
-        metrics: Rows of ``metrics.jsonl``; a panel whose metrics were not logged stays empty.
+        metrics: Rows of ``metrics.jsonl``; a panel whose metrics were not logged is left out.
         path: PNG to write.
     """
     figure, axes = plt.subplots(2, 4, figsize=(19, 7.5), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, PANELS, strict=True):
+    logged = {name for row in metrics for name in row}
+    panels = [(title, names) for title, names in PANELS if not logged.isdisjoint(names)]
+    for axis, (title, names) in zip(axes.flat, panels, strict=False):
         plot_panel(axis, metrics, title, names)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)

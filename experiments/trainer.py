@@ -29,6 +29,7 @@ from experiments.reporting import (
     rich_table,
     scores_of,
 )
+from experiments.reporting_turns import report_turns
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import play_together
 
@@ -230,7 +231,8 @@ def _write_report(run: Run, after: Evaluations, scores: dict[str, Any], title: s
     plot_before_after(
         run.core, run.before["greedy"], after["greedy"], run.folder / "before_after.png"
     )
-    write_atomically(run.folder / "report.md", _report(title, scores))
+    turns = report_turns(run.core, after, run.folder) if run.turns > 1 else ""
+    write_atomically(run.folder / "report.md", _report(title, scores) + turns)
 
 
 def _report(title: str, scores: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
 from experiments import run_bc_refine, run_gspo
-from experiments.evaluation import evaluate_turns
+from experiments.evaluation import Evaluation, evaluate_turns
 from experiments.questions import open_rules
+from experiments.reporting_turns import turns_table
 from seg_env.data.scenes import Scenes
 from seg_env.envs.refine import RefineEnv
 from seg_env.envs.refine_vector import RefineVectorEnv
@@ -251,8 +252,32 @@ def test_a_run_reports_what_the_second_turn_adds(tmp_path):
         after = found["after"]
         difference = after["giou"] - after["first"]["giou"]
         assert after["improvement"]["giou"] == pytest.approx(difference)
-        assert "first answer" in (tmp_path / folder / "report.md").read_text()
+        report = (tmp_path / folder / "report.md").read_text()
+        assert "first answer" in report
+        for name in ("turns.png", "first_last.png"):
+            assert f"({name})" in report
+            assert (tmp_path / folder / name).stat().st_size > 5000
         assert (tmp_path / folder / "policy" / "model.safetensors").exists()
+
+
+def test_the_report_tells_what_became_of_which_outlines():
+    first, last = (
+        Evaluation(
+            np.arange(4),
+            iou=np.array(iou)[:, None],
+            **dict.fromkeys(("intersections", "unions", "valid", "vertices", "tokens")),
+            texts=[[text] for text in texts],
+        )
+        for iou, texts in (([0.05, 0.6, 0.6, 1.0], "abcd"), ([0.45, 0.5, 0.6, 1.0], "xycd"))
+    )
+    assert turns_table(first, last).splitlines()[2:] == [
+        "| 0 to 0.1 | 1 | 100 % | 5.0 | 45.0 |",
+        "| 0.1 to 0.3 | 0 | – | – | – |",
+        "| 0.3 to 0.5 | 0 | – | – | – |",
+        "| 0.5 to 0.7 | 2 | 50 % | 60.0 | 50.0 |",
+        "| 0.7 to 1 | 1 | 0 % | – | – |",
+        "| all | 4 | 50 % | 32.5 | 47.5 |",
+    ]
 
 
 def test_a_single_turn_is_refused_where_two_are_taught(tmp_path):
