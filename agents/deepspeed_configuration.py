@@ -76,6 +76,4 @@ def read_configuration(
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("train_micro_batch_size_per_gpu", 1)
     config.setdefault("steps_per_print", 1_000_000_000)
-    # What DeepSpeed has not tested is `PartitionedHybridOptimizer`; test_distributed.py has.
-    config |= {"zero_allow_untested_optimizer": settings.muon}
     return config | {"managed_gradient_accumulation": False, "gradient_accumulation_steps": 1}

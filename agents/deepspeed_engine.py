@@ -30,6 +30,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
 
 import deepspeed  # noqa: E402  (looks for its accelerator when it is imported)
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -40,6 +41,8 @@ from deepspeed.utils import (  # noqa: E402
 # DeepSpeed would compile this extension, which only inference uses, when ranks first meet: behind a
 # lock that a killed process leaves locked for good.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# Otherwise it warns of an untested optimizer; test_distributed.py tests it.
+ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """State of AdamW beside its count of steps."""
