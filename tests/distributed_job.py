@@ -145,7 +145,7 @@ def main(folder):
             assert any(len(each.pieces) == 2 for each in agent.engine.hybrid.matrices)
         rows = clone(agent, folder / "checkpoints" / f"muon-{choice}")
         keep(folder, f"muon-{choice}", agent, rows)
-    for written in MUON:
+    for written in (None, "zero2"):
         agent = make_cloning_agent("zero2", **WITH_MUON)
         agent.load(folder / "checkpoints" / f"muon-{written}")
         keep(folder, f"muon-{written}-as-zero2", agent, clone(agent))

@@ -169,7 +169,7 @@ def test_muon_on_two_ranks(choice, trained, cloned):
     check_equal(trained[f"muon-{choice}"], cloned)
 
 
-@pytest.mark.parametrize("written", job.MUON)
+@pytest.mark.parametrize("written", [None, "zero2"])
 def test_a_checkpoint_of_muon_is_resumed_under_zero(written, trained, cloned):
     rows, weights = cloned
     resumed = trained[f"muon-{written}-as-zero2"]
