@@ -52,7 +52,7 @@ class BehaviorCloningConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     deepspeed: str | None = None
-    """Train by DeepSpeed: zero1, zero2, zero3, or the path of a configuration. Not with Muon."""
+    """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
     seed: int = 0
     """Seed of the order of pictures and questions."""
 

@@ -6,22 +6,22 @@ weights too. Importing this module imports DeepSpeed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from agents.deepspeed_configuration import read_configuration, zero_stage
 from agents.distributed import join_world
 from agents.engine import Engine, OptimizerSettings
 from agents.optim import adamw
 from agents.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.partitioned_optimizer import PartitionedHybridOptimizer
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -30,6 +30,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
 
 import deepspeed  # noqa: E402  (looks for its accelerator when it is imported)
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -40,9 +41,13 @@ from deepspeed.utils import (  # noqa: E402
 # DeepSpeed would compile this extension, which only inference uses, when ranks first meet: behind a
 # lock that a killed process leaves locked for good.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# Otherwise it warns of an untested optimizer; test_distributed.py tests it.
+ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 
-CONFIGURATIONS = Path(__file__).parent / "deepspeed"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""State of AdamW beside its count of steps."""
+MUON_MOMENTS = ("momentum_buffer",)
+"""State of Muon."""
 
 
 class PassThrough(nn.Module):
@@ -63,11 +68,15 @@ class PassThrough(nn.Module):
 
 
 class DeepSpeedEngine(Engine):
-    """`Engine` on DeepSpeed, with AdamW.
+    """`Engine` on DeepSpeed; stages 1 and 2 with Muon too.
 
-    Muon is not offered: it needs whole matrices, which ZeRO cuts up. DeepSpeed's own clips the norm
-    after orthogonalising, where it is that of the matrices' ranks and no gradient's, and scales
-    updates by ``sqrt(rows / columns)`` and not to AdamW's size.
+    Muon is ours and not DeepSpeed's own (0.19.8), which orthogonalises before it measures and clips
+    the norm: that is then the norm of orthogonal matrices, the square root of their ranks whatever
+    the gradients are, and cuts AdamW's gradients with it. Also its updates are scaled by
+    ``sqrt(max(1, rows / columns))`` and not to AdamW's size.
+
+    Attributes:
+        hybrid: The optimizer with Muon; None if AdamW is all there is.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings, choice: str) -> None:
@@ -75,18 +84,19 @@ class DeepSpeedEngine(Engine):
 
         Args:
             module: Trained in place.
-            settings: Of the optimizer; Muon must be off.
+            settings: Of the optimizer; Muon must be off at stage 3.
             choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a DeepSpeed configuration.
 
         Raises:
-            ValueError: Muon is on, or the configuration is not one of ZeRO.
+            ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
             FileNotFoundError: There is no such configuration.
         """
-        if settings.muon:
+        self._stage = zero_stage(choice)
+        if settings.muon and self._stage == 3:
             raise ValueError(
-                "Muon needs whole matrices, which DeepSpeed cuts up: use AdamW (muon=False, on the "
-                "command line --gspo.no-muon) at about a third of the learning rate, or leave "
-                "--deepspeed out"
+                "Muon needs whole matrices, of which no rank has even the weights at stage 3 of "
+                "ZeRO: use zero1 or zero2, or AdamW (muon=False, on the command line "
+                "--gspo.no-muon) at about a third of the learning rate"
             )
         self._parameters = {
             name: each for name, each in module.named_parameters() if each.requires_grad
@@ -96,13 +106,23 @@ class DeepSpeedEngine(Engine):
         config = read_configuration(choice, settings, dtype)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
-        self._stage: int = config["zero_optimization"]["stage"]
-        optimizer = adamw(self._parameters.values(), settings.learning_rate, settings.weight_decay)
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.hybrid = PartitionedHybridOptimizer(module, rate, decay) if settings.muon else None
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
-                model=PassThrough(module), optimizer=optimizer, config=config
+                model=PassThrough(module),
+                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay),
+                config=config,
             )
         self._zero = self._engine.optimizer
+        self._hidden: frozenset[str] = frozenset()
+        if self.hybrid is not None:
+            self.hybrid.locate(self.world)
+            names = {id(each): name for name, each in self._parameters.items()}
+            self._hidden = frozenset(names[id(each)] for each in self.hybrid.hidden)
+            # DeepSpeed would link states once the first group has been stepped, which leaves the
+            # other group without.
+            self._make_states(0)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """See `Engine.forward`."""
@@ -156,96 +176,62 @@ class DeepSpeedEngine(Engine):
     def state_dict(self) -> OptimizerState:
         """See `Engine.state_dict`: gathered from all ranks to the main one, a parameter at a time.
 
-        There are as many tensors of a parameter's size in main memory of the main rank as AdamW has
-        moments.
+        There are as many tensors of a parameter's size in main memory of the main rank as the
+        optimizer has moments.
         """
         step = self._step_count()
         states: OptimizerState = {}
         for name, parameter in self._parameters.items() if step else ():
-            found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            keys = self._moments_of(name)
+            found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
             if self._keeps_master:
                 found[MASTER] = safe_get_full_fp32_param(parameter)
             if self.world.is_main:
                 states[name] = {key: value.cpu() for key, value in found.items()}
-                states[name]["step"] = torch.tensor(float(step))
+                if keys is MOMENTS:
+                    states[name]["step"] = torch.tensor(float(step))
         return states
 
     def load_state_dict(self, state: OptimizerState) -> None:
         """See `Engine.load_state_dict`."""
-        found = usable_states(state, self._parameters.keys())
-        self._make_states(max((int(each["step"]) for each in found.values()), default=0))
+        found = usable_states(state, self._parameters.keys(), self._hidden)
+        steps = [int(each["step"]) for each in found.values() if "step" in each]
+        self._make_states(max(steps, default=int(bool(found))))
         for name, parameter in self._parameters.items():
             saved = found.get(name, {})
-            for key in MOMENTS:
+            for key in self._moments_of(name):
                 value = saved.get(key, torch.zeros(1).expand(_whole_shape(parameter)))
                 safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
             if self._keeps_master and MASTER in saved:
                 safe_set_full_fp32_param(parameter, saved[MASTER].to(parameter.device))
 
-    def _partitions(self) -> list[Tensor]:
-        """This rank's shares of the float32 weights, which AdamW steps."""
+    def _moments_of(self, name: str) -> tuple[str, ...]:
+        return MUON_MOMENTS if name in self._hidden else MOMENTS
+
+    def _partitions(self) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """This rank's shares of the float32 weights, and what the optimizer keeps of each."""
         if self._stage == 3:
-            return list(self._zero.fp32_partitioned_groups_flat)
-        return list(self._zero.single_partition_of_fp32_groups)
+            return [(each, MOMENTS) for each in self._zero.fp32_partitioned_groups_flat]
+        groups = zip(
+            self._zero.single_partition_of_fp32_groups,
+            self._zero.optimizer.param_groups,
+            strict=True,
+        )
+        return [(each, MUON_MOMENTS if group.get("hidden") else MOMENTS) for each, group in groups]
 
     def _step_count(self) -> int:
-        state = self._zero.optimizer.state.get(self._partitions()[0])
+        state = self._zero.optimizer.state.get(self._partitions()[0][0])
         return int(state["step"]) if state else 0
 
     def _make_states(self, step: int) -> None:
-        """What AdamW makes at its first step, so that there is something to load into."""
-        for partition in self._partitions():
+        """What the optimizer makes at its first step, so that there is something to load into."""
+        for partition, keys in self._partitions():
             state = self._zero.optimizer.state[partition]
             state["step"] = torch.tensor(float(step), device=partition.device)
-            for key in MOMENTS:
+            for key in keys:
                 state.setdefault(key, torch.zeros_like(partition))
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
-
-
-def read_configuration(
-    choice: str, settings: OptimizerSettings, dtype: torch.dtype
-) -> dict[str, Any]:
-    """A DeepSpeed configuration, completed by what the agent decides.
-
-    ``"auto"`` stands for the agent's value. Gradients are accumulated over whatever parts a batch
-    is split into, so DeepSpeed must not count them (``managed_gradient_accumulation``).
-
-    Args:
-        choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a JSON file.
-        settings: Of the optimizer.
-        dtype: Of the weights.
-
-    Raises:
-        ValueError: The file has an optimizer or a scheduler of its own, or is not one of ZeRO.
-        FileNotFoundError: There is no such file.
-    """
-    shipped = CONFIGURATIONS / f"{choice}.json"
-    path = shipped if shipped.exists() else Path(choice)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--deepspeed {choice}: no such file; give zero1, zero2, zero3, or the path of a "
-            "DeepSpeed configuration (JSON)"
-        )
-    config: dict[str, Any] = json.loads(path.read_text())
-    if found := {"optimizer", "scheduler"} & config.keys():
-        raise ValueError(f"{path} sets {', '.join(found)}, which is the agent's: remove it")
-    zero = config.get("zero_optimization", {})
-    if zero.get("stage") not in (1, 2, 3):
-        raise ValueError(
-            f"{path} has zero_optimization.stage {zero.get('stage')}: use 1, 2 or 3, or leave "
-            "--deepspeed out for plain data parallelism"
-        )
-    if config.get("gradient_clipping", "auto") == "auto":
-        config["gradient_clipping"] = settings.max_grad_norm
-    bf16 = config.setdefault("bf16", {})
-    if bf16.get("enabled", "auto") == "auto":
-        bf16["enabled"] = dtype == torch.bfloat16
-    zero.setdefault("overlap_comm", False)
-    config.setdefault("zero_force_ds_cpu_optimizer", False)
-    config.setdefault("train_micro_batch_size_per_gpu", 1)
-    config.setdefault("steps_per_print", 1_000_000_000)
-    return config | {"managed_gradient_accumulation": False, "gradient_accumulation_steps": 1}
 
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:

@@ -44,7 +44,7 @@ class OnPolicyConfig:
     """Where the scorer's log-probabilities differ from the sampler's, answers are weighted by their
     ratio, at most by this."""
     deepspeed: str | None = None
-    """Train by DeepSpeed: zero1, zero2, zero3, or the path of a configuration. Not with Muon."""
+    """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
     seed: int = 0
     """Seed of the choice of prompts and of sampling."""
 

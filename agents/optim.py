@@ -12,14 +12,16 @@ from agents.optimizer_state import MASTER, OptimizerState, usable_states
 
 BETAS = (0.9, 0.95)
 """Of AdamW."""
+MOMENTUM = 0.95
+"""Of Muon, with Nesterov's look ahead."""
 
 
 class HybridOptimizer:
     """Muon on hidden matrices and AdamW on everything else, stepped as one.
 
     Muon (Jordan 2024; update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names)
-    orthogonalises the momentum of two-dimensional hidden weights. Embeddings, norms, biases and
-    convolutions have no such structure and stay with AdamW.
+    orthogonalises the momentum of two-dimensional hidden weights. Embeddings, the output head,
+    norms, biases and convolutions have no such structure and stay with AdamW.
     """
 
     def __init__(
@@ -30,14 +32,7 @@ class HybridOptimizer:
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.optimizers: list[torch.optim.Optimizer] = [adamw(rest, learning_rate, weight_decay)]
         if hidden:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    hidden,
-                    learning_rate,
-                    weight_decay=weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.optimizers.append(moonlight_muon(hidden, learning_rate, weight_decay))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this rate from the next step on."""
@@ -88,17 +83,56 @@ def adamw(
     )
 
 
+def moonlight_muon(
+    matrices: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    *,
+    momentum: float = MOMENTUM,
+) -> torch.optim.Muon:
+    """The Muon that hidden matrices are trained by.
+
+    Its updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size
+    of AdamW's (arXiv 2502.16982, equation 4).
+
+    Args:
+        matrices: Each ``(rows, columns)``.
+        learning_rate: AdamW's.
+        weight_decay: Decoupled weight decay.
+        momentum: 0 to orthogonalise gradients as they are.
+    """
+    return torch.optim.Muon(
+        matrices,
+        learning_rate,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters as (hidden matrices for Muon, all others)."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    excluded = tables | {id(head.weight) for head in _output_heads(model)}
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        matrix = muon and parameter.ndim == 2 and id(parameter) not in tables
+        matrix = muon and parameter.ndim == 2 and id(parameter) not in excluded
         (hidden if matrix else rest).append(parameter)
     return hidden, rest
+
+
+def _output_heads(model: nn.Module) -> list[nn.Module]:
+    """What makes logits of hidden states, in every language model that there is inside."""
+    heads = [
+        module.get_output_embeddings()
+        for module in model.modules()
+        if hasattr(module, "get_output_embeddings")
+    ]
+    return [head for head in heads if head is not None]
 
 
 def cosine_with_warmup(

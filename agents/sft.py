@@ -7,7 +7,7 @@ launchers that TRL knows (``torchrun``, ``accelerate launch``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from agents.trl_trainer import TRAINER_PICKLE, TrainerAgent
 from agents.wording import Wording
 from seg_env.data.base import Dataset
 
+PAPER_BATCH = 256
+"""Questions in an update of the paper's fine-tuning, over all devices."""
 METRICS = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -38,7 +40,7 @@ class SupervisedFineTuningConfig:
     batch_size: int = 8
     """Questions per device and step; the paper's batch is 256 over all devices and steps."""
     accumulation: int = 1
-    """Steps whose gradients make one update."""
+    """Steps whose gradients make one update; see `with_papers_optimizer`."""
     tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
     """How often each task is asked, as ``name=weight``; the paper publishes no shares."""
     wording: Wording = "paper"
@@ -67,6 +69,29 @@ class SupervisedFineTuningConfig:
     """Processes that load pictures and trace outlines; 0 does it between the steps."""
     seed: int = 0
     """Seed of the order of samples, tasks and wordings."""
+
+
+def with_papers_optimizer(
+    config: SupervisedFineTuningConfig, world_size: int
+) -> SupervisedFineTuningConfig:
+    """Settings with the paper's optimizer: Muon, on 256 questions in every update.
+
+    Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
+
+    Args:
+        config: As given; ``accumulation`` follows from its ``batch_size``.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: 256 questions do not share out evenly.
+    """
+    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
+    if left or not accumulation:
+        raise ValueError(
+            f"batch_size={config.batch_size} on {world_size} processes does not share out the "
+            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
+        )
+    return replace(config, accumulation=accumulation, muon=True)
 
 
 class SupervisedFineTuning(TrainerAgent):

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 
+from agents.deepspeed_configuration import zero_stage
 from agents.distributed import World, is_lost_peer, join_world, leave_world
 
 TERMINATED = 128 + signal.SIGTERM
@@ -67,22 +68,27 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
 
 
 def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
-    """Settings of training under DeepSpeed: AdamW in place of Muon, at a third of the rate.
+    """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate.
 
     Args:
         config: As given.
         choice: What the command line says of DeepSpeed; None changes nothing.
         console: Where the change is told.
+
+    Raises:
+        ValueError: The configuration is not one of ZeRO.
+        FileNotFoundError: There is no such configuration.
     """
     if choice is None:
         return config
     config = replace(config, deepspeed=choice)  # type: ignore[type-var]
-    if not config.muon:
+    if not config.muon or zero_stage(choice) < 3:
         return config
     rate = config.learning_rate / 3
     console.print(
-        f"Muon needs whole matrices, which DeepSpeed cuts up: AdamW is used, at a third of the "
-        f"learning rate ({rate:.3g}). With Muon turned off the rate is taken as given."
+        f"Muon needs whole matrices, which stage 3 of ZeRO cuts up: AdamW is used, at a third of "
+        f"the learning rate ({rate:.3g}). With Muon turned off the rate is taken as given; stages "
+        "1 and 2 keep Muon."
     )
     return replace(config, muon=False, learning_rate=rate)  # type: ignore[type-var]
 

@@ -4,7 +4,7 @@ Started by run_bc.py. It leaves out of the paper's recipe: web pre-training, and
 sentence twice. `torchrun` in the place of `python` uses several devices.
 
     python experiments/run_bc.py --backend trl --env SimpleSeg-RefCOCO-v0 --data-root DATA
-    python experiments/run_bc.py --backend trl --policy FOLDER --sft.muon --sft.wording plain
+    torchrun --nproc_per_node 8 experiments/run_bc.py --backend trl --policy FOLDER --paper
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from rich.console import Console
 
 from agents.checkpoints import latest_checkpoint
 from agents.policy import VLMPolicy
-from agents.sft import SupervisedFineTuning, SupervisedFineTuningConfig
+from agents.sft import (
+    SupervisedFineTuning,
+    SupervisedFineTuningConfig,
+    with_papers_optimizer,
+)
 from experiments.evaluation import Evaluation, evaluate, open_questions
 from experiments.files import write_json
 from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
@@ -51,6 +55,9 @@ class Args:
     """Updates to make."""
     sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)
     """Settings of fine-tuning."""
+    paper: bool = False
+    """The paper's optimizer: Muon, and 256 questions in every update over all processes, from which
+    ``--sft.accumulation`` follows. Its rates are the defaults of ``--sft`` already."""
     data_root: str | None = None
     """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
     split: str = "train"
@@ -94,6 +101,8 @@ def main(args: Args) -> dict[str, Any]:
     console, start = Console(), time.perf_counter()
     first = os.environ.get("RANK", "0") == "0"
     args.sft.seed = args.seed
+    if args.paper:
+        args.sft = with_papers_optimizer(args.sft, int(os.environ.get("WORLD_SIZE", "1")))
     if first:
         start_run(args.output_dir, args, resume=args.resume)
     policy = open_for_training(args)

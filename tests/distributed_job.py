@@ -33,6 +33,11 @@ KINDS = {
 RESUMED = {"zero2-2": "zero3-2", "zero3-2": "zero3-2", "plain-2": "zero2-2"}
 """Training of which the checkpoint is resumed, and as what."""
 
+MUON = (None, "zero1", "zero2")
+"""How the trainings with Muon are shared out."""
+WITH_MUON = {"muon": True, "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
+"""Settings of those: gradients are several times as long as they may be."""
+
 
 def make_agent(folder, choice=None, minibatches=2):
     """A GSPO agent on the policy that the test saved."""
@@ -87,16 +92,26 @@ def weights_of(agent):
         return {name: value.detach().clone() for name, value in state.items()}
 
 
-def clone(updates=UPDATES, choice=None):
-    """A behaviour cloning agent that has learned a little."""
+def make_cloning_agent(choice=None, **changes):
+    """A behaviour cloning agent."""
     policy = small_policy()
     config = BehaviorCloningConfig(
-        batch_size=4, learning_rate=1e-4, muon=False, deepspeed=choice, **OUTLINES_ONLY
+        batch_size=4, deepspeed=choice, **OUTLINES_ONLY | {"learning_rate": 1e-4} | changes
     )
-    agent = BehaviorCloning(policy, scene_demonstrations(policy.processor, 8), config)
+    return BehaviorCloning(policy, scene_demonstrations(policy.processor, 8), config)
+
+
+def clone(agent, checkpoint=None):
+    """Let a behaviour cloning agent learn a little; returns the metrics of the updates."""
     rows = []
-    agent.learn(updates, lambda update, metrics: rows.append(metrics))
-    return agent, rows
+
+    def on_update(update, metrics):
+        rows.append(metrics)
+        if checkpoint is not None and update == HALF:
+            agent.save(checkpoint)
+
+    agent.learn(UPDATES, on_update)
+    return rows
 
 
 def keep(folder, name, agent, rows):
@@ -120,8 +135,20 @@ def main(folder):
     for choice in (None, "zero3"):
         agent = make_critical_agent(folder, choice)
         keep(folder, f"ppo-{choice}", agent, learn(agent))
-    for choice in (None, "zero2"):
-        keep(folder, f"cloning-{choice}", *clone(choice=choice))
+    agent = make_cloning_agent(muon=False)
+    keep(folder, "cloning-None", agent, clone(agent))
+    agent = make_cloning_agent("zero2", muon=False)
+    keep(folder, "cloning-zero2", agent, clone(agent))
+    for choice in MUON:
+        agent = make_cloning_agent(choice, **WITH_MUON)
+        if choice is not None:  # otherwise nothing of what is hard would be tested
+            assert any(len(each.pieces) == 2 for each in agent.engine.hybrid.matrices)
+        rows = clone(agent, folder / "checkpoints" / f"muon-{choice}")
+        keep(folder, f"muon-{choice}", agent, rows)
+    for written in (None, "zero2"):
+        agent = make_cloning_agent("zero2", **WITH_MUON)
+        agent.load(folder / "checkpoints" / f"muon-{written}")
+        keep(folder, f"muon-{written}-as-zero2", agent, clone(agent))
     leave_world()
 
 

@@ -149,8 +149,45 @@ def test_a_critic_learns_on_two_ranks_too(choice, trained, folder):
 
 @pytest.mark.parametrize("choice", [None, "zero2"])
 def test_behaviour_cloning_on_two_ranks(choice, trained):
-    agent, rows = job.clone()
-    check_equal(trained[f"cloning-{choice}"], (rows, job.weights_of(agent)))
+    agent = job.make_cloning_agent(muon=False)
+    check_equal(trained[f"cloning-{choice}"], (job.clone(agent), job.weights_of(agent)))
+
+
+@pytest.fixture(scope="module")
+def cloned():
+    """Metrics and weights of the training with Muon in one process."""
+    agent = job.make_cloning_agent(**job.WITH_MUON)
+    start_weights = job.weights_of(agent)
+    rows = job.clone(agent)
+    assert all(row["train/grad_norm"] > 2 * job.WITH_MUON["max_grad_norm"] for row in rows)
+    assert distance(job.weights_of(agent), start_weights) > 10 * LIMIT
+    return rows, job.weights_of(agent)
+
+
+@pytest.mark.parametrize("choice", job.MUON)
+def test_muon_on_two_ranks(choice, trained, cloned):
+    check_equal(trained[f"muon-{choice}"], cloned)
+
+
+@pytest.mark.parametrize("written", [None, "zero2"])
+def test_a_checkpoint_of_muon_is_resumed_under_zero(written, trained, cloned):
+    rows, weights = cloned
+    resumed = trained[f"muon-{written}-as-zero2"]
+    check_equal(resumed, (rows[job.HALF :], weights))
+    if written == "zero2":  # nothing is lost at all
+        assert resumed[0] == trained["muon-zero2"][0][job.HALF :]
+        assert distance(resumed[1], trained["muon-zero2"][1]) == 0
+
+
+@pytest.mark.parametrize("written", ["zero1", "zero2"])
+def test_a_checkpoint_of_muon_under_zero_is_resumed_by_one_process(
+    written, trained, cloned, folder
+):
+    agent = job.make_cloning_agent(**job.WITH_MUON)
+    with warnings.catch_warnings(action="error"):  # nothing is lost
+        agent.load(folder / "checkpoints" / f"muon-{written}")
+    rows, weights = cloned
+    check_equal((job.clone(agent), job.weights_of(agent)), (rows[job.HALF :], weights))
 
 
 def rank_of(process_id):
@@ -246,11 +283,11 @@ def test_metrics_of_parts_are_averaged_and_the_largest_of_maxima_is_kept():
     assert combine(parts, [0.75, 0.25]) == {"loss": 1.75, "ratio_max": 3.0}
 
 
-def test_muon_is_refused_under_deepspeed_and_replaced_on_the_command_line(capsys):
+def test_muon_is_refused_at_stage_3_and_replaced_on_the_command_line(capsys):
     from rich.console import Console
 
     with pytest.raises(ValueError, match=r"Muon needs whole matrices.*--gspo.no-muon"):
-        make_engine(nn.Linear(2, 2), OptimizerSettings(1e-3), "zero1")
+        make_engine(nn.Linear(2, 2), OptimizerSettings(1e-3), "zero3")
     config = GSPOConfig(learning_rate=3e-4)
     assert fit_to_deepspeed(config, None, Console()) is config
     fitted = fit_to_deepspeed(config, "zero3", Console(width=300))
@@ -259,6 +296,15 @@ def test_muon_is_refused_under_deepspeed_and_replaced_on_the_command_line(capsys
     assert "a third of the learning rate (0.0001)" in capsys.readouterr().out
     given = GSPOConfig(learning_rate=3e-4, muon=False)
     assert fit_to_deepspeed(given, "zero3", Console()).learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("choice", ["zero1", "zero2"])
+def test_muon_stays_where_weights_are_whole(choice, capsys):
+    from rich.console import Console
+
+    fitted = fit_to_deepspeed(GSPOConfig(learning_rate=3e-4), choice, Console())
+    assert fitted == GSPOConfig(learning_rate=3e-4, deepspeed=choice)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

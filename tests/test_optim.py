@@ -8,6 +8,7 @@ from agents_fixtures import small_policy
 from torch import nn
 
 from agents.optim import HybridOptimizer, cosine_with_warmup, split_parameters
+from agents.value_head import ActorCritic, Critic
 
 
 class Network(nn.Module):
@@ -21,6 +22,9 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(6)
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         self.head = nn.Linear(6, 5, bias=False)
+
+    def get_output_embeddings(self):
+        return self.head
 
     def forward(self, words, picture):
         seen = self.table(words) + self.patches(picture).mean((-2, -1))
@@ -43,10 +47,10 @@ def test_only_hidden_matrices_go_to_muon():
     model = network()
     hidden, rest = split_parameters(model, muon=True)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in hidden} == {"hidden.weight", "head.weight"}
+    assert {names[id(p)] for p in hidden} == {"hidden.weight"}
     assert {names[id(p)] for p in rest} == {
         *("table.weight", "patches.weight", "patches.bias"),
-        *("hidden.bias", "norm.weight", "norm.bias"),
+        *("hidden.bias", "norm.weight", "norm.bias", "head.weight"),
     }
 
 
@@ -63,6 +67,44 @@ def test_tied_embeddings_are_no_hidden_matrices_and_nothing_is_counted_twice():
     assert all(parameter is not model.get_input_embeddings().weight for parameter in hidden)
     assert len({id(p) for p in [*hidden, *rest]}) == len(hidden) + len(rest)
     assert len(hidden) + len(rest) == len(list(model.parameters()))
+
+
+def untied_policy():
+    """A policy whose head has weights of its own."""
+    policy = small_policy()
+    embeddings = policy.model.get_input_embeddings()
+    policy.model.set_output_embeddings(nn.Linear(*reversed(embeddings.weight.shape), bias=False))
+    return policy
+
+
+@pytest.mark.parametrize("make", [small_policy, untied_policy], ids=["tied", "untied"])
+def test_no_head_is_a_hidden_matrix_of_a_policy_or_its_critic(make):
+    policy = make()
+    critic = Critic(policy, "separate", hidden_width=8, rate=1.0, seed=0)
+    actor_critic = ActorCritic(policy.model, critic)
+    hidden, rest = split_parameters(actor_critic, muon=True)
+    names = {id(each): name for name, each in actor_critic.named_parameters()}
+    assert len(hidden) + len(rest) == len(names)
+    tables = ("lm_head", "embed_tokens", "position_embedding")
+    assert not [names[id(each)] for each in hidden if any(t in names[id(each)] for t in tables)]
+    for model in (policy.model, critic.model):
+        head = model.get_output_embeddings().weight
+        assert (head is model.get_input_embeddings().weight) == (make is small_policy)
+        assert any(head is each for each in rest)
+    layers = [name for name in names.values() if "_proj.weight" in name]
+    assert layers
+    assert set(layers) <= {names[id(each)] for each in hidden}
+
+
+def test_a_head_that_muon_trained_before_starts_afresh_with_a_warning():
+    model = network()
+    optimizer = HybridOptimizer(model, 1e-2)
+    gradients(model)
+    optimizer.step()
+    old = optimizer.state_dict() | {"head.weight": {"momentum_buffer": torch.ones(5, 6)}}
+    with pytest.warns(UserWarning, match="1 parameters in the checkpoint is lost.*head.weight"):
+        optimizer.load_state_dict(old)
+    assert "head.weight" not in optimizer.state_dict()
 
 
 def test_adamw_alone_equals_torchs():
@@ -134,6 +176,13 @@ def test_schedule_by_hand():
     assert rates[100] == pytest.approx(0.08)
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_schedule_is_the_papers_by_default():
+    rates = [cosine_with_warmup(i, 1000, 5e-5) for i in range(1001)]
+    assert rates[0] == pytest.approx(5e-5 / 30)
+    assert rates[29] == rates[30] == max(rates) == 5e-5
+    assert rates[1000] == pytest.approx(2e-6)
 
 
 def test_the_schedule_of_a_single_update_is_its_peak():

@@ -16,7 +16,11 @@ from agents.joint_optimizer import JointOptimizer
 from agents.optim import HybridOptimizer
 from agents.policy import VLMPolicy
 from agents.rows import DemonstrationRows, read_task_weights, rows_for
-from agents.sft import SupervisedFineTuning, SupervisedFineTuningConfig
+from agents.sft import (
+    SupervisedFineTuning,
+    SupervisedFineTuningConfig,
+    with_papers_optimizer,
+)
 from agents.wording import QUESTIONS
 from experiments.run_bc import command_line
 from seg_env.data.scenes import Scenes
@@ -115,6 +119,34 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(muon, tmp_path, caplo
     again.load(tmp_path / "half")
     assert again.update == 4
     assert same_parameters(again.policy, whole.policy)
+
+
+def test_the_papers_optimizer_by_one_word(tmp_path):
+    config = with_papers_optimizer(SupervisedFineTuningConfig(batch_size=8), world_size=1)
+    trainer = SupervisedFineTuning(small_policy(), SCENES, config).build_trainer(100, tmp_path)
+    assert len(trainer.train_dataset) == 100 * 256
+    assert trainer.args.gradient_accumulation_steps == 32
+    names = [type(part).__name__ for part in trainer.optimizer.parts]
+    assert names == ["AdamW", "Muon"]
+    scheduler = trainer.create_scheduler(100, trainer.optimizer)
+    rates = []
+    for _ in range(101):
+        both = scheduler.get_last_lr()
+        assert both[0] == both[1]
+        rates.append(both[0])
+        trainer.optimizer.step()
+        scheduler.step()
+    assert rates[0] == 0
+    assert rates[3] == max(rates) == 5e-5
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[100] == pytest.approx(2e-6)
+
+
+def test_the_papers_batch_is_shared_out_or_refused():
+    config = SupervisedFineTuningConfig(batch_size=4)
+    assert with_papers_optimizer(config, 32).accumulation == 2
+    with pytest.raises(ValueError, match=r"batch_size=4 on 24 processes.*256 questions"):
+        with_papers_optimizer(config, 24)
 
 
 def test_what_is_no_checkpoint_is_not_loaded(tmp_path):
