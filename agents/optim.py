@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,11 +128,8 @@ def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], 
 
 def _output_heads(model: nn.Module) -> list[nn.Module]:
     """What makes logits of hidden states, in every language model that there is inside."""
-    heads = [
-        module.get_output_embeddings()
-        for module in model.modules()
-        if hasattr(module, "get_output_embeddings")
-    ]
+    finders: list[Any] = [getattr(each, "get_output_embeddings", None) for each in model.modules()]
+    heads = [find() for find in finders if find is not None]
     return [head for head in heads if head is not None]
 
 

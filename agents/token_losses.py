@@ -113,10 +113,12 @@ def value_loss(
     """
     if clip <= 0:
         raise ValueError(f"value clip {clip}, but it is a distance: use a number above 0, or inf")
-    near = old_values + (values - old_values).clamp(-clip, clip)
+    moved = values - old_values
+    near = old_values + moved.clamp(-clip, clip)
     errors, clipped_errors = (values - returns).square(), (near - returns).square()
     loss = 0.5 * _token_mean(torch.maximum(errors, clipped_errors), mask, tokens_per_answer)
-    clipped = _token_mean((clipped_errors > errors).float(), mask, None)
+    # Where nothing is clipped the two errors are equal up to rounding only.
+    clipped = _token_mean((moved.abs() > clip).float() * (clipped_errors > errors), mask, None)
     return loss, {"value_loss": loss.item(), "value_clip_fraction": clipped.item()}
 
 
