@@ -19,6 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROWS = (
+    ("sampled gIoU of first answers", "sampled_first", "giou", 100),
     ("greedy gIoU of the first answer", "first", "giou", 100),
     ("sampled gIoU (temperature 1)", "sampled", "giou", 100),
     ("greedy gIoU", "greedy", "giou", 100),
@@ -33,10 +34,11 @@ ROWS = (
 )
 """Rows of the table: label, which evaluation, which score, factor (100 for per cent).
 
-The first is for episodes of several turns only."""
+The first two are for episodes of several turns only."""
 
 Evaluations = dict[str, Evaluation]
-"""``greedy`` and ``sampled`` evaluations of one policy; of several turns, also ``first``."""
+"""``greedy`` and ``sampled`` evaluations of one policy; of several turns, also
+``first`` and ``sampled_first``, those of the first turn."""
 
 
 def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
 
     ``before`` and ``after`` give the greedy scores at their top level and those of sampled answers
     under ``sampled``. Where episodes have several turns they are those of the last one; ``first``
-    has the greedy ones of the first, and ``improvement`` what the others added to them.
+    and ``sampled_first`` have those of the first, and ``improvement``, at the top level and under
+    ``sampled``, what the other turns added to them.
     """
     gains = {}
     for kind in before:
@@ -56,11 +59,15 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
 
 def _summary(side: Evaluations) -> dict[str, Any]:
     summary = {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
-    if "first" in side:
-        summary["first"] = side["first"].summary()
-        pair = [side["first"].iou.mean(axis=1)], [side["greedy"].iou.mean(axis=1)]
-        better, low, high = paired_bootstrap_interval(giou, *pair)
-        summary["improvement"] = {"giou": better, "giou_interval": [low, high]}
+    for name, last, part in (
+        ("first", "greedy", summary),
+        ("sampled_first", "sampled", summary["sampled"]),
+    ):
+        if name in side:
+            summary[name] = side[name].summary()
+            pair = [side[name].iou.mean(axis=1)], [side[last].iou.mean(axis=1)]
+            better, low, high = paired_bootstrap_interval(giou, *pair)
+            part["improvement"] = {"giou": better, "giou_interval": [low, high]}
     return summary
 
 

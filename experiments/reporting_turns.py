@@ -21,16 +21,25 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
 
     Args:
         core: Who asked.
-        side: Greedy evaluations ``first`` and ``greedy`` (after the last turn).
+        side: Evaluations after the last turn and after the first.
         folder: Of the run.
     """
-    first, last = side["first"], side["greedy"]
-    plot_turns(first, last, folder / "turns.png")
-    plot_before_after(core, first, last, folder / "first_last.png", names=("first", "last"))
+    pairs = {
+        "greedy": (side["first"], side["greedy"]),
+        "sampled": (side["sampled_first"], side["sampled"]),
+    }
+    plot_turns(pairs, folder / "turns.png")
+    plot_before_after(
+        core, *pairs["greedy"], path=folder / "first_last.png", names=("first", "last")
+    )
     return f"""
-What the later turns did to the outlines of the first one, after training (greedy):
+What the later turns did to the outlines of the first one, after training, greedy:
 
-{turns_table(first, last)}
+{turns_table(*pairs["greedy"])}
+
+and sampled:
+
+{turns_table(*pairs["sampled"])}
 
 ![IoU of first and last outlines](turns.png)
 
@@ -42,8 +51,8 @@ The target, the first outline and the last, on the first held-out questions:
 
 def turns_table(first: Evaluation, last: Evaluation) -> str:
     """How often outlines were changed, and what became of those, by IoU of the first outline."""
-    before, after = first.iou[:, 0], last.iou[:, 0]
-    changed = np.array([one != other for one, other in zip(first.texts, last.texts, strict=True)])
+    before, after = first.iou.ravel(), last.iou.ravel()
+    changed = (np.array(first.texts) != np.array(last.texts)).ravel()
     lines = [
         "| IoU of the first outline | outlines | changed | first, of those changed | last |",
         "|---|---:|---:|---:|---:|",
@@ -62,12 +71,14 @@ def turns_table(first: Evaluation, last: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def plot_turns(first: Evaluation, last: Evaluation, path: Path) -> None:
-    """IoU of the last outline over that of the first; what was left alone lies on the diagonal."""
-    figure, axis = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
-    axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-    axis.scatter(first.iou[:, 0], last.iou[:, 0], s=10, alpha=0.5)
-    axis.set(xlabel="IoU of the first outline", ylabel="IoU of the last", xlim=(0, 1), ylim=(0, 1))
-    axis.grid(alpha=0.3)
+def plot_turns(pairs: dict[str, tuple[Evaluation, Evaluation]], path: Path) -> None:
+    """IoU of last outlines over that of first ones; what was left alone lies on the diagonal."""
+    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
+    for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+        axis.scatter(first.iou.ravel(), last.iou.ravel(), s=8, alpha=0.4)
+        axis.set(title=name, xlabel="IoU of the first outline", ylabel="IoU of the last")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

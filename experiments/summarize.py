@@ -61,6 +61,13 @@ def main(args: Args) -> dict[str, Any]:
         table.add_row(
             kind, f"{100 * before.mean():.1f}", each, f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
         )
+    for kind in ("sampled", "greedy") if "first" in scores[0]["after"] else ():
+        points = [100 * improvement_of(one, kind) for one in scores]
+        better, low, high = t_interval(points)
+        found[kind]["improvement_points"] = better
+        found[kind]["improvement_interval"] = [low, high]
+        each = ", ".join(f"{value:+.1f}" for value in points)
+        table.add_row(f"{kind}, later turns", "", each, f"{better:+.1f} [{low:+.1f}, {high:+.1f}]")
     found["minutes"] = [one["minutes"] for one in scores]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "seeds.json", found)
@@ -90,6 +97,12 @@ def giou_of(scores: dict[str, Any], side: str, kind: str) -> float:
     """The gIoU of ``greedy`` or ``sampled`` answers ``before`` or ``after``, 0 to 1."""
     part = scores[side] if kind == "greedy" else scores[side]["sampled"]
     return float(part["giou"])
+
+
+def improvement_of(scores: dict[str, Any], kind: str) -> float:
+    """What the turns after the first added to the gIoU after training, 0 to 1."""
+    part = scores["after"] if kind == "greedy" else scores["after"]["sampled"]
+    return float(part["improvement"]["giou"])
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class Run:
     def evaluate(self, when: str) -> Evaluations:
         """Greedy and sampled answers to all held-out questions; of several turns the last counts.
 
-        Then ``first`` are the greedy answers of the first turn.
+        Then ``first`` and ``sampled_first`` are those of the first turn.
         """
         plan = self.args.evaluation
         with progress_bar(self.console) as progress:
@@ -118,7 +118,8 @@ class Run:
             greedy = self._ask(self.questions, 0.0, 1, advance)
             sampled = self._ask(self.questions, 1.0, plan.answers, advance)
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
-        return found | ({"first": greedy[0]} if self.turns > 1 else {})
+        first = {"first": greedy[0], "sampled_first": sampled[0]}
+        return found | (first if self.turns > 1 else {})
 
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None

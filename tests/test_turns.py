@@ -14,7 +14,7 @@ from agents.collect import choose_sources
 from agents.gspo import GSPO, GSPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
-from experiments import run_bc_refine, run_gspo
+from experiments import run_bc_refine, run_gspo, summarize
 from experiments.evaluation import Evaluation, evaluate_turns
 from experiments.questions import open_rules
 from experiments.reporting_turns import turns_table
@@ -252,6 +252,8 @@ def test_a_run_reports_what_the_second_turn_adds(tmp_path):
         after = found["after"]
         difference = after["giou"] - after["first"]["giou"]
         assert after["improvement"]["giou"] == pytest.approx(difference)
+        difference = after["sampled"]["giou"] - after["sampled_first"]["giou"]
+        assert summarize.improvement_of(found, "sampled") == pytest.approx(difference)
         report = (tmp_path / folder / "report.md").read_text()
         assert "first answer" in report
         for name in ("turns.png", "first_last.png"):
