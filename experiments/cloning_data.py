@@ -1,4 +1,4 @@
-"""Pictures that behaviour cloning learns from: rendered scenes, or records of annotated pictures."""
+"""Pictures that behaviour cloning learns from: rendered scenes, or annotated ones in files."""
 
 from __future__ import annotations
 

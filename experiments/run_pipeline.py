@@ -78,7 +78,7 @@ class Args:
     questions: int = 512
     """Held-out scenes after every stage; the first ones of the split."""
     seed: int = 0
-    """Seed of initial weights, batches and sampling; that of the pictures is an option of theirs."""
+    """Seed of initial weights, batches and sampling; annotated pictures have one of their own."""
     output_dir: Path = Path("runs/pipeline")
     """Folder of the report, and of a folder for each stage."""
 
