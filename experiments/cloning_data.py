@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -42,14 +43,14 @@ class RecordedPictures:
         """Find out which records are about which picture.
 
         Args:
-            path: A ``.jsonl`` or ``.parquet`` file, as ``experiments/annotate.py`` writes them.
+            path: Folder of ``experiments/annotate.py``, or a ``.jsonl`` or ``.parquet`` file.
             most: Pictures that are used, the first ones; by default all.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: A record is malformed.
+            FileNotFoundError: There is no such file, or none in the folder.
+            ValueError: A record is malformed, or the name is of no known kind.
         """
-        self.dataset = open_dataset(path)
+        self.dataset = open_records(path)
         groups: dict[str, list[int]] = {}
         for index in range(len(self.dataset)):
             groups.setdefault(_picture_of(self.dataset, index), []).append(index)
@@ -66,6 +67,22 @@ class RecordedPictures:
         """
         samples = [self.dataset[row] for row in self._groups[index]]
         return [sample for sample in samples if sample.target.area]
+
+
+def open_records(path: str, split: str = "train") -> Dataset:
+    """The samples in a folder that ``experiments/annotate.py`` wrote, or in a file.
+
+    Raises:
+        FileNotFoundError: They are not there.
+        ValueError: The name is of no known kind.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return open_dataset(path)
+    lines = place / f"{split}.jsonl"
+    if lines.exists():
+        return open_dataset(str(lines))
+    return open_dataset("parquet", data_root=place, split=split)
 
 
 def _picture_of(dataset: Dataset, index: int) -> str:
@@ -102,12 +119,9 @@ def demonstrate_pictures(
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
     work = partial(_demonstrate_chunk, pictures, policy, model, epsilon, decimals)
     found: list[Demonstration] = []
-    with (
-        progress_bar(console) as progress,
-        ProcessPoolExecutor(max(1, workers), get_context("spawn")) as pool,
-    ):
+    with progress_bar(console) as progress:
         task = progress.add_task("reading pictures", total=count, status="")
-        for chunk, part in zip(chunks, pool.map(work, chunks), strict=True):
+        for chunk, part in zip(chunks, _in_order(work, chunks, workers), strict=True):
             found += part
             progress.advance(task, len(chunk))
     return found
@@ -118,6 +132,20 @@ def workers_of(ranks: int) -> int:
     return max(1, (os.cpu_count() or 1) // ranks)
 
 
+def _in_order(
+    work: Callable[[Sequence[int]], list[Demonstration]], chunks: Sequence[range], workers: int
+) -> Iterator[list[Demonstration]]:
+    """What comes of each chunk; a process is not worth starting for a single one."""
+    if min(workers, len(chunks)) <= 1:
+        yield from map(work, chunks)
+        return
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    with pool:
+        yield from pool.map(work, chunks)
+
+
 def _demonstrate_chunk(
     pictures: Pictures,
     policy: str | None,
@@ -126,8 +154,7 @@ def _demonstrate_chunk(
     decimals: int,
     indices: Sequence[int],
 ) -> list[Demonstration]:
-    """Demonstrations of some pictures; runs in a worker process."""
-    torch.set_num_threads(1)
+    """Demonstrations of some pictures."""
     processor = build_processor(model) if policy is None else open_processor(policy)
     about = [samples for index in indices if (samples := pictures.samples_of(index))]
     return [

@@ -7,7 +7,7 @@ was chosen). It leaves out of the paper's recipe: the mixture of answer sentence
 
 It also learns from annotated pictures, and goes on from a policy (docs/stages.md):
 
-    python experiments/run_bc.py --data runs/annotate/train.jsonl --output-dir runs/web
+    python experiments/run_bc.py --data runs/annotate --output-dir runs/web
     python experiments/run_bc.py --policy runs/web/policy --cloning.points-until 0
         --cloning.boxes-until 0 --output-dir runs/sft
 
@@ -82,8 +82,8 @@ class Args:
     """What to start from in place of random weights: ``embedded``, a transformers folder, or a hub
     id; of the embedded policy's kind, whose prompts all have one length up to the picture's end."""
     data: str | None = None
-    """Annotated pictures to learn from in place of scenes: a .jsonl or .parquet file, such as
-    experiments/annotate.py writes."""
+    """Annotated pictures to learn from in place of scenes: a folder of experiments/annotate.py, or
+    a .jsonl or .parquet file."""
     difficulty: str = "easy"
     """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000

@@ -9,7 +9,7 @@ with the truth. Every stage is one of this project's scripts, in a folder of its
     python experiments/run_pipeline.py
     python experiments/run_pipeline.py --skip annotate pretrain --output-dir runs/without
     python experiments/run_pipeline.py --sft="--updates 1600 --scenes 20000" --rl="--updates 400"
-    python experiments/run_pipeline.py --data /data/annotated/train.jsonl
+    python experiments/run_pipeline.py --data /data/annotated
 
 Run it again to go on after an interruption: finished stages stay, the one that was cut off goes on
 from its last checkpoint to the same numbers. docs/stages.md tells what came of it.
@@ -67,7 +67,8 @@ class Args:
     rl: str = ""
     """Options of experiments/run_gspo.py, in one word."""
     data: str | None = None
-    """Annotated pictures to pre-train on, a .jsonl or .parquet file; nothing is annotated then."""
+    """Annotated pictures to pre-train on, a folder of experiments/annotate.py, or a .jsonl or
+    .parquet file; nothing is annotated then."""
     policy: str | None = None
     """What the first trained stage starts from: ``embedded``, a transformers folder, a hub id. By
     default random weights; the embedded policy where RL is the only one."""
@@ -113,12 +114,14 @@ def plan_steps(args: Args) -> list[Step]:
         ValueError: Nothing is asked for, or there are no pictures to pre-train on.
     """
     wanted = [stage for stage in STAGES if stage in args.stages and stage not in args.skip]
-    records = args.output_dir / "annotate" / "train.jsonl"
+    records = args.output_dir / "annotate"
     if args.data is not None:
         wanted = [stage for stage in wanted if stage != "annotate"]
-    elif "pretrain" in wanted and "annotate" not in wanted and not records.exists():
+    elif (
+        "pretrain" in wanted and "annotate" not in wanted and not (records / "report.json").exists()
+    ):
         raise ValueError(
-            f"pre-training without annotating needs pictures: --data FILE.jsonl, or {records}"
+            f"pre-training without annotating needs pictures: --data FOLDER, or those of {records}"
         )
     if not wanted:
         raise ValueError(f"no stage is left of {', '.join(args.stages)} without {args.skip}")

@@ -98,17 +98,24 @@ def make_run(args: Args, run: Run, seed: int, *, threads: int) -> None:
     folder = run.folder(args.output_dir, seed)
     if all((folder / stage / "scores.json").exists() for stage in run.stages):
         return
+    run_script(
+        ["experiments/run_pipeline.py", *pipeline_words(args, run, seed)], folder, threads=threads
+    )
+
+
+def pipeline_words(args: Args, run: Run, seed: int) -> list[str]:
+    """Options of experiments/run_pipeline.py for a run, but for its folder."""
     options = {"pretrain": args.pretrain, "sft": args.sft, "rl": args.rl}
     words = ["--stages", *run.stages, "--seed", str(seed), "--split", "test"]
     words += ["--questions", str(args.questions), "--difficulty", args.difficulty]
     if run.pictures is not None:
-        records = str(run.pictures.folder(args.output_dir) / "train.jsonl")
+        records = str(run.pictures.folder(args.output_dir))
         if "pretrain" in run.stages:
             words += ["--data", records]
         else:
             options["sft"] += f" --data {shlex.quote(records)}"
     words += [f"--{stage}={options[stage]}" for stage in run.stages]
-    run_script(["experiments/run_pipeline.py", *words], folder, threads=threads)
+    return words
 
 
 if __name__ == "__main__":
