@@ -16,8 +16,12 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs with one entry per token of a prompt; all others are about pictures."""
 
-ROWS_PER_PICTURE = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
-"""Inputs in which the patches of all pictures follow each other, with the grids that count them."""
+ROWS_PER_PICTURE = {
+    "pixel_values": ("image_grid_thw", "image_grid_hws"),
+    "pixel_values_videos": ("video_grid_thw",),
+}
+"""Inputs in which the patches of all pictures follow each other, with the grids that count them:
+Qwen's in time, height and width, Kimi-VL's in height and width."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
 
 def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """Rows of a flattened input that belong to some prompts, in their order."""
-    grids = inputs.get(ROWS_PER_PICTURE.get(key, ""))
+    names = ROWS_PER_PICTURE.get(key, ())
+    grids = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
     if grids is None or len(grids) != count or int(grids.prod(-1).sum()) != total:
         raise ValueError(
