@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-
 ONE_LIST_OF_PICTURES = ("KimiVLProcessor",)
 """Processors that take the pictures of all prompts in one list, and only pictures of Pillow."""
 

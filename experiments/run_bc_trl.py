@@ -1,8 +1,10 @@
 """Behaviour cloning of a large policy on any environment's data, through TRL's SFTTrainer.
 
-Started by run_bc.py. It leaves out of the paper's recipe: asking every sentence twice. `torchrun` in the place of `python` uses several devices.
+Started by run_bc.py. It leaves out of the paper's recipe: asking every sentence twice. `torchrun`
+in the place of `python` uses several devices.
 
     python experiments/run_bc.py --backend trl --env SimpleSeg-RefCOCO-v0 --data-root DATA
+    python experiments/run_bc.py --backend trl --data /data/annotated
     python experiments/run_bc.py --backend trl --policy FOLDER --sft.muon --sft.wording plain
 """
 
