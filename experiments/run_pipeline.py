@@ -43,11 +43,15 @@ DEFAULTS: dict[Stage, tuple[str, ...]] = {
         *("--updates", "500", "--scenes", "6000"),
         *("--evaluate-every", "100", "--checkpoint-every", "100"),
     ),
-    "rl": ("--updates", "50", "--evaluation.every", "10", "--checkpoint-every", "10"),
+    "rl": ("--updates", "40", "--evaluation.every", "10", "--checkpoint-every", "10"),
 }
 """Options of the stages where the command line has no others."""
+# As many updates of points and boxes as the shipped policy had: what is asked for outlines before it
+# finds objects stays blind.
+BLIND = ("--cloning.points-until", "0.32", "--cloning.boxes-until", "0.52")
+"""Curriculum of a policy that starts from nothing."""
 SEEING = ("--cloning.points-until", "0", "--cloning.boxes-until", "0")
-"""A policy that finds objects already needs no curriculum of points and boxes."""
+"""A policy that finds objects already needs none."""
 
 
 @dataclass
@@ -147,8 +151,9 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     words += [f"--evaluation{dotted}split", args.split]
     words += [f"--evaluation{dotted}questions", str(args.questions)]
     words += ["--data", data] if stage == "pretrain" else []
-    if policy is not None:
-        words += ["--policy", policy, *(SEEING if stage != "rl" else ())]
+    words += ["--policy", policy] if policy is not None else []
+    if stage != "rl":
+        words += BLIND if policy is None else SEEING
     return words
 
 
