@@ -24,8 +24,10 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 TITLES = {"annotate": "annotate", "pretrain": "pre-train", "sft": "SFT", "rl": "RL"}
-HEADER = ("after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]")
-HEADER += ("sampled gIoU [95 %]", "well-formed", "minutes")
+HEADER = (
+    *("after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]"),
+    *("sampled gIoU [95 %]", "well-formed", "minutes"),
+)
 PICTURES = 12
 """Questions whose answers are drawn."""
 
@@ -50,12 +52,12 @@ def write_report(
     scores: dict[str, Any] = {"dataset": f"scenes-{difficulty}", "split": split, "seed": seed}
     if trained:
         stages = {step.stage: read_scores(step.folder) for step in trained}
-        first, *_, last = [*stages.values(), *stages.values()]
+        found = list(stages.values())
         scores |= {
-            "before": {**first["greedy"], "sampled": first["sampled"]},
-            "after": {**last["greedy"], "sampled": last["sampled"]},
+            "before": {**found[0]["greedy"], "sampled": found[0]["sampled"]},
+            "after": {**found[-1]["greedy"], "sampled": found[-1]["sampled"]},
             "stages": stages,
-            "minutes": sum(found["minutes"] for found in stages.values()),
+            "minutes": sum(each["minutes"] for each in found),
         }
         plot_curve(trained, folder / "curve.png")
         draw_outlines(trained, split, difficulty, folder / "outlines.png")

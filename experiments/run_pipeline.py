@@ -128,7 +128,9 @@ def plan_steps(args: Args) -> list[Step]:
             f"pre-training without annotating needs pictures: --data FOLDER, or those of {records}"
         )
     if not wanted:
-        raise ValueError(f"no stage is left of {', '.join(args.stages)} without {args.skip}")
+        raise ValueError(
+            f"no stage is left of --stages {' '.join(args.stages)} without {' '.join(args.skip)}"
+        )
     steps, policy = [], args.policy
     for stage in wanted:
         folder = args.output_dir / stage

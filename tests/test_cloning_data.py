@@ -4,6 +4,7 @@ import json
 
 import pytest
 from agents_fixtures import SMALL
+from PIL import Image
 from rich.console import Console
 
 from agents.tiny import build_processor
@@ -57,8 +58,6 @@ def test_records_teach_what_scenes_teach(records):
 def test_what_is_not_there_is_not_asked_for(tmp_path):
     """Nobody can point at an absent object; a picture of nothing else teaches nothing."""
     scene = Scenes("train", size=64)[0]
-    from PIL import Image
-
     Image.fromarray(scene.image).save(tmp_path / "a.png")
     Image.fromarray(scene.image).save(tmp_path / "b.png")
     rings = [ring.tolist() for ring in scene.target.rings]
