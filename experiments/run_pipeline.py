@@ -46,8 +46,8 @@ DEFAULTS: dict[Stage, tuple[str, ...]] = {
     "rl": ("--updates", "40", "--evaluation.every", "10", "--checkpoint-every", "10"),
 }
 """Options of the stages where the command line has no others."""
-# As many updates of points and boxes as the shipped policy had: what is asked for outlines before it
-# finds objects stays blind.
+# About as many updates of points and boxes as the shipped policy had: what is asked for outlines
+# before it finds objects stays blind.
 BLIND = ("--cloning.points-until", "0.32", "--cloning.boxes-until", "0.52")
 """Curriculum of a policy that starts from nothing."""
 SEEING = ("--cloning.points-until", "0", "--cloning.boxes-until", "0")
