@@ -6,6 +6,7 @@ others are tried once on the first prompts they get (see `agents.sharing`).
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,14 @@ def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add what a model reads positions from and a processor may have left out.
 
-    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text.
+    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text;
+    others of the kind, such as Kimi's, know no such input.
     """
-    if "image_grid_thw" in inputs and "mm_token_type_ids" not in inputs:
+    if (
+        "image_grid_thw" in inputs
+        and "mm_token_type_ids" not in inputs
+        and "mm_token_type_ids" in inspect.signature(model.forward).parameters
+    ):
         pictures = inputs["input_ids"] == model.config.image_token_id
         return inputs | {"mm_token_type_ids": pictures.int()}
     return inputs

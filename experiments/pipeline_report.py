@@ -146,26 +146,26 @@ def _records(step: Step) -> str:
 
 
 def plot_curve(trained: Sequence[Step], path: Path) -> None:
-    """Held-out gIoU over the updates of all stages, one after the other."""
+    """Held-out gIoU over the updates of each stage; stages are drawn equally wide."""
     figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
-    start = 0
-    for number, step in enumerate(trained):
-        rows = read_metrics(step.folder)
-        for kind, color in (("greedy", "tab:orange"), ("sampled", "tab:blue")):
+    scores = [read_scores(step.folder) for step in trained]
+    for kind, color in (("greedy", "tab:orange"), ("sampled", "tab:blue")):
+        for number, (step, found) in enumerate(zip(trained, scores, strict=True)):
             name = f"eval/{kind}_giou"
-            points = [(start + row["update"], row[name]) for row in rows if name in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color)
-            final = read_scores(step.folder)[kind]["giou"]
-            end = start + read_scores(step.folder)["updates"]
-            label = f"{kind}, all questions" if not number else None
-            axis.plot(end, final, "D", color=color, label=label)
-        axis.axvspan(start, end, color=f"C{number + 2}", alpha=0.08)
-        axis.text((start + end) / 2, 0.99, TITLES[step.stage], ha="center", va="top",
-                  transform=axis.get_xaxis_transform())  # fmt: skip
-        start = end
-    axis.set(xlabel="updates of all stages", ylabel="gIoU on held-out scenes")
-    axis.grid(alpha=0.3)
+            rows = [row for row in read_metrics(step.folder) if name in row]
+            places = [number + row["update"] / found["updates"] for row in rows]
+            axis.plot(places, [row[name] for row in rows], ".-", color=color)
+            label = None if number else f"{kind}; diamonds: all questions"
+            axis.plot(number + 1, found[kind]["giou"], "D", color=color, label=label)
+    for number in range(1, len(trained)):
+        axis.axvline(number, color="gray", linewidth=0.8)
+    labels = [
+        f"{TITLES[step.stage]}\n{found['updates']} updates"
+        for step, found in zip(trained, scores, strict=True)
+    ]
+    axis.set_xticks([number + 0.5 for number in range(len(trained))], labels)
+    axis.set(ylabel="gIoU on held-out scenes", xlim=(0, len(trained) + 0.05))
+    axis.grid(alpha=0.3, axis="y")
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
