@@ -152,14 +152,14 @@ def _plot(comparison: dict[str, Any], path: Path) -> None:
     for row, (kind, marker) in enumerate((("greedy", "o"), ("sampled", "D"))):
         for number, found in enumerate(arms.values()):
             score, place = found[f"{kind} gIoU"], number + 0.16 * (2 * row - 1)
-            color = f"C{row}"
+            color = ("tab:orange", "tab:blue")[row]
             left.plot([place, place], score["interval"], color=color)
             left.scatter([place] * len(score["each"]), score["each"], color=color, s=9, alpha=0.6)
             left.plot(place, score["mean"], marker, color=color, label=None if number else kind)
     left.set(title=f"here, {len(comparison['seeds'])} seeds", ylabel="gIoU in per cent")
     left.legend(frameon=False)
     if any(paper):
-        axes[0, 1].plot(range(len(arms)), paper, "o", color="C0")
+        axes[0, 1].plot(range(len(arms)), paper, "o", color="tab:orange")
         axes[0, 1].set(title="the paper's (Kimi-VL, one run)")
     for axis in axes.flat:
         axis.set_xticks(range(len(arms)), [arm.replace(" + ", " +\n") for arm in arms])
