@@ -35,14 +35,17 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 WEB_NOISE = ("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1")
 """How wrong the labels of web pictures are."""
+SCENES = "4000"
+"""Pictures to pre-train on, and as many others for fine-tuning."""
+CLONING = (
+    *("--updates", "500", "--cloning.batch-size", "16"),
+    *("--evaluate-every", "100", "--checkpoint-every", "100"),
+)
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
     # Seed 1: scenes of seed 0 are those that the other stages learn from.
-    "annotate": ("--scenes", "6000", "--seed", "1", *WEB_NOISE),
-    "pretrain": ("--updates", "500", "--evaluate-every", "100", "--checkpoint-every", "100"),
-    "sft": (
-        *("--updates", "500", "--scenes", "6000"),
-        *("--evaluate-every", "100", "--checkpoint-every", "100"),
-    ),
+    "annotate": ("--scenes", SCENES, "--seed", "1", *WEB_NOISE),
+    "pretrain": CLONING,
+    "sft": (*CLONING, "--scenes", SCENES),
     "rl": ("--updates", "40", "--evaluation.every", "10", "--checkpoint-every", "10"),
 }
 """Options of the stages where the command line has no others."""

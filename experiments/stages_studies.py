@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.pipeline_steps import Stage
-from experiments.run_pipeline import DEFAULTS
+from experiments.run_pipeline import DEFAULTS, SCENES
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ WEB = AnnotatedPictures("pictures-web", DEFAULTS["annotate"])
 """Scenes of their own, with labels as wrong as models make them."""
 # Scenes of the seed that SFT takes: the pictures are the same, only their labels went through the
 # pipeline.
-MADE = AnnotatedPictures("pictures-made", ("--scenes", "6000", "--seed", "0"))
+MADE = AnnotatedPictures("pictures-made", ("--scenes", SCENES, "--seed", "0"))
 """The scenes of SFT, annotated with the ground-truth detector."""
 
 PLAIN = Run("plain", ("sft", "rl"))
