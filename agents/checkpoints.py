@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from agents.distributed import World
+from agents.loading import record_frame
 from agents.policy import VLMPolicy
 
 PARTIAL = ".partial"
@@ -51,7 +52,8 @@ def write_checkpoint(
 
 
 def write_policy(path: str | Path, policy: VLMPolicy, world: World = ALONE) -> None:
-    """Write a policy's transformers folder under a temporary name, then rename it."""
+    """Write a trained policy's transformers folder under a temporary name, then rename it."""
+    record_frame(policy.model)
     _write_folder(Path(path), policy.save, world)
 
 
@@ -86,7 +88,12 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
     path = Path(path)
     if not (path / "state.json").exists():
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
-    weights = VLMPolicy.from_pretrained(path / "policy", device="cpu", dtype=policy.model.dtype)
+    weights = VLMPolicy.from_pretrained(
+        path / "policy",
+        device="cpu",
+        dtype=policy.model.dtype,
+        trust_remote_code=policy.trust_remote_code,
+    )
     policy.model.load_state_dict(weights.model.state_dict())
     tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     return tensors, json.loads((path / "state.json").read_text())

@@ -6,6 +6,7 @@ others are tried once on the first prompts they get (see `agents.sharing`).
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs with one entry per token of a prompt; all others are about pictures."""
 
-ROWS_PER_PICTURE = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
-"""Inputs in which the patches of all pictures follow each other, with the grids that count them."""
+ROWS_PER_PICTURE = {
+    "pixel_values": ("image_grid_thw", "image_grid_hws"),
+    "pixel_values_videos": ("video_grid_thw",),
+}
+"""Inputs in which the patches of all pictures follow each other, with the grids that count them:
+Qwen's in time, height and width, Kimi-VL's in height and width."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,14 @@ def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add what a model reads positions from and a processor may have left out.
 
-    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text.
+    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text;
+    others of the kind, such as Kimi's, know no such input.
     """
-    if "image_grid_thw" in inputs and "mm_token_type_ids" not in inputs:
+    if (
+        "image_grid_thw" in inputs
+        and "mm_token_type_ids" not in inputs
+        and "mm_token_type_ids" in inspect.signature(model.forward).parameters
+    ):
         pictures = inputs["input_ids"] == model.config.image_token_id
         return inputs | {"mm_token_type_ids": pictures.int()}
     return inputs
@@ -161,7 +171,8 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
 
 def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """Rows of a flattened input that belong to some prompts, in their order."""
-    grids = inputs.get(ROWS_PER_PICTURE.get(key, ""))
+    names = ROWS_PER_PICTURE.get(key, ())
+    grids = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
     if grids is None or len(grids) != count or int(grids.prod(-1).sum()) != total:
         raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, Cache
+from transformers import AutoProcessor, Cache
 from transformers.utils import logging as transformers_logging
 
 from agents.families import (
@@ -28,6 +28,7 @@ from agents.families import (
     token_positions,
     vision_parameters,
 )
+from agents.loading import model_class
 from agents.picture_features import PictureFeatures
 from agents.prompts import prepare_inputs, special_tokens
 from agents.scoring import TokenScores as TokenScores
@@ -74,6 +75,7 @@ class VLMPolicy:
         end_ids: Tokens that end an answer.
         pad_id: Token that fills up what comes after.
         trial: What came of trying to share prompts with a family nobody has tested.
+        trust_remote_code: Whether code that came with the checkpoint was allowed.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class VLMPolicy:
         self.forbidden = self._forbidden_tokens()
         self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
         self.trial: str | None = None
+        self.trust_remote_code = False
         self._features = PictureFeatures()
         self._noticed: set[str] = set()
 
@@ -122,12 +125,17 @@ class VLMPolicy:
             device: ``"cpu"``, ``"cuda"``, …; by default CUDA where there is one.
             precision: See the class.
             dtype: Type of the weights; by default float32 on a CPU and as saved elsewhere.
-            trust_remote_code: Passed on; leave it off for models you have not read.
+            trust_remote_code: Run code that comes with the checkpoint; leave it off for models you
+                have not read.
+
+        Raises:
+            ValueError: The checkpoint needs code of its own, and that was not allowed.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = device == "cpu"
+        opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
         with quiet_progress():
-            model = AutoModelForImageTextToText.from_pretrained(
+            model = opener.from_pretrained(
                 name_or_path,
                 dtype=dtype or (torch.float32 if on_cpu else "auto"),
                 trust_remote_code=trust_remote_code,
@@ -135,7 +143,9 @@ class VLMPolicy:
         processor = AutoProcessor.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
         )
-        return cls(model.to(device), processor, precision=precision)
+        policy = cls(model.to(device), processor, precision=precision)
+        policy.trust_remote_code = trust_remote_code
+        return policy
 
     def save(self, path: str | Path) -> None:
         """Write an ordinary transformers folder: safetensors weights, processor, chat template."""

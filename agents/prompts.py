@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+
+ONE_LIST_OF_PICTURES = ("KimiVLProcessor",)
+"""Processors that take the pictures of all prompts in one list, and only pictures of Pillow."""
 
 
 def prepare_inputs(
@@ -15,7 +19,9 @@ def prepare_inputs(
 ) -> dict[str, Tensor]:
     """Pictures and questions as model inputs, padded as the tokenizer is set to."""
     texts = [chat_text(processor, prompt) for prompt in prompts]
-    pictures = [[image] for image in images]
+    pictures: list[Any] = [[image] for image in images]
+    if type(processor).__name__ in ONE_LIST_OF_PICTURES:
+        pictures = [Image.fromarray(image) for image in images]
     return dict(processor(text=texts, images=pictures, return_tensors="pt", padding=True))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PrinterCallback
 
 from agents.joint_optimizer import JointOptimizer
+from agents.loading import record_frame
 from agents.optim import HybridOptimizer
 from agents.policy import VLMPolicy
 from agents.rows import read_task_weights, rows_for
@@ -192,6 +193,7 @@ class SupervisedFineTuning(TrainerAgent):
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy alone, as a transformers folder; all processes must call this."""
+        record_frame(self.policy.model)
         if self._trainer is None:
             self.policy.save(path)
             return

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from transformers import TrainerCallback
 
 from agents.base import Agent, UpdateCallback
+from agents.loading import record_frame
 from agents.policy import VLMPolicy, quiet_progress
 
 TRAINER_PICKLE = "training_args.bin"
@@ -91,6 +92,7 @@ class TrainerAgent(Agent):
         It is written under a temporary name and then renamed; one that is there is replaced. In a
         run of several processes all of them must call this.
         """
+        record_frame(self.policy.model)
         path, trainer = Path(path), self._trainer
         partial = path.with_name(path.name + ".partial")
         if trainer is None:

@@ -82,8 +82,16 @@ def run_arm(command: list[str], folder: Path, *, threads: int) -> None:
     Raises:
         SystemExit: The run failed; its output is in ``log.txt`` in the run's folder.
     """
-    if (folder / "scores.json").exists():
-        return
+    if not (folder / "scores.json").exists():
+        run_script(command, folder, threads=threads)
+
+
+def run_script(command: list[str], folder: Path, *, threads: int) -> None:
+    """Run a script in a process of its own, with ``--resume`` where it has begun before.
+
+    Raises:
+        SystemExit: It failed; its output is in ``log.txt`` in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     resume = ["--resume"] if (folder / "config.json").exists() else []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}

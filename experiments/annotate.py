@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,8 +89,13 @@ class Args:
     """Folder of the records and of the report."""
 
 
-def main(args: Args) -> dict[str, Any]:
-    """Run the job; returns what ``report.json`` holds."""
+def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the job; returns what ``report.json`` holds.
+
+    Args:
+        args: What to do.
+        words: The command line that the report shows; by default that of this process.
+    """
     from experiments.annotate_report import write_report  # matplotlib, which workers do not need
 
     console = Console()
@@ -106,7 +111,8 @@ def main(args: Args) -> dict[str, Any]:
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
         seconds = time.perf_counter() - start
     done = {"pictures": pictures(), "seconds": round(seconds, 2), "workers": workers}
-    command = shlex.join(["python", "experiments/annotate.py", *sys.argv[1:]])
+    words = sys.argv[1:] if words is None else words
+    command = shlex.join(["python", "experiments/annotate.py", *words])
     return write_report(args.output_dir, job, manifest, done, command, console)
 
 

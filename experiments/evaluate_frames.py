@@ -66,6 +66,7 @@ def choose_reader(
     *,
     model_type: str | None = None,
     model_name: str = "",
+    recorded: str | None = None,
     settings: ResizeSettings | None = None,
     canvas_size: tuple[int, int] | None = None,
 ) -> Reader:
@@ -75,6 +76,7 @@ def choose_reader(
         name: A family, a transformers model type, ``pixel:WxH``, or ``auto``.
         model_type: Type of the model that answers, None where only answers are given.
         model_name: Its folder or hub id.
+        recorded: The frame that its configuration records, see `agents.loading.ANSWER_FRAME`.
         settings: How its processor resizes pictures.
         canvas_size: ``(H, W)`` that pictures are letterboxed to.
 
@@ -83,7 +85,7 @@ def choose_reader(
     """
     settings = settings or ResizeSettings()
     if name == AUTO:
-        family, reason = _pick(model_type, model_name)
+        family, reason = _pick(model_type, model_name, recorded)
     elif name in FAMILY_OF_MODEL:
         family, reason = family_of_model(name), f"what {name} models write"
     elif name in FAMILIES or _usable_pixels(name):
@@ -96,8 +98,10 @@ def choose_reader(
     return Reader(family, reason, settings, canvas_size)
 
 
-def _pick(model_type: str | None, model_name: str) -> tuple[str, str]:
+def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:
     """Family and reason for ``auto``."""
+    if recorded is not None and recorded in FAMILIES:
+        return recorded, "as the policy's configuration records"
     if model_type is None:
         return "unit", "since answers alone do not name a model (see --frame)"
     if "simpleseg" in model_name.lower():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agents.loading import recorded_frame
 from agents.policy import VLMPolicy
 from experiments.evaluate_answers import (
     Answer,
@@ -48,6 +49,7 @@ def answer(
         args.frame,
         model_type=policy.model.config.model_type,
         model_name=name,
+        recorded=recorded_frame(policy.model),
         settings=ResizeSettings.from_processor(getattr(policy.processor, "image_processor", None)),
         canvas_size=core.canvas_size,
     )

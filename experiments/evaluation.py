@@ -49,12 +49,15 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
         score, low, high = bootstrap_interval(giou, self.iou.mean(axis=1))
+        areas = self.intersections.sum(axis=1), self.unions.sum(axis=1)
+        ratio, *ratio_interval = bootstrap_interval(ciou, *areas)
         return {
             "questions": len(self.indices),
             "answers_per_question": self.iou.shape[1],
             "giou": score,
             "giou_interval": [low, high],
-            "ciou": float(ciou(self.intersections.ravel(), self.unions.ravel())),
+            "ciou": ratio,
+            "ciou_interval": ratio_interval,
             **{
                 f"precision@{threshold}": float(precision_at(self.iou.ravel(), threshold))
                 for threshold in PRECISION_THRESHOLDS

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from transformers import AutoProcessor
 
 from agents.policy import Precision, VLMPolicy
 
@@ -29,10 +30,20 @@ def open_policy(
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise FileNotFoundError(f"--policy {name}: no such folder; give one, a hub id, or embedded")
     return VLMPolicy.from_pretrained(
-        EMBEDDED_FOLDER if name == EMBEDDED else name,
+        _place(name),
         precision=choose_precision(precision),
         trust_remote_code=trust_remote_code,
     )
+
+
+def open_processor(name: str) -> Any:
+    """The processor of ``"embedded"``, a folder, or a hub id, without its model."""
+    return AutoProcessor.from_pretrained(_place(name), backend="pil")
+
+
+def _place(name: str) -> str | Path:
+    """Folder or hub id of a policy."""
+    return EMBEDDED_FOLDER if name == EMBEDDED else name
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def plot_before_after(
     )
     for axis, number in zip(axes.flat, range(count), strict=False):
         question = core.ask(int(before.indices[number]))
-        axis.imshow(_triple(core, question.index, before.texts[number][0], after.texts[number][0]))
+        texts = [before.texts[number][0], after.texts[number][0]]
+        axis.imshow(draw_answers(core, question.index, texts))
         axis.set_title(
             f"{question.sample.expression}: target · {names[0]} {before.iou[number, 0]:.2f} · "
             f"{names[1]} {after.iou[number, 0]:.2f}",
@@ -210,13 +212,14 @@ def plot_before_after(
     plt.close(figure)
 
 
-def _triple(core: ReferringCore, index: int, before: str, after: str) -> NDArray[np.uint8]:
-    """Three pictures side by side: the target, and two answers."""
+def draw_answers(core: ReferringCore, index: int, texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Pictures side by side: the target of question ``index``, and every answer to it."""
     question = core.ask(index)
     target, image = question.sample.target, question.sample.image
     pictures = [draw_overlay(image, target, short_side=256)]
-    for text in (before, after):
+    for text in texts:
         prediction = core.score([text], [question]).predictions[0]
         pictures.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
     gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
-    return np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
+    between = [part for picture in pictures for part in (gap, picture)]
+    return np.concatenate(between[1:], axis=1)

@@ -1,10 +1,15 @@
 """Warm start: teach a tiny policy from nothing to outline procedural scenes, by behaviour cloning.
 
 The policy that is shipped was made by this script with its defaults (docs/learning.md tells how it
-was chosen). It leaves out of the paper's recipe: web pre-training, the mixture of answer sentences,
-and real photos.
+was chosen). It leaves out of the paper's recipe: the mixture of answer sentences and real photos.
 
     python experiments/run_bc.py --output-dir runs/bc
+
+It also learns from annotated pictures, and goes on from a policy (docs/stages.md):
+
+    python experiments/run_bc.py --data runs/annotate --output-dir runs/web
+    python experiments/run_bc.py --policy runs/web/policy --cloning.points-until 0
+        --cloning.boxes-until 0 --output-dir runs/sft
 
 With several ranks each of them has its share of the pictures (see ``experiments/launch.py``):
 
@@ -18,14 +23,10 @@ Large policies, on the data of any environment, are taught through TRL's SFTTrai
 
 from __future__ import annotations
 
-import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,16 @@ from rich.console import Console
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.checkpoints import latest_checkpoint, write_policy
-from agents.demonstrations import Demonstration, demonstrate
+from agents.demonstrations import Demonstration
 from agents.distributed import World
 from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
+from experiments.cloning_data import (
+    Pictures,
+    RecordedPictures,
+    demonstrate_pictures,
+    workers_of,
+)
 from experiments.evaluation import open_questions
 from experiments.files import write_json
 from experiments.launch import (
@@ -49,15 +56,13 @@ from experiments.launch import (
     fit_to_deepspeed,
     launched,
 )
-from experiments.policies import PrecisionChoice, choose_precision
+from experiments.policies import PrecisionChoice, choose_precision, open_policy
 from experiments.progress import progress_bar
 from experiments.reporting import plot_cloning
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
-from seg_env.tasks import TASKS
-
-CHUNK = 250
+from seg_env.envs.core import ReferringCore
 
 
 @dataclass
@@ -73,10 +78,16 @@ class Args:
     and weights cooled down to the last nuance of the loss forget it at the first steps."""
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the policy."""
+    policy: str | None = None
+    """What to start from in place of random weights: ``embedded``, a transformers folder, or a hub
+    id; of the embedded policy's kind, whose prompts all have one length up to the picture's end."""
+    data: str | None = None
+    """Annotated pictures to learn from in place of scenes: a folder of experiments/annotate.py, or
+    a .jsonl or .parquet file."""
     difficulty: str = "easy"
-    """Scenes to learn from: easy, medium, hard."""
+    """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000
-    """Training scenes; every object of each is asked about."""
+    """Training scenes; every object of each is asked about. With --data: most pictures used."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
@@ -89,7 +100,11 @@ class Args:
     evaluate_every: int = 250
     """Updates between evaluations on held-out scenes; 0 for none but the last."""
     evaluation_scenes: int = 128
-    """Held-out scenes of those evaluations; the last one takes 512."""
+    """Held-out scenes of those evaluations."""
+    evaluation_split: str = "val"
+    """Split that the held-out scenes are of."""
+    evaluation_questions: int = 512
+    """Held-out scenes of the last evaluation."""
     checkpoint_every: int = 250
     """Updates between checkpoints; the last two are kept."""
     seed: int = 0
@@ -122,50 +137,47 @@ def main(args: Args) -> dict[str, Any]:
 
 
 def build_policy(args: Args) -> VLMPolicy:
-    """A policy with random weights that follow from the seed."""
-    torch.manual_seed(args.seed)
-    processor = build_processor(args.model)
-    model = build_model(args.model, processor)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    """The policy to start from; random weights follow from the seed."""
+    if args.policy is not None:
+        policy = open_policy(args.policy, args.precision)
     else:
-        model.set_attn_implementation("eager")  # its backward is twice as fast at these lengths
-    return VLMPolicy(model, processor, precision=choose_precision(args.precision))
+        torch.manual_seed(args.seed)
+        processor = build_processor(args.model)
+        model = build_model(args.model, processor)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        policy = VLMPolicy(model, processor, precision=choose_precision(args.precision))
+    if policy.device.type == "cpu":
+        # Its backward is twice as fast at these lengths.
+        policy.model.set_attn_implementation("eager")
+    return policy
 
 
 def build_demonstrations(args: Args, world: World, console: Console) -> list[Demonstration]:
-    """Render the training scenes and write their questions and answers, on all cores.
+    """Read the pictures and write their questions and answers, on all cores.
 
     Every rank has all of them, as it does not know which it will be asked for.
+
+    Raises:
+        ValueError: There are fewer pictures than a batch has.
     """
-    chunks = [range(i, min(i + CHUNK, args.scenes)) for i in range(0, args.scenes, CHUNK)]
-    found: list[Demonstration] = []
-    work = partial(_demonstrate_chunk, args.difficulty, args.model, args.epsilon, args.decimals)
-    workers = max(1, (os.cpu_count() or 1) // world.size)
-    with (
-        progress_bar(console) as progress,
-        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-    ):
-        task = progress.add_task("rendering scenes", total=args.scenes, status="")
-        for part in pool.map(work, chunks):
-            found += part
-            progress.advance(task, len(part))
-    return found
-
-
-def _demonstrate_chunk(
-    difficulty: str, model: TinyConfig, epsilon: float, decimals: int, indices: Sequence[int]
-) -> list[Demonstration]:
-    """Demonstrations of some scenes; runs in a worker process."""
-    torch.set_num_threads(1)
-    processor = build_processor(model)
-    scenes = Scenes("train", difficulty)  # type: ignore[arg-type]
-    return [
-        demonstrate(
-            processor, scenes.samples_of(i), TASKS, epsilon=epsilon, decimals=decimals, pad=True
+    pictures: Pictures = Scenes("train", args.difficulty, length=args.scenes)  # type: ignore[arg-type]
+    if args.data is not None:
+        pictures = RecordedPictures(args.data, args.scenes)
+    found = demonstrate_pictures(
+        pictures,
+        args.policy,
+        args.model,
+        epsilon=args.epsilon,
+        decimals=args.decimals,
+        workers=workers_of(world.size),
+        console=console,
+    )
+    if len(found) < args.cloning.batch_size:
+        raise ValueError(
+            f"{args.data or 'the scenes'} have {len(found)} pictures to learn from, fewer than a "
+            f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
         )
-        for i in indices
-    ]
+    return found
 
 
 def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
@@ -175,7 +187,7 @@ def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
         SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
     """
     log = RunLog(args.output_dir, start=agent.update) if agent.world.is_main else None
-    core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
+    core = held_out(args)
     with progress_bar(console) as progress, Termination(agent.world) as termination:
         task = progress.add_task("cloning", total=args.updates, completed=agent.update, status="")
 
@@ -205,6 +217,13 @@ def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
         log.close()
 
 
+def held_out(args: Args) -> ReferringCore:
+    """The questions that the policy is measured on."""
+    return open_questions(
+        "SimpleSeg-Scenes-v0", split=args.evaluation_split, difficulty=args.difficulty
+    )
+
+
 def save(agent: BehaviorCloning, folder: Path) -> None:
     """Write a checkpoint and remove the oldest beyond those kept."""
     agent.save(folder / f"update_{agent.update:06d}")
@@ -213,9 +232,9 @@ def save(agent: BehaviorCloning, folder: Path) -> None:
 
 
 def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float) -> dict[str, Any]:
-    """Measure the finished policy on 512 held-out scenes and write scores and curve."""
-    core = open_questions("SimpleSeg-Scenes-v0", split="val", difficulty=args.difficulty)
-    questions = np.arange(512)
+    """Measure the finished policy on held-out scenes and write scores and curve."""
+    core = held_out(args)
+    questions = np.arange(args.evaluation_questions)
     scores: dict[str, Any] = {
         "greedy": evaluate_together(agent, core, questions).summary(),
         "sampled": evaluate_together(agent, core, questions, temperature=1.0, answers=4).summary(),

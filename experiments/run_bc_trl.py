@@ -1,9 +1,10 @@
 """Behaviour cloning of a large policy on any environment's data, through TRL's SFTTrainer.
 
-Started by run_bc.py. It leaves out of the paper's recipe: web pre-training, and asking every
-sentence twice. `torchrun` in the place of `python` uses several devices.
+Started by run_bc.py. It leaves out of the paper's recipe: asking every sentence twice. `torchrun`
+in the place of `python` uses several devices.
 
     python experiments/run_bc.py --backend trl --env SimpleSeg-RefCOCO-v0 --data-root DATA
+    python experiments/run_bc.py --backend trl --data /data/annotated
     torchrun --nproc_per_node 8 experiments/run_bc.py --backend trl --policy FOLDER --paper
 """
 
@@ -27,6 +28,7 @@ from agents.sft import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
+from experiments.cloning_data import open_records
 from experiments.evaluation import Evaluation, evaluate, open_questions
 from experiments.files import write_json
 from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
@@ -48,7 +50,10 @@ class Args:
     """Teach a policy from a data set through TRL's SFTTrainer."""
 
     env: str = "SimpleSeg-Scenes-v0"
-    """Environment id, whose data set is learned from."""
+    """Environment id, whose data set is learned from, and whose questions are asked."""
+    data: str | None = None
+    """Annotated pictures to learn from in place of that data set, for pre-training: a folder of
+    experiments/annotate.py, or a .jsonl or .parquet file."""
     policy: str = EMBEDDED
     """``embedded``, a transformers folder, or a hub id."""
     updates: int = 100
@@ -106,9 +111,8 @@ def main(args: Args) -> dict[str, Any]:
     if first:
         start_run(args.output_dir, args, resume=args.resume)
     policy = open_for_training(args)
-    agent = SupervisedFineTuning(
-        policy, args.questions(args.split).dataset, args.sft, max_new_tokens=args.max_new_tokens
-    )
+    dataset = open_records(args.data) if args.data else args.questions(args.split).dataset
+    agent = SupervisedFineTuning(policy, dataset, args.sft, max_new_tokens=args.max_new_tokens)
     core = args.questions(args.evaluation.split)
     before = measure_before(agent, core, args) if first else {}
     checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None

@@ -16,6 +16,8 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Kimi_K25Config,
+    Kimi_K25ForConditionalGeneration,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
     LlavaConfig,
@@ -249,6 +251,57 @@ def internvl():
         downsample_ratio=0.5,
     )
     return _case(InternVLForConditionalGeneration(config), _squares(), lambda _: 4)
+
+
+def kimi_k25():
+    """Kimi-VL's architecture as transformers has it: MoonViT, and a decoder of DeepSeek's form.
+
+    The decoder's keys are wider than its values.
+    """
+    config = Kimi_K25Config(
+        vision_config={
+            **{key: TOWER[key] for key in ("hidden_size", "intermediate_size", "patch_size")},
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "pos_emb_height": 8,
+            "pos_emb_width": 8,
+            "merge_kernel_size": [2, 2],
+        },
+        text_config={
+            "model_type": "deepseek_v3",
+            **TEXT,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
+        projection_hidden_size=16,
+        image_token_id=PICTURE,
+        video_token_id=len(TOKENIZER) - 1,
+    )
+    generator = torch.Generator().manual_seed(1)
+    sides = [(4, 6), (6, 8), (4, 4)]
+    pictures = [
+        {
+            "pixel_values": torch.randn(height * width, 3, 4, 4, generator=generator),
+            "image_grid_thw": torch.tensor([[1, height, width]]),
+        }
+        for height, width in sides
+    ]
+    return _case(
+        Kimi_K25ForConditionalGeneration(config),
+        pictures,
+        lambda picture: int(picture["image_grid_thw"].prod()) // 4,
+    )
 
 
 def lfm2_vl():

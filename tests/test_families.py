@@ -9,6 +9,7 @@ from family_models import (
     build,
     florence2,
     internvl,
+    kimi_k25,
     lfm2_vl,
     random_answers,
     short_window,
@@ -24,6 +25,7 @@ FALLBACKS = {
     short_window: "longer than the 12 tokens",
     lfm2_vl: "layers of type 'conv'",
     florence2: "encoder-decoder",
+    kimi_k25: "sharing raises RuntimeError",
 }
 every_family = pytest.mark.parametrize("family", [*FAMILIES, internvl])
 some_families = pytest.mark.parametrize("family", ["llava", "qwen3_vl", "paligemma", "idefics3"])
