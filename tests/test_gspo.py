@@ -224,7 +224,7 @@ def test_parts_of_a_rollout_hold_whole_groups():
     rows = torch.arange(6)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], *[[1, 1, 0, 0]] * 4])
     rollout = Rollout(
-        inputs={"input_ids": torch.arange(3)[:, None]},
+        inputs={"input_ids": torch.arange(3)[:, None], "attention_mask": torch.ones(3, 1)},
         tokens=rows[:, None].expand(6, 4),
         mask=mask,
         free=mask,

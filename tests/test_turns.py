@@ -159,7 +159,7 @@ def test_both_turns_of_an_easy_task_are_learned(name):
         minibatches=1,
         epochs=2,
         max_new_tokens=1,
-        learning_rate=1e-2,
+        learning_rate=5e-3,
         muon=False,
         warmup=0.0,
         clip_low=0.2,
