@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
-from seg_env.tasks import Task, answer, question
+from seg_env.task_queries import QueryStyle, refer_to
+from seg_env.tasks import Task, answer, askable, question
 from seg_env.types import Sample
 
 
@@ -70,28 +71,33 @@ def demonstrate(
     epsilon: float,
     decimals: int,
     pad: bool,
+    queries: QueryStyle | None = None,
 ) -> Demonstration:
     """Ask every task of every sample; all samples must be about one picture.
 
     Args:
         processor: The policy's processor, whose chat format is used.
         samples: Samples that share their picture.
-        tasks: Tasks asked of each sample.
+        tasks: Tasks asked of each sample; what is not there is asked about by text.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
+        queries: How places that questions give are drawn and written.
     """
     tokenizer, image_token = processor.tokenizer, processor.image_token
     dialogues = []
     for sample in samples:
         for task in tasks:
-            asked = chat_text(processor, question(sample, task)).split(image_token)[-1]
+            possible = askable(sample, task)
+            prompt = question(sample, possible, refer_to(sample, possible, style=queries))
+            asked = chat_text(processor, prompt).split(image_token)[-1]
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad)
             start = len(tokenizer(asked, add_special_tokens=False).input_ids)
             text = asked + reply + tokenizer.eos_token
             tokens = tokenizer(text, add_special_tokens=False).input_ids
             dialogues.append(Dialogue(task, tuple(tokens), start))
-    inputs = prepare_inputs(processor, [samples[0].image], [question(samples[0], tasks[0])])
+    # The tokens up to the end of the picture are the same whatever is asked.
+    inputs = prepare_inputs(processor, [samples[0].image], [samples[0].expression])
     tokens = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask")
     end = len(tokens) - tokens[::-1].index(tokenizer.convert_tokens_to_ids(image_token))

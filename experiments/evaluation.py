@@ -14,8 +14,10 @@ from torch import Tensor
 from agents.policy import VLMPolicy
 from agents.sampling import sample
 from experiments.questions import open_questions as open_questions
+from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
+from seg_env.task_mixture import DEFAULT_TASK
 
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 
@@ -40,6 +42,11 @@ class Evaluation:
     """Tokens of the answer."""
     texts: list[list[str]]
     """The answers."""
+    fit: NDArray[np.float64]
+    """How well answers fit what was asked for: as ``iou`` for outlines, the IoU of boxes, and 1 for
+    points on the object (see `rewards.MaskIoU`)."""
+    tasks: NDArray[np.str_]
+    """``(n,)`` what was asked."""
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
@@ -57,7 +64,14 @@ class Evaluation:
             "well_formed": float(self.valid.mean()),
             "vertices": float(self.vertices.mean()),
             "tokens": float(self.tokens.mean()),
+            "tasks": {task: self._fit_of(task) for task in np.unique(self.tasks).tolist()},
         }
+
+    def _fit_of(self, task: str) -> dict[str, Any]:
+        """The score of one task, with its interval."""
+        values = self.fit.mean(axis=1)[self.tasks == task]
+        score, low, high = bootstrap_interval(giou, values)
+        return {"questions": len(values), "score": score, "interval": [low, high]}
 
     def to_json(self) -> dict[str, Any]:
         """Lists and strings only."""
@@ -69,6 +83,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Evaluation:
         """Inverse of `to_json`."""
+        # Files of earlier versions are all about outlines.
+        stored = {"fit": stored["iou"], "tasks": [DEFAULT_TASK] * len(stored["iou"])} | stored
         arrays = {name: np.array(value) for name, value in stored.items() if name != "texts"}
         return cls(**arrays, texts=stored["texts"])
 
@@ -147,7 +163,8 @@ def join(parts: Sequence[Evaluation]) -> Evaluation:
     """Evaluations of some questions and of further ones, as one of all."""
     stacked = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("indices", "iou", "intersections", "unions", "valid", "vertices", "tokens")
+        for name in vars(parts[0])
+        if name != "texts"
     }
     return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
 
@@ -176,7 +193,8 @@ def _measure(
     repeated = [question for question in questions for _ in range(answers)]
     scores = core.score(texts, repeated)
     shape = (len(questions), answers)
-    counted = overlaps(scores.predictions, [question.sample.target for question in repeated])
+    targets = [question.sample.target for question in repeated]
+    counted = overlaps(scores.predictions, targets)
     return Evaluation(
         indices=np.array([question.index for question in questions]),
         iou=scores.iou.reshape(shape),
@@ -186,4 +204,6 @@ def _measure(
         vertices=np.array([sum(map(len, p.rings)) for p in scores.predictions]).reshape(shape),
         tokens=np.array(lengths).reshape(shape),
         texts=[list(texts[row * answers : (row + 1) * answers]) for row in range(len(questions))],
+        fit=MaskIoU()(scores.predictions, targets).reshape(shape),
+        tasks=np.array([question.task for question in questions]),
     )

@@ -10,6 +10,11 @@ With several ranks each of them has its share of the pictures (see ``experiments
 
     torchrun --nproc_per_node 8 experiments/run_bc.py --deepspeed zero2
 
+Tasks that give a place, and questions about objects that are not there:
+
+    python experiments/run_bc.py --task "text->mask=0.6 point->mask=0.2 bbox->mask=0.2"
+        --negatives 0.1
+
 Large policies, on the data of any environment, are taught through TRL's SFTTrainer:
 
     python experiments/run_bc.py --backend trl --help
@@ -23,7 +28,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +44,7 @@ from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration, demonstrate
 from agents.distributed import World
 from agents.policy import VLMPolicy
-from agents.tiny import TinyConfig, build_model, build_processor
+from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
 from experiments.evaluation import open_questions
 from experiments.files import write_json
 from experiments.launch import (
@@ -55,7 +60,10 @@ from experiments.reporting import plot_cloning
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
-from seg_env.tasks import TASKS
+from seg_env.envs.core import ReferringCore
+from seg_env.task_mixture import TaskMixture
+from seg_env.task_queries import QueryStyle
+from seg_env.tasks import TEXT_TASKS, Task, query_of
 
 CHUNK = 250
 
@@ -77,6 +85,13 @@ class Args:
     """Scenes to learn from: easy, medium, hard."""
     scenes: int = 20_000
     """Training scenes; every object of each is asked about."""
+    negatives: float = 0.0
+    """Share of the scenes in which an object is asked for that is not there."""
+    task: str | None = None
+    """What is asked once the policy knows where things are, in the place of outlines, boxes and
+    points by expression: a task, or several with weights."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that such questions give are drawn and written."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
@@ -106,6 +121,7 @@ def main(args: Args) -> dict[str, Any]:
     with launched(args.deepspeed) as (world, console):
         args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
         args.cloning.seed = args.seed
+        set_tasks(args)
         if world.is_main:
             start_run(args.output_dir, args, resume=args.resume)
         policy = build_policy(args)
@@ -119,6 +135,17 @@ def main(args: Args) -> dict[str, Any]:
         with agent.whole_weights():
             write_policy(args.output_dir / "policy", policy, world)
         return report(agent, args, console, (time.perf_counter() - start) / 60)
+
+
+def set_tasks(args: Args) -> None:
+    """Let the curriculum end in the tasks asked for, and the tokenizer know their words."""
+    if args.task is None:
+        return
+    tasks = TaskMixture.from_spec(args.task)
+    args.cloning.tasks = str(tasks)
+    if any(query_of(task) != "text" for task in tasks.tasks):
+        words = dict.fromkeys((*args.model.more_words, *PLACE_WORDS))
+        args.model = replace(args.model, more_words=tuple(words))
 
 
 def build_policy(args: Args) -> VLMPolicy:
@@ -140,7 +167,15 @@ def build_demonstrations(args: Args, world: World, console: Console) -> list[Dem
     """
     chunks = [range(i, min(i + CHUNK, args.scenes)) for i in range(0, args.scenes, CHUNK)]
     found: list[Demonstration] = []
-    work = partial(_demonstrate_chunk, args.difficulty, args.model, args.epsilon, args.decimals)
+    work = partial(
+        _demonstrate_chunk,
+        tasks=TEXT_TASKS if args.task is None else args.cloning.demonstrated,
+        scenes=Scenes("train", args.difficulty, negatives=args.negatives),  # type: ignore[arg-type]
+        model=args.model,
+        queries=args.queries,
+        epsilon=args.epsilon,
+        decimals=args.decimals,
+    )
     workers = max(1, (os.cpu_count() or 1) // world.size)
     with (
         progress_bar(console) as progress,
@@ -154,15 +189,27 @@ def build_demonstrations(args: Args, world: World, console: Console) -> list[Dem
 
 
 def _demonstrate_chunk(
-    difficulty: str, model: TinyConfig, epsilon: float, decimals: int, indices: Sequence[int]
+    indices: Sequence[int],
+    *,
+    tasks: Sequence[Task],
+    scenes: Scenes,
+    model: TinyConfig,
+    queries: QueryStyle,
+    epsilon: float,
+    decimals: int,
 ) -> list[Demonstration]:
     """Demonstrations of some scenes; runs in a worker process."""
     torch.set_num_threads(1)
     processor = build_processor(model)
-    scenes = Scenes("train", difficulty)  # type: ignore[arg-type]
     return [
         demonstrate(
-            processor, scenes.samples_of(i), TASKS, epsilon=epsilon, decimals=decimals, pad=True
+            processor,
+            scenes.samples_of(i),
+            tasks,
+            epsilon=epsilon,
+            decimals=decimals,
+            pad=True,
+            queries=queries,
         )
         for i in indices
     ]
@@ -223,6 +270,11 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
         "seed": args.seed,
         "minutes": minutes,
     }
+    if args.task is not None:
+        scores["tasks"] = {
+            task: evaluate_together(agent, _questions(args, task), questions).summary()["tasks"][task]
+            for task in TaskMixture.from_spec(args.task).tasks
+        }
     if agent.world.is_main:
         write_json(args.output_dir / "scores.json", scores)
         plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
@@ -232,8 +284,22 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
             f"{kind}: gIoU {found['giou']:.3f} {found['giou_interval']}, "
             f"well-formed {found['well_formed']:.3f}"
         )
+    for task, found in scores.get("tasks", {}).items():
+        console.print(f"{task}: {found['score']:.3f} {found['interval']}", highlight=False)
     console.print(f"{minutes:.1f} minutes, policy in {args.output_dir / 'policy'}")
     return scores
+
+
+def _questions(args: Args, task: str) -> ReferringCore:
+    """Held-out questions of one task."""
+    return open_questions(
+        "SimpleSeg-Scenes-v0",
+        split="val",
+        difficulty=args.difficulty,
+        negatives=args.negatives,
+        task=task,
+        queries=asdict(args.queries),
+    )
 
 
 def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:

@@ -29,6 +29,9 @@ Task = Literal[
 """What is given and what is asked for."""
 TASKS: tuple[Task, ...] = get_args(Task)
 
+TEXT_TASKS: tuple[Task, ...] = ("text->mask", "text->bbox", "text->point")
+"""Those that give an expression."""
+
 Query = Literal["text", "mask", "bbox", "point"]
 """What a question gives: an expression, or a place."""
 

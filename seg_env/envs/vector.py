@@ -139,13 +139,16 @@ class ReferringSegmentationVectorEnv(
             seed: Seed of environment 0, the others follow by one each; or ``N`` seeds.
             options: ``"indices"``: ``N`` whole numbers, the samples to ask about.
                 ``"reset_mask"``: ``(N,) bool``, the environments to reset; the others keep their
-                question. Every option may be left out.
+                question. ``"tasks"``: one task, or ``N`` (None: drawn), in the place of what the
+                environments would ask. ``"query_seed"``: what tasks and places are drawn by, 0
+                where indices are given; equal indices, tasks and seeds are one question. Every
+                option may be left out.
 
         Returns:
             Batched observations and infos.
 
         Raises:
-            ValueError: A length is not ``N``, or another option is given.
+            ValueError: A length is not ``N``, another option is given, or there is no such task.
             TypeError: An index is not a whole number, or the mask not an array of bool.
             IndexError: There is no such sample.
             ResetNeeded: The first reset leaves an environment out.
