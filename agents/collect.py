@@ -28,6 +28,7 @@ def collect_groups(
     max_new_tokens: int,
     temperature: float,
     noise: Tensor,
+    query_seed: int = 0,
 ) -> tuple[Rollout, list[str], Metrics]:
     """Ask questions, sample a group of answers to each, and let the environment score them.
 
@@ -39,11 +40,13 @@ def collect_groups(
         max_new_tokens: Longest answer.
         temperature: Of sampling.
         noise: ``(B * G, max_new_tokens)`` in [0, 1), see `agents.sampling.sample`.
+        query_seed: What the tasks asked and the places given are drawn by.
 
     Returns:
         The rollout, the texts of its answers, and metrics.
     """
-    observations, _ = env.reset(options={"indices": np.repeat(asked, group_size)})
+    chosen = {"indices": np.repeat(asked, group_size), "query_seed": query_seed}
+    observations, _ = env.reset(options=chosen)
     images, prompts = split_observations(observations)
     inputs = policy.prepare(images[::group_size], prompts[::group_size])
     answers = sample(

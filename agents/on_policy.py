@@ -136,6 +136,7 @@ class OnPolicyAgent(Agent):
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
                 noise=noise.to(self.policy.device),
+                query_seed=self.update,
             )
         self.place_rewards(rollout, texts)
         return rollout, self.world.reduce(metrics)

@@ -71,7 +71,7 @@ def word_question(
 
 
 def word_answer(answer: str, wording: Wording, rng: np.random.Generator) -> str:
-    """The sentence that gives an answer; `seg_env.grammar_answers.decode_answer` reads all of them."""
+    """The sentence that gives an answer; `decode_answer` of `seg_env` reads them all."""
     if wording == "plain":
         return answer
     return ANSWERS[rng.integers(len(ANSWERS))].format(answer=answer)

@@ -29,9 +29,7 @@ class Format(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return ``(N,)`` zeros and ones."""
-        return score_by_form(
-            predictions, targets, mask=_drawn, bbox=_given, point=_given
-        )
+        return score_by_form(predictions, targets, mask=_drawn, bbox=_given, point=_given)
 
 
 def _drawn(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:

@@ -73,9 +73,7 @@ def _read_well_formed(text: str, count: int, frame: Frame) -> Numbers | None:
     return numbers
 
 
-def _as_box(
-    corners: NDArray[np.float64], issues: tuple[ParseIssue, ...], text: str
-) -> Prediction:
+def _as_box(corners: NDArray[np.float64], issues: tuple[ParseIssue, ...], text: str) -> Prediction:
     """A box from two opposite corners ``(2, 2)`` in the unit frame."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     fault = ""

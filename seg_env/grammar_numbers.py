@@ -30,14 +30,10 @@ Numbers = list[float]
 _MAX_GROUPS = 64  # More bracket groups than that are an outline, or nothing at all.
 _JOINTS = "[]," + SPACE
 _ENTRY = rf"\s*+{LENIENT_NUMBER}\s*+"
-_LISTS = {
-    count: re.compile(",".join([_ENTRY] * count), re.ASCII) for count in COUNTS.values()
-}
+_LISTS = {count: re.compile(",".join([_ENTRY] * count), re.ASCII) for count in COUNTS.values()}
 
 
-def salvage_numbers(
-    text: str, count: int, frame: Frame
-) -> tuple[Numbers, tuple[ParseIssue, ...]]:
+def salvage_numbers(text: str, count: int, frame: Frame) -> tuple[Numbers, tuple[ParseIssue, ...]]:
     """Read what can be read of any text as one list of so many numbers.
 
     Args:
@@ -79,7 +75,9 @@ class _Reader:
     def read(self, text: str) -> Numbers:
         """Find the one bracket group that can be meant, and judge what stands around it."""
         groups = list(islice(GROUP.finditer(text), _MAX_GROUPS + 1))
-        written = [group for group in groups if not group[1].strip(",;" + SPACE + NUMBER_CHARACTERS)]
+        written = [
+            group for group in groups if not group[1].strip(",;" + SPACE + NUMBER_CHARACTERS)
+        ]
         filled = [group for group in written if group[1].strip()]
         if not filled:
             return self._read_nothing(text, written)

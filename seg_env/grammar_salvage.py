@@ -31,7 +31,9 @@ MAX_MAGNITUDE = 1e6
 _MAX_GROUPS = MAX_VERTICES + 1024  # bounds the work on groups that are no vertex, too
 GROUP = re.compile(r"\[([^\[\]]*+)\]")
 """An innermost pair of brackets and what is between them."""
-LENIENT_NUMBER = r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
+LENIENT_NUMBER = (
+    r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
+)
 """Regular expression of a coordinate in any usual notation."""
 _VERTEX = re.compile(rf"\s*+{LENIENT_NUMBER}\s*+,\s*+{LENIENT_NUMBER}\s*+", re.ASCII)
 _SEPARATOR = re.compile(r"\]*+,\[*+")

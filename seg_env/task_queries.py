@@ -114,9 +114,7 @@ def refer_to(
     return REFERENCES[kind].format(query=written)
 
 
-def jittered_box(
-    target: Target, jitter: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def jittered_box(target: Target, jitter: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """The target's box ``(4,)`` in the unit frame with each side moved, see `QueryStyle`."""
     box = box_of(target)
     width, height = box[2] - box[0], box[3] - box[1]

@@ -284,7 +284,7 @@ def test_the_question_can_be_worded(pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "text->bbox"}, r"task='text->bbox' is unknown.*'text->mask'"),
+        ({"task": "text->outline"}, r"task='text->outline' is unknown.*'text->mask'"),
         ({"frame": "inches"}, r"frame='inches' is unknown; use one of unit, permille"),
         ({"image_size": 0}, r"image_size=0"),
         ({"image_size": (3, 4, 5)}, r"image_size=\(3, 4, 5\)"),

@@ -35,7 +35,9 @@ def describe_absent(
     colors, shapes = (EASY_COLORS, EASY_SHAPES) if easy else (COLORS, tuple(SHAPES))
     present = {(thing.color, thing.shape) for thing in objects}
     seen_colors, seen_shapes = ({one[part] for one in present} for part in (0, 1))
-    absent = [(color, shape) for color in colors for shape in shapes if (color, shape) not in present]
+    absent = [
+        (color, shape) for color in colors for shape in shapes if (color, shape) not in present
+    ]
     near = [pair for pair in absent if pair[0] in seen_colors or pair[1] in seen_shapes]
     choices = near if rng.random() < NEAR else absent
     color, shape = choices[rng.integers(len(choices))]
