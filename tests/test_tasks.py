@@ -111,7 +111,9 @@ def test_a_drawn_box_has_its_sides_moved_by_no_more_than_the_jitter(seed, jitter
     box, drawn = box_of(target), jittered_box(target, jitter, np.random.default_rng(seed))
     width, height = box[2] - box[0], box[3] - box[1]
     assert (np.abs(drawn - box) <= jitter * np.array([width, height, width, height]) + 1e-9).all()
-    assert (drawn >= 0).all() and (drawn <= 1).all() and (drawn[2:] > drawn[:2]).all()
+    assert (drawn >= 0).all()
+    assert (drawn <= 1).all()
+    assert (drawn[2:] > drawn[:2]).all()
 
 
 @pytest.mark.parametrize("task", GIVEN)
