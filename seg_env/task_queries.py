@@ -119,7 +119,7 @@ def jittered_box(target: Target, jitter: float, rng: np.random.Generator) -> NDA
     box = box_of(target)
     width, height = box[2] - box[0], box[3] - box[1]
     moves = rng.uniform(-jitter, jitter, 4) * (width, height, width, height)
-    return np.clip(box + moves, 0.0, 1.0)
+    return np.asarray(np.clip(box + moves, 0.0, 1.0), dtype=np.float64)
 
 
 def interior_point(target: Target, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -110,7 +110,8 @@ def test_an_episode_is_one_question_and_one_answer(scenes):
         f"Output the polygon coordinates of {sample.expression} in the image."
     )
     np.testing.assert_array_equal(observation["image"], sample.image)
-    assert info == {"sample_id": sample.id, "dataset": "scenes-easy", "index": 7}
+    asked = {"sample_id": sample.id, "dataset": "scenes-easy", "index": 7, "task": "text->mask"}
+    assert info == asked
 
     exact = encode(sample.target.rings, decimals=9)
     observation, reward, terminated, truncated, info = env.step(exact)
