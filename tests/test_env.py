@@ -119,10 +119,7 @@ def test_an_episode_is_one_question_and_one_answer(scenes):
     assert reward == pytest.approx(1.1)
     assert terminated is True
     assert truncated is False
-    assert info == {
-        "sample_id": sample.id,
-        "dataset": "scenes-easy",
-        "index": 7,
+    assert info == asked | {
         "iou": 1.0,
         "valid": True,
         "issues": "",

@@ -31,7 +31,14 @@ def write_answers(path, task, count=6, **scenes):
 @pytest.mark.parametrize("task", ["point->bbox", "text->point"])
 def test_perfect_answers_in_a_file_score_fully(task, tmp_path):
     path = write_answers(tmp_path / "answers.jsonl", task, negatives=0.5)
-    args = Args(task=task, predictions=path, negatives=0.5, output_dir=tmp_path / "out", **QUICK)
+    args = Args(
+        task=task,
+        predictions=path,
+        negatives=0.5,
+        pictures=form_of(task) == "point",
+        output_dir=tmp_path / "out",
+        **QUICK,
+    )
     scores = main(args)
     key = {"bbox": "rec_accuracy", "point": "pointing_accuracy"}[form_of(task)]
     assert scores["task"] == task
@@ -43,12 +50,20 @@ def test_perfect_answers_in_a_file_score_fully(task, tmp_path):
     ] in report
     assert "boundary" not in report
     assert "iou_histogram" not in report
-    assert (tmp_path / "out" / "worst.png").exists()
+    assert (tmp_path / "out" / "worst.png").exists() == args.pictures
 
 
 def test_outlines_where_boxes_were_asked_for_score_nothing(tmp_path):
     path = write_answers(tmp_path / "answers.jsonl", "text->mask")
-    found = main(Args(task="text->bbox", predictions=path, output_dir=tmp_path / "out", **QUICK))
+    found = main(
+        Args(
+            task="text->bbox",
+            predictions=path,
+            pictures=False,
+            output_dir=tmp_path / "out",
+            **QUICK,
+        )
+    )
     assert (found["rec_accuracy"], found["well_formed"]) == (0, 0)
     assert found["issues"] == {"bad_nesting": 6}
 
