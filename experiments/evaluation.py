@@ -64,12 +64,15 @@ class Evaluation:
             "well_formed": float(self.valid.mean()),
             "vertices": float(self.vertices.mean()),
             "tokens": float(self.tokens.mean()),
-            "tasks": {task: self._fit_of(task) for task in np.unique(self.tasks).tolist()},
+            "tasks": {
+                task: self.fit_score(self.tasks == task) for task in np.unique(self.tasks).tolist()
+            },
         }
 
-    def _fit_of(self, task: str) -> dict[str, Any]:
-        """The score of one task, with its interval."""
-        values = self.fit.mean(axis=1)[self.tasks == task]
+    def fit_score(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        """How well answers fit what was asked for, of all or of the ``(n,) bool`` chosen."""
+        values = self.fit.mean(axis=1)
+        values = values if chosen is None else values[chosen]
         score, low, high = bootstrap_interval(giou, values)
         return {"questions": len(values), "score": score, "interval": [low, high]}
 

@@ -272,9 +272,7 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
     }
     if args.task is not None:
         scores["tasks"] = {
-            task: evaluate_together(agent, _questions(args, task), questions).summary()["tasks"][
-                task
-            ]
+            task: evaluate_together(agent, _questions(args, task), questions).fit_score()
             for task in TaskMixture.from_spec(args.task).tasks
         }
     if agent.world.is_main:

@@ -110,6 +110,7 @@ def test_training_measures_each_task_by_what_fits_it():
     summary = found.summary()
     assert summary["tasks"].keys() == {"text->mask", "point->bbox"}
     assert sum(each["questions"] for each in summary["tasks"].values()) == 8
+    assert found.fit_score()["questions"] == 8
     stored = json.loads(json.dumps(found.to_json()))
     assert Evaluation.from_json(stored).summary() == summary
     older = {name: value for name, value in stored.items() if name not in ("fit", "tasks")}
