@@ -125,7 +125,7 @@ def print_scores(console: Console, scores: dict[str, Any]) -> None:
         gains = Table(title=f"gain over {scores['compared_with']}, paired")
         for heading in ("", "gain", "95 % interval"):
             gains.add_column(heading, justify="right" if heading else "left")
-        for row in gain_rows(scores["gains"]):
+        for row in gain_rows(scores["gains"], form_of(scores["task"])):
             gains.add_row(*row)
         console.print(gains)
 
@@ -165,7 +165,9 @@ def _published(scores: dict[str, Any]) -> str:
 def _compared(scores: dict[str, Any]) -> str:
     if not scores.get("compared_with"):
         return ""
-    table = markdown(["", "gain", "95 % interval"], gain_rows(scores["gains"]))
+    table = markdown(
+        ["", "gain", "95 % interval"], gain_rows(scores["gains"], form_of(scores["task"]))
+    )
     return (
         f"## Gain over `{scores['compared_with']}`\n\nPaired over the same questions; an interval "
         f"without 0 is more than luck of the draw.\n\n{table}"

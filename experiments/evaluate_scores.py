@@ -186,14 +186,16 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def gain_rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The same of paired gains."""
+def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tuple[str, str, str]]:
+    """The same of paired gains of answers of one form."""
     rows = []
     for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
         for label, key in names:
-            if key in found and not (key == "t_acc" and "n_acc" not in found):
-                gain = f"{factor * found[key]['gain']:+.1f}"
-                rows.append((label, gain, _between(found[key]["interval"], factor, "+")))
+            idle = key == "t_acc" and "n_acc" not in found
+            if key in found and not idle and key in MEANINGFUL[form]:
+                times = 100.0 if key == "point_distance" else factor
+                gain = f"{times * found[key]['gain']:+.1f}"
+                rows.append((label, gain, _between(found[key]["interval"], times, "+")))
     return rows
 
 
