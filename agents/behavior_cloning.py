@@ -24,7 +24,8 @@ from agents.engine import OptimizerSettings, make_engine
 from agents.families import select_prompts
 from agents.optim import cosine_with_warmup
 from agents.policy import VLMPolicy, positions_of
-from seg_env.tasks import Task
+from seg_env.task_mixture import TaskMixture
+from seg_env.tasks import TASKS, Task
 
 
 @dataclass
@@ -49,6 +50,9 @@ class BehaviorCloningConfig:
     """Share of the updates up to which points and boxes are asked; then mostly outlines."""
     outline_share: float = 0.8
     """Share of outlines among the questions after that."""
+    tasks: str | None = None
+    """What is asked after that in place of outlines, boxes and points by expression, as in
+    ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     deepspeed: str | None = None
@@ -56,12 +60,21 @@ class BehaviorCloningConfig:
     seed: int = 0
     """Seed of the order of pictures and questions."""
 
+    @property
+    def demonstrated(self) -> tuple[Task, ...]:
+        """Every task that is asked at some time, in the order of `TASKS`."""
+        progresses = (0.0, self.points_until, self.boxes_until)
+        asked = {task for progress in progresses for task in self.task_weights(progress)}
+        return tuple(task for task in TASKS if task in asked)
+
     def task_weights(self, progress: float) -> dict[Task, float]:
         """The curriculum, by the share of updates made: where, how large, what outline."""
         if progress < self.points_until:
             return {"text->point": 1.0}
         if progress < self.boxes_until:
             return {"text->point": 0.5, "text->bbox": 0.5}
+        if self.tasks is not None:
+            return dict(TaskMixture.from_spec(self.tasks).weights)
         rest = (1 - self.outline_share) / 2
         return {"text->mask": self.outline_share, "text->point": rest, "text->bbox": rest}
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
-from seg_env.tasks import Task, answer, question
+from seg_env.task_queries import QueryStyle, refer_to
+from seg_env.tasks import Task, answer, askable, question
 from seg_env.types import Sample
 
 
@@ -70,22 +71,26 @@ def demonstrate(
     epsilon: float,
     decimals: int,
     pad: bool,
+    queries: QueryStyle | None = None,
 ) -> Demonstration:
     """Ask every task of every sample; all samples must be about one picture.
 
     Args:
         processor: The policy's processor, whose chat format is used.
         samples: Samples that share their picture.
-        tasks: Tasks asked of each sample.
+        tasks: Tasks asked of each sample; what is not there is asked about by text.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
+        queries: How places that questions give are drawn and written.
     """
     dialogues = []
     for sample in samples:
         for task in tasks:
+            possible = askable(sample, task)
+            prompt = question(sample, possible, refer_to(sample, possible, style=queries))
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad)
-            dialogues.append(write_dialogue(processor, task, question(sample, task), reply))
+            dialogues.append(write_dialogue(processor, task, prompt, reply))
     return show(processor, samples[0].image, dialogues)
 
 

@@ -135,7 +135,7 @@ class OnPolicyAgent(Agent):
         # Every rank draws for all of them and takes its part.
         asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
         asked = asked[config.prompts_of(self.world)].repeat(config.group_size)
-        observations, _ = self.env.reset(options={"indices": asked})
+        observations, _ = self.env.reset(options={"indices": asked, "query_seed": self.update})
         whole: Rollout | None = None
         metrics: Metrics = {}
         turn = 0

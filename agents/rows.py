@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from agents.prompts import harmless, special_tokens
 from agents.wording import Wording, word_answer, word_question
 from seg_env.data.base import Dataset
-from seg_env.tasks import TASKS, Task, answer
+from seg_env.task_mixture import read_task_weights as read_task_weights
+from seg_env.task_queries import QueryStyle, refer_to
+from seg_env.tasks import TASKS, Task, answer, askable, query_of
 from seg_env.types import Sample
 
 Row = dict[str, Any]
@@ -46,6 +47,8 @@ class DemonstrationRows:
     """Whether coordinates have a fixed width."""
     seed: int = 0
     """What everything random depends on."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How places that questions give are drawn and written."""
 
     def __getitem__(self, index: int) -> Row:
         """Row ``index``, any number from 0."""
@@ -53,7 +56,8 @@ class DemonstrationRows:
         sample = self.dataset[int(_order(len(self.dataset), self.seed, epoch)[place])]
         rng = np.random.default_rng([self.seed, index])
         task = self._draw_task(sample, rng)
-        asked = word_question(sample, task, self.wording, rng)
+        reference = self._refer(sample, task, rng)
+        asked = word_question(sample, task, self.wording, rng, reference)
         reply = answer(sample, task, epsilon=self.epsilon, decimals=self.decimals, pad=self.pad)
         reply = word_answer(reply, self.wording, rng)
         return {
@@ -68,40 +72,20 @@ class DemonstrationRows:
         return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
 
     def _draw_task(self, sample: Sample, rng: np.random.Generator) -> Task:
-        """A task by weight; nothing but an outline can say that there is no target."""
+        """A task by weight; what is not there is asked about by text."""
         weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
-        drawn = TASKS[rng.choice(len(TASKS), p=weights / weights.sum())]
-        return drawn if sample.target.area else "text->mask"
+        return askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
+
+    def _refer(self, sample: Sample, task: Task, rng: np.random.Generator) -> str:
+        """How the question speaks of the object; a place is another one in every pass."""
+        seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
+        return refer_to(sample, task, seed, style=self.queries)
 
 
 def rows_for(processor: Any, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
     """Rows for the policy that a processor belongs to; arguments are those of the class."""
     special = tuple(special_tokens(processor.tokenizer).values())
     return DemonstrationRows(dataset, special=special, **arguments)
-
-
-def read_task_weights(words: Sequence[str]) -> dict[Task, float]:
-    """Task weights as a command line gives them.
-
-    Args:
-        words: ``name=weight`` each; ``mask`` is short for ``text->mask``.
-
-    Raises:
-        ValueError: A task is unknown, a weight is no number from 0, or all of them are 0.
-    """
-    weights: dict[Task, float] = {}
-    for word in words:
-        name, _, number = word.partition("=")
-        task = next((task for task in TASKS if name in (task, task.removeprefix("text->"))), None)
-        if task is None or not re.fullmatch(r"\d+(\.\d+)?|\.\d+", number):
-            raise ValueError(
-                f"{word!r} is not a task with a weight; use mask=0.8, where the task is one of "
-                f"{', '.join(TASKS)} (text-> may be left out) and the weight a number from 0"
-            )
-        weights[task] = float(number)
-    if not sum(weights.values()):
-        raise ValueError(f"tasks {list(words)} give no task a weight above 0; use mask=1")
-    return weights
 
 
 @lru_cache(maxsize=2)

@@ -43,7 +43,8 @@ class SupervisedFineTuningConfig:
     accumulation: int = 1
     """Steps whose gradients make one update; see `with_papers_optimizer`."""
     tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
-    """How often each task is asked, as ``name=weight``; the paper publishes no shares."""
+    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Those that
+    give a place are named in full, ``point->mask=0.1``."""
     wording: Wording = "paper"
     """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
     epsilon: float = 0.005

@@ -8,6 +8,7 @@ else in the project knows that it is small: a 7B model takes the same code path.
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,10 @@ PROMPT_WORDS = (  # noqa: SIM905 (a list of 70 quoted words is harder to read)
     "arrow L small large big tiny smallest largest left right top bottom above below behind front "
     "leftmost rightmost topmost bottommost middle on to shape object striped dotted checkered plain"
 ).split()
+
+PLACE_WORDS = ("at", "with")
+"""Words of questions that give a place (`seg_env.tasks.REFERENCES`) that `PROMPT_WORDS` lacks: a
+tokenizer without them spells them letter by letter."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -69,18 +74,22 @@ class TinyConfig:
     """Attention heads of tower and decoder."""
     initializer_range: float = 0.05
     """Standard deviation of initial weights; .02 is too small for widths like these."""
+    more_words: tuple[str, ...] = ()
+    """Words that are single tokens besides `PROMPT_WORDS`, such as `PLACE_WORDS`."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer of single printable characters plus whole words and pieces of outlines.
 
-    Every string of printable ASCII is representable; other characters become the pad token.
+    Every string of printable ASCII is representable; other characters become the pad token. Words
+    added come last: all other tokens keep their ids, so weights for fewer words can be extended
+    (``resize_token_embeddings``).
     """
     characters = [*string.digits, *sorted(set(string.printable) - set(string.digits))]
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=PAD))
     tokenizer.decoder = decoders.Fuse()
-    words = dict.fromkeys(f" {word}" for word in PROMPT_WORDS)
+    words = dict.fromkeys(f" {word}" for word in (*PROMPT_WORDS, *more_words))
     pieces = [*ANSWER_PIECES, "Output", "What", *words]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
@@ -103,7 +112,7 @@ def build_processor(config: TinyConfig) -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(config.more_words),
         patch_size=config.patch_size,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,

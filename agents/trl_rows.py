@@ -31,7 +31,7 @@ class QuestionRows:
         """Rows whose numbers are in column ``row``, as columns: a transform of ``datasets``."""
         known = self._questions
         self._questions = {
-            row: known[row] if row in known else self.core.ask(self._draw(row))
+            row: known[row] if row in known else self._ask(row)
             for row in dict.fromkeys(batch["row"])
         }
         questions = [self._questions[row] for row in batch["row"]]
@@ -43,9 +43,11 @@ class QuestionRows:
             "question": questions,
         }
 
-    def _draw(self, row: int) -> int:
-        """Which sample a row asks about."""
-        return self.core.draw(np.random.default_rng([self.seed, row]))
+    def _ask(self, row: int) -> Question:
+        """The question of a row."""
+        rng = np.random.default_rng([self.seed, row])
+        index = self.core.draw(rng)
+        return self.core.ask(index, query_seed=self.core.draw_seed(rng))
 
 
 class EnvironmentReward:

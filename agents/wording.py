@@ -10,8 +10,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from seg_env.tasks import Task, question
-from seg_env.types import Sample
+from seg_env.tasks import Task, form_of, question
+from seg_env.types import Form, Sample
 
 Wording = Literal["plain", "paper"]
 """``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
@@ -38,25 +38,40 @@ ANSWERS: tuple[str, ...] = (
 )
 """Each is drawn equally often: the bare answer stands twice, as in the paper's script."""
 
-NAMES: dict[Task, tuple[str, str]] = {
-    "text->mask": ("polygon", "polygon coordinates"),
-    "text->bbox": ("bounding box", "bounding box"),
-    "text->point": ("center point", "center point"),
+NAMES: dict[Form, tuple[str, str]] = {
+    "mask": ("polygon", "polygon coordinates"),
+    "bbox": ("bounding box", "bounding box"),
+    "point": ("center point", "center point"),
 }
 """What is asked for, as a ``thing`` and as ``numbers``."""
 
 
-def word_question(sample: Sample, task: Task, wording: Wording, rng: np.random.Generator) -> str:
-    """The question that asks for ``task`` of a sample."""
+def word_question(
+    sample: Sample,
+    task: Task,
+    wording: Wording,
+    rng: np.random.Generator,
+    reference: str | None = None,
+) -> str:
+    """The question that asks for ``task`` of a sample.
+
+    Args:
+        sample: What is asked about.
+        task: What is asked for.
+        wording: In which words.
+        rng: Chooses among them.
+        reference: How the question speaks of the object, as for `seg_env.tasks.question`.
+    """
     if wording == "plain":
-        return question(sample, task)
-    thing, numbers = NAMES[task]
+        return question(sample, task, reference)
+    thing, numbers = NAMES[form_of(task)]
     template = QUESTIONS[rng.integers(len(QUESTIONS))]
-    return template.format(expression=sample.expression, thing=thing, numbers=numbers)
+    reference = sample.expression if reference is None else reference
+    return template.format(expression=reference, thing=thing, numbers=numbers)
 
 
 def word_answer(answer: str, wording: Wording, rng: np.random.Generator) -> str:
-    """The sentence that gives an answer; `seg_env.grammar.decode` reads all of them."""
+    """The sentence that gives an answer; `decode_answer` of `seg_env` reads them all."""
     if wording == "plain":
         return answer
     return ANSWERS[rng.integers(len(ANSWERS))].format(answer=answer)

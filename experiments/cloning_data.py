@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -20,7 +20,8 @@ from experiments.progress import progress_bar
 from seg_env.data import open_dataset
 from seg_env.data.annotated_images import AnnotatedImages
 from seg_env.data.base import Dataset
-from seg_env.tasks import TASKS
+from seg_env.task_queries import QueryStyle
+from seg_env.tasks import Task
 from seg_env.types import Sample
 
 CHUNK = 250
@@ -99,6 +100,8 @@ def demonstrate_pictures(
     policy: str | None,
     model: TinyConfig,
     *,
+    tasks: Sequence[Task],
+    queries: QueryStyle,
     epsilon: float,
     decimals: int,
     workers: int,
@@ -110,6 +113,8 @@ def demonstrate_pictures(
         pictures: What is asked about; those without an object are left out.
         policy: Whose processor is used; None for a new policy.
         model: Shape of a new policy.
+        tasks: What is asked of every object.
+        queries: How places that questions give are drawn and written.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         workers: Processes.
@@ -117,7 +122,17 @@ def demonstrate_pictures(
     """
     count = len(pictures)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    work = partial(_demonstrate_chunk, pictures, policy, model, epsilon, decimals)
+    work = partial(
+        _demonstrate_chunk,
+        pictures,
+        policy,
+        model,
+        tasks=tasks,
+        queries=queries,
+        epsilon=epsilon,
+        decimals=decimals,
+        pad=True,
+    )
     found: list[Demonstration] = []
     with progress_bar(console) as progress:
         task = progress.add_task("reading pictures", total=count, status="")
@@ -150,14 +165,10 @@ def _demonstrate_chunk(
     pictures: Pictures,
     policy: str | None,
     model: TinyConfig,
-    epsilon: float,
-    decimals: int,
     indices: Sequence[int],
+    **how: Any,
 ) -> list[Demonstration]:
-    """Demonstrations of some pictures."""
+    """Demonstrations of some pictures; ``how`` are arguments of `demonstrate`."""
     processor = build_processor(model) if policy is None else open_processor(policy)
     about = [samples for index in indices if (samples := pictures.samples_of(index))]
-    return [
-        demonstrate(processor, samples, TASKS, epsilon=epsilon, decimals=decimals, pad=True)
-        for samples in about
-    ]
+    return [demonstrate(processor, samples, **how) for samples in about]

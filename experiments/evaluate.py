@@ -11,6 +11,11 @@ holds ``scores.json``, ``per_sample.parquet`` (``.csv`` without pyarrow), ``repo
         --predictions answers.jsonl --frame permille
 
 A file of answers has one JSON object a line: {"id": sample id, "text": answer}; no model is loaded.
+Other tasks, and a table of all of them in ``tasks.md``, ``tasks.png`` and ``scores.json``:
+
+    python experiments/evaluate.py --task point->mask
+    python experiments/evaluate.py --task all
+
 What the representation itself allows is printed by
 
     python experiments/evaluate.py --ceiling --epsilon 0 .001 .005 .01 .02
@@ -20,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -32,11 +38,13 @@ from experiments.evaluate_options import Args
 from experiments.evaluate_report import draw_pictures, print_scores, write_report
 from experiments.evaluate_samples import Item, load_samples, measure_answers, save_samples
 from experiments.evaluate_scores import gains, score
+from experiments.evaluate_tasks import EVERY_TASK, write_task_table
 from experiments.files import write_json
 from experiments.progress import progress_bar
 from experiments.questions import open_questions
 from seg_env.envs.core import ReferringCore
 from seg_env.frames import ResizeSettings
+from seg_env.tasks import TASKS, Task
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -44,10 +52,36 @@ def main(args: Args) -> dict[str, Any]:
     if args.policy is not None and args.predictions is not None:
         raise ValueError("--policy and --predictions are both given; answers come from one of them")
     console = Console()
+    return run_every_task(args, console) if args.task == EVERY_TASK else run_task(args, console)
+
+
+def run_every_task(args: Args, console: Console) -> dict[str, Any]:
+    """Evaluate each task into a folder of its own, and write the table of all."""
+    if args.predictions is not None or args.compare is not None or args.ceiling:
+        raise ValueError(
+            f"--task {EVERY_TASK} asks a policy; --predictions, --compare and --ceiling are about "
+            f"one task: name it"
+        )
+    from experiments.evaluate_policy import open_answerer
+
+    policy = open_answerer(args)
+    found: dict[Task, dict[str, Any]] = {}
+    for task in TASKS:
+        console.print(f"[bold]{task}[/bold]", highlight=False)
+        folder = args.output_dir / task.replace("->", "-to-")
+        found[task] = run_task(replace(args, task=task, output_dir=folder), console, policy)
+    return write_task_table(args.output_dir, found, console)
+
+
+def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]:
+    """Evaluate one task; ``policy`` is the one that the arguments name, if it is open already."""
     core = open_questions(args.env, **args.environment())
+    if len(core.tasks.tasks) > 1:
+        raise ValueError(f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone")
     questions = args.count(core)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.ceiling:
+        core.require_outlines("--ceiling")
         return run_ceiling(args, core, questions, console)
     if args.predictions is not None:
         reader, path = reader_of_file(args, core), args.predictions
@@ -55,7 +89,7 @@ def main(args: Args) -> dict[str, Any]:
         # This imports torch, which scoring a file of answers does without.
         from experiments.evaluate_policy import answer
 
-        reader, path = answer(args, core, questions, console)
+        reader, path = answer(args, core, questions, console, policy)
     ids = [core.dataset[index].id for index in range(questions)]
     answers = read_answers(path)
     found = match_answers(
@@ -92,7 +126,8 @@ def run_scoring(
             core.dataset,
             items,
             reader,
-            details=args.details,
+            form=core.tasks.forms[0],
+            details=args.details and core.tasks.forms == ("mask",),
             empty_union=args.empty_union,
             warn=lambda advice: console.print(f"[yellow]{advice}[/yellow]", highlight=False),
             on_chunk=lambda count, giou: advance(count, f"gIoU {giou:.3f}"),
@@ -125,6 +160,7 @@ def _settings(
     return {
         "source": str(args.predictions) if from_file else f"policy {args.policy or 'embedded'}",
         "env": args.env,
+        "task": str(core.tasks),
         "dataset": core.dataset.name,
         "split": core.dataset.split,
         "split_by": getattr(core.dataset, "split_by", ""),

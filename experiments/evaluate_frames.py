@@ -17,8 +17,8 @@ from seg_env.frames import (
     family_of_model,
     normalize_tokens,
 )
-from seg_env.grammar import decode
-from seg_env.types import IssueKind, Prediction, Sample
+from seg_env.grammar_answers import decode_answer
+from seg_env.types import Form, IssueKind, Prediction, Sample
 
 AUTO = "auto"
 _PIXELS = re.compile(r"pixel:([0-9]{1,6})x([0-9]{1,6})")
@@ -54,11 +54,11 @@ class Reader:
         )
         return frame_of_view(inner, sample.target.size, self.canvas_size)
 
-    def read(self, text: str, sample: Sample) -> Prediction:
-        """Decode one answer; never raises, whatever the text is."""
+    def read(self, text: str, sample: Sample, form: Form = "mask") -> Prediction:
+        """Decode one answer as what was asked for; never raises, whatever the text is."""
         if self.family in FAMILIES:
             text = normalize_tokens(text, self.family)
-        return decode(text, self.frame(sample))
+        return decode_answer(text, form, self.frame(sample))
 
 
 def choose_reader(
@@ -128,7 +128,7 @@ def advise_frame(
         reader: Who read them.
         texts: ``N`` answers as written.
         samples: ``N`` samples they are about.
-        predictions: ``N`` answers as read.
+        predictions: ``N`` answers as read, all of one form.
     """
     foreign = _share_foreign(predictions)
     if foreign <= 0.1:
@@ -137,7 +137,10 @@ def advise_frame(
     for family in FAMILIES:
         if family != reader.family:
             other = Reader(family, settings=reader.settings, canvas_size=reader.canvas_size)
-            read = [other.read(text, sample) for text, sample in zip(texts, samples, strict=True)]
+            read = [
+                other.read(text, sample, predictions[0].form)
+                for text, sample in zip(texts, samples, strict=True)
+            ]
             fits[family] = _share_foreign(read)
     best = min(fits, key=lambda family: fits[family])
     advice = f"{foreign:.0%} of the answers have numbers of another frame than {reader.family}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from experiments.evaluate_answers import Missing
 from experiments.evaluate_frames import AUTO
 from seg_env.envs.core import ReferringCore
 from seg_env.frames import ResizeSettings
+from seg_env.task_queries import QueryStyle
 
 SCENES_QUESTIONS = 512
 """Questions by default where the data set is endless."""
@@ -31,6 +32,13 @@ class Args:
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     difficulty: str | None = None
     """Of scenes: easy (default), medium, hard."""
+    negatives: float | None = None
+    """Of scenes: share of questions about an object that is not there."""
+    task: str | None = None
+    """What is given and asked for: text->mask (default), another of seg_env.tasks.TASKS, or ``all``
+    for a table of every task."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that questions give are drawn and written."""
     image_size: int | None = None
     """Side that pictures are letterboxed to; by default they keep their sizes."""
     questions: int | None = None
@@ -86,7 +94,8 @@ class Args:
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
         names = ("dataset", "split", "data_root", "split_by", "difficulty", "image_size")
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in (*names, "negatives", "task")}
+        given["queries"] = None if self.queries == QueryStyle() else asdict(self.queries)
         return {name: value for name, value in given.items() if value is not None}
 
     def count(self, core: ReferringCore) -> int:

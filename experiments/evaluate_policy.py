@@ -21,18 +21,36 @@ from experiments.evaluation import ask, question_noise
 from experiments.files import write_json
 from experiments.policies import EMBEDDED, LONGEST_OUTLINE, open_policy
 from experiments.progress import progress_bar
+from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.frames import ResizeSettings
-from seg_env.metrics import iou, overlaps
+from seg_env.tasks import query_of
 
 LONGEST_OTHERS = 1024
 """Tokens of the longest answer of a policy that is not the embedded one."""
 
 
+def open_answerer(args: Args) -> VLMPolicy:
+    """The policy that the command line names."""
+    name = args.policy or EMBEDDED
+    return open_policy(name, args.precision, trust_remote_code=args.trust_remote_code)
+
+
 def answer(
-    args: Args, core: ReferringCore, questions: int, console: Console
+    args: Args,
+    core: ReferringCore,
+    questions: int,
+    console: Console,
+    policy: VLMPolicy | None = None,
 ) -> tuple[Reader, Path]:
     """Let the policy answer the first questions into ``answers.jsonl``.
+
+    Args:
+        args: The command line.
+        core: Who asks.
+        questions: How many questions.
+        console: Where progress is shown.
+        policy: The policy that the command line names, if it is open already.
 
     Returns:
         How its answers are read, and the file.
@@ -44,7 +62,7 @@ def answer(
     path = args.output_dir / "answers.jsonl"
     name = args.policy or EMBEDDED
     _check_resume(args, path)
-    policy = open_policy(name, args.precision, trust_remote_code=args.trust_remote_code)
+    policy = policy or open_answerer(args)
     reader = choose_reader(
         args.frame,
         model_type=policy.model.config.model_type,
@@ -139,7 +157,7 @@ def collect_answers(
             stop = min(start + batch_size, questions)
             ids = [core.dataset[index].id for index in range(start, stop)] if known else []
             if not ids or any(identifier not in known for identifier in ids):
-                batch = [core.ask(index) for index in range(start, stop)]
+                batch = [_ask(core, reader, index) for index in range(start, stop)]
                 texts, lengths = ask(
                     policy,
                     batch,
@@ -156,13 +174,24 @@ def collect_answers(
                     for row, question in enumerate(batch)
                 ]
                 append_answers(path, [row for row in rows if row[0] not in known])
-                total += _sum_of_ious(reader, texts, batch, answers)
+                total += _sum_of_scores(reader, texts, batch, answers)
                 count += len(texts)
-            status = f"gIoU {total / count:.3f}" if count else "answered before"
+            status = f"score {total / count:.3f}" if count else "answered before"
             progress.update(task, completed=stop, status=status)
 
 
-def _sum_of_ious(reader: Reader, texts: list[str], batch: list[Question], answers: int) -> float:
-    samples = [question.sample for question in batch for _ in range(answers)]
-    read = [reader.read(text, sample) for text, sample in zip(texts, samples, strict=True)]
-    return float(iou(*overlaps(read, [sample.target for sample in samples])).sum())
+def _ask(core: ReferringCore, reader: Reader, index: int) -> Question:
+    """A question whose numbers, if it gives any, are those that the policy writes."""
+    gives_place = any(query_of(task) != "text" for task in core.tasks.tasks)
+    frame = reader.frame(core.dataset[index]) if gives_place else None
+    return core.ask(index, frame=frame)
+
+
+def _sum_of_scores(reader: Reader, texts: list[str], batch: list[Question], answers: int) -> float:
+    """IoU of outlines or boxes, or points on the object, summed."""
+    asked = [question for question in batch for _ in range(answers)]
+    read = [
+        reader.read(text, question.sample, question.form)
+        for text, question in zip(texts, asked, strict=True)
+    ]
+    return float(MaskIoU()(read, [question.sample.target for question in asked]).sum())

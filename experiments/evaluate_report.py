@@ -22,14 +22,12 @@ from experiments.evaluate_scores import gain_rows, score_rows
 from experiments.files import write_atomically
 from seg_env.data.base import Dataset
 from seg_env.metrics import Columns
+from seg_env.task_mixture import DEFAULT_TASK
+from seg_env.tasks import form_of
+from seg_env.types import Form
 
-PICTURES = """## Pictures
-
-![Distribution of the IoU](iou_histogram.png)
-
-![Worst answers](worst.png)
-
-![Best answers](best.png)"""
+HISTOGRAM = "![Distribution of the IoU](iou_histogram.png)"
+SHEETS = "![Worst answers](worst.png)\n\n![Best answers](best.png)"
 
 SHEET_CANDIDATES = 300
 """How many extreme answers are looked through for different objects."""
@@ -53,18 +51,26 @@ def draw_pictures(
     columns: Columns,
     scores: dict[str, Any],
 ) -> None:
-    """Write ``worst.png``, ``best.png`` and ``iou_histogram.png``."""
-    answers = scores["answers_per_question"]
+    """Write ``worst.png``, ``best.png`` and, for outlines, ``iou_histogram.png``."""
+    answers, form = scores["answers_per_question"], form_of(scores["task"])
+    # Boxes and points have worst and best ones by what fits them.
+    fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
+    columns = columns | {"iou": columns[fit]}
     for name, best in (("worst", False), ("best", True)):
         candidates = extremes(columns, answers, best=best)[:SHEET_CANDIDATES]
         rows = pick_varied((row, dataset[items[row // answers].index]) for row in candidates)
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
-        exhibits = [_exhibit(dataset, items[row // answers], row, reader, columns) for row in rows]
+        exhibits = [
+            _exhibit(dataset, items[row // answers], row, reader, columns, form) for row in rows
+        ]
         draw_sheet(exhibits, title, folder / f"{name}.png")
-    draw_histogram(columns, scores, folder / "iou_histogram.png")
+    if form == "mask":
+        draw_histogram(columns, scores, folder / "iou_histogram.png")
 
 
-def _exhibit(dataset: Dataset, item: Item, row: int, reader: Reader, columns: Columns) -> Exhibit:
+def _exhibit(
+    dataset: Dataset, item: Item, row: int, reader: Reader, columns: Columns, form: Form
+) -> Exhibit:
     sample = dataset[item.index]
     text = item.answers[row % len(item.answers)].text
     remark = str(columns["failure"][row]).replace("_", " ")
@@ -72,11 +78,12 @@ def _exhibit(dataset: Dataset, item: Item, row: int, reader: Reader, columns: Co
         remark += f" ({columns['issues'][row].split(',')[0].replace('_', ' ')})"
     if remark.startswith("malformed"):
         remark += f": {text[:40]}"
-    return Exhibit(sample, reader.read(text, sample), float(columns["iou"][row]), remark)
+    return Exhibit(sample, reader.read(text, sample, form), float(columns["iou"][row]), remark)
 
 
 def write_report(path: Path, scores: dict[str, Any], *, pictures: bool) -> None:
     """Write ``report.md``, with links to the pictures if there are any."""
+    outlines = form_of(scores["task"]) == "mask"
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
         for kind, meaning in FAILURE_MEANINGS.items()
@@ -86,14 +93,16 @@ def write_report(path: Path, scores: dict[str, Any], *, pictures: bool) -> None:
         f"# {scores['source']} on {scores['dataset']} ({scores['split']})",
         "\n".join(f"- {line}" for line in setting_lines(scores)),
         "## Scores\n\nIn per cent unless a unit is given.\n\n"
-        + _markdown(["", "score", "95 % interval"], score_rows(scores)),
-        _published(scores),
+        + markdown(["", "score", "95 % interval"], score_rows(scores)),
+        _published(scores) if scores["task"] == DEFAULT_TASK else "",
         _compared(scores),
         "## What became of the answers\n\n"
-        + _markdown(["", "answers", "%", ""], kinds, "lrrl")
+        + markdown(["", "answers", "%", ""], kinds, "lrrl")
         + _issues(scores),
-        _breakdown(scores),
-        PICTURES if pictures else "",
+        _breakdown(scores) if outlines else "",
+        "## Pictures" if pictures else "",
+        HISTOGRAM if pictures and outlines else "",
+        SHEETS if pictures else "",
     ]
     write_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
 
@@ -116,7 +125,7 @@ def print_scores(console: Console, scores: dict[str, Any]) -> None:
         gains = Table(title=f"gain over {scores['compared_with']}, paired")
         for heading in ("", "gain", "95 % interval"):
             gains.add_column(heading, justify="right" if heading else "left")
-        for row in gain_rows(scores["gains"]):
+        for row in gain_rows(scores["gains"], form_of(scores["task"])):
             gains.add_row(*row)
         console.print(gains)
 
@@ -126,6 +135,7 @@ def setting_lines(scores: dict[str, Any]) -> list[str]:
     lines = [
         f"environment {scores['env']}, data set {scores['dataset']}, split {scores['split']}"
         + (f" ({scores['split_by']})" if scores["split_by"] else ""),
+        f"task {scores['task']}",
         f"{scores['questions']} questions, {scores['answers_per_question']} answer(s) each"
         + (f", {scores['decoding']}" if scores["decoding"] else ""),
         f"frame: {scores['frame']}",
@@ -155,7 +165,9 @@ def _published(scores: dict[str, Any]) -> str:
 def _compared(scores: dict[str, Any]) -> str:
     if not scores.get("compared_with"):
         return ""
-    table = _markdown(["", "gain", "95 % interval"], gain_rows(scores["gains"]))
+    table = markdown(
+        ["", "gain", "95 % interval"], gain_rows(scores["gains"], form_of(scores["task"]))
+    )
     return (
         f"## Gain over `{scores['compared_with']}`\n\nPaired over the same questions; an interval "
         f"without 0 is more than luck of the draw.\n\n{table}"
@@ -166,7 +178,7 @@ def _issues(scores: dict[str, Any]) -> str:
     if not scores["issues"]:
         return ""
     rows = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
-    table = _markdown(["fault of the text", "answers"], rows)
+    table = markdown(["fault of the text", "answers"], rows)
     return f"\n\nAnswers whose text was not well-formed, also where it could be read:\n\n{table}"
 
 
@@ -186,11 +198,11 @@ def _breakdown(scores: dict[str, Any]) -> str:
             )
             for label, group in groups.items()
         ]
-        parts.append(_markdown([names[name], "questions", "gIoU", "95 % interval"], rows))
+        parts.append(markdown([names[name], "questions", "gIoU", "95 % interval"], rows))
     return "\n\n".join(parts)
 
 
-def _markdown(headings: list[str], rows: Any, alignment: str = "") -> str:
+def markdown(headings: list[str], rows: Any, alignment: str = "") -> str:
     """A table; ``alignment`` has an l or r for each column, by default one l and the rest r."""
     alignment = alignment or "l" + "r" * (len(headings) - 1)
     rules = ["---" if side == "l" else "---:" for side in alignment]

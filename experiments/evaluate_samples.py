@@ -18,13 +18,13 @@ from experiments.evaluate_frames import Reader, advise_frame
 from seg_env.data.base import Dataset
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import Columns, ceiling, join_columns, measure
-from seg_env.types import Prediction, Sample, Target
+from seg_env.types import Form, Prediction, Sample, Target
 
 CHUNK = 64
 """Questions worked on at a time; what is kept of each is a row of numbers."""
 
 _TEXTS = {"id", "expression", "issues", "size", "failure"}
-_FLAGS = {"valid"}
+_FLAGS = {"valid", "given"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def measure_answers(
     items: Sequence[Item],
     reader: Reader,
     *,
+    form: Form = "mask",
     details: bool,
     empty_union: float,
     warn: Callable[[str], None],
@@ -76,6 +77,7 @@ def measure_answers(
         dataset: What was asked about.
         items: ``n`` questions with ``k`` answers each.
         reader: Decodes the answers.
+        form: What was asked for.
         details: Add boundary scores, PoLiS and the ceiling of each sample.
         empty_union: IoU where answer and target are both empty.
         warn: Told when the answers seem to be in another frame.
@@ -96,7 +98,7 @@ def measure_answers(
             for sample, item in zip(samples, chunk, strict=True)
             for answer in item.answers
         ]
-        read = [reader.read(answer.text, sample) for sample, answer in pairs]
+        read = [reader.read(answer.text, sample, form) for sample, answer in pairs]
         if not start:
             texts = [answer.text for _, answer in pairs]
             advice = advise_frame(reader, texts, [sample for sample, _ in pairs], read)

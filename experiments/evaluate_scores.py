@@ -18,12 +18,16 @@ from seg_env.metrics import (
     resampled_ratios,
     summarize,
 )
+from seg_env.tasks import form_of
+from seg_env.types import Form
 
 PERCENTAGES = (
     ("gIoU", "giou"),
     ("cIoU", "ciou"),
     *((f"precision@{limit}", f"precision@{limit}") for limit in (0.5, 0.6, 0.7, 0.8, 0.9)),
+    ("box IoU", "box_giou"),
     ("REC accuracy@0.5, from the outline", "rec_accuracy"),
+    ("pointing accuracy", "pointing_accuracy"),
     ("boundary IoU", "boundary_iou"),
     ("boundary F", "boundary_f"),
     ("well-formed answers", "well_formed"),
@@ -32,6 +36,7 @@ PERCENTAGES = (
 )
 """Scores shown in per cent: label and key."""
 NUMBERS = (
+    ("distance from the best point, % of the picture's side", "point_distance"),
     ("HD95, pixels", "hd95"),
     ("PoLiS, pixels", "polis"),
     ("vertices per answer", "vertices"),
@@ -40,6 +45,14 @@ NUMBERS = (
     ("tokens per answer", "tokens"),
 )
 """Scores shown as they are."""
+
+ANY_FORM = {"well_formed", "n_acc", "t_acc", "characters", "tokens"}
+MEANINGFUL: dict[Form, set[str]] = {
+    "mask": {key for _, key in (*PERCENTAGES, *NUMBERS)} - {"box_giou"},
+    "bbox": ANY_FORM | {"box_giou", "rec_accuracy", "giou"},
+    "point": ANY_FORM | {"pointing_accuracy", "point_distance"},
+}
+"""Scores that say something about answers of each form; the others are left out of tables."""
 
 
 def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict[str, Any]:
@@ -92,7 +105,10 @@ def _intervals_over_questions(
     for _, key in PERCENTAGES:
         if key.startswith("precision@"):
             quotients[key] = (columns["iou"] >= float(key.split("@")[1]), each)
+    quotients["box_giou"] = (columns["box_iou"], each)
     quotients["rec_accuracy"] = (columns["box_iou"] > 0.5, each)
+    if "inside" in columns:
+        quotients["pointing_accuracy"] = (columns["inside"], each)
     quotients["well_formed"] = (columns["valid"], each)
     quotients |= {
         key: (columns[key], each) for key in ("boundary_iou", "boundary_f") if key in columns
@@ -154,27 +170,32 @@ def _by_question(columns: Columns) -> Columns:
 
 
 def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """``(label, value, interval)`` of every score that is known, as text."""
+    """``(label, value, interval)`` of every score that is known and means something, as text."""
     rows = []
+    form = form_of(scores["task"])
     for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
         for label, key in names:
             value = scores.get(key)
             # Where every object is there, nothing is learnt from how many are said to be.
             idle = key == "t_acc" and scores["n_acc"] is None
-            if value is not None and not idle:
+            if value is not None and not idle and key in MEANINGFUL[form]:
                 ends = scores["intervals"].get(key)
-                rows.append((label, f"{factor * value:.1f}", _between(ends, factor)))
+                times = 100.0 if key == "point_distance" else factor
+                shown = label if form == "mask" else label.removesuffix(", from the outline")
+                rows.append((shown, f"{times * value:.1f}", _between(ends, times)))
     return rows
 
 
-def gain_rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The same of paired gains."""
+def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tuple[str, str, str]]:
+    """The same of paired gains of answers of one form."""
     rows = []
     for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
         for label, key in names:
-            if key in found and not (key == "t_acc" and "n_acc" not in found):
-                gain = f"{factor * found[key]['gain']:+.1f}"
-                rows.append((label, gain, _between(found[key]["interval"], factor, "+")))
+            idle = key == "t_acc" and "n_acc" not in found
+            if key in found and not idle and key in MEANINGFUL[form]:
+                times = 100.0 if key == "point_distance" else factor
+                gain = f"{times * found[key]['gain']:+.1f}"
+                rows.append((label, gain, _between(found[key]["interval"], times, "+")))
     return rows
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from agents.policy import VLMPolicy
 from agents.sampling import sample
 from experiments.questions import open_questions as open_questions
+from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Observation, Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
+from seg_env.task_mixture import DEFAULT_TASK
 
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 
@@ -45,6 +47,11 @@ class Evaluation:
     """Tokens of the answer."""
     texts: list[list[str]]
     """The answers; of several turns, the outlines they led to."""
+    fit: NDArray[np.float64]
+    """How well answers fit what was asked for: as ``iou`` for outlines, the IoU of boxes, and 1 for
+    points on the object (see `rewards.MaskIoU`)."""
+    tasks: NDArray[np.str_]
+    """``(n,)`` what was asked."""
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
@@ -65,7 +72,17 @@ class Evaluation:
             "well_formed": float(self.valid.mean()),
             "vertices": float(self.vertices.mean()),
             "tokens": float(self.tokens.mean()),
+            "tasks": {
+                task: self.fit_score(self.tasks == task) for task in np.unique(self.tasks).tolist()
+            },
         }
+
+    def fit_score(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        """How well answers fit what was asked for, of all or of the ``(n,) bool`` chosen."""
+        values = self.fit.mean(axis=1)
+        values = values if chosen is None else values[chosen]
+        score, low, high = bootstrap_interval(giou, values)
+        return {"questions": len(values), "score": score, "interval": [low, high]}
 
     def to_json(self) -> dict[str, Any]:
         """Lists and strings only."""
@@ -77,6 +94,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Evaluation:
         """Inverse of `to_json`."""
+        # Files of earlier versions are all about outlines.
+        stored = {"fit": stored["iou"], "tasks": [DEFAULT_TASK] * len(stored["iou"])} | stored
         arrays = {name: np.array(value) for name, value in stored.items() if name != "texts"}
         return cls(**arrays, texts=stored["texts"])
 
@@ -210,7 +229,8 @@ def join(parts: Sequence[Evaluation]) -> Evaluation:
     """Evaluations of some questions and of further ones, as one of all."""
     stacked = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("indices", "iou", "intersections", "unions", "valid", "vertices", "tokens")
+        for name in vars(parts[0])
+        if name != "texts"
     }
     return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
 
@@ -246,7 +266,8 @@ def _measure(
     outcomes = [outcome for outcome, _, _ in standing]
     predictions = [outcome.answer.prediction for outcome in outcomes]
     repeated = [question for question in questions for _ in range(answers)]
-    counted = overlaps(predictions, [question.sample.target for question in repeated])
+    targets = [question.sample.target for question in repeated]
+    counted = overlaps(predictions, targets)
     shape = (len(questions), answers)
     texts = [text for _, text, _ in standing]
     return Evaluation(
@@ -258,4 +279,6 @@ def _measure(
         vertices=np.array([outcome.info["num_vertices"] for outcome in outcomes]).reshape(shape),
         tokens=np.array([length for _, _, length in standing]).reshape(shape),
         texts=[texts[row * answers : (row + 1) * answers] for row in range(len(questions))],
+        fit=MaskIoU()(predictions, targets).reshape(shape),
+        tasks=np.array([question.task for question in questions]),
     )

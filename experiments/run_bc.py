@@ -15,6 +15,11 @@ With several ranks each of them has its share of the pictures (see ``experiments
 
     torchrun --nproc_per_node 8 experiments/run_bc.py --deepspeed zero2
 
+Tasks that give a place, and questions about objects that are not there:
+
+    python experiments/run_bc.py --task "text->mask=0.6 point->mask=0.2 bbox->mask=0.2"
+        --negatives 0.1
+
 Large policies, on the data of any environment, are taught through TRL's SFTTrainer:
 
     python experiments/run_bc.py --backend trl --help
@@ -26,7 +31,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,7 @@ from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration
 from agents.distributed import World
 from agents.policy import VLMPolicy
-from agents.tiny import TinyConfig, build_model, build_processor
+from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
 from experiments.cloning_data import (
     Pictures,
     RecordedPictures,
@@ -63,6 +68,9 @@ from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
+from seg_env.task_mixture import TaskMixture
+from seg_env.task_queries import QueryStyle
+from seg_env.tasks import TEXT_TASKS, query_of
 
 
 @dataclass
@@ -88,6 +96,13 @@ class Args:
     """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000
     """Training scenes; every object of each is asked about. With --data: most pictures used."""
+    negatives: float = 0.0
+    """Share of the scenes in which an object is asked for that is not there."""
+    task: str | None = None
+    """What is asked once the policy knows where things are, in the place of outlines, boxes and
+    points by expression: a task, or several with weights."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that such questions give are drawn and written."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
@@ -121,6 +136,7 @@ def main(args: Args) -> dict[str, Any]:
     with launched(args.deepspeed) as (world, console):
         args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
         args.cloning.seed = args.seed
+        set_tasks(args)
         if world.is_main:
             start_run(args.output_dir, args, resume=args.resume)
         policy = build_policy(args)
@@ -134,6 +150,17 @@ def main(args: Args) -> dict[str, Any]:
         with agent.whole_weights():
             write_policy(args.output_dir / "policy", policy, world)
         return report(agent, args, console, (time.perf_counter() - start) / 60)
+
+
+def set_tasks(args: Args) -> None:
+    """Let the curriculum end in the tasks asked for, and the tokenizer know their words."""
+    if args.task is None:
+        return
+    tasks = TaskMixture.from_spec(args.task)
+    args.cloning.tasks = str(tasks)
+    if any(query_of(task) != "text" for task in tasks.tasks):
+        words = dict.fromkeys((*args.model.more_words, *PLACE_WORDS))
+        args.model = replace(args.model, more_words=tuple(words))
 
 
 def build_policy(args: Args) -> VLMPolicy:
@@ -160,13 +187,20 @@ def build_demonstrations(args: Args, world: World, console: Console) -> list[Dem
     Raises:
         ValueError: There are fewer pictures than a batch has.
     """
-    pictures: Pictures = Scenes("train", args.difficulty, length=args.scenes)  # type: ignore[arg-type]
+    pictures: Pictures = Scenes(
+        "train",
+        args.difficulty,  # type: ignore[arg-type]
+        length=args.scenes,
+        negatives=args.negatives,
+    )
     if args.data is not None:
         pictures = RecordedPictures(args.data, args.scenes)
     found = demonstrate_pictures(
         pictures,
         args.policy,
         args.model,
+        tasks=TEXT_TASKS if args.task is None else args.cloning.demonstrated,
+        queries=args.queries,
         epsilon=args.epsilon,
         decimals=args.decimals,
         workers=workers_of(world.size),
@@ -242,6 +276,11 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
         "seed": args.seed,
         "minutes": minutes,
     }
+    if args.task is not None:
+        scores["tasks"] = {
+            task: evaluate_together(agent, _questions(args, task), questions).fit_score()
+            for task in TaskMixture.from_spec(args.task).tasks
+        }
     if agent.world.is_main:
         write_json(args.output_dir / "scores.json", scores)
         plot_cloning(read_metrics(args.output_dir), args.output_dir / "learning_curve.png")
@@ -251,8 +290,22 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
             f"{kind}: gIoU {found['giou']:.3f} {found['giou_interval']}, "
             f"well-formed {found['well_formed']:.3f}"
         )
+    for task, found in scores.get("tasks", {}).items():
+        console.print(f"{task}: {found['score']:.3f} {found['interval']}", highlight=False)
     console.print(f"{minutes:.1f} minutes, policy in {args.output_dir / 'policy'}")
     return scores
+
+
+def _questions(args: Args, task: str) -> ReferringCore:
+    """Held-out questions of one task."""
+    return open_questions(
+        "SimpleSeg-Scenes-v0",
+        split="val",
+        difficulty=args.difficulty,
+        negatives=args.negatives,
+        task=task,
+        queries=asdict(args.queries),
+    )
 
 
 def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from experiments.policies import EMBEDDED, PrecisionChoice
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
+from seg_env.task_mixture import DEFAULT_TASK, TaskMixture
+from seg_env.task_queries import QueryStyle
 
 
 @dataclass
@@ -43,6 +45,13 @@ class TrainingArguments:
     """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
     refine_template: str | None = None
     """Their prompt from the second outline on, with {question} and {outline}."""
+    negatives: float | None = None
+    """Of scenes: share of questions about an object that is not there; see the reward no_target."""
+    task: str = DEFAULT_TASK
+    """What is given and asked for, or several tasks with weights: "text->mask=0.7
+    point->mask=0.3"."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that such questions give are drawn and written."""
     image_size: int | None = None
     """Side that pictures are letterboxed to; by default they keep their sizes."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
@@ -71,6 +80,9 @@ class TrainingArguments:
             "data_root": self.data_root,
             "split_by": self.split_by,
             "difficulty": self.difficulty,
+            "negatives": self.negatives,
+            "task": None if self.task == DEFAULT_TASK else self.task,
+            "queries": None if self.queries == QueryStyle() else asdict(self.queries),
             "image_size": self.image_size,
             "turns": self.turns,
             "refine_template": self.refine_template,
@@ -81,8 +93,14 @@ class TrainingArguments:
         """The vector environment of a rank.
 
         Raises:
-            ValueError: The id is not one of this project.
+            ValueError: The id is not one of this project, or the grammar that answers are held to
+                is not that of what is asked for.
         """
+        if self.grammar.constrained and TaskMixture.from_spec(self.task).forms != ("mask",):
+            raise ValueError(
+                f"--grammar.constrained allows outlines only, and --task {self.task!r} asks for "
+                f"other answers; leave one of them out"
+            )
         envs = gym.make_vec(
             self.env,
             num_envs=config.rows_of(world),

@@ -7,6 +7,7 @@ from rewards.composite import DEFAULT_REWARDS, RewardScores, RewardSpec, RewardS
 from rewards.format import Format
 from rewards.length import LengthPenalty, VertexBudget
 from rewards.mask_iou import MaskIoU
+from rewards.no_target import NoTarget
 from rewards.registry import known_rewards, make_reward, register_reward
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Format",
     "LengthPenalty",
     "MaskIoU",
+    "NoTarget",
     "Reward",
     "RewardScores",
     "RewardSpec",

@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.base import Reward
+from rewards.forms import score_by_form
 from rewards.registry import register_reward
 from rewards.ring_moments import StackedRings, stack_rings
 from seg_env.geometry.polygon import roles
+from seg_env.metrics import point_distances
+from seg_env.tasks import centre_of
 from seg_env.types import Prediction, Ring, Target
 
 
@@ -27,6 +30,9 @@ class CentroidDistance(Reward):
     its rings, holes taken out, without rasterising (rings that overlap count twice). Rings that
     enclose no area give the mean of their vertices. No usable ring gives 0; if the target has no
     pixels either and the answer was read without issue, 1.
+
+    Where a box was asked for, ``d`` is the distance of the middles of the two boxes; where a point
+    was asked for, that of the point from the one that answers best (`seg_env.tasks.point_of`).
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -46,15 +52,41 @@ class CentroidDistance(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return the ``(N,)`` rewards in ``[0, 1]``."""
-        if not len(predictions):
-            return np.zeros(0, dtype=np.float64)
-        predicted = prediction_centroids([prediction.rings for prediction in predictions])
-        wanted = np.array([target_centroid(target) for target in targets])  # NaN without pixels
-        distance = np.hypot(*(predicted - wanted).T)
-        scores = np.where(np.isnan(distance), 0.0, np.maximum(0.0, 1.0 - distance / self.scale))
-        for index in np.flatnonzero(np.isnan(wanted[:, 0])).tolist():
-            answer = predictions[index]
-            scores[index] = float(answer.valid and not answer.rings)
+        return score_by_form(
+            predictions, targets, mask=self._of_outlines, bbox=self._of_boxes, point=self._of_points
+        )
+
+    def _of_outlines(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        wanted = np.array([target_centroid(target) for target in targets]).reshape(-1, 2)
+        found = prediction_centroids([prediction.rings for prediction in predictions])
+        return self._nearness(np.hypot(*(found - wanted).T), predictions, targets)
+
+    def _of_boxes(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        wanted = np.array([centre_of(target) for target in targets])
+        found = prediction_centroids([prediction.rings for prediction in predictions])
+        return self._nearness(np.hypot(*(found - wanted).T), predictions, targets)
+
+    def _of_points(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> NDArray[np.float64]:
+        return self._nearness(point_distances(predictions, targets), predictions, targets)
+
+    def _nearness(
+        self,
+        distances: NDArray[np.float64],
+        predictions: Sequence[Prediction],
+        targets: Sequence[Target],
+    ) -> NDArray[np.float64]:
+        """Rewards of distances ``(N,)``, NaN where there is none."""
+        near = np.maximum(0.0, 1.0 - distances / self.scale)
+        scores = np.where(np.isnan(distances), 0.0, near)
+        for index, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
+            if not target.area:
+                scores[index] = float(answer.valid and answer.is_empty)
         return scores
 
 

@@ -42,14 +42,15 @@ __all__ = [
 MAX_DECIMALS = 9
 """Most decimals `encode` writes; a step of 1e-9 is far below a pixel of any image."""
 
-
-_NUMBER = r"(?:0|[1-9][0-9]{0,6}+)(?:\.[0-9]{1,17}+)?+"
-_POINT = rf"\[{_NUMBER}, ?+{_NUMBER}\]"
+STRICT_NUMBER = r"(?:0|[1-9][0-9]{0,6}+)(?:\.[0-9]{1,17}+)?+"
+"""Regular expression of a coordinate as `encode` writes it."""
+_POINT = rf"\[{STRICT_NUMBER}, ?+{STRICT_NUMBER}\]"
 _POINTS = rf"\[{_POINT}(?:, ?+{_POINT}){{2,}}+\]"
-_LEAD = rf"\s*+(?:(?:{'|'.join(ANSWER_LEADS)})\s*+)?+"
+LEAD = rf"\s*+(?:(?:{'|'.join(ANSWER_LEADS)})\s*+)?+"
+"""Regular expression of how an answer may begin."""
 # Possessive throughout, so that a text that does not match is given up in linear time.
 _RINGS = rf"\[{_POINTS}(?:, ?+{_POINTS})*+\]"
-_WELL_FORMED = re.compile(rf"{_LEAD}(?:({_RINGS})|\[\s*+\])\s*+\.?+\s*+")
+_WELL_FORMED = re.compile(rf"{LEAD}(?:({_RINGS})|\[\s*+\])\s*+\.?+\s*+")
 
 
 def decode(text: str, frame: Frame = UNIT) -> Prediction:

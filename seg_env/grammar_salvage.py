@@ -29,12 +29,16 @@ MAX_MAGNITUDE = 1e6
 """Numbers beyond are no coordinate in any frame: their vertex is dropped."""
 
 _MAX_GROUPS = MAX_VERTICES + 1024  # bounds the work on groups that are no vertex, too
-_GROUP = re.compile(r"\[([^\[\]]*+)\]")
-_NUMBER = r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
-_VERTEX = re.compile(rf"\s*+{_NUMBER}\s*+,\s*+{_NUMBER}\s*+", re.ASCII)
+GROUP = re.compile(r"\[([^\[\]]*+)\]")
+"""An innermost pair of brackets and what is between them."""
+LENIENT_NUMBER = (
+    r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
+)
+"""Regular expression of a coordinate in any usual notation."""
+_VERTEX = re.compile(rf"\s*+{LENIENT_NUMBER}\s*+,\s*+{LENIENT_NUMBER}\s*+", re.ASCII)
 _SEPARATOR = re.compile(r"\]*+,\[*+")
-_SPACE = string.whitespace
-_NUMBER_CHARACTERS = ".+-eE" + string.digits
+SPACE = string.whitespace
+NUMBER_CHARACTERS = ".+-eE" + string.digits
 
 
 def close_ring(points: list[list[float]]) -> Ring:
@@ -110,14 +114,14 @@ class _Reader:
         vertex counts as words, too.
         """
         end, depth, started = 0, 0, False  # depth: brackets open around the next group
-        for count, group in enumerate(_GROUP.finditer(text), start=1):
+        for count, group in enumerate(GROUP.finditer(text), start=1):
             gap, content, position = text[end : group.start()], group[1], group.start()
             if started and gap not in (",", ", "):
                 depth, started = self._cross(gap, depth, end)
                 if not started and self._vertices:
                     break  # the list is complete; what follows is not part of the answer
             if not started:
-                depth = gap.count("[", len(gap.rstrip("[" + _SPACE)))
+                depth = gap.count("[", len(gap.rstrip("[" + SPACE)))
                 started = depth > 0 or _VERTEX.fullmatch(content) is not None
                 self._check_lead(gap, end)
             if started:
@@ -137,7 +141,7 @@ class _Reader:
 
     def _check_lead(self, lead: str, position: int) -> None:
         """Judge the words before the list."""
-        words = lead.rstrip("[" + _SPACE).lstrip()
+        words = lead.rstrip("[" + SPACE).lstrip()
         if words and words not in ANSWER_LEADS:
             self.note(IssueKind.SURROUNDING_TEXT, position, quote=words)
 
@@ -159,7 +163,7 @@ class _Reader:
         damaged, separator = bool(bare.strip("[],")), _SEPARATOR.fullmatch(bare)
         closing, bracket, rest = bare.partition("[")
         floor = depth - closing.count("]")  # brackets that stay open between the groups
-        if damaged and not bare.strip("[]," + _NUMBER_CHARACTERS):
+        if damaged and not bare.strip("[]," + NUMBER_CHARACTERS):
             floor += bool(closing.strip("],"))  # a vertex that lost its "[": its "]" closes nothing
         if floor <= 0 and not separator:
             return depth, False
@@ -218,7 +222,7 @@ class _Reader:
 
     def _check_tail(self, text: str, end: int, depth: int) -> None:
         """Judge what follows the last vertex: closing brackets, then at most a full stop."""
-        rest = text[end:].lstrip("]," + _SPACE)
+        rest = text[end:].lstrip("]," + SPACE)
         run = text[end : len(text) - len(rest)]
         brackets = run[: run.rfind("]") + 1]
         closed = brackets.count("]")
@@ -236,7 +240,7 @@ class _Reader:
         if self._empty_list:
             if text[end:].strip() not in ("", "."):
                 self.note(IssueKind.SURROUNDING_TEXT, end, quote=text[end:])
-        elif bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
+        elif bracket and not rest.strip("[]," + NUMBER_CHARACTERS + SPACE):
             self._check_lead(words, end)
             self.note(IssueKind.TRUNCATED, len(text), "no complete vertex")
         else:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import encode
-from seg_env.types import Ring
+from seg_env.grammar_answers import encode_numbers
+from seg_env.types import Form, Ring
 
 
 class FreeText(spaces.Text):
@@ -44,7 +45,8 @@ class PolygonText(FreeText):
 
     The environment accepts every string and scores what it can read, so `contains` does too;
     ``max_length`` is only what Gymnasium's tools size their buffers by. A sample is one or two
-    star-shaped rings inside the image, clockwise on screen, of 3 to 12 vertices each.
+    star-shaped rings inside the image, clockwise on screen, of 3 to 12 vertices each; or where
+    boxes or points may be asked for, one of the forms at random.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class PolygonText(FreeText):
         *,
         frame: Frame = UNIT,
         decimals: int = 3,
+        forms: tuple[Form, ...] = ("mask",),
         seed: int | None = None,
     ) -> None:
         """Describe the space.
@@ -61,20 +64,26 @@ class PolygonText(FreeText):
             max_length: Nominal length in characters; nothing is rejected for being longer.
             frame: Coordinate frame in which samples are written.
             decimals: Digits after the decimal point in samples.
+            forms: What samples are.
             seed: Seed for sampling.
         """
         super().__init__(max_length, seed=seed)
         self.frame = frame
         self.decimals = decimals
+        self.forms = forms
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw a well-formed outline, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``.
+        """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``.
 
         Raises:
             ValueError: If a mask or a probability is given; neither has a meaning for outlines.
         """
         if mask is not None or probability is not None:
             raise ValueError("PolygonText.sample takes no mask and no probability; call sample()")
+        form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
+        if form != "mask":
+            points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
+            return encode_numbers(points, self.decimals, frame=self.frame)
         number_of_rings = 1 + int(self.np_random.random() < 0.25)
         rings = [self._star() for _ in range(number_of_rings)]
         return encode(rings, self.decimals, frame=self.frame)
@@ -89,6 +98,7 @@ class PolygonText(FreeText):
             isinstance(other, PolygonText)
             and super().__eq__(other)
             and (self.frame, self.decimals) == (other.frame, other.decimals)
+            and self.forms == other.forms
         )
 
     __hash__ = None  # type: ignore[assignment]

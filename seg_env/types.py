@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from seg_env.geometry.simplify import simplify_rings
 
 Ring = NDArray[np.float64]
 """One closed outline, ``(V, 2)`` in the unit frame, first vertex not repeated."""
+
+Form = Literal["mask", "bbox", "point"]
+"""What an answer is: an outline, a box along the axes, or a single point."""
 
 
 class IssueKind(StrEnum):
@@ -47,6 +50,8 @@ class IssueKind(StrEnum):
     """More vertices or rings than are read; the rest is dropped."""
     OUT_OF_RANGE = "out_of_range"
     """A coordinate slightly outside the image; kept as written."""
+    BAD_BOX = "bad_box"
+    """Corners of a box in the wrong order (it is read as if right), or a box without area."""
     WRONG_FRAME = "wrong_frame"
     """Numbers of another coordinate frame (pixels, 0-1000); the rings are dropped."""
 
@@ -68,11 +73,21 @@ class Prediction:
     """A decoded answer."""
 
     rings: tuple[Ring, ...]
-    """Usable rings in the unit frame of the target's image, as written (any orientation)."""
+    """Usable rings in the unit frame of the target's image, as written (any orientation). A box is
+    the ring of its four corners, clockwise from the top left; a point has none."""
     issues: tuple[ParseIssue, ...] = ()
     """Everything that was wrong with the text, in reading order."""
     text: str = ""
     """The answer as the model wrote it."""
+    form: Form = "mask"
+    """What was asked for, and so what the text was read as."""
+    point: NDArray[np.float64] | None = None
+    """``(x, y)`` in the unit frame, where a point was asked for and given; else None."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing was given that could be read: no ring, and no point."""
+        return not self.rings and self.point is None
 
     @property
     def valid(self) -> bool:
@@ -112,6 +127,17 @@ class Target:
     def mask(self) -> NDArray[np.bool_]:
         """The ``(H, W)`` boolean mask, newly allocated."""
         return self.rle.to_mask()
+
+    def contains(self, point: NDArray[np.float64]) -> bool:
+        """Whether the pixel under ``(x, y)``, in the unit frame, belongs to the mask."""
+        height, width = self.size
+        x, y = float(point[0]) * width, float(point[1]) * height
+        if not (0 <= x < width and 0 <= y < height):
+            return False
+        starts, ends = self.rle.runs
+        pixel = int(x) * height + int(y)
+        run = int(np.searchsorted(starts, pixel, side="right")) - 1
+        return run >= 0 and pixel < int(ends[run])
 
     @cached_property
     def rings(self) -> tuple[Ring, ...]:

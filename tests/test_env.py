@@ -110,7 +110,8 @@ def test_an_episode_is_one_question_and_one_answer(scenes):
         f"Output the polygon coordinates of {sample.expression} in the image."
     )
     np.testing.assert_array_equal(observation["image"], sample.image)
-    assert info == {"sample_id": sample.id, "dataset": "scenes-easy", "index": 7}
+    asked = {"sample_id": sample.id, "dataset": "scenes-easy", "index": 7, "task": "text->mask"}
+    assert info == asked
 
     exact = encode(sample.target.rings, decimals=9)
     observation, reward, terminated, truncated, info = env.step(exact)
@@ -118,10 +119,7 @@ def test_an_episode_is_one_question_and_one_answer(scenes):
     assert reward == pytest.approx(1.1)
     assert terminated is True
     assert truncated is False
-    assert info == {
-        "sample_id": sample.id,
-        "dataset": "scenes-easy",
-        "index": 7,
+    assert info == asked | {
         "iou": 1.0,
         "valid": True,
         "issues": "",
@@ -284,7 +282,7 @@ def test_the_question_can_be_worded(pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "text->bbox"}, r"task='text->bbox' is unknown.*'text->mask'"),
+        ({"task": "text->outline"}, r"task='text->outline' is unknown.*'text->mask'"),
         ({"frame": "inches"}, r"frame='inches' is unknown; use one of unit, permille"),
         ({"image_size": 0}, r"image_size=0"),
         ({"image_size": (3, 4, 5)}, r"image_size=\(3, 4, 5\)"),

@@ -32,6 +32,8 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "muon": False,
 }
+UNUSED = ("intersections", "unions", "valid", "vertices", "tokens", "fit", "tasks")
+"""What a table of turns does not look at."""
 AGENTS = {"gspo": (GSPO, GSPOConfig), "ppo": (PPO, PPOConfig)}
 
 
@@ -267,7 +269,7 @@ def test_the_report_tells_what_became_of_which_outlines():
         Evaluation(
             np.arange(4),
             iou=np.array(iou)[:, None],
-            **dict.fromkeys(("intersections", "unions", "valid", "vertices", "tokens")),
+            **dict.fromkeys(UNUSED),
             texts=[[text] for text in texts],
         )
         for iou, texts in (([0.05, 0.6, 0.6, 1.0], "abcd"), ([0.45, 0.5, 0.6, 1.0], "xycd"))

@@ -224,7 +224,7 @@ def test_vector_wrappers_understand_it(scenes, mode):
     )
     envs = DictInfoToList(RecordEpisodeStatistics(envs))
     _, infos = envs.reset(seed=0)
-    assert infos[0].keys() == {"sample_id", "dataset", "index"}
+    assert infos[0].keys() == {"sample_id", "dataset", "index", "task"}
     for _ in range(2):
         infos = envs.step(["[[[0.1,0.1],[0.9,0.1],[0.5,0.9]]]"] * 2)[4]
         assert [info["episode"]["r"] for info in infos] == [1.0, 1.0]
@@ -308,7 +308,7 @@ def test_wrong_options_are_explained_and_change_nothing(scenes, options, error, 
         ({"num_envs": 0}, "num_envs=0"),
         ({"autoreset_mode": "NextStep"}, r"'NextStep'.*'SameStep', 'Disabled'"),
         ({"max_episode_steps": 0}, "max_episode_steps=0"),
-        ({"task": "point->mask"}, "task='point->mask'"),
+        ({"task": "point->outline"}, "task='point->outline'"),
     ],
     ids=str,
 )

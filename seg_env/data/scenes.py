@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from seg_env.data.scenes_absent import describe_absent
 from seg_env.data.scenes_compose import Scene, compose
 from seg_env.data.scenes_language import vocabulary
 from seg_env.data.scenes_layout import Difficulty
@@ -23,6 +24,7 @@ LENGTHS: dict[str, int] = {"train": 1_000_000, "val": 4096, "test": 4096}
 """Number of scenes of a split unless told otherwise; scenes are made when asked for."""
 SMALLEST_SIZE = 32
 """Least side of a picture in pixels."""
+_ABSENT = 1  # Last part of the key by which absent objects are drawn, apart from the scene itself.
 
 
 class Scenes:
@@ -38,6 +40,8 @@ class Scenes:
             named also by their relation to another object.
         seed: Number that all scenes depend on.
         size: Side of the square pictures in pixels.
+        negatives: Share of the questions that are about an object that is not in the picture; the
+            answer is ``[]``. Pictures, and all other questions, are the same whatever the share.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Scenes:
         seed: int = 0,
         length: int | None = None,
         size: int = 128,
+        negatives: float = 0.0,
     ) -> None:
         """Describe the data set; nothing is drawn yet.
 
@@ -56,6 +61,7 @@ class Scenes:
             seed: Any number from 0.
             length: Number of scenes; by default a million for training and 4096 otherwise.
             size: Side of the pictures in pixels, at least 32.
+            negatives: Share of the questions about an absent object, 0 to 1.
 
         Raises:
             ValueError: An argument outside what is listed here.
@@ -65,6 +71,9 @@ class Scenes:
         _require_at_least("seed", seed, 0)
         _require_at_least("length", LENGTHS[split] if length is None else length, 1)
         _require_at_least("size", size, SMALLEST_SIZE)
+        if not 0.0 <= negatives <= 1.0:
+            raise ValueError(f"negatives={negatives!r} is no share; use a number from 0 to 1")
+        self.negatives = float(negatives)
         self.name = f"scenes-{difficulty}"
         self.split: Split = split
         self.difficulty: Difficulty = difficulty
@@ -91,20 +100,24 @@ class Scenes:
         Raises:
             IndexError: Outside ``[-len, len)``.
         """
-        scene = self.scene(index)
-        return self._sample(scene, self._resolve(index), scene.chosen)
+        scene, resolved = self.scene(index), self._resolve(index)
+        absent = self._absent(scene, resolved)
+        return self._sample(scene, resolved, scene.chosen) if absent is None else absent
 
     def samples_of(self, index: int) -> list[Sample]:
         """One sample for each object of scene ``index``, bottom first; they share the picture.
 
-        The scene's own sample, ``self[index]``, is one of them.
+        The scene's own sample, ``self[index]``, is one of them; if that is about an absent object,
+        it comes last.
 
         Raises:
             IndexError: Outside ``[-len, len)``.
         """
         scene = self.scene(index)
         resolved = self._resolve(index)
-        return [self._sample(scene, resolved, number) for number in range(len(scene.objects))]
+        samples = [self._sample(scene, resolved, number) for number in range(len(scene.objects))]
+        absent = self._absent(scene, resolved)
+        return samples if absent is None else [*samples, absent]
 
     def others(self, index: int) -> list[Target]:
         """Masks of the objects of scene ``index`` that its question does not ask for.
@@ -113,10 +126,11 @@ class Scenes:
             IndexError: Outside ``[-len, len)``.
         """
         scene = self.scene(index)
+        absent = self._absent(scene, self._resolve(index))
         return [
             Target.from_mask(mask)
             for number, mask in enumerate(scene.masks)
-            if number != scene.chosen
+            if number != scene.chosen or absent is not None
         ]
 
     def scene(self, index: int) -> Scene:
@@ -125,16 +139,35 @@ class Scenes:
         Raises:
             IndexError: Outside ``[-len, len)``.
         """
-        key = (
-            get_args(Split).index(self.split),
-            get_args(Difficulty).index(self.difficulty),
-            self._resolve(index),
-        )
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+        rng = self._generator(self._resolve(index))
         while True:
             scene = compose(rng, self.difficulty, self.size)
             if scene is not None:
                 return scene
+
+    def _generator(self, index: int, *stream: int) -> np.random.Generator:
+        """What decides about scene ``index``, or about something beside it."""
+        splits, difficulties = get_args(Split), get_args(Difficulty)
+        key = (splits.index(self.split), difficulties.index(self.difficulty), index, *stream)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    def _absent(self, scene: Scene, index: int) -> Sample | None:
+        """The question about an object that is not in the scene, if that is its question."""
+        if not self.negatives:
+            return None
+        rng = self._generator(index, _ABSENT)
+        if rng.random() >= self.negatives:
+            return None
+        return Sample(
+            id=f"{self.name}-{self.split}-{index:06d}-absent",
+            expression=describe_absent(scene.objects, self.difficulty, rng),
+            target=Target.from_mask(np.zeros(scene.masks.shape[1:], dtype=np.bool_)),
+            load_image=scene.image,
+            metadata={
+                "difficulty": self.difficulty,
+                "others": [scene.describe(number) for number in range(len(scene.objects))],
+            },
+        )
 
     def _resolve(self, index: int) -> int:
         """The index counted from the start."""

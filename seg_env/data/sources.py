@@ -34,6 +34,7 @@ def open_dataset(
     difficulty: str | None = None,
     data_seed: int | None = None,
     size: int | None = None,
+    negatives: float | None = None,
 ) -> Dataset:
     """Build a data set from its name, or pass a ready one through.
 
@@ -57,12 +58,18 @@ def open_dataset(
         difficulty: Of scenes: ``"easy"``, ``"medium"`` or ``"hard"``.
         data_seed: Of scenes: the number that all of them depend on.
         size: Of scenes: side of the square pictures in pixels.
+        negatives: Of scenes: share of questions about an object that is not there.
 
     Raises:
         ValueError: The name is unknown, or an argument does not apply to that data set.
         FileNotFoundError: A ``data_root`` was given and something is missing in it.
     """
-    of_scenes = {"difficulty": difficulty, "data_seed": data_seed, "size": size}
+    of_scenes = {
+        "difficulty": difficulty,
+        "data_seed": data_seed,
+        "size": size,
+        "negatives": negatives,
+    }
     of_files = {
         "split_by": split_by,
         "data_root": data_root,

@@ -20,15 +20,18 @@ from seg_env.envs.render import Answer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
 from seg_env.frames import UNIT, Frame, PermilleFrame
 from seg_env.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.tasks import PROMPTS
-from seg_env.types import Prediction, Sample
+from seg_env.task_mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
+from seg_env.task_queries import QueryStyle, draw_task, refer_to
+from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
+from seg_env.types import Form, Prediction, Sample
 
 Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
 
-TASK = "text->mask"
 FRAMES: dict[str, Frame] = {"unit": UNIT, "permille": PermilleFrame()}
 """Coordinate frames that an environment's arguments may name; any other is passed as an object."""
+
+_LONGEST_PROMPT = 1 << 17  # characters of a question that gives an outline of most vertices
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,13 @@ class Question:
     """The question as text."""
     frame: Frame
     """Maps the numbers of an answer to the unit frame of the sample's own image."""
+    task: Task = DEFAULT_TASK
+    """What is given and what is asked for."""
+
+    @property
+    def form(self) -> Form:
+        """What is asked for: an outline, a box or a point."""
+        return form_of(self.task)
 
 
 class ReferringCore:
@@ -52,6 +62,8 @@ class ReferringCore:
 
     Attributes:
         dataset: Where samples come from.
+        tasks: What is asked, and how often.
+        queries: How places that questions give are drawn and written.
         scorer: Scores answers.
         frame: Frame of an answer's numbers relative to the picture seen.
         canvas_size: ``(H, W)`` that pictures are letterboxed to, None for native sizes.
@@ -69,8 +81,10 @@ class ReferringCore:
         difficulty: str | None = None,
         data_seed: int | None = None,
         size: int | None = None,
+        negatives: float | None = None,
         rewards: RewardSpec = DEFAULT_REWARDS,
-        task: str = TASK,
+        task: TaskSpec = DEFAULT_TASK,
+        queries: Mapping[str, object] | QueryStyle | None = None,
         image_size: int | Sequence[int] | None = None,
         frame: str | Frame = "unit",
         prompt_template: str = PROMPTS["text->mask"],
@@ -78,24 +92,29 @@ class ReferringCore:
         """Open the data set and set up scoring.
 
         Args:
-            dataset: Name or object; see `open_dataset`, also for the six arguments after it.
+            dataset: Name or object; see `open_dataset`, also for the seven arguments after it.
             split: Part of the data set.
             split_by: Whose split of a RefCOCO data set.
             data_root: Folder of a RefCOCO data set.
             difficulty: Of scenes.
             data_seed: Of scenes.
             size: Of scenes.
+            negatives: Of scenes.
             rewards: Any form that `RewardSum.from_spec` reads.
-            task: ``"text->mask"``: an expression is given, an outline is asked for.
+            task: What is given and asked for, ``"text->mask"``, or several tasks with weights; see
+                `TaskMixture.from_spec`.
+            queries: Fields of `QueryStyle`, for tasks that give a place.
             image_size: Side, or ``(H, W)``, that pictures are letterboxed to; None keeps them.
             frame: ``"unit"``, ``"permille"`` or a `Frame` object.
-            prompt_template: Question that contains ``{expression}``.
+            prompt_template: Question for outlines that contains ``{expression}``; boxes and points
+                are asked for in the words of `seg_env.tasks.PROMPTS`.
 
         Raises:
             ValueError: An argument is not one of what is listed here.
         """
-        if task != TASK:
-            raise ValueError(f"task={task!r} is unknown; these environments ask for {TASK!r}")
+        self._outlines_for = ""
+        self.tasks = TaskMixture.from_spec(task)
+        self.queries = QueryStyle.from_spec(queries)
         if "{expression}" not in prompt_template:
             raise ValueError(
                 f"prompt_template={prompt_template!r} never mentions what is asked for; put "
@@ -109,6 +128,7 @@ class ReferringCore:
             difficulty=difficulty,
             data_seed=data_seed,
             size=size,
+            negatives=negatives,
         )
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
@@ -116,12 +136,19 @@ class ReferringCore:
         self.scorer = Scorer(rewards, self.frame)
         self.canvas_size = _parse_size(image_size)
         self.prompt_template = prompt_template
-        self.action_space = PolygonText(frame=self.frame)
-        self.observation_space = spaces.Dict({"image": self._image_space(), "prompt": FreeText()})
+        self.action_space = PolygonText(frame=self.frame, forms=self.tasks.forms)
+        # An outline may be given in the question.
+        gives_outline = any(query_of(each) == "mask" for each in self.tasks.tasks)
+        prompt = FreeText(_LONGEST_PROMPT) if gives_outline else FreeText()
+        self.observation_space = spaces.Dict({"image": self._image_space(), "prompt": prompt})
 
     def draw(self, generator: np.random.Generator) -> int:
         """Index of a sample, each with the same probability."""
         return int(generator.integers(len(self.dataset)))
+
+    def draw_seed(self, generator: np.random.Generator) -> int:
+        """What decides about the rest of a question; 0, and nothing drawn, if nothing is left."""
+        return int(generator.integers(2**31)) if self.tasks.is_random else 0
 
     def check_index(self, value: object, what: str) -> int:
         """A sample index as a Python number.
@@ -140,8 +167,30 @@ class ReferringCore:
             )
         return index
 
-    def ask(self, index: int) -> Question:
-        """Load sample ``index`` and the picture of it that the agent sees."""
+    def ask(
+        self,
+        index: int,
+        *,
+        task: Task | None = None,
+        query_seed: int = 0,
+        frame: Frame | None = None,
+    ) -> Question:
+        """Load sample ``index`` and the picture of it that the agent sees.
+
+        Everything about the question follows from the arguments.
+
+        Args:
+            index: Position in the data set.
+            task: What is asked; by default drawn from the environment's tasks. Where no object is
+                there to point at, it is asked about by text.
+            query_seed: Number that the task and the place given depend on, besides the sample.
+            frame: Frame of the numbers in question and answer, mapping to the unit frame of the
+                sample's own image; by default the environment's.
+
+        Raises:
+            ValueError: The sample contradicts itself, or episodes are about outlines and the task
+                is not.
+        """
         sample = self.dataset[index]
         native = sample.image
         if native.shape != (*sample.target.size, 3) or native.dtype != np.uint8:
@@ -149,18 +198,43 @@ class ReferringCore:
                 f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
                 f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
             )
+        frame = frame or frame_of_view(self.frame, sample.target.size, self.canvas_size)
+        task = askable(sample, task or draw_task(self.tasks, sample, query_seed))
+        if self._outlines_for and form_of(task) != "mask":
+            raise ValueError(f"{self._outlines_for} is about outlines; task={task!r} is not")
         return Question(
             index,
             sample,
             native if self.canvas_size is None else letterbox(native, self.canvas_size),
-            self.prompt_template.replace("{expression}", sample.expression),
-            frame_of_view(self.frame, sample.target.size, self.canvas_size),
+            self._word(sample, task, query_seed, frame),
+            frame,
+            task,
         )
+
+    def _word(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
+        form = form_of(task)
+        template = self.prompt_template if form == "mask" else prompt_for(form)
+        reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
+        return template.replace("{expression}", reference)
+
+    def require_outlines(self, what: str) -> None:
+        """Ask for nothing but outlines from now on.
+
+        Raises:
+            ValueError: One of the environment's tasks asks for something else.
+        """
+        if self.tasks.forms != ("mask",):
+            raise ValueError(f"{what} is about outlines; task={str(self.tasks)!r} asks for others")
+        self._outlines_for = what
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
-        samples = [question.sample for question in questions]
-        return self.scorer(texts, samples, [question.frame for question in questions])
+        return self.scorer(
+            texts,
+            [question.sample for question in questions],
+            [question.frame for question in questions],
+            [question.form for question in questions],
+        )
 
     def judge(self, predictions: Sequence[Prediction], questions: Sequence[Question]) -> Scores:
         """Score ``N`` decoded answers to ``N`` questions."""
@@ -172,6 +246,7 @@ class ReferringCore:
             "sample_id": question.sample.id,
             "dataset": self.dataset.name,
             "index": question.index,
+            "task": question.task,
         }
 
     def answer_info(self, question: Question, scores: Scores, row: int) -> dict[str, Any]:
@@ -214,6 +289,28 @@ def scored_answer(scores: Scores, row: int) -> Answer:
         float(scores.total[row]),
         {name: float(values[row]) for name, values in scores.terms.items()},
     )
+
+
+def check_query_seed(value: object) -> int | None:
+    """The number a reset option gives, None if it gives none.
+
+    Raises:
+        ValueError: It is no whole number from 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
+        raise ValueError(f'options["query_seed"] is {value!r}; use a whole number from 0')
+    return operator.index(value)
+
+
+def find_task(value: object) -> Task | None:
+    """The task a reset option gives, None if it gives none.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    return None if value is None else check_task(value)
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:

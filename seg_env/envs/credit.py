@@ -57,8 +57,11 @@ def vertex_credit(
         ``N`` credits of at most `MAX_ENTRIES` + 1 entries each.
 
     Raises:
-        ValueError: The sequences differ in length.
+        ValueError: The sequences differ in length, or a question does not ask for an outline.
     """
+    other = next((question.task for question in questions if question.form != "mask"), None)
+    if other is not None:
+        raise ValueError(f"only outlines have vertices to credit; task={other!r} asks for none")
     if len(questions) != len(texts):
         raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
     if not len(texts):

@@ -41,7 +41,7 @@ def draw_overlay(
 
     The target is tinted green within its exact outline; the answer is tinted orange within a line
     with white borders, its vertices dots with numbers as far as there is room for them. The start
-    of a ring, vertex 0, is a white dot.
+    of a ring, vertex 0, is a white dot, and so is an answer that is a point.
 
     Args:
         image: ``(H, W, 3) uint8``; not changed.
@@ -67,7 +67,8 @@ def draw_overlay(
         _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
     if prediction is not None:
         _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
-        _draw_vertices(lines, prediction.rings, 3.2 * scale)
+        point = () if prediction.point is None else (prediction.point[None],)
+        _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
     lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
     picture.paste(lines, mask=lines)
     if numbered and prediction is not None:

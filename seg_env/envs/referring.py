@@ -10,7 +10,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Observation, check_options
+from seg_env.envs.core import Observation, check_options, check_query_seed, find_task
 from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
 from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
 from seg_env.envs.step_modes import find_rules
@@ -48,7 +48,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     ## Starting State
     A sample drawn uniformly with the environment's random generator, or the one chosen with
-    ``reset(options={"index": i})``. ``info`` has ``sample_id``, ``dataset`` and ``index``.
+    ``reset(options={"index": i})``. ``info`` has ``sample_id``, ``dataset``, ``index`` and
+    ``task``.
 
     ## Episode End
     After one answer: ``terminated`` is True, ``truncated`` is not. The observation returned with it
@@ -67,7 +68,12 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       scenes and the side of the pictures.
     - ``dataset``: a data set object in place of the one that the id names.
     - ``rewards``: ``"name=weight package.module:Class=weight"``, a mapping, or a `RewardSum`.
-    - ``task``: ``"text->mask"``.
+    - ``task``: ``"text->mask"``, or another of `seg_env.tasks.TASKS`, or several with weights,
+      ``"text->mask=0.7 point->mask=0.3"``. Boxes are answered ``[x0,y0,x1,y1]``, points ``[x,y]``;
+      the rewards of the paper measure each in the way that fits it.
+    - ``queries``: how places that questions give are drawn and written, see
+      `seg_env.task_queries.QueryStyle`, as a dictionary.
+    - ``negatives``: of Scenes, the share of questions about an object that is not there.
     - ``image_size``: side or ``(H, W)`` to letterbox pictures to; None keeps native sizes.
     - ``frame``: ``"unit"`` (default), ``"permille"``, or a frame of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
@@ -156,24 +162,31 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         """Ask a question.
 
         Args:
-            seed: Seed of the generator that draws samples.
-            options: ``{"index": i}`` asks about sample ``i`` and draws nothing.
+            seed: Seed of the generator that draws samples, tasks and places.
+            options: ``{"index": i}`` asks about sample ``i`` and draws nothing; ``"task"`` fixes
+                what is asked, and ``"query_seed"`` (0 where the index is given) what the task and
+                the place that it gives are drawn by.
 
         Returns:
             Observation and info.
 
         Raises:
-            ValueError: Another option is given.
+            ValueError: Another option is given, or there is no such task or seed.
             TypeError: The index is not a whole number.
             IndexError: There is no such sample.
         """
         super().reset(seed=seed)
-        chosen = check_options(options, ("index",)).get("index")
+        given = check_options(options, ("index", "task", "query_seed"))
+        task, query_seed = find_task(given.get("task")), check_query_seed(given.get("query_seed"))
+        chosen = given.get("index")
         if chosen is None:
             index = self._core.draw(self.np_random)
+            drawn = self._core.draw_seed(self.np_random)
         else:
-            index = self._core.check_index(chosen, 'options["index"]')
-        self._episode = self._rules.begin(self._core.ask(index))
+            index, drawn = self._core.check_index(chosen, 'options["index"]'), 0
+        query_seed = drawn if query_seed is None else query_seed
+        question = self._core.ask(index, task=task, query_seed=query_seed)
+        self._episode = self._rules.begin(question)
         self._answer, self._has_ended = None, False
         observation = own_observation(self._rules.observe(self._episode))
         return observation, self._rules.reset_info(self._episode)

@@ -109,6 +109,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             ValueError: A number is out of range, or the template lacks a placeholder.
         """
         super().__init__(core)
+        core.require_outlines("improving an answer turn by turn")
         for name, value, most in (
             ("turns", turns, MAX_TURNS),
             ("max_characters", max_characters, 1 << 18),

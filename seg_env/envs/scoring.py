@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.composite import DEFAULT_REWARDS, RewardSpec, RewardSum
-from rewards.mask_iou import MaskIoU
+from rewards.mask_iou import MaskIoU, outline_iou
 from seg_env.frames import UNIT, Frame
-from seg_env.grammar import decode
-from seg_env.types import Prediction, Sample
+from seg_env.grammar_answers import decode_answer
+from seg_env.types import Form, Prediction, Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Scores:
     terms: dict[str, NDArray[np.float64]]
     """Each reward on its own, ``(N,)``, without its weight."""
     iou: NDArray[np.float64]
-    """``(N,)`` mask IoU in [0, 1] at the target's native size, whatever the rewards are."""
+    """``(N,)`` mask IoU in [0, 1] at the target's native size, whatever the rewards are and
+    whatever was asked for: of a box, what it fills; a point fills nothing."""
     predictions: tuple[Prediction, ...]
     """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
 
@@ -59,6 +60,7 @@ class Scorer:
         texts: Sequence[str],
         samples: Sequence[Sample],
         frames: Sequence[Frame] | None = None,
+        forms: Sequence[Form] | None = None,
     ) -> Scores:
         """Score ``N`` answers in one call of each reward.
 
@@ -67,6 +69,7 @@ class Scorer:
             samples: ``N`` samples asked about. Answers to one question should share one `Sample`
                 object: what is prepared for its target is then prepared once.
             frames: ``N`` coordinate frames, for pictures that were letterboxed each in its way.
+            forms: ``N`` times what was asked for; by default outlines.
 
         Returns:
             The scores, in the order of the answers.
@@ -76,12 +79,14 @@ class Scorer:
             Exception: Whatever a reward raises; a bug must not become a zero.
         """
         frames = [self.frame] * len(texts) if frames is None else frames
-        if not len(texts) == len(samples) == len(frames):
+        forms = ["mask"] * len(texts) if forms is None else forms
+        if not len(texts) == len(samples) == len(frames) == len(forms):
             raise ValueError(
-                f"{len(texts)} answers, {len(samples)} samples and {len(frames)} frames: "
+                f"{len(texts)} answers, {len(samples)} samples and {len(frames)} frames"
+                f"{'' if len(forms) == len(texts) else f' and {len(forms)} forms'}: "
                 f"give one of each for every answer"
             )
-        return self.judge(tuple(map(decode, texts, frames)), samples)
+        return self.judge(tuple(map(decode_answer, texts, forms, frames)), samples)
 
     def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:
         """Score ``N`` decoded answers in one call of each reward.
@@ -105,9 +110,10 @@ class Scorer:
                 scored.terms[name]
                 for name, term in self.rewards.terms.items()
                 if type(term.reward) is MaskIoU
+                and all(prediction.form == "mask" for prediction in predictions)
             ),
             None,
         )
         if iou is None:
-            iou = MaskIoU()(predictions, targets)
+            iou = outline_iou(predictions, targets)
         return Scores(scored.total, scored.terms, iou, tuple(predictions))

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, check_options
+from seg_env.envs.core import Question, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
 from seg_env.envs.infos import Infos, mask_of, merge_infos, pack_infos
@@ -25,8 +25,10 @@ from seg_env.envs.vector_arguments import (
     check_indices,
     check_mask,
     check_seeds,
+    check_tasks,
     find_mode,
 )
+from seg_env.tasks import Task
 
 BatchedObservation = dict[str, Any]
 """``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` pictures; ``prompt``: ``N`` strings."""
@@ -43,8 +45,8 @@ class ReferringSegmentationVectorEnv(
 
     - ``SAME_STEP`` (default): `step` asks the next questions at once and returns their
       observations. What belongs to the episodes that ended is in ``infos["final_obs"]`` and
-      ``infos["final_info"]``; ``sample_id``, ``dataset`` and ``index`` are those of the new
-      questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
+      ``infos["final_info"]``; ``sample_id``, ``dataset``, ``index`` and ``task`` are those of the
+      new questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
       ``reward/<name>``) are repeated at the top level, where they are easy to read.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
       by ``reset(options={"indices": ...})``, use this one: nothing is loaded in vain. Episodes of
@@ -137,23 +139,33 @@ class ReferringSegmentationVectorEnv(
             seed: Seed of environment 0, the others follow by one each; or ``N`` seeds.
             options: ``"indices"``: ``N`` whole numbers, the samples to ask about.
                 ``"reset_mask"``: ``(N,) bool``, the environments to reset; the others keep their
-                question. Every option may be left out.
+                question. ``"tasks"``: one task, or ``N`` (None: drawn), in the place of what the
+                environments would ask. ``"query_seed"``: what tasks and places are drawn by, 0
+                where indices are given; equal indices, tasks and seeds are one question. Every
+                option may be left out.
 
         Returns:
             Batched observations and infos.
 
         Raises:
-            ValueError: A length is not ``N``, or another option is given.
+            ValueError: A length is not ``N``, another option is given, or there is no such task.
             TypeError: An index is not a whole number, or the mask not an array of bool.
             IndexError: There is no such sample.
             ResetNeeded: The first reset leaves an environment out.
         """
-        given = check_options(options, ("indices", "reset_mask"))
+        given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
         chosen = check_mask(given.get("reset_mask"), self.num_envs)
         indices = check_indices(given.get("indices"), self.num_envs, self._core)
+        tasks = check_tasks(given.get("tasks"), self.num_envs)
+        query_seed = check_query_seed(given.get("query_seed"))
         rows = np.flatnonzero(chosen).tolist()
         self._seed(check_seeds(seed, self.num_envs), rows)
-        self._ask(rows, None if indices is None else [indices[row] for row in rows])
+        self._ask(
+            rows,
+            None if indices is None else [indices[row] for row in rows],
+            [tasks[row] for row in rows],
+            query_seed,
+        )
         self._show_questions(rows)
         return self._observe(), self._reset_infos(rows)
 
@@ -231,7 +243,7 @@ class ReferringSegmentationVectorEnv(
 
         Raises:
             ResetNeeded: There is no question yet.
-            ValueError: There are not ``N`` answers.
+            ValueError: There are not ``N`` answers, or a question is not about an outline.
         """
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self._core, questions, texts)
@@ -254,13 +266,28 @@ class ReferringSegmentationVectorEnv(
             for question, answer in self._shown
         )
 
-    def _ask(self, rows: Sequence[int], indices: Sequence[int] | None) -> None:
-        """Open a question in each of the rows; equal indices are loaded once."""
+    def _ask(
+        self,
+        rows: Sequence[int],
+        indices: Sequence[int] | None,
+        tasks: Sequence[Task | None],
+        query_seed: int | None = None,
+    ) -> None:
+        """Open a question in each of the rows; equal questions are one, loaded once."""
+        seeds = [0] * len(rows)
         if indices is None:
-            indices = [self._core.draw(self._generators[row]) for row in rows]
-        loaded = {index: self._core.ask(index) for index in dict.fromkeys(indices)}
-        for row, index in zip(rows, indices, strict=True):
-            self._episodes[row], self._open[row] = self._rules.begin(loaded[index]), True
+            generators = [self._generators[row] for row in rows]
+            drawn = [(self._core.draw(each), self._core.draw_seed(each)) for each in generators]
+            indices, seeds = [index for index, _ in drawn], [seed for _, seed in drawn]
+        if query_seed is not None:
+            seeds = [query_seed] * len(rows)
+        asked = list(zip(indices, tasks, seeds, strict=True))
+        loaded = {
+            key: self._core.ask(key[0], task=key[1], query_seed=key[2])
+            for key in dict.fromkeys(asked)
+        }
+        for row, key in zip(rows, asked, strict=True):
+            self._episodes[row], self._open[row] = self._rules.begin(loaded[key]), True
 
     def _start_next(self, outcomes: Sequence[Outcome[Any]], infos: Infos) -> None:
         """Put what ended into ``final_obs`` and ``final_info``, and ask the next questions there.
@@ -276,7 +303,7 @@ class ReferringSegmentationVectorEnv(
         infos["final_obs"], infos["_final_obs"] = final_obs, mask_of(self.num_envs, rows)
         infos["final_info"] = pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
         infos["_final_info"] = mask_of(self.num_envs, rows)
-        self._ask(rows, None)
+        self._ask(rows, None, [None] * len(rows))
         merge_infos(infos, self._reset_infos(rows))
 
     def _current(self) -> list[Episode]:

@@ -9,7 +9,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from seg_env.envs.core import ReferringCore
+from seg_env.envs.core import ReferringCore, find_task
+from seg_env.tasks import Task
 
 
 def find_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -68,6 +69,24 @@ def check_indices(indices: object, num_envs: int, core: ReferringCore) -> list[i
     return [
         core.check_index(value, f'options["indices"][{row}]') for row, value in enumerate(values)
     ]
+
+
+def check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
+    """``N`` tasks to ask; None where the environment should draw one.
+
+    Raises:
+        ValueError: There are not ``N`` of them, or one is unknown.
+    """
+    if tasks is None:
+        return [None] * num_envs
+    if isinstance(tasks, str):
+        return [find_task(tasks)] * num_envs
+    if not isinstance(tasks, Sequence | np.ndarray) or len(tasks) != num_envs:
+        raise ValueError(
+            f'options["tasks"] is {tasks!r:.200}; use one task, or one for each of the {num_envs} '
+            f"environments"
+        )
+    return [find_task(task) for task in tasks]
 
 
 def check_seeds(

@@ -147,6 +147,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             ValueError: An outline of so many vertices cannot be drawn or would not be read.
         """
         super().__init__(core)
+        core.require_outlines('step_mode="vertex"')
         if isinstance(max_vertices, bool) or not isinstance(max_vertices, int):
             raise ValueError(f"max_vertices={max_vertices!r}; use a whole number")
         if not 3 <= max_vertices <= MAX_VERTICES:

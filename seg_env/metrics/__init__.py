@@ -16,6 +16,12 @@ from seg_env.metrics.boundary import (
     match_tolerance,
 )
 from seg_env.metrics.failures import Failure, failures
+from seg_env.metrics.grounding import (
+    point_distances,
+    pointing_accuracy,
+    points_inside,
+    written_box_iou,
+)
 from seg_env.metrics.outlines import (
     ceiling,
     polis,
@@ -79,6 +85,9 @@ __all__ = [
     "overlaps",
     "paired_bootstrap_interval",
     "percentile_interval",
+    "point_distances",
+    "pointing_accuracy",
+    "points_inside",
     "polis",
     "precision_at",
     "rec_accuracy",
@@ -91,4 +100,5 @@ __all__ = [
     "vertex_counts",
     "vertex_ratio",
     "well_formed_share",
+    "written_box_iou",
 ]

@@ -1,4 +1,7 @@
-"""Why answers fail: the wrong object, the wrong outline, or no outline at all."""
+"""Why answers fail: the wrong object, the wrong outline, or no outline at all.
+
+Boxes and points are sorted in the same way: a box by its own IoU, a point by what it lies on.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
+from seg_env.metrics.grounding import written_box_iou
 from seg_env.metrics.regions import check_lengths
 from seg_env.metrics.scores import Overlaps, answer_areas, iou, overlaps
 from seg_env.types import Prediction, Target
@@ -25,7 +29,8 @@ class Failure(StrEnum):
     MISSED = "missed"
     """The object is there, and a well-formed answer fills nothing: ``[]``, or a mere line."""
     GOOD = "good"
-    """Mask IoU with the target is at least the threshold, or the absence was recognised."""
+    """Mask IoU with the target (box IoU of boxes) is at least the threshold, the point is on the
+    target, or the absence was recognised."""
     WRONG_OBJECT = "wrong_object"
     """Another known object of the image is overlapped better (higher IoU) than the target."""
     WRONG_OUTLINE = "wrong_outline"
@@ -68,13 +73,20 @@ def failures(
         raise ValueError(f"other objects of {len(others)} images for {len(targets)} targets")
     counts = counts or overlaps(predictions, targets)
     areas, scores = answer_areas(counts, targets).tolist(), iou(*counts).tolist()
+    boxes = [index for index, answer in enumerate(predictions) if answer.form == "bbox"]
+    fits = np.array(scores)
+    fits[boxes] = written_box_iou(
+        [predictions[index] for index in boxes], [targets[index] for index in boxes]
+    )
     judged = []
     for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        if not areas[index]:
+        if prediction.point is not None:
+            judged.append(_judge_point(prediction.point, target, others[index] or ()))
+        elif not areas[index]:
             judged.append(_judge_empty(prediction, target))
         elif not target.area:
             judged.append(Failure.FALSE_ALARM)
-        elif scores[index] >= threshold:
+        elif fits[index] >= threshold:
             judged.append(Failure.GOOD)
         else:
             judged.append(_judge_bad(prediction, target, others[index] or (), scores[index]))
@@ -86,6 +98,16 @@ def _judge_empty(prediction: Prediction, target: Target) -> Failure:
     if not prediction.valid:
         return Failure.MALFORMED
     return Failure.MISSED if target.area else Failure.GOOD
+
+
+def _judge_point(point: NDArray[np.float64], target: Target, others: Sequence[Rle]) -> Failure:
+    """A point on the target, on something else, or on nothing known."""
+    if not target.area:
+        return Failure.FALSE_ALARM
+    if target.contains(point):
+        return Failure.GOOD
+    on_other = any(Target(other).contains(point) for other in others)
+    return Failure.WRONG_OBJECT if on_other else Failure.NO_OBJECT
 
 
 def _judge_bad(

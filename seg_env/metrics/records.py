@@ -20,6 +20,7 @@ from seg_env.metrics.boundary import (
     match_tolerance,
 )
 from seg_env.metrics.failures import failures
+from seg_env.metrics.grounding import point_distances, points_inside, written_box_iou
 from seg_env.metrics.outlines import (
     REFERENCE_EPSILON,
     polis_distance,
@@ -65,9 +66,11 @@ def measure(
 
     Returns:
         Columns ``(N,)``: ``intersection``, ``union``, ``target_area``, ``answer_area`` (pixels),
-        ``iou``, ``box_iou``, ``vertices``, ``valid`` (read without issue), ``issues`` (kinds,
-        joined by commas), ``size`` (see `size_class`), ``failure`` (see `Failure`), and what
-        ``boundaries`` and ``outlines`` add.
+        ``iou``, ``box_iou`` (of boxes as written where boxes were asked for), ``vertices``,
+        ``valid`` (read without issue), ``issues`` (kinds, joined by commas), ``size`` (see
+        `size_class`), ``failure`` (see `Failure`), and what ``boundaries`` and ``outlines`` add.
+        If points were asked for, also ``given`` (there is a point), ``inside`` (see
+        `points_inside`) and ``distance`` (see `point_distances`).
 
     Raises:
         ValueError: The arguments differ in length.
@@ -76,7 +79,11 @@ def measure(
     if others is not None and len(others) != len(targets):
         raise ValueError(f"other objects of {len(others)} images for {len(targets)} targets")
     measured = partial(
-        _measure_group, boundaries=boundaries, outlines=outlines, epsilon=reference_epsilon
+        _measure_group,
+        boundaries=boundaries,
+        outlines=outlines,
+        points=any(prediction.form == "point" for prediction in predictions),
+        epsilon=reference_epsilon,
     )
     if not predictions:  # The same columns, without rows.
         nothing = Target.from_mask(np.zeros((1, 1), dtype=np.bool_))
@@ -104,12 +111,15 @@ def _measure_group(
     *,
     boundaries: bool,
     outlines: bool,
+    points: bool,
     epsilon: float,
 ) -> Columns:
     """Columns of the answers to one target, by the rule that an empty union counts 1."""
     with _leaving_no_cache(target):
         regions = [Region.of_rings(answer.rings, target.size) for answer in answers]
         columns = _measure_masks(answers, regions, target, others)
+        if points:
+            columns |= _measure_points(answers, target)
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
@@ -130,6 +140,10 @@ def _measure_masks(
     targets = [target] * len(answers)
     counts = overlaps(answers, targets)
     boxes = [region.box for region in regions], [Region.of_target(target).box] * len(answers)
+    box_ious = iou_of_boxes(*boxes)
+    written = np.array([answer.form == "bbox" for answer in answers])
+    if written.any():
+        box_ious = np.where(written, written_box_iou(answers, targets), box_ious)
     issues = [",".join(dict.fromkeys(issue.kind for issue in each.issues)) for each in answers]
     target_areas = np.full(len(answers), target.area)
     return {
@@ -138,12 +152,22 @@ def _measure_masks(
         "target_area": target_areas,
         "answer_area": answer_areas(counts, targets),
         "iou": iou(*counts),
-        "box_iou": iou_of_boxes(*boxes),
+        "box_iou": box_ious,
         "vertices": vertex_counts(answer.rings for answer in answers),
         "valid": np.array([answer.valid for answer in answers], dtype=np.bool_),
         "issues": np.array(issues, dtype=np.str_),
         "size": size_class(target_areas),
         "failure": failures(answers, targets, others, counts=counts),
+    }
+
+
+def _measure_points(answers: Sequence[Prediction], target: Target) -> Columns:
+    """Where the points of some answers to one target are."""
+    targets = [target] * len(answers)
+    return {
+        "given": np.array([answer.point is not None for answer in answers], dtype=np.bool_),
+        "inside": points_inside(answers, targets),
+        "distance": point_distances(answers, targets),
     }
 
 

@@ -52,7 +52,8 @@ def summarize(
 
     Returns:
         JSON-able: ``samples``, ``empty_union``, ``confidence``; the scores ``giou``, ``ciou``,
-        ``precision@0.5`` to ``precision@0.9``, ``rec_accuracy``, ``boundary_iou``,
+        ``precision@0.5`` to ``precision@0.9``, ``box_giou`` (mean IoU of boxes), ``rec_accuracy``,
+        ``pointing_accuracy``, ``point_distance`` (mean, unit frame), ``boundary_iou``,
         ``boundary_iou_limited`` (the mean of ``min(IoU, boundary IoU)``), ``boundary_f``,
         ``hd95``, ``polis`` (pixels), ``vertices``, ``vertex_ratio``, ``n_acc``, ``t_acc``,
         ``well_formed``, each as far as it was measured, and None where no sample decides it, as
@@ -187,7 +188,11 @@ def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np
     present = columns["target_area"] > 0
     silent = columns["valid"] & (columns["answer_area"] == 0)
     means = {"giou": columns["iou"]}
+    if "inside" in columns:
+        silent &= ~columns["given"]
+        means["pointing_accuracy"] = columns["inside"]
     means |= {f"precision@{limit}": columns["iou"] >= limit for limit in PRECISION_THRESHOLDS}
+    means["box_giou"] = columns["box_iou"]
     means["rec_accuracy"] = columns["box_iou"] > 0.5
     for name in ("boundary_iou", "boundary_f", "hd95", "polis", "vertices"):
         if name in columns:
@@ -201,6 +206,9 @@ def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np
         "n_acc": (silent & ~present, ~present),
         "t_acc": (~silent & present, present),
     }
+    if "distance" in columns:
+        measured = ~np.isnan(columns["distance"])
+        pairs["point_distance"] = (np.nan_to_num(columns["distance"]), measured)
     if "target_vertices" in columns:
         ratio = vertex_ratio(columns["vertices"], columns["target_vertices"])
         pairs["vertex_ratio"] = (np.nan_to_num(ratio), ~np.isnan(ratio))

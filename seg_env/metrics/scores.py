@@ -231,7 +231,7 @@ def target_accuracy(says_absent: ArrayLike, has_target: ArrayLike) -> NDArray[np
 def says_absent(
     predictions: Sequence[Prediction], targets: Sequence[Target], counts: Overlaps | None = None
 ) -> NDArray[np.bool_]:
-    """Which answers say that nothing is there: well-formed, and not one pixel is filled.
+    """Which answers say that nothing is there: well-formed, no pixel is filled, no point is given.
 
     Text that could not be read fills nothing either, but it says nothing.
 
@@ -246,7 +246,7 @@ def says_absent(
     Raises:
         ValueError: The arguments differ in length.
     """
-    valid = np.array([prediction.valid for prediction in predictions], dtype=np.bool_)
+    valid = np.array([each.valid and each.point is None for each in predictions], dtype=np.bool_)
     areas = answer_areas(counts or overlaps(predictions, targets), targets)
     return np.asarray(valid & (areas == 0))
 
