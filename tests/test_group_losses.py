@@ -7,9 +7,9 @@ from agents_fixtures import cloned_policy, same_parameters, scene_environment, s
 from identity_tasks import OneToken, TenVertices, digits_policy
 
 from agents.advantages import degenerate_fraction, group_advantages
-from agents.dynamic_sampling import join_prompts, replace_degenerate
+from agents.dynamic_sampling import replace_degenerate
 from agents.gspo import CLIPS, GSPO, TOKEN_LOSSES, GSPOConfig
-from agents.rollout import Rollout
+from agents.rollout import Rollout, join_prompts
 
 
 def make_agent(policy=None, env=None, **settings):
