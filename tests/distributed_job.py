@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import muon_network
 import torch
 from agents_fixtures import OUTLINES_ONLY, scene_demonstrations, small_policy
 
@@ -33,8 +34,8 @@ KINDS = {
 RESUMED = {"zero2-2": "zero3-2", "zero3-2": "zero3-2", "plain-2": "zero2-2"}
 """Training of which the checkpoint is resumed, and as what."""
 
-MUON = (None, "zero1", "zero2")
-"""How the trainings with Muon are shared out."""
+MUON = ("zero1", "zero2")
+"""How behaviour cloning with Muon is shared out."""
 WITH_MUON = {"muon": True, "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
 """Settings of those: gradients are several times as long as they may be."""
 
@@ -109,9 +110,23 @@ def clone(agent, checkpoint=None):
         rows.append(metrics)
         if checkpoint is not None and update == HALF:
             agent.save(checkpoint)
+            keep_shares(checkpoint / "shares.pt", agent)
 
     agent.learn(UPDATES, on_update)
     return rows
+
+
+def keep_shares(path, agent):
+    """Write all weights, and what every rank has of the optimizer's state, by group."""
+    optimizer = agent.engine.hybrid
+    own = [
+        optimizer.state[partition]
+        for group in optimizer.param_groups
+        for partition in group["params"]
+    ]
+    found = {"weights": weights_of(agent), "shares": World.current().gather(own)}
+    if World.current().is_main:
+        torch.save(found, path)
 
 
 def keep(folder, name, agent, rows):
@@ -141,14 +156,13 @@ def main(folder):
     keep(folder, "cloning-zero2", agent, clone(agent))
     for choice in MUON:
         agent = make_cloning_agent(choice, **WITH_MUON)
-        if choice is not None:  # otherwise nothing of what is hard would be tested
-            assert any(len(each.pieces) == 2 for each in agent.engine.hybrid.matrices)
+        assert any(len(each.pieces) == 2 for each in agent.engine.hybrid.matrices)
         rows = clone(agent, folder / "checkpoints" / f"muon-{choice}")
         keep(folder, f"muon-{choice}", agent, rows)
-    for written in (None, "zero2"):
-        agent = make_cloning_agent("zero2", **WITH_MUON)
-        agent.load(folder / "checkpoints" / f"muon-{written}")
-        keep(folder, f"muon-{written}-as-zero2", agent, clone(agent))
+    agent = make_cloning_agent("zero2", **WITH_MUON)
+    agent.load(folder / "checkpoints" / "muon-zero2")
+    keep(folder, "muon-zero2-as-zero2", agent, clone(agent))
+    muon_network.train_on_ranks(folder / "networks")
     leave_world()
 
 
