@@ -12,9 +12,18 @@ from experiments import run_bc
 from experiments.cloning_data import RecordedPictures, demonstrate_pictures
 from seg_env.data.annotate import Job, annotate, write_scene_shards
 from seg_env.data.scenes import Scenes
-from seg_env.tasks import TASKS
+from seg_env.task_queries import QueryStyle
+from seg_env.tasks import TEXT_TASKS
 
 SCENES = 6
+SETTINGS = {
+    "tasks": TEXT_TASKS,
+    "queries": QueryStyle(),
+    "epsilon": 0.02,
+    "decimals": 2,
+    "workers": 1,
+    "console": Console(quiet=True),
+}
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
 
 
@@ -43,15 +52,14 @@ def test_records_of_a_picture_come_together_with_their_truth(records):
 
 
 def test_records_teach_what_scenes_teach(records):
-    settings = {"epsilon": 0.02, "decimals": 2, "workers": 1, "console": Console(quiet=True)}
     pictures = RecordedPictures(str(records), most=2)
     assert len(pictures) == 2
-    found = demonstrate_pictures(pictures, None, SMALL, **settings)
+    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
     scenes = Scenes("train", "medium", length=2, size=64)
-    wanted = demonstrate_pictures(scenes, None, SMALL, **settings)
+    wanted = demonstrate_pictures(scenes, None, SMALL, **SETTINGS)
     assert [one.dialogues for one in found] == [one.dialogues for one in wanted]
     tokens = build_processor(SMALL).tokenizer
-    assert len(found[0].dialogues) == len(TASKS) * len(scenes.samples_of(0))
+    assert len(found[0].dialogues) == len(TEXT_TASKS) * len(scenes.samples_of(0))
     assert scenes.samples_of(0)[0].expression in tokens.decode(found[0].dialogues[0].tokens)
 
 
@@ -67,9 +75,7 @@ def test_what_is_not_there_is_not_asked_for(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     pictures = RecordedPictures(str(path))
     assert [[s.expression for s in pictures.samples_of(i)] for i in (0, 1)] == [["the star"], []]
-    found = demonstrate_pictures(
-        pictures, None, SMALL, epsilon=0.02, decimals=2, workers=1, console=Console(quiet=True)
-    )
+    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
     assert len(found) == 1
 
 
