@@ -152,7 +152,7 @@ def test_rows_follow_from_the_seed_and_a_picture_is_read_once_for_its_group_and_
     core, processor = questions(), small_policy().processor
     read = []
     ask = core.ask
-    core.ask = lambda index: read.append(index) or ask(index)
+    core.ask = lambda index, **given: read.append(index) or ask(index, **given)
     rows = QuestionRows(core, processor, seed=1)
     first = rows({"row": [0, 0, 1, 1]})
     assert len(read) == 2

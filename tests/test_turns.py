@@ -225,7 +225,7 @@ def test_a_run_reports_what_the_second_turn_adds(tmp_path):
     cloned_policy().save(tmp_path / "policy")
     common = [
         *("--policy", str(tmp_path / "policy"), "--precision", "float32", "--updates", "2"),
-        *("--evaluation.questions", "6", "--evaluation.answers", "1", "--evaluation.every", "1"),
+        *("--evaluation.questions", "6", "--evaluation.answers", "1", "--evaluation.every", "2"),
         *("--evaluation.curve-questions", "4"),
     ]
     taught = run_bc_refine.main(
