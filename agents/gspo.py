@@ -65,6 +65,11 @@ class GSPOConfig(OnPolicyConfig):
     """Weight of what each vertex added to the IoU, relative to the group's other vertices, in the
     advantage of its tokens; needs a loss with an advantage per token."""
 
+    @property
+    def credits_vertices(self) -> bool:
+        """See `OnPolicyConfig.credits_vertices`."""
+        return bool(self.vertex_weight)
+
 
 class GSPO(OnPolicyAgent):
     """Advantages are relative to the other answers of a group: no critic is needed."""

@@ -48,6 +48,11 @@ class OnPolicyConfig:
     seed: int = 0
     """Seed of the choice of prompts and of sampling."""
 
+    @property
+    def credits_vertices(self) -> bool:
+        """Whether vertices are credited with what they earned, and not only whole answers."""
+        return False
+
     def prompts_of(self, world: World) -> slice:
         """Which of an update's prompts a rank asks: a contiguous block.
 

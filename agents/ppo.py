@@ -83,6 +83,11 @@ class PPOConfig(OnPolicyConfig):
     """Remaining epochs are left out once the policy has moved this far from the one that sampled,
     in nats per token; 0 never stops."""
 
+    @property
+    def credits_vertices(self) -> bool:
+        """See `OnPolicyConfig.credits_vertices`."""
+        return self.credit == "vertex"
+
 
 class PPO(OnPolicyAgent):
     """An advantage for every token, from a critic that learns what is to be expected.

@@ -93,13 +93,19 @@ class TrainingArguments:
         """The vector environment of a rank.
 
         Raises:
-            ValueError: The id is not one of this project, or the grammar that answers are held to
-                is not that of what is asked for.
+            ValueError: The id is not one of this project, the grammar that answers are held to is
+                not that of what is asked for, or vertices are to be credited where episodes have
+                several turns.
         """
         if self.grammar.constrained and TaskMixture.from_spec(self.task).forms != ("mask",):
             raise ValueError(
                 f"--grammar.constrained allows outlines only, and --task {self.task!r} asks for "
                 f"other answers; leave one of them out"
+            )
+        if self.env in REFINE_IDS and config.credits_vertices:
+            raise ValueError(
+                f"--env {self.env}: a turn earns what it improved, and its vertices nothing of "
+                f"their own to be credited with; use --ppo.credit answer, --gspo.vertex-weight 0"
             )
         envs = gym.make_vec(
             self.env,

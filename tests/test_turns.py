@@ -11,10 +11,11 @@ from agents_fixtures import cloned_policy, same_parameters
 from identity_tasks import TwoTurns, act_turns, digits_policy
 
 from agents.collect import choose_sources
+from agents.distributed import World
 from agents.gspo import GSPO, GSPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
-from experiments import run_bc_refine, run_gspo, summarize
+from experiments import run_bc_refine, run_gspo, run_ppo, summarize
 from experiments.evaluation import Evaluation, evaluate_turns
 from experiments.questions import open_rules
 from experiments.reporting_turns import turns_table
@@ -150,6 +151,14 @@ def test_it_goes_on_where_it_was_interrupted(name, tmp_path):
 def test_vertices_cannot_be_credited_there():
     with pytest.raises(TypeError, match="credit whole answers"):
         make_agent("ppo", credit="vertex").collect()
+
+
+def test_command_lines_say_so_before_anything_is_trained():
+    arguments = run_ppo.Args(env=REFINE)
+    with pytest.raises(ValueError, match=r"--env SimpleSegRefine.*use --ppo.credit answer"):
+        arguments.open_environment(arguments.ppo, World())
+    arguments.ppo.credit = "answer"
+    assert arguments.open_environment(arguments.ppo, World()).num_envs == 256
 
 
 @pytest.mark.parametrize("name", AGENTS)
