@@ -48,8 +48,15 @@ def compare(study: Study, folders: dict[str, list[Path]], output: Path) -> dict[
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """The table for a terminal."""
-    header, *rows = _cells(comparison)
-    table = Table(title=comparison["question"], caption="gIoU points; Student's t over seeds")
+    print_cells(
+        _cells(comparison), comparison["question"], "gIoU points; Student's t over seeds", console
+    )
+
+
+def print_cells(cells: list[list[str]], title: str, caption: str, console: Console) -> None:
+    """A table for a terminal, from a row of titles and rows of texts."""
+    header, *rows = cells
+    table = Table(title=title, caption=caption)
     for column in header:
         table.add_column(column)
     for row in rows:

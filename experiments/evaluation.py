@@ -221,7 +221,8 @@ def _play(
             # An answer may be an edit; what it led to is an outline.
             standing[row] = outcome, outcome.info.get("outline", text), length
         turns.append(_measure(questions, standing, answers))
-        going = [row for row in going if not standing[row][0].terminated]
+        ended = {row for row in going if standing[row][0].terminated or standing[row][0].truncated}
+        going = [row for row in going if row not in ended]
     return turns
 
 

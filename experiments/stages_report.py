@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from experiments.ablate_report import print_cells
 from experiments.files import write_atomically, write_json
 from experiments.pipeline_steps import read_scores
 from experiments.stages_studies import Study
@@ -111,13 +111,8 @@ def _mean(score: dict[str, Any]) -> str:
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """The table for a terminal."""
-    header, *rows = table_cells(comparison)
-    table = Table(title=comparison["question"], caption="per cent; Student's t over seeds")
-    for column in header:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    caption = "per cent; Student's t over seeds"
+    print_cells(table_cells(comparison), comparison["question"], caption, console)
 
 
 def _markdown(name: str, comparison: dict[str, Any]) -> str:

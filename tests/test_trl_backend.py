@@ -27,8 +27,6 @@ from experiments.questions import open_questions
 from rewards import Reward
 from seg_env.grammar import encode
 
-pytest.importorskip("trl")
-
 REWARDS = "mask_iou=1.0 format=0.1"
 CONFIG = GSPOConfig(
     prompts_per_update=4, group_size=2, minibatches=2, max_new_tokens=24, learning_rate=1e-3
