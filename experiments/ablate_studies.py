@@ -45,9 +45,9 @@ STUDIES: dict[str, Study] = {
     "optimizer": Study(
         "Muon on hidden matrices, or AdamW everywhere?",
         {
-            "Muon 1e-4": _GSPO,
-            "AdamW 3e-5": (*_GSPO, "--gspo.no-muon", "--gspo.learning-rate", "3e-5"),
-            "AdamW 1e-4": (*_GSPO, "--gspo.no-muon", "--gspo.learning-rate", "1e-4"),
+            "Muon 1e-4": (*_GSPO, *_BUDGET),
+            "AdamW 3e-5": (*_GSPO, *_BUDGET, "--gspo.no-muon", "--gspo.learning-rate", "3e-5"),
+            "AdamW 1e-4": (*_GSPO, *_BUDGET, "--gspo.no-muon", "--gspo.learning-rate", "1e-4"),
         },
     ),
     "rewards": Study(

@@ -38,7 +38,7 @@ WEB_NOISE = ("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "
 SCENES = "4000"
 """Pictures to pre-train on, and as many others for fine-tuning."""
 CLONING = (
-    *("--updates", "500", "--cloning.batch-size", "16"),
+    *("--updates", "700", "--cloning.batch-size", "24"),
     *("--evaluate-every", "100", "--checkpoint-every", "100"),
 )
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
@@ -49,9 +49,9 @@ DEFAULTS: dict[Stage, tuple[str, ...]] = {
     "rl": ("--updates", "40", "--evaluation.every", "10", "--checkpoint-every", "10"),
 }
 """Options of the stages where the command line has no others."""
-# About as many updates of points and boxes as the shipped policy had: what is asked for outlines
-# before it finds objects stays blind.
-BLIND = ("--cloning.points-until", "0.32", "--cloning.boxes-until", "0.52")
+# As many updates of points and boxes as the shipped policy had: what is asked for outlines before
+# it finds objects stays blind.
+BLIND = ("--cloning.points-until", "0.27", "--cloning.boxes-until", "0.46")
 """Curriculum of a policy that starts from nothing."""
 SEEING = ("--cloning.points-until", "0", "--cloning.boxes-until", "0")
 """A policy that finds objects already needs none."""

@@ -77,7 +77,7 @@ class Run:
         plan = args.evaluation
         self.rules = open_rules(args.env, **{**args.environment(), "split": plan.split})
         self.core = self.rules.core
-        self.turns = getattr(self.rules, "turns", 1)
+        self.turns = self.rules.turns
         self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
         checkpoint = self.world.broadcast(checkpoint)

@@ -146,7 +146,12 @@ class Target:
 
     def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
         """The outline simplified by Douglas-Peucker with tolerance ``epsilon * perimeter``."""
-        return simplify_rings(self.rings, self.size, epsilon)
+        # Asked for again by every task that gives the outline or wants it.
+        key = f"outline:{epsilon}"
+        if key not in self.cache:
+            self.cache[key] = simplify_rings(self.rings, self.size, epsilon)
+        found: tuple[Ring, ...] = self.cache[key]
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,9 +56,11 @@ class EpisodeRules(ABC, Generic[EpisodeType]):
         observation_space: Space of one observation.
         action_space: Space of one action.
         last_action: What ends an episode, in words.
+        turns: Most prompts of an episode.
     """
 
     last_action = "one answer"
+    turns = 1
 
     def __init__(self, core: ReferringCore) -> None:
         """Keep the questions and rewards, whose spaces are those of a single answer."""
