@@ -46,7 +46,7 @@ DEFAULTS: dict[Stage, tuple[str, ...]] = {
     "annotate": ("--scenes", SCENES, "--seed", "1", *WEB_NOISE),
     "pretrain": CLONING,
     "sft": (*CLONING, "--scenes", SCENES),
-    "rl": ("--updates", "40", "--evaluation.every", "10", "--checkpoint-every", "10"),
+    "rl": ("--updates", "80", "--evaluation.every", "20", "--checkpoint-every", "20"),
 }
 """Options of the stages where the command line has no others."""
 # As many updates of points and boxes as the shipped policy had: what is asked for outlines before
