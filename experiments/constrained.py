@@ -7,10 +7,10 @@ from typing import Any
 
 from agents.policy import VLMPolicy
 from agents.token_grammar import TokenGrammar
-from experiments.policies import EMBEDDED
+from experiments.policies import SHIPPED
 
-EMBEDDED_DECIMALS = 2
-"""Digits that the embedded policy was taught to write, all of them always."""
+SHIPPED_DECIMALS = 2
+"""Digits that the shipped policies were taught to write, all of them always."""
 
 
 @dataclass
@@ -21,7 +21,7 @@ class GrammarOptions:
     """Only outlines, complete within the longest answer: other tokens get no probability, in
     sampling, training and evaluation. Not for policies that answer in sentences."""
     decimals: int | None = None
-    """Most digits after the point; by default 2, always written, for the embedded policy, else
+    """Most digits after the point; by default 2, always written, for the shipped policies, else
     3."""
     max_vertices: int | None = None
     """Most vertices of an answer."""
@@ -38,13 +38,13 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
     """
     if not options.constrained:
         return
-    taught = name == EMBEDDED and options.decimals is None
+    taught = name in SHIPPED and options.decimals is None
     limits: dict[str, Any] = (
         {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
     )
     policy.constraint = TokenGrammar.for_policy(
         policy,
-        decimals=EMBEDDED_DECIMALS if taught else options.decimals or 3,
+        decimals=SHIPPED_DECIMALS if taught else options.decimals or 3,
         pad=taught,
         token_budget=max_new_tokens,
         **limits,

@@ -33,7 +33,7 @@ class Args:
     """Serve a page on which a policy answers."""
 
     policy: str = EMBEDDED
-    """``embedded``, a transformers folder, or a hub id."""
+    """``embedded``, ``embedded-tasks``, a transformers folder, or a hub id."""
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
     port: int = 8000

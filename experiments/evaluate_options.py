@@ -44,7 +44,8 @@ class Args:
     questions: int | None = None
     """The first so many samples; by default 512 scenes, and all of any other data set."""
     policy: str | None = None
-    """Who answers: ``embedded`` (default), a transformers folder, or a hub id."""
+    """Who answers: ``embedded`` (default), taught by expression only; ``embedded-tasks``, which
+    reads points, boxes and outlines too; a transformers folder; or a hub id."""
     predictions: Path | None = None
     """File of answers to score in place of a policy's."""
     frame: str = AUTO
@@ -63,7 +64,7 @@ class Args:
     answers: int = 1
     """Answers per question."""
     max_new_tokens: int | None = None
-    """Longest answer; by default 128 for the embedded policy and 1024 for others."""
+    """Longest answer; by default 128 for the shipped policies and 1024 for others."""
     batch_size: int = 64
     """Questions at a time."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -19,7 +19,7 @@ from experiments.evaluate_frames import Reader, choose_reader
 from experiments.evaluate_options import Args
 from experiments.evaluation import ask, question_noise
 from experiments.files import write_json
-from experiments.policies import EMBEDDED, LONGEST_OUTLINE, open_policy
+from experiments.policies import EMBEDDED, LONGEST_OUTLINE, SHIPPED, open_policy
 from experiments.progress import progress_bar
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
@@ -72,7 +72,7 @@ def answer(
         canvas_size=core.canvas_size,
     )
     console.print(f"{name}: frame {reader.description}", highlight=False, markup=False)
-    longest = args.max_new_tokens or (LONGEST_OUTLINE if name == EMBEDDED else LONGEST_OTHERS)
+    longest = args.max_new_tokens or (LONGEST_OUTLINE if name in SHIPPED else LONGEST_OTHERS)
     collect_answers(
         policy,
         core,

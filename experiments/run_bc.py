@@ -87,8 +87,9 @@ class Args:
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the policy."""
     policy: str | None = None
-    """What to start from in place of random weights: ``embedded``, a transformers folder, or a hub
-    id; of the embedded policy's kind, whose prompts all have one length up to the picture's end."""
+    """What to start from in place of random weights: ``embedded``, ``embedded-tasks``, a
+    transformers folder, or a hub id; of the kind of the shipped policies, whose prompts all have
+    one length up to the picture's end."""
     data: str | None = None
     """Annotated pictures to learn from in place of scenes: a folder of experiments/annotate.py, or
     a .jsonl or .parquet file."""

@@ -55,7 +55,7 @@ class Args:
     """Annotated pictures to learn from in place of that data set, for pre-training: a folder of
     experiments/annotate.py, or a .jsonl or .parquet file."""
     policy: str = EMBEDDED
-    """``embedded``, a transformers folder, or a hub id."""
+    """``embedded``, ``embedded-tasks``, a transformers folder, or a hub id."""
     updates: int = 100
     """Updates to make."""
     sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)

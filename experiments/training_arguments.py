@@ -26,7 +26,8 @@ class TrainingArguments:
     env: str = "SimpleSeg-Scenes-v0"
     """Environment id."""
     policy: str = EMBEDDED
-    """``embedded``, a transformers folder, or a hub id."""
+    """``embedded``, taught by expression only; ``embedded-tasks``, which reads points, boxes and
+    outlines too; a transformers folder; or a hub id."""
     rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
     updates: int = 100

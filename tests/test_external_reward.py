@@ -12,7 +12,7 @@ from agents_fixtures import cloned_policy, scene_environment
 
 from agents.gspo import GSPO, GSPOConfig
 from experiments.evaluation import evaluate, open_questions
-from experiments.policies import EMBEDDED_FOLDER
+from experiments.policies import EMBEDDED, SHIPPED
 
 ROOT = Path(__file__).parent.parent
 SOURCE = '''
@@ -90,7 +90,7 @@ def test_gspo_optimises_a_reward_from_outside(package, monkeypatch, name, direct
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "direction"), [("FewVertices", -1), ("ManyVertices", 1)])
 def test_the_shipped_policy_follows_it_from_the_command_line(package, tmp_path, name, direction):
-    assert EMBEDDED_FOLDER.exists()
+    assert SHIPPED[EMBEDDED].exists()
     command = [
         *(sys.executable, "experiments/run_gspo.py", "--output-dir", str(tmp_path / "run")),
         *("--rewards", f"somebodys_rewards.size:{name}=1.0", "mask_iou=0"),

@@ -10,7 +10,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.rows import DemonstrationRows
 from agents.tiny import PLACE_WORDS, TinyConfig, build_tokenizer
 from agents.wording import word_question
-from experiments.policies import EMBEDDED_FOLDER
+from experiments.policies import SHIPPED
 from experiments.run_bc import Args, set_tasks
 from experiments.training_arguments import TrainingArguments
 from seg_env.data.scenes import Scenes
@@ -139,10 +139,11 @@ def test_words_added_to_the_tokenizer_leave_all_other_tokens_where_they_are():
     assert (spelled, whole) == (7, 2)  # "a" is a word that it knows
 
 
-def test_the_shipped_tokenizer_can_write_every_question():
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_tokenizers_can_write_every_question(name):
     from transformers import AutoTokenizer
 
-    shipped = AutoTokenizer.from_pretrained(EMBEDDED_FOLDER)
+    shipped = AutoTokenizer.from_pretrained(SHIPPED[name])
     assert shipped.get_vocab() == build_tokenizer().get_vocab()
 
 
