@@ -138,11 +138,13 @@ def main(args: Args) -> dict[str, Any]:
         args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
         args.cloning.seed = args.seed
         set_tasks(args)
+        policy, pictures = build_policy(args), open_pictures(args)
+        held_out(args)
+        # Only now, so that a wrong option leaves no folder behind that the right one is refused.
         if world.is_main:
             start_run(args.output_dir, args, resume=args.resume)
-        policy = build_policy(args)
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
-        demonstrations = build_demonstrations(args, world, console)
+        demonstrations = build_demonstrations(args, pictures, world, console)
         agent = BehaviorCloning(policy, demonstrations, args.cloning)
         checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
         if (checkpoint := world.broadcast(checkpoint)) is not None:
@@ -180,10 +182,8 @@ def build_policy(args: Args) -> VLMPolicy:
     return policy
 
 
-def build_demonstrations(args: Args, world: World, console: Console) -> list[Demonstration]:
-    """Read the pictures and write their questions and answers, on all cores.
-
-    Every rank has all of them, as it does not know which it will be asked for.
+def open_pictures(args: Args) -> Pictures:
+    """What there is to learn from.
 
     Raises:
         ValueError: There are fewer pictures than a batch has.
@@ -196,6 +196,33 @@ def build_demonstrations(args: Args, world: World, console: Console) -> list[Dem
     )
     if args.data is not None:
         pictures = RecordedPictures(args.data, args.scenes)
+    check_enough(args, len(pictures))
+    return pictures
+
+
+def check_enough(args: Args, pictures: int) -> None:
+    """Refuse to train on fewer pictures than a batch has.
+
+    Raises:
+        ValueError: So it is.
+    """
+    if pictures < args.cloning.batch_size:
+        raise ValueError(
+            f"{args.data or 'the scenes'} have {pictures} pictures to learn from, fewer than a "
+            f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
+        )
+
+
+def build_demonstrations(
+    args: Args, pictures: Pictures, world: World, console: Console
+) -> list[Demonstration]:
+    """Read the pictures and write their questions and answers, on all cores.
+
+    Every rank has all of them, as it does not know which it will be asked for.
+
+    Raises:
+        ValueError: Fewer pictures than a batch has show an object.
+    """
     found = demonstrate_pictures(
         pictures,
         args.policy,
@@ -207,11 +234,7 @@ def build_demonstrations(args: Args, world: World, console: Console) -> list[Dem
         workers=workers_of(world.size),
         console=console,
     )
-    if len(found) < args.cloning.batch_size:
-        raise ValueError(
-            f"{args.data or 'the scenes'} have {len(found)} pictures to learn from, fewer than a "
-            f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
-        )
+    check_enough(args, len(found))
     return found
 
 
@@ -301,7 +324,7 @@ def _questions(args: Args, task: str) -> ReferringCore:
     """Held-out questions of one task."""
     return open_questions(
         "SimpleSeg-Scenes-v0",
-        split="val",
+        split=args.evaluation_split,
         difficulty=args.difficulty,
         negatives=args.negatives,
         task=task,

@@ -78,7 +78,8 @@ class Args:
     .parquet file; nothing is annotated then."""
     policy: str | None = None
     """What the first trained stage starts from: ``embedded``, a transformers folder, a hub id. By
-    default random weights; the embedded policy where RL is the only one."""
+    default what an earlier stage left in the folder, and without that random weights, or the
+    embedded policy where RL is the only stage."""
     difficulty: Literal["easy", "medium", "hard"] = "easy"
     """Of all scenes."""
     split: str = "test"
@@ -118,11 +119,17 @@ def plan_steps(args: Args) -> list[Step]:
     """The stages that the arguments ask for, in order, each starting from the one before.
 
     Raises:
-        ValueError: Nothing is asked for, or there are no pictures to pre-train on.
+        ValueError: Nothing is asked for, there are no pictures to pre-train on, or there are and
+            nothing is pre-trained.
     """
     wanted = [stage for stage in STAGES if stage in args.stages and stage not in args.skip]
     records = args.output_dir / "annotate"
     if args.data is not None:
+        if "pretrain" not in wanted:
+            raise ValueError(
+                f"--data {args.data} is what pre-training learns from, and it is left out; SFT "
+                f"takes it by --sft='--data {args.data}'"
+            )
         wanted = [stage for stage in wanted if stage != "annotate"]
     elif (
         "pretrain" in wanted and "annotate" not in wanted and not (records / "report.json").exists()
@@ -135,8 +142,13 @@ def plan_steps(args: Args) -> list[Step]:
             f"no stage is left of --stages {' '.join(args.stages)} without {' '.join(args.skip)}"
         )
     steps, policy = [], args.policy
-    for stage in wanted:
+    for stage in STAGES:
         folder = args.output_dir / stage
+        if stage not in wanted:
+            before = Step(stage, (), folder)
+            if args.policy is None and before.trains and before.finished:
+                policy = str(folder / "policy")
+            continue
         given: str = getattr(args, stage)
         words = [*DEFAULTS[stage], *shared_words(args, stage, args.data or str(records), policy)]
         words += [*shlex.split(given), "--output-dir", str(folder)]
@@ -183,15 +195,17 @@ def record_command(folder: Path, step: Step) -> None:
     """Keep the options that a stage was started with.
 
     Raises:
-        ValueError: It was started with others before.
+        ValueError: It was started with others before, and something came of it.
     """
     path = folder / "commands.json"
     known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
     before = known.get(step.stage, list(step.words))
-    if before != list(step.words):
+    begun = step.folder.exists() and any(step.folder.iterdir())
+    if begun and before != list(step.words):
         raise ValueError(
             f"stage {step.stage} of {folder} was started with other options: {shlex.join(before)}, "
-            f"now {shlex.join(step.words)}; go on with the same ones, or use another --output-dir"
+            f"now {shlex.join(step.words)}; go on with the same ones, remove {step.folder} to "
+            f"start the stage anew, or use another --output-dir"
         )
     write_json(path, known | {step.stage: list(step.words)})
 

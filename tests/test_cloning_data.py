@@ -85,6 +85,24 @@ def test_too_few_pictures_for_a_batch_are_an_error(records, tmp_path):
         run_bc.main(args)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"difficulty": "hrad"},
+        {"task": "text->outline"},
+        {"negatives": 2.0},
+        {"policy": "./nowhere"},
+        {"data": "nowhere.jsonl"},
+        {"scenes": 3},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_wrong_option_leaves_no_folder_that_the_right_one_is_refused(wrong, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        run_bc.main(run_bc.Args(model=SMALL, output_dir=tmp_path / "run", **wrong))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_shipped_policy_is_made_by_the_defaults():
     args = run_bc.Args()
     assert (args.policy, args.data, args.evaluation_split) == (None, None, "val")

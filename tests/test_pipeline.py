@@ -17,7 +17,7 @@ from agents.checkpoints import latest_checkpoint
 from agents.policy import VLMPolicy
 from experiments import run_pipeline
 from experiments.evaluation import evaluate, open_questions
-from experiments.pipeline_steps import read_scores
+from experiments.pipeline_steps import Step, read_scores
 from experiments.runs import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,8 @@ def test_what_cannot_be_done_is_said_before_anything_is(tmp_path, capsys):
         run_pipeline.main(parse(tmp_path / "a", "--skip", "annotate"))
     with pytest.raises(ValueError, match="no stage is left"):
         run_pipeline.main(parse(tmp_path / "a", "--stages", "sft", "--skip", "sft"))
+    with pytest.raises(ValueError, match="--data web is what pre-training learns from"):
+        run_pipeline.main(parse(tmp_path / "a", "--data", "web", "--stages", "sft", "rl"))
     with pytest.raises(SystemExit):
         run_pipeline.main(parse(tmp_path / "a", "--rl=--updats 3"))
     assert "--updats" in capsys.readouterr().err
@@ -148,8 +150,32 @@ def test_finished_stages_are_not_repeated(finished):
 
 def test_a_stage_that_was_started_otherwise_is_refused(finished):
     folder, _ = finished
-    with pytest.raises(ValueError, match=r"stage sft of .* other options"):
-        run_pipeline.main(parse(folder, "--stages", "sft"))
+    with pytest.raises(ValueError, match=r"stage sft of .* other options.*remove .*sft"):
+        run_pipeline.main(parse(folder, f"--sft={CLONING} --scenes 17"))
+
+
+def test_options_that_nothing_came_of_can_be_corrected(tmp_path):
+    folder = tmp_path / "rl"
+    run_pipeline.record_command(tmp_path, Step("rl", ("--rewards", "nonsense"), folder))
+    corrected = Step("rl", ("--rewards", "mask_iou=1"), folder)
+    run_pipeline.record_command(tmp_path, corrected)
+    assert json.loads((tmp_path / "commands.json").read_text()) == {"rl": [*corrected.words]}
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="other options"):
+        run_pipeline.record_command(tmp_path, Step("rl", ("--updates", "3"), folder))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "start"),
+    [(["--stages", "rl"], "sft"), (["--skip", "annotate", "pretrain"], "pretrain")],
+)
+def test_stages_that_are_left_out_hand_on_what_they_made_before(finished, left_out, start):
+    folder, _ = finished
+    first = run_pipeline.parse(run_pipeline.plan_steps(parse(folder, *left_out))[0])
+    assert first.policy == str(folder / start / "policy")
+    given = run_pipeline.plan_steps(parse(folder, *left_out, "--policy", "embedded"))[0]
+    assert run_pipeline.parse(given).policy == "embedded"
 
 
 def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):

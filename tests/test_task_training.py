@@ -10,7 +10,8 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.rows import DemonstrationRows
 from agents.tiny import PLACE_WORDS, TinyConfig, build_tokenizer
 from agents.wording import word_question
-from experiments.policies import SHIPPED
+from experiments.evaluation import evaluate, open_questions
+from experiments.policies import EMBEDDED_TASKS, SHIPPED, open_policy
 from experiments.run_bc import Args, set_tasks
 from experiments.training_arguments import TrainingArguments
 from seg_env.data.scenes import Scenes
@@ -145,6 +146,13 @@ def test_the_shipped_tokenizers_can_write_every_question(name):
 
     shipped = AutoTokenizer.from_pretrained(SHIPPED[name])
     assert shipped.get_vocab() == build_tokenizer().get_vocab()
+
+
+@pytest.mark.parametrize(("task", "least"), [("text->mask", 0.5), ("point->mask", 0.4)])
+def test_one_shipped_policy_knows_expressions_and_places(task, least):
+    core = open_questions("SimpleSeg-Scenes-v0", split="test", difficulty="easy", task=task)
+    policy = open_policy(EMBEDDED_TASKS, "float32")
+    assert evaluate(policy, core, np.arange(32)).iou.mean() > least
 
 
 def test_a_warm_start_on_places_has_their_words():
