@@ -5,8 +5,9 @@
 
 ``table``: SFT, SFT + RL, pre-training + SFT, and all three, beside the paper's figures. Arms that
 begin alike share what they begin with: the SFT of a seed is trained once, with and without RL after
-it. ``data``: SFT on pictures that the annotation pipeline made, against as many clean ones; its
-clean runs are the SFT runs of the table, if that was made before in the same folder.
+it. ``data``: SFT on pictures that the annotation pipeline made, with labels that are right and with
+labels as wrong as models make them, against as many clean ones; the runs that it shares with the
+table are made once, in the same folder.
 
 All runs are those of experiments/run_pipeline.py, all policies are asked the same questions, and
 all seeds pre-train on the same annotated pictures. Run it again to go on after an interruption.

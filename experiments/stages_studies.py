@@ -93,6 +93,8 @@ STUDIES: dict[str, Study] = {
         {
             "clean scenes": (Run("plain", ("sft",)), "sft"),
             "made by the pipeline": (Run("made", ("sft",), MADE), "sft"),
+            # The table's pre-training is nothing else: the same updates from random weights.
+            "made with wrong labels": (Run("pretrained", ("pretrain",), WEB), "pretrain"),
         },
     ),
 }

@@ -64,6 +64,9 @@ def test_made_data_are_compared_with_the_sft_runs_of_the_table(finished):
     made = found["arms"]["made by the pipeline"]
     assert made["greedy gIoU"]["difference"] == pytest.approx(-1)
     assert found["arms"]["clean scenes"]["stage"] == "plain/sft"
+    assert found["arms"]["made with wrong labels"]["greedy gIoU"]["difference"] == pytest.approx(
+        -10
+    )
     assert "paper" not in (finished / "data.md").read_text()
 
 
@@ -106,8 +109,13 @@ def test_clean_and_made_data_differ_in_nothing_else(tmp_path):
     options = STUDIES["data"].pictures[0].words
     assert options[options.index("--scenes") + 1] == str(clean["scenes"])
     assert "--mask-fray" not in options, "the detector knows the truth"
-    # Both learn from the SFT stage of the table, where it is there.
-    assert vars(plans("table", 0, output_dir=tmp_path)["plain"]["sft"]) == clean
+    wrong = vars(found["pretrained"]["pretrain"])
+    differ = {name for name in clean if clean[name] != wrong[name]}
+    assert differ == {"data", "output_dir", "scenes"}, "all records are used"
+    # What is in the table as well is trained for both.
+    table = plans("table", 0, output_dir=tmp_path)
+    assert vars(table["plain"]["sft"]) == clean
+    assert vars(table["pretrained"]["pretrain"]) == wrong
 
 
 def test_unknown_studies_and_single_seeds_are_refused(tmp_path):
