@@ -204,6 +204,19 @@ def test_a_folder_of_pictures_with_texts(tmp_path):
     assert faults == {Reason.NOT_A_FILE: 1}
 
 
+def test_links_that_loop_and_names_too_long_for_a_sidecar_cost_themselves_only(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for beside in ("a.txt", "a.json"):
+        (tmp_path / beside).symlink_to(beside)
+    long = "x" * 251  # with .json it has more bytes than a name may have
+    for name in ("a.png", f"{long}.png"):
+        (tmp_path / name).write_bytes(encoded())
+    pictures, faults = read(Folder(str(tmp_path)))
+    assert [(each.key, each.text) for each in pictures] == [("a.png", ""), (f"{long}.png", "")]
+    assert sum(faults.values()) == 1
+    assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_PICTURE}  # as this Python sees a loop
+
+
 def test_parquet_with_pictures(tmp_path):
     image = encoded()
     laion = [{"key": "7", "jpg": image, "caption": "a cat", "url": "http://x", "status": "success"}]
