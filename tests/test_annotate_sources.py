@@ -68,6 +68,29 @@ def test_webdataset_archives(tmp_path, form, compress):
     assert faults == {Reason.NO_PICTURE: 1}
 
 
+def test_names_with_dots_are_pictures_too_and_part_no_sample(tmp_path):
+    members = [
+        ("7.jpg", encoded(form="JPEG")),
+        ("7.seg.png", encoded(seed=1)),
+        ("7.txt", b"a cat"),
+        ("img.001.json", b"{}"),
+        ("img.001.png", encoded(seed=2)),
+        ("img.001.txt", b"a dog"),
+        ("img.v1.2.PNG", encoded(seed=3)),
+        ("img.v1.meta.json", b"{}"),
+        ("twice.png", encoded(seed=4)),
+        ("twice.png", encoded(seed=5)),
+        (".hidden.png", encoded(seed=6)),
+    ]
+    pictures, faults = read_tar(tmp_path, tar_bytes(members))
+    texts = {each.key: each.text for each in pictures}
+    assert texts == {
+        "7": "a cat", "7.seg": "", "img.001": "a dog", "img.v1.2": "", "twice": "", ".hidden": ""
+    }  # fmt: skip
+    assert len(pictures) == sum(name.lower().endswith(("jpg", "png")) for name, _ in members)
+    assert not faults
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_longer_than_a_header(tmp_path, form):
     long = "folder/" * 30 + "x" * 120
