@@ -42,8 +42,8 @@ class Args:
     """Turn web pictures into training data."""
 
     images: str = ""
-    """A folder of pictures, .tar archives (WebDataset) or .parquet files; one such file; a pattern
-    in quotes; or a source by name or import path. Without it scenes are rendered."""
+    """A folder of pictures; .tar archives (WebDataset) or .parquet files as one file, a folder or a
+    pattern in quotes; or a source by name or import path. Without it scenes are rendered."""
     detector: str = ""
     """Finds boxes: grounding_dino, or my_pkg.module:Class, with arguments as JSON behind it:
     'grounding_dino{"labels": ["dog", "cat"]}'. Scenes: their truth."""
@@ -100,6 +100,8 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
 
     console = Console()
     part = parse_part(args.shard)
+    if args.workers < 0:
+        raise ValueError(f"workers={args.workers}; use a whole number from 0, which finds one")
     web = args.output_dir / "web"
     job = build_job(args, web)
     with progress_bar(console) as progress:
@@ -157,7 +159,11 @@ def build_job(args: Args, web: Path) -> Job:
 
 
 def find_source(images: str, per_shard: int) -> str:
-    """The source that a path stands for; a name or import path of a source stays as it is."""
+    """The source that a path stands for; a name or import path of a source stays as it is.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and it names no archive or table.
+    """
     place = Path(images).expanduser()
     if not place.exists() and (":" in images or "{" in images):
         return images
@@ -167,6 +173,11 @@ def find_source(images: str, per_shard: int) -> str:
     for kind, endings in (("tar", (".tar", ".tar.gz", ".tgz")), ("parquet", (".parquet",))):
         if any(name.endswith(endings) for name in names):
             return _stage(kind, path=images)
+    if not place.is_dir():
+        raise FileNotFoundError(
+            f"images={images!r} is no folder; give a folder of pictures, a .tar or .parquet file, "
+            "or a folder or a quoted pattern of those, such as '/data/*.tar'"
+        )
     return _stage("folder", path=images, per_shard=per_shard)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,28 +44,40 @@ class QueryStyle:
         Raises:
             ValueError: One of them is left.
         """
-        if not 1 <= self.decimals <= MAX_DECIMALS:
-            raise ValueError(f"queries: decimals={self.decimals}; use 1 to {MAX_DECIMALS}")
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"queries: epsilon={self.epsilon}; use a number from 0 to below 1")
-        if not 0 <= self.jitter < 0.5:
-            raise ValueError(f"queries: jitter={self.jitter}; use a number from 0 to below 0.5")
+        if not _is_number(self.decimals, Integral) or not 1 <= self.decimals <= MAX_DECIMALS:
+            raise ValueError(
+                f"queries: decimals={self.decimals!r}; use a whole number from 1 to {MAX_DECIMALS}"
+            )
+        if not _is_number(self.epsilon) or not 0 <= self.epsilon < 1:
+            raise ValueError(f"queries: epsilon={self.epsilon!r}; use a number from 0 to below 1")
+        if not _is_number(self.jitter) or not 0 <= self.jitter < 0.5:
+            raise ValueError(f"queries: jitter={self.jitter!r}; use a number from 0 to below 0.5")
+        if not isinstance(self.pad, bool):
+            raise ValueError(f"queries: pad={self.pad!r}; use True or False")
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object] | QueryStyle | None) -> QueryStyle:
         """A style from a mapping of its fields; None gives the default.
 
         Raises:
-            ValueError: There is no such field, or a value is out of range.
+            ValueError: It is no mapping, there is no such field, or a value is out of range.
         """
         if isinstance(spec, QueryStyle):
             return spec
-        given = dict(spec or {})
         known = tuple(cls.__dataclass_fields__)
+        if spec is not None and not isinstance(spec, Mapping):
+            raise ValueError(
+                f"queries={spec!r}; use a dictionary with some of {list(known)}, or None"
+            )
+        given = dict(spec or {})
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"queries={given!r}: unknown {unknown}; use some of {list(known)}")
         return cls(**given)  # type: ignore[arg-type]
+
+
+def _is_number(value: object, kind: type = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:

@@ -248,6 +248,19 @@ def test_a_worker_that_cannot_begin_says_why(web, tmp_path):
         annotate(job, tmp_path, workers=2)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mistyped_stage_does_not_claim_the_folder(web, tmp_path, workers):
+    mistyped = Job(web[0].source, "no_such_package:Class", *TRUTH[1:])
+    with pytest.raises(ValueError, match="cannot be imported"):
+        annotate(mistyped, tmp_path / "out", workers=workers)
+    assert annotate(web[0], tmp_path / "out")["complete"]
+
+
+def test_workers_are_checked(web, tmp_path):
+    with pytest.raises(ValueError, match="workers=0; use a whole number from 1"):
+        annotate(web[0], tmp_path, workers=0)
+
+
 def test_another_job_or_source_is_refused(web, tmp_path):
     job = scene_job(tmp_path / "web", count=4, per_shard=2)
     annotate(job, tmp_path / "out")

@@ -163,6 +163,37 @@ def test_a_busy_server_is_asked_again(status):
     assert len(asked) == 3
 
 
+def test_an_error_that_breaks_off_is_an_error_like_any_other():
+    def break_off(handler, body):
+        handler.send_response(503)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"ff\r\nhalf a")
+
+    with server(break_off, (200, answer_of("fine"))) as (url, asked):
+        assert ask(url) == ["fine"]
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tries": 0},
+        {"parallel": 0},
+        {"parallel": 2.5},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": "long"},
+        {"pause": -1},
+        {"max_tokens": True},
+    ],
+)
+def test_numbers_are_checked(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r}; use a "):
+        describer("http://localhost/v1", **options)
+
+
 def test_a_server_that_says_when_is_waited_for():
     with server((429, b"", {"Retry-After": "1"}), (200, answer_of("fine"))) as (url, _):
         start = time.monotonic()

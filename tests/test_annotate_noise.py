@@ -154,3 +154,19 @@ def test_noise_wraps_noise(pictures):
     inner = noisy("jittered_boxes", TRUTH[0]).replace('"', '\\"')
     boxes, _, _ = through(pictures, noisy("jittered_boxes", inner, seed=7))
     assert boxes != through(pictures, noisy("jittered_boxes", TRUTH[0], seed=7))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "option", "accepted"),
+    [
+        ("jittered_boxes", 0, {"sigma": -1}, "a number from 0 to 10"),
+        ("frayed_masks", 1, {"most": -2}, "a whole number from 0"),
+        ("frayed_masks", 1, {"most": 1.5}, "a whole number from 0"),
+        ("mixed_up_expressions", 2, {"share": 3}, "a number from 0 to 1"),
+        ("mixed_up_expressions", 2, {"seed": -1}, "a whole number from 0"),
+    ],
+)
+def test_noise_out_of_range_is_refused(name, place, option, accepted):
+    ((key, value),) = option.items()
+    with pytest.raises(ValueError, match=f"{key}={value}; use {accepted}"):
+        load_stage(noisy(name, TRUTH[place], **option), (Detector, Segmenter, Describer)[place])

@@ -87,6 +87,21 @@ def test_sources_are_recognised(tmp_path):
     assert find_source('tar{"path": "x"}', 5) == 'tar{"path": "x"}'
 
 
+@pytest.mark.parametrize("name", ["a.png", "*.png", "missing"])
+def test_other_places_are_told_what_a_source_is(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(encoded())
+    with pytest.raises(
+        FileNotFoundError, match=r"is no folder; give a folder of pictures, a \.tar"
+    ):
+        find_source(str(tmp_path / name), per_shard=5)
+
+
+def test_workers_are_checked_before_anything_is_rendered(tmp_path):
+    with pytest.raises(ValueError, match="workers=-1; use a whole number from 0"):
+        main(Args(**{**SMALL, "workers": -1}, output_dir=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_models_are_the_default_for_pictures(tmp_path):
     job = build_job(Args("tar{}", describer="label"), tmp_path)
     assert (job.detector, job.segmenter, job.describer) == ("grounding_dino", "sam", "label")

@@ -68,6 +68,29 @@ def test_webdataset_archives(tmp_path, form, compress):
     assert faults == {Reason.NO_PICTURE: 1}
 
 
+def test_names_with_dots_are_pictures_too_and_part_no_sample(tmp_path):
+    members = [
+        ("7.jpg", encoded(form="JPEG")),
+        ("7.seg.png", encoded(seed=1)),
+        ("7.txt", b"a cat"),
+        ("img.001.json", b"{}"),
+        ("img.001.png", encoded(seed=2)),
+        ("img.001.txt", b"a dog"),
+        ("img.v1.2.PNG", encoded(seed=3)),
+        ("img.v1.meta.json", b"{}"),
+        ("twice.png", encoded(seed=4)),
+        ("twice.png", encoded(seed=5)),
+        (".hidden.png", encoded(seed=6)),
+    ]
+    pictures, faults = read_tar(tmp_path, tar_bytes(members))
+    texts = {each.key: each.text for each in pictures}
+    assert texts == {
+        "7": "a cat", "7.seg": "", "img.001": "a dog", "img.v1.2": "", "twice": "", ".hidden": ""
+    }  # fmt: skip
+    assert len(pictures) == sum(name.lower().endswith(("jpg", "png")) for name, _ in members)
+    assert not faults
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_longer_than_a_header(tmp_path, form):
     long = "folder/" * 30 + "x" * 120
@@ -202,6 +225,19 @@ def test_a_folder_of_pictures_with_texts(tmp_path):
     assert [each.key for each in pictures] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
     assert (pictures[0].text, pictures[0].metadata) == ("the text", {"url": "http://x"})
     assert faults == {Reason.NOT_A_FILE: 1}
+
+
+def test_links_that_loop_and_names_too_long_for_a_sidecar_cost_themselves_only(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for beside in ("a.txt", "a.json"):
+        (tmp_path / beside).symlink_to(beside)
+    long = "x" * 251  # with .json it has more bytes than a name may have
+    for name in ("a.png", f"{long}.png"):
+        (tmp_path / name).write_bytes(encoded())
+    pictures, faults = read(Folder(str(tmp_path)))
+    assert [(each.key, each.text) for each in pictures] == [("a.png", ""), (f"{long}.png", "")]
+    assert sum(faults.values()) == 1
+    assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_PICTURE}  # as this Python sees a loop
 
 
 def test_parquet_with_pictures(tmp_path):

@@ -130,6 +130,22 @@ def test_the_report_tells_what_the_picture_shows(scenes):
     assert report.count("#") > 20
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown", "marks"),
+    [("[0.1,0.2]", "point [0.1,0.2], valid", 1), ("[]", "no point, ", 0)],
+)
+def test_the_report_shows_a_point(scenes, answer, shown, marks):
+    env = ReferringSegmentationEnv(scenes, render_mode="ansi", task="text->point")
+    env.reset(options={"index": 1})
+    env.step(answer)
+    lines = env.render().splitlines()
+    assert f"answer: {shown}" in lines[1]
+    rows = [line for line in lines if len(line) == 48 and set(line) <= set(".oX")]
+    assert "".join(rows).count("X") == marks
+    if marks:
+        assert rows[int(0.2 * len(rows))][int(0.1 * 48)] == "X"
+
+
 def test_without_a_mode_nothing_is_drawn(scenes):
     env = ReferringSegmentationEnv(scenes)
     env.reset()

@@ -51,5 +51,8 @@ def test_the_share_is_an_argument_of_scenes_alone():
     assert open_dataset("scenes", negatives=0.5).negatives == 0.5
     with pytest.raises(ValueError, match=r"negatives=1.5 is no share; use a number from 0 to 1"):
         Scenes(negatives=1.5)
+    for wrong in ("x", True, None, float("nan")):
+        with pytest.raises(ValueError, match=rf"negatives='?{wrong}'? is no share"):
+            Scenes(negatives=wrong)
     with pytest.raises(ValueError, match=r"negatives=0.1 cannot be used with dataset='refcoco'"):
         open_dataset("refcoco", negatives=0.1)

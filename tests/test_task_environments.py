@@ -160,6 +160,10 @@ def test_a_point_is_drawn():
         ({"task": "text->bbox", "step_mode": "vertex"}, "vertex.* is about outlines; .*text->bbox"),
         ({"task": "point->mask", "queries": {"jitter": 2}}, "jitter=2"),
         ({"negatives": -1}, "negatives=-1"),
+        ({"negatives": "x"}, "negatives='x' is no share"),
+        ({"task": None}, "task=None is unknown; use one of"),
+        ({"queries": 3}, "queries=3; use a dictionary"),
+        ({"queries": {"decimals": 2.5}}, "decimals=2.5; use a whole number"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message):

@@ -157,9 +157,15 @@ def test_places_are_written_as_told():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"decimals": 0}, "decimals=0; use 1 to 9"),
+        ({"decimals": 0}, "decimals=0; use a whole number from 1 to 9"),
         ({"jitter": 0.5}, "jitter=0.5; use a number from 0"),
         ({"epsilon": -1}, "epsilon=-1; use a number from 0"),
+        ({"decimals": 2.5}, "decimals=2.5; use a whole number from 1 to 9"),
+        ({"decimals": True}, "decimals=True; use a whole number"),
+        ({"jitter": "a"}, "jitter='a'; use a number from 0"),
+        ({"epsilon": float("nan")}, "epsilon=nan; use a number from 0"),
+        ({"pad": "no"}, "pad='no'; use True or False"),
+        (3, "queries=3; use a dictionary"),
         ({"digits": 2}, r"unknown \['digits'\]; use some of \['decimals'"),
     ],
 )
@@ -192,6 +198,16 @@ def test_mixtures_are_read_in_every_form():
     assert every.forms == ("mask", "bbox", "point")
 
 
+def test_mixtures_are_written_as_they_are_read():
+    for weights in ((1e6, 1.0), (1e-7, 0.123456789), (1 / 3, 2e22)):
+        mixture = TaskMixture.from_spec(
+            dict(zip(("text->mask", "text->bbox"), weights, strict=True))
+        )
+        assert tuple(weight for _, weight in mixture.weights) == weights
+        assert TaskMixture.from_spec(str(mixture)) == mixture
+    assert str(TaskMixture.from_spec("mask=1e0 bbox=2.")) == "text->mask=1 text->bbox=2"
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -201,6 +217,13 @@ def test_mixtures_are_read_in_every_form():
         ("mask=1 text->mask=2", "text->mask is named twice"),
         ("text->mask=0", "no task a weight above 0"),
         ("", "no task a weight above 0"),
+        ("text->mask=1e400", "the weights of text->mask add up to inf"),
+        ("mask=" + "9" * 400 + " bbox=1", "add up to inf"),
+        ({"text->mask": 1e308, "text->bbox": 1e308}, "add up to inf"),
+        ({"text->mask": float("nan")}, "'text->mask=nan' is not a task with a weight"),
+        (None, "task=None is unknown; use one of"),
+        (3, "task=3 is unknown; use one of"),
+        (["text->mask", 3], r"task=\['text->mask', 3\] is unknown"),
     ],
 )
 def test_wrong_mixtures_are_explained(spec, message):

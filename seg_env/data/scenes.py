@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -71,7 +72,8 @@ class Scenes:
         _require_at_least("seed", seed, 0)
         _require_at_least("length", LENGTHS[split] if length is None else length, 1)
         _require_at_least("size", size, SMALLEST_SIZE)
-        if not 0.0 <= negatives <= 1.0:
+        is_number = isinstance(negatives, Real) and not isinstance(negatives, bool)
+        if not is_number or not 0.0 <= negatives <= 1.0:
             raise ValueError(f"negatives={negatives!r} is no share; use a number from 0 to 1")
         self.negatives = float(negatives)
         self.name = f"scenes-{difficulty}"

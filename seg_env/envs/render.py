@@ -115,16 +115,25 @@ def write_report(sample: Sample, weights: Mapping[str, Term], answer: Answer | N
     lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
     if answer is None:
         return "\n".join([*lines, "waiting for an answer", ""])
-    vertices = sum(len(ring) for ring in answer.prediction.rings)
     lines += [
-        f"answer: {len(answer.prediction.rings)} rings, {vertices} vertices, "
-        f"{answer.faults or 'valid'}",
+        f"answer: {_content(answer.prediction)}, {answer.faults or 'valid'}",
         *_map_of_masks(sample, answer),
         f"{'IoU':<20}{answer.iou:7.3f}",
     ]
     for name, term in weights.items():
         lines.append(f"{name:<20}{answer.terms[name]:7.3f}  {_weight_text(term)}")
     return "\n".join([*lines, f"{'reward':<20}{answer.total:7.3f}", ""])
+
+
+def _content(prediction: Prediction) -> str:
+    """What an answer consists of; a point in the unit frame."""
+    if prediction.form != "point":
+        vertices = sum(len(ring) for ring in prediction.rings)
+        return f"{len(prediction.rings)} rings, {vertices} vertices"
+    if prediction.point is None:
+        return "no point"
+    x, y = prediction.point.tolist()
+    return f"point [{x:.4g},{y:.4g}]"
 
 
 def _weight_text(term: Term | None) -> str:
@@ -134,7 +143,7 @@ def _weight_text(term: Term | None) -> str:
 
 
 def _map_of_masks(sample: Sample, answer: Answer, columns: int = 48) -> list[str]:
-    """Rows of characters: ``#`` both, ``o`` only the target, ``+`` only the answer."""
+    """Rows of characters: ``#`` both, ``o`` only target, ``+`` only answer, ``X`` a point."""
     height, width = sample.target.size
     rows = int(np.clip(round(columns * height / width / 2), 4, 40))  # letters are twice as high
     y = (np.arange(rows) + 0.5) * height / rows
@@ -144,13 +153,18 @@ def _map_of_masks(sample: Sample, answer: Answer, columns: int = 48) -> list[str
     answered = rasterize(answer.prediction.rings, sample.target.size)[cells]
     letters = np.array(list(".o+#"))[truth + 2 * answered]
     key = "# both   o target only   + answer only"
+    point = answer.prediction.point
+    if point is not None and ((point >= 0) & (point < 1)).all():
+        letters[int(point[1] * rows), int(point[0] * columns)] = "X"
+        key = "o target   X answer"
     return ["".join(letter for letter in line) for line in letters] + [key]
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: Answer) -> None:
     """Colours of target and answer, with the answer's size or faults."""
     vertices = sum(len(ring) for ring in answer.prediction.rings)
-    texts = [("target", TARGET_COLOR), (f"answer, {vertices} vertices", ANSWER_COLOR)]
+    size = f"{vertices} vertices" if answer.prediction.form != "point" else "a point"
+    texts = [("target", TARGET_COLOR), (f"answer, {size}", ANSWER_COLOR)]
     place = float(x)
     for text, color in texts:
         draw.rounded_rectangle((place, y - 6, place + 12, y + 6), 3, color)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from seg_env.data.annotate.arguments import check_between, check_whole
 from seg_env.data.annotate.describing import PROMPT, highlight
 from seg_env.data.annotate.nouns import Found, Picture
 
@@ -26,6 +27,8 @@ MOST_REFUSED = 20
 """So many requests refused one after another mean that something is wrong with all of them."""
 LONGEST_WAIT = 60.0
 """Seconds between two tries at most, whatever the server asks for."""
+LONGEST_TIMEOUT = 86_400.0
+"""Seconds that an answer may take at most."""
 _TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _THIS_REQUEST = (400, 413, 415, 422)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -62,17 +65,22 @@ class EndpointDescriber:
             api_key_variable: Environment variable with the key; unset or empty sends none. Keys are
                 never written anywhere.
             prompt: What is asked.
-            parallel: Requests at a time.
-            tries: How often a request is made before a failing server stops the run.
-            timeout: Seconds that an answer may take.
-            pause: Seconds before the second try; doubled every time.
-            longest_side: Pictures are reduced to it, in pixels.
-            max_tokens: Longest description.
+            parallel: Requests at a time, 1 or more.
+            tries: How often a request is made before a failing server stops the run, 1 or more.
+            timeout: Seconds that an answer may take, above 0.
+            pause: Seconds before the second try, from 0; doubled every time.
+            longest_side: Pictures are reduced to it, in pixels, 1 or more.
+            max_tokens: Longest description, 1 or more.
 
         Raises:
             ValueError: The address is not one of http or https, or would send a key unencrypted to
-                another machine.
+                another machine; or a number is out of range.
         """
+        check_whole(1, parallel=parallel, tries=tries)
+        check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
+        check_between(0.0, LONGEST_TIMEOUT, timeout=timeout, pause=pause)
+        if not timeout:
+            raise ValueError(f"timeout={timeout}; use a number of seconds above 0")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
@@ -117,8 +125,7 @@ class EndpointDescriber:
             try:
                 return self._accept(self._read(request))
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode("utf-8", "replace")
-                problem = f"{error.code} {error.reason}: {said}"
+                problem = f"{error.code} {error.reason}: {_said(error)}"
                 if error.code in _THIS_REQUEST:
                     return self._refuse(problem)
                 if error.code not in _TRY_AGAIN:
@@ -193,6 +200,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     ) -> None:
         """Follow nothing: the redirection itself becomes the error."""
         return None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The start of what comes with an error; ``""`` where it breaks off, as the error counts."""
+    try:
+        return error.read(500).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
 
 
 def _seconds(text: str | None) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
+from seg_env.data.annotate.arguments import check_between, check_whole
 from seg_env.data.annotate.nouns import Detection, Found, Picture, Segment
 from seg_env.data.annotate.stages import Describer, Detector, Segmenter, load_stage
 from seg_env.geometry.rle import Rle
@@ -25,9 +26,15 @@ class JitteredBoxes:
 
         Args:
             stage: The detector, see `seg_env.data.annotate.stages`.
-            sigma: Standard deviation of each side as a share of the box's width or height.
-            seed: What the noise depends on.
+            sigma: Standard deviation of each side as a share of the box's width or height,
+                0 to 10.
+            seed: What the noise depends on, from 0.
+
+        Raises:
+            ValueError: A number is out of range, or the stage cannot be built.
         """
+        check_between(0, 10, sigma=sigma)
+        check_whole(0, seed=seed)
         self._inner: Detector = load_stage(stage, Detector)
         self._sigma, self._seed = sigma, seed
 
@@ -55,9 +62,14 @@ class FrayedMasks:
 
         Args:
             stage: The segmenter.
-            most: Pixels; each mask grows by a whole number drawn from ``[-most, most]``.
-            seed: What the noise depends on.
+            most: Pixels, from 0; each mask grows by a whole number drawn from ``[-most, most]``.
+            seed: What the noise depends on, from 0.
+
+        Raises:
+            ValueError: A number is out of range, or the stage cannot be built.
         """
+        check_whole(0, most=most)
+        check_whole(0, seed=seed)
         self._inner: Segmenter = load_stage(stage, Segmenter)
         self._most, self._seed = most, seed
 
@@ -89,10 +101,15 @@ class MixedUpExpressions:
 
         Args:
             stage: The describer.
-            share: Probability that an object is described wrongly: by what was said of another
-                object in the pictures that are annotated together.
-            seed: What the noise depends on.
+            share: Probability, 0 to 1, that an object is described wrongly: by what was said of
+                another object in the pictures that are annotated together.
+            seed: What the noise depends on, from 0.
+
+        Raises:
+            ValueError: A number is out of range, or the stage cannot be built.
         """
+        check_between(0, 1, share=share)
+        check_whole(0, seed=seed)
         self._inner: Describer = load_stage(stage, Describer)
         self._share, self._seed = share, seed
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,26 @@ MANIFEST = "manifest.json"
 _PART = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
-def record_plan(output: Path, job: Job, shards: Sequence[Shard]) -> None:
+def plan_of(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
+    """What is to be done, as ``plan.json`` has it."""
+    return {"job": job.to_json(), "shards": len(shards), "source": fingerprint(shards)}
+
+
+def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
     """Write down what is to be done, or compare it with what was written down before.
 
-    Workers on several machines may do so at the same time: the first one's plan stays. Where the
-    source lies may differ between machines; the names and sizes of its files may not.
+    Workers on several machines may do so at the same time: the first one's plan stays, so record
+    one only when its stages could be built. Where the source lies may differ between machines; the
+    names and sizes of its files may not.
+
+    Args:
+        output: Folder of the run.
+        plan: See `plan_of`.
 
     Raises:
-        ValueError: The folder holds a run of another job, or its source has changed since.
+        ValueError: See `check_plan`.
     """
     (output / SHARDS).mkdir(parents=True, exist_ok=True)
-    plan = {"job": job.to_json(), "shards": len(shards), "source": fingerprint(shards)}
     temporary = unique(output / PLAN)
     temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
     try:
@@ -39,8 +48,19 @@ def record_plan(output: Path, job: Job, shards: Sequence[Shard]) -> None:
         pass
     finally:
         temporary.unlink()
+    check_plan(output, plan)
+
+
+def check_plan(output: Path, plan: Mapping[str, Any]) -> None:
+    """Compare what is to be done with what was written down; a folder without a plan takes any.
+
+    Raises:
+        ValueError: The folder holds a run of another job, or its source has changed since.
+    """
+    if not (output / PLAN).exists():
+        return
     found = read_plan(output)
-    wanted = {key: value for key, value in job.to_json().items() if key != "source"}
+    wanted = {key: value for key, value in plan["job"].items() if key != "source"}
     changed = [key for key, value in wanted.items() if found["job"].get(key) != value]
     if changed:
         raise ValueError(

@@ -16,7 +16,7 @@ from seg_env.data.annotate.annotator import Annotator
 from seg_env.data.annotate.job import Job
 from seg_env.data.annotate.merge import merge
 from seg_env.data.annotate.nouns import Shard
-from seg_env.data.annotate.plan import is_done, part_of, record_plan
+from seg_env.data.annotate.plan import check_plan, is_done, part_of, plan_of, record_plan
 from seg_env.data.annotate.shard_work import annotate_shard
 from seg_env.data.annotate.stages import ImageSource, load_stage
 
@@ -56,7 +56,7 @@ def annotate(
     Args:
         job: What is to be done.
         output: Folder of the run; holds the records in the end.
-        workers: Processes; each loads the models and takes shards of its own.
+        workers: Processes, 1 or more; each loads the models and takes shards of its own.
         part: Number of this machine, from 0, and how many there are.
         on_progress: Told about progress several times a second.
 
@@ -67,22 +67,28 @@ def annotate(
         ValueError: The job cannot be done, or the folder holds another one.
         OSError: A disk or a server failed; what is done stays.
     """
+    if workers < 1:
+        raise ValueError(f"workers={workers}; use a whole number from 1")
     root = Path(output)
     source: ImageSource = load_stage(job.source, ImageSource)
     shards = source.shards()
     if any(shard.number != place for place, shard in enumerate(shards)):
         raise ValueError(f"the source {job.source!r} must number its shards 0, 1, 2, ...")
-    record_plan(root, job, shards)
+    plan = plan_of(job, shards)
+    check_plan(root, plan)  # before models are loaded for nothing
     mine = part_of(shards, part)
     missing = [shard for shard in mine if not is_done(root, shard.number)]
     watch = _Watch(on_progress, len(mine) - len(missing), len(mine))
     if workers > 1 and len(missing) > 1:
-        _in_processes(job, root, missing, min(workers, len(missing)), watch)
+        _in_processes(job, root, plan, missing, min(workers, len(missing)), watch)
     elif missing:
         annotator = Annotator(job)
+        record_plan(root, plan)  # a stage that cannot be built must not claim the folder
         for shard in missing:
             annotate_shard(job, source, annotator, shard, root, watch.add_pictures)
             watch.shard_done()
+    else:
+        record_plan(root, plan)  # all was copied here from other machines
     watch.report()
     return merge(root)
 
@@ -107,10 +113,15 @@ class _Watch:
 
 
 def _in_processes(
-    job: Job, root: Path, shards: Sequence[Shard], workers: int, watch: _Watch
+    job: Job,
+    root: Path,
+    plan: dict[str, Any],
+    shards: Sequence[Shard],
+    workers: int,
+    watch: _Watch,
 ) -> None:
     context = get_context("spawn")  # models and threads do not survive a fork
-    shared = _Shared(context.Value("q", 0), context.Event())
+    shared = _Shared(context.Value("q", 0), context.Event(), plan)
     before = watch.shards
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(job, workers, shared)
@@ -138,6 +149,8 @@ class _Shared(NamedTuple):
     """A counter of pictures that have been annotated."""
     stop: Any
     """An event: another process failed."""
+    plan: dict[str, Any]
+    """What is recorded by the first of them that could build the stages."""
 
 
 _worker: tuple[Job, _Shared]
@@ -154,9 +167,12 @@ def _begin(job: Job, workers: int, shared: _Shared) -> None:
 
 
 @cache
-def _load(job: Job) -> tuple[ImageSource, Annotator]:
+def _load(root: str) -> tuple[ImageSource, Annotator]:
     """The stages of a worker process, loaded with its first shard: here errors find their way."""
-    return load_stage(job.source, ImageSource), Annotator(job)
+    job, shared = _worker
+    loaded = load_stage(job.source, ImageSource), Annotator(job)
+    record_plan(Path(root), shared.plan)
+    return loaded
 
 
 def _leave_with_parent() -> None:
@@ -169,7 +185,7 @@ def _leave_with_parent() -> None:
 
 def _work(root: str, shard: Shard) -> None:
     job, shared = _worker
-    source, annotator = _load(job)
+    source, annotator = _load(root)
 
     def count(new: int) -> None:
         with shared.pictures.get_lock():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from seg_env.data.annotate.sidecars import (
     kept_metadata,
     text_of,
 )
+
+_OF_THIS_NAME = (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
+"""What is wrong with one file; any other failure is the disk's, which stops the run."""
 
 
 class Folder:
@@ -82,13 +86,20 @@ class Folder:
 
     def _content(self, path: Path, most: int) -> bytes | Reason:
         """The content of a file, or why it is not read."""
-        real = path.resolve()
-        if not real.is_relative_to(self._root.resolve()):
+        try:
+            real = path.resolve()
+            if not real.is_relative_to(self._root.resolve()):
+                return Reason.NOT_A_FILE
+            if not real.is_file():
+                return Reason.NO_PICTURE
+            with real.open("rb") as file:
+                data = file.read(most + 1)
+        except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
             return Reason.NOT_A_FILE
-        if not real.is_file():
-            return Reason.NO_PICTURE
-        with real.open("rb") as file:
-            data = file.read(most + 1)
+        except OSError as error:
+            if error.errno not in _OF_THIS_NAME:
+                raise
+            return Reason.UNREADABLE
         return data if len(data) <= most else Reason.TOO_MANY_BYTES
 
     def _record(self, path: Path) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from seg_env.data.annotate.nouns import RawPicture, Reason, Rejected, Shard
 from seg_env.data.annotate.sidecars import (
@@ -16,11 +16,11 @@ from seg_env.data.annotate.sidecars import (
     kept_metadata,
     text_of,
 )
-from seg_env.data.annotate.tar_members import Member, read_members
+from seg_env.data.annotate.tar_members import read_members
 
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-"""The key of a member and its extension: WebDataset splits at the first dot of the file's name."""
 _TEXT_ENDINGS = ("txt", "caption", "text")
+_ENDINGS = (*IMAGE_ENDINGS, *_TEXT_ENDINGS, "json")
+"""What is read of a sample."""
 
 
 class TarShards:
@@ -31,6 +31,9 @@ class TarShards:
         000000012.jpg   (or jpeg, png, webp, bmp)
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
+
+    As in WebDataset a name ends at its first dot. Where what follows is none of these endings and
+    what follows the last dot is, the name ends there: ``img.001.png`` is a picture ``img.001``.
 
     Archives may be compressed by gzip. They are read forward in one pass; nothing is extracted.
     """
@@ -52,18 +55,18 @@ class TarShards:
 
     def read(self, shard: Shard) -> Iterator[RawPicture | Rejected]:
         """The samples of an archive; see `seg_env.data.annotate.stages.ImageSource`."""
-        key, members = "", dict[str, bytes]()
+        plain, dotted = _Group(), _Group()  # so 7.seg.png does not part 7.jpg from 7.txt
         for member in read_members(Path(shard.paths[0]), _most_bytes):
             if isinstance(member, Reason):
                 yield Rejected(member)
-                continue
-            if (split := _split(member)) is None:
-                continue
-            if split[0] != key:
-                yield from _sample(key, members)
-                key, members = split[0], {}
-            members.setdefault(split[1], member.data)
-        yield from _sample(key, members)
+            elif (name := _split(member.name)) is not None:
+                group = dotted if name.dotted else plain
+                if name.key != group.key or name.ending in group.members:
+                    yield from group.sample(silent=name.dotted)
+                    group.begin(name.key)
+                group.members[name.ending] = member.data
+        yield from plain.sample()
+        yield from dotted.sample(silent=True)
 
 
 def find_files(path: str, endings: tuple[str, ...]) -> list[Path]:
@@ -86,30 +89,62 @@ def find_files(path: str, endings: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _split(member: Member) -> tuple[str, str] | None:
-    match = _NAME.fullmatch(member.name)
-    return (match[1], match[2].lower()) if match else None
+class _Name(NamedTuple):
+    """The name of a member, taken apart."""
+
+    key: str
+    """What the members of a sample share."""
+    ending: str
+    """One of those that are read."""
+    dotted: bool
+    """Whether the key has dots, which WebDataset would not allow."""
+
+
+def _split(name: str) -> _Name | None:
+    """The parts of a name; None if it has no ending that is read."""
+    folder, slash, file = name.rpartition("/")
+    key, _, ending = file.partition(".")
+    if key and ending.lower() in _ENDINGS:
+        return _Name(folder + slash + key, ending.lower(), dotted=False)
+    key, _, ending = file.rpartition(".")
+    if ending.lower() in _ENDINGS and len(ending) < len(file):
+        return _Name(folder + slash + key, ending.lower(), dotted=True)
+    return None
 
 
 def _most_bytes(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    ending = match[2].lower() if match else ""
-    if ending in IMAGE_ENDINGS:
-        return MOST_IMAGE_BYTES
-    return MOST_TEXT_BYTES if ending == "json" or ending in _TEXT_ENDINGS else 0
+    parts = _split(name)
+    if parts is None:
+        return 0
+    return MOST_IMAGE_BYTES if parts.ending in IMAGE_ENDINGS else MOST_TEXT_BYTES
 
 
-def _sample(key: str, members: dict[str, bytes]) -> Iterator[RawPicture | Rejected]:
-    if not members:
-        return
-    data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
-    if data is None:
-        yield Rejected(Reason.NO_PICTURE)
-        return
-    record = _record(members.get("json", b"{}"))
-    plain = next((members[ending] for ending in _TEXT_ENDINGS if ending in members), b"")
-    text = plain.decode("utf-8", "replace") or text_of(record)
-    yield RawPicture(key.rpartition("/")[2], data, text, kept_metadata(record))
+@dataclass
+class _Group:
+    """Members that follow each other and share a key."""
+
+    key: str | None = None
+    members: dict[str, bytes] = field(default_factory=dict)
+
+    def begin(self, key: str) -> None:
+        """Forget the members: those of another key follow."""
+        self.key, self.members = key, {}
+
+    def sample(self, *, silent: bool = False) -> Iterator[RawPicture | Rejected]:
+        """The picture with its texts; without one a fault, unless ``silent``.
+
+        Dotted texts alone are silent: ``7.meta.json`` is more about 7, not a failed download.
+        """
+        members = self.members
+        data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
+        if self.key is None or data is None:
+            if members and not silent:
+                yield Rejected(Reason.NO_PICTURE)
+            return
+        record = _record(members.get("json", b"{}"))
+        plain = next((members[ending] for ending in _TEXT_ENDINGS if ending in members), b"")
+        text = plain.decode("utf-8", "replace") or text_of(record)
+        yield RawPicture(self.key.rpartition("/")[2], data, text, kept_metadata(record))
 
 
 def _record(content: bytes) -> dict[str, Any]:
