@@ -32,8 +32,9 @@ class TarShards:
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    As in WebDataset a name ends at its first dot. Where what follows is none of these endings and
-    what follows the last dot is, the name ends there: ``img.001.png`` is a picture ``img.001``.
+    As in WebDataset a key ends at the first dot. Where what follows is none of these endings and
+    what follows the last dot is, the key ends there: ``img.001.png`` is a picture ``img.001``,
+    unless there is a sample ``img`` beside it, whose segmentation map or the like it then is.
 
     Archives may be compressed by gzip. They are read forward in one pass; nothing is extracted.
     """
@@ -59,14 +60,21 @@ class TarShards:
         for member in read_members(Path(shard.paths[0]), _most_bytes):
             if isinstance(member, Reason):
                 yield Rejected(member)
-            elif (name := _split(member.name)) is not None:
-                group = dotted if name.dotted else plain
-                if name.key != group.key or name.ending in group.members:
-                    yield from group.sample(silent=name.dotted)
-                    group.begin(name.key)
-                group.members[name.ending] = member.data
+                continue
+            name = _split(member.name)
+            if name is None:
+                continue
+            group = dotted if name.dotted else plain
+            if name.key != group.key or name.ending in group.members:
+                if not name.dotted:
+                    yield from plain.sample()
+                if name.dotted or not dotted.belongs_to(name.key):
+                    yield from dotted.sample(beside=plain.key)
+                    dotted.begin(None)
+                group.begin(name.key)
+            group.members[name.ending] = member.data
         yield from plain.sample()
-        yield from dotted.sample(silent=True)
+        yield from dotted.sample(beside=plain.key)
 
 
 def find_files(path: str, endings: tuple[str, ...]) -> list[Path]:
@@ -126,19 +134,27 @@ class _Group:
     key: str | None = None
     members: dict[str, bytes] = field(default_factory=dict)
 
-    def begin(self, key: str) -> None:
+    def begin(self, key: str | None) -> None:
         """Forget the members: those of another key follow."""
         self.key, self.members = key, {}
 
-    def sample(self, *, silent: bool = False) -> Iterator[RawPicture | Rejected]:
-        """The picture with its texts; without one a fault, unless ``silent``.
+    def belongs_to(self, key: str | None) -> bool:
+        """Whether the members are more about the sample of another key: 7.seg.png is about 7."""
+        return self.key is not None and key is not None and self.key.startswith(f"{key}.")
 
-        Dotted texts alone are silent: ``7.meta.json`` is more about 7, not a failed download.
+    def sample(self, beside: str | None = None) -> Iterator[RawPicture | Rejected]:
+        """The picture with its texts, or a fault if there is none.
+
+        Args:
+            beside: Key of the sample beside it, of whose members there is nothing to say, nor of
+                dotted texts alone: ``7.meta.json`` is no failed download.
         """
         members = self.members
         data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
-        if self.key is None or data is None:
-            if members and not silent:
+        if self.key is None or self.belongs_to(beside):
+            return
+        if data is None:
+            if members and "." not in self.key.rpartition("/")[2]:
                 yield Rejected(Reason.NO_PICTURE)
             return
         record = _record(members.get("json", b"{}"))
