@@ -64,8 +64,11 @@ def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> No
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
+        # safetensors lets nobody but the owner read; a policy is as open as the folder it is in.
+        readable = partial.stat().st_mode & 0o666
         for file in partial.rglob("*"):
             if file.is_file():
+                file.chmod(readable)
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         previous = path.with_name(path.name + ".previous")

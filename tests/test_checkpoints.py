@@ -1,13 +1,14 @@
 """Checkpoints are whole or absent, and hold no code."""
 
 import json
+import os
 import pickle
 
 import pytest
 import torch
 from agents_fixtures import same_parameters, small_policy
 
-from agents.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from agents.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint, write_policy
 
 TENSORS = {"optimizer": [{"state": {0: {"step": torch.tensor(3.0)}}, "lr": 0.1}]}
 FACTS = {"update": 3, "indices": {"state": 2**100}}
@@ -40,6 +41,15 @@ def test_a_checkpoint_is_replaced_by_a_newer_one_of_the_same_name(policy, tmp_pa
     write_checkpoint(tmp_path / "last", policy, TENSORS, {"update": 2})
     assert read_checkpoint(tmp_path / "last", small_policy())[1] == {"update": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_whoever_may_enter_the_folder_may_read_the_policy(policy, tmp_path):
+    write_policy(tmp_path / "policy", policy)
+    modes = {
+        file.name: oct(file.stat().st_mode & 0o666) for file in (tmp_path / "policy").iterdir()
+    }
+    assert set(modes.values()) == {oct((tmp_path / "policy").stat().st_mode & 0o666)}
 
 
 def fail_half_way(tensors, path):
