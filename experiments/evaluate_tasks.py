@@ -64,6 +64,8 @@ def write_task_table(
     write_atomically(folder / "tasks.md", text)
     draw_tasks(found, title, folder / "tasks.png")
     table = Table(*HEADINGS, title=title)
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = max(map(len, found))
     for row in rows:
         table.add_row(*row)
     console.print(table)
