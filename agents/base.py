@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agents.distributed import World
 from agents.policy import VLMPolicy
 from agents.sampling import sample
+from seg_env.envs.left_out import LeftOut
 
 UpdateCallback = Callable[[int, dict[str, float]], None]
 """Called as ``callback(update, metrics)`` after each update, counted from 1."""
@@ -27,12 +28,14 @@ class Agent(ABC):
         max_new_tokens: Longest answer, in tokens.
         update: Updates made so far.
         world: The processes that evaluate and save together; alone unless an agent says otherwise.
+        left_out: Samples that could not be learned from, and why.
     """
 
     policy: VLMPolicy
     max_new_tokens: int
     update: int
     world: World = World()
+    left_out: LeftOut
 
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
         """Answer observations of an environment.

@@ -24,6 +24,7 @@ from agents.engine import OptimizerSettings, make_engine
 from agents.families import select_prompts
 from agents.optim import cosine_with_warmup
 from agents.policy import VLMPolicy, positions_of
+from seg_env.envs.left_out import LeftOut
 from seg_env.task_mixture import TaskMixture
 from seg_env.tasks import TASKS, Task
 
@@ -111,6 +112,7 @@ class BehaviorCloning(Agent):
         self.demonstrations = demonstrations
         self.config = config
         self.max_new_tokens = max_new_tokens
+        self.left_out = LeftOut()
         self.world = World.current()
         self._share = self.world.block(config.batch_size, "batch_size")
         settings = OptimizerSettings(
@@ -150,6 +152,8 @@ class BehaviorCloning(Agent):
         weight = self.world.size * batch.learn[:, 1:].sum() / whole.learn[:, 1:].sum()
         self.engine.backward(loss * weight)
         norm = self.engine.step(learning_rate)
+        if norm > 0 and learning_rate > 0:
+            self.policy.mark_trained()
         metrics = {"train/loss": (loss * weight).item()}
         return self.world.reduce(metrics) | {
             "train/grad_norm": norm,

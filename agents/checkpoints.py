@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from agents.distributed import World
-from agents.loading import record_frame
+from agents.loading import copy_record
 from agents.policy import VLMPolicy
 
 PARTIAL = ".partial"
@@ -52,8 +52,7 @@ def write_checkpoint(
 
 
 def write_policy(path: str | Path, policy: VLMPolicy, world: World = ALONE) -> None:
-    """Write a trained policy's transformers folder under a temporary name, then rename it."""
-    record_frame(policy.model)
+    """Write a policy's transformers folder under a temporary name, then rename it."""
     _write_folder(Path(path), policy.save, world)
 
 
@@ -98,6 +97,7 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
         trust_remote_code=policy.trust_remote_code,
     )
     policy.model.load_state_dict(weights.model.state_dict())
+    copy_record(weights.model, policy.model)
     tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     return tensors, json.loads((path / "state.json").read_text())
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.advantages import degenerate_fraction, group_spread
-from agents.base import split_observations
 from agents.losses import Metrics
 from agents.policy import VLMPolicy
 from agents.rollout import Rollout
@@ -22,20 +21,20 @@ from seg_env.envs.vector import ReferringSegmentationVectorEnv
 def answer_groups(
     policy: VLMPolicy,
     env: ReferringSegmentationVectorEnv,
-    observations: Mapping[str, Any],
+    inputs: dict[str, Tensor],
     group_size: int,
     *,
     max_new_tokens: int,
     temperature: float,
     noise: Tensor,
 ) -> tuple[Rollout, list[str], NDArray[np.bool_], Metrics]:
-    """Sample a group of answers to each of ``B`` observations, and let the environment score them.
+    """Sample a group of answers to each of ``B`` prompts, and let the environment score them.
 
     Args:
         policy: Who answers.
         env: Vector environment of ``N = B * group_size`` open episodes.
-        observations: Its observations; those of a group are one and the same.
-        group_size: Answers per observation, ``G``.
+        inputs: ``B`` prepared prompts.
+        group_size: Answers per prompt, ``G``.
         max_new_tokens: Longest answer.
         temperature: Of sampling.
         noise: ``(N, max_new_tokens)`` in [0, 1), see `agents.sampling.sample`.
@@ -43,8 +42,6 @@ def answer_groups(
     Returns:
         The rollout, the texts of its answers, which episodes have ended ``(N,)``, and metrics.
     """
-    images, prompts = split_observations(observations)
-    inputs = policy.prepare(images[::group_size], prompts[::group_size])
     answers = sample(
         policy,
         inputs,
@@ -64,7 +61,11 @@ def answer_groups(
         old_log_probs=answers.log_probs,
         rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
     )
-    return rollout, texts, terminated | truncated, _rollout_metrics(rollout, infos)
+    metrics = _rollout_metrics(rollout, infos)
+    ends = torch.tensor(policy.end_ids, device=policy.device)
+    ended = (torch.isin(rollout.tokens, ends) & rollout.mask.bool()).any(-1)
+    metrics["truncated"] = 1 - ended.float().mean().item()
+    return rollout, texts, terminated | truncated, metrics
 
 
 def choose_sources(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_queries import QueryStyle, refer_to
 from seg_env.tasks import Task, answer, askable, question
 from seg_env.types import Sample
@@ -72,6 +73,7 @@ def demonstrate(
     decimals: int,
     pad: bool,
     queries: QueryStyle | None = None,
+    frame: AnswerFrame = UNIT_ANSWERS,
 ) -> Demonstration:
     """Ask every task of every sample; all samples must be about one picture.
 
@@ -83,13 +85,16 @@ def demonstrate(
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
         queries: How places that questions give are drawn and written.
+        frame: What numbers in questions and answers mean.
     """
     dialogues = []
     for sample in samples:
         for task in tasks:
             possible = askable(sample, task)
-            prompt = question(sample, possible, refer_to(sample, possible, style=queries))
-            reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad)
+            numbers = frame.about(sample.target.size)
+            place = refer_to(sample, possible, style=queries, frame=numbers)
+            prompt = question(sample, possible, place)
+            reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad, frame=frame)
             dialogues.append(write_dialogue(processor, task, prompt, reply))
     return show(processor, samples[0].image, dialogues)
 

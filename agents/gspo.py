@@ -21,6 +21,7 @@ from agents.policy import TokenScores, VLMPolicy
 from agents.rollout import Rollout
 from agents.token_losses import grpo_loss, token_mean_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_improvements
+from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
@@ -77,7 +78,12 @@ class GSPO(OnPolicyAgent):
     config: GSPOConfig
 
     def __init__(
-        self, policy: VLMPolicy, env: ReferringSegmentationVectorEnv, config: GSPOConfig
+        self,
+        policy: VLMPolicy,
+        env: ReferringSegmentationVectorEnv,
+        config: GSPOConfig,
+        *,
+        on_error: OnError = "skip",
     ) -> None:
         """See `OnPolicyAgent`.
 
@@ -91,7 +97,7 @@ class GSPO(OnPolicyAgent):
             )
         self._aligner = TokenAligner(policy.tokenizer)
         self._tokens_per_answer = 1.0
-        super().__init__(policy, env, config)
+        super().__init__(policy, env, config, on_error=on_error)
 
     @property
     def clips(self) -> tuple[float, float]:

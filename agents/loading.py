@@ -12,6 +12,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_frame_name
+
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame of the numbers that the model was trained to write, one of
 `seg_env.frames.FAMILIES`. A model that was trained here writes another than its family does."""
@@ -47,12 +49,37 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
     return AutoModelForImageTextToText
 
 
-def record_frame(model: Any, frame: str = "unit") -> None:
-    """Let a trained model's configuration say what its numbers mean.
+def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> AnswerFrame:
+    """The frame of the numbers that a policy writes.
 
-    Environments and demonstrations ask for fractions of the picture unless told otherwise.
+    Args:
+        name: What was asked for, ``auto`` for what the model records, else what its family writes.
+        model: The model.
+        processor: Its processor, which may resize images.
+        name_or_path: Folder or hub id it was opened from.
+
+    Raises:
+        ValueError: There is no such frame.
     """
-    setattr(model.config, ANSWER_FRAME, frame)
+    return find_answer_frame(
+        name,
+        model_type=model.config.model_type,
+        model_name=name_or_path,
+        recorded=recorded_frame(model),
+        resize=ResizeSettings.from_processor(getattr(processor, "image_processor", None)),
+    )
+
+
+def record_frame(model: Any, frame: AnswerFrame) -> None:
+    """Let the configuration of a model that training has changed say what its numbers mean."""
+    if is_frame_name(frame.family):
+        setattr(model.config, ANSWER_FRAME, frame.family)
+
+
+def copy_record(source: Any, target: Any) -> None:
+    """Let a model's configuration record the frame that another one's does, if that does."""
+    if (recorded := recorded_frame(source)) is not None:
+        setattr(target.config, ANSWER_FRAME, recorded)
 
 
 def recorded_frame(model: Any) -> str | None:

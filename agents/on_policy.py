@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.base import Agent, UpdateCallback
+from agents.base import Agent, UpdateCallback, split_observations
 from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.collect import answer_groups, choose_sources
 from agents.distributed import World, combine
@@ -32,7 +32,12 @@ from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
 from agents.optim import cosine_with_warmup
 from agents.policy import TokenScores, VLMPolicy
 from agents.rollout import Rollout, join
+from agents.screening import refusal
+from seg_env.envs.left_out import LeftOut, OnError, UnusableSample, name_of
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
+
+_REPLACEMENTS = 16
+"""Rounds in which samples that cannot be used are replaced, before training gives up."""
 
 
 class OnPolicyAgent(Agent):
@@ -52,15 +57,28 @@ class OnPolicyAgent(Agent):
     """Whether the KL penalty is part of the loss; agents that put it into the reward say False."""
 
     def __init__(
-        self, policy: VLMPolicy, env: ReferringSegmentationVectorEnv, config: OnPolicyConfig
+        self,
+        policy: VLMPolicy,
+        env: ReferringSegmentationVectorEnv,
+        config: OnPolicyConfig,
+        *,
+        on_error: OnError = "skip",
     ) -> None:
         """Set up; the policy as it is now is the reference of the KL penalty.
+
+        Args:
+            policy: Trained in place.
+            env: Asks and scores.
+            config: Settings.
+            on_error: Whether samples whose image is broken, or refused by the processor, are
+                replaced by others and counted, or are an error.
 
         Raises:
             ValueError: The environment has another number of questions than this rank's share, or
                 prompts cannot be shared out among ranks and minibatches.
         """
         self.policy, self.env, self.config = policy, env, config
+        self.left_out = LeftOut(on_error)
         self.world = World.current()
         if env.num_envs != (rows := config.rows_of(self.world)):
             raise ValueError(
@@ -134,14 +152,14 @@ class OnPolicyAgent(Agent):
         self.policy.model.eval()
         # Every rank draws for all of them and takes its part.
         asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
-        asked = asked[config.prompts_of(self.world)].repeat(config.group_size)
-        observations, _ = self.env.reset(options={"indices": asked, "query_seed": self.update})
+        asked = asked[config.prompts_of(self.world)]
+        observations, inputs = self._ask(asked)
         whole: Rollout | None = None
         metrics: Metrics = {}
         turn = 0
         while True:
             turn += 1
-            rollout, ended, found = self._answer(observations)
+            rollout, ended, found = self._answer(inputs)
             whole = rollout if whole is None else join(whole, rollout, self.policy.pad_id)
             name = "rollout" if turn == 1 else f"rollout/turn_{turn}"
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
@@ -150,16 +168,78 @@ class OnPolicyAgent(Agent):
                 return whole, self.world.reduce(metrics)
             draws = self._draw().numpy()
             observations = self.env.fork(choose_sources(ended, config.group_size, draws).tolist())
+            inputs = self._prepare(observations)
 
-    def _answer(self, observations: Mapping[str, Any]) -> tuple[Rollout, NDArray[Any], Metrics]:
-        """One turn: groups of answers to observations, and which episodes have ended."""
+    def _ask(self, asked: NDArray[np.int64]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+        """Ask about samples, one prompt each; those that cannot be used give way to others.
+
+        What takes the place of a sample follows from the seed, the update and the place, so that
+        an interrupted run goes on with the questions it would have had.
+
+        Args:
+            asked: ``(B,)`` samples.
+
+        Returns:
+            Observations of all ``B * G`` questions, and the model's inputs, ``B`` prompts.
+
+        Raises:
+            UnusableSample: One cannot be used and is not to be left out, or none is found that can.
+        """
+        asked, size = asked.copy(), self.config.group_size
+        for attempt in range(_REPLACEMENTS):
+            try:
+                observations = self._reset(asked.repeat(size))
+                return observations, self._prepare(observations)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                faults = {
+                    place: fault
+                    for place, index in enumerate(asked.tolist())
+                    if (fault := self._fault(index)) is not None
+                }
+                if not faults:
+                    raise
+            for place, fault in faults.items():
+                self.left_out.add(name_of(self.env.unwrapped.dataset, int(asked[place])), fault)
+                seeds = [self.config.seed, self.update, attempt, self.world.rank, place]
+                draw = np.random.default_rng(seeds).integers(len(self.env.unwrapped.dataset))
+                asked[place] = draw
+        raise UnusableSample(
+            f"after {_REPLACEMENTS} rounds of replacement there are still samples that cannot be "
+            f"used; {self.left_out.summary()}"
+        )
+
+    def _fault(self, index: int) -> Exception | None:
+        """Why a sample cannot be used, None if it can be."""
+        try:
+            observations = self._reset(np.full(self.env.num_envs, index))
+            images, prompts = split_observations(observations)
+        except MemoryError:
+            raise
+        except Exception as error:  # files fail in any way
+            return error
+        return refusal(self.policy.prepare, images[0], prompts[0])
+
+    def _reset(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
+        options = {"indices": indices, "query_seed": self.update}
+        return self.env.reset(options=options)[0]
+
+    def _prepare(self, observations: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Model inputs of ``B`` prompts from observations of their ``B * G`` answers."""
+        images, prompts = split_observations(observations)
+        size = self.config.group_size
+        return self.policy.prepare(images[::size], prompts[::size])
+
+    def _answer(self, inputs: dict[str, Tensor]) -> tuple[Rollout, NDArray[Any], Metrics]:
+        """One turn: groups of answers to prepared prompts, and which episodes have ended."""
         config = self.config
         noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
         with self.whole_weights():
             rollout, texts, ended, metrics = answer_groups(
                 self.policy,
                 self.env,
-                observations,
+                inputs,
                 config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
@@ -235,6 +315,8 @@ class OnPolicyAgent(Agent):
             loss = self.engine.forward(partial(self._objective, part, found[-1]))
             self.engine.backward(loss * shares[-1])
         norm = self.engine.step(learning_rate)
+        if norm > 0 and learning_rate > 0:
+            self.policy.mark_trained()
         return self.world.reduce(combine(found, shares)) | {"grad_norm": norm}
 
     def _objective(self, part: Rollout, metrics: Metrics) -> Tensor:
@@ -299,6 +381,7 @@ class OnPolicyAgent(Agent):
             "update": self.update,
             "indices": self._indices.bit_generator.state,
             "config": asdict(self.config),
+            "left_out": self.left_out.reasons,
         }
         with self.whole_weights():
             tensors["extra"] = self.extra_tensors()
@@ -317,4 +400,5 @@ class OnPolicyAgent(Agent):
         self.engine.load_state_dict(tensors["optimizer"])
         self._generator.set_state(tensors["generator"].cpu())
         self._indices.bit_generator.state = facts["indices"]
+        self.left_out.update(facts["left_out"])
         self.update = facts["update"]

@@ -28,12 +28,13 @@ from agents.families import (
     token_positions,
     vision_parameters,
 )
-from agents.loading import model_class
+from agents.loading import model_class, policy_frame, record_frame
 from agents.picture_features import PictureFeatures
 from agents.prompts import prepare_inputs, special_tokens
 from agents.scoring import TokenScores as TokenScores
 from agents.scoring import score_plain, score_shared
 from agents.sharing import reason_against_sharing
+from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 
 if TYPE_CHECKING:
     from agents.constraints import TokenConstraint
@@ -76,6 +77,7 @@ class VLMPolicy:
         pad_id: Token that fills up what comes after.
         trial: What came of trying to share prompts with a family nobody has tested.
         trust_remote_code: Whether code that came with the checkpoint was allowed.
+        answer_frame: What the numbers that it writes mean; it is trained and measured in this.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class VLMPolicy:
         precision: Precision = "float32",
         shared_prefix: bool = True,
         constraint: TokenConstraint | None = None,
+        answer_frame: AnswerFrame = UNIT_ANSWERS,
     ) -> None:
         """Wrap a loaded model; see `from_pretrained`."""
         self.model = model
@@ -93,6 +96,7 @@ class VLMPolicy:
         self.precision: Precision = precision
         self.shared_prefix = shared_prefix
         self.constraint = constraint
+        self.answer_frame = answer_frame
         self.tokenizer = processor.tokenizer
         # An encoder reads prompts on their own, and may number positions from the first column.
         self.tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
@@ -117,6 +121,7 @@ class VLMPolicy:
         precision: Precision = "float32",
         dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
+        frame: str = AUTO,
     ) -> VLMPolicy:
         """Load a transformers folder or hub id.
 
@@ -127,9 +132,12 @@ class VLMPolicy:
             dtype: Type of the weights; by default float32 on a CPU and as saved elsewhere.
             trust_remote_code: Run code that comes with the checkpoint; leave it off for models you
                 have not read.
+            frame: What the numbers that it writes mean, see `seg_env.frames.find_answer_frame`; by
+                default what the folder records, else what its family writes.
 
         Raises:
-            ValueError: The checkpoint needs code of its own, and that was not allowed.
+            ValueError: The checkpoint needs code of its own, and that was not allowed; or there is
+                no such frame.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = device == "cpu"
@@ -143,7 +151,10 @@ class VLMPolicy:
         processor = AutoProcessor.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
         )
-        policy = cls(model.to(device), processor, precision=precision)
+        answer_frame = policy_frame(frame, model, processor, str(name_or_path))
+        policy = cls(
+            model.to(device), processor, precision=precision, answer_frame=answer_frame
+        )
         policy.trust_remote_code = trust_remote_code
         return policy
 
@@ -152,6 +163,10 @@ class VLMPolicy:
         with quiet_progress():
             self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
+
+    def mark_trained(self) -> None:
+        """Record the frame in the configuration; called once a step has changed the weights."""
+        record_frame(self.model, self.answer_frame)
 
     @property
     def device(self) -> torch.device:

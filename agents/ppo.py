@@ -26,6 +26,7 @@ from agents.rollout import Rollout
 from agents.token_losses import token_mean_loss, value_loss
 from agents.value_head import ActorCritic, Critic, CriticKind
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
+from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 RIDGE = 0.1
@@ -105,13 +106,18 @@ class PPO(OnPolicyAgent):
     kl_in_loss = False
 
     def __init__(
-        self, policy: VLMPolicy, env: ReferringSegmentationVectorEnv, config: PPOConfig
+        self,
+        policy: VLMPolicy,
+        env: ReferringSegmentationVectorEnv,
+        config: PPOConfig,
+        *,
+        on_error: OnError = "skip",
     ) -> None:
         """See `OnPolicyAgent`."""
         self.kl_coefficient = config.kl_coefficient
         self._aligner = TokenAligner(policy.tokenizer)
         self._lengths = {"all": 1.0, "free": 1.0}
-        super().__init__(policy, env, config)
+        super().__init__(policy, env, config, on_error=on_error)
 
     def trained_module(self) -> nn.Module:
         """The policy's model and the critic."""

@@ -49,7 +49,12 @@ def demonstrate_refinement(
     found = []
     for start, outcome in zip(begun, rules.step(begun, firsts), strict=True):
         truth = answer(
-            start.question.sample, "text->mask", epsilon=epsilon, decimals=decimals, pad=pad
+            start.question.sample,
+            "text->mask",
+            epsilon=epsilon,
+            decimals=decimals,
+            pad=pad,
+            frame=rules.core.answer_frame,
         )
         replies = [(start, truth)]
         if outcome.episode.outline is not None:

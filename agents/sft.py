@@ -14,13 +14,13 @@ from typing import Any
 from transformers import PrinterCallback
 
 from agents.joint_optimizer import JointOptimizer
-from agents.loading import record_frame
 from agents.optim import HybridOptimizer
 from agents.policy import VLMPolicy
 from agents.rows import read_task_weights, rows_for
 from agents.trl_trainer import TRAINER_PICKLE, TrainerAgent
 from agents.wording import Wording
 from seg_env.data.base import Dataset
+from seg_env.envs.left_out import LeftOut, OnError
 
 PAPER_BATCH = 256
 """Questions in an update of the paper's fine-tuning, over all devices."""
@@ -109,6 +109,7 @@ class SupervisedFineTuning(TrainerAgent):
         config: SupervisedFineTuningConfig,
         *,
         max_new_tokens: int = 512,
+        on_error: OnError = "skip",
     ) -> None:
         """Set up; nothing of TRL is imported before `learn`.
 
@@ -117,11 +118,13 @@ class SupervisedFineTuning(TrainerAgent):
             dataset: What to ask about; any that has the `Dataset` protocol.
             config: How to teach.
             max_new_tokens: Longest answer of `act`.
+            on_error: Whether samples that cannot be used give way to others, or are an error.
 
         Raises:
             ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
         """
         super().__init__(policy, config, max_new_tokens)
+        self.left_out = LeftOut(on_error)
         self.rows = rows_for(
             policy.processor,
             dataset,
@@ -131,6 +134,8 @@ class SupervisedFineTuning(TrainerAgent):
             decimals=config.decimals,
             pad=config.pad,
             seed=config.seed,
+            frame=policy.answer_frame,
+            left_out=self.left_out,
         )
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
@@ -194,7 +199,6 @@ class SupervisedFineTuning(TrainerAgent):
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy alone, as a transformers folder; all processes must call this."""
-        record_frame(self.policy.model)
         if self._trainer is None:
             self.policy.save(path)
             return

@@ -28,6 +28,7 @@ from agents.trl_options import TRLOptions
 from agents.trl_rows import EnvironmentReward, QuestionRows
 from agents.trl_trainer import TrainerAgent
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut, OnError
 
 HONOURED = {
     *("prompts_per_update", "group_size", "minibatches", "epochs", "prompts_per_forward"),
@@ -72,6 +73,8 @@ class TRLGSPO(TrainerAgent):
         core: ReferringCore,
         config: GSPOConfig,
         options: TRLOptions | None = None,
+        *,
+        on_error: OnError = "skip",
     ) -> None:
         """Set up; nothing of TRL is imported before `learn`.
 
@@ -80,12 +83,14 @@ class TRLGSPO(TrainerAgent):
             core: Questions and scores, as `experiments.questions.open_questions` returns them.
             config: Settings of the algorithm; a process takes whole groups.
             options: What only TRL has.
+            on_error: Whether samples that cannot be used give way to others, or are an error.
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
             ValueError: The settings contradict each other, or are none of `HONOURED`.
         """
         super().__init__(policy, config, config.max_new_tokens)
+        self.left_out = LeftOut(on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
         if config.loss not in LOSSES:
@@ -137,7 +142,8 @@ class TRLGSPO(TrainerAgent):
         config = self.config
         arguments = self.trainer_arguments(updates, folder)
         table = Table.from_dict({"row": range(updates * config.prompts_per_update)})
-        table.set_transform(QuestionRows(self.core, self.policy.processor, config.seed))
+        rows = QuestionRows(self.core, self.policy.processor, config.seed, self.left_out)
+        table.set_transform(rows)
         floor = None if config.loss == "dr_grpo" else config.spread_floor
         trainer = GRPOTrainer(
             self.policy.model,

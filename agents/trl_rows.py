@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from agents.advantages import degenerate_fraction, group_advantages, group_spread
-from agents.prompts import harmless, special_tokens
+from agents.prompts import harmless, prepare_inputs, special_tokens
+from agents.screening import refusal
 from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.left_out import LeftOut, UnusableSample, name_of
+
+TRIES = 16
+"""Samples drawn for a question, one after another, until one can be used."""
 
 
 class QuestionRows:
@@ -21,9 +27,21 @@ class QuestionRows:
     group, and every pass over it, reads its picture once.
     """
 
-    def __init__(self, core: ReferringCore, processor: Any, seed: int) -> None:
-        """Ask the questions of ``core`` in a form that ``processor`` reads."""
+    def __init__(
+        self, core: ReferringCore, processor: Any, seed: int, left_out: LeftOut | None = None
+    ) -> None:
+        """Ask the questions of ``core`` in a form that ``processor`` reads.
+
+        Args:
+            core: Whose questions.
+            processor: The policy's.
+            seed: What the choice of questions depends on.
+            left_out: Told of samples that cannot be used, which give way to others; by default they
+                are an error.
+        """
         self.core, self.seed = core, seed
+        self.left_out = LeftOut("error") if left_out is None else left_out
+        self._prepare = partial(prepare_inputs, processor)
         self.special = tuple(special_tokens(processor.tokenizer).values())
         self._questions: dict[int, Question] = {}
 
@@ -44,10 +62,29 @@ class QuestionRows:
         }
 
     def _ask(self, row: int) -> Question:
-        """The question of a row."""
+        """The question of a row: the first of those drawn that can be asked.
+
+        Raises:
+            UnusableSample: One cannot be asked and is not to be left out, or none can.
+        """
         rng = np.random.default_rng([self.seed, row])
-        index = self.core.draw(rng)
-        return self.core.ask(index, query_seed=self.core.draw_seed(rng))
+        for _ in range(TRIES):
+            index = self.core.draw(rng)
+            query_seed = self.core.draw_seed(rng)
+            try:
+                question = self.core.ask(index, query_seed=query_seed)
+            except MemoryError:
+                raise
+            except Exception as error:  # files fail in any way
+                fault: Exception | None = error
+            else:
+                fault = refusal(self._prepare, question.image, question.prompt)
+                if fault is None:
+                    return question
+            self.left_out.add(name_of(self.core.dataset, index), fault)
+        raise UnusableSample(
+            f"of {TRIES} samples drawn in a row none can be used; {self.left_out.summary()}"
+        )
 
 
 class EnvironmentReward:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from transformers import TrainerCallback
 
 from agents.base import Agent, UpdateCallback
-from agents.loading import record_frame
+from agents.loading import copy_record
 from agents.policy import VLMPolicy, quiet_progress
+from seg_env.envs.left_out import LeftOut
 
 TRAINER_PICKLE = "training_args.bin"
 """What trainers leave in a folder and never read; nothing pickled is handed on."""
@@ -41,6 +42,7 @@ class TrainerAgent(Agent):
             max_new_tokens: Longest answer of `act`.
         """
         self.policy, self.config, self.max_new_tokens = policy, config, max_new_tokens
+        self.left_out = LeftOut()
         self.update = 0
         self._checkpoint: Path | None = None  # what to go on from
         self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
@@ -92,7 +94,6 @@ class TrainerAgent(Agent):
         It is written under a temporary name and then renamed; one that is there is replaced. In a
         run of several processes all of them must call this.
         """
-        record_frame(self.policy.model)
         path, trainer = Path(path), self._trainer
         partial = path.with_name(path.name + ".partial")
         if trainer is None:
@@ -111,7 +112,11 @@ class TrainerAgent(Agent):
     def _complete(self, written: Path, partial: Path, path: Path) -> None:
         """Complete what was written and put it in its place."""
         (written / TRAINER_PICKLE).unlink(missing_ok=True)
-        facts = {"update": self.update, "config": asdict(self.config)}
+        facts = {
+            "update": self.update,
+            "config": asdict(self.config),
+            "left_out": self.left_out.reasons,
+        }
         (written / "state.json").write_text(json.dumps(facts, indent=2))
         shutil.rmtree(path, ignore_errors=True)
         written.rename(path)
@@ -129,7 +134,10 @@ class TrainerAgent(Agent):
         if not self.trainer_holds_weights:
             weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
             self.policy.model.load_state_dict(weights.model.state_dict())
-        self.update = json.loads((path / "state.json").read_text())["update"]
+            copy_record(weights.model, self.policy.model)
+        facts = json.loads((path / "state.json").read_text())
+        self.update = facts["update"]
+        self.left_out.update(facts["left_out"])
         self._checkpoint = path if self.update else None
         self._trainer = None
 
@@ -149,6 +157,8 @@ class _Progress(TrainerCallback):
             return
         agent = self.agent
         agent.update = state.global_step // agent.steps_per_update
+        if logs.get("grad_norm") and logs.get("learning_rate"):
+            agent.policy.mark_trained()
         if self.on_update is None:
             return
         agent.policy.model.eval()  # answers are asked for; the trainer sets it back

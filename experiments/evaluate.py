@@ -13,8 +13,13 @@ holds ``scores.json``, ``per_sample.parquet`` (``.csv`` without pyarrow), ``repo
 A file of answers has one JSON object a line: {"id": sample id, "text": answer}; no model is loaded.
 Other tasks, and a table of all of them in ``tasks.md``, ``tasks.png`` and ``scores.json``:
 
-    python experiments/evaluate.py --task point->mask
+    python experiments/evaluate.py --task "point->mask"
     python experiments/evaluate.py --task all
+
+Which frame answers seem to be written in, and whether images reach a model at all, is shown by
+
+    python experiments/evaluate.py --predictions answers.jsonl --frame guess
+    python experiments/evaluate.py --policy FOLDER --check-vision
 
 What the representation itself allows is printed by
 
@@ -23,7 +28,7 @@ What the representation itself allows is printed by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,7 +38,7 @@ from rich.console import Console
 
 from experiments.evaluate_answers import match_answers, read_answers
 from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
-from experiments.evaluate_frames import AUTO, Reader, choose_reader
+from experiments.evaluate_frames import GUESS, compare_frames, conclusion, reading_table
 from experiments.evaluate_options import Args
 from experiments.evaluate_report import draw_pictures, print_scores, write_report
 from experiments.evaluate_samples import Item, load_samples, measure_answers, save_samples
@@ -43,8 +48,12 @@ from experiments.files import write_json
 from experiments.progress import progress_bar
 from experiments.questions import open_questions
 from seg_env.envs.core import ReferringCore
-from seg_env.frames import ResizeSettings
+from seg_env.envs.left_out import name_of
+from seg_env.frames import AUTO, AnswerFrame, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
+
+GUESSED = 256
+"""Answers that are read in every frame, the first ones."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def run_every_task(args: Args, console: Console) -> dict[str, Any]:
         )
     from experiments.evaluate_policy import open_answerer
 
-    policy = open_answerer(args)
+    policy = open_answerer(args, console)
     found: dict[Task, dict[str, Any]] = {}
     for task in TASKS:
         console.print(f"[bold]{task}[/bold]", highlight=False)
@@ -75,7 +84,16 @@ def run_every_task(args: Args, console: Console) -> dict[str, Any]:
 
 def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]:
     """Evaluate one task; ``policy`` is the one that the arguments name, if it is open already."""
-    core = open_questions(args.env, **args.environment())
+    frame: AnswerFrame | None = None
+    asks_policy = args.predictions is None and not args.ceiling
+    if not asks_policy:
+        frame = frame_of_file(args, "unit" if args.ceiling else AUTO)
+    elif policy is None:
+        # This imports torch, which scoring a file of answers does without.
+        from experiments.evaluate_policy import open_answerer
+
+        policy = open_answerer(args, console)
+    core = open_questions(args.env, **args.environment(), frame=frame or policy.answer_frame)
     if len(core.tasks.tasks) > 1:
         raise ValueError(f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone")
     questions = args.count(core)
@@ -83,33 +101,59 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
     if args.ceiling:
         core.require_outlines("--ceiling")
         return run_ceiling(args, core, questions, console)
+    left_out: dict[str, str] = {}
     if args.predictions is not None:
-        reader, path = reader_of_file(args, core), args.predictions
+        path = args.predictions
     else:
-        # This imports torch, which scoring a file of answers does without.
-        from experiments.evaluate_policy import answer
+        from experiments.evaluate_policy import answer, show_vision
 
-        reader, path = answer(args, core, questions, console, policy)
-    ids = [core.dataset[index].id for index in range(questions)]
+        if args.check_vision:
+            return show_vision(args, core, policy, console)
+        path, unusable = answer(args, core, questions, console, policy)
+        left_out = unusable.reasons
+    names = [name_of(core.dataset, index) for index in range(questions)]
     answers = read_answers(path)
+    asked = {index: name for index, name in enumerate(names) if name not in left_out}
     found = match_answers(
         answers,
-        ids,
+        list(asked.values()),
         count=args.answers,
         missing=args.missing,
         # A folder may hold more answers of a policy than are asked for this time.
         ignore_unknown=args.ignore_unknown or args.predictions is None,
     )
-    items = [Item(index, given) for index, given in found]
-    missing = sum(identifier not in answers for identifier in ids)
-    return run_scoring(args, core, items, missing, reader, console)
+    places = list(asked)
+    items = [Item(places[position], given) for position, given in found]
+    if args.frame == GUESS:
+        return run_guess(args, core, items, console)
+    missing = sum(name not in answers for name in asked.values())
+    return run_scoring(args, core, items, missing, console, left_out)
 
 
-def reader_of_file(args: Args, core: ReferringCore, default: str = AUTO) -> Reader:
-    """Reader of answers that come without their model; ``default`` stands for ``auto``."""
+def frame_of_file(args: Args, default: str) -> AnswerFrame:
+    """The frame of answers that come without their model; ``default`` stands for ``auto``."""
     settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    frame = default if args.frame == AUTO else args.frame
-    return choose_reader(frame, settings=settings, canvas_size=core.canvas_size)
+    name = args.policy_frame
+    return find_answer_frame(default if name == AUTO else name, resize=settings)
+
+
+def run_guess(
+    args: Args, core: ReferringCore, items: list[Item], console: Console
+) -> dict[str, Any]:
+    """Read the answers in every frame, show what comes of it, and write ``frames.json``."""
+    some = items[:GUESSED]
+    samples = [core.dataset[item.index] for item in some]
+    texts = [item.answers[0].text for item in some]
+    readings = compare_frames(core.answer_frame, texts, samples, core.tasks.forms[0])
+    found = {
+        "answers": len(some),
+        "frames": [reading.to_json() for reading in readings],
+        "conclusion": conclusion(readings),
+    }
+    write_json(args.output_dir / "frames.json", found)
+    console.print(reading_table(readings))
+    console.print(found["conclusion"], highlight=False, markup=False)
+    return found
 
 
 def run_scoring(
@@ -117,22 +161,20 @@ def run_scoring(
     core: ReferringCore,
     items: list[Item],
     missing: int,
-    reader: Reader,
     console: Console,
+    left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Measure the answers, write everything, print what matters most."""
     with _progress(console, "scoring", len(items)) as advance:
         columns = measure_answers(
-            core.dataset,
+            core,
             items,
-            reader,
-            form=core.tasks.forms[0],
             details=args.details and core.tasks.forms == ("mask",),
             empty_union=args.empty_union,
             warn=lambda advice: console.print(f"[yellow]{advice}[/yellow]", highlight=False),
             on_chunk=lambda count, giou: advance(count, f"gIoU {giou:.3f}"),
         )
-    scores = _settings(args, core, items, missing, reader)
+    scores = _settings(args, core, items, missing) | {"left_out": dict(left_out)}
     scores |= score(columns, args.answers, args.empty_union, args.seed)
     if args.compare is not None:
         other = load_samples(args.compare)
@@ -142,7 +184,7 @@ def run_scoring(
     samples = save_samples(folder, columns)
     write_json(folder / "scores.json", scores)
     if args.pictures:
-        draw_pictures(folder, core.dataset, items, reader, columns, scores)
+        draw_pictures(folder, core, items, columns, scores)
     write_report(folder / "report.md", scores, pictures=args.pictures)
     print_scores(console, scores)
     if samples.suffix == ".csv":
@@ -152,7 +194,7 @@ def run_scoring(
 
 
 def _settings(
-    args: Args, core: ReferringCore, items: list[Item], missing: int, reader: Reader
+    args: Args, core: ReferringCore, items: list[Item], missing: int
 ) -> dict[str, Any]:
     """What was measured, and how."""
     decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
@@ -169,7 +211,7 @@ def _settings(
         "missing_rule": args.missing,
         "answers_per_question": args.answers,
         "decoding": "" if from_file else decoding,
-        "frame": reader.description,
+        "frame": core.answer_frame.description,
         "seed": args.seed,
     }
 
@@ -178,13 +220,11 @@ def run_ceiling(
     args: Args, core: ReferringCore, questions: int, console: Console
 ) -> dict[str, Any]:
     """Measure what the representation allows, print it, and write ``ceiling.json``."""
-    reader = reader_of_file(args, core, default="unit")
-    numbers_are_whole = reader.frame(core.dataset[0]).integer
+    numbers_are_whole = core.answer_frame.widest().integer
     with _progress(console, "outlining", questions) as advance:
         rows = measure_ceilings(
-            core.dataset,
+            core,
             questions,
-            reader,
             args.epsilon,
             args.decimals[:1] if numbers_are_whole else args.decimals,
             empty_union=args.empty_union,
@@ -195,7 +235,7 @@ def run_ceiling(
         "dataset": core.dataset.name,
         "split": core.dataset.split,
         "questions": questions,
-        "frame": reader.description,
+        "frame": core.answer_frame.description,
         "empty_union": args.empty_union,
         "ceilings": rows,
     }
@@ -203,7 +243,7 @@ def run_ceiling(
     title = f"Best scores that text allows: {found['dataset']} ({found['split']}), {questions}"
     console.print(ceiling_table(rows, f"{title} questions", decimals=not numbers_are_whole))
     console.print(
-        f"frame: {reader.description}; an empty union counts {args.empty_union:g}", highlight=False
+        f"frame: {core.answer_frame.description}; an empty union counts {args.empty_union:g}", highlight=False
     )
     return found
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from experiments.evaluate_frames import Reader
-from seg_env.data.base import Dataset
+from seg_env.envs.core import ReferringCore
+from seg_env.frames import AnswerFrame
 from seg_env.geometry.contour import trace
 from seg_env.geometry.rle import Rle
 from seg_env.geometry.simplify import simplify_rings
@@ -23,9 +23,8 @@ Setting = tuple[float, int]
 
 
 def measure_ceilings(
-    dataset: Dataset,
+    core: ReferringCore,
     questions: int,
-    reader: Reader,
     epsilons: Sequence[float],
     decimals: Sequence[int],
     *,
@@ -35,9 +34,8 @@ def measure_ceilings(
     """Score outlines of the targets, for each tolerance and number of decimals.
 
     Args:
-        dataset: Whose targets.
+        core: Whose targets, and the frame that outlines are written in.
         questions: How many samples, from the first.
-        reader: Gives the frame that outlines are written in.
         epsilons: Tolerances.
         decimals: Digits after the point; of no effect in a frame of whole numbers.
         empty_union: IoU of a target without pixels.
@@ -52,10 +50,10 @@ def measure_ceilings(
     areas: list[int] = []
     before: Rle | None = None
     for index in range(questions):
-        sample = dataset[index]
+        sample = core.dataset[index]
         # Sentences about one object follow each other.
         known = before is not None and _equal(before, sample.target.rle)
-        rows.append(rows[-1] if known else _measure(sample, reader, settings))
+        rows.append(rows[-1] if known else _measure(sample, core.answer_frame, settings))
         areas.append(sample.target.area)
         before = sample.target.rle
         on_question()
@@ -70,9 +68,11 @@ def _equal(one: Rle, other: Rle) -> bool:
     return one.size == other.size and np.array_equal(one.counts, other.counts)
 
 
-def _measure(sample: Sample, reader: Reader, settings: Sequence[Setting]) -> NDArray[np.float64]:
+def _measure(
+    sample: Sample, answer_frame: AnswerFrame, settings: Sequence[Setting]
+) -> NDArray[np.float64]:
     """``(S, 4)`` intersection, union, vertices and characters by setting."""
-    target, frame = sample.target, reader.frame(sample)
+    target, frame = sample.target, answer_frame.about(sample.target.size)
     exact = trace(target.mask())
     outlines = {
         epsilon: simplify_rings(exact, target.size, epsilon)

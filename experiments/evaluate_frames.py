@@ -1,123 +1,121 @@
-"""Reading answers in the coordinate frame that a model writes."""
+"""Which frame answers seem to be written in, by what evidence."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from seg_env.envs.observation import frame_of_view
-from seg_env.frames import (
-    FAMILIES,
-    FAMILY_OF_MODEL,
-    Frame,
-    PixelFrame,
-    ResizeSettings,
-    family_frame,
-    family_of_model,
-    normalize_tokens,
-)
-from seg_env.grammar_answers import decode_answer
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from rewards.mask_iou import MaskIoU
+from seg_env.envs.scoring import Scorer
+from seg_env.frames import FAMILIES, TOKEN_FAMILIES, AnswerFrame, normalize_tokens
+from seg_env.metrics import giou, paired_bootstrap_interval
 from seg_env.types import Form, IssueKind, Prediction, Sample
 
-AUTO = "auto"
-_PIXELS = re.compile(r"pixel:([0-9]{1,6})x([0-9]{1,6})")
+GUESS = "guess"
+"""What ``--frame`` is given to look at the answers."""
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?")
+_MOST_NUMBERS = 4000  # of one answer; what it is written in shows long before
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads answers: knows the frame of their numbers for pictures of every size."""
+class Reading:
+    """What becomes of answers if their numbers are taken to be of one frame."""
 
     family: str
-    """One of `seg_env.frames.FAMILIES`, or ``pixel:WxH``."""
-    reason: str = ""
-    """Why it was chosen, empty if it was asked for."""
-    settings: ResizeSettings = field(default_factory=ResizeSettings)
-    """How the processor resizes pictures, for the families where it matters."""
-    canvas_size: tuple[int, int] | None = None
-    """``(H, W)`` that pictures are letterboxed to before the model sees them."""
+    """One of `seg_env.frames.FAMILIES`."""
+    in_range: float
+    """Share of the numbers that the frame allows."""
+    read: float
+    """Share of the answers that are not dropped as being about another frame."""
+    scores: NDArray[np.float64] = field(repr=False)
+    """``(N,)`` IoU of each answer with its target."""
 
     @property
-    def description(self) -> str:
-        """One line: the family, what its numbers are, and why it was chosen."""
-        meaning = FAMILIES.get(self.family, "pixels of a picture of that size, width first")
-        return f"{self.family} ({meaning})" + (f", {self.reason}" if self.reason else "")
+    def iou(self) -> float:
+        """Mean IoU with the targets."""
+        return float(self.scores.mean())
 
-    def frame(self, sample: Sample) -> Frame:
-        """Frame of answers about a sample."""
-        seen = self.canvas_size or sample.target.size
-        pixels = _PIXELS.fullmatch(self.family)
-        inner = (
-            PixelFrame(int(pixels[1]), int(pixels[2]))
-            if pixels
-            else family_frame(self.family, seen, self.settings)
-        )
-        return frame_of_view(inner, sample.target.size, self.canvas_size)
-
-    def read(self, text: str, sample: Sample, form: Form = "mask") -> Prediction:
-        """Decode one answer as what was asked for; never raises, whatever the text is."""
-        if self.family in FAMILIES:
-            text = normalize_tokens(text, self.family)
-        return decode_answer(text, form, self.frame(sample))
+    def to_json(self) -> dict[str, Any]:
+        """The evidence without the scores of single answers."""
+        shares = {"in_range": self.in_range, "read": self.read, "iou": self.iou}
+        return {"family": self.family, **shares}
 
 
-def choose_reader(
-    name: str,
-    *,
-    model_type: str | None = None,
-    model_name: str = "",
-    recorded: str | None = None,
-    settings: ResizeSettings | None = None,
-    canvas_size: tuple[int, int] | None = None,
-) -> Reader:
-    """The reader that ``--frame`` names.
+def read_answer(frame: AnswerFrame, text: str, sample: Sample, form: Form = "mask") -> Prediction:
+    """Decode one answer in some frame; never raises, whatever the text is."""
+    (prediction,) = Scorer("mask_iou=1", frame).read([text], [sample], forms=[form])
+    return prediction
+
+
+def compare_frames(
+    frame: AnswerFrame, texts: Sequence[str], samples: Sequence[Sample], form: Form = "mask"
+) -> list[Reading]:
+    """Read answers in every frame there is, the best reading first.
 
     Args:
-        name: A family, a transformers model type, ``pixel:WxH``, or ``auto``.
-        model_type: Type of the model that answers, None where only answers are given.
-        model_name: Its folder or hub id.
-        recorded: The frame that its configuration records, see `agents.loading.ANSWER_FRAME`.
-        settings: How its processor resizes pictures.
-        canvas_size: ``(H, W)`` that pictures are letterboxed to.
-
-    Raises:
-        ValueError: There is no such frame.
+        frame: Says how images are resized and letterboxed.
+        texts: ``N`` answers as written.
+        samples: ``N`` samples they are about.
+        form: What was asked for.
     """
-    settings = settings or ResizeSettings()
-    if name == AUTO:
-        family, reason = _pick(model_type, model_name, recorded)
-    elif name in FAMILY_OF_MODEL:
-        family, reason = family_of_model(name), f"what {name} models write"
-    elif name in FAMILIES or _usable_pixels(name):
-        family, reason = name, ""
-    else:
-        raise ValueError(
-            f"--frame {name} is unknown; use auto, one of {', '.join(FAMILIES)}, pixel:WxH such as "
-            f"pixel:640x480, or a model type: {', '.join(FAMILY_OF_MODEL)}"
+    found = []
+    for family in FAMILIES:
+        if family in TOKEN_FAMILIES and not any(normalize_tokens(t, family) != t for t in texts):
+            continue
+        other = replace(frame, family=family, fixed=None, reason="")
+        predictions = [
+            read_answer(other, text, sample, form)
+            for text, sample in zip(texts, samples, strict=True)
+        ]
+        scores = MaskIoU()(predictions, [sample.target for sample in samples])
+        allowed = [_allowed(other, text, sample) for text, sample in zip(texts, samples, strict=True)]
+        numbers = sum(count for _, count in allowed)
+        found.append(
+            Reading(
+                family,
+                sum(inside for inside, _ in allowed) / max(1, numbers),
+                1 - _share_foreign(predictions),
+                scores,
+            )
         )
-    return Reader(family, reason, settings, canvas_size)
+    return sorted(found, key=lambda reading: (reading.iou, reading.read, reading.in_range))[::-1]
 
 
-def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:
-    """Family and reason for ``auto``."""
-    if recorded is not None and recorded in FAMILIES:
-        return recorded, "as the policy's configuration records"
-    if model_type is None:
-        return "unit", "since answers alone do not name a model (see --frame)"
-    if "simpleseg" in model_name.lower():
-        return "unit", "what SimpleSeg's checkpoints write"
-    if model_type not in FAMILY_OF_MODEL:
-        return "unit", f"since nothing is known about model type {model_type} (see --frame)"
-    return family_of_model(model_type), f"picked by model type {model_type}"
+def conclusion(readings: Sequence[Reading]) -> str:
+    """One sentence: which frame the answers seem to be in, or why that cannot be told."""
+    best, second = readings[0], readings[1]
+    gain, low, high = paired_bootstrap_interval(giou, [second.scores], [best.scores])
+    evidence = (
+        f"IoU {best.iou:.3f}, better than read as {second.family} by {gain:.3f} "
+        f"[{low:.3f}, {high:.3f}]; {best.in_range:.0%} of the numbers in range"
+    )
+    if low > 0:
+        return f"The answers seem to be in frame {best.family} ({evidence}): --frame {best.family}"
+    return (
+        f"No reading is clearly better than the others (best: {best.family}, {evidence}); look at "
+        f"the answers, or ask more questions, before a frame is chosen"
+    )
 
 
-def _usable_pixels(name: str) -> bool:
-    match = _PIXELS.fullmatch(name)
-    return match is not None and int(match[1]) > 0 and int(match[2]) > 0
+def reading_table(readings: Sequence[Reading]) -> Table:
+    """The evidence for a terminal."""
+    table = Table(title="Answers read in every frame", caption="in per cent, best reading first")
+    for heading in ("frame", "numbers in range", "answers read", "mean IoU"):
+        table.add_column(heading, justify="left" if heading == "frame" else "right")
+    for one in readings:
+        shares = (f"{100 * value:.1f}" for value in (one.in_range, one.read, one.iou))
+        table.add_row(one.family, *shares)
+    return table
 
 
 def advise_frame(
-    reader: Reader,
+    frame: AnswerFrame,
     texts: Sequence[str],
     samples: Sequence[Sample],
     predictions: Sequence[Prediction],
@@ -125,7 +123,7 @@ def advise_frame(
     """A warning when many answers look as if written in another frame, None otherwise.
 
     Args:
-        reader: Who read them.
+        frame: What they were read in.
         texts: ``N`` answers as written.
         samples: ``N`` samples they are about.
         predictions: ``N`` answers as read, all of one form.
@@ -133,20 +131,29 @@ def advise_frame(
     foreign = _share_foreign(predictions)
     if foreign <= 0.1:
         return None
-    fits = {}
-    for family in FAMILIES:
-        if family != reader.family:
-            other = Reader(family, settings=reader.settings, canvas_size=reader.canvas_size)
-            read = [
-                other.read(text, sample, predictions[0].form)
-                for text, sample in zip(texts, samples, strict=True)
-            ]
-            fits[family] = _share_foreign(read)
-    best = min(fits, key=lambda family: fits[family])
-    advice = f"{foreign:.0%} of the answers have numbers of another frame than {reader.family}"
-    if fits[best] < foreign / 2:
-        advice += f"; read with --frame {best} it would be {fits[best]:.0%}"
-    return advice
+    readings = compare_frames(frame, texts, samples, predictions[0].form)
+    best = max(readings, key=lambda reading: reading.read)
+    advice = f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}"
+    if best.family != frame.family and 1 - best.read < foreign / 2:
+        advice += f"; read with --frame {best.family} it would be {1 - best.read:.0%}"
+    return f"{advice}. --frame {GUESS} shows what each frame would make of them"
+
+
+def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
+    """How many numbers of an answer the frame allows, and how many there are."""
+    seen = frame.seen(sample.target.size)
+    numbers = [
+        float(match[0])
+        for match, _ in zip(_NUMBER.finditer(frame.normalize(text)), range(_MOST_NUMBERS))  # noqa: B905
+    ]
+    whole = seen.integer and any(number > 1 for number in numbers)
+    inside = sum(
+        0 <= number <= seen.limits[place % 2]
+        and (number.is_integer() if seen.integer else True)
+        and (whole or not seen.integer)
+        for place, number in enumerate(numbers)
+    )
+    return inside, len(numbers)
 
 
 def _share_foreign(predictions: Sequence[Prediction]) -> float:

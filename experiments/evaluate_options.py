@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.answer_length import AnswerLength
 from experiments.evaluate_answers import Missing
-from experiments.evaluate_frames import AUTO
+from experiments.evaluate_frames import GUESS
 from seg_env.envs.core import ReferringCore
-from seg_env.frames import ResizeSettings
+from seg_env.frames import AUTO, ResizeSettings
 from seg_env.task_queries import QueryStyle
 
 SCENES_QUESTIONS = 512
@@ -49,8 +50,9 @@ class Args:
     predictions: Path | None = None
     """File of answers to score in place of a policy's."""
     frame: str = AUTO
-    """What the numbers in answers are: auto (by the model's type), unit, permille, pixel:WxH,
-    qwen2.5-vl, florence, paligemma, or a model type such as qwen3_vl."""
+    """What the numbers in answers are: auto (what the policy's folder records, else what its family
+    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type such
+    as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
     min_pixels: int = ResizeSettings.min_pixels
     """For --predictions with --frame qwen2.5-vl: as the processor was set."""
     max_pixels: int = ResizeSettings.max_pixels
@@ -63,12 +65,18 @@ class Args:
     """0 for greedy answers."""
     answers: int = 1
     """Answers per question."""
-    max_new_tokens: int | None = None
-    """Longest answer; by default 128 for the shipped policies and 1024 for others."""
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer in tokens; auto: 128 for the shipped policies, and for others measured on
+    outlines of the ground truth in their own tokens."""
     batch_size: int = 64
     """Questions at a time."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs under autocast."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
+    on_error: Literal["skip", "error"] = "skip"
+    """Images that are broken or that the processor refuses: left out and counted, or an error."""
+    check_vision: bool = False
+    """Only show whether the policy sees: how likely true answers are with their image, with another
+    one and with a blank one."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
     empty_union: float = 1.0
@@ -91,6 +99,11 @@ class Args:
     """Folder for what is written."""
     resume: bool = False
     """Keep the answers that the folder holds already and ask only for the others."""
+
+    @property
+    def policy_frame(self) -> str:
+        """The frame to open a policy with: nothing is assumed while frames are compared."""
+        return AUTO if self.frame == GUESS else self.frame
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
@@ -118,4 +131,6 @@ class Args:
         """The settings that decide what a policy answers; JSON-able."""
         names = ("env", "policy", "temperature", "answers", "max_new_tokens", "batch_size")
         named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
+        if self.task is not None:  # whose questions may give numbers
+            named["frame"] = self.policy_frame
         return {**self.environment(), **named}

@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from agents.loading import recorded_frame
 from agents.policy import VLMPolicy
+from agents.screening import prepare_usable
+from seg_env.envs.left_out import LeftOut, UnusableSample, ask_each
+from experiments.answer_length import longest_answer
+from experiments.before_training import look_at_questions
 from experiments.evaluate_answers import (
     Answer,
     append_answers,
     keep_whole_answers,
     read_answers,
 )
-from experiments.evaluate_frames import Reader, choose_reader
 from experiments.evaluate_options import Args
-from experiments.evaluation import ask, question_noise
+from experiments.evaluation import answer as answer_batch
+from experiments.evaluation import question_noise
 from experiments.files import write_json
-from experiments.policies import EMBEDDED, LONGEST_OUTLINE, SHIPPED, open_policy
+from experiments.policies import EMBEDDED, answer_length, open_policy
 from experiments.progress import progress_bar
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.frames import ResizeSettings
-from seg_env.tasks import query_of
-
-LONGEST_OTHERS = 1024
-"""Tokens of the longest answer of a policy that is not the embedded one."""
 
 
-def open_answerer(args: Args) -> VLMPolicy:
-    """The policy that the command line names."""
-    name = args.policy or EMBEDDED
-    return open_policy(name, args.precision, trust_remote_code=args.trust_remote_code)
+def open_answerer(args: Args, console: Console) -> VLMPolicy:
+    """The policy that the command line names; says which frame it writes in."""
+    return open_policy(
+        args.policy or EMBEDDED,
+        args.precision,
+        frame=args.policy_frame,
+        console=console,
+        trust_remote_code=args.trust_remote_code,
+    )
 
 
 def answer(
-    args: Args,
-    core: ReferringCore,
-    questions: int,
-    console: Console,
-    policy: VLMPolicy | None = None,
-) -> tuple[Reader, Path]:
+    args: Args, core: ReferringCore, questions: int, console: Console, policy: VLMPolicy
+) -> tuple[Path, LeftOut]:
     """Let the policy answer the first questions into ``answers.jsonl``.
 
     Args:
@@ -50,33 +51,24 @@ def answer(
         core: Who asks.
         questions: How many questions.
         console: Where progress is shown.
-        policy: The policy that the command line names, if it is open already.
+        policy: The policy that the command line names.
 
     Returns:
-        How its answers are read, and the file.
+        The file, and which questions could not be asked.
 
     Raises:
         FileExistsError: There are answers already and ``--resume`` was not given.
         ValueError: They are there by other settings.
+        UnusableSample: No question can be asked, or one cannot and is not to be left out.
     """
     path = args.output_dir / "answers.jsonl"
-    name = args.policy or EMBEDDED
     _check_resume(args, path)
-    policy = policy or open_answerer(args)
-    reader = choose_reader(
-        args.frame,
-        model_type=policy.model.config.model_type,
-        model_name=name,
-        recorded=recorded_frame(policy.model),
-        settings=ResizeSettings.from_processor(getattr(policy.processor, "image_processor", None)),
-        canvas_size=core.canvas_size,
-    )
-    console.print(f"{name}: frame {reader.description}", highlight=False, markup=False)
-    longest = args.max_new_tokens or (LONGEST_OUTLINE if name in SHIPPED else LONGEST_OTHERS)
+    length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
+    longest = longest_answer(length, policy, core, console)
+    left_out = LeftOut(args.on_error)
     collect_answers(
         policy,
         core,
-        reader,
         path,
         questions=questions,
         temperature=args.temperature,
@@ -85,8 +77,13 @@ def answer(
         batch_size=args.batch_size,
         seed=args.seed,
         console=console,
+        left_out=left_out,
     )
     given = [each.tokens or 0 for some in read_answers(path).values() for each in some]
+    if not given:
+        raise UnusableSample(f"no question can be asked: {left_out.summary()}")
+    if left_out:
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     cut_off = sum(tokens >= longest for tokens in given) / len(given)
     if cut_off > 0.01:
         console.print(
@@ -94,7 +91,31 @@ def answer(
             f"--max-new-tokens[/yellow]",
             highlight=False,
         )
-    return reader, path
+    return path, left_out
+
+
+def show_vision(
+    args: Args, core: ReferringCore, policy: VLMPolicy, console: Console
+) -> dict[str, Any]:
+    """Show whether the policy sees, and write ``vision.json``.
+
+    Raises:
+        SystemExit: It does not.
+        ValueError: There are not two questions about different images.
+    """
+    report = look_at_questions(policy, core)
+    write_json(args.output_dir / "vision.json", report.to_json())
+    table = Table(title="True answers, scored with other images")
+    for heading in ("image", "nats a token", "largest change of a token"):
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    table.add_row("their own", f"{report.own:.4f}", f"{report.rounding:.2g} (rounding)")
+    table.add_row("another one", f"{report.other:.4f}", f"{report.change_other:.2g}")
+    table.add_row("a blank one", f"{report.blank:.4f}", f"{report.change_blank:.2g}")
+    console.print(table)
+    console.print(report.sentence, highlight=False, soft_wrap=True)
+    if not report.sees:
+        raise SystemExit(1)
+    return report.to_json()
 
 
 def _check_resume(args: Args, path: Path) -> None:
@@ -119,7 +140,6 @@ def _check_resume(args: Args, path: Path) -> None:
 def collect_answers(
     policy: VLMPolicy,
     core: ReferringCore,
-    reader: Reader,
     path: Path,
     *,
     questions: int,
@@ -129,6 +149,7 @@ def collect_answers(
     batch_size: int,
     seed: int,
     console: Console,
+    left_out: LeftOut,
 ) -> None:
     """Ask the first questions of a data set and append the answers to a file as they come.
 
@@ -138,7 +159,6 @@ def collect_answers(
     Args:
         policy: Who answers.
         core: Who asks.
-        reader: Reads the answers for the running score; the file keeps them as written.
         path: The file, see `read_answers`.
         questions: How many questions.
         temperature: 0 for greedy answers.
@@ -147,6 +167,10 @@ def collect_answers(
         batch_size: Questions at a time.
         seed: Seed of sampling.
         console: Where the progress bar is drawn.
+        left_out: Told of questions that cannot be asked.
+
+    Raises:
+        UnusableSample: A question cannot be asked and is not to be left out.
     """
     known = keep_whole_answers(path, answers)
     policy.model.eval()
@@ -157,41 +181,34 @@ def collect_answers(
             stop = min(start + batch_size, questions)
             ids = [core.dataset[index].id for index in range(start, stop)] if known else []
             if not ids or any(identifier not in known for identifier in ids):
-                batch = [_ask(core, reader, index) for index in range(start, stop)]
-                texts, lengths = ask(
-                    policy,
-                    batch,
-                    temperature=temperature,
-                    answers=answers,
-                    max_new_tokens=max_new_tokens,
-                    noise=question_noise(seed, range(start, stop), answers, max_new_tokens).to(
-                        policy.device
-                    ),
-                )
-                given = [Answer(*pair) for pair in zip(texts, lengths, strict=True)]
-                rows = [
-                    (question.sample.id, given[row * answers : (row + 1) * answers])
-                    for row, question in enumerate(batch)
-                ]
-                append_answers(path, [row for row in rows if row[0] not in known])
-                total += _sum_of_scores(reader, texts, batch, answers)
-                count += len(texts)
+                batch = ask_each(core, range(start, stop), left_out)
+                batch, inputs = prepare_usable(policy, batch, left_out)
+                if batch:
+                    asked = [question.index for question in batch]
+                    texts, lengths = answer_batch(
+                        policy,
+                        inputs,
+                        temperature=temperature,
+                        answers=answers,
+                        max_new_tokens=max_new_tokens,
+                        noise=question_noise(seed, asked, answers, max_new_tokens),
+                    )
+                    given = [Answer(*pair) for pair in zip(texts, lengths, strict=True)]
+                    rows = [
+                        (question.sample.id, given[row * answers : (row + 1) * answers])
+                        for row, question in enumerate(batch)
+                    ]
+                    append_answers(path, [row for row in rows if row[0] not in known])
+                    total += _sum_of_scores(core, texts, batch, answers)
+                    count += len(texts)
             status = f"score {total / count:.3f}" if count else "answered before"
             progress.update(task, completed=stop, status=status)
 
 
-def _ask(core: ReferringCore, reader: Reader, index: int) -> Question:
-    """A question whose numbers, if it gives any, are those that the policy writes."""
-    gives_place = any(query_of(task) != "text" for task in core.tasks.tasks)
-    frame = reader.frame(core.dataset[index]) if gives_place else None
-    return core.ask(index, frame=frame)
-
-
-def _sum_of_scores(reader: Reader, texts: list[str], batch: list[Question], answers: int) -> float:
+def _sum_of_scores(
+    core: ReferringCore, texts: list[str], batch: list[Question], answers: int
+) -> float:
     """IoU of outlines or boxes, or points on the object, summed."""
     asked = [question for question in batch for _ in range(answers)]
-    read = [
-        reader.read(text, question.sample, question.form)
-        for text, question in zip(texts, asked, strict=True)
-    ]
-    return float(MaskIoU()(read, [question.sample.target for question in asked]).sum())
+    targets = [question.sample.target for question in asked]
+    return float(MaskIoU()(core.read(texts, asked), targets).sum())

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.evaluate_frames import Reader
 from experiments.evaluate_pictures import (
     Exhibit,
     draw_histogram,
@@ -20,11 +19,12 @@ from experiments.evaluate_published import published_table
 from experiments.evaluate_samples import Item
 from experiments.evaluate_scores import gain_rows, score_rows
 from experiments.files import write_atomically
-from seg_env.data.base import Dataset
+from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut
 from seg_env.metrics import Columns
 from seg_env.task_mixture import DEFAULT_TASK
 from seg_env.tasks import form_of
-from seg_env.types import Form
+from seg_env.types import Form, Sample
 
 HISTOGRAM = "![Distribution of the IoU](iou_histogram.png)"
 SHEETS = "![Worst answers](worst.png)\n\n![Best answers](best.png)"
@@ -45,40 +45,48 @@ FAILURE_MEANINGS = {
 
 def draw_pictures(
     folder: Path,
-    dataset: Dataset,
+    core: ReferringCore,
     items: list[Item],
-    reader: Reader,
     columns: Columns,
     scores: dict[str, Any],
 ) -> None:
     """Write ``worst.png``, ``best.png`` and, for outlines, ``iou_histogram.png``."""
     answers, form = scores["answers_per_question"], form_of(scores["task"])
+    dataset = core.dataset
     # Boxes and points have worst and best ones by what fits them.
     fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
     columns = columns | {"iou": columns[fit]}
     for name, best in (("worst", False), ("best", True)):
         candidates = extremes(columns, answers, best=best)[:SHEET_CANDIDATES]
-        rows = pick_varied((row, dataset[items[row // answers].index]) for row in candidates)
+        shown = ((row, dataset[items[row // answers].index]) for row in candidates)
+        rows = pick_varied((row, sample) for row, sample in shown if _can_be_shown(sample))
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
         exhibits = [
-            _exhibit(dataset, items[row // answers], row, reader, columns, form) for row in rows
+            _exhibit(core, items[row // answers], row, columns, form) for row in rows
         ]
         draw_sheet(exhibits, title, folder / f"{name}.png")
     if form == "mask":
         draw_histogram(columns, scores, folder / "iou_histogram.png")
 
 
-def _exhibit(
-    dataset: Dataset, item: Item, row: int, reader: Reader, columns: Columns, form: Form
-) -> Exhibit:
-    sample = dataset[item.index]
+def _can_be_shown(sample: Sample) -> bool:
+    """Whether there is an image to draw on; answers in a file are scored without it."""
+    try:
+        return bool(sample.image.size)
+    except (OSError, ValueError):
+        return False
+
+
+def _exhibit(core: ReferringCore, item: Item, row: int, columns: Columns, form: Form) -> Exhibit:
+    sample = core.dataset[item.index]
     text = item.answers[row % len(item.answers)].text
     remark = str(columns["failure"][row]).replace("_", " ")
     if columns["issues"][row]:
         remark += f" ({columns['issues'][row].split(',')[0].replace('_', ' ')})"
     if remark.startswith("malformed"):
         remark += f": {text[:40]}"
-    return Exhibit(sample, reader.read(text, sample, form), float(columns["iou"][row]), remark)
+    (prediction,) = core.scorer.read([text], [sample], forms=[form])
+    return Exhibit(sample, prediction, float(columns["iou"][row]), remark)
 
 
 def write_report(path: Path, scores: dict[str, Any], *, pictures: bool) -> None:
@@ -145,6 +153,10 @@ def setting_lines(scores: dict[str, Any]) -> list[str]:
     if scores["missing"]:
         treated = "left out" if scores["missing_rule"] == "skip" else "counted as empty answers"
         lines.append(f"{scores['missing']} questions without an answer, {treated}")
+    if scores.get("left_out"):
+        left_out = LeftOut()
+        left_out.update(scores["left_out"])
+        lines.append(left_out.summary())
     if scores["dataset"] == "embedded-sample":
         lines.append("the embedded sample stands in for the real data: not a score on RefCOCO")
     return lines

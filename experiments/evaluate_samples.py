@@ -14,11 +14,11 @@ from typing import Any, cast
 import numpy as np
 
 from experiments.evaluate_answers import Answer
-from experiments.evaluate_frames import Reader, advise_frame
-from seg_env.data.base import Dataset
+from experiments.evaluate_frames import advise_frame
+from seg_env.envs.core import ReferringCore
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import Columns, ceiling, join_columns, measure
-from seg_env.types import Form, Prediction, Sample, Target
+from seg_env.types import Prediction, Sample, Target
 
 CHUNK = 64
 """Questions worked on at a time; what is kept of each is a row of numbers."""
@@ -61,11 +61,9 @@ class OtherObjects(Sequence[Rle]):
 
 
 def measure_answers(
-    dataset: Dataset,
+    core: ReferringCore,
     items: Sequence[Item],
-    reader: Reader,
     *,
-    form: Form = "mask",
     details: bool,
     empty_union: float,
     warn: Callable[[str], None],
@@ -74,10 +72,8 @@ def measure_answers(
     """Measure all answers, chunk by chunk.
 
     Args:
-        dataset: What was asked about.
+        core: Who asked; reads the answers.
         items: ``n`` questions with ``k`` answers each.
-        reader: Decodes the answers.
-        form: What was asked for.
         details: Add boundary scores, PoLiS and the ceiling of each sample.
         empty_union: IoU where answer and target are both empty.
         warn: Told when the answers seem to be in another frame.
@@ -90,6 +86,7 @@ def measure_answers(
     """
     parts: list[Columns] = []
     total, count = 0.0, 0
+    dataset, (form,) = core.dataset, core.tasks.forms
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
         samples = [dataset[item.index] for item in chunk]
@@ -98,10 +95,10 @@ def measure_answers(
             for sample, item in zip(samples, chunk, strict=True)
             for answer in item.answers
         ]
-        read = [reader.read(answer.text, sample, form) for sample, answer in pairs]
+        texts, asked = [answer.text for _, answer in pairs], [sample for sample, _ in pairs]
+        read = core.scorer.read(texts, asked, forms=[form] * len(pairs))
         if not start:
-            texts = [answer.text for _, answer in pairs]
-            advice = advise_frame(reader, texts, [sample for sample, _ in pairs], read)
+            advice = advise_frame(core.answer_frame, texts, asked, read)
             if advice:
                 warn(advice)
         others = None

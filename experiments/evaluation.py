@@ -14,15 +14,18 @@ from torch import Tensor
 
 from agents.policy import VLMPolicy
 from agents.sampling import sample
+from agents.screening import prepare_usable
+from seg_env.envs.left_out import LeftOut, UnusableSample, ask_each
 from experiments.questions import open_questions as open_questions
 from rewards.mask_iou import MaskIoU
-from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
 from seg_env.task_mixture import DEFAULT_TASK
 
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 
+_OBSERVED = ("image", "prompt")
 _Standing = tuple[Outcome[Any], str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
@@ -100,44 +103,23 @@ class Evaluation:
         return cls(**arrays, texts=stored["texts"])
 
 
-def ask(
-    policy: VLMPolicy,
-    questions: Sequence[Question],
-    *,
-    temperature: float,
-    answers: int,
-    max_new_tokens: int,
-    noise: Tensor | None = None,
-) -> tuple[list[str], list[int]]:
-    """Ask one batch of questions; see `agents.sampling.sample`.
-
-    Returns:
-        The texts, those to one question next to each other, and how many tokens each one has.
-    """
-    return answer(
-        policy,
-        [{"image": question.image, "prompt": question.prompt} for question in questions],
-        temperature=temperature,
-        answers=answers,
-        max_new_tokens=max_new_tokens,
-        noise=noise,
-    )
-
-
 def answer(
     policy: VLMPolicy,
-    observations: Sequence[Observation],
+    inputs: dict[str, Tensor],
     *,
     temperature: float,
     answers: int,
     max_new_tokens: int,
     noise: Tensor | None,
 ) -> tuple[list[str], list[int]]:
-    """Answers to observations of single environments; as `ask`."""
-    images, prompts = ([one[key] for one in observations] for key in ("image", "prompt"))
+    """Let a policy answer one batch of prepared prompts; see `agents.sampling.sample`.
+
+    Returns:
+        The texts, those to one question next to each other, and how many tokens each one has.
+    """
     completions = sample(
         policy,
-        policy.prepare(images, prompts),
+        inputs,
         group_size=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -152,8 +134,15 @@ def evaluate(
     indices: Sequence[int] | NDArray[np.integer[Any]],
     **settings: Any,
 ) -> Evaluation:
-    """Ask questions that are answered once and score the answers; as `evaluate_turns`."""
-    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
+    """Ask questions that are answered once and score the answers; as `evaluate_turns`.
+
+    Raises:
+        UnusableSample: No sample can be asked about, or one cannot and is not to be left out.
+    """
+    turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
+    if not turns:
+        raise UnusableSample(f"none of the {len(indices)} samples can be asked about")
+    return turns[-1]
 
 
 def evaluate_turns(
@@ -167,6 +156,7 @@ def evaluate_turns(
     batch_size: int = 64,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[Evaluation]:
     """Play whole episodes and score where they stand after every turn.
 
@@ -180,41 +170,52 @@ def evaluate_turns(
         batch_size: Questions at a time.
         seed: Seed of sampling.
         on_batch: Called with the number of questions after every batch.
+        left_out: Told of samples that cannot be asked about; by default they are an error.
 
     Returns:
         One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
+        None if no sample can be asked about.
+
+    Raises:
+        UnusableSample: A sample cannot be asked about and is not to be left out.
     """
     policy.model.eval()
+    left_out = LeftOut("error") if left_out is None else left_out
     parts = []
     for start in range(0, len(indices), batch_size):
         some = [int(index) for index in indices[start : start + batch_size]]
-        noise = partial(question_noise, seed, some, answers, max_new_tokens)
         speak = partial(answer, policy, temperature=temperature, max_new_tokens=max_new_tokens)
-        questions = [rules.core.ask(index) for index in some]
-        parts.append(_play(rules, questions, answers, speak, noise))
+        questions = ask_each(rules.core, some, left_out)
+        questions, inputs = prepare_usable(policy, questions, left_out)
+        if questions:
+            asked = [question.index for question in questions]
+            noise = partial(question_noise, seed, asked, answers, max_new_tokens)
+            parts.append(_play(policy, rules, questions, inputs, answers, speak, noise))
         if on_batch is not None:
-            on_batch(len(questions))
+            on_batch(len(some))
     return join_turns(parts)
 
 
 def _play(
+    policy: VLMPolicy,
     rules: EpisodeRules[Any],
     questions: Sequence[Question],
+    inputs: dict[str, Tensor],
     answers: int,
     speak: Callable[..., tuple[list[str], list[int]]],
     noise: Callable[[int], Tensor],
 ) -> list[Evaluation]:
-    """Episodes about one batch of questions; `answer` speaks, with the noise of a turn."""
+    """Episodes about one batch of prepared questions; `speak` answers, with the noise of a turn."""
     episodes = [rules.begin(question) for question in questions for _ in range(answers)]
     standing: list[Any] = [None] * len(episodes)
     turns: list[Evaluation] = []
     going = list(range(len(episodes)))
     while going:
         together = 1 if turns else answers  # at first all episodes of a question are alike
-        observations = [rules.observe(episodes[row]) for row in going[::together]]
-        texts, lengths = speak(
-            observations=observations, answers=together, noise=noise(len(turns))[going]
-        )
+        if turns:
+            observations = [rules.observe(episodes[row]) for row in going]
+            inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
+        texts, lengths = speak(inputs, answers=together, noise=noise(len(turns))[going])
         outcomes = rules.step([episodes[row] for row in going], texts)
         for row, outcome, text, length in zip(going, outcomes, texts, lengths, strict=True):
             episodes[row] = outcome.episode
@@ -238,7 +239,7 @@ def join(parts: Sequence[Evaluation]) -> Evaluation:
 
 def join_turns(parts: Sequence[list[Evaluation]]) -> list[Evaluation]:
     """As `join`, turn by turn; where episodes ended sooner their last evaluation stands."""
-    longest = max(len(turns) for turns in parts)
+    longest = max((len(turns) for turns in parts), default=0)
     return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from transformers import AutoProcessor
 
 from agents.policy import Precision, VLMPolicy
+from experiments.answer_length import AnswerLength
+from seg_env.frames import AUTO
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
@@ -25,23 +28,47 @@ LONGEST_OUTLINE = 128
 """Tokens that the longest honest outline of an easy scene needs, with some room."""
 
 
+def answer_length(choice: AnswerLength, name: str) -> AnswerLength:
+    """What ``"auto"`` stands for: a number for one of `SHIPPED`, else it has to be measured."""
+    return LONGEST_OUTLINE if choice == "auto" and name in SHIPPED else choice
+
+
 def open_policy(
-    name: str, precision: PrecisionChoice, *, trust_remote_code: bool = False
+    name: str,
+    precision: PrecisionChoice,
+    *,
+    frame: str = AUTO,
+    console: Console | None = None,
+    trust_remote_code: bool = False,
 ) -> VLMPolicy:
     """Load one of `SHIPPED`, a folder, or a hub id.
 
+    Args:
+        name: Which one.
+        precision: Of forward and backward passes.
+        frame: What its numbers mean, see `seg_env.frames.find_answer_frame`.
+        console: Where the frame is told.
+        trust_remote_code: Run code that comes with a hub model.
+
     Raises:
         FileNotFoundError: A path was given and nothing is there.
+        ValueError: There is no such frame, or the model needs code of its own, which was not
+            allowed.
     """
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise FileNotFoundError(
             f"--policy {name}: no such folder; give one, a hub id, or {' or '.join(SHIPPED)}"
         )
-    return VLMPolicy.from_pretrained(
+    policy = VLMPolicy.from_pretrained(
         _place(name),
         precision=choose_precision(precision),
         trust_remote_code=trust_remote_code,
+        frame=frame,
     )
+    if console is not None:
+        told = f"{name}: answers in frame {policy.answer_frame.description}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return policy
 
 
 def open_processor(name: str) -> Any:

@@ -25,13 +25,15 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import Demonstration
 from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
-from experiments.evaluation import ask, question_noise
+from agents.screening import prepare_usable
+from experiments.answer_length import longest_answer
+from experiments.evaluation import answer, question_noise
 from experiments.launch import command_words, fit_to_deepspeed, launched
-from experiments.policies import open_policy
 from experiments.progress import progress_bar
 from experiments.questions import open_rules
 from experiments.trainer import train_and_report
 from experiments.training_arguments import TrainingArguments
+from seg_env.envs.left_out import LeftOut, ask_each
 from seg_env.envs.refine_rules import RefineRules
 
 BATCH = 64
@@ -65,8 +67,6 @@ class Args(TrainingArguments):
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
     """Digits of coordinates."""
-    max_new_tokens: int = 128
-    """Longest answer in tokens."""
     output_dir: Path = Path("runs/bc-refine")
     """Folder of the run; the policy is written to ``policy/`` in it."""
 
@@ -76,37 +76,43 @@ def main(args: Args) -> dict[str, Any]:
     with launched(args.deepspeed) as (_, console):
         args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
         args.cloning.seed = args.seed
-        rules = open_rules(args.env, **args.environment())
+        policy = args.open_policy(console)
+        rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
         if not isinstance(rules, RefineRules):
             raise SystemExit(f"--env {args.env} has one turn; use a SimpleSegRefine environment")
-        policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
-        demonstrations = own_demonstrations(policy, rules, args, console)
-        agent = BehaviorCloning(
-            policy, demonstrations, args.cloning, max_new_tokens=args.max_new_tokens
-        )
-        return train_and_report(agent, args, title="Looking again", console=console)
+        length = args.answer_length()
+        longest = longest_answer(length, policy, rules.core, console)
+        demonstrations = own_demonstrations(policy, rules, args, longest, console)
+        agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
+        return train_and_report(agent, args, title="Looking again", console=console, length=length)
 
 
 def own_demonstrations(
-    policy: VLMPolicy, rules: RefineRules, args: Args, console: Console
+    policy: VLMPolicy, rules: RefineRules, args: Args, longest: int, console: Console
 ) -> list[Demonstration]:
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
     count = min(args.scenes, len(rules.core.dataset))
     order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
     found: list[Demonstration] = []
+    left_out = LeftOut(args.on_error)
     policy.model.eval()
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
         for start in range(0, count, BATCH):
             some = order[start : start + BATCH].tolist()
-            questions = [rules.core.ask(index) for index in some]
-            firsts, _ = ask(
+            questions = ask_each(rules.core, some, left_out)
+            questions, inputs = prepare_usable(policy, questions, left_out)
+            progress.advance(task, len(some))
+            if not questions:
+                continue
+            asked = [question.index for question in questions]
+            firsts, _ = answer(
                 policy,
-                questions,
+                inputs,
                 temperature=1.0,
                 answers=1,
-                max_new_tokens=args.max_new_tokens,
-                noise=question_noise(args.seed, some, 1, args.max_new_tokens),
+                max_new_tokens=longest,
+                noise=question_noise(args.seed, asked, 1, longest),
             )
             found += demonstrate_refinement(
                 policy,
@@ -118,7 +124,8 @@ def own_demonstrations(
                 decimals=args.decimals,
                 pad=True,
             )
-            progress.advance(task, len(some))
+    if left_out:
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     return found
 
 

@@ -15,10 +15,11 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from agents.checkpoints import latest_checkpoint
@@ -28,10 +29,12 @@ from agents.sft import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
+from experiments.answer_length import AnswerLength, longest_answer
+from experiments.before_training import require_vision
 from experiments.cloning_data import open_records
 from experiments.evaluation import Evaluation, evaluate, open_questions
 from experiments.files import write_json
-from experiments.policies import EMBEDDED, PrecisionChoice, open_policy
+from experiments.policies import EMBEDDED, SHIPPED, PrecisionChoice, answer_length, open_policy
 from experiments.progress import progress_bar
 from experiments.reporting import (
     Evaluations,
@@ -43,6 +46,8 @@ from experiments.reporting import (
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut
+from seg_env.frames import AUTO, AnswerFrame
 
 
 @dataclass
@@ -74,8 +79,17 @@ class Args:
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
     """What is measured before, during and after; with 0 questions nothing is, as is needed where
     weights are sharded."""
-    max_new_tokens: int = 512
-    """Longest answer of those evaluations, in tokens."""
+    frame: str = AUTO
+    """What the numbers that the policy writes mean: auto (what its folder records, else what its
+    family writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model
+    type such as qwen3_vl. It is taught and measured in this frame, and records it."""
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer of those evaluations, in tokens; auto: 128 for the shipped policies, and for
+    others measured on outlines of the ground truth in their own tokens."""
+    vision_check: bool = True
+    """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
+    on_error: Literal["skip", "error"] = "skip"
+    """Images that are broken or that the processor refuses: left out and counted, or an error."""
     precision: PrecisionChoice = "auto"
     """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it. Weights are
     kept in float32: steps at these learning rates are too small to move a bfloat16 weight."""
@@ -90,15 +104,15 @@ class Args:
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
 
-    def questions(self, split: str) -> ReferringCore:
-        """The questions of a split."""
+    def questions(self, split: str, frame: AnswerFrame) -> ReferringCore:
+        """The questions of a split, answered in a frame."""
         given = {
             "data_root": self.data_root,
             "split_by": self.split_by,
             "difficulty": self.difficulty,
         }
         found = {name: value for name, value in given.items() if value is not None}
-        return open_questions(self.env, split=split, **found)
+        return open_questions(self.env, split=split, frame=frame, **found)
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -108,12 +122,20 @@ def main(args: Args) -> dict[str, Any]:
     args.sft.seed = args.seed
     if args.paper:
         args.sft = with_papers_optimizer(args.sft, int(os.environ.get("WORLD_SIZE", "1")))
+    policy = open_for_training(args, console if first else Console(quiet=True))
+    frame = policy.answer_frame
+    core = args.questions(args.evaluation.split, frame)
+    dataset = open_records(args.data) if args.data else args.questions(args.split, frame).dataset
     if first:
+        longest = longest_answer(
+            answer_length(args.max_new_tokens, args.policy), policy, core, console
+        )
+        if args.vision_check and args.policy not in SHIPPED and not args.resume:
+            require_vision(policy, core, console)
+        # Only now, so that what was refused leaves no folder behind.
         start_run(args.output_dir, args, resume=args.resume)
-    policy = open_for_training(args)
-    dataset = open_records(args.data) if args.data else args.questions(args.split).dataset
-    agent = SupervisedFineTuning(policy, dataset, args.sft, max_new_tokens=args.max_new_tokens)
-    core = args.questions(args.evaluation.split)
+        args.max_new_tokens = longest
+    agent = SupervisedFineTuning(policy, dataset, args.sft, on_error=args.on_error)
     before = measure_before(agent, core, args) if first else {}
     checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
     if checkpoint is not None:
@@ -130,7 +152,11 @@ def main(args: Args) -> dict[str, Any]:
         "updates": agent.update,
         "seed": args.seed,
         "minutes": (time.perf_counter() - start) / 60,
+        "frame": policy.answer_frame.description,
+        "left_out": agent.left_out.reasons,
     }
+    if agent.left_out:
+        console.print(f"[yellow]{agent.left_out.summary()}[/yellow]", highlight=False)
     if before:
         after = measure(agent, core, args)
         scores |= scores_of(before, after)
@@ -142,11 +168,17 @@ def main(args: Args) -> dict[str, Any]:
     return scores
 
 
-def open_for_training(args: Args) -> VLMPolicy:
+def open_for_training(args: Args, console: Console) -> VLMPolicy:
     """The policy, on this process's device, its weights in float32."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+    policy = open_policy(
+        args.policy,
+        args.precision,
+        frame=args.frame,
+        console=console,
+        trust_remote_code=args.trust_remote_code,
+    )
     policy.model.float()
     return policy
 
@@ -178,6 +210,7 @@ def measure(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Eva
             answers=answers,
             max_new_tokens=args.max_new_tokens,
             seed=args.seed,
+            left_out=LeftOut(args.on_error),
         )
         for kind, (temperature, answers) in ways.items()
     }
@@ -196,7 +229,7 @@ def train(
         def on_update(update: int, metrics: dict[str, float]) -> None:
             if log is not None:
                 if len(some) and plan.every and update % plan.every == 0:
-                    found = evaluate(agent.policy, core, some, max_new_tokens=args.max_new_tokens)
+                    found = _greedy(agent, core, some, args)
                     metrics["eval/greedy_giou"] = float(found.iou.mean())
                     metrics["eval/well_formed"] = float(found.valid.mean())
                 log.write(update, metrics)
@@ -209,3 +242,16 @@ def train(
         agent.learn(args.updates, on_update)
     if log is not None:
         log.close()
+
+
+def _greedy(
+    agent: SupervisedFineTuning, core: ReferringCore, some: NDArray[np.int64], args: Args
+) -> Evaluation:
+    """Greedy answers to a few held-out questions."""
+    return evaluate(
+        agent.policy,
+        core,
+        some,
+        max_new_tokens=args.max_new_tokens,
+        left_out=LeftOut(args.on_error),
+    )

@@ -30,9 +30,9 @@ from typing import Any
 import tyro
 
 from agents.gspo import GSPO, GSPOConfig
+from experiments.answer_length import longest_answer
 from experiments.constrained import constrain
 from experiments.launch import command_words, fit_to_deepspeed, launched
-from experiments.policies import open_policy
 from experiments.trainer import train_and_report
 from experiments.training_arguments import TrainingArguments
 
@@ -52,10 +52,13 @@ def main(args: Args) -> dict[str, Any]:
     with launched(args.deepspeed) as (world, console):
         args.gspo = fit_to_deepspeed(args.gspo, args.deepspeed, console)
         args.gspo.seed = args.seed
-        policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+        policy = args.open_policy(console)
+        envs = args.open_environment(args.gspo, world, policy.answer_frame)
+        length = args.answer_length(args.gspo.max_new_tokens)
+        args.gspo.max_new_tokens = longest_answer(length, policy, envs.core, console)
         constrain(policy, args.policy, args.grammar, args.gspo.max_new_tokens)
-        agent = GSPO(policy, args.open_environment(args.gspo, world), args.gspo)
-        return train_and_report(agent, args, title="GSPO", console=console)
+        agent = GSPO(policy, envs, args.gspo, on_error=args.on_error)
+        return train_and_report(agent, args, title="GSPO", console=console, length=length)
 
 
 def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from agents.checkpoints import latest_checkpoint
 from agents.policy import VLMPolicy
 from agents.trl_backend import TRLGSPO
 from agents.trl_options import TRLOptions
-from experiments.policies import open_policy
+from experiments.answer_length import longest_answer
 from experiments.questions import open_questions
 from experiments.run_gspo import Args as NativeArgs
 from experiments.trainer import train_and_report
@@ -31,6 +31,7 @@ from experiments.trainer import train_and_report
 HONOURED = {
     *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
     *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
+    *("frame", "max_new_tokens", "vision_check", "on_error"),
     *("checkpoint_every", "seed", "output_dir", "resume", "trl"),
 }
 """Arguments that this backend carries out; any other must be left at its default."""
@@ -56,10 +57,15 @@ def main(args: Args) -> dict[str, Any]:
     args.gspo.seed = args.seed
     if args.trl.fsdp != "off":
         args.evaluation.every = 0  # no process has a whole policy to ask while weights are sharded
-    core = open_questions(args.env, **args.environment())
-    agent: Any = TRLGSPO(open_for_training(args), core, args.gspo, args.trl)
-    if os.environ.get("RANK", "0") == "0":
-        return train_and_report(agent, args, title="GSPO on TRL", console=Console())
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=not first)
+    policy = open_for_training(args, console)
+    core = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
+    length = args.answer_length(args.gspo.max_new_tokens)
+    args.gspo.max_new_tokens = longest_answer(length, policy, core, console)
+    agent: Any = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
+    if first:
+        return train_and_report(agent, args, title="GSPO on TRL", console=console, length=length)
     follow(agent, args)
     return {}
 
@@ -79,11 +85,11 @@ def refuse_others(args: Args) -> None:
             )
 
 
-def open_for_training(args: Args) -> VLMPolicy:
+def open_for_training(args: Args, console: Console) -> VLMPolicy:
     """The policy, on this process's device, its weights in float32."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+    policy = args.open_policy(console)
     policy.model.float()  # a step at these learning rates is too small to move a bfloat16 weight
     return policy
 

@@ -19,10 +19,10 @@ from typing import Any
 import tyro
 
 from agents.ppo import PPO, PPOConfig
+from experiments.answer_length import longest_answer
 from experiments.constrained import constrain
 from experiments.files import write_atomically
 from experiments.launch import command_words, fit_to_deepspeed, launched
-from experiments.policies import open_policy
 from experiments.reporting_curves import plot_training
 from experiments.runs import read_metrics
 from experiments.trainer import train_and_report
@@ -46,10 +46,13 @@ def main(args: Args) -> dict[str, Any]:
     with launched(args.deepspeed) as (world, console):
         args.ppo = fit_to_deepspeed(args.ppo, args.deepspeed, console)
         args.ppo.seed = args.seed
-        policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
+        policy = args.open_policy(console)
+        envs = args.open_environment(args.ppo, world, policy.answer_frame)
+        length = args.answer_length(args.ppo.max_new_tokens)
+        args.ppo.max_new_tokens = longest_answer(length, policy, envs.core, console)
         constrain(policy, args.policy, args.grammar, args.ppo.max_new_tokens)
-        agent = PPO(policy, args.open_environment(args.ppo, world), args.ppo)
-        scores = train_and_report(agent, args, title="PPO", console=console)
+        agent = PPO(policy, envs, args.ppo, on_error=args.on_error)
+        scores = train_and_report(agent, args, title="PPO", console=console, length=length)
         if world.is_main:
             add_curves(args.output_dir)
         return scores

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import Agent
+from seg_env.envs.left_out import LeftOut, UnusableSample
 from experiments.evaluation import Evaluation, evaluate_turns, join_turns
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules
@@ -21,7 +22,12 @@ def evaluate_together(
 
 
 def play_together(
-    agent: Agent, rules: EpisodeRules[Any], indices: NDArray[np.integer[Any]], **settings: Any
+    agent: Agent,
+    rules: EpisodeRules[Any],
+    indices: NDArray[np.integer[Any]],
+    *,
+    left_out: LeftOut | None = None,
+    **settings: Any,
 ) -> list[Evaluation]:
     """`evaluate_turns` with the questions shared out; every rank gets the whole result.
 
@@ -29,9 +35,20 @@ def play_together(
         agent: Whose policy answers.
         rules: Who asks and scores.
         indices: Which samples.
+        left_out: Gets what any rank leaves out; by default nothing is.
         **settings: Those of `evaluate_turns`.
+
+    Raises:
+        UnusableSample: No sample can be asked about, or one cannot and is not to be left out.
     """
     mine = np.array_split(indices, agent.world.size)[agent.world.rank]
+    left_out = LeftOut("error") if left_out is None else left_out
+    settings["left_out"] = left_out
     with agent.whole_weights():
         found = evaluate_turns(agent.policy, rules, mine, **settings) if len(mine) else []
-    return join_turns([part for part in agent.world.gather(found) if part])
+    for reasons in agent.world.gather(left_out.reasons):
+        left_out.update(reasons)
+    parts = [part for part in agent.world.gather(found) if part]
+    if not parts:
+        raise UnusableSample(f"none of {len(indices)} samples can be asked: {left_out.summary()}")
+    return join_turns(parts)

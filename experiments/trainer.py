@@ -16,9 +16,12 @@ from rich.console import Console
 
 from agents.base import Agent
 from agents.checkpoints import latest_checkpoint, write_policy
+from experiments.answer_length import AnswerLength, longest_answer
+from experiments.before_training import require_vision
 from experiments.evaluation import Evaluation
 from experiments.files import write_atomically, write_json
 from experiments.launch import TERMINATED, Termination
+from experiments.policies import SHIPPED
 from experiments.progress import progress_bar
 from experiments.questions import open_rules
 from experiments.reporting import (
@@ -32,6 +35,11 @@ from experiments.reporting import (
 from experiments.reporting_turns import report_turns
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import play_together
+from seg_env.envs.left_out import LeftOut, OnError
+
+
+MOST_TRUNCATED = 0.05
+"""Share of a rollout's answers that may be cut off without a warning."""
 
 
 @dataclass
@@ -55,6 +63,9 @@ class RunArgs(Protocol):
 
     env: str
     updates: int
+    policy: str
+    vision_check: bool
+    on_error: OnError
     evaluation: EvaluationPlan
     checkpoint_every: int
     seed: int
@@ -68,16 +79,39 @@ class RunArgs(Protocol):
 class Run:
     """One run of an agent: its folder, its held-out questions and its progress bar."""
 
-    def __init__(self, agent: Agent, args: RunArgs, console: Console) -> None:
-        """Open or resume the run and measure the policy that training starts from."""
+    def __init__(
+        self, agent: Agent, args: RunArgs, console: Console, length: AnswerLength | None = None
+    ) -> None:
+        """Open or resume the run and measure the policy that training starts from.
+
+        Args:
+            agent: Who learns.
+            args: The command line.
+            console: Where progress is shown.
+            length: Tokens of the longest answer when the policy is measured, ``"auto"`` to find out
+                on the held-out questions; by default the agent's.
+
+        Raises:
+            BlindPolicyError: Images do not reach the model.
+        """
         self.agent, self.args, self.console = agent, args, console
         self.folder, self.world = args.output_dir, agent.world
-        if self.world.is_main:
-            start_run(self.folder, args, resume=args.resume)
-        plan = args.evaluation
-        self.rules = open_rules(args.env, **{**args.environment(), "split": plan.split})
+        plan, policy = args.evaluation, agent.policy
+        held_out = {**args.environment(), "split": plan.split, "frame": policy.answer_frame}
+        self.rules = open_rules(args.env, **held_out)
         self.core = self.rules.core
         self.turns = self.rules.turns
+        self.left_out = LeftOut(args.on_error)
+        self.max_new_tokens = agent.max_new_tokens
+        if length is not None:
+            self.max_new_tokens = longest_answer(length, policy, self.core, console)
+        self.vision: dict[str, Any] = {}
+        if args.vision_check and args.policy not in SHIPPED and not args.resume:
+            with agent.whole_weights():
+                self.vision = require_vision(policy, self.core, console)
+        # Only now, so that what was refused leaves no folder behind.
+        if self.world.is_main:
+            start_run(self.folder, args, resume=args.resume)
         self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
         checkpoint = self.world.broadcast(checkpoint)
@@ -85,6 +119,7 @@ class Run:
         if checkpoint is not None:
             agent.load(checkpoint)
             console.print(f"resumed after update {agent.update}")
+        self._warned = False
         self.log: RunLog | None = None
         if self.world.is_main:
             self.log = RunLog(self.folder, start=-1 if checkpoint is None else agent.update)
@@ -130,9 +165,10 @@ class Run:
             questions,
             temperature=temperature,
             answers=answers,
-            max_new_tokens=self.agent.max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
             seed=self.args.seed,
             on_batch=on_batch,
+            left_out=self.left_out,
         )
 
     def learn(self) -> None:
@@ -147,6 +183,7 @@ class Run:
             )
 
             def on_update(update: int, metrics: dict[str, float]) -> None:
+                self._warn(metrics)
                 self._write(update, metrics | self._curve(update))
                 progress.update(task, completed=update, status=_status(metrics))
                 terminated = termination.agreed()
@@ -160,6 +197,18 @@ class Run:
             self.agent.learn(self.args.updates, on_update)
         if self.log is not None:
             self.log.close()
+
+    def _warn(self, metrics: dict[str, float]) -> None:
+        """Say once when many answers of a rollout do not come to their end."""
+        share = metrics.get("rollout/truncated", 0.0)
+        if share > MOST_TRUNCATED and not self._warned:
+            self._warned = True
+            self.console.print(
+                f"[yellow]{share:.0%} of the answers of a rollout were cut off at "
+                f"{self.agent.max_new_tokens} tokens: they earn little, whatever they outline. Give "
+                f"a larger --max-new-tokens, or auto[/yellow]",
+                highlight=False,
+            )
 
     def _write(self, update: int, metrics: dict[str, float]) -> None:
         if self.log is not None:
@@ -189,15 +238,20 @@ class Run:
 
 
 def train_and_report(
-    agent: Agent, args: RunArgs, *, title: str, console: Console
+    agent: Agent,
+    args: RunArgs,
+    *,
+    title: str,
+    console: Console,
+    length: AnswerLength | None = None,
 ) -> dict[str, Any]:
-    """Evaluate, train, evaluate again, and write the report.
+    """Evaluate, train, evaluate again, and write the report; ``length`` is that of `Run`.
 
     Returns:
         What ``scores.json`` holds.
     """
     start = time.perf_counter()
-    run = Run(agent, args, console)
+    run = Run(agent, args, console, length)
     try:
         run.learn()
     except KeyboardInterrupt:
@@ -214,12 +268,18 @@ def train_and_report(
         "updates": agent.update,
         "seed": args.seed,
         "minutes": (time.perf_counter() - start) / 60,
+        "frame": agent.policy.answer_frame.description,
+        "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": run.max_new_tokens},
+        "vision": run.vision,
+        "left_out": {"measuring": run.left_out.reasons, "learning": agent.left_out.reasons},
     }
     if agent.world.is_main:
         _write_report(run, after, scores, title)
     console.print(
         rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
     )
+    for line in left_out_lines(scores):
+        console.print(f"[yellow]{line}[/yellow]", highlight=False)
     console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
     return scores
 
@@ -242,7 +302,8 @@ def _report(title: str, scores: dict[str, Any]) -> str:
 {scores["before"]["questions"]} held-out questions of `{scores["dataset"]}` ({scores["split"]});
 sampled answers: {scores["before"]["sampled"]["answers_per_question"]} each, at temperature 1.
 An empty union counts as IoU 1. {scores["minutes"]:.1f} minutes.
-
+Frame of the numbers: {scores["frame"]}.
+{"".join(line + chr(10) for line in left_out_lines(scores))}
 {markdown_table(scores)}
 
 ![Learning curve](learning_curve.png)
@@ -251,6 +312,17 @@ The target, the answer before and the answer after, on the first held-out questi
 
 ![Before and after](before_after.png)
 """
+
+
+def left_out_lines(scores: dict[str, Any]) -> list[str]:
+    """What could not be asked about, when learning and when measuring."""
+    lines = []
+    for when, reasons in scores["left_out"].items():
+        left_out = LeftOut()
+        left_out.update(reasons)
+        if left_out:
+            lines.append(f"When {when}, {left_out.summary()}.")
+    return lines
 
 
 def _status(metrics: dict[str, float]) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
+from rich.console import Console
 
 from agents.distributed import World
 from agents.on_policy_config import OnPolicyConfig
+from agents.policy import VLMPolicy
 from experiments.constrained import GrammarOptions
-from experiments.policies import EMBEDDED, PrecisionChoice
+from experiments.answer_length import AnswerLength
+from experiments.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
 from seg_env.task_mixture import DEFAULT_TASK, TaskMixture
 from seg_env.task_queries import QueryStyle
@@ -28,6 +32,18 @@ class TrainingArguments:
     policy: str = EMBEDDED
     """``embedded``, taught by expression only; ``embedded-tasks``, which reads points, boxes and
     outlines too; a transformers folder; or a hub id."""
+    frame: str = AUTO
+    """What the numbers that the policy writes mean: auto (what its folder records, else what its
+    family writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model
+    type such as qwen3_vl. It is trained and measured in this frame, and records it."""
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one than
+    128, or for the shipped policies; for others measured on outlines of the ground truth in their
+    own tokens, one length to learn with and one to be measured with."""
+    vision_check: bool = True
+    """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
+    on_error: Literal["skip", "error"] = "skip"
+    """Images that are broken or that the processor refuses: left out and counted, or an error."""
     rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
     updates: int = 100
@@ -90,8 +106,35 @@ class TrainingArguments:
         }
         return {name: value for name, value in given.items() if value is not None}
 
-    def open_environment(self, config: OnPolicyConfig, world: World) -> Any:
+    def open_policy(self, console: Console) -> VLMPolicy:
+        """The policy that is named; says which frame it writes in."""
+        return open_policy(
+            self.policy,
+            self.precision,
+            frame=self.frame,
+            console=console,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
+        """Tokens of the longest answer, or ``"auto"`` where they have to be measured.
+
+        Args:
+            configured: What the algorithm's settings say.
+        """
+        if self.max_new_tokens == "auto" and configured != OnPolicyConfig.max_new_tokens:
+            return configured
+        return answer_length(self.max_new_tokens, self.policy)
+
+    def open_environment(
+        self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS
+    ) -> ReferringSegmentationVectorEnv:
         """The vector environment of a rank.
+
+        Args:
+            config: Settings of the algorithm.
+            world: The ranks.
+            frame: What the numbers in answers mean: the policy's.
 
         Raises:
             ValueError: The id is not one of this project, the grammar that answers are held to is
@@ -112,6 +155,7 @@ class TrainingArguments:
             self.env,
             num_envs=config.rows_of(world),
             autoreset_mode="Disabled",
+            frame=frame,
             **self.environment(),
         )
         if not isinstance(envs, ReferringSegmentationVectorEnv):

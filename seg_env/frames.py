@@ -5,10 +5,19 @@ Vision-language models disagree about the numbers they were trained to write: Si
 border, here and nowhere else; everything inside the library lives in the unit frame.
 """
 
+from seg_env.frames_answers import (
+    AUTO,
+    UNIT_ANSWERS,
+    AnswerFrame,
+    find_answer_frame,
+    frame_of_view,
+    is_frame_name,
+)
 from seg_env.frames_letterbox import LetterboxFrame, letterbox_geometry
 from seg_env.frames_models import (
     FAMILIES,
     FAMILY_OF_MODEL,
+    TOKEN_FAMILIES,
     ResizeSettings,
     family_frame,
     family_of_model,
@@ -29,9 +38,13 @@ from seg_env.frames_plain import (
 )
 
 __all__ = [
+    "AUTO",
     "FAMILIES",
     "FAMILY_OF_MODEL",
+    "TOKEN_FAMILIES",
     "UNIT",
+    "UNIT_ANSWERS",
+    "AnswerFrame",
     "BinFrame",
     "Frame",
     "LetterboxFrame",
@@ -43,7 +56,10 @@ __all__ = [
     "UnitFrame",
     "family_frame",
     "family_of_model",
+    "find_answer_frame",
     "frame_for_model",
+    "frame_of_view",
+    "is_frame_name",
     "letterbox_geometry",
     "normalize_tokens",
     "smart_resize",

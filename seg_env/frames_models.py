@@ -20,11 +20,16 @@ from seg_env.frames_plain import (
 FAMILIES = {
     "unit": "fractions of the image, x/W and y/H",
     "permille": "whole numbers from 0 to 1000 relative to the image",
+    "pixels": "pixels of the image itself",
     "qwen2.5-vl": "pixels of the image as the processor resizes it",
     "florence": "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
     "paligemma": "tokens <loc0000> to <loc1023> from border to border, y before x",
 }
 """Families of models by the numbers that they write, and what these mean."""
+TOKEN_FAMILIES = ("florence", "paligemma")
+"""Those that write location tokens in place of bracketed numbers."""
+IMAGE_DEPENDENT = ("pixels", "qwen2.5-vl")
+"""Those whose limits are other ones for images of another size."""
 
 FAMILY_OF_MODEL = {
     "florence2": "florence",
@@ -32,6 +37,8 @@ FAMILY_OF_MODEL = {
     "internvl": "permille",
     "kimi_vl": "unit",
     "llava": "unit",
+    "llava_next": "unit",
+    "llava_onevision": "unit",
     "paligemma": "paligemma",
     "qwen2_vl": "permille",
     "qwen2_5_vl": "qwen2.5-vl",
@@ -144,9 +151,9 @@ def family_frame(
         ValueError: There is no such family, or the processor would refuse the picture.
     """
     _check_family(family)
-    if family == "qwen2.5-vl":
-        height, width = smart_resize(image_size, settings)
-        return PixelFrame(width, height)
+    if family in IMAGE_DEPENDENT:
+        resized = smart_resize(image_size, settings) if family == "qwen2.5-vl" else image_size
+        return PixelFrame(width=resized[1], height=resized[0])
     of_any_size: dict[str, Frame] = {
         "unit": UNIT,
         "permille": PermilleFrame(),

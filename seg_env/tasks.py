@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.grammar import encode
 from seg_env.grammar_answers import encode_numbers
 from seg_env.types import Form, Sample, Target
@@ -95,7 +96,13 @@ def question(sample: Sample, task: Task, reference: str | None = None) -> str:
 
 
 def answer(
-    sample: Sample, task: Task, *, epsilon: float = 0.005, decimals: int = 3, pad: bool = False
+    sample: Sample,
+    task: Task,
+    *,
+    epsilon: float = 0.005,
+    decimals: int = 3,
+    pad: bool = False,
+    frame: AnswerFrame = UNIT_ANSWERS,
 ) -> str:
     """The text a perfect policy would answer.
 
@@ -105,16 +112,19 @@ def answer(
         epsilon: Douglas-Peucker tolerance of outlines as a share of the perimeter.
         decimals: Digits after the decimal point.
         pad: Write every number with all its decimals, ``0.50`` for ``0.5``.
+        frame: What the policy's numbers mean.
 
     Returns:
         ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]`` for
-        any of them if there is no such object.
+        any of them if there is no such object; location tokens where the frame writes those.
     """
-    form = form_of(task)
+    form, numbers = form_of(task), frame.about(sample.target.size)
     if form == "mask" or not sample.target.area:
-        return encode(sample.target.outline(epsilon), decimals, pad=pad)
+        outline = sample.target.outline(epsilon)
+        return frame.write(encode(outline, decimals, frame=numbers, pad=pad))
     place = box_of(sample.target) if form == "bbox" else point_of(sample.target)
-    return encode_numbers(place.reshape(-1, 2), decimals, pad=pad)
+    points = place.reshape(-1, 2)
+    return frame.write(encode_numbers(points, decimals, frame=numbers, pad=pad))
 
 
 def box_of(target: Target) -> NDArray[np.float64]:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.observation import frame_of_view, letterbox
+from seg_env.envs.observation import letterbox
 from seg_env.envs.render import Answer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
-from seg_env.frames import UNIT, Frame, PermilleFrame
+from seg_env.frames import AnswerFrame, Frame
 from seg_env.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.task_mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
 from seg_env.task_queries import QueryStyle, draw_task, refer_to
@@ -28,9 +28,7 @@ from seg_env.types import Form, Prediction, Sample
 Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
 
-FRAMES: dict[str, Frame] = {"unit": UNIT, "permille": PermilleFrame()}
-"""Coordinate frames that an environment's arguments may name; any other is passed as an object."""
-
+_TYPICAL_SIZE = (480, 640)  # of images that are of no common size, for samples of the spaces
 _LONGEST_PROMPT = 1 << 17  # characters of a question that gives an outline of most vertices
 
 
@@ -65,7 +63,7 @@ class ReferringCore:
         tasks: What is asked, and how often.
         queries: How places that questions give are drawn and written.
         scorer: Scores answers.
-        frame: Frame of an answer's numbers relative to the picture seen.
+        answer_frame: What the numbers in answers mean; gives the frame of every question.
         canvas_size: ``(H, W)`` that pictures are letterboxed to, None for native sizes.
         observation_space: Space of one observation.
         action_space: Space of one answer.
@@ -86,7 +84,7 @@ class ReferringCore:
         task: TaskSpec = DEFAULT_TASK,
         queries: Mapping[str, object] | QueryStyle | None = None,
         image_size: int | Sequence[int] | None = None,
-        frame: str | Frame = "unit",
+        frame: str | Frame | AnswerFrame = "unit",
         prompt_template: str = PROMPTS["text->mask"],
     ) -> None:
         """Open the data set and set up scoring.
@@ -105,7 +103,8 @@ class ReferringCore:
                 `TaskMixture.from_spec`.
             queries: Fields of `QueryStyle`, for tasks that give a place.
             image_size: Side, or ``(H, W)``, that pictures are letterboxed to; None keeps them.
-            frame: ``"unit"``, ``"permille"`` or a `Frame` object.
+            frame: What the numbers in answers mean: a name of `seg_env.frames.FAMILIES`, a model
+                type, ``"pixel:WxH"``, a `Frame`, or an `AnswerFrame`.
             prompt_template: Question for outlines that contains ``{expression}``; boxes and points
                 are asked for in the words of `seg_env.tasks.PROMPTS`.
 
@@ -132,15 +131,22 @@ class ReferringCore:
         )
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
-        self.frame = _find_frame(frame)
-        self.scorer = Scorer(rewards, self.frame)
         self.canvas_size = _parse_size(image_size)
+        self.answer_frame = AnswerFrame.from_spec(frame).within(self.canvas_size)
+        self.scorer = Scorer(rewards, self.answer_frame)
         self.prompt_template = prompt_template
-        self.action_space = PolygonText(frame=self.frame, forms=self.tasks.forms)
+        self.action_space = PolygonText(frame=self.typical_frame, forms=self.tasks.forms)
         # An outline may be given in the question.
         gives_outline = any(query_of(each) == "mask" for each in self.tasks.tasks)
         prompt = FreeText(_LONGEST_PROMPT) if gives_outline else FreeText()
         self.observation_space = spaces.Dict({"image": self._image_space(), "prompt": prompt})
+
+    @property
+    def typical_frame(self) -> Frame:
+        """Frame in which the action space writes its samples: that of the images' common size."""
+        side = getattr(self.dataset, "size", None)
+        size = (side, side) if isinstance(side, int) else _TYPICAL_SIZE
+        return self.answer_frame.seen(size)
 
     def draw(self, generator: np.random.Generator) -> int:
         """Index of a sample, each with the same probability."""
@@ -173,7 +179,6 @@ class ReferringCore:
         *,
         task: Task | None = None,
         query_seed: int = 0,
-        frame: Frame | None = None,
     ) -> Question:
         """Load sample ``index`` and the picture of it that the agent sees.
 
@@ -184,12 +189,10 @@ class ReferringCore:
             task: What is asked; by default drawn from the environment's tasks. Where no object is
                 there to point at, it is asked about by text.
             query_seed: Number that the task and the place given depend on, besides the sample.
-            frame: Frame of the numbers in question and answer, mapping to the unit frame of the
-                sample's own image; by default the environment's.
 
         Raises:
-            ValueError: The sample contradicts itself, or episodes are about outlines and the task
-                is not.
+            ValueError: The sample contradicts itself, its image is one that the policy's processor
+                refuses, or episodes are about outlines and the task is not.
         """
         sample = self.dataset[index]
         native = sample.image
@@ -198,7 +201,7 @@ class ReferringCore:
                 f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
                 f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
             )
-        frame = frame or frame_of_view(self.frame, sample.target.size, self.canvas_size)
+        frame = self.answer_frame.about(sample.target.size)
         task = askable(sample, task or draw_task(self.tasks, sample, query_seed))
         if self._outlines_for and form_of(task) != "mask":
             raise ValueError(f"{self._outlines_for} is about outlines; task={task!r} is not")
@@ -217,12 +220,22 @@ class ReferringCore:
         reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
         return template.replace("{expression}", reference)
 
-    def require_outlines(self, what: str) -> None:
+    def require_outlines(self, what: str, *, bracketed: bool = False) -> None:
         """Ask for nothing but outlines from now on.
 
+        Args:
+            what: Who needs it, for the message.
+            bracketed: Whether vertices must be written in brackets, too.
+
         Raises:
-            ValueError: One of the environment's tasks asks for something else.
+            ValueError: One of the environment's tasks asks for something else, or answers consist
+                of location tokens.
         """
+        if bracketed and self.answer_frame.writes_tokens:
+            raise ValueError(
+                f"{what} reads vertices in brackets; frame {self.answer_frame.family!r} writes "
+                f"location tokens"
+            )
         if self.tasks.forms != ("mask",):
             raise ValueError(f"{what} is about outlines; task={str(self.tasks)!r} asks for others")
         self._outlines_for = what
@@ -230,6 +243,15 @@ class ReferringCore:
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
         return self.scorer(
+            texts,
+            [question.sample for question in questions],
+            [question.frame for question in questions],
+            [question.form for question in questions],
+        )
+
+    def read(self, texts: Sequence[str], questions: Sequence[Question]) -> tuple[Prediction, ...]:
+        """Decode ``N`` answers to ``N`` questions without scoring them."""
+        return self.scorer.read(
             texts,
             [question.sample for question in questions],
             [question.frame for question in questions],
@@ -328,17 +350,6 @@ def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> 
     if unknown:
         raise ValueError(f"unknown reset options {unknown}; allowed are {list(allowed)}")
     return options
-
-
-def _find_frame(frame: str | Frame) -> Frame:
-    if not isinstance(frame, str):
-        return frame
-    if frame not in FRAMES:
-        raise ValueError(
-            f"frame={frame!r} is unknown; use one of {', '.join(FRAMES)}, or pass a frame of "
-            f"seg_env.frames such as PixelFrame(width, height)"
-        )
-    return FRAMES[frame]
 
 
 def _parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -62,6 +62,11 @@ def vertex_credit(
     other = next((question.task for question in questions if question.form != "mask"), None)
     if other is not None:
         raise ValueError(f"only outlines have vertices to credit; task={other!r} asks for none")
+    if core.answer_frame.writes_tokens:
+        raise ValueError(
+            f"vertices are credited where they are written in brackets; frame "
+            f"{core.answer_frame.family!r} writes location tokens"
+        )
     if len(questions) != len(texts):
         raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
     if not len(texts):

@@ -1,4 +1,4 @@
-"""What the agent sees of a sample: the picture, letterboxed if asked for, and its frame."""
+"""What the agent sees of a sample: the picture, letterboxed if asked for, with outlines on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from seg_env.envs.overlay import ANSWER_COLOR, WHITE
-from seg_env.frames import Frame, LetterboxFrame, letterbox_geometry
+from seg_env.frames import letterbox_geometry
 from seg_env.types import Ring
 
 PADDING_GRAY = 127
@@ -41,21 +41,6 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
     canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
     return canvas
-
-
-def frame_of_view(
-    inner: Frame, image_size: tuple[int, int], canvas_size: tuple[int, int] | None
-) -> Frame:
-    """Frame that maps numbers about the picture seen to the unit frame of the native image.
-
-    Args:
-        inner: Frame of the numbers relative to the picture seen.
-        image_size: ``(H, W)`` of the native image.
-        canvas_size: ``(H, W)`` of the picture seen, None for the native image itself.
-    """
-    if canvas_size is None or canvas_size == image_size:
-        return inner
-    return LetterboxFrame(inner, image_size, canvas_size)
 
 
 def draw_outline(

@@ -75,7 +75,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       `seg_env.task_queries.QueryStyle`, as a dictionary.
     - ``negatives``: of Scenes, the share of questions about an object that is not there.
     - ``image_size``: side or ``(H, W)`` to letterbox pictures to; None keeps native sizes.
-    - ``frame``: ``"unit"`` (default), ``"permille"``, or a frame of `seg_env.frames`.
+    - ``frame``: what the numbers in answers mean: ``"unit"`` (default), ``"permille"``, another of
+      `seg_env.frames.FAMILIES`, ``"pixel:WxH"``, or an object of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
     - ``render_mode``: ``"rgb_array"`` or ``"ansi"``.
     - ``step_mode``: ``"answer"`` (default) or ``"vertex"``, see below, also for ``max_vertices``

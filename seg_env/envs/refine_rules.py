@@ -109,7 +109,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             ValueError: A number is out of range, or the template lacks a placeholder.
         """
         super().__init__(core)
-        core.require_outlines("improving an answer turn by turn")
+        core.require_outlines("improving an answer turn by turn", bracketed=True)
         for name, value, most in (
             ("turns", turns, MAX_TURNS),
             ("max_characters", max_characters, 1 << 18),
@@ -136,9 +136,8 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         observation = super().observe(episode)
         if episode.outline is None:
             return observation
-        rings = [
-            self.core.frame.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.written
-        ]
+        seen = self.core.answer_frame.seen(episode.question.sample.target.size)
+        rings = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.written]
         words = {
             "question": episode.question.prompt,
             "outline": episode.text,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rewards.composite import DEFAULT_REWARDS, RewardSpec, RewardSum
 from rewards.mask_iou import MaskIoU, outline_iou
-from seg_env.frames import UNIT, Frame
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame, Frame
 from seg_env.grammar_answers import decode_answer
 from seg_env.types import Form, Prediction, Sample
 
@@ -38,22 +38,26 @@ class Scorer:
 
     Attributes:
         rewards: The weighted rewards.
-        frame: Coordinate frame of the answers unless a call gives one for each sample.
+        answer_frame: What the numbers in answers mean.
     """
 
-    def __init__(self, rewards: RewardSpec = DEFAULT_REWARDS, frame: Frame = UNIT) -> None:
+    def __init__(
+        self,
+        rewards: RewardSpec = DEFAULT_REWARDS,
+        frame: str | Frame | AnswerFrame = UNIT_ANSWERS,
+    ) -> None:
         """Set up the rewards.
 
         Args:
             rewards: Specification string such as ``"mask_iou=1.0 format=0.1"``, or any other form
                 that `RewardSum.from_spec` reads.
-            frame: Coordinate frame of the answers.
+            frame: What the numbers in answers mean, see `AnswerFrame.from_spec`.
 
         Raises:
-            ValueError: A reward is unknown or a weight is malformed.
+            ValueError: A reward or the frame is unknown, or a weight is malformed.
         """
         self.rewards = RewardSum.from_spec(rewards)
-        self.frame = frame
+        self.answer_frame = AnswerFrame.from_spec(frame)
 
     def __call__(
         self,
@@ -68,7 +72,7 @@ class Scorer:
             texts: ``N`` answers as the model wrote them; any string is scored.
             samples: ``N`` samples asked about. Answers to one question should share one `Sample`
                 object: what is prepared for its target is then prepared once.
-            frames: ``N`` coordinate frames, for pictures that were letterboxed each in its way.
+            frames: ``N`` coordinate frames; by default those of the answer frame for each sample.
             forms: ``N`` times what was asked for; by default outlines.
 
         Returns:
@@ -78,7 +82,18 @@ class Scorer:
             ValueError: The sequences differ in length.
             Exception: Whatever a reward raises; a bug must not become a zero.
         """
-        frames = [self.frame] * len(texts) if frames is None else frames
+        return self.judge(self.read(texts, samples, frames, forms), samples)
+
+    def read(
+        self,
+        texts: Sequence[str],
+        samples: Sequence[Sample],
+        frames: Sequence[Frame] | None = None,
+        forms: Sequence[Form] | None = None,
+    ) -> tuple[Prediction, ...]:
+        """Decode ``N`` answers without scoring them; arguments and errors as of a call."""
+        if frames is None:
+            frames = [self.answer_frame.about(sample.target.size) for sample in samples]
         forms = ["mask"] * len(texts) if forms is None else forms
         if not len(texts) == len(samples) == len(frames) == len(forms):
             raise ValueError(
@@ -86,7 +101,8 @@ class Scorer:
                 f"{'' if len(forms) == len(texts) else f' and {len(forms)} forms'}: "
                 f"give one of each for every answer"
             )
-        return self.judge(tuple(map(decode_answer, texts, forms, frames)), samples)
+        plain = map(self.answer_frame.normalize, texts)
+        return tuple(map(decode_answer, plain, forms, frames))
 
     def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:
         """Score ``N`` decoded answers in one call of each reward.

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, check_options, check_query_seed
+from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
 from seg_env.envs.infos import Infos, mask_of, merge_infos, pack_infos
@@ -121,6 +121,11 @@ class ReferringSegmentationVectorEnv(
     def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
         """What an episode consists of."""
         return find_rules(dataset, **arguments)
+
+    @property
+    def core(self) -> ReferringCore:
+        """Who asks the questions and scores the answers."""
+        return self._core
 
     @property
     def dataset(self) -> Dataset:

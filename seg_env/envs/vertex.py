@@ -147,7 +147,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             ValueError: An outline of so many vertices cannot be drawn or would not be read.
         """
         super().__init__(core)
-        core.require_outlines('step_mode="vertex"')
+        core.require_outlines('step_mode="vertex"', bracketed=True)
         if isinstance(max_vertices, bool) or not isinstance(max_vertices, int):
             raise ValueError(f"max_vertices={max_vertices!r}; use a whole number")
         if not 3 <= max_vertices <= MAX_VERTICES:
@@ -155,7 +155,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         self.max_vertices, self.render_outline = max_vertices, render_outline
         outline = FreeText(_CHARACTERS_OF_A_VERTEX * max_vertices)
         self.observation_space = spaces.Dict({**core.observation_space.spaces, "outline": outline})
-        self.action_space = VertexText(frame=core.frame)
+        self.action_space = VertexText(frame=core.typical_frame)
 
     def begin(self, question: Question) -> VertexEpisode:
         """Open an episode."""
@@ -165,8 +165,9 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         """Picture, question, and the outline so far."""
         observation = super().observe(episode) | {"outline": episode.text}
         if self.render_outline:
-            rings = [self._points(ring) for ring in episode.rings]
-            open_ring = self._points(episode.open_ring) if episode.open_ring else None
+            seen = self.core.answer_frame.seen(episode.question.sample.target.size)
+            rings = [_points(ring, seen) for ring in episode.rings]
+            open_ring = _points(episode.open_ring, seen) if episode.open_ring else None
             observation["image"] = draw_outline(episode.question.image, rings, open_ring)
         return observation
 
@@ -200,9 +201,10 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             )
         return outcomes
 
-    def _points(self, ring: WrittenRing) -> Ring:
-        """A ring in the unit frame of the picture seen."""
-        return self.core.frame.to_unit(np.array(ring, dtype=np.float64))
+
+def _points(ring: WrittenRing, seen: Frame) -> Ring:
+    """A ring in the unit frame of the picture seen."""
+    return seen.to_unit(np.array(ring, dtype=np.float64))
 
 
 def _act(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:

@@ -1,0 +1,62 @@
+"""Batches without the images that a policy's processor refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.policy import VLMPolicy
+from seg_env.envs.core import Question
+from seg_env.envs.left_out import LeftOut
+
+
+Prepare = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], dict[str, Tensor]]
+"""Makes a model's inputs of images and prompts, as `VLMPolicy.prepare` does."""
+
+
+def refusal(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> Exception | None:
+    """Why a processor refuses an image with a prompt, None if it does not.
+
+    Raises:
+        MemoryError: Memory does not suffice, which is no property of the image.
+    """
+    try:
+        prepare([image], [prompt])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # processors refuse in any way
+        return error
+    return None
+
+
+def prepare_usable(
+    policy: VLMPolicy, questions: Sequence[Question], left_out: LeftOut
+) -> tuple[list[Question], dict[str, Tensor]]:
+    """Prepare a batch; questions about images that the processor refuses are left out.
+
+    Returns:
+        The questions that are left, and the model's inputs, empty if none is.
+
+    Raises:
+        UnusableSample: One is refused, and samples are not to be left out.
+        Exception: The batch cannot be prepared, though each of its images alone can be.
+    """
+    left = list(questions)
+    while left:
+        try:
+            return left, policy.prepare([q.image for q in left], [q.prompt for q in left])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            refused = [refusal(policy.prepare, each.image, each.prompt) for each in left]
+            if not any(refused):
+                raise
+        for question, error in zip(left, refused, strict=True):
+            if error is not None:
+                left_out.add(question.sample.id, error)
+        left = [question for question, error in zip(left, refused, strict=True) if error is None]
+    return [], {}

@@ -1,0 +1,69 @@
+"""What is made sure of before a policy that the project did not make is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from agents.policy import VLMPolicy
+from agents.screening import prepare_usable
+from agents.vision_check import BlindPolicyError, VisionReport, look
+from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.left_out import LeftOut, ask_each
+from seg_env.tasks import answer
+
+QUESTIONS = 8
+"""True answers that are scored with and without their image."""
+CANDIDATES = 64
+"""Samples that they are chosen from, spread evenly over the data set."""
+
+
+def look_at_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport:
+    """Score true answers to some questions with their image, with another one and a blank one.
+
+    Raises:
+        ValueError: There are not two questions about different images.
+    """
+    chosen = _different_images(policy, core)
+    answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in chosen]
+    images, prompts = [one.image for one in chosen], [one.prompt for one in chosen]
+    return look(policy, images, prompts, answers)
+
+
+def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
+    """Make sure that images reach the model; says aloud what was found.
+
+    Returns:
+        The figures, empty where there are not two images to compare.
+
+    Raises:
+        BlindPolicyError: They do not.
+    """
+    try:
+        report = look_at_questions(policy, core)
+    except ValueError as error:
+        console.print(f"[yellow]not checked whether the policy sees: {error}[/yellow]")
+        return {}
+    if not report.sees:
+        raise BlindPolicyError(f"{report.sentence} --no-vision-check trains it all the same.")
+    console.print(report.sentence, highlight=False, soft_wrap=True)
+    return report.to_json()
+
+
+def _different_images(policy: VLMPolicy, core: ReferringCore) -> list[Question]:
+    """Some questions about things that are there, each about an image of its own."""
+    total = len(core.dataset)
+    places = np.unique(np.linspace(0, total - 1, min(CANDIDATES, total)).astype(int)).tolist()
+    found: dict[bytes, Question] = {}
+    for index in places:
+        for question in ask_each(core, [index], LeftOut()):
+            usable, _ = prepare_usable(policy, [question], LeftOut())
+            if usable and question.sample.target.area:
+                found.setdefault(question.image.tobytes(), question)
+        if len(found) == QUESTIONS:
+            break
+    if len(found) < 2:
+        raise ValueError(f"{core.dataset.name} has not two images with an object to ask about")
+    return list(found.values())

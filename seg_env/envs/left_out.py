@@ -1,0 +1,100 @@
+"""Samples that cannot be asked about: named, and left out and counted, or made an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from seg_env.data.base import Dataset
+from seg_env.envs.core import Question, ReferringCore
+
+OnError = Literal["skip", "error"]
+"""What becomes of a sample that cannot be asked about."""
+
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|[0-9]+(?:\.[0-9]+)?")
+"""Paths, names and numbers in a message, which differ from sample to sample."""
+
+
+class UnusableSample(ValueError):
+    """A sample's image cannot be loaded, or the policy's processor refuses it."""
+
+
+class LeftOut:
+    """What has been left out, and why.
+
+    Attributes:
+        on_error: Whether samples are left out at all.
+        reasons: Why, by the name of the sample.
+    """
+
+    def __init__(self, on_error: OnError = "skip") -> None:
+        """Nothing is left out yet."""
+        self.on_error = on_error
+        self.reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.reasons)
+
+    def add(self, name: str, error: Exception) -> None:
+        """Leave a sample out.
+
+        Raises:
+            UnusableSample: Samples are not to be left out.
+        """
+        reason = describe(error)
+        if self.on_error == "error":
+            raise UnusableSample(
+                f"sample {name} cannot be asked about ({reason}); --on-error skip leaves such "
+                f"samples out and counts them"
+            ) from error
+        self.reasons[name] = reason
+
+    def update(self, reasons: Mapping[str, str]) -> None:
+        """Add what another process, or an earlier run, has left out."""
+        self.reasons |= reasons
+
+    def summary(self) -> str:
+        """One line with the number of samples by kind of reason, empty if there are none."""
+        if not self.reasons:
+            return ""
+        kinds: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            kinds.setdefault(_PARTICULAR.sub("…", reason), []).append(name)
+        ordered = sorted(kinds.values(), key=len, reverse=True)
+        parts = [f"{len(names)} as {names[0]} ({self.reasons[names[0]]})" for names in ordered[:5]]
+        rest = sum(map(len, ordered[5:]))
+        more = f"; {rest} for other reasons" if rest else ""
+        return f"{len(self.reasons)} samples left out: {'; '.join(parts)}{more}"
+
+
+def describe(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
+
+
+def ask_each(core: ReferringCore, indices: Sequence[int], left_out: LeftOut) -> list[Question]:
+    """Load the questions about some samples; those that cannot be loaded are left out.
+
+    Raises:
+        UnusableSample: One cannot be, and samples are not to be left out.
+    """
+    found = []
+    for index in indices:
+        try:
+            found.append(core.ask(index))
+        except MemoryError:
+            raise
+        except Exception as error:  # files fail in any way
+            left_out.add(name_of(core.dataset, index), error)
+    return found
+
+
+def name_of(dataset: Dataset, index: int) -> str:
+    """The id of a sample, or its place in the data set where the sample itself cannot be read."""
+    try:
+        return dataset[index].id
+    except Exception:  # its record may be what is broken
+        return f"{dataset.name} ({dataset.split}) #{index}"
