@@ -33,7 +33,7 @@ from agents.optim import cosine_with_warmup
 from agents.policy import TokenScores, VLMPolicy
 from agents.rollout import Rollout, join
 from agents.screening import refusal
-from seg_env.envs.left_out import LeftOut, OnError, UnusableSample, name_of
+from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, name_of
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 _REPLACEMENTS = 16
@@ -183,7 +183,7 @@ class OnPolicyAgent(Agent):
             Observations of all ``B * G`` questions, and the model's inputs, ``B`` prompts.
 
         Raises:
-            UnusableSample: One cannot be used and is not to be left out, or none is found that can.
+            UnusableSampleError: One cannot be used and is not to be left out, or none is found that can.
         """
         asked, size = asked.copy(), self.config.group_size
         for attempt in range(_REPLACEMENTS):
@@ -205,7 +205,7 @@ class OnPolicyAgent(Agent):
                 seeds = [self.config.seed, self.update, attempt, self.world.rank, place]
                 draw = np.random.default_rng(seeds).integers(len(self.env.unwrapped.dataset))
                 asked[place] = draw
-        raise UnusableSample(
+        raise UnusableSampleError(
             f"after {_REPLACEMENTS} rounds of replacement there are still samples that cannot be "
             f"used; {self.left_out.summary()}"
         )

@@ -152,9 +152,7 @@ class VLMPolicy:
             name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
         )
         answer_frame = policy_frame(frame, model, processor, str(name_or_path))
-        policy = cls(
-            model.to(device), processor, precision=precision, answer_frame=answer_frame
-        )
+        policy = cls(model.to(device), processor, precision=precision, answer_frame=answer_frame)
         policy.trust_remote_code = trust_remote_code
         return policy
 

@@ -14,7 +14,7 @@ from agents.prompts import harmless, prepare_inputs, special_tokens
 from agents.screening import Prepare, refusal
 from agents.wording import Wording, word_answer, word_question
 from seg_env.data.base import Dataset
-from seg_env.envs.left_out import LeftOut, UnusableSample, name_of
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, name_of
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_mixture import read_task_weights as read_task_weights
 from seg_env.task_queries import QueryStyle, refer_to
@@ -73,7 +73,7 @@ class DemonstrationRows:
             self.left_out.add(name_of(self.dataset, chosen), row)
             other = np.random.default_rng([self.seed, index, attempt])
             chosen = int(other.integers(len(self.dataset)))
-        raise UnusableSample(
+        raise UnusableSampleError(
             f"of {TRIES} samples in a row none can be used; {self.left_out.summary()}"
         )
 

@@ -13,7 +13,6 @@ from agents.policy import VLMPolicy
 from seg_env.envs.core import Question
 from seg_env.envs.left_out import LeftOut
 
-
 Prepare = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], dict[str, Tensor]]
 """Makes a model's inputs of images and prompts, as `VLMPolicy.prepare` does."""
 
@@ -42,7 +41,7 @@ def prepare_usable(
         The questions that are left, and the model's inputs, empty if none is.
 
     Raises:
-        UnusableSample: One is refused, and samples are not to be left out.
+        UnusableSampleError: One is refused, and samples are not to be left out.
         Exception: The batch cannot be prepared, though each of its images alone can be.
     """
     left = list(questions)

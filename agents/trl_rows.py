@@ -13,7 +13,7 @@ from agents.advantages import degenerate_fraction, group_advantages, group_sprea
 from agents.prompts import harmless, prepare_inputs, special_tokens
 from agents.screening import refusal
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, UnusableSample, name_of
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, name_of
 
 TRIES = 16
 """Samples drawn for a question, one after another, until one can be used."""
@@ -65,7 +65,7 @@ class QuestionRows:
         """The question of a row: the first of those drawn that can be asked.
 
         Raises:
-            UnusableSample: One cannot be asked and is not to be left out, or none can.
+            UnusableSampleError: One cannot be asked and is not to be left out, or none can.
         """
         rng = np.random.default_rng([self.seed, row])
         for _ in range(TRIES):
@@ -82,7 +82,7 @@ class QuestionRows:
                 if fault is None:
                     return question
             self.left_out.add(name_of(self.core.dataset, index), fault)
-        raise UnusableSample(
+        raise UnusableSampleError(
             f"of {TRIES} samples drawn in a row none can be used; {self.left_out.summary()}"
         )
 

@@ -139,7 +139,7 @@ def _log_probs(
     tokens: Tensor,
     mask: Tensor,
 ) -> Tensor:
-    """Log-probabilities ``(N, T)`` by the forward pass that training takes, one prompt at a time."""
+    """Log-probabilities ``(N, T)`` as training finds them, one prompt at a time."""
     constraint, policy.constraint = policy.constraint, None
     try:
         with resting(policy.model):

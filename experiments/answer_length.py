@@ -46,7 +46,7 @@ def longest_answer(
     found = math.ceil(high * ROOM)
     console.print(
         f"longest answer: {found} tokens ({QUANTILE:.0%} of {len(lengths)} true answers of "
-        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, and a fifth is added)",
+        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
     )
     return found

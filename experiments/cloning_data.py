@@ -20,6 +20,8 @@ from experiments.progress import progress_bar
 from seg_env.data import open_dataset
 from seg_env.data.annotated_images import AnnotatedImages
 from seg_env.data.base import Dataset
+from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_queries import QueryStyle
 from seg_env.tasks import Task
 from seg_env.types import Sample
@@ -106,6 +108,8 @@ def demonstrate_pictures(
     decimals: int,
     workers: int,
     console: Console,
+    frame: AnswerFrame = UNIT_ANSWERS,
+    on_error: OnError = "skip",
 ) -> list[Demonstration]:
     """Write questions and answers about pictures on several cores, in their order.
 
@@ -118,7 +122,12 @@ def demonstrate_pictures(
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         workers: Processes.
-        console: Where the progress bar is drawn.
+        console: Where the progress bar is drawn, and what is left out is told.
+        frame: What numbers in questions and answers mean.
+        on_error: Whether pictures that are broken, or that the processor refuses, are left out.
+
+    Raises:
+        UnusableSampleError: One is, and pictures are not to be left out.
     """
     count = len(pictures)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
@@ -132,13 +141,20 @@ def demonstrate_pictures(
         epsilon=epsilon,
         decimals=decimals,
         pad=True,
+        frame=frame,
+        on_error=on_error,
     )
     found: list[Demonstration] = []
+    left_out = LeftOut(on_error)
     with progress_bar(console) as progress:
         task = progress.add_task("reading pictures", total=count, status="")
-        for chunk, part in zip(chunks, _in_order(work, chunks, workers), strict=True):
+        parts = _in_order(work, chunks, workers)
+        for chunk, (part, reasons) in zip(chunks, parts, strict=True):
             found += part
+            left_out.update(reasons)
             progress.advance(task, len(chunk))
+    if left_out:
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     return found
 
 
@@ -147,9 +163,13 @@ def workers_of(ranks: int) -> int:
     return max(1, (os.cpu_count() or 1) // ranks)
 
 
+_Part = tuple[list[Demonstration], dict[str, str]]
+"""Demonstrations of some pictures, and why others were left out, by their names."""
+
+
 def _in_order(
-    work: Callable[[Sequence[int]], list[Demonstration]], chunks: Sequence[range], workers: int
-) -> Iterator[list[Demonstration]]:
+    work: Callable[[Sequence[int]], _Part], chunks: Sequence[range], workers: int
+) -> Iterator[_Part]:
     """What comes of each chunk; a process is not worth starting for a single one."""
     if min(workers, len(chunks)) <= 1:
         yield from map(work, chunks)
@@ -166,9 +186,19 @@ def _demonstrate_chunk(
     policy: str | None,
     model: TinyConfig,
     indices: Sequence[int],
+    *,
+    on_error: OnError,
     **how: Any,
-) -> list[Demonstration]:
+) -> _Part:
     """Demonstrations of some pictures; ``how`` are arguments of `demonstrate`."""
     processor = build_processor(model) if policy is None else open_processor(policy)
-    about = [samples for index in indices if (samples := pictures.samples_of(index))]
-    return [demonstrate(processor, samples, **how) for samples in about]
+    found, left_out = [], LeftOut(on_error)
+    for index in indices:
+        try:
+            if samples := pictures.samples_of(index):
+                found.append(demonstrate(processor, samples, **how))
+        except MemoryError:
+            raise
+        except Exception as error:  # files fail, and processors refuse, in any way
+            left_out.add(f"picture {index}", error)
+    return found, left_out.reasons

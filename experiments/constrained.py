@@ -35,9 +35,18 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
         name: How the policy was named on the command line.
         options: What to allow.
         max_new_tokens: Longest answer, within which it must be complete.
+
+    Raises:
+        ValueError: Answers in the policy's frame are no bracketed numbers.
     """
     if not options.constrained:
         return
+    if policy.answer_frame.writes_tokens:
+        raise ValueError(
+            f"--grammar.constrained allows bracketed numbers, and frame "
+            f"{policy.answer_frame.family!r} writes location tokens: leave it out, or choose "
+            f"another --frame"
+        )
     taught = name in SHIPPED and options.decimals is None
     limits: dict[str, Any] = (
         {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
@@ -46,6 +55,7 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
         policy,
         decimals=SHIPPED_DECIMALS if taught else options.decimals or 3,
         pad=taught,
+        frame=policy.answer_frame.widest(),
         token_budget=max_new_tokens,
         **limits,
     )

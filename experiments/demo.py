@@ -18,13 +18,17 @@ from urllib.parse import parse_qsl, urlsplit
 import tyro
 from rich.console import Console
 
+from experiments.answer_length import AnswerLength
 from experiments.demo_answers import Demo
-from experiments.policies import EMBEDDED, LONGEST_OUTLINE, PrecisionChoice, open_policy
+from experiments.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from rewards.composite import DEFAULT_REWARDS
+from seg_env.frames import AUTO
 
 PAGE = Path(__file__).with_name("demo.html")
 MOST_BYTES = 16 * 2**20
 """Longest request that is read; the page itself sends pictures of at most 1024 pixels a side."""
+LONGEST_OF_PHOTOS = 1024
+"""Tokens of the longest answer about pictures of which no outlines are known."""
 ONLY_INLINE = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
@@ -40,8 +44,12 @@ class Args:
     """Port to listen on, 0 for any free one."""
     rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
     """Rewards that are shown, as ``name=weight`` or ``package.module:Class=weight``."""
-    max_new_tokens: int = LONGEST_OUTLINE
-    """Longest answer, in tokens."""
+    frame: str = AUTO
+    """What the numbers in answers mean: auto (what the policy's folder records, else what its
+    family writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model
+    type."""
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer in tokens; auto: 128 for the shipped policies, 1024 for others."""
     precision: PrecisionChoice = "float32"
     """float32, bfloat16 under autocast, or auto."""
     trust_remote_code: bool = False
@@ -104,11 +112,20 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
 
 def main(args: Args) -> None:
     """Serve until interrupted."""
-    policy = open_policy(args.policy, args.precision, trust_remote_code=args.trust_remote_code)
-    demo = Demo(policy, args.rewards, args.max_new_tokens, args.seed, args.output_dir)
+    console = Console()
+    policy = open_policy(
+        args.policy,
+        args.precision,
+        frame=args.frame,
+        console=console,
+        trust_remote_code=args.trust_remote_code,
+    )
+    length = answer_length(args.max_new_tokens, args.policy)
+    longest = LONGEST_OF_PHOTOS if length == "auto" else length
+    demo = Demo(policy, args.rewards, longest, args.seed, args.output_dir)
     server = make_server(demo, args.host, args.port)
     host, port = server.server_address[:2]
-    Console().print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")
+    console.print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -21,9 +21,10 @@ from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
 from seg_env.envs.overlay import draw_overlay
 from seg_env.envs.scoring import Scorer
+from seg_env.frames import AnswerFrame
 from seg_env.grammar import decode
 from seg_env.tasks import PROMPTS
-from seg_env.types import Sample
+from seg_env.types import Prediction, Sample
 
 LONGEST_EXPRESSION = 300
 """Characters of an expression; one that is longer is refused."""
@@ -51,7 +52,7 @@ class Demo:
         """
         self.policy = policy
         self.policy.model.eval()
-        self.scorer = Scorer(" ".join(rewards))
+        self.scorer = Scorer(" ".join(rewards), policy.answer_frame)
         self.max_new_tokens = max_new_tokens
         self.output_dir = output_dir
         self._generator = torch.Generator().manual_seed(seed)
@@ -89,12 +90,12 @@ class Demo:
             text = self._write(
                 image, PROMPTS["text->mask"].format(expression=expression), temperature
             )
-            found = self._judge(text, truth)
+            prediction = read_about(text, image, self.policy.answer_frame)
+            found = self._judge(prediction, text, truth)
             if self.output_dir is not None:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 with (self.output_dir / "answers.jsonl").open("a") as file:
                     file.write(json.dumps({"expression": expression, **found}) + "\n")
-        prediction = decode(text)
         overlay = draw_overlay(image, None if truth is None else truth.target, prediction)
         return {**found, "overlay": data_uri(overlay)}
 
@@ -110,14 +111,24 @@ class Demo:
         )
         return self.policy.texts(completion.tokens, completion.mask)[0]
 
-    def _judge(self, text: str, truth: Sample | None) -> dict[str, Any]:
+    def _judge(self, read: Prediction, text: str, truth: Sample | None) -> dict[str, Any]:
         """What is wrong with an answer, and its worth where the truth is known."""
-        issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in decode(text).issues]
+        issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in read.issues]
         if truth is None:
             return {"text": text, "issues": issues, "iou": None, "rewards": {}}
         scores = self.scorer([text], [truth])
         rewards = {name: float(values[0]) for name, values in scores.terms.items()}
         return {"text": text, "issues": issues, "iou": float(scores.iou[0]), "rewards": rewards}
+
+
+def read_about(text: str, image: NDArray[np.uint8], frame: AnswerFrame) -> Prediction:
+    """An answer about an image, decoded in the policy's frame.
+
+    Raises:
+        ValueError: The processor would refuse the image.
+    """
+    height, width = image.shape[:2]
+    return decode(frame.normalize(text), frame.about((height, width)))
 
 
 def _samples(asked: Mapping[str, Any]) -> list[Sample]:

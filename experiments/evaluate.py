@@ -193,9 +193,7 @@ def run_scoring(
     return scores
 
 
-def _settings(
-    args: Args, core: ReferringCore, items: list[Item], missing: int
-) -> dict[str, Any]:
+def _settings(args: Args, core: ReferringCore, items: list[Item], missing: int) -> dict[str, Any]:
     """What was measured, and how."""
     decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     from_file = args.predictions is not None
@@ -243,7 +241,8 @@ def run_ceiling(
     title = f"Best scores that text allows: {found['dataset']} ({found['split']}), {questions}"
     console.print(ceiling_table(rows, f"{title} questions", decimals=not numbers_are_whole))
     console.print(
-        f"frame: {core.answer_frame.description}; an empty union counts {args.empty_union:g}", highlight=False
+        f"frame: {core.answer_frame.description}; an empty union counts {args.empty_union:g}",
+        highlight=False,
     )
     return found
 

@@ -74,7 +74,9 @@ def compare_frames(
             for text, sample in zip(texts, samples, strict=True)
         ]
         scores = MaskIoU()(predictions, [sample.target for sample in samples])
-        allowed = [_allowed(other, text, sample) for text, sample in zip(texts, samples, strict=True)]
+        allowed = [
+            _allowed(other, text, sample) for text, sample in zip(texts, samples, strict=True)
+        ]
         numbers = sum(count for _, count in allowed)
         found.append(
             Reading(

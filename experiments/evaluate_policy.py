@@ -11,7 +11,6 @@ from rich.table import Table
 
 from agents.policy import VLMPolicy
 from agents.screening import prepare_usable
-from seg_env.envs.left_out import LeftOut, UnusableSample, ask_each
 from experiments.answer_length import longest_answer
 from experiments.before_training import look_at_questions
 from experiments.evaluate_answers import (
@@ -28,6 +27,7 @@ from experiments.policies import EMBEDDED, answer_length, open_policy
 from experiments.progress import progress_bar
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
 
 
 def open_answerer(args: Args, console: Console) -> VLMPolicy:
@@ -59,7 +59,7 @@ def answer(
     Raises:
         FileExistsError: There are answers already and ``--resume`` was not given.
         ValueError: They are there by other settings.
-        UnusableSample: No question can be asked, or one cannot and is not to be left out.
+        UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
     path = args.output_dir / "answers.jsonl"
     _check_resume(args, path)
@@ -81,7 +81,7 @@ def answer(
     )
     given = [each.tokens or 0 for some in read_answers(path).values() for each in some]
     if not given:
-        raise UnusableSample(f"no question can be asked: {left_out.summary()}")
+        raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
     if left_out:
         console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     cut_off = sum(tokens >= longest for tokens in given) / len(given)
@@ -170,7 +170,7 @@ def collect_answers(
         left_out: Told of questions that cannot be asked.
 
     Raises:
-        UnusableSample: A question cannot be asked and is not to be left out.
+        UnusableSampleError: A question cannot be asked and is not to be left out.
     """
     known = keep_whole_answers(path, answers)
     policy.model.eval()

@@ -61,9 +61,7 @@ def draw_pictures(
         shown = ((row, dataset[items[row // answers].index]) for row in candidates)
         rows = pick_varied((row, sample) for row, sample in shown if _can_be_shown(sample))
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
-        exhibits = [
-            _exhibit(core, items[row // answers], row, columns, form) for row in rows
-        ]
+        exhibits = [_exhibit(core, items[row // answers], row, columns, form) for row in rows]
         draw_sheet(exhibits, title, folder / f"{name}.png")
     if form == "mask":
         draw_histogram(columns, scores, folder / "iou_histogram.png")

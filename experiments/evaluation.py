@@ -15,11 +15,11 @@ from torch import Tensor
 from agents.policy import VLMPolicy
 from agents.sampling import sample
 from agents.screening import prepare_usable
-from seg_env.envs.left_out import LeftOut, UnusableSample, ask_each
 from experiments.questions import open_questions as open_questions
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
 from seg_env.task_mixture import DEFAULT_TASK
 
@@ -137,11 +137,11 @@ def evaluate(
     """Ask questions that are answered once and score the answers; as `evaluate_turns`.
 
     Raises:
-        UnusableSample: No sample can be asked about, or one cannot and is not to be left out.
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
     """
     turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
     if not turns:
-        raise UnusableSample(f"none of the {len(indices)} samples can be asked about")
+        raise UnusableSampleError(f"none of the {len(indices)} samples can be asked about")
     return turns[-1]
 
 
@@ -177,7 +177,7 @@ def evaluate_turns(
         None if no sample can be asked about.
 
     Raises:
-        UnusableSample: A sample cannot be asked about and is not to be left out.
+        UnusableSampleError: A sample cannot be asked about and is not to be left out.
     """
     policy.model.eval()
     left_out = LeftOut("error") if left_out is None else left_out

@@ -33,7 +33,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,8 +44,10 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration
 from agents.distributed import World
+from agents.loading import policy_frame
 from agents.policy import VLMPolicy
 from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
+from experiments.before_training import require_vision
 from experiments.cloning_data import (
     Pictures,
     RecordedPictures,
@@ -61,13 +63,14 @@ from experiments.launch import (
     fit_to_deepspeed,
     launched,
 )
-from experiments.policies import PrecisionChoice, choose_precision, open_policy
+from experiments.policies import SHIPPED, PrecisionChoice, choose_precision, open_policy
 from experiments.progress import progress_bar
 from experiments.reporting import plot_cloning
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
+from seg_env.frames import AUTO, AnswerFrame
 from seg_env.task_mixture import TaskMixture
 from seg_env.task_queries import QueryStyle
 from seg_env.tasks import TEXT_TASKS, query_of
@@ -90,6 +93,14 @@ class Args:
     """What to start from in place of random weights: ``embedded``, ``embedded-tasks``, a
     transformers folder, or a hub id; of the kind of the shipped policies, whose prompts all have
     one length up to the picture's end."""
+    frame: str = AUTO
+    """What the numbers that the policy writes mean: auto (what the folder of ``--policy`` records,
+    else what its family writes; unit for a new one), unit, permille, pixels, qwen2.5-vl, florence,
+    paligemma, pixel:WxH, or a model type. It is taught and measured in this frame, and records it."""
+    vision_check: bool = True
+    """Refuse to train a ``--policy`` that images do not reach; not asked of the shipped ones."""
+    on_error: Literal["skip", "error"] = "skip"
+    """Pictures that are broken or that the processor refuses: left out and counted, or an error."""
     data: str | None = None
     """Annotated pictures to learn from in place of scenes: a folder of experiments/annotate.py, or
     a .jsonl or .parquet file."""
@@ -138,13 +149,16 @@ def main(args: Args) -> dict[str, Any]:
         args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
         args.cloning.seed = args.seed
         set_tasks(args)
-        policy, pictures = build_policy(args), open_pictures(args)
-        held_out(args)
+        policy, pictures = build_policy(args, console), open_pictures(args)
+        core = held_out(args, policy.answer_frame)
+        others = args.policy is not None and args.policy not in SHIPPED
+        if args.vision_check and others and not args.resume:
+            require_vision(policy, core, console)
         # Only now, so that a wrong option leaves no folder behind that the right one is refused.
         if world.is_main:
             start_run(args.output_dir, args, resume=args.resume)
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
-        demonstrations = build_demonstrations(args, pictures, world, console)
+        demonstrations = build_demonstrations(args, pictures, world, console, policy.answer_frame)
         agent = BehaviorCloning(policy, demonstrations, args.cloning)
         checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
         if (checkpoint := world.broadcast(checkpoint)) is not None:
@@ -166,16 +180,21 @@ def set_tasks(args: Args) -> None:
         args.model = replace(args.model, more_words=tuple(words))
 
 
-def build_policy(args: Args) -> VLMPolicy:
+def build_policy(args: Args, console: Console) -> VLMPolicy:
     """The policy to start from; random weights follow from the seed."""
     if args.policy is not None:
-        policy = open_policy(args.policy, args.precision)
+        policy = open_policy(args.policy, args.precision, frame=args.frame, console=console)
     else:
         torch.manual_seed(args.seed)
         processor = build_processor(args.model)
         model = build_model(args.model, processor)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        policy = VLMPolicy(model, processor, precision=choose_precision(args.precision))
+        policy = VLMPolicy(
+            model,
+            processor,
+            precision=choose_precision(args.precision),
+            answer_frame=policy_frame(args.frame, model, processor, "a new policy"),
+        )
     if policy.device.type == "cpu":
         # Its backward is twice as fast at these lengths.
         policy.model.set_attn_implementation("eager")
@@ -214,7 +233,7 @@ def check_enough(args: Args, pictures: int) -> None:
 
 
 def build_demonstrations(
-    args: Args, pictures: Pictures, world: World, console: Console
+    args: Args, pictures: Pictures, world: World, console: Console, frame: AnswerFrame
 ) -> list[Demonstration]:
     """Read the pictures and write their questions and answers, on all cores.
 
@@ -233,6 +252,8 @@ def build_demonstrations(
         decimals=args.decimals,
         workers=workers_of(world.size),
         console=console,
+        frame=frame,
+        on_error=args.on_error,
     )
     check_enough(args, len(found))
     return found
@@ -245,7 +266,7 @@ def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
         SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
     """
     log = RunLog(args.output_dir, start=agent.update) if agent.world.is_main else None
-    core = held_out(args)
+    core = held_out(args, agent.policy.answer_frame)
     with progress_bar(console) as progress, Termination(agent.world) as termination:
         task = progress.add_task("cloning", total=args.updates, completed=agent.update, status="")
 
@@ -275,10 +296,13 @@ def train(agent: BehaviorCloning, args: Args, console: Console) -> None:
         log.close()
 
 
-def held_out(args: Args) -> ReferringCore:
+def held_out(args: Args, frame: AnswerFrame) -> ReferringCore:
     """The questions that the policy is measured on."""
     return open_questions(
-        "SimpleSeg-Scenes-v0", split=args.evaluation_split, difficulty=args.difficulty
+        "SimpleSeg-Scenes-v0",
+        split=args.evaluation_split,
+        difficulty=args.difficulty,
+        frame=frame,
     )
 
 
@@ -291,7 +315,8 @@ def save(agent: BehaviorCloning, folder: Path) -> None:
 
 def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float) -> dict[str, Any]:
     """Measure the finished policy on held-out scenes and write scores and curve."""
-    core = held_out(args)
+    frame = agent.policy.answer_frame
+    core = held_out(args, frame)
     questions = np.arange(args.evaluation_questions)
     scores: dict[str, Any] = {
         "greedy": evaluate_together(agent, core, questions).summary(),
@@ -299,10 +324,11 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
         "updates": args.updates,
         "seed": args.seed,
         "minutes": minutes,
+        "frame": frame.description,
     }
     if args.task is not None:
         scores["tasks"] = {
-            task: evaluate_together(agent, _questions(args, task), questions).fit_score()
+            task: evaluate_together(agent, _questions(args, task, frame), questions).fit_score()
             for task in TaskMixture.from_spec(args.task).tasks
         }
     if agent.world.is_main:
@@ -320,7 +346,7 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
     return scores
 
 
-def _questions(args: Args, task: str) -> ReferringCore:
+def _questions(args: Args, task: str, frame: AnswerFrame) -> ReferringCore:
     """Held-out questions of one task."""
     return open_questions(
         "SimpleSeg-Scenes-v0",
@@ -329,6 +355,7 @@ def _questions(args: Args, task: str) -> ReferringCore:
         negatives=args.negatives,
         task=task,
         queries=asdict(args.queries),
+        frame=frame,
     )
 
 

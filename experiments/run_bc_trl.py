@@ -126,16 +126,17 @@ def main(args: Args) -> dict[str, Any]:
     frame = policy.answer_frame
     core = args.questions(args.evaluation.split, frame)
     dataset = open_records(args.data) if args.data else args.questions(args.split, frame).dataset
+    longest = 0  # only the first process asks
     if first:
-        longest = longest_answer(
-            answer_length(args.max_new_tokens, args.policy), policy, core, console
-        )
+        length = answer_length(args.max_new_tokens, args.policy)
+        longest = longest_answer(length, policy, core, console)
         if args.vision_check and args.policy not in SHIPPED and not args.resume:
             require_vision(policy, core, console)
         # Only now, so that what was refused leaves no folder behind.
         start_run(args.output_dir, args, resume=args.resume)
-        args.max_new_tokens = longest
-    agent = SupervisedFineTuning(policy, dataset, args.sft, on_error=args.on_error)
+    agent = SupervisedFineTuning(
+        policy, dataset, args.sft, max_new_tokens=longest, on_error=args.on_error
+    )
     before = measure_before(agent, core, args) if first else {}
     checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
     if checkpoint is not None:
@@ -208,7 +209,7 @@ def measure(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Eva
             questions,
             temperature=temperature,
             answers=answers,
-            max_new_tokens=args.max_new_tokens,
+            max_new_tokens=agent.max_new_tokens,
             seed=args.seed,
             left_out=LeftOut(args.on_error),
         )
@@ -252,6 +253,6 @@ def _greedy(
         agent.policy,
         core,
         some,
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=agent.max_new_tokens,
         left_out=LeftOut(args.on_error),
     )

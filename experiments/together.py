@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import Agent
-from seg_env.envs.left_out import LeftOut, UnusableSample
 from experiments.evaluation import Evaluation, evaluate_turns, join_turns
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules
+from seg_env.envs.left_out import LeftOut, UnusableSampleError
 
 
 def evaluate_together(
@@ -39,7 +39,7 @@ def play_together(
         **settings: Those of `evaluate_turns`.
 
     Raises:
-        UnusableSample: No sample can be asked about, or one cannot and is not to be left out.
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
     """
     mine = np.array_split(indices, agent.world.size)[agent.world.rank]
     left_out = LeftOut("error") if left_out is None else left_out
@@ -50,5 +50,7 @@ def play_together(
         left_out.update(reasons)
     parts = [part for part in agent.world.gather(found) if part]
     if not parts:
-        raise UnusableSample(f"none of {len(indices)} samples can be asked: {left_out.summary()}")
+        raise UnusableSampleError(
+            f"none of {len(indices)} samples can be asked: {left_out.summary()}"
+        )
     return join_turns(parts)

@@ -37,7 +37,6 @@ from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import play_together
 from seg_env.envs.left_out import LeftOut, OnError
 
-
 MOST_TRUNCATED = 0.05
 """Share of a rollout's answers that may be cut off without a warning."""
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from agents.distributed import World
 from agents.on_policy_config import OnPolicyConfig
 from agents.policy import VLMPolicy
-from experiments.constrained import GrammarOptions
 from experiments.answer_length import AnswerLength
+from experiments.constrained import GrammarOptions
 from experiments.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from experiments.trainer import EvaluationPlan
 from seg_env.envs.vector import ReferringSegmentationVectorEnv

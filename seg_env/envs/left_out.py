@@ -16,7 +16,7 @@ _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|[0-9]+(?:\.[0-9]+)?")
 """Paths, names and numbers in a message, which differ from sample to sample."""
 
 
-class UnusableSample(ValueError):
+class UnusableSampleError(ValueError):
     """A sample's image cannot be loaded, or the policy's processor refuses it."""
 
 
@@ -41,11 +41,11 @@ class LeftOut:
         """Leave a sample out.
 
         Raises:
-            UnusableSample: Samples are not to be left out.
+            UnusableSampleError: Samples are not to be left out.
         """
         reason = describe(error)
         if self.on_error == "error":
-            raise UnusableSample(
+            raise UnusableSampleError(
                 f"sample {name} cannot be asked about ({reason}); --on-error skip leaves such "
                 f"samples out and counts them"
             ) from error
@@ -79,7 +79,7 @@ def ask_each(core: ReferringCore, indices: Sequence[int], left_out: LeftOut) -> 
     """Load the questions about some samples; those that cannot be loaded are left out.
 
     Raises:
-        UnusableSample: One cannot be, and samples are not to be left out.
+        UnusableSampleError: One cannot be, and samples are not to be left out.
     """
     found = []
     for index in indices:
