@@ -183,7 +183,7 @@ class OnPolicyAgent(Agent):
             Observations of all ``B * G`` questions, and the model's inputs, ``B`` prompts.
 
         Raises:
-            UnusableSampleError: One cannot be used and is not to be left out, or none is found that can.
+            UnusableSampleError: One cannot be used and is not to be left out, or none can be.
         """
         asked, size = asked.copy(), self.config.group_size
         for attempt in range(_REPLACEMENTS):

@@ -73,14 +73,13 @@ class QuestionRows:
             query_seed = self.core.draw_seed(rng)
             try:
                 question = self.core.ask(index, query_seed=query_seed)
+                fault = refusal(self._prepare, question.image, question.prompt)
             except MemoryError:
                 raise
             except Exception as error:  # files fail in any way
-                fault: Exception | None = error
-            else:
-                fault = refusal(self._prepare, question.image, question.prompt)
-                if fault is None:
-                    return question
+                fault = error
+            if fault is None:
+                return question
             self.left_out.add(name_of(self.core.dataset, index), fault)
         raise UnusableSampleError(
             f"of {TRIES} samples drawn in a row none can be used; {self.left_out.summary()}"

@@ -51,8 +51,8 @@ class Args:
     """File of answers to score in place of a policy's."""
     frame: str = AUTO
     """What the numbers in answers are: auto (what the policy's folder records, else what its family
-    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type such
-    as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
+    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
+    such as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
     min_pixels: int = ResizeSettings.min_pixels
     """For --predictions with --frame qwen2.5-vl: as the processor was set."""
     max_pixels: int = ResizeSettings.max_pixels

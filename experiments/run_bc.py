@@ -96,7 +96,8 @@ class Args:
     frame: str = AUTO
     """What the numbers that the policy writes mean: auto (what the folder of ``--policy`` records,
     else what its family writes; unit for a new one), unit, permille, pixels, qwen2.5-vl, florence,
-    paligemma, pixel:WxH, or a model type. It is taught and measured in this frame, and records it."""
+    paligemma, pixel:WxH, or a model type. It is taught and measured in this frame, and
+    records it."""
     vision_check: bool = True
     """Refuse to train a ``--policy`` that images do not reach; not asked of the shipped ones."""
     on_error: Literal["skip", "error"] = "skip"

@@ -50,7 +50,5 @@ def play_together(
         left_out.update(reasons)
     parts = [part for part in agent.world.gather(found) if part]
     if not parts:
-        raise UnusableSampleError(
-            f"none of {len(indices)} samples can be asked: {left_out.summary()}"
-        )
+        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
     return join_turns(parts)

@@ -104,13 +104,15 @@ class Run:
         self.max_new_tokens = agent.max_new_tokens
         if length is not None:
             self.max_new_tokens = longest_answer(length, policy, self.core, console)
-        self.vision: dict[str, Any] = {}
+        vision: dict[str, Any] = {}
         if args.vision_check and args.policy not in SHIPPED and not args.resume:
             with agent.whole_weights():
-                self.vision = require_vision(policy, self.core, console)
+                vision = require_vision(policy, self.core, console)
         # Only now, so that what was refused leaves no folder behind.
         if self.world.is_main:
             start_run(self.folder, args, resume=args.resume)
+            if vision:
+                write_json(self.folder / "vision.json", vision)
         self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
         checkpoint = self.world.broadcast(checkpoint)
@@ -204,8 +206,8 @@ class Run:
             self._warned = True
             self.console.print(
                 f"[yellow]{share:.0%} of the answers of a rollout were cut off at "
-                f"{self.agent.max_new_tokens} tokens: they earn little, whatever they outline. Give "
-                f"a larger --max-new-tokens, or auto[/yellow]",
+                f"{self.agent.max_new_tokens} tokens: they earn little, whatever they outline. "
+                f"Give a larger --max-new-tokens, or auto[/yellow]",
                 highlight=False,
             )
 
@@ -269,7 +271,6 @@ def train_and_report(
         "minutes": (time.perf_counter() - start) / 60,
         "frame": agent.policy.answer_frame.description,
         "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": run.max_new_tokens},
-        "vision": run.vision,
         "left_out": {"measuring": run.left_out.reasons, "learning": agent.left_out.reasons},
     }
     if agent.world.is_main:

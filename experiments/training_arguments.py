@@ -37,9 +37,9 @@ class TrainingArguments:
     family writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model
     type such as qwen3_vl. It is trained and measured in this frame, and records it."""
     max_new_tokens: AnswerLength = "auto"
-    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one than
-    128, or for the shipped policies; for others measured on outlines of the ground truth in their
-    own tokens, one length to learn with and one to be measured with."""
+    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one
+    than 128, or for the shipped policies; for others measured on outlines of the ground truth in
+    their own tokens, one length to learn with and one to be measured with."""
     vision_check: bool = True
     """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
     on_error: Literal["skip", "error"] = "skip"

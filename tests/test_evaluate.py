@@ -15,13 +15,12 @@ from shapely.geometry import Polygon
 from experiments import evaluate_samples
 from experiments.evaluate import main
 from experiments.evaluate_answers import Answer, keep_whole_answers, match_answers, read_answers
-from experiments.evaluate_frames import choose_reader
 from experiments.evaluate_options import Args
 from experiments.evaluate_published import published_table
 from experiments.evaluate_samples import load_samples
 from experiments.evaluate_scores import score
 from experiments.questions import open_questions
-from seg_env.frames import PixelFrame, write_tokens
+from seg_env.frames import PixelFrame, find_answer_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of
 
@@ -103,11 +102,11 @@ def test_scores_equal_those_of_the_environment(tmp_path):
     ],
 )
 def test_answers_in_any_frame_score_the_same(tmp_path, truth, frame, family):
-    reader = choose_reader(frame)
+    reader = find_answer_frame(frame)
     assert reader.family == family
     rows = []
     for sample in scene_samples():
-        text = encode(sample.target.outline(0.005), frame=reader.frame(sample))
+        text = encode(sample.target.outline(0.005), frame=reader.about(sample.target.size))
         rows.append((sample.id, text if ":" in frame else write_tokens(text, reader.family)))
     found = evaluate(tmp_path / "out", write_answers(tmp_path / "a.jsonl", rows), frame=frame)
     assert found["giou"] > 0.95
@@ -116,9 +115,9 @@ def test_answers_in_any_frame_score_the_same(tmp_path, truth, frame, family):
 
 
 def test_a_wrong_frame_is_noticed_and_the_right_one_named(tmp_path, truth, capsys):
-    permille = choose_reader("permille")
+    permille = find_answer_frame("permille")
     rows = [
-        (sample.id, encode(sample.target.outline(0.005), frame=permille.frame(sample)))
+        (sample.id, encode(sample.target.outline(0.005), frame=permille.about(sample.target.size)))
         for sample in scene_samples()
     ]
     found = evaluate(tmp_path / "out", write_answers(tmp_path / "a.jsonl", rows))
@@ -129,19 +128,19 @@ def test_a_wrong_frame_is_noticed_and_the_right_one_named(tmp_path, truth, capsy
 
 
 def test_frames_follow_the_model_and_the_picture_it_sees():
-    reader = choose_reader("auto", model_type="qwen2_5_vl")
+    reader = find_answer_frame("auto", model_type="qwen2_5_vl")
     assert "picked by model type qwen2_5_vl" in reader.description
     (sample,) = scene_samples()[:1]
-    assert reader.frame(sample) == PixelFrame(140, 140)
-    letterboxed = choose_reader("auto", model_type="qwen2_5_vl", canvas_size=(64, 100))
-    assert letterboxed.frame(sample).name == "letterbox-128x128-in-100x64-pixels-112x56"
-    named = choose_reader("auto", model_type="qwen2_5_vl", model_name="org/SimpleSeg-Qwen")
+    assert reader.about(sample.target.size) == PixelFrame(140, 140)
+    letterboxed = find_answer_frame("auto", model_type="qwen2_5_vl").within((64, 100))
+    assert letterboxed.about(sample.target.size).name == "letterbox-128x128-in-100x64-pixels-112x56"
+    named = find_answer_frame("auto", model_type="qwen2_5_vl", model_name="org/SimpleSeg-Qwen")
     assert named.family == "unit"
-    assert choose_reader("auto", model_type="brand_new").family == "unit"
+    assert find_answer_frame("auto", model_type="brand_new").family == "unit"
     with pytest.raises(ValueError, match=r"bins.*pixel:WxH.*qwen3_vl"):
-        choose_reader("bins")
+        find_answer_frame("bins")
     with pytest.raises(ValueError, match="pixel:0x5"):
-        choose_reader("pixel:0x5")
+        find_answer_frame("pixel:0x5")
 
 
 def test_answers_and_questions_must_fit(tmp_path, truth):

@@ -22,9 +22,9 @@ from agents.prompts import prepare_inputs
 from agents.tiny import IMAGE, build_tokenizer
 from agents.wording import ANSWERS
 from experiments.evaluate import main as evaluate
-from experiments.evaluate_frames import choose_reader
 from experiments.evaluate_options import Args
 from experiments.policies import open_policy
+from seg_env.frames import find_answer_frame
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.grammar import decode, encode
 
@@ -91,27 +91,33 @@ def arguments(folder, **given):
 @pytest.mark.parametrize("name", [*RELEASED, "/models/simpleseg-qwen2.5-vl", RELEASED[0] + "/"])
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "kimi_vl"])
 def test_their_numbers_are_fractions_whatever_they_were_made_from(name, model_type):
-    assert choose_reader("auto", model_type=model_type, model_name=name).family == "unit"
+    assert find_answer_frame("auto", model_type=model_type, model_name=name).family == "unit"
 
 
 def test_a_frame_that_a_checkpoint_records_comes_first():
-    base = choose_reader("auto", model_type="qwen2_5_vl", model_name="/models/a")
-    trained = choose_reader(
+    base = find_answer_frame("auto", model_type="qwen2_5_vl", model_name="/models/a")
+    trained = find_answer_frame(
         "auto", model_type="qwen2_5_vl", model_name="/models/a", recorded="unit"
     )
     assert (base.family, trained.family) == ("qwen2.5-vl", "unit")
     assert "configuration" in trained.description
     for hostile in ("", "inches", "../unit"):
-        found = choose_reader("auto", model_type="qwen2_5_vl", recorded=hostile)
+        found = find_answer_frame("auto", model_type="qwen2_5_vl", recorded=hostile)
         assert found.family == "qwen2.5-vl"
 
 
-def test_a_policy_that_was_trained_here_records_its_frame(tmp_path):
+def test_only_a_policy_that_training_changed_records_its_frame(tmp_path):
     policy = small_policy()
-    assert recorded_frame(policy.model) is None
-    write_policy(tmp_path / "policy", policy)
-    loaded = VLMPolicy.from_pretrained(tmp_path / "policy")
-    assert recorded_frame(loaded.model) == "unit"
+    write_policy(tmp_path / "as-it-was", policy)
+    assert recorded_frame(VLMPolicy.from_pretrained(tmp_path / "as-it-was").model) is None
+    policy.answer_frame = find_answer_frame("permille")
+    policy.mark_trained()
+    write_policy(tmp_path / "trained", policy)
+    loaded = VLMPolicy.from_pretrained(tmp_path / "trained")
+    assert recorded_frame(loaded.model) == "permille"
+    assert loaded.answer_frame.family == "permille"
+    asked = VLMPolicy.from_pretrained(tmp_path / "trained", frame="unit")
+    assert asked.answer_frame.family == "unit"
     loaded.model.config.answer_frame = ["unit"]
     assert recorded_frame(loaded.model) is None, "a configuration is data from outside"
 

@@ -92,15 +92,16 @@ class Scorer:
         forms: Sequence[Form] | None = None,
     ) -> tuple[Prediction, ...]:
         """Decode ``N`` answers without scoring them; arguments and errors as of a call."""
-        if frames is None:
-            frames = [self.answer_frame.about(sample.target.size) for sample in samples]
         forms = ["mask"] * len(texts) if forms is None else forms
-        if not len(texts) == len(samples) == len(frames) == len(forms):
+        given = len(texts) if frames is None else len(frames)
+        if not len(texts) == len(samples) == given == len(forms):
             raise ValueError(
-                f"{len(texts)} answers, {len(samples)} samples and {len(frames)} frames"
+                f"{len(texts)} answers, {len(samples)} samples and {given} frames"
                 f"{'' if len(forms) == len(texts) else f' and {len(forms)} forms'}: "
                 f"give one of each for every answer"
             )
+        if frames is None:
+            frames = [self.answer_frame.about(sample.target.size) for sample in samples]
         plain = map(self.answer_frame.normalize, texts)
         return tuple(map(decode_answer, plain, forms, frames))
 
