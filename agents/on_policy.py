@@ -208,7 +208,7 @@ class OnPolicyAgent(Agent):
         raise UnusableSampleError(
             f"after {_REPLACEMENTS} rounds of replacement there are still samples that cannot be "
             f"used; {self.left_out.summary()}"
-        )
+        ) from fault
 
     def _fault(self, index: int) -> Exception | None:
         """Why a sample cannot be used, None if it can be."""
