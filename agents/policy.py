@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoProcessor, Cache
-from transformers.utils import logging as transformers_logging
+from transformers import Cache
 
 from agents.families import (
     complete_inputs,
@@ -28,7 +27,8 @@ from agents.families import (
     token_positions,
     vision_parameters,
 )
-from agents.loading import model_class
+from agents.loading import open_checkpoint
+from agents.loading import quiet_progress as quiet_progress
 from agents.picture_features import PictureFeatures
 from agents.prompts import prepare_inputs, special_tokens
 from agents.scoring import TokenScores as TokenScores
@@ -129,19 +129,14 @@ class VLMPolicy:
                 have not read.
 
         Raises:
-            ValueError: The checkpoint needs code of its own, and that was not allowed.
+            CheckpointError: It cannot be opened, or needs code of its own, which was not allowed;
+                says in one line what is missing.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        on_cpu = device == "cpu"
-        opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
-        with quiet_progress():
-            model = opener.from_pretrained(
-                name_or_path,
-                dtype=dtype or (torch.float32 if on_cpu else "auto"),
-                trust_remote_code=trust_remote_code,
-            )
-        processor = AutoProcessor.from_pretrained(
-            name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
+        model, processor = open_checkpoint(
+            name_or_path,
+            dtype=dtype or (torch.float32 if device == "cpu" else "auto"),
+            trust_remote_code=trust_remote_code,
         )
         policy = cls(model.to(device), processor, precision=precision)
         policy.trust_remote_code = trust_remote_code
@@ -314,18 +309,6 @@ class VLMPolicy:
         forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
         forbidden[self.end_ids] = False
         return forbidden.to(self.model.device)
-
-
-@contextmanager
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers inside the block: they would break those of a run."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from experiments.demo_answers import Demo
+from experiments.launch import brief_errors
 from experiments.policies import EMBEDDED, LONGEST_OUTLINE, PrecisionChoice, open_policy
 from rewards.composite import DEFAULT_REWARDS
 
@@ -116,4 +117,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

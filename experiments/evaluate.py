@@ -40,6 +40,7 @@ from experiments.evaluate_samples import Item, load_samples, measure_answers, sa
 from experiments.evaluate_scores import gains, score
 from experiments.evaluate_tasks import EVERY_TASK, write_task_table
 from experiments.files import write_json
+from experiments.launch import brief_errors
 from experiments.progress import progress_bar
 from experiments.questions import open_questions
 from seg_env.envs.core import ReferringCore
@@ -219,4 +220,5 @@ def _progress(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoProcessor
 
+from agents.loading import CheckpointMissingError, open_policy_processor
 from agents.policy import Precision, VLMPolicy
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
@@ -31,10 +31,10 @@ def open_policy(
     """Load one of `SHIPPED`, a folder, or a hub id.
 
     Raises:
-        FileNotFoundError: A path was given and nothing is there.
+        CheckpointError: It cannot be opened; says in one line what is missing.
     """
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise FileNotFoundError(
+        raise CheckpointMissingError(
             f"--policy {name}: no such folder; give one, a hub id, or {' or '.join(SHIPPED)}"
         )
     return VLMPolicy.from_pretrained(
@@ -46,7 +46,7 @@ def open_policy(
 
 def open_processor(name: str) -> Any:
     """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
-    return AutoProcessor.from_pretrained(_place(name), backend="pil")
+    return open_policy_processor(_place(name))
 
 
 def _place(name: str) -> str | Path:

@@ -57,6 +57,7 @@ from experiments.files import write_json
 from experiments.launch import (
     TERMINATED,
     Termination,
+    brief_errors,
     command_words,
     fit_to_deepspeed,
     launched,
@@ -349,4 +350,5 @@ def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line()
+    with brief_errors():
+        command_line()

@@ -26,7 +26,7 @@ from agents.demonstrations import Demonstration
 from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
 from experiments.evaluation import ask, question_noise
-from experiments.launch import command_words, fit_to_deepspeed, launched
+from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.progress import progress_bar
 from experiments.questions import open_rules
@@ -123,4 +123,5 @@ def own_demonstrations(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, args=command_words(), description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, args=command_words(), description=__doc__))

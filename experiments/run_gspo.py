@@ -31,7 +31,7 @@ import tyro
 
 from agents.gspo import GSPO, GSPOConfig
 from experiments.constrained import constrain
-from experiments.launch import command_words, fit_to_deepspeed, launched
+from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.trainer import train_and_report
 from experiments.training_arguments import TrainingArguments
@@ -77,4 +77,5 @@ def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line()
+    with brief_errors():
+        command_line()

@@ -21,7 +21,7 @@ import tyro
 from agents.ppo import PPO, PPOConfig
 from experiments.constrained import constrain
 from experiments.files import write_atomically
-from experiments.launch import command_words, fit_to_deepspeed, launched
+from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.reporting_curves import plot_training
 from experiments.runs import read_metrics
@@ -68,4 +68,5 @@ def add_curves(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, args=command_words(), description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, args=command_words(), description=__doc__))
