@@ -27,6 +27,7 @@ from agents.families import (
     token_positions,
     vision_parameters,
 )
+from agents.image_tokens import ImageTokensError, check_image_tokens, number_image_rows
 from agents.loading import open_checkpoint
 from agents.loading import quiet_progress as quiet_progress
 from agents.picture_features import PictureFeatures
@@ -161,8 +162,24 @@ class VLMPolicy:
     def prepare(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Turn ``B`` pictures and questions into model inputs, padded on the left."""
+        """Turn ``B`` pictures and questions into model inputs, padded on the left.
+
+        Raises:
+            ImageTokensError: A prompt has another number of image tokens than its picture has
+                features; its ``row`` says which.
+        """
         batch = prepare_inputs(self.processor, images, prompts)
+        try:
+            batch = number_image_rows(self.model, batch)
+        except ImageTokensError:  # some prompt is wrong: each is looked at by itself
+            for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+                try:
+                    alone = prepare_inputs(self.processor, [image], [prompt])
+                    check_image_tokens(self.model, number_image_rows(self.model, alone))
+                except ImageTokensError as error:
+                    raise error.at(row) from None
+            raise
+        check_image_tokens(self.model, batch)
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:

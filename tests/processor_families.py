@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForImageTextToText,
@@ -186,7 +186,7 @@ def qwen_tokenizer(vocabulary=None, **names):
 
 
 def byte_level_tokenizer(special, **names):
-    """A byte-level tokenizer of transformers' general class.
+    """A byte-level tokenizer of transformers' general class; it starts texts by ``bos_token``.
 
     Args:
         special: Special tokens that have no name.
@@ -196,9 +196,14 @@ def byte_level_tokenizer(special, **names):
     tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, additional_special_tokens=list(special), **names
     )
+    start = fast.bos_token
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, fast.bos_token_id)]
+    )
+    return fast
 
 
 @dataclass(frozen=True)

@@ -81,13 +81,8 @@ def test_an_adapter_is_told_from_a_model(tmp_path):
 
 
 def test_the_folder_of_a_run_points_to_the_policy_in_it(folder):
-    assert message_ends(refusal(folder.parent), f"there is one in {folder}")
+    assert refusal(folder.parent).endswith(f"there is one in {folder}")
     assert "is a file" in refusal(folder / "config.json")
-
-
-def message_ends(message, end):
-    """Whether a message ends so."""
-    return message.endswith(end)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/x", "two words"])
@@ -136,11 +131,10 @@ def test_what_libraries_say_becomes_one_line(error, reason, monkeypatch):
 
 def test_a_torchvision_of_another_release_is_told_from_none(monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda name: object())
+    error = ModuleNotFoundError("Could not import module 'Qwen2VLProcessor'.")
+    error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
     with pytest.raises(CheckpointError, match="does not fit torch"), explained("some/model"):
-        try:
-            raise RuntimeError("operator torchvision::nms does not exist")
-        except RuntimeError as error:
-            raise ModuleNotFoundError("Could not import module 'Qwen2VLProcessor'.") from error
+        raise error
 
 
 def test_running_out_of_memory_is_no_fault_of_the_checkpoint():
@@ -169,7 +163,7 @@ def test_all_ways_to_open_a_processor_prepare_images_alike(folder):
 
 
 def test_the_embedded_policy_sees_the_same_with_and_without_torchvision():
-    """Its published figures hold for this implementation, which rounds otherwise than torchvision's."""
+    """Its published figures hold for this implementation; torchvision's rounds otherwise."""
     processor = open_processor(EMBEDDED)
     assert type(processor.image_processor).__name__ == "SiglipImageProcessorPil"
     saved = json.loads((SHIPPED[EMBEDDED] / "processor_config.json").read_text())
@@ -200,7 +194,10 @@ def test_a_processor_of_text_alone_is_no_processor(folder):
 
 
 def test_annotators_say_the_same(tmp_path):
-    for load in (lambda: load_model(object, str(tmp_path / "x"), "cpu"), lambda: load_processor("./x")):
+    for load in (
+        lambda: load_model(object, str(tmp_path / "x"), "cpu"),
+        lambda: load_processor("./x"),
+    ):
         with pytest.raises(CheckpointMissingError, match="no such folder"):
             load()
 
