@@ -46,8 +46,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.ti
 """Any of them holds a vocabulary."""
 INSTALL = {
     "torchvision": (
-        "pip install torchvision, in the release that belongs to the installed torch (CPU builds "
-        "of torch have none; see constraints-vision.txt)"
+        "pip install torchvision, in the release that belongs to the installed torch (its CPU "
+        "builds have none: pip install torch==2.14.1 torchvision==0.29.1)"
     ),
     "num2words": "pip install num2words",
     "timm": "pip install timm",

@@ -188,11 +188,6 @@ def test_the_chat_template_is_found_wherever_it_lies(folder, place):
     assert len(policy.prepare(random_images(1), QUESTIONS[:1])["input_ids"]) == 1
 
 
-def test_a_processor_of_text_alone_is_no_processor(folder):
-    (folder / "processor_config.json").write_text('{"image_processor": {}}')
-    assert "its processor" in refusal(folder)
-
-
 def test_annotators_say_the_same(tmp_path):
     for load in (
         lambda: load_model(object, str(tmp_path / "x"), "cpu"),
