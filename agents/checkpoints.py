@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from agents.distributed import World
-from agents.loading import copy_record
+from agents.frame_record import copy_record
 from agents.policy import VLMPolicy
 
 PARTIAL = ".partial"

@@ -17,12 +17,17 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs with one entry per token of a prompt; all others are about pictures."""
 
+GRIDS = ("image_grid_thw", "image_grid_hws")
+"""Inputs that count the patches of each picture: Qwen's in time, height and width, Kimi-VL's in
+height and width."""
+IMAGE_ROWS = "image_rows"
+"""Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
+where pictures are cut into tiles that follow each other (`agents.image_tokens`)."""
 ROWS_PER_PICTURE = {
-    "pixel_values": ("image_grid_thw", "image_grid_hws"),
+    "pixel_values": (*GRIDS, IMAGE_ROWS),
     "pixel_values_videos": ("video_grid_thw",),
 }
-"""Inputs in which the patches of all pictures follow each other, with the grids that count them:
-Qwen's in time, height and width, Kimi-VL's in height and width."""
+"""Inputs in which the rows of all pictures follow each other, with what counts them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,11 @@ class Family:
 
 
 FAMILIES = {
+    "gemma3": Family(),
     "idefics3": Family(),
+    "internvl": Family(),
     "llava": Family(),
+    "llava_onevision": Family(),
     "paligemma": Family(first_position=1, answer_token_type=1),
     "qwen2_5_vl": Family(),
     "qwen2_vl": Family(),
@@ -58,9 +66,15 @@ def is_tested(model: Any) -> bool:
 
 
 def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs about the tokens of prompts, and inputs about their pictures."""
+    """Inputs about the tokens of prompts, and inputs about their pictures, as models take them."""
+    inputs = model_inputs(inputs)
     text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
     return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
+
+
+def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs without those that only this project reads."""
+    return {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
 
 
 def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,15 +186,16 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
 def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """Rows of a flattened input that belong to some prompts, in their order."""
     names = ROWS_PER_PICTURE.get(key, ())
-    grids = next((inputs[name] for name in names if name in inputs), None)
+    counted = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
-    if grids is None or len(grids) != count or int(grids.prod(-1).sum()) != total:
+    sizes = counted.prod(-1) if counted is not None and counted.ndim > 1 else counted
+    if sizes is None or len(sizes) != count or int(sizes.sum()) != total:
         raise ValueError(
             f"{key!r} has {total} rows for {count} prompts and nothing tells whose they are; "
             f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_PICTURE)} beside "
-            "one grid per prompt. Ask one prompt at a time, or add the input to ROWS_PER_PICTURE"
+            "what counts them for each prompt. Ask one prompt at a time, or add the input to "
+            "ROWS_PER_PICTURE"
         )
-    sizes = grids.prod(-1)
     starts = sizes.cumsum(0) - sizes
     pairs = zip(starts[prompts].tolist(), sizes[prompts].tolist(), strict=True)
     spans = [torch.arange(start, start + size) for start, size in pairs]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from agents.families import select_prompts, split_inputs, vision_parameters
+from agents.families import IMAGE_ROWS, select_prompts, split_inputs, vision_parameters
 
 FeaturesOfPicture = tuple[Tensor, ...]
 """What enters the decoder at the bottom, then what enters it between layers (DeepStack)."""
@@ -31,6 +31,7 @@ class PictureFeatures:
         self._size = 0
         self._made_by: object = None
         self._stacked = False
+        self._untold = False
 
     def __call__(self, model: Any, inputs: dict[str, Tensor], precision: str) -> dict[str, Any]:
         """Model inputs about pictures: features if the tower is frozen, else what was given.
@@ -45,6 +46,8 @@ class PictureFeatures:
         frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
         if not frozen or "pixel_values" not in pictures or not _takes_features(model):
             return pictures
+        if self._untold:
+            return pictures
         self._forget_unless(precision, [parameter._version for parameter in parameters])
         keys = _digests(inputs, pictures)
         missing = {key: row for row, key in enumerate(keys) if key not in self._kept}
@@ -52,7 +55,8 @@ class PictureFeatures:
         if missing:
             rows = torch.tensor(list(missing.values()), device=inputs["input_ids"].device)
             made = self._encode(model, select_prompts(inputs, rows))
-            if made is None:
+            if made is None:  # and will not be next time
+                self._untold = True
                 return pictures
             found |= dict(zip(missing, made, strict=True))
         self._keep(found)
@@ -73,16 +77,21 @@ class PictureFeatures:
         pictures = {key: value for key, value in inputs.items() if key in taken}
         output = model.get_image_features(**pictures, return_dict=True)
         levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        self._stacked = isinstance(output.pooler_output, Tensor)
+        if self._stacked:  # a row per picture, or several where pictures are cut into tiles
+            rows = inputs.get(IMAGE_ROWS, torch.ones(len(inputs["input_ids"]), dtype=torch.long))
+            if any(len(level) != int(rows.sum()) for level in levels):
+                return None
+            levels = [level.split(rows.tolist()) for level in levels]
         if any(len(level) != len(inputs["input_ids"]) for level in levels):
             return None
-        self._stacked = isinstance(output.pooler_output, Tensor)
         return [tuple(features) for features in zip(*levels, strict=True)]
 
     def _joined(self, features: list[FeaturesOfPicture]) -> BaseModelOutputWithPooling:
         """Features of all prompts as the tower's output, in the form the model wants."""
         first, *deeper = (list(level) for level in zip(*features, strict=True))
         output = BaseModelOutputWithPooling(
-            pooler_output=torch.stack(first) if self._stacked else first
+            pooler_output=torch.cat(first) if self._stacked else first
         )
         output["deepstack_features"] = deeper
         return output

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoProcessor, Cache
-from transformers.utils import logging as transformers_logging
+from transformers import Cache
 
 from agents.families import (
     complete_inputs,
@@ -28,7 +27,10 @@ from agents.families import (
     token_positions,
     vision_parameters,
 )
-from agents.loading import model_class, policy_frame, record_frame
+from agents.frame_record import policy_frame, record_frame
+from agents.image_tokens import ImageTokensError, check_image_tokens, number_image_rows
+from agents.loading import open_checkpoint
+from agents.loading import quiet_progress as quiet_progress
 from agents.picture_features import PictureFeatures
 from agents.prompts import prepare_inputs, special_tokens
 from agents.scoring import TokenScores as TokenScores
@@ -136,20 +138,15 @@ class VLMPolicy:
                 default what the folder records, else what its family writes.
 
         Raises:
-            ValueError: The checkpoint needs code of its own, and that was not allowed; or there is
-                no such frame.
+            CheckpointError: It cannot be opened, or needs code of its own, which was not allowed;
+                says in one line what is missing.
+            ValueError: There is no such frame.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        on_cpu = device == "cpu"
-        opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
-        with quiet_progress():
-            model = opener.from_pretrained(
-                name_or_path,
-                dtype=dtype or (torch.float32 if on_cpu else "auto"),
-                trust_remote_code=trust_remote_code,
-            )
-        processor = AutoProcessor.from_pretrained(
-            name_or_path, trust_remote_code=trust_remote_code, backend="pil" if on_cpu else None
+        model, processor = open_checkpoint(
+            name_or_path,
+            dtype=dtype or (torch.float32 if device == "cpu" else "auto"),
+            trust_remote_code=trust_remote_code,
         )
         answer_frame = policy_frame(frame, model, processor, str(name_or_path))
         policy = cls(model.to(device), processor, precision=precision, answer_frame=answer_frame)
@@ -179,8 +176,24 @@ class VLMPolicy:
     def prepare(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Turn ``B`` pictures and questions into model inputs, padded on the left."""
+        """Turn ``B`` pictures and questions into model inputs, padded on the left.
+
+        Raises:
+            ImageTokensError: A prompt has another number of image tokens than its picture has
+                features; its ``row`` says which.
+        """
         batch = prepare_inputs(self.processor, images, prompts)
+        try:
+            batch = number_image_rows(self.model, batch)
+        except ImageTokensError:  # some prompt is wrong: each is looked at by itself
+            for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+                try:
+                    alone = prepare_inputs(self.processor, [image], [prompt])
+                    check_image_tokens(self.model, number_image_rows(self.model, alone))
+                except ImageTokensError as error:
+                    raise error.at(row) from None
+            raise
+        check_image_tokens(self.model, batch)
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
@@ -327,18 +340,6 @@ class VLMPolicy:
         forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
         forbidden[self.end_ids] = False
         return forbidden.to(self.model.device)
-
-
-@contextmanager
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers inside the block: they would break those of a run."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def positions_of(mask: Tensor) -> Tensor:

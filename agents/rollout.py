@@ -10,6 +10,9 @@ from torch.nn.functional import pad
 
 from agents.families import TEXT_INPUTS, select_prompts
 
+PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
+"""Inputs of pictures that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""
+
 
 @dataclass
 class Rollout:
@@ -110,6 +113,9 @@ def join_prompts(
         if name in TEXT_INPUTS:
             filler = pad_id if name == "input_ids" else 0
             parts = [pad(part, (width - part.shape[1], 0), value=filler) for part in parts]
+        elif _are_tiles(name, parts):
+            tiles = max(part.shape[1] for part in parts)
+            parts = [_with_tiles(part, tiles) for part in parts]
         elif parts[0].shape[1:] != parts[1].shape[1:]:
             raise ValueError(
                 f"{name} of two batches has shapes {tuple(parts[0].shape)} and "
@@ -118,3 +124,20 @@ def join_prompts(
             )
         joined[name] = torch.cat(parts)
     return joined
+
+
+def _are_tiles(name: str, parts: list[Tensor]) -> bool:
+    """Whether an input of two batches differs in the tiles per picture alone.
+
+    Families that cut pictures into tiles fill up with zeros, which their models leave out.
+    """
+    return (
+        name in PADDED_TILES
+        and all(part.ndim == PADDED_TILES[name] for part in parts)
+        and parts[0].shape[2:] == parts[1].shape[2:]
+    )
+
+
+def _with_tiles(part: Tensor, tiles: int) -> Tensor:
+    """``(B, tiles, …)``, filled up with zeros."""
+    return pad(part, (0, 0) * (part.ndim - 2) + (0, tiles - part.shape[1]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from agents.families import answer_positions, complete_inputs, select_prompts
+from agents.families import answer_positions, complete_inputs, model_inputs, select_prompts
 from agents.shared_attention import exchanged
 from agents.shared_prefix import SharedPrefixCache
 
@@ -196,7 +196,7 @@ def write_plain(
     inputs = complete_inputs(policy.model, inputs)
     with policy.autocast(), _neutral_generation(policy):
         policy.model.generate(
-            **inputs,
+            **model_inputs(inputs),
             max_new_tokens=writer.room,
             logits_processor=LogitsProcessorList([_WriterProcessor(writer, policy.pad_id)]),
         )

@@ -15,6 +15,7 @@ from agents.families import (
     complete_inputs,
     extend_inputs,
     is_tested,
+    model_inputs,
     next_positions,
     select_prompts,
     split_inputs,
@@ -144,7 +145,8 @@ def _predict_decoder(
     start = policy.model.generation_config.decoder_start_token_id
     written = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
-        logits = policy.model(**inputs, decoder_input_ids=written, use_cache=False).logits
+        given = model_inputs(inputs)
+        logits = policy.model(**given, decoder_input_ids=written, use_cache=False).logits
     real = mask.bool()
     return _Predictions(logits[real], states[0][real] if hidden else None)
 

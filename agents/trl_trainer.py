@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from transformers import TrainerCallback
 
 from agents.base import Agent, UpdateCallback
-from agents.loading import copy_record
+from agents.frame_record import copy_record
 from agents.policy import VLMPolicy, quiet_progress
 from seg_env.envs.left_out import LeftOut
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.policy import VLMPolicy
 from agents.sampling import resting
+from seg_env.errors import ExplainedError
 
 GRAY = 127
 """Brightness of a blank image: the middle of the range, which most processors map to about 0."""
@@ -24,7 +25,7 @@ _FLOOR = 1e-6
 """Nats below which two log-probabilities are equal; rounding of the model at hand comes on top."""
 
 
-class BlindPolicyError(RuntimeError):
+class BlindPolicyError(ExplainedError, RuntimeError):
     """Images do not reach a model: its answers cannot depend on what is shown."""
 
 

@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress as Bars
 
+from experiments.brief import brief_errors
 from experiments.progress import progress_bar
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
 from seg_env.data.annotate.plan import parse_part
@@ -215,4 +216,5 @@ def _stage(name: str, **arguments: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from experiments.answer_length import AnswerLength
+from experiments.brief import brief_errors
 from experiments.demo_answers import Demo
 from experiments.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from rewards.composite import DEFAULT_REWARDS
@@ -133,4 +134,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

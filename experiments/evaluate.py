@@ -36,6 +36,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from experiments.brief import brief_errors
 from experiments.evaluate_answers import match_answers, read_answers
 from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
 from experiments.evaluate_frames import GUESS, compare_frames, conclusion, reading_table
@@ -258,4 +259,5 @@ def _progress(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

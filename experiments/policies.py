@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from transformers import AutoProcessor
 
+from agents.loading import CheckpointMissingError, open_policy_processor
 from agents.policy import Precision, VLMPolicy
 from experiments.answer_length import AnswerLength
 from seg_env.frames import AUTO
@@ -51,12 +51,11 @@ def open_policy(
         trust_remote_code: Run code that comes with a hub model.
 
     Raises:
-        FileNotFoundError: A path was given and nothing is there.
-        ValueError: There is no such frame, or the model needs code of its own, which was not
-            allowed.
+        CheckpointError: It cannot be opened; says in one line what is missing.
+            ValueError: There is no such frame.
     """
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise FileNotFoundError(
+        raise CheckpointMissingError(
             f"--policy {name}: no such folder; give one, a hub id, or {' or '.join(SHIPPED)}"
         )
     policy = VLMPolicy.from_pretrained(
@@ -73,7 +72,7 @@ def open_policy(
 
 def open_processor(name: str) -> Any:
     """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
-    return AutoProcessor.from_pretrained(_place(name), backend="pil")
+    return open_policy_processor(_place(name))
 
 
 def _place(name: str) -> str | Path:

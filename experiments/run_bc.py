@@ -44,10 +44,11 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration
 from agents.distributed import World
-from agents.loading import policy_frame
+from agents.frame_record import policy_frame
 from agents.policy import VLMPolicy
 from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
 from experiments.before_training import require_vision
+from experiments.brief import brief_errors
 from experiments.cloning_data import (
     Pictures,
     RecordedPictures,
@@ -377,4 +378,5 @@ def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line()
+    with brief_errors():
+        command_line()

@@ -27,6 +27,7 @@ from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
 from agents.screening import prepare_usable
 from experiments.answer_length import longest_answer
+from experiments.brief import brief_errors
 from experiments.evaluation import answer, question_noise
 from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.progress import progress_bar
@@ -130,4 +131,5 @@ def own_demonstrations(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, args=command_words(), description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, args=command_words(), description=__doc__))

@@ -31,6 +31,7 @@ import tyro
 
 from agents.gspo import GSPO, GSPOConfig
 from experiments.answer_length import longest_answer
+from experiments.brief import brief_errors
 from experiments.constrained import constrain
 from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.trainer import train_and_report
@@ -80,4 +81,5 @@ def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line()
+    with brief_errors():
+        command_line()

@@ -27,6 +27,7 @@ import tyro
 from rich.console import Console
 
 from experiments import annotate, run_bc, run_gspo
+from experiments.brief import brief_errors
 from experiments.files import write_json
 from experiments.pipeline_report import print_scores, write_report
 from experiments.pipeline_steps import Stage, Step
@@ -211,4 +212,5 @@ def record_command(folder: Path, step: Step) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, description=__doc__))

@@ -20,6 +20,7 @@ import tyro
 
 from agents.ppo import PPO, PPOConfig
 from experiments.answer_length import longest_answer
+from experiments.brief import brief_errors
 from experiments.constrained import constrain
 from experiments.files import write_atomically
 from experiments.launch import command_words, fit_to_deepspeed, launched
@@ -71,4 +72,5 @@ def add_curves(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, args=command_words(), description=__doc__))
+    with brief_errors():
+        main(tyro.cli(Args, args=command_words(), description=__doc__))

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import torch
 from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     Florence2Config,
     Florence2ForConditionalGeneration,
     GenerationConfig,
@@ -243,7 +245,6 @@ def short_window():
 
 
 def internvl():
-    """A family that is in no table and can share."""
     config = InternVLConfig(
         vision_config={**TOWER, "image_size": [16, 16], "patch_size": [4, 4]},
         text_config={"model_type": "qwen2", **TEXT},
@@ -251,6 +252,20 @@ def internvl():
         downsample_ratio=0.5,
     )
     return _case(InternVLForConditionalGeneration(config), _squares(), lambda _: 4)
+
+
+def aya_vision():
+    """A family that is in no table and can share."""
+    config = AyaVisionConfig(
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **TOWER},
+        text_config={"model_type": "qwen2", **TEXT},
+        image_token_index=PICTURE,
+        downsample_factor=2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    return _case(AyaVisionForConditionalGeneration(config), _squares(), lambda _: 4)
 
 
 def kimi_k25():
@@ -364,7 +379,16 @@ def florence2():
 
 FAMILIES = {
     build.__name__: build
-    for build in (llava, qwen2_5_vl, qwen3_vl, paligemma, paligemma2, idefics3, smolvlm)
+    for build in (
+        llava,
+        qwen2_5_vl,
+        qwen3_vl,
+        paligemma,
+        paligemma2,
+        idefics3,
+        smolvlm,
+        internvl,
+    )
 }
 """Families that share prompts."""
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from family_models import (
     FAMILIES,
+    aya_vision,
     build,
     florence2,
-    internvl,
     kimi_k25,
     lfm2_vl,
     random_answers,
@@ -27,7 +27,7 @@ FALLBACKS = {
     florence2: "encoder-decoder",
     kimi_k25: "sharing raises RuntimeError",
 }
-every_family = pytest.mark.parametrize("family", [*FAMILIES, internvl])
+every_family = pytest.mark.parametrize("family", [*FAMILIES, aya_vision])
 some_families = pytest.mark.parametrize("family", ["llava", "qwen3_vl", "paligemma", "idefics3"])
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_share_says_so_once_and_comes_out_right(family):
 
 
 def test_an_unknown_family_that_comes_out_wrong_is_found_out():
-    case = build(internvl)
+    case = build(aya_vision)
 
     def count_columns(module, given, hidden):
         return hidden + 0.1 * torch.arange(hidden.shape[1])[:, None]
@@ -126,7 +126,7 @@ def test_an_unknown_family_that_comes_out_wrong_is_found_out():
 
 
 def test_an_unknown_family_that_fails_is_found_out():
-    case = build(internvl)
+    case = build(aya_vision)
 
     def refuse(module, given):
         if given[0].shape[1] == 1:

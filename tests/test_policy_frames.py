@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
+from agents.frame_record import recorded_frame
 from agents.gspo import GSPO, GSPOConfig
-from agents.loading import recorded_frame
 from experiments.demo_answers import Demo, read_about
 from experiments.evaluate import run_task
 from experiments.evaluate_options import Args as EvaluateArgs

@@ -1,7 +1,6 @@
 """SimpleSeg's released checkpoints: their answers, their frame, and how they are opened."""
 
 import json
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +12,10 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import seg_env  # noqa: F401  (registers the environments)
-from agents import policy as policy_module
+from agents import loading
 from agents.checkpoints import write_policy
 from agents.families import select_prompts
-from agents.loading import recorded_frame
+from agents.frame_record import recorded_frame
 from agents.policy import VLMPolicy
 from agents.prompts import prepare_inputs
 from agents.tiny import IMAGE, build_tokenizer
@@ -153,8 +152,7 @@ def test_the_architecture_of_qwen2_5_vl_is_evaluated_from_a_folder(
     folder, frame, tmp_path, monkeypatch
 ):
     qwen2_5_vl().policy.model.save_pretrained(tmp_path / folder)
-    opened = SimpleNamespace(from_pretrained=lambda *_, **__: QwenProcessor())
-    monkeypatch.setattr(policy_module, "AutoProcessor", opened)
+    monkeypatch.setattr(loading, "open_policy_processor", lambda *_, **__: QwenProcessor())
     given = {"policy": str(tmp_path / folder), "questions": 3, "max_new_tokens": 6}
     scores = evaluate(arguments(tmp_path / "out", **given))
     assert scores["frame"].startswith(frame + " (")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
-from agents.policy import quiet_progress
+from agents.loading import check_checkpoint, explained, open_processor, quiet_progress
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
@@ -21,18 +19,19 @@ def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
         device: Where it runs; by default CUDA where there is one.
 
     Raises:
-        OSError: There is no such folder or id.
+        CheckpointError: There is no such folder or id, or it cannot be opened.
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with quiet_progress():
-        model = kind.from_pretrained(local_or_id(name_or_path), dtype=torch.float32)
+    found = local_or_id(name_or_path)
+    check_checkpoint(found)
+    with quiet_progress(), explained(found):
+        model = kind.from_pretrained(found, dtype=torch.float32)
     return model.to(place).eval()
 
 
 def load_processor(name_or_path: str) -> Any:
-    """The processor of a model; without torchvision the one that needs Pillow only."""
-    backend = None if find_spec("torchvision") else "pil"
-    return AutoProcessor.from_pretrained(local_or_id(name_or_path), backend=backend)
+    """The processor of a model, see `agents.loading.open_processor`."""
+    return open_processor(local_or_id(name_or_path))
 
 
 def local_or_id(name_or_path: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from agents.annotators.loading import local_or_id
+from agents.families import model_inputs
 from agents.policy import Precision, VLMPolicy
 from seg_env.data.annotate.describing import PROMPT, highlight
 from seg_env.data.annotate.nouns import Found, Picture
@@ -68,7 +69,7 @@ class VlmDescriber:
         inputs = policy.prepare(images, [self._prompt] * len(pairs))
         with torch.inference_mode(), policy.autocast():
             tokens = policy.model.generate(
-                **inputs, max_new_tokens=self._max_new_tokens, do_sample=False
+                **model_inputs(inputs), max_new_tokens=self._max_new_tokens, do_sample=False
             )
         written = tokens[:, inputs["input_ids"].shape[1] :]
         return policy.tokenizer.batch_decode(written, skip_special_tokens=True)

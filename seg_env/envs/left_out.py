@@ -8,6 +8,7 @@ from typing import Literal
 
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore
+from seg_env.errors import ExplainedError
 
 OnError = Literal["skip", "error"]
 """What becomes of a sample that cannot be asked about."""
@@ -16,7 +17,7 @@ _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|[0-9]+(?:\.[0-9]+)?")
 """Paths, names and numbers in a message, which differ from sample to sample."""
 
 
-class UnusableSampleError(ValueError):
+class UnusableSampleError(ExplainedError, ValueError):
     """A sample's image cannot be loaded, or the policy's processor refuses it."""
 
 
