@@ -48,6 +48,7 @@ def longest_answer(
         f"longest answer: {found} tokens ({QUANTILE:.0%} of {len(lengths)} true answers of "
         f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
+        soft_wrap=True,
     )
     return found
 

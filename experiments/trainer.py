@@ -206,9 +206,10 @@ class Run:
             self._warned = True
             self.console.print(
                 f"[yellow]{share:.0%} of the answers of a rollout were cut off at "
-                f"{self.agent.max_new_tokens} tokens: they earn little, whatever they outline. "
-                f"Give a larger --max-new-tokens, or auto[/yellow]",
+                f"{self.agent.max_new_tokens} tokens; such answers earn little, whatever they "
+                f"outline. If honest answers are longer, give a larger --max-new-tokens[/yellow]",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _write(self, update: int, metrics: dict[str, float]) -> None:
@@ -279,7 +280,7 @@ def train_and_report(
         rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
     )
     for line in left_out_lines(scores):
-        console.print(f"[yellow]{line}[/yellow]", highlight=False)
+        console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
     console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
     return scores
 

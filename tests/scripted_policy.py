@@ -28,7 +28,7 @@ OUTLINES = (
 """Corners ``(x, y)`` in pixels of an object in each image."""
 
 
-def write_tree(root, sizes=SIZES, outlines=OUTLINES):
+def write_tree(root, sizes=SIZES, outlines=OUTLINES, splits=("train", "val")):
     """RefCOCO's layout with one object in each image; all of them are in every split."""
     folder = root / "refcoco"
     images = root / "images/mscoco/images/train2014"
@@ -53,8 +53,8 @@ def write_tree(root, sizes=SIZES, outlines=OUTLINES):
                 "iscrowd": 0,
             }
         )
-        for place, split in enumerate(("train", "val")):
-            ref = 2 * number + place
+        for place, split in enumerate(splits):
+            ref = len(splits) * number + place
             sentence = f"shape {number}"
             refs.append(
                 {
