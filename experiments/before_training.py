@@ -44,7 +44,9 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
     try:
         report = look_at_questions(policy, core)
     except ValueError as error:
-        console.print(f"[yellow]not checked whether the policy sees: {error}[/yellow]", soft_wrap=True)
+        console.print(
+            f"[yellow]not checked whether the policy sees: {error}[/yellow]", soft_wrap=True
+        )
         return {}
     if not report.sees:
         raise BlindPolicyError(f"{report.sentence} --no-vision-check trains it all the same.")

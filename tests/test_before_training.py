@@ -6,20 +6,28 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from agents_fixtures import small_policy
+from agents_fixtures import SMALL, cloned_policy, small_policy
 from rich.console import Console
 from scripted_policy import OUTLINES, SIZES, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
+from agents.rows import rows_for
+from agents.tiny import build_processor
+from agents.trl_rows import QuestionRows
 from agents.vision_check import BlindPolicyError, look
 from experiments import evaluate, run_gspo, run_ppo
 from experiments.answer_length import longest_answer
+from experiments.cloning_data import RecordedPictures, demonstrate_pictures
 from experiments.evaluate_options import Args as EvaluateArgs
 from experiments.evaluation import evaluate as measure
 from experiments.trainer import EvaluationPlan
 from rewards import Reward
+from seg_env.data import open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError
+from seg_env.frames import PermilleFrame, find_answer_frame
+from seg_env.grammar import decode
+from seg_env.task_queries import QueryStyle
 from seg_env.tasks import answer
 
 ENV = "SimpleSeg-RefCOCO-v0"
@@ -158,6 +166,23 @@ def test_scores_before_training_are_those_of_the_evaluator(folder, tree, tmp_pat
     assert np.mean([each["tokens"] for each in answers]) == before["tokens"]
 
 
+def test_scores_that_are_not_zero_are_the_same_to_the_last_digit(tmp_path):
+    cloned_policy().save(tmp_path / "policy")
+    plan = EvaluationPlan(questions=16, answers=1, every=0)
+    args = run_gspo.Args(
+        policy=str(tmp_path / "policy"),
+        updates=0,
+        precision="float32",
+        evaluation=plan,
+        output_dir=tmp_path / "run",
+    )
+    before = run_gspo.main(args)["before"]
+    given = {"policy": str(tmp_path / "policy"), "precision": "float32", "questions": 16}
+    found = evaluate.main(EvaluateArgs(output_dir=tmp_path / "eval", **given))
+    assert found["giou"] == before["giou"] > 0
+    assert found["ciou"] == before["ciou"]
+
+
 def test_answers_are_as_long_as_the_truth_needs(tree):
     console = Console(record=True, width=200)
     policy = small_policy()
@@ -239,6 +264,80 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
     strict = EvaluateArgs(output_dir=tmp_path / "b", on_error="error", **given)
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
         evaluate.run_task(strict, Console(), policy)
+
+
+def rows_of(policy, tree, left_out, count=12):
+    """Questions and demonstrations as TRL's trainers get them."""
+    core = ReferringCore("refcoco", data_root=tree, split="train", frame=policy.answer_frame)
+    asked = QuestionRows(core, policy.processor, 0, left_out)({"row": range(count)})
+    taught = rows_for(
+        policy.processor,
+        core.dataset,
+        task_weights={"text->mask": 1.0},
+        frame=policy.answer_frame,
+        left_out=left_out,
+    )
+    return asked, [taught[index] for index in range(count)]
+
+
+def test_odd_images_give_way_to_others_in_the_rows_of_trl(odd_tree, tree):
+    policy = scripted_policy("qwen2.5-vl")
+    left_out = LeftOut()
+    asked, taught = rows_of(policy, odd_tree, left_out)
+    assert len(left_out) == 2
+    shown = [*(images[0] for images in asked["images"]), *(row["images"][0] for row in taught)]
+    assert {image.shape[:2] for image in shown} <= set(SIZES)
+    again = rows_of(policy, odd_tree, LeftOut())
+    assert [row["prompt"] for row in again[1]] == [row["prompt"] for row in taught]
+    assert again[0]["prompt"] == asked["prompt"]
+    for index, row in enumerate(taught):
+        image = row["images"][0]
+        inputs = policy.prepare([image], [row["prompt"][0]["content"]])
+        assert len(inputs["input_ids"]) == 1
+        assert row["completion"][0]["content"] == policy.texts_written[0], index
+    with pytest.raises(UnusableSampleError, match="--on-error skip"):
+        rows_of(policy, odd_tree, LeftOut("error"))
+
+
+def test_broken_pictures_are_left_out_of_cloning(odd_tree):
+    dataset = open_dataset("refcoco", data_root=odd_tree, split="train")
+    records = odd_tree / "train.jsonl"
+    images = "images/mscoco/images/train2014"
+    records.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "image": f"{images}/COCO_train2014_{number:012d}.jpg",
+                    "expression": dataset[number - 1].expression,
+                    "rings": [ring.tolist() for ring in dataset[number - 1].target.rings],
+                    "size": list(dataset[number - 1].target.size),
+                }
+            )
+            + "\n"
+            for number in range(1, 7)
+        )
+    )
+    settings = {
+        "policy": None,
+        "model": SMALL,
+        "tasks": ("text->mask",),
+        "queries": QueryStyle(),
+        "epsilon": 0.0,
+        "decimals": 3,
+        "workers": 1,
+    }
+    console = Console(record=True, width=300)
+    frame = find_answer_frame("permille")
+    pictures = RecordedPictures(str(records))
+    found = demonstrate_pictures(pictures, **settings, console=console, frame=frame)
+    assert len(found) == 5
+    assert "1 samples left out" in console.export_text()
+    tokenizer = build_processor(SMALL).tokenizer
+    (dialogue,) = found[0].dialogues
+    text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
+    assert decode(text, PermilleFrame()).valid
+    with pytest.raises(UnusableSampleError, match="--on-error skip"):
+        demonstrate_pictures(pictures, **settings, console=console, on_error="error")
 
 
 def test_exceptions_in_rewards_are_no_odd_images(tree):
