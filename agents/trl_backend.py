@@ -147,7 +147,9 @@ class TRLGSPO(TrainerAgent):
         floor = None if config.loss == "dr_grpo" else config.spread_floor
         trainer = GRPOTrainer(
             self.policy.model,
-            reward_funcs=EnvironmentReward(self.core, config.group_size, floor),
+            reward_funcs=EnvironmentReward(
+                self.core, config.group_size, floor, self.policy.end_ids
+            ),
             args=arguments,
             train_dataset=table,
             processing_class=self.policy.processor,

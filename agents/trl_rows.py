@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,9 +96,23 @@ class EnvironmentReward:
 
     __name__ = "advantage"
 
-    def __init__(self, core: ReferringCore, group_size: int, spread_floor: float | None) -> None:
-        """Score by ``core``, the one scoring path of all; see `group_advantages` for the rest."""
+    def __init__(
+        self,
+        core: ReferringCore,
+        group_size: int,
+        spread_floor: float | None,
+        end_ids: Collection[int],
+    ) -> None:
+        """Score by ``core``, the one scoring path of all.
+
+        Args:
+            core: Scores the answers.
+            group_size: See `group_advantages`.
+            spread_floor: See `group_advantages`.
+            end_ids: Tokens that end an answer; those without one have been cut off.
+        """
         self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
+        self.end_ids = frozenset(end_ids)
 
     def __call__(
         self,
@@ -137,6 +151,7 @@ class EnvironmentReward:
             "valid": np.mean([prediction.valid for prediction in scores.predictions]),
             "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
             "tokens": np.mean([len(tokens) for tokens in completion_ids]),
+            "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
             "group_spread": group_spread(rewards, self.group_size).mean().item(),
             "degenerate_groups": degenerate_fraction(rewards, self.group_size),
             **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},

@@ -117,9 +117,9 @@ def test_answers_earn_what_they_earn_in_the_environment():
     logged = {}
     core = questions(REWARDS)
     asked = [core.ask(3), core.ask(5)]
-    found = EnvironmentReward(core, group_size=2, spread_floor=0.2)(
+    found = EnvironmentReward(core, group_size=2, spread_floor=0.2, end_ids=[1])(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[[1, 2], [1], [1, 2, 3], [4]],
+        completion_ids=[[2, 1], [1], [1, 2, 3], [4]],
         question=[asked[0], asked[0], asked[1], asked[1]],
         log_metric=logged.__setitem__,
         trainer_state=None,
@@ -128,6 +128,7 @@ def test_answers_earn_what_they_earn_in_the_environment():
     assert found == pytest.approx(expected.tolist())
     assert logged["rollout/reward"] == pytest.approx(np.mean(earned))
     assert logged["rollout/tokens"] == 7 / 4
+    assert logged["rollout/truncated"] == 0.5
     assert logged["rollout/valid"] == 0.5
     assert {"rollout/reward/mask_iou", "rollout/reward/format"} < logged.keys()
 
@@ -135,7 +136,7 @@ def test_answers_earn_what_they_earn_in_the_environment():
 def test_advantages_of_anything_but_whole_groups_are_refused():
     core = questions()
     one, other = core.ask(0), core.ask(1)
-    reward = EnvironmentReward(core, group_size=2, spread_floor=0.2)
+    reward = EnvironmentReward(core, group_size=2, spread_floor=0.2, end_ids=[1])
     for asked in ([one, other], [one, one, one]):
         with pytest.raises(ValueError, match="do not come in whole groups of 2"):
             reward(
