@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from seg_env.envs.core import ReferringCore
+from seg_env.errors import WrongOptionError
 from seg_env.tasks import answer
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def longest_answer(
     """
     if choice != "auto":
         if choice < 1:
-            raise ValueError(f"--max-new-tokens {choice}: use at least 1, or auto")
+            raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
     lengths = true_lengths(policy, core)
     high = float(np.quantile(lengths, QUANTILE))

@@ -8,3 +8,7 @@ class ExplainedError(Exception):
 
     Scripts print the message in one line in the place of a traceback.
     """
+
+
+class WrongOptionError(ExplainedError, ValueError):
+    """An option has a value that it cannot have."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from seg_env.errors import WrongOptionError
 from seg_env.frames_letterbox import LetterboxFrame
 from seg_env.frames_models import (
     FAMILIES,
@@ -146,7 +147,7 @@ def find_answer_frame(
     elif is_frame_name(name):
         family, reason = name, ""
     else:
-        raise ValueError(
+        raise WrongOptionError(
             f"frame={name!r} is unknown; use one of {', '.join(FAMILIES)}, or {AUTO}, pixel:WxH "
             f"such as pixel:640x480, or a model type: {', '.join(FAMILY_OF_MODEL)}"
         )
