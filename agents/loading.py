@@ -34,6 +34,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from agents.loading_errors import CheckpointError as CheckpointError
+from agents.loading_errors import CheckpointMissingError as CheckpointMissingError
+
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame of the numbers that the model was trained to write, one of
 `seg_env.frames.FAMILIES`. A model that was trained here writes another than its family does."""
@@ -57,14 +60,6 @@ INSTALL = {
 """Packages that processors and tokenizers of some families need, and how to get them."""
 
 _LONGEST_REASON = 240
-
-
-class CheckpointError(OSError, ValueError):
-    """A checkpoint cannot be opened; the message is one line."""
-
-
-class CheckpointMissingError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint of that name."""
 
 
 @contextmanager
@@ -101,15 +96,13 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
     model_type, own = str(config["model_type"]), config.get("auto_map")
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText
-    if model_type in CONFIG_MAPPING or not isinstance(own, dict):
-        known = (
-            "does not read images and write text"
-            if model_type in CONFIG_MAPPING
-            else (
+    if not isinstance(own, dict):
+        known = "does not read images and write text"
+        if model_type not in CONFIG_MAPPING:
+            known = (
                 "is unknown to the installed transformers, and there is no code beside it: "
                 "pip install --upgrade transformers"
             )
-        )
         raise CheckpointError(f"{name_or_path}: model type {model_type!r} {known}")
     if not trust_remote_code:
         files = sorted({str(name).split(".")[0] + ".py" for name in own.values()})

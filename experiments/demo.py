@@ -18,8 +18,8 @@ from urllib.parse import parse_qsl, urlsplit
 import tyro
 from rich.console import Console
 
+from experiments.brief_errors import brief_errors
 from experiments.demo_answers import Demo
-from experiments.launch import brief_errors
 from experiments.policies import EMBEDDED, LONGEST_OUTLINE, PrecisionChoice, open_policy
 from rewards.composite import DEFAULT_REWARDS
 

@@ -31,6 +31,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from experiments.brief_errors import brief_errors
 from experiments.evaluate_answers import match_answers, read_answers
 from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
 from experiments.evaluate_frames import AUTO, Reader, choose_reader
@@ -40,7 +41,6 @@ from experiments.evaluate_samples import Item, load_samples, measure_answers, sa
 from experiments.evaluate_scores import gains, score
 from experiments.evaluate_tasks import EVERY_TASK, write_task_table
 from experiments.files import write_json
-from experiments.launch import brief_errors
 from experiments.progress import progress_bar
 from experiments.questions import open_questions
 from seg_env.envs.core import ReferringCore

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from agents.deepspeed_configuration import zero_stage
 from agents.distributed import World, is_lost_peer, join_world, leave_world
-from agents.loading import CheckpointError
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
@@ -43,15 +42,6 @@ def command_words(words: Sequence[str] | None = None) -> list[str]:
     """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
     given = sys.argv[1:] if words is None else words
     return [word for word in given if not word.startswith("--local_rank=")]
-
-
-@contextmanager
-def brief_errors() -> Iterator[None]:
-    """End the script with status 1 and one line where a checkpoint cannot be opened."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 @contextmanager

@@ -46,6 +46,7 @@ from agents.demonstrations import Demonstration
 from agents.distributed import World
 from agents.policy import VLMPolicy
 from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
+from experiments.brief_errors import brief_errors
 from experiments.cloning_data import (
     Pictures,
     RecordedPictures,
@@ -57,7 +58,6 @@ from experiments.files import write_json
 from experiments.launch import (
     TERMINATED,
     Termination,
-    brief_errors,
     command_words,
     fit_to_deepspeed,
     launched,

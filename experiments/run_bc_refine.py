@@ -25,8 +25,9 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import Demonstration
 from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
+from experiments.brief_errors import brief_errors
 from experiments.evaluation import ask, question_noise
-from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
+from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.progress import progress_bar
 from experiments.questions import open_rules

@@ -30,8 +30,9 @@ from typing import Any
 import tyro
 
 from agents.gspo import GSPO, GSPOConfig
+from experiments.brief_errors import brief_errors
 from experiments.constrained import constrain
-from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
+from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.trainer import train_and_report
 from experiments.training_arguments import TrainingArguments

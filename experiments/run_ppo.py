@@ -19,9 +19,10 @@ from typing import Any
 import tyro
 
 from agents.ppo import PPO, PPOConfig
+from experiments.brief_errors import brief_errors
 from experiments.constrained import constrain
 from experiments.files import write_atomically
-from experiments.launch import brief_errors, command_words, fit_to_deepspeed, launched
+from experiments.launch import command_words, fit_to_deepspeed, launched
 from experiments.policies import open_policy
 from experiments.reporting_curves import plot_training
 from experiments.runs import read_metrics

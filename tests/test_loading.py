@@ -22,7 +22,7 @@ from agents.loading import (
     open_policy_processor,
 )
 from agents.policy import VLMPolicy
-from experiments.launch import brief_errors
+from experiments.brief_errors import brief_errors
 from experiments.policies import EMBEDDED, SHIPPED, open_policy, open_processor
 
 ROOT = Path(__file__).parent.parent
