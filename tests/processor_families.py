@@ -384,6 +384,13 @@ def qwen3_vl_config(processor, size):
     return {"vision_config": tower, "text_config": text, **_qwen_tokens(processor)}
 
 
+def qwen3_vl_moe_config(processor, size):
+    """Configuration of Qwen3-VL with a mixture of experts in every layer."""
+    config = qwen3_vl_config(processor, size)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return config | {"text_config": config["text_config"] | experts}
+
+
 def _llama_text(processor, size, model_type="llama", **more):
     tokenizer = processor.tokenizer
     return {
@@ -631,6 +638,12 @@ PROCESSOR_FAMILIES = {
             "qwen3_vl",
             qwen3_vl_processor,
             qwen3_vl_config,
+            {"image_processor_type": "Qwen2VLImageProcessorFast"},
+        ),
+        ProcessorFamily(
+            "qwen3_vl_moe",
+            qwen3_vl_processor,
+            qwen3_vl_moe_config,
             {"image_processor_type": "Qwen2VLImageProcessorFast"},
         ),
         ProcessorFamily(
