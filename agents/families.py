@@ -50,6 +50,7 @@ FAMILIES = {
     "qwen2_5_vl": Family(),
     "qwen2_vl": Family(),
     "qwen3_vl": Family(),
+    "qwen3_vl_moe": Family(),
     "smolvlm": Family(),
 }
 """Tested families by the ``model_type`` of their configuration."""

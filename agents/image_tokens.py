@@ -7,7 +7,7 @@ one too many passes, and every image after the first of them lands in the wrong 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,16 +29,18 @@ class ImageTokensError(ValueError):
         features: Features of its image, or of all images.
     """
 
-    def __init__(self, row: int | None, tokens: int, features: int) -> None:
-        """Say what does not fit."""
+    def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
+        """Say what does not fit; ``prompt`` is quoted where it is known."""
         self.row, self.tokens, self.features = row, tokens, features
-        where = "the prompts hold" if row is None else f"prompt {row} of the batch holds"
+        quoted = f" ({prompt[:80]!r})" if prompt else ""
+        where = "the prompts hold" if row is None else f"prompt {row} of the batch{quoted} holds"
         whose = "their images have" if row is None else "its image has"
         super().__init__(f"{where} {tokens} image tokens, but {whose} {features} features")
 
-    def at(self, row: int) -> ImageTokensError:
-        """The same about another row."""
-        return ImageTokensError(row, self.tokens, self.features)
+    def about(self, prompts: Sequence[str]) -> ImageTokensError:
+        """The same, with the prompt that it is about."""
+        prompt = "" if self.row is None else prompts[self.row]
+        return ImageTokensError(self.row, self.tokens, self.features, prompt)
 
 
 def count_image_tokens(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:

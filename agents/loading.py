@@ -99,15 +99,13 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
     model_type, own = str(config["model_type"]), config.get("auto_map")
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText
-    if model_type in CONFIG_MAPPING or not isinstance(own, dict):
-        known = (
-            "does not read images and write text"
-            if model_type in CONFIG_MAPPING
-            else (
+    if not isinstance(own, dict):
+        known = "does not read images and write text"
+        if model_type not in CONFIG_MAPPING:
+            known = (
                 "is unknown to the installed transformers, and there is no code beside it: "
                 "pip install --upgrade transformers"
             )
-        )
         raise CheckpointError(f"{name_or_path}: model type {model_type!r} {known}")
     if not trust_remote_code:
         files = sorted({str(name).split(".")[0] + ".py" for name in own.values()})

@@ -185,16 +185,23 @@ class VLMPolicy:
         batch = prepare_inputs(self.processor, images, prompts)
         try:
             batch = number_image_rows(self.model, batch)
-        except ImageTokensError:  # some prompt is wrong: each is looked at by itself
-            for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-                try:
-                    alone = prepare_inputs(self.processor, [image], [prompt])
-                    check_image_tokens(self.model, number_image_rows(self.model, alone))
-                except ImageTokensError as error:
-                    raise error.at(row) from None
-            raise
-        check_image_tokens(self.model, batch)
+            check_image_tokens(self.model, batch)
+        except ImageTokensError as error:
+            found = error if error.row is not None else self._by_itself(images, prompts) or error
+            raise found.about(prompts) from None
         return {key: value.to(self.device) for key, value in batch.items()}
+
+    def _by_itself(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> ImageTokensError | None:
+        """What is wrong with the first prompt that is wrong, where the batch cannot tell."""
+        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            alone = prepare_inputs(self.processor, [image], [prompt])
+            try:
+                check_image_tokens(self.model, number_image_rows(self.model, alone))
+            except ImageTokensError as error:
+                return ImageTokensError(row, error.tokens, error.features)
+        return None
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run pictures and prompts through the model once, keeping keys and values."""

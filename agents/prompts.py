@@ -18,7 +18,7 @@ ONE_LIST_OF_PICTURES = ("KimiVLProcessor",)
 
 WITHOUT_CHAT = ("PaliGemmaProcessor",)
 """Processors of models that know no chat: the picture comes first, then the question alone."""
-FEWEST_ROWS = 4
+FEWEST_ROWS = 5
 """Processors take shorter pictures, (H, W, 3), for ones whose channels come first."""
 
 

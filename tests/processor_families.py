@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
@@ -220,6 +221,9 @@ class ProcessorFamily:
     """Settings that ``processor_config.json`` on the hub holds; None: there is no such file."""
     hub_template: str = "chat_template.json"
     """File that holds the chat template on the hub."""
+    hub_flat: bool = False
+    """Whether settings of the decoder stand at the top of ``config.json`` on the hub, and names of
+    weights are those of older releases."""
     needs_torchvision: bool = True
 
     def save(self, folder, seed=0):
@@ -261,7 +265,28 @@ class ProcessorFamily:
             target = folder / self.hub_template
             held = json.loads(target.read_text()) if target.exists() else {}
             _write(target, held | {"chat_template": text})
+        if self.hub_flat:
+            _flatten(folder)
         return folder
+
+
+def _flatten(folder):
+    """Give configuration and weights the form that Qwen2-VL and Qwen2.5-VL were published in."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text.pop("model_type")
+    flat = text | config
+    flat["rope_theta"] = rope["rope_theta"]
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    _write(folder / "config.json", flat)
+    path = folder / "model.safetensors"
+    old = {"model.visual.": "visual.", "model.language_model.": "model."}
+    weights = {}
+    for name, value in load_file(path).items():
+        prefix = next((prefix for prefix in old if name.startswith(prefix)), "")
+        weights[old.get(prefix, "") + name.removeprefix(prefix)] = value
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _write(path, content):
@@ -357,6 +382,13 @@ def qwen3_vl_config(processor, size):
     }
     text = {**_qwen_text(processor, size), "head_dim": 8}
     return {"vision_config": tower, "text_config": text, **_qwen_tokens(processor)}
+
+
+def qwen3_vl_moe_config(processor, size):
+    """Configuration of Qwen3-VL with a mixture of experts in every layer."""
+    config = qwen3_vl_config(processor, size)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return config | {"text_config": config["text_config"] | experts}
 
 
 def _llama_text(processor, size, model_type="llama", **more):
@@ -592,17 +624,26 @@ QWEN_PIXELS = {
 PROCESSOR_FAMILIES = {
     family.model_type: family
     for family in (
-        ProcessorFamily("qwen2_vl", qwen2_vl_processor, qwen2_vl_config, QWEN_PIXELS),
+        ProcessorFamily(
+            "qwen2_vl", qwen2_vl_processor, qwen2_vl_config, QWEN_PIXELS, hub_flat=True
+        ),
         ProcessorFamily(
             "qwen2_5_vl",
             lambda: qwen2_vl_processor(Qwen2_5_VLProcessor),
             qwen2_5_vl_config,
             QWEN_PIXELS,
+            hub_flat=True,
         ),
         ProcessorFamily(
             "qwen3_vl",
             qwen3_vl_processor,
             qwen3_vl_config,
+            {"image_processor_type": "Qwen2VLImageProcessorFast"},
+        ),
+        ProcessorFamily(
+            "qwen3_vl_moe",
+            qwen3_vl_processor,
+            qwen3_vl_moe_config,
             {"image_processor_type": "Qwen2VLImageProcessorFast"},
         ),
         ProcessorFamily(
@@ -640,6 +681,7 @@ PROCESSOR_FAMILIES = {
             "internvl",
             internvl_processor,
             internvl_config,
+            {"image_processor_type": "GotOcr2ImageProcessorFast"},
             hub_processor=("image_seq_length",),
             hub_template="tokenizer_config.json",
         ),

@@ -39,9 +39,9 @@ PROMPTS = (
 GROUP = 2
 ANSWER_TYPES = {"token_type_ids": {"paligemma": 1}}
 """What inputs about types of tokens hold for an answer, where it is not 0."""
-WITHOUT = {"florence2", "kimi_vl", "qwen3_vl_moe"}
-"""Families whose numbers are known and whose processors are not tried here: an encoder-decoder, one
-with code of its own, and one whose processor is that of another family."""
+WITHOUT = {"florence2", "kimi_vl"}
+"""Families whose numbers are known and whose processors are not tried here: an encoder-decoder, and
+one with code of its own."""
 every_family = pytest.mark.parametrize("family", PROCESSOR_FAMILIES)
 
 
@@ -325,16 +325,16 @@ def test_a_prompt_with_other_image_tokens_than_features_is_named(family, open_fa
 
     monkeypatch.setattr(kind, "__call__", shorten)
     policy.prepare(images()[:2], PROMPTS[:2])
-    with pytest.raises(ImageTokensError, match="prompt 2 of the batch holds") as caught:
+    with pytest.raises(ImageTokensError, match=r"prompt 2 of the batch \(.*bar") as caught:
         policy.prepare(images(), PROMPTS)
     assert caught.value.row == 2
     assert caught.value.tokens == caught.value.features - 1
 
 
 @every_family
-@pytest.mark.parametrize("height", [1, 3])
+@pytest.mark.parametrize("height", [1, 3, 4])
 def test_thin_images_are_seen_the_right_way_round(family, height, open_family):
-    """An image of 1 or 3 rows is not taken for one whose channels come first."""
+    """An image of few rows is not taken for one whose channels come first."""
     policy = open_family(family)
     row = np.random.default_rng(1).integers(0, 256, (1, 60, 3), dtype=np.uint8)
     thin = np.repeat(row, height, axis=0)
