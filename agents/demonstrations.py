@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.task_queries import QueryStyle, refer_to
+from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import Task, answer, askable, question
 from seg_env.types import Sample
 
@@ -87,11 +87,12 @@ def demonstrate(
         queries: How places that questions give are drawn and written.
         frame: What numbers in questions and answers mean.
     """
+    check_places(tasks, frame)
     dialogues = []
     for sample in samples:
         for task in tasks:
             possible = askable(sample, task)
-            numbers = frame.about(sample.target.size)
+            numbers = frame.for_image(sample.target.size)
             place = refer_to(sample, possible, style=queries, frame=numbers)
             prompt = question(sample, possible, place)
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad, frame=frame)

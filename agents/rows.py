@@ -121,7 +121,7 @@ class DemonstrationRows:
     def _refer(self, sample: Sample, task: Task, rng: np.random.Generator) -> str:
         """How the question speaks of the object; a place is another one in every pass."""
         seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
-        numbers = self.frame.about(sample.target.size)
+        numbers = self.frame.for_image(sample.target.size)
         return refer_to(sample, task, seed, style=self.queries, frame=numbers)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from agents.policy import VLMPolicy
 from agents.token_grammar import TokenGrammar
 from experiments.policies import SHIPPED
+from seg_env.frames import AnswerFrame
 
 SHIPPED_DECIMALS = 2
 """Digits that the shipped policies were taught to write, all of them always."""
@@ -27,7 +28,13 @@ class GrammarOptions:
     """Most vertices of an answer."""
 
 
-def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tokens: int) -> None:
+def constrain(
+    policy: VLMPolicy,
+    name: str,
+    options: GrammarOptions,
+    max_new_tokens: int,
+    frame: AnswerFrame,
+) -> None:
     """Set the policy's constraint if the options ask for one.
 
     Args:
@@ -35,16 +42,18 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
         name: How the policy was named on the command line.
         options: What to allow.
         max_new_tokens: Longest answer, within which it must be complete.
+        frame: Frame of the answers, of the environment that asks. Where it is another one for every
+            image, whole numbers of up to four digits are allowed.
 
     Raises:
         ValueError: Answers in the policy's frame are no bracketed numbers.
     """
     if not options.constrained:
         return
-    if policy.answer_frame.writes_tokens:
+    if frame.writes_tokens:
         raise ValueError(
             f"--grammar.constrained allows bracketed numbers, and frame "
-            f"{policy.answer_frame.family!r} writes location tokens: leave it out, or choose "
+            f"{frame.family!r} writes location tokens: leave it out, or choose "
             f"another --frame"
         )
     taught = name in SHIPPED and options.decimals is None
@@ -55,7 +64,7 @@ def constrain(policy: VLMPolicy, name: str, options: GrammarOptions, max_new_tok
         policy,
         decimals=SHIPPED_DECIMALS if taught else options.decimals or 3,
         pad=taught,
-        frame=policy.answer_frame.widest(),
+        frame=frame.widest(),
         token_budget=max_new_tokens,
         **limits,
     )

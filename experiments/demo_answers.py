@@ -21,8 +21,7 @@ from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
 from seg_env.envs.overlay import draw_overlay
 from seg_env.envs.scoring import Scorer
-from seg_env.frames import AnswerFrame
-from seg_env.grammar import decode
+from seg_env.grammar_answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Prediction, Sample
 
@@ -90,7 +89,8 @@ class Demo:
             text = self._write(
                 image, PROMPTS["text->mask"].format(expression=expression), temperature
             )
-            prediction = read_about(text, image, self.policy.answer_frame)
+            size = image.shape[0], image.shape[1]
+            prediction = read_answer(text, size, self.policy.answer_frame)
             found = self._judge(prediction, text, truth)
             if self.output_dir is not None:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -119,16 +119,6 @@ class Demo:
         scores = self.scorer([text], [truth])
         rewards = {name: float(values[0]) for name, values in scores.terms.items()}
         return {"text": text, "issues": issues, "iou": float(scores.iou[0]), "rewards": rewards}
-
-
-def read_about(text: str, image: NDArray[np.uint8], frame: AnswerFrame) -> Prediction:
-    """An answer about an image, decoded in the policy's frame.
-
-    Raises:
-        ValueError: The processor would refuse the image.
-    """
-    height, width = image.shape[:2]
-    return decode(frame.normalize(text), frame.about((height, width)))
 
 
 def _samples(asked: Mapping[str, Any]) -> list[Sample]:

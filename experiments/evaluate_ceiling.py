@@ -72,7 +72,7 @@ def _measure(
     sample: Sample, answer_frame: AnswerFrame, settings: Sequence[Setting]
 ) -> NDArray[np.float64]:
     """``(S, 4)`` intersection, union, vertices and characters by setting."""
-    target, frame = sample.target, answer_frame.about(sample.target.size)
+    target, frame = sample.target, answer_frame.for_image(sample.target.size)
     exact = trace(target.mask())
     outlines = {
         epsilon: simplify_rings(exact, target.size, epsilon)

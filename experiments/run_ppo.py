@@ -51,7 +51,8 @@ def main(args: Args) -> dict[str, Any]:
         envs = args.open_environment(args.ppo, world, policy.answer_frame)
         length = args.answer_length(args.ppo.max_new_tokens)
         args.ppo.max_new_tokens = longest_answer(length, policy, envs.core, console)
-        constrain(policy, args.policy, args.grammar, args.ppo.max_new_tokens)
+        frame = envs.core.answer_frame
+        constrain(policy, args.policy, args.grammar, args.ppo.max_new_tokens, frame)
         agent = PPO(policy, envs, args.ppo, on_error=args.on_error)
         scores = train_and_report(agent, args, title="PPO", console=console, length=length)
         if world.is_main:

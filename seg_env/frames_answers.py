@@ -19,6 +19,7 @@ from seg_env.frames_models import (
     write_tokens,
 )
 from seg_env.frames_plain import Frame, PixelFrame
+from seg_env.types import Form
 
 AUTO = "auto"
 """The name that stands for what a policy's record or its family says."""
@@ -76,11 +77,11 @@ class AnswerFrame:
         """Whether answers consist of location tokens in place of bracketed numbers."""
         return self.family in TOKEN_FAMILIES
 
-    def within(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
+    def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
         """The same for images that are letterboxed to ``(H, W)``; None for images as they are."""
         return replace(self, canvas_size=canvas_size)
 
-    def seen(self, image_size: tuple[int, int]) -> Frame:
+    def for_view(self, image_size: tuple[int, int]) -> Frame:
         """Frame relative to what the policy sees of an image of ``(H, W)`` pixels.
 
         Raises:
@@ -92,23 +93,23 @@ class AnswerFrame:
             return PixelFrame(int(pixels[1]), int(pixels[2]))
         return family_frame(self.family, self.canvas_size or image_size, self.resize)
 
-    def about(self, image_size: tuple[int, int]) -> Frame:
+    def for_image(self, image_size: tuple[int, int]) -> Frame:
         """Frame that maps to the unit frame of an image of ``(H, W)`` pixels itself.
 
         Raises:
             ValueError: The processor would refuse the image.
         """
-        return frame_of_view(self.seen(image_size), image_size, self.canvas_size)
+        return frame_of_view(self.for_view(image_size), image_size, self.canvas_size)
 
     def widest(self) -> Frame:
         """Frame whose limits hold for images of every size: that of answers, or a larger one."""
         if self.family in IMAGE_DEPENDENT and self.canvas_size is None:
             return PixelFrame(_LARGEST_SIDE, _LARGEST_SIDE)
-        return self.seen((1, 1))
+        return self.for_view((1, 1))
 
-    def normalize(self, text: str) -> str:
+    def normalize(self, text: str, form: Form = "mask") -> str:
         """An answer as the bracketed numbers that the grammar reads; see `normalize_tokens`."""
-        return normalize_tokens(text, self.family) if self.writes_tokens else text
+        return normalize_tokens(text, self.family, form) if self.writes_tokens else text
 
     def write(self, text: str) -> str:
         """Bracketed numbers as the policy writes them; inverse of `normalize`."""

@@ -16,6 +16,7 @@ from seg_env.frames_plain import (
     RowFirstFrame,
     check_size,
 )
+from seg_env.types import Form
 
 FAMILIES = {
     "unit": "fractions of the image, x/W and y/H",
@@ -53,6 +54,7 @@ Checkpoints of SimpleSeg write fractions whatever they were made from."""
 _LONGEST_TEXT = 1 << 18  # What `seg_env.grammar.decode` reads; longer texts are not worth the work.
 _TOKENS = {"florence": r"<loc_([0-9]{1,4})>", "paligemma": r"<loc([0-9]{4})>"}
 _WRITTEN = {"florence": ("<loc_{}>", "<sep>"), "paligemma": ("<loc{:0>4}>", " ; ")}
+_NUMBERS = {"bbox": 4, "point": 2}
 _KNOWN_TAGS = re.compile(r"</?(?:poly|sep|s|pad|eos|bos)>")
 
 
@@ -124,19 +126,6 @@ def family_of_model(model_type: str) -> str:
     return FAMILY_OF_MODEL.get(model_type, "unit")
 
 
-def frame_for_model(
-    model_type: str, image_size: tuple[int, int], settings: ResizeSettings | None = None
-) -> Frame:
-    """Frame that a model writes numbers in unless it was trained otherwise.
-
-    Args:
-        model_type: ``config.model_type`` of a transformers model, for example ``"qwen2_5_vl"``.
-        image_size: ``(H, W)`` of the picture handed to the processor.
-        settings: How the processor resizes, for families whose numbers depend on it.
-    """
-    return family_frame(family_of_model(model_type), image_size, settings)
-
-
 def family_frame(
     family: str, image_size: tuple[int, int], settings: ResizeSettings | None = None
 ) -> Frame:
@@ -163,19 +152,22 @@ def family_frame(
     return of_any_size[family]
 
 
-def normalize_tokens(text: str, family: str) -> str:
+def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
     """Rewrite location tokens as the bracketed numbers that `seg_env.grammar.decode` reads.
 
     Each unbroken run of tokens is a ring; what stands between runs (``<sep>``, ``;``, labels) ends
-    it. A run of four tokens is a box by two corners, which is how both families write boxes, and
-    becomes its four corners. Labels and structural tags belong to the form and are dropped; other
-    tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline and stay behind the list,
-    where they are reported. A run of odd length keeps its last number alone in its brackets, which
-    is reported as well. Numbers keep their order and are still in the family's frame.
+    it. A run of four tokens is a box by two corners, which is how both families write boxes: where
+    a box was asked for it stays one, where an outline was it becomes its four corners. Where a
+    point was asked for, a run of two tokens is one. Labels and structural tags belong to the form
+    and are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline
+    and stay behind the list, where they are reported. A run of odd length keeps its last number
+    alone in its brackets, which is reported as well. Numbers keep their order and are still in the
+    family's frame.
 
     Args:
         text: Any string; one without location tokens is returned unchanged.
         family: One of `FAMILIES`; only ``"florence"`` and ``"paligemma"`` write tokens.
+        form: What was asked for.
 
     Returns:
         The rewritten text. Time is linear in its length; very long texts are returned unchanged.
@@ -187,9 +179,10 @@ def normalize_tokens(text: str, family: str) -> str:
     if family not in _TOKENS or len(text) > _LONGEST_TEXT:
         return text
     token = _TOKENS[family]
-    rings = []
+    rings, runs = [], []
     for run in re.finditer(rf"(?:{token}\s*+)++", text):
         numbers = [str(int(number)) for number in re.findall(token, run[0])]
+        runs.append(numbers)
         points = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
         if len(numbers) == 4:
             (a, b), (c, d) = points
@@ -199,21 +192,25 @@ def normalize_tokens(text: str, family: str) -> str:
         return text
     rest = _KNOWN_TAGS.sub("", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
-    return f"[{','.join(rings)}]" + (f" {unread}" if unread else "")
+    found = f"[{','.join(rings)}]"
+    if len(runs) == 1 and len(runs[0]) == _NUMBERS.get(form):
+        found = f"[{','.join(runs[0])}]"
+    return found + (f" {unread}" if unread else "")
 
 
 def write_tokens(text: str, family: str) -> str:
     """Inverse of `normalize_tokens`: an encoded answer in the tokens that a family was trained on.
 
     Args:
-        text: What `seg_env.grammar.encode` wrote in the family's frame.
+        text: What `seg_env.grammar.encode` or `seg_env.grammar_answers.encode_numbers` wrote in the
+            family's frame; ``[]``, "no target", stays as it is.
         family: One of `FAMILIES`; those that write no tokens get the text itself.
 
     Raises:
         ValueError: There is no such family.
     """
     _check_family(family)
-    if family not in _WRITTEN:
+    if family not in _WRITTEN or text == "[]":
         return text
     form, separator = _WRITTEN[family]
     rings = text.split("]],[[")

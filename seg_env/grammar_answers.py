@@ -12,7 +12,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.frames import UNIT, Frame
+from seg_env.frames import UNIT, AnswerFrame, Frame
 from seg_env.grammar import LEAD, MAX_DECIMALS, STRICT_NUMBER, decode
 from seg_env.grammar_numbers import COUNTS, Numbers, salvage_numbers
 from seg_env.grammar_salvage import MAX_CHARACTERS
@@ -57,6 +57,23 @@ def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Predic
     if form == "point":
         return Prediction((), issues, text, form, points[0])
     return _as_box(points, issues, text)
+
+
+def read_answer(
+    text: str, image_size: tuple[int, int], frame: AnswerFrame, form: Form = "mask"
+) -> Prediction:
+    """Read an answer in the frame of the policy that wrote it, location tokens included.
+
+    Args:
+        text: Any string.
+        image_size: ``(H, W)`` of the image that it is about.
+        frame: What its numbers mean.
+        form: What was asked for.
+
+    Raises:
+        ValueError: The policy's processor would refuse such an image.
+    """
+    return decode_answer(frame.normalize(text, form), form, frame.for_image(image_size))
 
 
 def _read_well_formed(text: str, count: int, frame: Frame) -> Numbers | None:

@@ -7,14 +7,15 @@ answers of a group are about one question.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.frames import UNIT, Frame
+from seg_env.errors import WrongOptionError
+from seg_env.frames import UNIT, AnswerFrame, Frame
 from seg_env.grammar import MAX_DECIMALS, encode
 from seg_env.grammar_answers import decode_answer, encode_numbers
 from seg_env.task_mixture import TaskMixture
@@ -83,6 +84,20 @@ def _is_number(value: object, kind: type = Real) -> bool:
 def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
     """The task that a mixture asks of a sample; follows from sample and seed."""
     return mixture.draw(_generator(sample, seed, len(TASKS)))
+
+
+def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:
+    """Make sure that questions can give the places that tasks are about.
+
+    Raises:
+        WrongOptionError: They would be location tokens, which questions do not have.
+    """
+    given = next((task for task in tasks if query_of(task) != "text"), None)
+    if given is not None and frame.writes_tokens:
+        raise WrongOptionError(
+            f"task {given} gives a place in brackets, and frame {frame.family!r} writes location "
+            f"tokens: ask by text, or choose another frame"
+        )
 
 
 def refer_to(

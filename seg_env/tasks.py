@@ -118,7 +118,7 @@ def answer(
         ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]`` for
         any of them if there is no such object; location tokens where the frame writes those.
     """
-    form, numbers = form_of(task), frame.about(sample.target.size)
+    form, numbers = form_of(task), frame.for_image(sample.target.size)
     if form == "mask" or not sample.target.area:
         outline = sample.target.outline(epsilon)
         return frame.write(encode(outline, decimals, frame=numbers, pad=pad))

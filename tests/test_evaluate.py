@@ -106,7 +106,7 @@ def test_answers_in_any_frame_score_the_same(tmp_path, truth, frame, family):
     assert reader.family == family
     rows = []
     for sample in scene_samples():
-        text = encode(sample.target.outline(0.005), frame=reader.about(sample.target.size))
+        text = encode(sample.target.outline(0.005), frame=reader.for_image(sample.target.size))
         rows.append((sample.id, text if ":" in frame else write_tokens(text, reader.family)))
     found = evaluate(tmp_path / "out", write_answers(tmp_path / "a.jsonl", rows), frame=frame)
     assert found["giou"] > 0.95
@@ -117,7 +117,10 @@ def test_answers_in_any_frame_score_the_same(tmp_path, truth, frame, family):
 def test_a_wrong_frame_is_noticed_and_the_right_one_named(tmp_path, truth, capsys):
     permille = find_answer_frame("permille")
     rows = [
-        (sample.id, encode(sample.target.outline(0.005), frame=permille.about(sample.target.size)))
+        (
+            sample.id,
+            encode(sample.target.outline(0.005), frame=permille.for_image(sample.target.size)),
+        )
         for sample in scene_samples()
     ]
     found = evaluate(tmp_path / "out", write_answers(tmp_path / "a.jsonl", rows))
@@ -131,9 +134,12 @@ def test_frames_follow_the_model_and_the_picture_it_sees():
     reader = find_answer_frame("auto", model_type="qwen2_5_vl")
     assert "picked by model type qwen2_5_vl" in reader.description
     (sample,) = scene_samples()[:1]
-    assert reader.about(sample.target.size) == PixelFrame(140, 140)
-    letterboxed = find_answer_frame("auto", model_type="qwen2_5_vl").within((64, 100))
-    assert letterboxed.about(sample.target.size).name == "letterbox-128x128-in-100x64-pixels-112x56"
+    assert reader.for_image(sample.target.size) == PixelFrame(140, 140)
+    letterboxed = find_answer_frame("auto", model_type="qwen2_5_vl").on_canvas((64, 100))
+    assert (
+        letterboxed.for_image(sample.target.size).name
+        == "letterbox-128x128-in-100x64-pixels-112x56"
+    )
     named = find_answer_frame("auto", model_type="qwen2_5_vl", model_name="org/SimpleSeg-Qwen")
     assert named.family == "unit"
     assert find_answer_frame("auto", model_type="brand_new").family == "unit"

@@ -16,7 +16,7 @@ from seg_env.frames import (
     RowFirstFrame,
     family_frame,
     family_of_model,
-    frame_for_model,
+    find_answer_frame,
     normalize_tokens,
     smart_resize,
     write_tokens,
@@ -83,7 +83,7 @@ def test_resizing_is_that_of_the_processor(size, factor, least, more):
 )
 def test_resizing_with_the_settings_that_the_models_ship(size, resized):
     assert smart_resize(size) == resized
-    assert frame_for_model("qwen2_5_vl", size) == PixelFrame(resized[1], resized[0])
+    assert find_answer_frame("qwen2_5_vl").for_image(size) == PixelFrame(resized[1], resized[0])
 
 
 def test_settings_are_read_from_a_processor():
@@ -97,10 +97,10 @@ def test_settings_are_read_from_a_processor():
 
 def test_every_model_type_has_a_family():
     assert set(FAMILY_OF_MODEL.values()) == set(FAMILIES) - {"pixels"}
-    assert frame_for_model("florence2", (9, 9)) == BinFrame(1000)
-    assert frame_for_model("paligemma", (9, 9)) == RowFirstFrame(1023)
-    assert frame_for_model("qwen3_vl", (9, 9)).name == "permille"
-    assert frame_for_model("llava", (9, 9)) is UNIT
+    assert find_answer_frame("florence2").for_image((9, 9)) == BinFrame(1000)
+    assert find_answer_frame("paligemma").for_image((9, 9)) == RowFirstFrame(1023)
+    assert find_answer_frame("qwen3_vl").for_image((9, 9)).name == "permille"
+    assert find_answer_frame("llava").for_image((9, 9)) is UNIT
     assert family_of_model("something_new") == "unit"
 
 

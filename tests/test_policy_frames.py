@@ -8,13 +8,18 @@ from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.frame_record import recorded_frame
 from agents.gspo import GSPO, GSPOConfig
-from experiments.demo_answers import Demo, read_about
+from experiments.demo_answers import Demo
 from experiments.evaluate import run_task
 from experiments.evaluate_options import Args as EvaluateArgs
 from experiments.evaluation import evaluate
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.scoring import Scorer
+from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILIES, AnswerFrame, PixelFrame, ResizeSettings, find_answer_frame
+from seg_env.grammar_answers import read_answer
+from seg_env.tasks import TEXT_TASKS, answer, form_of
+from seg_env.types import Sample, Target
 
 COUNT = len(SIZES)
 ENV = "SimpleSeg-RefCOCO-v0"
@@ -84,7 +89,8 @@ def test_perfect_answers_are_drawn_in_their_place(policy, tree):
     for index in range(COUNT):
         question = core.ask(index)
         policy.prepare([question.image], [question.prompt])
-        found = read_about(policy.texts_written[0], question.image, policy.answer_frame)
+        size = question.image.shape[:2]
+        found = read_answer(policy.texts_written[0], size, policy.answer_frame)
         assert found.valid
         scores = core.judge([found], [question])
         assert scores.iou.tolist() == [1.0]
@@ -113,7 +119,7 @@ def test_images_may_be_letterboxed(policy, tree, size):
     env = gym.make(ENV, **environment(policy, tree, image_size=size))
     core = env.unwrapped._core
     question = core.ask(0)
-    seen = core.answer_frame.seen(question.sample.target.size)
+    seen = core.answer_frame.for_view(question.sample.target.size)
     inner = question.frame.from_unit(question.sample.target.rings[0])
     assert (inner <= np.add(seen.limits, 1e-9)).all()
     if policy.answer_frame.family == "pixels":
@@ -121,14 +127,37 @@ def test_images_may_be_letterboxed(policy, tree, size):
         assert seen == PixelFrame(height=side[0], width=side[1])
 
 
+@frames
+@pytest.mark.parametrize("task", TEXT_TASKS)
+@pytest.mark.parametrize("present", [True, False])
+def test_true_answers_of_every_form_earn_everything(frame, task, present):
+    mask = np.zeros((160, 192), dtype=bool)
+    mask[40:120, 48:144] = present
+    image = np.zeros((160, 192, 3), dtype=np.uint8)
+    sample = Sample("one", "the square", Target.from_mask(mask), lambda: image)
+    scorer = Scorer("mask_iou=1 format=1", frame)
+    text = answer(sample, task, frame=find_answer_frame(frame))
+    scores = scorer([text], [sample], forms=[form_of(task)])
+    assert scores.predictions[0].valid, scores.predictions[0].issues
+    coarse = frame in ("florence", "paligemma", "pixel:64x32", "qwen2.5-vl")
+    assert scores.terms["mask_iou"][0] > 0.95 if coarse else scores.terms["mask_iou"][0] == 1.0
+    assert scores.terms["format"][0] == 1.0
+
+
+def test_questions_give_no_places_in_location_tokens(tree):
+    for task in ("point->mask", "text->mask=0.5 bbox->mask=0.5"):
+        with pytest.raises(WrongOptionError, match="location tokens"):
+            gym.make(ENV, data_root=str(tree), frame="florence", task=task)
+
+
 def test_names_and_objects_make_the_same_frame():
     for name in (*FAMILIES, "qwen3_vl", "pixel:64x32"):
         assert AnswerFrame.from_spec(name) == find_answer_frame(name)
     given = PixelFrame(100, 50)
-    assert AnswerFrame.from_spec(given).about((10, 20)) is given
+    assert AnswerFrame.from_spec(given).for_image((10, 20)) is given
     resize = ResizeSettings(factor=8, max_pixels=80 * 96)
     frame = find_answer_frame("qwen2_5_vl", resize=resize)
-    assert frame.about((160, 192)) == PixelFrame(width=96, height=80)
+    assert frame.for_image((160, 192)) == PixelFrame(width=96, height=80)
 
 
 def test_vertices_are_no_location_tokens(tree):
@@ -148,7 +177,7 @@ def test_a_frame_that_depends_on_the_image_holds_when_answers_are_improved(tree)
     assert policy.texts_written[0] in observation["prompt"]
     terms = env.unwrapped._core.scorer.rewards.terms.values()
     assert reward == pytest.approx(sum(term.weight for term in terms))
-    outline = env.unwrapped._core.answer_frame.seen((160, 192))
+    outline = env.unwrapped._core.answer_frame.for_view((160, 192))
     assert (outline.width, outline.height) == (96, 80)
 
 

@@ -129,7 +129,7 @@ def test_the_frame_is_that_of_the_image_the_processor_makes(family, tree):
     sample = open_dataset("refcoco", data_root=tree, split="val")[0]
     grid = policy.prepare([sample.image], ["shape 1"])["image_grid_thw"][0]
     patch = policy.processor.image_processor.patch_size
-    frame = policy.answer_frame.about(sample.target.size)
+    frame = policy.answer_frame.for_image(sample.target.size)
     if WRITES[name] == "qwen2.5-vl":
         assert (frame.height, frame.width) == (grid[1] * patch, grid[2] * patch) == (112, 224)
     else:

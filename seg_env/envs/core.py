@@ -21,7 +21,7 @@ from seg_env.envs.scoring import Scorer, Scores
 from seg_env.frames import AnswerFrame, Frame
 from seg_env.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.task_mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
-from seg_env.task_queries import QueryStyle, draw_task, refer_to
+from seg_env.task_queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
 from seg_env.types import Form, Prediction, Sample
 
@@ -132,7 +132,8 @@ class ReferringCore:
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
         self.canvas_size = _parse_size(image_size)
-        self.answer_frame = AnswerFrame.from_spec(frame).within(self.canvas_size)
+        self.answer_frame = AnswerFrame.from_spec(frame).on_canvas(self.canvas_size)
+        check_places(self.tasks.tasks, self.answer_frame)
         self.scorer = Scorer(rewards, self.answer_frame)
         self.prompt_template = prompt_template
         self.action_space = PolygonText(frame=self.typical_frame, forms=self.tasks.forms)
@@ -146,7 +147,7 @@ class ReferringCore:
         """Frame in which the action space writes its samples: that of the images' common size."""
         side = getattr(self.dataset, "size", None)
         size = (side, side) if isinstance(side, int) else _TYPICAL_SIZE
-        return self.answer_frame.seen(size)
+        return self.answer_frame.for_view(size)
 
     def draw(self, generator: np.random.Generator) -> int:
         """Index of a sample, each with the same probability."""
@@ -201,7 +202,7 @@ class ReferringCore:
                 f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
                 f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
             )
-        frame = self.answer_frame.about(sample.target.size)
+        frame = self.answer_frame.for_image(sample.target.size)
         task = askable(sample, task or draw_task(self.tasks, sample, query_seed))
         if self._outlines_for and form_of(task) != "mask":
             raise ValueError(f"{self._outlines_for} is about outlines; task={task!r} is not")

@@ -136,7 +136,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         observation = super().observe(episode)
         if episode.outline is None:
             return observation
-        seen = self.core.answer_frame.seen(episode.question.sample.target.size)
+        seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
         rings = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.written]
         words = {
             "question": episode.question.prompt,

@@ -101,8 +101,8 @@ class Scorer:
                 f"give one of each for every answer"
             )
         if frames is None:
-            frames = [self.answer_frame.about(sample.target.size) for sample in samples]
-        plain = map(self.answer_frame.normalize, texts)
+            frames = [self.answer_frame.for_image(sample.target.size) for sample in samples]
+        plain = map(self.answer_frame.normalize, texts, forms)
         return tuple(map(decode_answer, plain, forms, frames))
 
     def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:

@@ -165,7 +165,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         """Picture, question, and the outline so far."""
         observation = super().observe(episode) | {"outline": episode.text}
         if self.render_outline:
-            seen = self.core.answer_frame.seen(episode.question.sample.target.size)
+            seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
             rings = [_points(ring, seen) for ring in episode.rings]
             open_ring = _points(episode.open_ring, seen) if episode.open_ring else None
             observation["image"] = draw_outline(episode.question.image, rings, open_ring)
