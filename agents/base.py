@@ -56,6 +56,11 @@ class Agent(ABC):
         )
         return self.policy.texts(completions.tokens, completions.mask)
 
+    def gather_left_out(self) -> None:
+        """Let every rank know what any of them has left out; all must call it."""
+        for reasons in self.world.gather(self.left_out.reasons):
+            self.left_out.update(reasons)
+
     def whole_weights(self) -> AbstractContextManager[None]:
         """Inside the block this process has all weights of the policy, not only a share."""
         return nullcontext()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
+from seg_env.envs.left_out import loading
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import Task, answer, askable, question
@@ -111,8 +112,13 @@ def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialog
 
 
 def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]) -> Demonstration:
-    """A picture ``(H, W, 3) uint8`` with what is said about it."""
-    inputs = prepare_inputs(processor, [image], [""])
+    """A picture ``(H, W, 3) uint8`` with what is said about it.
+
+    Raises:
+        UnusableSampleError: The processor refuses the picture.
+    """
+    with loading():
+        inputs = prepare_inputs(processor, [image], [""])
     tokens = inputs.pop("input_ids")[0].tolist()
     inputs.pop("attention_mask")
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)

@@ -37,6 +37,10 @@ class ImageTokensError(ValueError):
         whose = "their images have" if row is None else "its image has"
         super().__init__(f"{where} {tokens} image tokens, but {whose} {features} features")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions of several arguments tell pickle how they are made."""
+        return type(self), (self.row, self.tokens, self.features)
+
     def about(self, prompts: Sequence[str]) -> ImageTokensError:
         """The same, with the prompt that it is about."""
         prompt = "" if self.row is None else prompts[self.row]
@@ -117,7 +121,7 @@ def check_image_tokens(model: Any, inputs: dict[str, Tensor]) -> None:
 
 def _merged_patches(config: Any) -> int | None:
     """Patches that become one feature where patches are counted by grids."""
-    vision = config.vision_config
+    vision = getattr(config, "vision_config", None)
     side = getattr(vision, "spatial_merge_size", None)
     kernel = getattr(vision, "merge_kernel_size", None)
     if isinstance(side, int):
@@ -156,7 +160,8 @@ def _shuffled(model: Any, height: int, width: int) -> int:
 def _of_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Features of Idefics' images: tiles that hold nothing but zeros are padding."""
     pixels = inputs["pixel_values"]
-    tiles = (pixels != 0).flatten(2).any(-1).sum(-1)
+    tiles = torch.stack([tile.any() for row in pixels for tile in row])  # bools of one at a time
+    tiles = tiles.view(pixels.shape[:2]).sum(-1)
     return tiles.cpu() * (_patches(model, *pixels.shape[-2:]) // model.config.scale_factor**2)
 
 

@@ -232,7 +232,7 @@ def _reason(error: Exception, part: str) -> str:
     """Why something could not be opened, in one sentence."""
     text = " ".join(str(error).split())
     if isinstance(error, (ImportError, RuntimeError)):
-        told = " ".join(_told_by(error)).lower()
+        told = " ".join(_messages(error)).lower()
         for package, command in INSTALL.items():
             if package in told:
                 missing = "which is not installed"
@@ -245,7 +245,7 @@ def _reason(error: Exception, part: str) -> str:
     return f"{part + ': ' if part else ''}{sentence.rstrip('.') or type(error).__name__}"
 
 
-def _told_by(error: BaseException | None) -> Iterator[str]:
+def _messages(error: BaseException | None) -> Iterator[str]:
     """Messages of an error and of those that caused it."""
     while error is not None:
         yield str(error)

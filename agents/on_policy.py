@@ -32,12 +32,17 @@ from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
 from agents.optim import cosine_with_warmup
 from agents.policy import TokenScores, VLMPolicy
 from agents.rollout import Rollout, join
-from agents.screening import refusal
-from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, name_of
+from agents.screening import require_usable
+from seg_env.envs.left_out import (
+    TRIES,
+    LeftOut,
+    OnError,
+    UnusableSampleError,
+    loading,
+    name_of,
+)
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-
-_REPLACEMENTS = 16
-"""Rounds in which samples that cannot be used are replaced, before training gives up."""
+from seg_env.errors import ExplainedError
 
 
 class OnPolicyAgent(Agent):
@@ -153,7 +158,7 @@ class OnPolicyAgent(Agent):
         # Every rank draws for all of them and takes its part.
         asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
         asked = asked[config.prompts_of(self.world)]
-        observations, inputs = self._ask(asked)
+        inputs = self._ask(asked)
         whole: Rollout | None = None
         metrics: Metrics = {}
         turn = 0
@@ -170,27 +175,27 @@ class OnPolicyAgent(Agent):
             observations = self.env.fork(choose_sources(ended, config.group_size, draws).tolist())
             inputs = self._prepare(observations)
 
-    def _ask(self, asked: NDArray[np.int64]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    def _ask(self, asked: NDArray[np.int64]) -> dict[str, Tensor]:
         """Ask about samples, one prompt each; those that cannot be used give way to others.
 
         What takes the place of a sample follows from the seed, the update and the place, so that
-        an interrupted run goes on with the questions it would have had.
+        an interrupted run goes on with the questions it would have had, on any number of ranks.
 
         Args:
-            asked: ``(B,)`` samples.
+            asked: ``(B,)`` samples, this rank's share.
 
         Returns:
-            Observations of all ``B * G`` questions, and the model's inputs, ``B`` prompts.
+            The model's inputs, ``B`` prompts.
 
         Raises:
             UnusableSampleError: One cannot be used and is not to be left out, or none can be.
         """
-        asked, size = asked.copy(), self.config.group_size
-        for attempt in range(_REPLACEMENTS):
+        asked, dataset = asked.copy(), self.env.unwrapped.dataset
+        start = self.config.prompts_of(self.world).start
+        for attempt in range(TRIES):
             try:
-                observations = self._reset(asked.repeat(size))
-                return observations, self._prepare(observations)
-            except (MemoryError, torch.OutOfMemoryError):
+                return self._prepare(self._reset(asked.repeat(self.config.group_size)))
+            except (MemoryError, torch.OutOfMemoryError, ExplainedError):
                 raise
             except Exception:
                 faults = {
@@ -201,25 +206,24 @@ class OnPolicyAgent(Agent):
                 if not faults:
                     raise
             for place, fault in faults.items():
-                self.left_out.add(name_of(self.env.unwrapped.dataset, int(asked[place])), fault)
-                seeds = [self.config.seed, self.update, attempt, self.world.rank, place]
-                draw = np.random.default_rng(seeds).integers(len(self.env.unwrapped.dataset))
-                asked[place] = draw
+                self.left_out.add(name_of(dataset, int(asked[place])), fault)
+                seeds = [self.config.seed, self.update, attempt, start + place]
+                asked[place] = np.random.default_rng(seeds).integers(len(dataset))
         raise UnusableSampleError(
-            f"after {_REPLACEMENTS} rounds of replacement there are still samples that cannot be "
-            f"used; {self.left_out.summary()}"
-        ) from fault
+            f"samples that cannot be used were replaced {TRIES} times over, and there still are "
+            f"some; {self.left_out.summary()}"
+        )
 
-    def _fault(self, index: int) -> Exception | None:
+    def _fault(self, index: int) -> UnusableSampleError | None:
         """Why a sample cannot be used, None if it can be."""
         try:
-            observations = self._reset(np.full(self.env.num_envs, index))
+            with loading():
+                observations = self._reset(np.full(self.env.num_envs, index))
             images, prompts = split_observations(observations)
-        except MemoryError:
-            raise
-        except Exception as error:  # files fail in any way
+            require_usable(self.policy.prepare, images[0], prompts[0])
+        except UnusableSampleError as error:
             return error
-        return refusal(self.policy.prepare, images[0], prompts[0])
+        return None
 
     def _reset(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
         options = {"indices": indices, "query_seed": self.update}
@@ -376,6 +380,7 @@ class OnPolicyAgent(Agent):
         Every rank must call this; the main one writes. A checkpoint can be resumed by any number of
         ranks, with DeepSpeed or without.
         """
+        self.gather_left_out()
         tensors = {"optimizer": self.engine.state_dict(), "generator": self._generator.get_state()}
         facts = {
             "update": self.update,
@@ -400,5 +405,5 @@ class OnPolicyAgent(Agent):
         self.engine.load_state_dict(tensors["optimizer"])
         self._generator.set_state(tensors["generator"].cpu())
         self._indices.bit_generator.state = facts["indices"]
-        self.left_out.update(facts["left_out"])
+        self.left_out.update(facts.get("left_out", {}))
         self.update = facts["update"]

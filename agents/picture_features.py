@@ -31,7 +31,7 @@ class PictureFeatures:
         self._size = 0
         self._made_by: object = None
         self._stacked = False
-        self._untold = False
+        self._inseparable = False
 
     def __call__(self, model: Any, inputs: dict[str, Tensor], precision: str) -> dict[str, Any]:
         """Model inputs about pictures: features if the tower is frozen, else what was given.
@@ -46,7 +46,7 @@ class PictureFeatures:
         frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
         if not frozen or "pixel_values" not in pictures or not _takes_features(model):
             return pictures
-        if self._untold:
+        if self._inseparable:
             return pictures
         self._forget_unless(precision, [parameter._version for parameter in parameters])
         keys = _digests(inputs, pictures)
@@ -55,8 +55,8 @@ class PictureFeatures:
         if missing:
             rows = torch.tensor(list(missing.values()), device=inputs["input_ids"].device)
             made = self._encode(model, select_prompts(inputs, rows))
-            if made is None:  # and will not be next time
-                self._untold = True
+            if made is None:
+                self._inseparable = True
                 return pictures
             found |= dict(zip(missing, made, strict=True))
         self._keep(found)

@@ -182,6 +182,13 @@ class VLMPolicy:
             ImageTokensError: A prompt has another number of image tokens than its picture has
                 features; its ``row`` says which.
         """
+        inputs = self.prepare_on_cpu(images, prompts)
+        return {key: value.to(self.device) for key, value in inputs.items()}
+
+    def prepare_on_cpu(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """As `prepare`, for processes that do not touch the device."""
         batch = prepare_inputs(self.processor, images, prompts)
         try:
             batch = number_image_rows(self.model, batch)
@@ -189,7 +196,7 @@ class VLMPolicy:
         except ImageTokensError as error:
             found = error if error.row is not None else self._by_itself(images, prompts) or error
             raise found.about(prompts) from None
-        return {key: value.to(self.device) for key, value in batch.items()}
+        return batch
 
     def _by_itself(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]

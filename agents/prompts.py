@@ -14,8 +14,6 @@ from agents.loading import CheckpointError
 
 ONE_LIST_OF_PICTURES = ("KimiVLProcessor",)
 """Processors that take the pictures of all prompts in one list, and only pictures of Pillow."""
-
-
 WITHOUT_CHAT = ("PaliGemmaProcessor",)
 """Processors of models that know no chat: the picture comes first, then the question alone."""
 FEWEST_ROWS = 5

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.prompts import harmless, prepare_inputs, special_tokens
-from agents.screening import Prepare, refusal
+from agents.policy import VLMPolicy
+from agents.prompts import harmless, special_tokens
+from agents.screening import Prepare, require_usable
 from agents.wording import Wording, word_answer, word_question
 from seg_env.data.base import Dataset
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, name_of
+from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_mixture import read_task_weights as read_task_weights
-from seg_env.task_queries import QueryStyle, refer_to
+from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import TASKS, Task, answer, askable, query_of
 from seg_env.types import Sample
 
-TRIES = 16
-"""Samples that are tried for a row, one after another, until one can be used."""
 Row = dict[str, Any]
 """``prompt`` and ``completion``, a list of one message each, and ``images``, a list of one."""
 
@@ -60,47 +60,48 @@ class DemonstrationRows:
     """Makes model inputs of an image and a prompt: tells which images the processor refuses."""
     left_out: LeftOut = field(default_factory=lambda: LeftOut("error"))
     """Told of samples that cannot be used, which give way to others; by default an error."""
+    _usable: set[int] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse tasks whose questions cannot be written in the frame."""
+        check_places([task for task, weight in self.task_weights.items() if weight], self.frame)
 
     def __getitem__(self, index: int) -> Row:
         """Row ``index``, any number from 0."""
         epoch, place = divmod(index, len(self.dataset))
         chosen = int(_order(len(self.dataset), self.seed, epoch)[place])
-        rng = np.random.default_rng([self.seed, index])
-        for attempt in range(TRIES):
-            row = self._write(chosen, rng)
-            if isinstance(row, dict):
-                return row
-            self.left_out.add(name_of(self.dataset, chosen), row)
-            other = np.random.default_rng([self.seed, index, attempt])
-            chosen = int(other.integers(len(self.dataset)))
-        raise UnusableSampleError(
-            f"of {TRIES} samples in a row none can be used; {self.left_out.summary()}"
+        others = (
+            int(np.random.default_rng([self.seed, index, attempt]).integers(len(self.dataset)))
+            for attempt in range(TRIES)
         )
+        rng = np.random.default_rng([self.seed, index])
+        load = partial(self._write, rng=rng)
+        return first_usable(chain([chosen], others), load, self.dataset, self.left_out)
 
-    def _write(self, chosen: int, rng: np.random.Generator) -> Row | Exception:
-        """A question about one sample with its answer, or why it cannot be asked."""
-        try:
+    def _write(self, chosen: int, rng: np.random.Generator) -> Row:
+        """A question about one sample with its answer.
+
+        Raises:
+            UnusableSampleError: Its image cannot be loaded, or the processor refuses it.
+        """
+        with loading():
             sample = self.dataset[chosen]
-            task = self._draw_task(sample, rng)
-            reference = self._refer(sample, task, rng)
-            asked = word_question(sample, task, self.wording, rng, reference)
-            reply = answer(
-                sample,
-                task,
-                epsilon=self.epsilon,
-                decimals=self.decimals,
-                pad=self.pad,
-                frame=self.frame,
-            )
             image = sample.image
-        except MemoryError:
-            raise
-        except Exception as error:  # files fail in any way
-            return error
-        if self.prepare is not None:
-            fault = refusal(self.prepare, image, asked)
-            if fault is not None:
-                return fault
+            self.frame.for_image(sample.target.size)
+        task = self._draw_task(sample, rng)
+        reference = self._refer(sample, task, rng)
+        asked = word_question(sample, task, self.wording, rng, reference)
+        if self.prepare is not None and chosen not in self._usable:
+            require_usable(self.prepare, image, asked)
+            self._usable.add(chosen)
+        reply = answer(
+            sample,
+            task,
+            epsilon=self.epsilon,
+            decimals=self.decimals,
+            pad=self.pad,
+            frame=self.frame,
+        )
         reply = word_answer(reply, self.wording, rng)
         return {
             "prompt": [{"role": "user", "content": harmless(asked, self.special)}],
@@ -125,11 +126,15 @@ class DemonstrationRows:
         return refer_to(sample, task, seed, style=self.queries, frame=numbers)
 
 
-def rows_for(processor: Any, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
-    """Rows for the policy that a processor belongs to; arguments are those of the class."""
-    special = tuple(special_tokens(processor.tokenizer).values())
-    prepare = partial(prepare_inputs, processor)
-    return DemonstrationRows(dataset, special=special, prepare=prepare, **arguments)
+def rows_for(policy: VLMPolicy, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
+    """Rows for a policy, in its frame; arguments are those of the class."""
+    return DemonstrationRows(
+        dataset,
+        special=tuple(special_tokens(policy.tokenizer).values()),
+        frame=policy.answer_frame,
+        prepare=policy.prepare_on_cpu,
+        **arguments,
+    )
 
 
 @lru_cache(maxsize=2)

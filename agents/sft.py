@@ -126,7 +126,7 @@ class SupervisedFineTuning(TrainerAgent):
         super().__init__(policy, config, max_new_tokens)
         self.left_out = LeftOut(on_error)
         self.rows = rows_for(
-            policy.processor,
+            policy,
             dataset,
             task_weights=read_task_weights(config.tasks),
             wording=config.wording,
@@ -134,7 +134,6 @@ class SupervisedFineTuning(TrainerAgent):
             decimals=config.decimals,
             pad=config.pad,
             seed=config.seed,
-            frame=policy.answer_frame,
             left_out=self.left_out,
         )
 

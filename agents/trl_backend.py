@@ -142,7 +142,13 @@ class TRLGSPO(TrainerAgent):
         config = self.config
         arguments = self.trainer_arguments(updates, folder)
         table = Table.from_dict({"row": range(updates * config.prompts_per_update)})
-        rows = QuestionRows(self.core, self.policy.processor, config.seed, self.left_out)
+        rows = QuestionRows(
+            self.core,
+            self.policy.tokenizer,
+            self.policy.prepare_on_cpu,
+            config.seed,
+            self.left_out,
+        )
         table.set_transform(rows)
         floor = None if config.loss == "dr_grpo" else config.spread_floor
         trainer = GRPOTrainer(

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from agents.advantages import degenerate_fraction, group_advantages, group_spread
-from agents.prompts import harmless, prepare_inputs, special_tokens
-from agents.screening import refusal
+from agents.prompts import harmless, special_tokens
+from agents.screening import Prepare, require_usable
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, name_of
-
-TRIES = 16
-"""Samples drawn for a question, one after another, until one can be used."""
+from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
 
 
 class QuestionRows:
@@ -28,21 +24,28 @@ class QuestionRows:
     """
 
     def __init__(
-        self, core: ReferringCore, processor: Any, seed: int, left_out: LeftOut | None = None
+        self,
+        core: ReferringCore,
+        tokenizer: Any,
+        prepare: Prepare,
+        seed: int,
+        left_out: LeftOut | None = None,
     ) -> None:
-        """Ask the questions of ``core`` in a form that ``processor`` reads.
+        """Ask the questions of ``core`` in a form that a processor reads.
 
         Args:
             core: Whose questions.
-            processor: The policy's.
+            tokenizer: The policy's.
+            prepare: Makes model inputs of an image and a prompt, see `VLMPolicy.prepare_on_cpu`.
             seed: What the choice of questions depends on.
             left_out: Told of samples that cannot be used, which give way to others; by default they
                 are an error.
         """
         self.core, self.seed = core, seed
         self.left_out = LeftOut("error") if left_out is None else left_out
-        self._prepare = partial(prepare_inputs, processor)
-        self.special = tuple(special_tokens(processor.tokenizer).values())
+        self._prepare = prepare
+        self._usable: set[int] = set()
+        self.special = tuple(special_tokens(tokenizer).values())
         self._questions: dict[int, Question] = {}
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
@@ -65,25 +68,21 @@ class QuestionRows:
         """The question of a row: the first of those drawn that can be asked.
 
         Raises:
-            UnusableSampleError: One cannot be asked and is not to be left out, or none can.
+            UnusableSampleError: One cannot be and is not to be left out, or none can.
         """
         rng = np.random.default_rng([self.seed, row])
-        for _ in range(TRIES):
-            index = self.core.draw(rng)
+
+        def load(index: int) -> Question:
             query_seed = self.core.draw_seed(rng)
-            try:
+            with loading():
                 question = self.core.ask(index, query_seed=query_seed)
-                fault = refusal(self._prepare, question.image, question.prompt)
-            except MemoryError:
-                raise
-            except Exception as error:  # files fail in any way
-                fault = error
-            if fault is None:
-                return question
-            self.left_out.add(name_of(self.core.dataset, index), fault)
-        raise UnusableSampleError(
-            f"of {TRIES} samples drawn in a row none can be used; {self.left_out.summary()}"
-        )
+            if index not in self._usable:
+                require_usable(self._prepare, question.image, question.prompt)
+                self._usable.add(index)
+            return question
+
+        choices = (self.core.draw(rng) for _ in range(TRIES))
+        return first_usable(choices, load, self.core.dataset, self.left_out)
 
 
 class EnvironmentReward:

@@ -82,7 +82,11 @@ class TrainerAgent(Agent):
                 # `load` has read the weights. The trainer would look for them by their names in
                 # memory, which for LLaVA and others are not those in the file, and find none.
                 trainer._load_from_checkpoint = lambda *checkpoint: None
+            # Loader processes have copies of what counts the samples that are left out.
+            self.left_out.shared = Path(folder) / "left_out.jsonl"
             trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
+            self.left_out.collect()
+            self.left_out.shared = None
             self.finish(trainer, Path(folder))
 
     def finish(self, trainer: Any, folder: Path) -> None:
@@ -111,6 +115,7 @@ class TrainerAgent(Agent):
 
     def _complete(self, written: Path, partial: Path, path: Path) -> None:
         """Complete what was written and put it in its place."""
+        self.left_out.collect()
         (written / TRAINER_PICKLE).unlink(missing_ok=True)
         facts = {
             "update": self.update,
@@ -137,7 +142,7 @@ class TrainerAgent(Agent):
             copy_record(weights.model, self.policy.model)
         facts = json.loads((path / "state.json").read_text())
         self.update = facts["update"]
-        self.left_out.update(facts["left_out"])
+        self.left_out.update(facts.get("left_out", {}))
         self._checkpoint = path if self.update else None
         self._trainer = None
 

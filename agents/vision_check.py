@@ -75,7 +75,7 @@ class VisionReport:
 
 
 @torch.no_grad()
-def look(
+def compare_images(
     policy: VLMPolicy,
     images: Sequence[NDArray[np.uint8]],
     prompts: Sequence[str],

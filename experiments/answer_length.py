@@ -9,8 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
 from seg_env.errors import WrongOptionError
-from seg_env.tasks import answer
+from seg_env.tasks import Task, answer
 
 if TYPE_CHECKING:
     from agents.policy import VLMPolicy
@@ -43,10 +44,11 @@ def longest_answer(
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
     lengths = true_lengths(policy, core)
-    high = float(np.quantile(lengths, QUANTILE))
+    high = max(float(np.quantile(some, QUANTILE)) for some in lengths.values())
+    count = min(map(len, lengths.values()))
     found = math.ceil(high * ROOM)
     console.print(
-        f"longest answer: {found} tokens ({QUANTILE:.0%} of {len(lengths)} true answers of "
+        f"longest answer: {found} tokens ({QUANTILE:.0%} of {count} true answers of "
         f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
         soft_wrap=True,
@@ -54,30 +56,34 @@ def longest_answer(
     return found
 
 
-def true_lengths(policy: VLMPolicy, core: ReferringCore, count: int = SAMPLES) -> list[int]:
-    """Tokens of true answers to some questions, in the policy's frame, the end token included.
+def true_lengths(
+    policy: VLMPolicy, core: ReferringCore, count: int = SAMPLES
+) -> dict[Task, list[int]]:
+    """Tokens of true answers by task, in the policy's frame, the end token included.
 
     Args:
         policy: Whose tokens are counted.
-        core: Whose questions are answered; an answer of each form that is asked for is counted.
+        core: Whose questions are answered.
         count: Samples, spread evenly over the data set.
 
     Raises:
-        ValueError: No sample can be read.
+        UnusableSampleError: No sample can be read.
     """
     total = len(core.dataset)
     places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
-    lengths = []
-    fault: Exception | None = None
+    lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
+    left_out = LeftOut()
     for index in places:
         try:
-            sample = core.dataset[index]
-            texts = [answer(sample, task, frame=core.answer_frame) for task in core.tasks.tasks]
-        except (OSError, ValueError) as error:  # counted where it is asked about
-            fault = error
+            with loading():
+                sample = core.dataset[index]
+                texts = {task: answer(sample, task, frame=core.answer_frame) for task in lengths}
+        except UnusableSampleError as error:  # counted where it is asked about
+            left_out.add(str(index), error)
             continue
-        tokens = policy.tokenizer(texts, add_special_tokens=False).input_ids
-        lengths += [len(each) + 1 for each in tokens]
-    if not lengths:
-        raise ValueError(f"no true answer of {core.dataset.name} can be written: {fault}")
+        for task, text in texts.items():
+            tokens = policy.tokenizer(text, add_special_tokens=False).input_ids
+            lengths[task].append(len(tokens) + 1)
+    if len(left_out) == len(places):
+        raise UnusableSampleError(f"no true answer can be written: {left_out.summary()}")
     return lengths

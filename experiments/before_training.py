@@ -9,9 +9,10 @@ from rich.console import Console
 
 from agents.policy import VLMPolicy
 from agents.screening import prepare_usable
-from agents.vision_check import BlindPolicyError, VisionReport, look
+from agents.vision_check import BlindPolicyError, VisionReport, compare_images
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, ask_each
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
+from seg_env.errors import WrongOptionError
 from seg_env.tasks import answer
 
 QUESTIONS = 8
@@ -20,16 +21,21 @@ CANDIDATES = 64
 """Samples that they are chosen from, spread evenly over the data set."""
 
 
-def look_at_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport:
+class TooFewImagesError(WrongOptionError):
+    """There are not two images to compare."""
+
+
+def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport:
     """Score true answers to some questions with their image, with another one and a blank one.
 
     Raises:
-        ValueError: There are not two questions about different images.
+        TooFewImagesError: There are not two questions about different images.
+        UnusableSampleError: None of the samples looked at can be used.
     """
     chosen = _different_images(policy, core)
     answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in chosen]
     images, prompts = [one.image for one in chosen], [one.prompt for one in chosen]
-    return look(policy, images, prompts, answers)
+    return compare_images(policy, images, prompts, answers)
 
 
 def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
@@ -40,10 +46,11 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
 
     Raises:
         BlindPolicyError: They do not.
+        UnusableSampleError: None of the samples looked at can be used.
     """
     try:
-        report = look_at_questions(policy, core)
-    except ValueError as error:
+        report = compare_on_questions(policy, core)
+    except TooFewImagesError as error:
         console.print(
             f"[yellow]not checked whether the policy sees: {error}[/yellow]", soft_wrap=True
         )
@@ -59,13 +66,19 @@ def _different_images(policy: VLMPolicy, core: ReferringCore) -> list[Question]:
     total = len(core.dataset)
     places = np.unique(np.linspace(0, total - 1, min(CANDIDATES, total)).astype(int)).tolist()
     found: dict[bytes, Question] = {}
+    left_out = LeftOut()
     for index in places:
-        for question in ask_each(core, [index], LeftOut()):
-            usable, _ = prepare_usable(policy, [question], LeftOut())
+        for question in ask_each(core, [index], left_out):
+            usable, _ = prepare_usable(policy, [question], left_out)
             if usable and question.sample.target.area:
                 found.setdefault(question.image.tobytes(), question)
         if len(found) == QUESTIONS:
             break
+    if len(left_out) == len(places):
+        raise UnusableSampleError(f"no sample can be used: {left_out.summary()}")
     if len(found) < 2:
-        raise ValueError(f"{core.dataset.name} has not two images with an object to ask about")
+        raise TooFewImagesError(
+            f"{core.dataset.name} ({core.dataset.split}) has not two images with an object to ask "
+            f"about"
+        )
     return list(found.values())

@@ -20,7 +20,7 @@ from experiments.progress import progress_bar
 from seg_env.data import open_dataset
 from seg_env.data.annotated_images import AnnotatedImages
 from seg_env.data.base import Dataset
-from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, loading
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_queries import QueryStyle
 from seg_env.tasks import Task
@@ -37,6 +37,9 @@ class Pictures(Protocol):
 
     def samples_of(self, index: int) -> list[Sample]:
         """One sample for each object of picture ``index``; they share the picture."""
+
+    def name_of(self, index: int) -> str:
+        """What picture ``index`` is called in reports."""
 
 
 class RecordedPictures:
@@ -58,10 +61,15 @@ class RecordedPictures:
         for index in range(len(self.dataset)):
             groups.setdefault(_picture_of(self.dataset, index), []).append(index)
         self._groups = list(groups.values())[:most]
+        self._names = list(groups)[:most]
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self._groups)
+
+    def name_of(self, index: int) -> str:
+        """The file of picture ``index``, or the id of a sample about it."""
+        return self._names[index]
 
     def samples_of(self, index: int) -> list[Sample]:
         """The samples about picture ``index``; those whose object is absent are left out.
@@ -108,8 +116,8 @@ def demonstrate_pictures(
     decimals: int,
     workers: int,
     console: Console,
+    left_out: LeftOut | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
-    on_error: OnError = "skip",
 ) -> list[Demonstration]:
     """Write questions and answers about pictures on several cores, in their order.
 
@@ -122,13 +130,15 @@ def demonstrate_pictures(
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         workers: Processes.
-        console: Where the progress bar is drawn, and what is left out is told.
+        console: Where the progress bar is drawn.
+        left_out: Told of pictures that are broken, or that the processor refuses; by default they
+            are an error.
         frame: What numbers in questions and answers mean.
-        on_error: Whether pictures that are broken, or that the processor refuses, are left out.
 
     Raises:
         UnusableSampleError: One is, and pictures are not to be left out.
     """
+    left_out = LeftOut("error") if left_out is None else left_out
     count = len(pictures)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
     work = partial(
@@ -142,10 +152,9 @@ def demonstrate_pictures(
         decimals=decimals,
         pad=True,
         frame=frame,
-        on_error=on_error,
+        on_error=left_out.on_error,
     )
     found: list[Demonstration] = []
-    left_out = LeftOut(on_error)
     with progress_bar(console) as progress:
         task = progress.add_task("reading pictures", total=count, status="")
         parts = _in_order(work, chunks, workers)
@@ -153,8 +162,6 @@ def demonstrate_pictures(
             found += part
             left_out.update(reasons)
             progress.advance(task, len(chunk))
-    if left_out:
-        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     return found
 
 
@@ -195,10 +202,12 @@ def _demonstrate_chunk(
     found, left_out = [], LeftOut(on_error)
     for index in indices:
         try:
-            if samples := pictures.samples_of(index):
-                found.append(demonstrate(processor, samples, **how))
-        except MemoryError:
-            raise
-        except Exception as error:  # files fail, and processors refuse, in any way
-            left_out.add(f"picture {index}", error)
+            with loading():
+                samples = pictures.samples_of(index)
+                if not samples:
+                    continue
+                how["frame"].for_image(samples[0].image.shape[:2])
+            found.append(demonstrate(processor, samples, **how))
+        except UnusableSampleError as error:
+            left_out.add(pictures.name_of(index), error)
     return found, left_out.reasons

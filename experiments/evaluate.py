@@ -49,7 +49,7 @@ from experiments.files import write_json
 from experiments.progress import progress_bar
 from experiments.questions import open_questions
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.left_out import name_of
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.frames import AUTO, AnswerFrame, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
 
@@ -102,16 +102,17 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
     if args.ceiling:
         core.require_outlines("--ceiling")
         return run_ceiling(args, core, questions, console)
-    left_out: dict[str, str] = {}
+    unusable = LeftOut(args.on_error)
     if args.predictions is not None:
         path = args.predictions
+        leave_out_unreadable(core, questions, unusable)
     else:
         from experiments.evaluate_policy import answer, show_vision
 
         if args.check_vision:
             return show_vision(args, core, policy, console)
         path, unusable = answer(args, core, questions, console, policy)
-        left_out = unusable.reasons
+    left_out = unusable.reasons
     names = [name_of(core.dataset, index) for index in range(questions)]
     answers = read_answers(path)
     asked = {index: name for index, name in enumerate(names) if name not in left_out}
@@ -129,6 +130,16 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
         return run_guess(args, core, items, console)
     missing = sum(name not in answers for name in asked.values())
     return run_scoring(args, core, items, missing, console, left_out)
+
+
+def leave_out_unreadable(core: ReferringCore, questions: int, left_out: LeftOut) -> None:
+    """Leave out images of which the family that answered makes nothing: they have no frame."""
+    for index in range(questions):
+        try:
+            with loading():
+                core.answer_frame.for_image(core.dataset[index].target.size)
+        except UnusableSampleError as error:
+            left_out.add(name_of(core.dataset, index), error)
 
 
 def frame_of_file(args: Args, default: str) -> AnswerFrame:
@@ -153,7 +164,11 @@ def run_guess(
     }
     write_json(args.output_dir / "frames.json", found)
     console.print(reading_table(readings))
-    console.print(found["conclusion"], highlight=False, markup=False)
+    console.print(found["conclusion"], highlight=False, markup=False, soft_wrap=True)
+    if args.predictions is None:
+        path = args.output_dir / "answers.jsonl"
+        told = f"the answers stay as they are: --predictions {path} --frame NAME scores them"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     return found
 
 

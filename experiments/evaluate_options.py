@@ -131,6 +131,5 @@ class Args:
         """The settings that decide what a policy answers; JSON-able."""
         names = ("env", "policy", "temperature", "answers", "max_new_tokens", "batch_size")
         named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
-        if self.task is not None:  # whose questions may give numbers
-            named["frame"] = self.policy_frame
+        named["frame"] = self.policy_frame
         return {**self.environment(), **named}

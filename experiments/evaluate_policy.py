@@ -12,7 +12,7 @@ from rich.table import Table
 from agents.policy import VLMPolicy
 from agents.screening import prepare_usable
 from experiments.answer_length import longest_answer
-from experiments.before_training import look_at_questions
+from experiments.before_training import compare_on_questions
 from experiments.evaluate_answers import (
     Answer,
     append_answers,
@@ -27,7 +27,7 @@ from experiments.policies import EMBEDDED, answer_length, open_policy
 from experiments.progress import progress_bar
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
 
 
 def open_answerer(args: Args, console: Console) -> VLMPolicy:
@@ -66,6 +66,9 @@ def answer(
     length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
     longest = longest_answer(length, policy, core, console)
     left_out = LeftOut(args.on_error)
+    noted = path.with_name("left_out.json")
+    if noted.exists() and args.on_error == "skip":
+        left_out.update(json.loads(noted.read_text()))
     collect_answers(
         policy,
         core,
@@ -79,11 +82,12 @@ def answer(
         console=console,
         left_out=left_out,
     )
+    write_json(noted, left_out.reasons)
     given = [each.tokens or 0 for some in read_answers(path).values() for each in some]
     if not given:
         raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
     if left_out:
-        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
     cut_off = sum(tokens >= longest for tokens in given) / len(given)
     if cut_off > 0.01:
         console.print(
@@ -103,7 +107,7 @@ def show_vision(
         SystemExit: It does not.
         ValueError: There are not two questions about different images.
     """
-    report = look_at_questions(policy, core)
+    report = compare_on_questions(policy, core)
     write_json(args.output_dir / "vision.json", report.to_json())
     table = Table(title="True answers, scored with other images")
     for heading in ("image", "nats a token", "largest change of a token"):
@@ -179,9 +183,10 @@ def collect_answers(
         task = progress.add_task("answering", total=questions, status="")
         for start in range(0, questions, batch_size):
             stop = min(start + batch_size, questions)
-            ids = [core.dataset[index].id for index in range(start, stop)] if known else []
-            if not ids or any(identifier not in known for identifier in ids):
-                batch = ask_each(core, range(start, stop), left_out)
+            names = {index: name_of(core.dataset, index) for index in range(start, stop)}
+            usable = [index for index, name in names.items() if name not in left_out.reasons]
+            if any(names[index] not in known for index in usable):
+                batch = ask_each(core, usable, left_out)
                 batch, inputs = prepare_usable(policy, batch, left_out)
                 if batch:
                     asked = [question.index for question in batch]

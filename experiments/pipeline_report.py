@@ -173,10 +173,19 @@ def plot_curve(trained: Sequence[Step], path: Path) -> None:
 
 def draw_outlines(trained: Sequence[Step], split: str, difficulty: str, path: Path) -> None:
     """Target and greedy answer after each stage, on the first questions, unselected."""
-    core = open_questions("SimpleSeg-Scenes-v0", split=split, difficulty=difficulty)
+    policies = [open_policy(str(step.folder / "policy"), "auto") for step in trained]
+    cores = [
+        open_questions(
+            "SimpleSeg-Scenes-v0",
+            split=split,
+            difficulty=difficulty,
+            frame=policy.answer_frame,
+        )
+        for policy in policies
+    ]
     found = [
-        evaluate(open_policy(str(step.folder / "policy"), "auto"), core, np.arange(PICTURES))
-        for step in trained
+        evaluate(policy, core, np.arange(PICTURES))
+        for policy, core in zip(policies, cores, strict=True)
     ]
     columns = 2
     figure, axes = plt.subplots(
@@ -186,12 +195,17 @@ def draw_outlines(trained: Sequence[Step], split: str, difficulty: str, path: Pa
         layout="constrained",
     )
     for number, axis in enumerate(axes.flat):
-        axis.imshow(draw_answers(core, number, [each.texts[number][0] for each in found]))
+        questions = [core.ask(number) for core in cores]
+        read = [
+            core.read(each.texts[number], [question])[0]
+            for core, each, question in zip(cores, found, questions, strict=True)
+        ]
+        axis.imshow(draw_answers(questions[0], read))
         scored = " · ".join(
             f"{TITLES[step.stage]} {each.iou[number, 0]:.2f}"
             for step, each in zip(trained, found, strict=True)
         )
-        axis.set_title(f"{core.ask(number).sample.expression}: target · {scored}", fontsize=9)
+        axis.set_title(f"{questions[0].sample.expression}: target · {scored}", fontsize=9)
         axis.axis("off")
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -52,7 +52,7 @@ def open_policy(
 
     Raises:
         CheckpointError: It cannot be opened; says in one line what is missing.
-            ValueError: There is no such frame.
+        ValueError: There is no such frame.
     """
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise CheckpointMissingError(

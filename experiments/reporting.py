@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from experiments.evaluation import Evaluation
-from seg_env.envs.core import ReferringCore
+from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.overlay import draw_overlay
 from seg_env.metrics import giou, paired_bootstrap_interval
+from seg_env.types import Prediction
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -200,7 +201,7 @@ def plot_before_after(
     for axis, number in zip(axes.flat, range(count), strict=False):
         question = core.ask(int(before.indices[number]))
         texts = [before.texts[number][0], after.texts[number][0]]
-        axis.imshow(draw_answers(core, question.index, texts))
+        axis.imshow(draw_answers(question, core.read(texts, [question] * 2)))
         axis.set_title(
             f"{question.sample.expression}: target · {names[0]} {before.iou[number, 0]:.2f} · "
             f"{names[1]} {after.iou[number, 0]:.2f}",
@@ -212,13 +213,11 @@ def plot_before_after(
     plt.close(figure)
 
 
-def draw_answers(core: ReferringCore, index: int, texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Pictures side by side: the target of question ``index``, and every answer to it."""
-    question = core.ask(index)
+def draw_answers(question: Question, answers: Sequence[Prediction]) -> NDArray[np.uint8]:
+    """Pictures side by side: the target of a question, and every answer to it."""
     target, image = question.sample.target, question.sample.image
     pictures = [draw_overlay(image, target, short_side=256)]
-    for text in texts:
-        prediction = core.score([text], [question]).predictions[0]
+    for prediction in answers:
         pictures.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
     gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
     between = [part for picture in pictures for part in (gap, picture)]

@@ -71,6 +71,7 @@ from experiments.runs import RunLog, keep_latest, read_metrics, start_run
 from experiments.together import evaluate_together
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut
 from seg_env.frames import AUTO, AnswerFrame
 from seg_env.task_mixture import TaskMixture
 from seg_env.task_queries import QueryStyle
@@ -160,8 +161,12 @@ def main(args: Args) -> dict[str, Any]:
         if world.is_main:
             start_run(args.output_dir, args, resume=args.resume)
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
-        demonstrations = build_demonstrations(args, pictures, world, console, policy.answer_frame)
+        left_out = LeftOut(args.on_error)
+        demonstrations = build_demonstrations(
+            args, pictures, world, console, policy.answer_frame, left_out
+        )
         agent = BehaviorCloning(policy, demonstrations, args.cloning)
+        agent.left_out = left_out
         checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
         if (checkpoint := world.broadcast(checkpoint)) is not None:
             agent.load(checkpoint)
@@ -235,7 +240,12 @@ def check_enough(args: Args, pictures: int) -> None:
 
 
 def build_demonstrations(
-    args: Args, pictures: Pictures, world: World, console: Console, frame: AnswerFrame
+    args: Args,
+    pictures: Pictures,
+    world: World,
+    console: Console,
+    frame: AnswerFrame,
+    left_out: LeftOut,
 ) -> list[Demonstration]:
     """Read the pictures and write their questions and answers, on all cores.
 
@@ -255,7 +265,7 @@ def build_demonstrations(
         workers=workers_of(world.size),
         console=console,
         frame=frame,
-        on_error=args.on_error,
+        left_out=left_out,
     )
     check_enough(args, len(found))
     return found
@@ -327,7 +337,10 @@ def report(agent: BehaviorCloning, args: Args, console: Console, minutes: float)
         "seed": args.seed,
         "minutes": minutes,
         "frame": frame.description,
+        "left_out": agent.left_out.reasons,
     }
+    if agent.left_out:
+        console.print(f"[yellow]{agent.left_out.summary()}[/yellow]", soft_wrap=True)
     if args.task is not None:
         scores["tasks"] = {
             task: evaluate_together(agent, _questions(args, task, frame), questions).fit_score()

@@ -27,9 +27,11 @@ from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
 from agents.screening import prepare_usable
 from experiments.answer_length import longest_answer
+from experiments.before_training import require_vision
 from experiments.brief import brief_errors
 from experiments.evaluation import answer, question_noise
 from experiments.launch import command_words, fit_to_deepspeed, launched
+from experiments.policies import SHIPPED
 from experiments.progress import progress_bar
 from experiments.questions import open_rules
 from experiments.trainer import train_and_report
@@ -83,19 +85,27 @@ def main(args: Args) -> dict[str, Any]:
             raise SystemExit(f"--env {args.env} has one turn; use a SimpleSegRefine environment")
         length = args.answer_length()
         longest = longest_answer(length, policy, rules.core, console)
-        demonstrations = own_demonstrations(policy, rules, args, longest, console)
+        if args.vision_check and args.policy not in SHIPPED and not args.resume:
+            require_vision(policy, rules.core, console)  # before thousands of answers are sampled
+        left_out = LeftOut(args.on_error)
+        demonstrations = own_demonstrations(policy, rules, args, longest, console, left_out)
         agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
+        agent.left_out = left_out
         return train_and_report(agent, args, title="Looking again", console=console, length=length)
 
 
 def own_demonstrations(
-    policy: VLMPolicy, rules: RefineRules, args: Args, longest: int, console: Console
+    policy: VLMPolicy,
+    rules: RefineRules,
+    args: Args,
+    longest: int,
+    console: Console,
+    left_out: LeftOut,
 ) -> list[Demonstration]:
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
     count = min(args.scenes, len(rules.core.dataset))
     order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
     found: list[Demonstration] = []
-    left_out = LeftOut(args.on_error)
     policy.model.eval()
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
@@ -125,8 +135,6 @@ def own_demonstrations(
                 decimals=args.decimals,
                 pad=True,
             )
-    if left_out:
-        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False)
     return found
 
 

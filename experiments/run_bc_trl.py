@@ -44,7 +44,7 @@ from experiments.reporting import (
     scores_of,
 )
 from experiments.runs import RunLog, keep_latest, read_metrics, start_run
-from experiments.trainer import EvaluationPlan
+from experiments.trainer import EvaluationPlan, left_out_lines
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.frames import AUTO, AnswerFrame
@@ -137,7 +137,8 @@ def main(args: Args) -> dict[str, Any]:
     agent = SupervisedFineTuning(
         policy, dataset, args.sft, max_new_tokens=longest, on_error=args.on_error
     )
-    before = measure_before(agent, core, args) if first else {}
+    left_out = LeftOut(args.on_error)
+    before = measure_before(agent, core, args, left_out) if first else {}
     checkpoint = latest_checkpoint(args.output_dir / "checkpoints") if args.resume else None
     if checkpoint is not None:
         agent.load(checkpoint)
@@ -154,16 +155,17 @@ def main(args: Args) -> dict[str, Any]:
         "seed": args.seed,
         "minutes": (time.perf_counter() - start) / 60,
         "frame": policy.answer_frame.description,
-        "left_out": agent.left_out.reasons,
     }
-    if agent.left_out:
-        console.print(f"[yellow]{agent.left_out.summary()}[/yellow]", highlight=False)
+    agent.left_out.collect()
     if before:
-        after = measure(agent, core, args)
+        after = measure(agent, core, args, left_out)
         scores |= scores_of(before, after)
         pictures = args.output_dir / "before_after.png"
         plot_before_after(core, before["greedy"], after["greedy"], pictures)
         console.print(rich_table(scores, f"Behaviour cloning on {core.dataset.name}"))
+    scores["left_out"] = {"measuring": left_out.reasons, "learning": agent.left_out.reasons}
+    for line in left_out_lines(scores):
+        console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
     write_json(args.output_dir / "scores.json", scores)
     console.print(f"{scores['minutes']:.1f} minutes, policy in {args.output_dir / 'policy'}")
     return scores
@@ -184,18 +186,22 @@ def open_for_training(args: Args, console: Console) -> VLMPolicy:
     return policy
 
 
-def measure_before(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Evaluations:
+def measure_before(
+    agent: SupervisedFineTuning, core: ReferringCore, args: Args, left_out: LeftOut
+) -> Evaluations:
     """The policy that training starts from; kept, since a resumed run needs it too."""
     store = args.output_dir / "before.json"
     if store.exists():
         stored = json.loads(store.read_text())
         return {kind: Evaluation.from_json(value) for kind, value in stored.items()}
-    before = measure(agent, core, args)
+    before = measure(agent, core, args, left_out)
     write_json(store, {kind: value.to_json() for kind, value in before.items()})
     return before
 
 
-def measure(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Evaluations:
+def measure(
+    agent: SupervisedFineTuning, core: ReferringCore, args: Args, left_out: LeftOut
+) -> Evaluations:
     """Greedy and sampled answers to the held-out questions, or nothing if there are none."""
     plan = args.evaluation
     if not plan.questions:
@@ -211,7 +217,7 @@ def measure(agent: SupervisedFineTuning, core: ReferringCore, args: Args) -> Eva
             answers=answers,
             max_new_tokens=agent.max_new_tokens,
             seed=args.seed,
-            left_out=LeftOut(args.on_error),
+            left_out=left_out,
         )
         for kind, (temperature, answers) in ways.items()
     }

@@ -264,6 +264,7 @@ def train_and_report(
     after = run.evaluate("after training")
     with agent.whole_weights():
         write_policy(run.folder / "policy", agent.policy, agent.world)
+    agent.gather_left_out()
     scores = scores_of(run.before, after) | {
         "dataset": run.core.dataset.name,
         "split": run.core.dataset.split,

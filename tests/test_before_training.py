@@ -14,7 +14,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.rows import rows_for
 from agents.tiny import build_processor
 from agents.trl_rows import QuestionRows
-from agents.vision_check import BlindPolicyError, look
+from agents.vision_check import BlindPolicyError, compare_images
 from experiments import evaluate, run_gspo, run_ppo
 from experiments.answer_length import longest_answer
 from experiments.cloning_data import RecordedPictures, demonstrate_pictures
@@ -100,13 +100,13 @@ def shown(policy, tree):
 
 def test_a_policy_that_sees_is_told_from_one_that_does_not(tree, blind_folder):
     policy = small_policy()
-    report = look(policy, *shown(policy, tree))
+    report = compare_images(policy, *shown(policy, tree))
     assert report.sees
     assert report.rounding < 1e-6
     assert min(report.change_other, report.change_blank) > 1e-4
     assert "The policy sees" in report.sentence
     blind = type(policy).from_pretrained(blind_folder)
-    report = look(blind, *shown(blind, tree))
+    report = compare_images(blind, *shown(blind, tree))
     assert not report.sees
     assert report.own == report.other == report.blank
     assert "Images do not reach the model" in report.sentence
@@ -115,18 +115,18 @@ def test_a_policy_that_sees_is_told_from_one_that_does_not(tree, blind_folder):
 def test_what_depends_on_the_size_of_an_image_only_is_not_sight(tree):
     policy = scripted_policy("qwen2.5-vl")  # more pixels are more tokens
     policy.constraint = None
-    assert look(policy, *shown(policy, tree)).sees
+    assert compare_images(policy, *shown(policy, tree)).sees
     with torch.no_grad():
         for parameter in policy.model.model.visual.merger.parameters():
             parameter.zero_()
-    assert not look(policy, *shown(policy, tree)).sees
+    assert not compare_images(policy, *shown(policy, tree)).sees
 
 
 def test_one_image_shows_nothing(tree):
     policy = small_policy()
     images, prompts, answers = shown(policy, tree)
     with pytest.raises(ValueError, match="two different images"):
-        look(policy, images[:1] * 2, prompts[:2], answers[:2])
+        compare_images(policy, images[:1] * 2, prompts[:2], answers[:2])
 
 
 @pytest.mark.parametrize("module", [run_gspo, run_ppo])
@@ -269,14 +269,9 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
 def rows_of(policy, tree, left_out, count=12):
     """Questions and demonstrations as TRL's trainers get them."""
     core = ReferringCore("refcoco", data_root=tree, split="train", frame=policy.answer_frame)
-    asked = QuestionRows(core, policy.processor, 0, left_out)({"row": range(count)})
-    taught = rows_for(
-        policy.processor,
-        core.dataset,
-        task_weights={"text->mask": 1.0},
-        frame=policy.answer_frame,
-        left_out=left_out,
-    )
+    asked = QuestionRows(core, policy.tokenizer, policy.prepare, 0, left_out)({"row": range(count)})
+    weights = {"text->mask": 1.0}
+    taught = rows_for(policy, core.dataset, task_weights=weights, left_out=left_out)
     return asked, [taught[index] for index in range(count)]
 
 
@@ -329,15 +324,18 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
     console = Console(record=True, width=300)
     frame = find_answer_frame("permille")
     pictures = RecordedPictures(str(records))
-    found = demonstrate_pictures(pictures, **settings, console=console, frame=frame)
+    left_out = LeftOut()
+    found = demonstrate_pictures(
+        pictures, **settings, console=console, left_out=left_out, frame=frame
+    )
     assert len(found) == 5
-    assert "1 samples left out" in console.export_text()
+    assert [*left_out.reasons] == [str(odd_tree / images / f"COCO_train2014_{BROKEN:012d}.jpg")]
     tokenizer = build_processor(SMALL).tokenizer
     (dialogue,) = found[0].dialogues
     text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
     assert decode(text, PermilleFrame()).valid
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
-        demonstrate_pictures(pictures, **settings, console=console, on_error="error")
+        demonstrate_pictures(pictures, **settings, console=console, left_out=LeftOut("error"))
 
 
 def test_exceptions_in_rewards_are_no_odd_images(tree):

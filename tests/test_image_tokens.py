@@ -1,5 +1,7 @@
 """Image tokens of each prompt against the features of its image, on inputs made by hand."""
 
+import pickle
+
 import pytest
 import torch
 from agents_fixtures import random_images, small_policy
@@ -128,3 +130,20 @@ def test_batches_of_unequally_many_tiles_are_joined():
     wide = second | {"pixel_values": torch.zeros(1, 2, 3, 24, 16)}
     with pytest.raises(ValueError, match="of two batches has shapes"):
         join_prompts(more, wide, case.policy.pad_id)
+
+
+def test_batches_are_joined_where_only_one_has_images_of_several_tiles():
+    policy, several = tiles(3, 1)
+    _, single = tiles(1, 1)
+    batches = [number_image_rows(policy.model, inputs) for inputs in (several, single)]
+    for first, second in (batches, batches[::-1]):
+        joined = join_prompts(first, second, 0)
+        assert sorted(joined[IMAGE_ROWS].tolist()) == [1, 1, 1, 3]
+        chosen = select_prompts(joined, torch.tensor([3, 0]))
+        check_image_tokens(policy.model, chosen)
+
+
+def test_the_error_crosses_processes():
+    error = ImageTokensError(2, 5, 6)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.row) == (str(error), 2)

@@ -204,8 +204,7 @@ class Odd:
 
 
 def test_special_tokens_in_an_expression_are_broken_up_and_no_target_is_an_empty_outline():
-    processor = small_policy().processor
-    row = rows_for(processor, Odd(), task_weights={"text->point": 1.0}, wording="paper")[0]
+    row = rows_for(small_policy(), Odd(), task_weights={"text->point": 1.0}, wording="paper")[0]
     assert "< image> {0}" in row["prompt"][0]["content"]
     assert decode(row["completion"][0]["content"]).rings == ()
     assert "[]" in row["completion"][0]["content"]

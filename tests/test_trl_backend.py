@@ -148,11 +148,11 @@ def test_advantages_of_anything_but_whole_groups_are_refused():
 
 
 def test_rows_follow_from_the_seed_and_a_picture_is_read_once_for_its_group_and_all_passes():
-    core, processor = questions(), small_policy().processor
+    core, policy = questions(), small_policy()
     read = []
     ask = core.ask
     core.ask = lambda index, **given: read.append(index) or ask(index, **given)
-    rows = QuestionRows(core, processor, seed=1)
+    rows = QuestionRows(core, policy.tokenizer, policy.prepare, seed=1)
     first = rows({"row": [0, 0, 1, 1]})
     assert len(read) == 2
     assert rows({"row": [0, 0, 1, 1]})["question"] == first["question"]  # a second pass
@@ -160,7 +160,7 @@ def test_rows_follow_from_the_seed_and_a_picture_is_read_once_for_its_group_and_
     assert first["images"][0][0] is first["images"][1][0] is first["question"][0].image
     rows({"row": [2, 2, 3, 3]})
     assert len(read) == 4
-    again = QuestionRows(questions(), processor, seed=1)({"row": [1]})
+    again = QuestionRows(questions(), policy.tokenizer, policy.prepare, seed=1)({"row": [1]})
     assert again["prompt"][0] == first["prompt"][2]
     core.prompt_template = "<image> {expression}"
     assert rows({"row": [9]})["prompt"][0][0]["content"].startswith("< image> ")

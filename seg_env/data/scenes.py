@@ -106,6 +106,10 @@ class Scenes:
         absent = self._absent(scene, resolved)
         return self._sample(scene, resolved, scene.chosen) if absent is None else absent
 
+    def name_of(self, index: int) -> str:
+        """What scene ``index`` is called in reports."""
+        return f"{self.name} ({self.split}) scene {index}"
+
     def samples_of(self, index: int) -> list[Sample]:
         """One sample for each object of scene ``index``, bottom first; they share the picture.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore
@@ -12,6 +15,10 @@ from seg_env.errors import ExplainedError
 
 OnError = Literal["skip", "error"]
 """What becomes of a sample that cannot be asked about."""
+TRIES = 16
+"""Samples that are tried, one after another, in the place of one that cannot be used."""
+
+Loaded = TypeVar("Loaded")
 
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|[0-9]+(?:\.[0-9]+)?")
 """Paths, names and numbers in a message, which differ from sample to sample."""
@@ -27,12 +34,14 @@ class LeftOut:
     Attributes:
         on_error: Whether samples are left out at all.
         reasons: Why, by the name of the sample.
+        shared: A file in which loader processes note what they leave out, see `collect`.
     """
 
     def __init__(self, on_error: OnError = "skip") -> None:
         """Nothing is left out yet."""
         self.on_error = on_error
         self.reasons: dict[str, str] = {}
+        self.shared: Path | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -41,16 +50,29 @@ class LeftOut:
     def add(self, name: str, error: Exception) -> None:
         """Leave a sample out.
 
+        Args:
+            name: Its id.
+            error: Why.
+
         Raises:
             UnusableSampleError: Samples are not to be left out.
         """
-        reason = describe(error)
+        reason = str(error) if isinstance(error, UnusableSampleError) else describe(error)
         if self.on_error == "error":
             raise UnusableSampleError(
                 f"sample {name} cannot be asked about ({reason}); --on-error skip leaves such "
                 f"samples out and counts them"
             ) from error
+        if self.shared is not None and name not in self.reasons:
+            with self.shared.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({name: reason}) + "\n")
         self.reasons[name] = reason
+
+    def collect(self) -> None:
+        """Add what copies of this object in other processes have left out."""
+        if self.shared is not None and self.shared.exists():
+            for line in self.shared.read_text(encoding="utf-8").splitlines():
+                self.update(json.loads(line))
 
     def update(self, reasons: Mapping[str, str]) -> None:
         """Add what another process, or an earlier run, has left out."""
@@ -76,6 +98,48 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Turn what goes wrong inside the block, where files are read, into `UnusableSampleError`.
+
+    Files fail in any way. Memory that does not suffice and wrong options are no property of a
+    sample, and stay what they are.
+    """
+    try:
+        yield
+    except (MemoryError, ExplainedError):
+        raise
+    except Exception as error:
+        raise UnusableSampleError(describe(error)) from error
+
+
+def first_usable(
+    choices: Iterable[int],
+    load: Callable[[int], Loaded],
+    dataset: Dataset,
+    left_out: LeftOut,
+) -> Loaded:
+    """What is loaded for the first of some samples that can be used; those before are left out.
+
+    Args:
+        choices: Samples, in the order in which they are tried.
+        load: Loads one; `UnusableSampleError` says that it cannot be used.
+        dataset: Where they are from.
+        left_out: Told of those that cannot be used.
+
+    Raises:
+        UnusableSampleError: None can be, or one cannot and is not to be left out.
+    """
+    tried = 0
+    for index in choices:
+        tried += 1
+        try:
+            return load(index)
+        except UnusableSampleError as error:
+            left_out.add(name_of(dataset, index), error)
+    raise UnusableSampleError(f"none of {tried} samples can be used; {left_out.summary()}")
+
+
 def ask_each(core: ReferringCore, indices: Sequence[int], left_out: LeftOut) -> list[Question]:
     """Load the questions about some samples; those that cannot be loaded are left out.
 
@@ -85,10 +149,9 @@ def ask_each(core: ReferringCore, indices: Sequence[int], left_out: LeftOut) -> 
     found = []
     for index in indices:
         try:
-            found.append(core.ask(index))
-        except MemoryError:
-            raise
-        except Exception as error:  # files fail in any way
+            with loading():
+                found.append(core.ask(index))
+        except UnusableSampleError as error:
             left_out.add(name_of(core.dataset, index), error)
     return found
 
