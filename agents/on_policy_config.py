@@ -21,7 +21,7 @@ class OnPolicyConfig:
     """Optimizer steps per pass over a rollout; groups are never split."""
     epochs: int = 1
     """Passes over a rollout."""
-    prompts_per_forward: int = 4
+    prompts_per_forward: int = 2
     """Prompts per forward pass of a rank: fewer bound memory, and spare padding since those with
     answers of like length go together; 0 takes its whole minibatch at once."""
     learning_rate: float = 1e-4
