@@ -22,7 +22,8 @@ from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
 from agents.distributed import World
 from agents.engine import OptimizerSettings, make_engine
 from agents.families import select_prompts
-from agents.optim import cosine_with_warmup
+from agents.muon import MuonPrecision
+from agents.optim import EPSILON, cosine_with_warmup
 from agents.policy import VLMPolicy, positions_of
 from seg_env.envs.left_out import LeftOut
 from seg_env.task_mixture import TaskMixture
@@ -45,6 +46,10 @@ class BehaviorCloningConfig:
     """Decoupled weight decay."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
+    adam_epsilon: float = EPSILON
+    """Added to what AdamW divides gradients by: those far below it make no steps."""
     points_until: float = 0.12
     """Share of the updates in which only centre points are asked."""
     boxes_until: float = 0.2
@@ -116,7 +121,12 @@ class BehaviorCloning(Agent):
         self.world = World.current()
         self._share = self.world.block(config.batch_size, "batch_size")
         settings = OptimizerSettings(
-            config.learning_rate, config.weight_decay, config.max_grad_norm, config.muon
+            config.learning_rate,
+            config.weight_decay,
+            config.max_grad_norm,
+            config.muon,
+            config.muon_precision,
+            config.adam_epsilon,
         )
         self.engine = make_engine(policy.model, settings, config.deepspeed)
         self.update = 0

@@ -106,12 +106,20 @@ class DeepSpeedEngine(Engine):
         config = read_configuration(choice, settings, dtype)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
-        rate, decay = settings.learning_rate, settings.weight_decay
-        self.hybrid = PartitionedHybridOptimizer(module, rate, decay) if settings.muon else None
+        rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon
+        self.hybrid: PartitionedHybridOptimizer | None = None
+        if settings.muon:
+            self.hybrid = PartitionedHybridOptimizer(
+                module,
+                rate,
+                decay,
+                muon_precision=settings.muon_precision,
+                adam_epsilon=epsilon,
+            )
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
                 model=PassThrough(module),
-                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay),
+                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay, epsilon),
                 config=config,
             )
         self._zero = self._engine.optimizer

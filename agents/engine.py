@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.distributed import World
-from agents.optim import HybridOptimizer
+from agents.muon import MuonPrecision
+from agents.optim import EPSILON, HybridOptimizer
 
 
 @dataclass
@@ -28,6 +29,10 @@ class OptimizerSettings:
     """Gradients are scaled down to this norm."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in."""
+    adam_epsilon: float = EPSILON
+    """Of AdamW."""
 
 
 class Engine:
@@ -54,7 +59,12 @@ class Engine:
             for tensor in chain(module.parameters(), module.buffers()):
                 dist.broadcast(tensor.data, 0)
         self.optimizer = HybridOptimizer(
-            module, settings.learning_rate, settings.weight_decay, settings.muon
+            module,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.muon,
+            muon_precision=settings.muon_precision,
+            adam_epsilon=settings.adam_epsilon,
         )
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:

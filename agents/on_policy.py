@@ -98,7 +98,12 @@ class OnPolicyAgent(Agent):
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
         settings = OptimizerSettings(
-            config.learning_rate, config.weight_decay, config.max_grad_norm, config.muon
+            config.learning_rate,
+            config.weight_decay,
+            config.max_grad_norm,
+            config.muon,
+            config.muon_precision,
+            config.adam_epsilon,
         )
         self.engine = make_engine(self.trained_module(), settings, config.deepspeed)
         self.update = 0

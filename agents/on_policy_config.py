@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.distributed import World
+from agents.muon import MuonPrecision
+from agents.optim import EPSILON
 
 
 @dataclass
@@ -19,7 +21,7 @@ class OnPolicyConfig:
     """Optimizer steps per pass over a rollout; groups are never split."""
     epochs: int = 1
     """Passes over a rollout."""
-    prompts_per_forward: int = 4
+    prompts_per_forward: int = 2
     """Prompts per forward pass of a rank: fewer bound memory, and spare padding since those with
     answers of like length go together; 0 takes its whole minibatch at once."""
     learning_rate: float = 1e-4
@@ -30,6 +32,10 @@ class OnPolicyConfig:
     """Last learning rate as a share of the peak."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
+    adam_epsilon: float = EPSILON
+    """Added to what AdamW divides gradients by: those far below it make no steps."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.muon import Muon, MuonPrecision
 from agents.optimizer_state import MASTER, OptimizerState, usable_states
 
 BETAS = (0.9, 0.95)
 """Of AdamW."""
-MOMENTUM = 0.95
-"""Of Muon, with Nesterov's look ahead."""
+EPSILON = 1e-8
+"""Of AdamW."""
 
 
 class HybridOptimizer:
@@ -26,14 +27,23 @@ class HybridOptimizer:
     """
 
     def __init__(
-        self, model: nn.Module, learning_rate: float, weight_decay: float = 0.0, muon: bool = True
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        muon: bool = True,
+        *,
+        muon_precision: MuonPrecision = "auto",
+        adam_epsilon: float = EPSILON,
     ) -> None:
         """Sort the parameters of a model; with ``muon`` False all go to AdamW."""
         hidden, rest = split_parameters(model, muon)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.optimizers: list[torch.optim.Optimizer] = [adamw(rest, learning_rate, weight_decay)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            adamw(rest, learning_rate, weight_decay, adam_epsilon)
+        ]
         if hidden:
-            self.optimizers.append(moonlight_muon(hidden, learning_rate, weight_decay))
+            self.optimizers.append(Muon(hidden, learning_rate, weight_decay, muon_precision))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this rate from the next step on."""
@@ -76,39 +86,14 @@ class HybridOptimizer:
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    epsilon: float = EPSILON,
 ) -> torch.optim.AdamW:
     """The AdamW that everything but hidden matrices is trained by."""
     return torch.optim.AdamW(
-        parameters, learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
-    )
-
-
-def moonlight_muon(
-    matrices: Iterable[nn.Parameter],
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    *,
-    momentum: float = MOMENTUM,
-) -> torch.optim.Muon:
-    """The Muon that hidden matrices are trained by.
-
-    Its updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size
-    of AdamW's (arXiv 2502.16982, equation 4).
-
-    Args:
-        matrices: Each ``(rows, columns)``.
-        learning_rate: AdamW's.
-        weight_decay: Decoupled weight decay.
-        momentum: 0 to orthogonalise gradients as they are.
-    """
-    return torch.optim.Muon(
-        matrices,
-        learning_rate,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        nesterov=momentum > 0,
-        adjust_lr_fn="match_rms_adamw",
+        parameters, learning_rate, BETAS, epsilon, weight_decay=weight_decay, fused=True
     )
 
 

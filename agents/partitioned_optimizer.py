@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.distributed import World
-from agents.optim import BETAS, MOMENTUM, moonlight_muon, split_parameters
+from agents.muon import MOMENTUM, MuonPrecision, orthogonalize, step_size
+from agents.optim import BETAS, EPSILON, split_parameters
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,25 @@ class PartitionedHybridOptimizer(torch.optim.AdamW):
         matrices: The same, with who has what of them, once that is known.
     """
 
-    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        *,
+        muon_precision: MuonPrecision = "auto",
+        adam_epsilon: float = EPSILON,
+    ) -> None:
         """Sort the trainable parameters of a model, as `split_parameters` does."""
         self.hidden, rest = split_parameters(model, muon=True)
         self.matrices: list[Matrix] = []
+        self._muon_precision: MuonPrecision = muon_precision
         groups = [{"params": rest, "hidden": False}, {"params": self.hidden, "hidden": True}]
         super().__init__(
             [group for group in groups if group["params"]],
             learning_rate,
-            betas=BETAS,
+            BETAS,
+            adam_epsilon,
             weight_decay=weight_decay,
             fused=True,
         )
@@ -103,9 +114,12 @@ class PartitionedHybridOptimizer(torch.optim.AdamW):
         update = weights.grad.lerp_(momentum, MOMENTUM)  # Nesterov's
         weights.mul_(1 - group["lr"] * group["weight_decay"])
         for matrix, whole in whole_matrices(self.matrices, update, rank):
-            step = _muon_step(whole.view(matrix.shape).to(matrix.device), group["lr"])
+            update = whole.view(matrix.shape).to(matrix.device)
+            step = orthogonalize(update, self._muon_precision).flatten()
             piece = matrix.pieces[rank]
-            piece.of_slice(weights).add_(piece.of_matrix(step.flatten()).to(weights.device))
+            piece.of_slice(weights).add_(
+                piece.of_matrix(step).to(weights.device), alpha=-step_size(update, group["lr"])
+            )
 
 
 def whole_matrices(
@@ -137,14 +151,6 @@ def whole_matrices(
     for work in dist.batch_isend_irecv(exchange) if exchange else ():
         work.wait()
     yield from found
-
-
-def _muon_step(update: Tensor, learning_rate: float) -> Tensor:
-    """What torch's Muon adds to a matrix for this momentum, ``(rows, columns)``."""
-    step = nn.Parameter(torch.zeros_like(update))
-    step.grad = update
-    moonlight_muon([step], learning_rate, momentum=0.0).step()
-    return step.detach()
 
 
 def _piece_of(parameter: Any) -> Piece | None:

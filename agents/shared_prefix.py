@@ -41,10 +41,6 @@ class SharedPrefixLayer(DynamicLayer):
         """Tokens per row, those of the prompt included."""
         return self.prefix_keys.shape[-1] + self.length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these answers."""
-        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
-
 
 class SharedPrefixCache(Cache):
     """Cache of ``B`` prompts and up to ``B * group_size`` answers that continue them.
@@ -68,6 +64,7 @@ class SharedPrefixCache(Cache):
             ]
         )
         self.group_size = group_size
+        self._spares: dict[torch.Size, Tensor] = {}
         self.slots = torch.arange(count, device=mask.device)
         """Which answer each row of the batch is; row ``b * G + g`` continues prompt ``b``."""
         self.bias: Tensor | None = None
@@ -77,8 +74,23 @@ class SharedPrefixCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch."""
-        super().batch_select_indices(indices)
         self.slots = self.slots[indices]
+        for layer in self.layers:
+            assert isinstance(layer, SharedPrefixLayer)
+            layer.key_store = self._select(layer.key_store, layer.length, indices)
+            layer.value_store = self._select(layer.value_store, layer.length, indices)
+
+    def _select(self, store: Tensor, length: int, indices: Tensor) -> Tensor:
+        """Some rows of ``(n, kv_heads, room, D)``, as far as they are filled.
+
+        They go to the store that the layer before has just left, which takes over this one: to get
+        so much memory anew, for every layer at almost every token, takes longer than the copying.
+        """
+        spare = self._spares.pop(store.shape[1:], None)
+        kept = (torch.empty_like(store) if spare is None else spare)[: len(indices)]
+        torch.index_select(store[:, :, :length], 0, indices, out=kept[:, :, :length])
+        self._spares[store.shape[1:]] = store
+        return kept
 
     def mask(self, **arguments: Any) -> None:
         """Answers see all they have written; what they see of the prompt is known here."""

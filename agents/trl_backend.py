@@ -33,6 +33,7 @@ from seg_env.envs.left_out import LeftOut, OnError
 HONOURED = {
     *("prompts_per_update", "group_size", "minibatches", "epochs", "prompts_per_forward"),
     *("learning_rate", "warmup", "final_rate", "muon", "weight_decay", "max_grad_norm"),
+    *("muon_precision", "adam_epsilon"),
     *("temperature", "max_new_tokens", "kl_coefficient", "importance_cap", "seed"),
     *("loss", "clip_low", "clip_high", "spread_floor"),
 }
@@ -207,6 +208,7 @@ class TRLGSPO(TrainerAgent):
             "warmup_steps": config.warmup,
             "weight_decay": config.weight_decay,
             "adam_beta2": 0.95,
+            "adam_epsilon": config.adam_epsilon,
             "max_grad_norm": config.max_grad_norm,
             "bf16": policy.precision == "bfloat16",
             "use_cpu": on_cpu,
@@ -271,7 +273,13 @@ class TRLGSPO(TrainerAgent):
         """The optimizer with Muon."""
         config = self.config
         return JointOptimizer(
-            HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
+            HybridOptimizer(
+                self.policy.model,
+                config.learning_rate,
+                config.weight_decay,
+                muon_precision=config.muon_precision,
+                adam_epsilon=config.adam_epsilon,
+            )
         )
 
     def finish(self, trainer: Any, folder: Path) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from agents.deepspeed_configuration import zero_stage
 from agents.distributed import World, is_lost_peer, join_world, leave_world
+from agents.hardware import fit_threads
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
@@ -53,6 +54,7 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
     Args:
         deepspeed: What the command line says of DeepSpeed.
     """
+    fit_threads()
     world = join_world(deepspeed=deepspeed is not None)
     try:
         yield world, Console(quiet=not world.is_main)

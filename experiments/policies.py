@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from agents.hardware import computes_in_bfloat16
 from agents.loading import CheckpointMissingError, open_policy_processor
 from agents.policy import Precision, VLMPolicy
 from experiments.answer_length import AnswerLength
@@ -81,12 +82,8 @@ def _place(name: str) -> str | Path:
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:
-    """What ``"auto"`` means here: bfloat16 where the hardware multiplies in it, else float32.
-
-    A processor without such instructions emulates them, several times slower than float32.
-    """
+    """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32."""
     if choice != "auto":
         return choice
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if computes_in_bfloat16(device) else "float32"

@@ -1,5 +1,6 @@
 """Policies small enough for tests, and environments that ask them."""
 
+import os
 from functools import cache
 
 import gymnasium as gym
@@ -13,8 +14,10 @@ from agents.policy import VLMPolicy
 from agents.tiny import TinyConfig, build_model, build_processor
 from seg_env.data.scenes import Scenes
 
-# Matrices this small are not worth sharing out, and on a busy machine threads wait for each other.
-torch.set_num_threads(1)
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
+"""One, unless told otherwise: matrices this small are not worth sharing out, and on a busy machine
+threads wait for each other. Processes whose numbers must be the same bit for bit need as many."""
+torch.set_num_threads(int(THREADS))
 
 SMALL = TinyConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, width=32, layers=2, heads=2

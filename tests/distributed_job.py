@@ -21,6 +21,14 @@ from agents.policy import VLMPolicy
 from agents.ppo import PPO, PPOConfig
 
 UPDATES, HALF = 5, 3
+STEADY = {"adam_epsilon": 1e-4, "muon_precision": "float32"}
+"""Settings under which steps differ no more than gradients do, by their last bits.
+
+AdamW divides every gradient by its own size. With an epsilon far below those that there are, one
+that is nothing but rounding becomes a whole step: that of the value head's bias, which is zero once
+least squares have fitted it, or that of the biases of keys, which move no attention. And Muon in
+bfloat16 rounds to 1 in 256 what it then amplifies.
+"""
 
 KINDS = {
     "plain-2": (None, 2),
@@ -64,6 +72,7 @@ def settings(folder, choice):
         "learning_rate": 3e-4,
         "muon": False,
         "deepspeed": choice,
+        **STEADY,
     }
 
 
@@ -97,7 +106,9 @@ def make_cloning_agent(choice=None, **changes):
     """A behaviour cloning agent."""
     policy = small_policy()
     config = BehaviorCloningConfig(
-        batch_size=4, deepspeed=choice, **OUTLINES_ONLY | {"learning_rate": 1e-4} | changes
+        batch_size=4,
+        deepspeed=choice,
+        **OUTLINES_ONLY | STEADY | {"learning_rate": 1e-4} | changes,
     )
     return BehaviorCloning(policy, scene_demonstrations(policy.processor, 8), config)
 

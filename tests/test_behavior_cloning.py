@@ -29,6 +29,7 @@ def demonstrations(policy):
     return scene_demonstrations(policy.processor, 4)
 
 
+@pytest.mark.rounding
 def test_four_demonstrations_are_learned_by_heart(demonstrations):
     policy = small_policy()
     # Three pictures at a time, drawn anew for each update.

@@ -29,8 +29,9 @@ from experiments.launch import command_words, fit_to_deepspeed
 from experiments.runs import read_metrics
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 1e-4
-"""How far weights may be apart; training moves them by more than ten times as much."""
+pytestmark = pytest.mark.rounding
+LIMIT = 1e-5
+"""How far weights may be apart; training moves them by more than fifty times as much."""
 
 
 def start(*words, processes=2):
@@ -108,6 +109,11 @@ def alone(folder):
     return found
 
 
+def chosen(weights, names):
+    """Some of the weights."""
+    return {name: weights[name] for name in names}
+
+
 def check_equal(ours, theirs):
     """Metrics of updates and final weights are the same up to rounding."""
     (rows, weights), (other_rows, other_weights) = ours, theirs
@@ -121,7 +127,7 @@ def check_equal(ours, theirs):
 def test_two_ranks_learn_what_one_process_learns(name, trained, alone, folder):
     check_equal(trained[name], alone[job.KINDS[name][1]])
     start_weights = VLMPolicy.from_pretrained(folder / "policy").model.state_dict()
-    assert distance(trained[name][1], start_weights) > 5 * LIMIT
+    assert distance(trained[name][1], start_weights) > 50 * LIMIT
 
 
 @pytest.mark.parametrize(("written", "name"), job.RESUMED.items())
@@ -168,7 +174,7 @@ def test_behaviour_cloning_on_two_ranks(choice, trained):
 def test_a_network_is_moved_and_clipped_enough_to_compare(network):
     assert min(network["norms"]) > 2 * muon_network.SETTINGS.max_grad_norm
     for name, value in muon_network.Network().state_dict().items():
-        assert (network["weights"][name] - value).abs().max() > 50 * muon_network.LIMIT
+        assert (network["weights"][name] - value).abs().max() > 500 * muon_network.LIMIT
 
 
 @pytest.mark.parametrize("choice", muon_network.ON_RANKS)
@@ -201,18 +207,19 @@ def test_muon_under_zero_is_resumed_by_one_process(written, trained, network, fo
     )
 
 
-# A policy's weights after steps of Muon are compared among ranks only. Its gradients, of four short
-# answers, are of low rank, and one process sums them in another order: orthogonalising in bfloat16
-# makes 4e-4 of the difference of their last bits (see muon_network.py), among plain ranks as well.
 def test_a_policy_learns_the_same_by_muon_at_both_stages(trained):
     (rows, weights), (other_rows, others) = (trained[f"muon-{choice}"] for choice in job.MUON)
     assert rows == other_rows
     assert distance(weights, others) == 0
-    assert distance(weights, small_policy().model.state_dict()) > 10 * LIMIT
+    start = small_policy().model.state_dict()
+    assert distance(weights, start) > 50 * LIMIT
     assert all(row["train/grad_norm"] > 2 * job.WITH_MUON["max_grad_norm"] for row in rows)
-    first = []
-    job.make_cloning_agent(**job.WITH_MUON).learn(1, lambda _, metrics: first.append(metrics))
-    assert rows[0] == pytest.approx(first[0], rel=1e-5)
+    agent = job.make_cloning_agent(**job.WITH_MUON)
+    found = job.clone(agent), job.weights_of(agent)
+    # What never has a gradient decays under ZeRO only.
+    learning = [name for name, value in found[1].items() if not torch.equal(value, start[name])]
+    assert len(start) - len(learning) < 5
+    check_equal((rows, chosen(weights, learning)), (found[0], chosen(found[1], learning)))
 
 
 def test_a_policy_trained_by_muon_is_resumed_without_any_loss(trained):
@@ -265,6 +272,7 @@ def run_arguments(folder, output):
         *("--seed", "3", "--updates", "8", "--checkpoint-every", "1", "--gspo.no-muon"),
         *("--gspo.prompts-per-update", "4", "--gspo.group-size", "3"),
         *("--gspo.max-new-tokens", "24", "--gspo.learning-rate", "3e-4"),
+        *("--gspo.adam-epsilon", str(job.STEADY["adam_epsilon"])),
         *("--evaluation.questions", "5", "--evaluation.answers", "2", "--evaluation.every", "4"),
     ]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from agents_fixtures import SMALL, cloned_policy, same_parameters
+from agents_fixtures import SMALL, THREADS, cloned_policy, same_parameters
 from PIL import Image
 
 from agents.checkpoints import latest_checkpoint
@@ -46,7 +46,7 @@ def start(script, *options):
     return subprocess.Popen(
         [sys.executable, f"experiments/{script}", *options],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

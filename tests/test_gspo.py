@@ -64,12 +64,13 @@ def learn(agent, updates):
     return rows
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("weight", [1.0, -1.0])
 def test_what_is_rewarded_becomes_more_and_what_is_punished_becomes_less(weight):
     agent = make_agent(
-        weight=weight, group_size=16, learning_rate=1e-2, clip_low=0.2, clip_high=0.2
+        weight=weight, group_size=16, learning_rate=5e-3, clip_low=0.2, clip_high=0.2
     )
-    digits = [row["rollout/reward/Digits"] for row in learn(agent, 20)]
+    digits = [row["rollout/reward/Digits"] for row in learn(agent, 60)]
     before, after = np.mean(digits[:3]), np.mean(digits[-3:])
     if weight > 0:
         assert after > 0.8
@@ -97,6 +98,7 @@ def test_the_first_step_after_sampling_is_exactly_on_policy():
     assert row["train/policy_loss"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.rounding
 def test_later_steps_on_a_rollout_are_clipped():
     (row,) = learn(make_agent(epochs=4, clip_low=1e-4, clip_high=1e-4), 1)
     assert row["train/clip_fraction"] > 0.2
@@ -137,6 +139,7 @@ def test_a_picture_is_encoded_once_for_its_whole_group():
     assert seen == [4, 2, 2]  # sampling, then two minibatches
 
 
+@pytest.mark.rounding
 def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
     whole, split = (
         make_agent(cloned_policy(), minibatches=1, prompts_per_forward=count, max_new_tokens=30)
@@ -144,7 +147,7 @@ def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
     )
     first, second = learn(whole, 1)[0], learn(split, 1)[0]
     for key in ("train/policy_loss", "train/entropy", "train/grad_norm"):
-        assert first[key] == pytest.approx(second[key], rel=1e-3, abs=1e-5)
+        assert first[key] == pytest.approx(second[key], rel=1e-4, abs=1e-5)
 
 
 def test_metrics_and_the_learning_rate_of_every_update():
@@ -197,6 +200,7 @@ def test_seeds_choose_other_questions_and_answers():
     assert same == again != other
 
 
+@pytest.mark.rounding
 def test_the_penalty_holds_the_policy_near_the_one_it_started_from():
     def distance(coefficient):
         agent = make_agent(minibatches=1, group_size=8, kl_coefficient=coefficient)

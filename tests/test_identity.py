@@ -7,6 +7,10 @@ from identity_tasks import OneToken, TenVertices, act, careless_policy, digits_p
 from agents.gspo import GSPO, GSPOConfig
 from agents.ppo import PPO, PPOConfig
 
+# Policy gradients are noisy, and rounding is as good as another seed. At rates a few times as high
+# as these some seeds give up the right token for good before they have drawn it.
+pytestmark = pytest.mark.rounding
+
 SEQUENCE, TOKEN = {"clip_low": 0.05, "clip_high": 0.1}, {"clip_low": 0.2, "clip_high": 0.3}
 """Wide enough for a handful of updates."""
 GROUP = {"epochs": 2, "spread_floor": 0.02}
@@ -39,16 +43,18 @@ def learn(name, policy, task, updates, **settings):
     return agent, rewards
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", AGENTS)
-def test_one_token(name):
+def test_one_token(name, seed):
     agent, rewards = learn(
         name,
         digits_policy(),
         OneToken,
-        updates=30,
-        learning_rate=1e-2,
+        updates=60,
+        learning_rate=3e-3,
         prompts_per_update=4,
         group_size=16,
+        seed=seed,
     )
     assert rewards[0] < 0.3
     assert np.mean(rewards[-3:]) > 0.95
@@ -61,8 +67,8 @@ def test_ten_vertices(name):
         name,
         careless_policy(),
         TenVertices,
-        updates=30,
-        learning_rate=2e-3 if name.startswith("ppo") else 5e-3,
+        updates=40 if name.startswith("ppo") else 60,
+        learning_rate=1.5e-3 if name.startswith("ppo") else 2e-3,
         prompts_per_update=1,
         group_size=128 if name.startswith("ppo") else 64,
     )

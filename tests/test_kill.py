@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from agents_fixtures import cloned_policy, same_parameters
+from agents_fixtures import THREADS, cloned_policy, same_parameters
 
 from agents.policy import VLMPolicy
 from experiments import run_gspo
@@ -52,7 +52,7 @@ def start(*options):
     return subprocess.Popen(
         [sys.executable, "experiments/run_gspo.py", *options],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from agents_fixtures import THREADS
 from PIL import Image
 
 from agents.checkpoints import latest_checkpoint
@@ -184,7 +185,7 @@ def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "experiments/run_pipeline.py", *words(folder)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

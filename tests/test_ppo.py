@@ -1,5 +1,7 @@
 """PPO: where rewards are placed, what the critic learns, and that it can be interrupted."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,7 @@ def test_a_whitened_first_step_is_exactly_on_policy():
     assert row["train/policy_loss"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.rounding
 def test_a_new_critic_expects_nothing_and_the_first_update_fits_it_alone():
     plain, fitted = make_agent(fit_critic=False), make_agent()
     rollout, metrics = credited(plain)
@@ -159,12 +162,16 @@ def test_a_new_critic_expects_nothing_and_the_first_update_fits_it_alone():
     assert not all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_critic_learns_what_a_fixed_policy_earns(critic):
     agent = make_agent(critic=critic, fit_critic=False, credit="vertex", max_new_tokens=60)
+    # One rollout again and again: how much there is to foresee differs between rollouts.
+    rollout, metrics = agent.collect()
+    agent.collect = lambda: (copy.copy(rollout), dict(metrics))
     agent.config.value_clip = float("inf")
     agent.loss = _critic_only(agent)
-    rows = learn(agent, 12)
+    rows = learn(agent, 30)
     losses = [row["train/value_loss"] for row in rows]
     assert np.mean(losses[-3:]) < 0.7 * losses[0]
 
@@ -247,13 +254,16 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(tmp_path, settings):
     assert all(torch.equal(value, critics[1][name]) for name, value in critics[0].items())
 
 
+@pytest.mark.rounding
 def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
     first, second = (
-        learn(make_agent(minibatches=1, epochs=1, prompts_per_forward=count), 2)[-1]
+        learn(make_agent(minibatches=1, epochs=1, prompts_per_forward=count, adam_epsilon=1e-4), 2)[
+            -1
+        ]
         for count in (0, 1)
     )
     for key in ("policy_loss", "value_loss", "explained_variance", "grad_norm", "reference_kl"):
-        assert first[f"train/{key}"] == pytest.approx(second[f"train/{key}"], rel=2e-3, abs=1e-5)
+        assert first[f"train/{key}"] == pytest.approx(second[f"train/{key}"], rel=1e-4, abs=1e-5)
 
 
 def test_metrics_of_every_update():

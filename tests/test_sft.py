@@ -72,6 +72,7 @@ def test_only_answers_and_their_ends_are_learned(first_batch):
         assert written == answer(sample, "text->mask", **COARSE) + policy.tokenizer.eos_token
 
 
+@pytest.mark.rounding
 def test_training_lowers_the_loss_and_leaves_the_policy_as_it_was_found():
     policy = small_policy()
     agent = SupervisedFineTuning(policy, SCENES, PLAIN, max_new_tokens=8)
