@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+
 from agents.policy import VLMPolicy
 from agents.token_grammar import TokenGrammar
 from experiments.policies import SHIPPED
@@ -34,6 +36,7 @@ def constrain(
     options: GrammarOptions,
     max_new_tokens: int,
     frame: AnswerFrame,
+    console: Console,
 ) -> None:
     """Set the policy's constraint if the options ask for one.
 
@@ -42,8 +45,9 @@ def constrain(
         name: How the policy was named on the command line.
         options: What to allow.
         max_new_tokens: Longest answer, within which it must be complete.
-        frame: Frame of the answers, of the environment that asks. Where it is another one for every
-            image, whole numbers of up to four digits are allowed.
+        frame: Frame of the answers, of the environment that asks. Where its limits are other ones
+            for every image, whole numbers of up to four digits are allowed.
+        console: Where that is told.
 
     Raises:
         ValueError: Answers in the policy's frame are no bracketed numbers.
@@ -55,6 +59,14 @@ def constrain(
             f"--grammar.constrained allows bracketed numbers, and frame "
             f"{frame.family!r} writes location tokens: leave it out, or choose "
             f"another --frame"
+        )
+    if frame.depends_on_image:
+        console.print(
+            f"frame {frame.family} has other limits for every image: the grammar allows whole "
+            f"numbers of up to four digits, and so also those beyond a border. --image-size gives "
+            f"all images the same limits",
+            highlight=False,
+            soft_wrap=True,
         )
     taught = name in SHIPPED and options.decimals is None
     limits: dict[str, Any] = (

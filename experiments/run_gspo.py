@@ -58,7 +58,8 @@ def main(args: Args) -> dict[str, Any]:
         length = args.answer_length(args.gspo.max_new_tokens)
         args.gspo.max_new_tokens = longest_answer(length, policy, envs.core, console)
         frame = envs.core.answer_frame
-        constrain(policy, args.policy, args.grammar, args.gspo.max_new_tokens, frame)
+        longest = args.gspo.max_new_tokens
+        constrain(policy, args.policy, args.grammar, longest, frame, console)
         agent = GSPO(policy, envs, args.gspo, on_error=args.on_error)
         return train_and_report(agent, args, title="GSPO", console=console, length=length)
 

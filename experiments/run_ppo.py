@@ -52,7 +52,8 @@ def main(args: Args) -> dict[str, Any]:
         length = args.answer_length(args.ppo.max_new_tokens)
         args.ppo.max_new_tokens = longest_answer(length, policy, envs.core, console)
         frame = envs.core.answer_frame
-        constrain(policy, args.policy, args.grammar, args.ppo.max_new_tokens, frame)
+        longest = args.ppo.max_new_tokens
+        constrain(policy, args.policy, args.grammar, longest, frame, console)
         agent = PPO(policy, envs, args.ppo, on_error=args.on_error)
         scores = train_and_report(agent, args, title="PPO", console=console, length=length)
         if world.is_main:

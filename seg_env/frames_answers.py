@@ -77,6 +77,11 @@ class AnswerFrame:
         """Whether answers consist of location tokens in place of bracketed numbers."""
         return self.family in TOKEN_FAMILIES
 
+    @property
+    def depends_on_image(self) -> bool:
+        """Whether the numbers of one place are other ones in images of another size."""
+        return self.family in IMAGE_DEPENDENT and self.canvas_size is None
+
     def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
         """The same for images that are letterboxed to ``(H, W)``; None for images as they are."""
         return replace(self, canvas_size=canvas_size)
@@ -103,7 +108,7 @@ class AnswerFrame:
 
     def widest(self) -> Frame:
         """Frame whose limits hold for images of every size: that of answers, or a larger one."""
-        if self.family in IMAGE_DEPENDENT and self.canvas_size is None:
+        if self.depends_on_image:
             return PixelFrame(_LARGEST_SIDE, _LARGEST_SIDE)
         return self.for_view((1, 1))
 

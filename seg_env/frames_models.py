@@ -38,7 +38,6 @@ FAMILY_OF_MODEL = {
     "internvl": "permille",
     "kimi_vl": "unit",
     "llava": "unit",
-    "llava_next": "unit",
     "llava_onevision": "unit",
     "paligemma": "paligemma",
     "qwen2_vl": "permille",

@@ -11,6 +11,8 @@ from transformers.utils import is_torchvision_available
 
 from experiments import evaluate, run_bc, run_gspo, run_ppo
 from experiments.evaluate_options import Args as EvaluateArgs
+from seg_env.frames import PixelFrame
+from seg_env.grammar import decode
 
 pytestmark = pytest.mark.processors
 
@@ -113,13 +115,26 @@ def test_evaluation(start, tmp_path):
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
 
 
-def test_answers_held_to_the_grammar_are_outlines(start, tmp_path):
+CONSTRAINED = ("--grammar.constrained", "--grammar.max-vertices", "3", "--max-new-tokens", "48")
+
+
+def test_answers_held_to_the_grammar_are_outlines(start, tmp_path, capsys):
     """Every answer of a constrained policy is well-formed, in whatever vocabulary it is."""
-    words = ["--grammar.constrained", "--grammar.decimals", "1", "--grammar.max-vertices", "3"]
-    words = gspo_words(start, tmp_path, *words, *TELLING)
-    words[words.index("--gspo.max-new-tokens") + 1] = "24"
+    words = gspo_words(start, tmp_path, *CONSTRAINED, "--image-size", "112", *TELLING)
     run_gspo.command_line(words)
     assert_a_whole_policy(start, tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
     for side in ("before", "after"):
         assert scores[side]["well_formed"] == scores[side]["sampled"]["well_formed"] == 1
+    assert "also those beyond a border" not in capsys.readouterr().out
+
+
+def test_borders_of_images_of_all_sizes_are_beyond_the_grammar_and_it_says_so(
+    start, tmp_path, capsys
+):
+    run_gspo.command_line(gspo_words(start, tmp_path, *CONSTRAINED, *TELLING))
+    assert "also those beyond a border" in capsys.readouterr().out
+    before = json.loads((tmp_path / "before.json").read_text())
+    texts = [text for answers in before["sampled"]["texts"] for text in answers]
+    for text in texts:
+        assert decode(text, PixelFrame(9999, 9999)).valid, text
