@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.families import TEXT_INPUTS, select_prompts
+from agents.families import IMAGE_ROWS, TEXT_INPUTS, select_prompts
 
 PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
 """Inputs of pictures that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""
@@ -106,6 +106,8 @@ def join_prompts(
     Raises:
         ValueError: The pictures of the two have been prepared in shapes that do not fit together.
     """
+    if IMAGE_ROWS in first or IMAGE_ROWS in second:
+        first, second = _numbered(first), _numbered(second)
     width = max(len(inputs["input_ids"][0]) for inputs in (first, second))
     joined = {}
     for name in first:
@@ -124,6 +126,12 @@ def join_prompts(
             )
         joined[name] = torch.cat(parts)
     return joined
+
+
+def _numbered(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Prepared prompts with numbers of rows; where none were noted there is one row a prompt."""
+    ids = inputs["input_ids"]
+    return {IMAGE_ROWS: torch.ones(len(ids), dtype=torch.long, device=ids.device)} | inputs
 
 
 def _are_tiles(name: str, parts: list[Tensor]) -> bool:

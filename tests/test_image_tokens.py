@@ -81,6 +81,19 @@ def test_rows_of_tiles_are_numbered_by_the_tokens_of_their_prompts():
     assert chosen[IMAGE_ROWS].tolist() == [2, 3, 2]
 
 
+def test_batches_with_and_without_numbers_of_rows_are_joined():
+    policy, several = tiles(3, 2)
+    _, single = tiles(1, 1)
+    several, single = (number_image_rows(policy.model, inputs) for inputs in (several, single))
+    assert IMAGE_ROWS not in single
+    for pair, wanted in (((several, single), [3, 2, 1, 1]), ((single, several), [1, 1, 3, 2])):
+        joined = join_prompts(*pair, policy.pad_id)
+        assert joined[IMAGE_ROWS].tolist() == wanted
+        check_image_tokens(policy.model, joined)
+        chosen = select_prompts(joined, torch.tensor([2]))
+        assert len(chosen["pixel_values"]) == wanted[2]
+
+
 @pytest.mark.parametrize("tokens", [[12, 4, 4], [12, 4, 7], [12, 0, 12]])
 def test_tiles_that_nobody_asked_for_are_an_error(tokens):
     policy, inputs = tiles(3, 1, 2, tokens=tokens)
