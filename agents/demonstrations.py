@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.prompts import chat_text, prepare_inputs
 from seg_env.envs.left_out import loading
+from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import Task, answer, askable, question
@@ -35,8 +36,9 @@ class Dialogue:
 class Demonstration:
     """A picture with everything that is asked about it."""
 
-    inputs: dict[str, NDArray[np.float16]]
-    """What the processor makes of the picture, ``(1, ...)`` arrays, without any text."""
+    inputs: dict[str, NDArray[Any]]
+    """What the processor makes of the picture, ``(1, ...)`` arrays, without any text; float16 in
+    the place of other floating-point numbers."""
     prefix: tuple[int, ...]
     """Tokens up to the end of the picture: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
@@ -123,8 +125,34 @@ def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]
     inputs.pop("attention_mask")
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     end = len(tokens) - tokens[::-1].index(image_id)
-    arrays = {key: value.cpu().numpy().astype(np.float16) for key, value in inputs.items()}
+    arrays = {key: _compact(value.cpu().numpy()) for key, value in inputs.items()}
     return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
+
+
+def _compact(values: NDArray[Any]) -> NDArray[Any]:
+    """Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact."""
+    return values.astype(np.float16) if values.dtype.kind == "f" else values
+
+
+def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
+    """Make sure that demonstrations show the prompts that a policy is asked with.
+
+    Here prompts are cut behind the picture's tokens, the same for all questions about a picture,
+    and put together again. Families that write more around a picture, or words before it that
+    depend on the rest, would be taught on another prompt than they are asked with.
+
+    Raises:
+        WrongOptionError: They would be.
+    """
+    asked = "What is it?"
+    whole = prepare_inputs(processor, [image], [asked])["input_ids"][0].tolist()
+    shown = show(processor, image, [write_dialogue(processor, "text->mask", asked, "")])
+    dialogue = shown.dialogues[0]
+    if [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] != whole:
+        raise WrongOptionError(
+            f"prompts of {type(processor).__name__} cannot be cut behind the picture, which this "
+            f"trainer does to share it among questions: use --backend trl"
+        )
 
 
 def collate(
@@ -135,7 +163,8 @@ def collate(
     inputs = {"input_ids": prefixes, "attention_mask": torch.ones_like(prefixes)}
     for key in chosen[0][0].inputs:
         arrays = [demonstration.inputs[key] for demonstration, _ in chosen]
-        inputs[key] = torch.from_numpy(np.concatenate(arrays)).float()
+        values = torch.from_numpy(np.concatenate(arrays))
+        inputs[key] = values.float() if values.is_floating_point() else values
     pairs = [(row, dialogue) for row, (_, some) in enumerate(chosen) for dialogue in some]
     width = max(len(dialogue.tokens) for _, dialogue in pairs)
     tokens = np.full((len(pairs), width), pad_id)

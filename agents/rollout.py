@@ -107,7 +107,7 @@ def join_prompts(
         ValueError: The pictures of the two have been prepared in shapes that do not fit together.
     """
     if IMAGE_ROWS in first or IMAGE_ROWS in second:
-        first, second = _with_rows(first), _with_rows(second)
+        first, second = _numbered(first), _numbered(second)
     width = max(len(inputs["input_ids"][0]) for inputs in (first, second))
     joined = {}
     for name in first:
@@ -128,10 +128,10 @@ def join_prompts(
     return joined
 
 
-def _with_rows(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prompts that say how many rows of pixels each has, also where it is one."""
-    ones = torch.ones(len(inputs["input_ids"]), dtype=torch.long, device=inputs["input_ids"].device)
-    return {IMAGE_ROWS: ones} | inputs
+def _numbered(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Prepared prompts with numbers of rows; where none were noted there is one row a prompt."""
+    ids = inputs["input_ids"]
+    return {IMAGE_ROWS: torch.ones(len(ids), dtype=torch.long, device=ids.device)} | inputs
 
 
 def _are_tiles(name: str, parts: list[Tensor]) -> bool:

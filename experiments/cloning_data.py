@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 
-from agents.demonstrations import Demonstration, demonstrate
+from agents.demonstrations import Demonstration, demonstrate, require_plain_prompts
 from agents.tiny import TinyConfig, build_processor
 from experiments.policies import open_processor
 from experiments.progress import progress_bar
@@ -199,7 +199,8 @@ def _demonstrate_chunk(
 ) -> _Part:
     """Demonstrations of some pictures; ``how`` are arguments of `demonstrate`."""
     processor = build_processor(model) if policy is None else open_processor(policy)
-    found, left_out = [], LeftOut(on_error)
+    found: list[Demonstration] = []
+    left_out, checked = LeftOut(on_error), False
     for index in indices:
         try:
             with loading():
@@ -207,6 +208,9 @@ def _demonstrate_chunk(
                 if not samples:
                     continue
                 how["frame"].for_image(samples[0].image.shape[:2])
+            if not checked:
+                require_plain_prompts(processor, samples[0].image)
+                checked = True
             found.append(demonstrate(processor, samples, **how))
         except UnusableSampleError as error:
             left_out.add(pictures.name_of(index), error)

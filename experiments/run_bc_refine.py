@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.demonstrations import Demonstration
+from agents.demonstrations import Demonstration, require_plain_prompts
 from agents.policy import VLMPolicy
 from agents.refinement import demonstrate_refinement
 from agents.screening import prepare_usable
@@ -85,6 +85,7 @@ def main(args: Args) -> dict[str, Any]:
             raise SystemExit(f"--env {args.env} has one turn; use a SimpleSegRefine environment")
         length = args.answer_length()
         longest = longest_answer(length, policy, rules.core, console)
+        require_plain_prompts(policy.processor, rules.core.ask(0).image)
         if args.vision_check and args.policy not in SHIPPED and not args.resume:
             require_vision(policy, rules.core, console)  # before thousands of answers are sampled
         left_out = LeftOut(args.on_error)

@@ -83,6 +83,19 @@ def test_rows_of_tiles_are_numbered_by_the_tokens_of_their_prompts():
     assert chosen[IMAGE_ROWS].tolist() == [2, 3, 2]
 
 
+def test_batches_with_and_without_numbers_of_rows_are_joined():
+    policy, several = tiles(3, 2)
+    _, single = tiles(1, 1)
+    several, single = (number_image_rows(policy.model, inputs) for inputs in (several, single))
+    assert IMAGE_ROWS not in single
+    for pair, wanted in (((several, single), [3, 2, 1, 1]), ((single, several), [1, 1, 3, 2])):
+        joined = join_prompts(*pair, policy.pad_id)
+        assert joined[IMAGE_ROWS].tolist() == wanted
+        check_image_tokens(policy.model, joined)
+        chosen = select_prompts(joined, torch.tensor([2]))
+        assert len(chosen["pixel_values"]) == wanted[2]
+
+
 @pytest.mark.parametrize("tokens", [[12, 4, 4], [12, 4, 7], [12, 0, 12]])
 def test_tiles_that_nobody_asked_for_are_an_error(tokens):
     policy, inputs = tiles(3, 1, 2, tokens=tokens)
@@ -130,17 +143,6 @@ def test_batches_of_unequally_many_tiles_are_joined():
     wide = second | {"pixel_values": torch.zeros(1, 2, 3, 24, 16)}
     with pytest.raises(ValueError, match="of two batches has shapes"):
         join_prompts(more, wide, case.policy.pad_id)
-
-
-def test_batches_are_joined_where_only_one_has_images_of_several_tiles():
-    policy, several = tiles(3, 1)
-    _, single = tiles(1, 1)
-    batches = [number_image_rows(policy.model, inputs) for inputs in (several, single)]
-    for first, second in (batches, batches[::-1]):
-        joined = join_prompts(first, second, 0)
-        assert sorted(joined[IMAGE_ROWS].tolist()) == [1, 1, 1, 3]
-        chosen = select_prompts(joined, torch.tensor([3, 0]))
-        check_image_tokens(policy.model, chosen)
 
 
 def test_the_error_crosses_processes():

@@ -20,12 +20,15 @@ from processor_families import PROCESSOR_FAMILIES, qwen2_vl_processor, real_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLProcessor
 from transformers.utils import is_torchvision_available
 
+from agents.demonstrations import require_plain_prompts, show, write_dialogue
 from agents.families import FAMILIES, select_prompts
 from agents.image_tokens import ImageTokensError, count_image_features, count_image_tokens
 from agents.loading import CheckpointError
 from agents.policy import VLMPolicy
+from agents.prompts import prepare_inputs
 from agents.rollout import join_prompts
 from agents.sampling import sample
+from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILY_OF_MODEL
 
 pytestmark = pytest.mark.processors
@@ -423,3 +426,24 @@ def test_processors_are_saved_in_the_layout_they_are_tested_in(folders):
     assert "image_processor" in json.loads((new / "processor_config.json").read_text())
     assert "image_processor" not in json.loads((hub / "processor_config.json").read_text())
     assert not (hub / "chat_template.jinja").exists()
+
+
+PLAIN_PROMPTS = {"llava", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
+"""Families whose prompts can be cut behind the picture."""
+
+
+@every_family
+def test_cloning_shows_the_prompts_that_policies_are_asked_with_or_refuses(family, open_family):
+    processor = open_family(family).processor
+    image, asked = images()[0], PROMPTS[0]
+    whole = prepare_inputs(processor, [image], [asked])["input_ids"][0].tolist()
+    if family not in PLAIN_PROMPTS:
+        with pytest.raises(WrongOptionError, match="--backend trl"):
+            require_plain_prompts(processor, image)
+        return
+    require_plain_prompts(processor, image)
+    shown = show(processor, image, [write_dialogue(processor, "text->mask", asked, "[]")])
+    (dialogue,) = shown.dialogues
+    assert [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] == whole
+    grids = {key: value for key, value in shown.inputs.items() if "grid" in key}
+    assert all(value.dtype.kind == "i" for value in grids.values())
