@@ -114,7 +114,7 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
         path, unusable = answer(args, core, questions, console, policy)
     left_out = unusable.reasons
     names = [name_of(core.dataset, index) for index in range(questions)]
-    answers = read_answers(path)
+    answers = {key: given for key, given in read_answers(path).items() if key not in left_out}
     asked = {index: name for index, name in enumerate(names) if name not in left_out}
     found = match_answers(
         answers,

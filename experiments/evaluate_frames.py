@@ -32,7 +32,7 @@ class Reading:
     in_range: float
     """Share of the numbers that the frame allows."""
     read: float
-    """Share of the answers that are not dropped as being about another frame."""
+    """Share of the answers of which anything can be read."""
     scores: NDArray[np.float64] = field(repr=False)
     """``(N,)`` IoU of each answer with its target."""
 
@@ -75,7 +75,7 @@ def compare_frames(
             Reading(
                 family,
                 sum(inside for inside, _ in allowed) / max(1, numbers),
-                1 - _share_foreign(read),
+                sum(each.valid or not each.is_empty for each in read) / max(1, len(read)),
                 scores,
             )
         )

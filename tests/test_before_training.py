@@ -261,6 +261,12 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
     assert scores["left_out"] == left_out.reasons
     assert "2 samples left out" in (tmp_path / "a" / "report.md").read_text()
     assert "2 samples left out" in " ".join(capsys.readouterr().out.split())
+    asked = len(policy.texts_written)
+    policy.texts_written = []
+    resumed = EvaluateArgs(output_dir=tmp_path / "a", resume=True, **given)
+    assert evaluate.run_task(resumed, Console(), policy) == scores
+    assert asked
+    assert not policy.texts_written, "what was left out is not asked about again"
     strict = EvaluateArgs(output_dir=tmp_path / "b", on_error="error", **given)
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
         evaluate.run_task(strict, Console(), policy)
@@ -336,6 +342,22 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
     assert decode(text, PermilleFrame()).valid
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
         demonstrate_pictures(pictures, **settings, console=console, left_out=LeftOut("error"))
+
+
+def test_files_of_answers_are_scored_without_images_that_have_no_frame(odd_tree, tmp_path):
+    core = ReferringCore("refcoco", data_root=odd_tree, split="val")
+    answers = tmp_path / "answers.jsonl"
+    names = [core.dataset[index].id for index in range(len(core.dataset))]
+    answers.write_text("".join(json.dumps({"id": name, "text": "[]"}) + "\n" for name in names))
+    given = {"env": ENV, "data_root": str(odd_tree), "predictions": answers, "pictures": False}
+    for frame, left_out in (("qwen2.5-vl", 1), ("unit", 0), ("guess", None)):
+        args = EvaluateArgs(frame=frame, output_dir=tmp_path / frame, **given)
+        scores = evaluate.main(args)
+        if left_out is not None:
+            assert len(scores["left_out"]) == left_out
+            assert scores["questions"] == len(names) - left_out
+        else:
+            assert "qwen2.5-vl" not in {reading["family"] for reading in scores["frames"]}
 
 
 def test_exceptions_in_rewards_are_no_odd_images(tree):
