@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import agents  # noqa: F401  (before torch: sets how long its threads spin)
 from seg_env.data.scenes import Scenes
 from seg_env.types import Sample, Target
 

@@ -13,6 +13,8 @@ from agents_fixtures import parameters_of, small_policy
 from seg_env.envs.credit import VertexCredit
 
 DIGITS = "0123456789"
+CLONING_STEPS = 80
+"""Of the policy that copies with mistakes."""
 IMAGE = np.zeros((16, 16, 3), dtype=np.uint8)
 
 
@@ -131,15 +133,19 @@ def _careless_weights():
     policy = digits_policy()
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(policy.model.parameters(), lr=1e-2)
+    # Its rate falls to zero: at a high one the last steps decide, and with them the rounding, which
+    # vertex is hardly ever written right and may be given up for good.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, CLONING_STEPS)
     inputs = policy.prepare([IMAGE], TenVertices.questions)
     truth = digit_tokens(policy, TenVertices.outline).expand(64, -1)
-    for _ in range(80):
+    for _ in range(CLONING_STEPS):
         noise = digit_tokens(policy, DIGITS)[torch.randint(10, truth.shape, generator=generator)]
         wrong = torch.rand(truth.shape, generator=generator) < 0.25
         answers = torch.where(wrong, noise, truth)
         loss = -policy.score(inputs, answers, torch.ones_like(answers)).log_probs.mean()
         loss.backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     return parameters_of(policy)
 
