@@ -89,7 +89,8 @@ class LeftOut:
         parts = [f"{len(names)} as {names[0]} ({self.reasons[names[0]]})" for names in ordered[:5]]
         rest = sum(map(len, ordered[5:]))
         more = f"; {rest} for other reasons" if rest else ""
-        return f"{len(self.reasons)} samples left out: {'; '.join(parts)}{more}"
+        count = "1 sample" if len(self.reasons) == 1 else f"{len(self.reasons)} samples"
+        return f"{count} left out: {'; '.join(parts)}{more}"
 
 
 def describe(error: Exception) -> str:
