@@ -157,6 +157,8 @@ def find_answer_frame(
             f"frame={name!r} is unknown; use one of {', '.join(FAMILIES)}, or {AUTO}, pixel:WxH "
             f"such as pixel:640x480, or a model type: {', '.join(FAMILY_OF_MODEL)}"
         )
+    if recorded is not None and is_frame_name(recorded) and recorded != family:
+        reason = f"as asked for, although the policy's configuration records {recorded}"
     return AnswerFrame(family, reason, resize)
 
 

@@ -117,6 +117,7 @@ def test_only_a_policy_that_training_changed_records_its_frame(tmp_path):
     assert loaded.answer_frame.family == "permille"
     asked = VLMPolicy.from_pretrained(tmp_path / "trained", frame="unit")
     assert asked.answer_frame.family == "unit"
+    assert "configuration records permille" in asked.answer_frame.description
     loaded.model.config.answer_frame = ["unit"]
     assert recorded_frame(loaded.model) is None, "a configuration is data from outside"
 
