@@ -208,7 +208,9 @@ def pictures_of(batch: DemonstrationBatch, share: slice) -> DemonstrationBatch:
 def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
     """Mean cross-entropy per answer token, in nats."""
     prefix = policy.encode(batch.inputs)
-    prefix.cache.batch_select_indices(batch.rows)
+    for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order
+        layer.keys = layer.keys.index_select(0, batch.rows)
+        layer.values = layer.values.index_select(0, batch.rows)
     prefix_mask = prefix.mask[batch.rows]
     full_mask = torch.cat([prefix_mask, batch.mask[:, :-1]], dim=1)
     with policy.autocast():

@@ -133,7 +133,9 @@ def _predict(
     source = source[mask.bool()]
 
     def pick(states: Tensor) -> Tensor:
-        return (states if keep else states[wanted])[source]
+        # Several answers begin from one row. Indexing would add up its gradient in any order, and
+        # so make other last bits each time where there are several threads.
+        return (states if keep else states[wanted]).index_select(0, source)
 
     return _Predictions(pick(logits), pick(states[0]) if hidden else None)
 
