@@ -67,10 +67,10 @@ def test_ten_vertices(name):
         name,
         careless_policy(),
         TenVertices,
-        updates=40 if name.startswith("ppo") else 60,
-        learning_rate=1.5e-3 if name.startswith("ppo") else 2e-3,
+        updates=40 if name.startswith("ppo") else 70,
+        learning_rate=1.5e-3,
         prompts_per_update=1,
-        group_size=128 if name.startswith("ppo") else 64,
+        group_size=128,  # in smaller groups some seed gives up a vertex that hardly ever came right
     )
     assert rewards[0] < 0.65
     assert np.mean(rewards[-3:]) > 0.95
