@@ -189,3 +189,24 @@ def test_bfloat16_scores_are_close_and_stay_float32():
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).abs().mean() < 0.1
+
+
+def test_several_threads_make_the_same_bits_every_time():
+    """Otherwise an interrupted run would not go on to the same numbers.
+
+    All answers of a group begin from one row of logits, whose gradient is added up.
+    """
+    policy = cloned_policy()
+    inputs = small_inputs(policy)
+    generator = torch.Generator().manual_seed(0)
+    rows = 32 * len(inputs["input_ids"])
+    tokens = torch.randint(10, 60, (rows, 6), generator=generator)
+    mask = torch.ones_like(tokens)
+    parameters = list(policy.model.parameters())
+    found = set()
+    torch.set_num_threads(2)
+    for _ in range(20):
+        scores = policy.score(inputs, tokens, mask)
+        gradients = torch.autograd.grad(scores.log_probs.mean(), parameters, allow_unused=True)
+        found.add(tuple(float(each.double().sum()) for each in gradients if each is not None))
+    assert len(found) == 1
