@@ -56,6 +56,12 @@ def longest_answer(
     return found
 
 
+def spread_evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, the first and the last among them."""
+    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    return found
+
+
 def true_lengths(
     policy: VLMPolicy, core: ReferringCore, count: int = SAMPLES
 ) -> dict[Task, list[int]]:
@@ -69,8 +75,7 @@ def true_lengths(
     Raises:
         UnusableSampleError: No sample can be read.
     """
-    total = len(core.dataset)
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    places = spread_evenly(len(core.dataset), count)
     lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
     left_out = LeftOut()
     for index in places:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from agents.policy import VLMPolicy
 from agents.screening import prepare_usable
 from agents.vision_check import BlindPolicyError, VisionReport, compare_images
+from experiments.answer_length import spread_evenly
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
 from seg_env.errors import WrongOptionError
@@ -63,8 +63,7 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
 
 def _different_images(policy: VLMPolicy, core: ReferringCore) -> list[Question]:
     """Some questions about things that are there, each about an image of its own."""
-    total = len(core.dataset)
-    places = np.unique(np.linspace(0, total - 1, min(CANDIDATES, total)).astype(int)).tolist()
+    places = spread_evenly(len(core.dataset), CANDIDATES)
     found: dict[bytes, Question] = {}
     left_out = LeftOut()
     for index in places:
