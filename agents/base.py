@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.distributed import World
-from agents.policy import VLMPolicy
-from agents.sampling import sample
+from agents.policy.model import VLMPolicy
+from agents.policy.sampling import sample
+from agents.training.distributed import World
 from seg_env.envs.left_out import LeftOut
 
 UpdateCallback = Callable[[int, dict[str, float]], None]

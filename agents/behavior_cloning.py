@@ -1,7 +1,8 @@
 """Behaviour cloning (SFT): learn to write the outlines that were traced from ground truth.
 
 A plain loop over shared prefixes: the picture is encoded once for all questions about it. With
-several ranks (`agents.distributed`) each of them has a contiguous block of a batch's pictures.
+several ranks (`agents.training.distributed`) each of them has a contiguous block of a
+batch's pictures.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, UpdateCallback
-from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
-from agents.distributed import World
-from agents.engine import OptimizerSettings, make_engine
-from agents.families import select_prompts
-from agents.muon import MuonPrecision
-from agents.optim import EPSILON, cosine_with_warmup
-from agents.policy import VLMPolicy, positions_of
+from agents.policy.families import select_prompts
+from agents.policy.model import VLMPolicy, positions_of
+from agents.training.checkpoints import read_checkpoint, write_checkpoint
+from agents.training.distributed import World
+from agents.training.engine import OptimizerSettings, make_engine
+from agents.training.muon import MuonPrecision
+from agents.training.optim import EPSILON, cosine_with_warmup
 from seg_env.envs.left_out import LeftOut
-from seg_env.task_mixture import TaskMixture
 from seg_env.tasks import TASKS, Task
+from seg_env.tasks.mixture import TaskMixture
 
 
 @dataclass

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from agents.advantages import degenerate_fraction, group_spread
 from agents.losses import Metrics
-from agents.policy import VLMPolicy
+from agents.policy.model import VLMPolicy
+from agents.policy.sampling import sample
 from agents.rollout import Rollout
-from agents.sampling import sample
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
@@ -37,7 +37,7 @@ def answer_groups(
         group_size: Answers per prompt, ``G``.
         max_new_tokens: Longest answer.
         temperature: Of sampling.
-        noise: ``(N, max_new_tokens)`` in [0, 1), see `agents.sampling.sample`.
+        noise: ``(N, max_new_tokens)`` in [0, 1), see `agents.policy.sampling.sample`.
 
     Returns:
         The rollout, the texts of its answers, which episodes have ended ``(N,)``, and metrics.

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.prompts import chat_text, prepare_inputs
+from agents.policy.processing import chat_text, prepare_inputs
 from seg_env.envs.left_out import loading
 from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import Task, answer, askable, question
+from seg_env.tasks.queries import QueryStyle, check_places, refer_to
 from seg_env.types import Sample
 
 

@@ -1,8 +1,9 @@
 """The loop every on-policy agent shares: collect groups, compute advantages, learn from them.
 
-With several ranks (`agents.distributed`) each of them has a contiguous block of an update's prompts
-and does with them what a single process would; gradients and metrics are averaged. Choices are
-drawn alike everywhere, so that a run is the same however many ranks share it, up to rounding.
+With several ranks (`agents.training.distributed`) each of them has a contiguous block of an
+update's prompts and does with them what a single process would; gradients and metrics are averaged.
+Choices are drawn alike everywhere, so that a run is the same however many ranks share it, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.base import Agent, UpdateCallback, split_observations
-from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.collect import answer_groups, choose_sources
-from agents.distributed import World, combine
-from agents.engine import OptimizerSettings, make_engine
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
 from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
-from agents.optim import cosine_with_warmup
-from agents.policy import TokenScores, VLMPolicy
+from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout, join
 from agents.screening import require_usable
+from agents.training.checkpoints import read_checkpoint, write_checkpoint
+from agents.training.distributed import World, combine
+from agents.training.engine import OptimizerSettings, make_engine
+from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import (
     TRIES,
     LeftOut,

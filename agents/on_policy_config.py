@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.distributed import World
-from agents.muon import MuonPrecision
-from agents.optim import EPSILON
+from agents.training.distributed import World
+from agents.training.muon import MuonPrecision
+from agents.training.optim import EPSILON
 
 
 @dataclass

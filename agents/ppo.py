@@ -17,14 +17,14 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
+from agents.critic import ActorCritic, Critic, CriticKind
 from agents.kl_control import steer_coefficient
 from agents.least_squares import RidgeRegression
 from agents.losses import Metrics, kl_estimates
 from agents.on_policy import OnPolicyAgent, OnPolicyConfig
-from agents.policy import TokenScores, VLMPolicy
+from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
 from agents.token_losses import token_mean_loss, value_loss
-from agents.value_head import ActorCritic, Critic, CriticKind
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv

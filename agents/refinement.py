@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agents.demonstrations import Demonstration, show, write_dialogue
-from agents.policy import VLMPolicy
+from agents.policy.model import VLMPolicy
 from seg_env.envs.core import Question
 from seg_env.envs.refine_rules import RefineRules
 from seg_env.tasks import answer

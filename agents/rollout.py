@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.families import IMAGE_ROWS, TEXT_INPUTS, select_prompts
+from agents.policy.families import IMAGE_ROWS, TEXT_INPUTS, select_prompts
 
 PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
 """Inputs of pictures that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.policy import VLMPolicy
-from agents.prompts import harmless, special_tokens
+from agents.policy.model import VLMPolicy
+from agents.policy.processing import harmless, special_tokens
 from agents.screening import Prepare, require_usable
 from agents.wording import Wording, word_answer, word_question
 from seg_env.data.base import Dataset
 from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.task_mixture import read_task_weights as read_task_weights
-from seg_env.task_queries import QueryStyle, check_places, refer_to
 from seg_env.tasks import TASKS, Task, answer, askable, query_of
+from seg_env.tasks.mixture import read_task_weights as read_task_weights
+from seg_env.tasks.queries import QueryStyle, check_places, refer_to
 from seg_env.types import Sample
 
 Row = dict[str, Any]

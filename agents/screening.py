@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policy import VLMPolicy
+from agents.policy.model import VLMPolicy
 from seg_env.envs.core import Question
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, describe
 from seg_env.errors import ExplainedError

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from experiments.ablate_report import compare, print_comparison
-from experiments.ablate_studies import STUDIES
-from experiments.progress import progress_bar
+from experiments.common.progress import progress_bar
+from experiments.sweeps.ablate_report import compare, print_comparison
+from experiments.sweeps.ablate_studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 

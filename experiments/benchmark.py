@@ -34,7 +34,7 @@ def main() -> None:
 def load(name: str) -> Callable[..., None]:
     """The benchmark's function."""
     function: Callable[..., None] = getattr(
-        import_module(f"experiments.benchmark_{name}"), f"benchmark_{name}"
+        import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}"
     )
     return function
 

@@ -18,10 +18,10 @@ from urllib.parse import parse_qsl, urlsplit
 import tyro
 from rich.console import Console
 
-from experiments.answer_length import AnswerLength
-from experiments.brief import brief_errors
+from experiments.common.answer_length import AnswerLength
+from experiments.common.brief import brief_errors
+from experiments.common.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from experiments.demo_answers import Demo
-from experiments.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.frames import AUTO
 

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.policy import VLMPolicy
-from agents.sampling import sample
+from agents.policy.model import VLMPolicy
+from agents.policy.sampling import sample
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
 from seg_env.envs.overlay import draw_overlay
 from seg_env.envs.scoring import Scorer
-from seg_env.grammar_answers import read_answer
+from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Prediction, Sample
 

@@ -36,18 +36,18 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments.brief import brief_errors
-from experiments.evaluate_answers import match_answers, read_answers
-from experiments.evaluate_ceiling import ceiling_table, measure_ceilings
-from experiments.evaluate_frames import GUESS, compare_frames, conclusion, reading_table
-from experiments.evaluate_options import Args
-from experiments.evaluate_report import draw_pictures, print_scores, write_report
-from experiments.evaluate_samples import Item, load_samples, measure_answers, save_samples
-from experiments.evaluate_scores import gains, score
-from experiments.evaluate_tasks import EVERY_TASK, write_task_table
-from experiments.files import write_json
-from experiments.progress import progress_bar
-from experiments.questions import open_questions
+from experiments.common.brief import brief_errors
+from experiments.common.files import write_json
+from experiments.common.progress import progress_bar
+from experiments.common.questions import open_questions
+from experiments.evaluation.answers import match_answers, read_answers
+from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
+from experiments.evaluation.options import Args
+from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
+from experiments.evaluation.report import draw_pictures, print_scores, write_report
+from experiments.evaluation.samples import Item, load_samples, measure_answers, save_samples
+from experiments.evaluation.scores import gains, score
+from experiments.evaluation.tasks import EVERY_TASK, write_task_table
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.frames import AUTO, AnswerFrame, ResizeSettings, find_answer_frame
@@ -72,7 +72,7 @@ def run_every_task(args: Args, console: Console) -> dict[str, Any]:
             f"--task {EVERY_TASK} asks a policy; --predictions, --compare and --ceiling are about "
             f"one task: name it"
         )
-    from experiments.evaluate_policy import open_answerer
+    from experiments.evaluation.policy import open_answerer
 
     policy = open_answerer(args, console)
     found: dict[Task, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
         frame = frame_of_file(args, "unit" if args.ceiling else AUTO)
     elif policy is None:
         # This imports torch, which scoring a file of answers does without.
-        from experiments.evaluate_policy import open_answerer
+        from experiments.evaluation.policy import open_answerer
 
         policy = open_answerer(args, console)
     core = open_questions(args.env, **args.environment(), frame=frame or policy.answer_frame)
@@ -107,7 +107,7 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
         path = args.predictions
         leave_out_unreadable(core, questions, unusable)
     else:
-        from experiments.evaluate_policy import answer, show_vision
+        from experiments.evaluation.policy import answer, show_vision
 
         if args.check_vision:
             return show_vision(args, core, policy, console)

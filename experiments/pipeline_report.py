@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.evaluation import evaluate
-from experiments.files import write_atomically, write_json
+from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import read_metrics
+from experiments.common.policies import open_policy
+from experiments.common.questions import open_questions
+from experiments.common.report import draw_answers
+from experiments.evaluation.loop import evaluate
 from experiments.pipeline_steps import Step, read_scores
-from experiments.policies import open_policy
-from experiments.questions import open_questions
-from experiments.reporting import draw_answers
-from experiments.runs import read_metrics
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -49,7 +49,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     """Scores of the policy that a finished stage made.
 
     Returns:
-        ``greedy`` and ``sampled`` as `experiments.evaluation.Evaluation.summary` has them,
+        ``greedy`` and ``sampled`` as `experiments.evaluation.loop.Evaluation.summary` has them,
         ``updates`` and ``minutes``.
     """
     scores = json.loads((folder / "scores.json").read_text())

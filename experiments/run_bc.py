@@ -11,7 +11,7 @@ It also learns from annotated pictures, and goes on from a policy (docs/stages.m
     python experiments/run_bc.py --policy runs/web/policy --cloning.points-until 0
         --cloning.boxes-until 0 --output-dir runs/sft
 
-With several ranks each of them has its share of the pictures (see ``experiments/launch.py``):
+With several ranks each of them has its share of the pictures:
 
     torchrun --nproc_per_node 8 experiments/run_bc.py --deepspeed zero2
 
@@ -41,41 +41,41 @@ import tyro
 from rich.console import Console
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.checkpoints import latest_checkpoint, write_policy
 from agents.demonstrations import Demonstration
-from agents.distributed import World
-from agents.frame_record import policy_frame
-from agents.policy import VLMPolicy
-from agents.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
-from experiments.before_training import require_vision
-from experiments.brief import brief_errors
-from experiments.cloning_data import (
+from agents.embedded.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
+from agents.policy.frame_record import policy_frame
+from agents.policy.model import VLMPolicy
+from agents.training.checkpoints import latest_checkpoint, write_policy
+from agents.training.distributed import World
+from experiments.common.before_training import require_vision
+from experiments.common.brief import brief_errors
+from experiments.common.cloning_data import (
     Pictures,
     RecordedPictures,
     demonstrate_pictures,
     workers_of,
 )
-from experiments.evaluation import open_questions
-from experiments.files import write_json
-from experiments.launch import (
+from experiments.common.files import write_json
+from experiments.common.launch import (
     TERMINATED,
     Termination,
     command_words,
     fit_to_deepspeed,
     launched,
 )
-from experiments.policies import SHIPPED, PrecisionChoice, choose_precision, open_policy
-from experiments.progress import progress_bar
-from experiments.reporting import plot_cloning
-from experiments.runs import RunLog, keep_latest, read_metrics, start_run
-from experiments.together import evaluate_together
+from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
+from experiments.common.policies import SHIPPED, PrecisionChoice, choose_precision, open_policy
+from experiments.common.progress import progress_bar
+from experiments.common.report import plot_cloning
+from experiments.evaluation.loop import open_questions
+from experiments.evaluation.together import evaluate_together
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.frames import AUTO, AnswerFrame
-from seg_env.task_mixture import TaskMixture
-from seg_env.task_queries import QueryStyle
 from seg_env.tasks import TEXT_TASKS, query_of
+from seg_env.tasks.mixture import TaskMixture
+from seg_env.tasks.queries import QueryStyle
 
 
 @dataclass

@@ -22,29 +22,35 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from agents.checkpoints import latest_checkpoint
-from agents.policy import VLMPolicy
-from agents.sft import (
+from agents.policy.model import VLMPolicy
+from agents.training.checkpoints import latest_checkpoint
+from agents.trl_backend.sft import (
     SupervisedFineTuning,
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.answer_length import AnswerLength, longest_answer
-from experiments.before_training import require_vision
-from experiments.cloning_data import open_records
-from experiments.evaluation import Evaluation, evaluate, open_questions
-from experiments.files import write_json
-from experiments.policies import EMBEDDED, SHIPPED, PrecisionChoice, answer_length, open_policy
-from experiments.progress import progress_bar
-from experiments.reporting import (
+from experiments.common.answer_length import AnswerLength, longest_answer
+from experiments.common.before_training import require_vision
+from experiments.common.cloning_data import open_records
+from experiments.common.files import write_json
+from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
+from experiments.common.policies import (
+    EMBEDDED,
+    SHIPPED,
+    PrecisionChoice,
+    answer_length,
+    open_policy,
+)
+from experiments.common.progress import progress_bar
+from experiments.common.report import (
     Evaluations,
     plot_before_after,
     plot_cloning,
     rich_table,
     scores_of,
 )
-from experiments.runs import RunLog, keep_latest, read_metrics, start_run
-from experiments.trainer import EvaluationPlan, left_out_lines
+from experiments.common.run import EvaluationPlan, left_out_lines
+from experiments.evaluation.loop import Evaluation, evaluate, open_questions
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.frames import AUTO, AnswerFrame

@@ -9,7 +9,7 @@ TensorBoard events, checkpoints and the improved policy.
     python experiments/run_gspo.py --rewards mask_iou=1.0 format=0.1 my_pkg.rewards:Compactness=0.2
     python experiments/run_gspo.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --policy FOLDER
 
-On many GPUs, each with its share of the prompts (see ``experiments/launch.py``):
+On many GPUs, each with its share of the prompts (see ``experiments/common/launch.py``):
 
     torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
     deepspeed --hostfile hosts experiments/run_gspo.py --deepspeed zero3
@@ -30,12 +30,12 @@ from typing import Any
 import tyro
 
 from agents.gspo import GSPO, GSPOConfig
-from experiments.answer_length import longest_answer
-from experiments.brief import brief_errors
-from experiments.constrained import constrain
-from experiments.launch import command_words, fit_to_deepspeed, launched
-from experiments.trainer import train_and_report
-from experiments.training_arguments import TrainingArguments
+from experiments.common.answer_length import longest_answer
+from experiments.common.arguments import TrainingArguments
+from experiments.common.brief import brief_errors
+from experiments.common.constrained import constrain
+from experiments.common.launch import command_words, fit_to_deepspeed, launched
+from experiments.common.run import train_and_report
 
 
 @dataclass

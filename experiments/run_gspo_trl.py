@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from agents.checkpoints import latest_checkpoint
-from agents.policy import VLMPolicy
-from agents.trl_backend import TRLGSPO
-from agents.trl_options import TRLOptions
-from experiments.answer_length import longest_answer
-from experiments.questions import open_questions
+from agents.policy.model import VLMPolicy
+from agents.training.checkpoints import latest_checkpoint
+from agents.trl_backend.gspo import TRLGSPO
+from agents.trl_backend.options import TRLOptions
+from experiments.common.answer_length import longest_answer
+from experiments.common.questions import open_questions
+from experiments.common.run import train_and_report
 from experiments.run_gspo import Args as NativeArgs
-from experiments.trainer import train_and_report
 
 HONOURED = {
     *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),

@@ -27,8 +27,8 @@ import tyro
 from rich.console import Console
 
 from experiments import annotate, run_bc, run_gspo
-from experiments.brief import brief_errors
-from experiments.files import write_json
+from experiments.common.brief import brief_errors
+from experiments.common.files import write_json
 from experiments.pipeline_report import print_scores, write_report
 from experiments.pipeline_steps import Stage, Step
 

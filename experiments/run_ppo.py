@@ -19,15 +19,15 @@ from typing import Any
 import tyro
 
 from agents.ppo import PPO, PPOConfig
-from experiments.answer_length import longest_answer
-from experiments.brief import brief_errors
-from experiments.constrained import constrain
-from experiments.files import write_atomically
-from experiments.launch import command_words, fit_to_deepspeed, launched
-from experiments.reporting_curves import plot_training
-from experiments.runs import read_metrics
-from experiments.trainer import train_and_report
-from experiments.training_arguments import TrainingArguments
+from experiments.common.answer_length import longest_answer
+from experiments.common.arguments import TrainingArguments
+from experiments.common.brief import brief_errors
+from experiments.common.constrained import constrain
+from experiments.common.files import write_atomically
+from experiments.common.launch import command_words, fit_to_deepspeed, launched
+from experiments.common.logs import read_metrics
+from experiments.common.report_curves import plot_training
+from experiments.common.run import train_and_report
 
 
 @dataclass

@@ -16,9 +16,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.files import write_json
-from experiments.reporting import plot_seeds
-from experiments.runs import read_metrics
+from experiments.common.files import write_json
+from experiments.common.logs import read_metrics
+from experiments.common.report import plot_seeds
 
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

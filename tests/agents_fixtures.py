@@ -10,8 +10,8 @@ import torch
 import seg_env  # noqa: F401  (registers the environments)
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import demonstrate
-from agents.policy import VLMPolicy
-from agents.tiny import TinyConfig, build_model, build_processor
+from agents.embedded.tiny import TinyConfig, build_model, build_processor
+from agents.policy.model import VLMPolicy
 from seg_env.data.scenes import Scenes
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")

@@ -15,10 +15,10 @@ import torch
 from agents_fixtures import OUTLINES_ONLY, scene_demonstrations, small_policy
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.distributed import World, join_world, leave_world
 from agents.gspo import GSPO, GSPOConfig
-from agents.policy import VLMPolicy
+from agents.policy.model import VLMPolicy
 from agents.ppo import PPO, PPOConfig
+from agents.training.distributed import World, join_world, leave_world
 
 UPDATES, HALF = 5, 3
 STEADY = {"adam_epsilon": 1e-4, "muon_precision": "float32"}

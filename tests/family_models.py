@@ -34,8 +34,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from agents.policy import VLMPolicy
-from agents.tiny import IMAGE, build_tokenizer
+from agents.embedded.tiny import IMAGE, build_tokenizer
+from agents.policy.model import VLMPolicy
 
 TOKENIZER = build_tokenizer()
 """Every policy gets one of its own, for the side that prompts are padded on."""

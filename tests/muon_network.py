@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from agents.engine import OptimizerSettings, make_engine
+from agents.training.engine import OptimizerSettings, make_engine
 
 WIDTHS = (41, 24, 40, 24, 41)
 """Of input, hidden layers and output; half of the hidden elements end amid a row of the second."""

@@ -14,7 +14,7 @@ from PIL import Image
 from test_released import QwenProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from agents.policy import VLMPolicy
+from agents.policy.model import VLMPolicy
 from seg_env.frames import ResizeSettings, find_answer_frame
 
 SIZES = ((160, 192), (192, 160), (160, 192), (192, 192))

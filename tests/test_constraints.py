@@ -38,4 +38,4 @@ def test_the_commands_in_the_pins_name_their_own_versions():
     vision = pins("constraints-vision.txt")
     for package in DIFFERENT:
         assert f"{package}=={vision[package]}" in text.split("absl")[0]
-        assert f"{package}=={vision[package]}" in (ROOT / "agents/loading.py").read_text()
+        assert f"{package}=={vision[package]}" in (ROOT / "agents/policy/loading.py").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from agents.loading import check_checkpoint, explained, open_processor, quiet_progress
+from agents.policy.loading import check_checkpoint, explained, open_processor, quiet_progress
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
@@ -30,7 +30,7 @@ def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
 
 
 def load_processor(name_or_path: str) -> Any:
-    """The processor of a model, see `agents.loading.open_processor`."""
+    """The processor of a model, see `agents.policy.loading.open_processor`."""
     return open_processor(local_or_id(name_or_path))
 
 

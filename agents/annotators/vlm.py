@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from agents.annotators.loading import local_or_id
-from agents.families import model_inputs
-from agents.policy import Precision, VLMPolicy
+from agents.policy.families import model_inputs
+from agents.policy.model import Precision, VLMPolicy
 from seg_env.data.annotate.describing import PROMPT, highlight
 from seg_env.data.annotate.nouns import Found, Picture
 
@@ -38,7 +38,7 @@ class VlmDescriber:
             batch_size: Objects at a time.
             longest_side: Pictures are reduced to it, in pixels.
             max_new_tokens: Longest description.
-            precision: See `agents.policy.VLMPolicy`.
+            precision: See `agents.policy.model.VLMPolicy`.
             device: Where it runs; by default CUDA where there is one.
         """
         self._policy = VLMPolicy.from_pretrained(

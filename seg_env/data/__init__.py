@@ -10,16 +10,16 @@ from seg_env.data.base import Dataset, KnowsOthers
 from seg_env.data.scenes import Scenes
 
 if TYPE_CHECKING:
-    from seg_env.data.coco import Coco
     from seg_env.data.export import export_jsonlines
     from seg_env.data.faults import Fault, RecordError
-    from seg_env.data.grefcoco import GRefCoco
-    from seg_env.data.hub import Parquet
-    from seg_env.data.jsonlines import JsonLines
-    from seg_env.data.labelme import LabelMe
     from seg_env.data.leakage import held_out_images, images_of
-    from seg_env.data.reasonseg import ReasonSeg
-    from seg_env.data.refer import Refer, load_refer
+    from seg_env.data.readers.coco import Coco
+    from seg_env.data.readers.grefcoco import GRefCoco
+    from seg_env.data.readers.hub import Parquet
+    from seg_env.data.readers.jsonlines import JsonLines
+    from seg_env.data.readers.labelme import LabelMe
+    from seg_env.data.readers.reasonseg import ReasonSeg
+    from seg_env.data.readers.refer import Refer, load_refer
     from seg_env.data.sources import DATASET_NAMES, open_dataset
 
 __all__ = [
@@ -45,19 +45,19 @@ __all__ = [
 
 _HOMES = {
     "DATASET_NAMES": "sources",
-    "Coco": "coco",
+    "Coco": "readers.coco",
     "Fault": "faults",
-    "GRefCoco": "grefcoco",
-    "JsonLines": "jsonlines",
-    "LabelMe": "labelme",
-    "Parquet": "hub",
-    "ReasonSeg": "reasonseg",
+    "GRefCoco": "readers.grefcoco",
+    "JsonLines": "readers.jsonlines",
+    "LabelMe": "readers.labelme",
+    "Parquet": "readers.hub",
+    "ReasonSeg": "readers.reasonseg",
     "RecordError": "faults",
-    "Refer": "refer",
+    "Refer": "readers.refer",
     "export_jsonlines": "export",
     "held_out_images": "leakage",
     "images_of": "leakage",
-    "load_refer": "refer",
+    "load_refer": "readers.refer",
     "open_dataset": "sources",
 }
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
-from seg_env.data.refer import embedded_root
+from seg_env.data.readers.refer import embedded_root
 from seg_env.data.scenes import Scenes
-from seg_env.data.scenes_language import PLACES, SUPERLATIVES
-from seg_env.data.scenes_shapes import SHAPES
+from seg_env.data.scenes.language import PLACES, SUPERLATIVES
+from seg_env.data.scenes.shapes import SHAPES
 from seg_env.geometry.polygon import roles
 from seg_env.types import Sample, Target
 

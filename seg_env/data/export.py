@@ -1,4 +1,4 @@
-"""Writing any data set as JSON lines, which `seg_env.data.jsonlines.JsonLines` reads."""
+"""Writing any data set as JSON lines, which `seg_env.data.readers.jsonlines.JsonLines` reads."""
 
 from __future__ import annotations
 

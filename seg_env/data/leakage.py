@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 from typing import Protocol, cast
 
-from seg_env.data.refer_layout import default_split_by
+from seg_env.data.readers.refer_layout import default_split_by
 
 HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
     ("refcoco", "unc"): ("val", "testA", "testB"),

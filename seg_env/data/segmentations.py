@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.faults import Fault, RecordError, located
-from seg_env.data.instances import describe
+from seg_env.data.readers.instances import describe
 from seg_env.geometry.raster import toggles
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target

@@ -49,7 +49,7 @@ def open_dataset(
             ``"berkeley"``.
         data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
             names. Without either, an embedded sample stands in for the RefCOCO family, see
-            `seg_env.data.refer.load_refer`. For ``"parquet"`` also an id on the hub.
+            `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
         image_root: Folder of pictures, where it is not the usual one.
         per_reference: One sample for each reference instead of each sentence.
         per_annotation: One sample for each object instead of each category.
@@ -92,7 +92,7 @@ def open_dataset(
     if dataset in REFER_NAMES:
         _reject({"per_annotation": per_annotation}, f"dataset={dataset!r}", "'coco' and 'labelme'")
         # Loaders are imported when needed: most runs use one of them.
-        from seg_env.data.refer import load_refer
+        from seg_env.data.readers.refer import load_refer
 
         return load_refer(dataset, **given)
     return _open_files(dataset, given)
@@ -136,27 +136,27 @@ def _loader(kind: str) -> tuple[Any, tuple[str, ...]]:
     common = ("data_root", "split", "exclude_images", "on_error")
     match kind:
         case "grefcoco":
-            from seg_env.data.grefcoco import GRefCoco
+            from seg_env.data.readers.grefcoco import GRefCoco
 
             return GRefCoco, (*common, "split_by", "image_root", "per_reference")
         case "reasonseg":
-            from seg_env.data.reasonseg import ReasonSeg
+            from seg_env.data.readers.reasonseg import ReasonSeg
 
             return ReasonSeg, (*common, "per_reference")
         case "coco":
-            from seg_env.data.coco import Coco
+            from seg_env.data.readers.coco import Coco
 
             return Coco, (*common, "image_root", "per_annotation")
         case "labelme":
-            from seg_env.data.labelme import LabelMe
+            from seg_env.data.readers.labelme import LabelMe
 
             return LabelMe, (*common, "per_annotation")
         case "parquet":
-            from seg_env.data.hub import Parquet
+            from seg_env.data.readers.hub import Parquet
 
             return Parquet, (*common, "image_root", "per_reference")
         case _:
-            from seg_env.data.jsonlines import JsonLines
+            from seg_env.data.readers.jsonlines import JsonLines
 
             return JsonLines, (*common, "image_root")
 

@@ -18,11 +18,11 @@ from seg_env.data.sources import open_dataset
 from seg_env.envs.observation import letterbox
 from seg_env.envs.render import Answer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
+from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame
-from seg_env.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.task_mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
-from seg_env.task_queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
+from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
+from seg_env.tasks.queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.types import Form, Prediction, Sample
 
 Observation = dict[str, Any]

@@ -72,7 +72,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       ``"text->mask=0.7 point->mask=0.3"``. Boxes are answered ``[x0,y0,x1,y1]``, points ``[x,y]``;
       the rewards of the paper measure each in the way that fits it.
     - ``queries``: how places that questions give are drawn and written, see
-      `seg_env.task_queries.QueryStyle`, as a dictionary.
+      `seg_env.tasks.queries.QueryStyle`, as a dictionary.
     - ``negatives``: of Scenes, the share of questions about an object that is not there.
     - ``image_size``: side or ``(H, W)`` to letterbox pictures to; None keeps native sizes.
     - ``frame``: what the numbers in answers mean: ``"unit"`` (default), ``"permille"``, another of

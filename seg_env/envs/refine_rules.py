@@ -16,9 +16,9 @@ from seg_env.envs.core import Observation, Question, ReferringCore, scored_answe
 from seg_env.envs.edits import apply_edits, parse_edits
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.observation import draw_outline
+from seg_env.envs.spaces import FreeText
 from seg_env.envs.written import WrittenRing, as_written, write_outline
 from seg_env.grammar import decode
-from seg_env.spaces import FreeText
 from seg_env.types import Prediction
 
 REFINE_PROMPT = (

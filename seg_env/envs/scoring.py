@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rewards.composite import DEFAULT_REWARDS, RewardSpec, RewardSum
 from rewards.mask_iou import MaskIoU, outline_iou
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame, Frame
-from seg_env.grammar_answers import decode_answer
+from seg_env.grammar.answers import decode_answer
 from seg_env.types import Form, Prediction, Sample
 
 

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.observation import draw_outline
+from seg_env.envs.spaces import FreeText
 from seg_env.envs.written import NUMBER, WrittenRing, write_outline
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import MAX_VERTICES
-from seg_env.spaces import FreeText
 from seg_env.types import Ring
 
 CLOSE = "]"

@@ -23,8 +23,8 @@ from seg_env.data.annotate.filters import box_iou, mask_iou
 from seg_env.data.annotate.nouns import Detection, Found, Picture, Segment
 from seg_env.data.annotate.plan import unique
 from seg_env.data.scenes import Scenes, Split
-from seg_env.data.scenes_compose import Scene
-from seg_env.data.scenes_layout import Difficulty
+from seg_env.data.scenes.layout import Difficulty
+from seg_env.data.scenes.scene import Scene
 from seg_env.geometry.rle import Rle
 
 _KEY = re.compile(

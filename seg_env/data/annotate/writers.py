@@ -13,7 +13,7 @@ from seg_env.data.annotate.nouns import Found, Picture
 from seg_env.data.annotate.tally import Tally
 from seg_env.data.annotate.text import clean_text
 from seg_env.data.export import run_lengths
-from seg_env.data.parquet_rows import require
+from seg_env.data.readers.parquet_rows import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
@@ -21,7 +21,7 @@ _GROUP_ROWS = 32
 
 
 class JsonLinesWriter:
-    """Lines as `seg_env.data.jsonlines.JsonLines` reads them, and pictures beside them."""
+    """Lines as `seg_env.data.readers.jsonlines.JsonLines` reads them, and pictures beside them."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
         """Open ``<split>.jsonl`` in a folder.
@@ -84,7 +84,7 @@ class JsonLinesWriter:
 
 
 class ParquetWriter:
-    """Rows as `seg_env.data.hub.Parquet` reads them (``moondream/refcoco-m``), exact masks."""
+    """Rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
         """Open ``<split>.parquet`` in a folder; otherwise as `JsonLinesWriter`.

@@ -1,0 +1,203 @@
+"""What differs between families of vision-language models: a table, and what shows from outside.
+
+Nothing else in the project asks which family a model is of. Families in the table are tested;
+others are tried once on the first prompts they get (see `agents.policy.sharing`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""Inputs with one entry per token of a prompt; all others are about pictures."""
+
+GRIDS = ("image_grid_thw", "image_grid_hws")
+"""Inputs that count the patches of each picture: Qwen's in time, height and width, Kimi-VL's in
+height and width."""
+IMAGE_ROWS = "image_rows"
+"""Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
+where pictures are cut into tiles that follow each other (`agents.policy.image_tokens`)."""
+ROWS_PER_PICTURE = {
+    "pixel_values": (*GRIDS, IMAGE_ROWS),
+    "pixel_values_videos": ("video_grid_thw",),
+}
+"""Inputs in which the rows of all pictures follow each other, with what counts them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What cannot be seen from outside."""
+
+    first_position: int = 0
+    """Position of the first token of a prompt."""
+    answer_token_type: int = 0
+    """``token_type_ids`` of an answer."""
+
+
+FAMILIES = {
+    "gemma3": Family(),
+    "idefics3": Family(),
+    "internvl": Family(),
+    "llava": Family(),
+    "llava_onevision": Family(),
+    "paligemma": Family(first_position=1, answer_token_type=1),
+    "qwen2_5_vl": Family(),
+    "qwen2_vl": Family(),
+    "qwen3_vl": Family(),
+    "qwen3_vl_moe": Family(),
+    "smolvlm": Family(),
+}
+"""Tested families by the ``model_type`` of their configuration."""
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model; one that nobody has tested gets what is usual."""
+    return FAMILIES.get(model.config.model_type, Family())
+
+
+def is_tested(model: Any) -> bool:
+    """Whether the model's family is in the table."""
+    return model.config.model_type in FAMILIES
+
+
+def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs about the tokens of prompts, and inputs about their pictures, as models take them."""
+    inputs = model_inputs(inputs)
+    text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
+    return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
+
+
+def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs without those that only this project reads."""
+    return {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
+
+
+def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add what a model reads positions from and a processor may have left out.
+
+    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text;
+    others of the kind, such as Kimi's, know no such input.
+    """
+    if (
+        "image_grid_thw" in inputs
+        and "mm_token_type_ids" not in inputs
+        and "mm_token_type_ids" in inspect.signature(model.forward).parameters
+    ):
+        pictures = inputs["input_ids"] == model.config.image_token_id
+        return inputs | {"mm_token_type_ids": pictures.int()}
+    return inputs
+
+
+def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """Append ``(B, L)`` tokens of answers to the ``(B, P)`` tokens of prompts."""
+    family = family_of(model)
+    added = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.full_like(tokens, family.answer_token_type),
+        "mm_token_type_ids": torch.zeros_like(tokens),
+    }
+    return {key: torch.cat([value, added[key].to(value.dtype)], 1) for key, value in text.items()}
+
+
+def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Positions of tokens as the model's own ``generate`` finds them.
+
+    Returns:
+        ``(B, P)``, or ``(axes, B, P)`` for models that place a picture in time, height and width.
+    """
+    tokens = inputs["input_ids"]
+    positions: Tensor = model._prepare_position_ids_for_generation(tokens, dict(inputs))
+    if positions.ndim == 3 and positions.shape[0] == 4:  # the first only marks packed sequences
+        positions = positions[1:]
+    if positions.ndim == 2:
+        positions = positions.expand(len(tokens), -1)
+    return positions + family_of(model).first_position
+
+
+def next_positions(positions: Tensor) -> Tensor:
+    """``(B,)`` position of the token that follows each prompt, the same on every axis."""
+    return positions.movedim(-2, 0).flatten(1).amax(-1) + 1
+
+
+def answer_positions(positions: Tensor, start: Tensor, length: int) -> Tensor:
+    """Positions of ``length`` tokens from ``start`` ``(n,)``, ``(n, length)`` or ``(axes, n, …)``.
+
+    Args:
+        positions: Those of the prompts, for their number of axes.
+        start: Position of the first token of each row.
+        length: Tokens per row.
+    """
+    rows = start[:, None] + torch.arange(length, device=start.device)
+    return rows if positions.ndim == 2 else rows.expand(positions.shape[0], -1, -1)
+
+
+def obstacle_to_sharing(model: Any, length: int) -> str | None:
+    """Why answers of a model cannot share the keys and values of their prompt, if so.
+
+    Args:
+        model: Any transformers model that generates text.
+        length: Tokens of the longest prompt with the longest answer.
+    """
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if not getattr(model.get_decoder(), "_supports_attention_backend", False):
+        return "its attention cannot be exchanged"
+    layer_types, settings = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    for layer_type, setting in zip(layer_types, settings, strict=True):
+        window = setting.get("sliding_window")
+        if window is None and layer_type != "full_attention":
+            return f"it has layers of type {layer_type!r}"
+        if window is not None and window < length:
+            return f"prompt and answer are longer than the {window} tokens its attention sees"
+    return None
+
+
+def vision_parameters(model: Any) -> list[Tensor]:
+    """Parameters of everything that is neither decoder nor output layer: tower and projector."""
+    text = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
+    known = {id(parameter) for parameter in text}
+    return [parameter for parameter in model.parameters() if id(parameter) not in known]
+
+
+def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
+    """Rows of some prompts, by their indices ``(b,)``; an index may occur repeatedly.
+
+    Args:
+        inputs: What `VLMPolicy.prepare` returned for ``B`` prompts with one picture each. Patches
+            of all pictures may follow each other in one tensor, as Qwen's processors have it.
+        prompts: Which prompts.
+
+    Raises:
+        ValueError: It cannot be told which rows of an input belong to which prompt.
+    """
+    count = len(inputs["input_ids"])
+    return {
+        key: value[prompts] if len(value) == count else value[_rows(inputs, key, prompts)]
+        for key, value in inputs.items()
+    }
+
+
+def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
+    """Rows of a flattened input that belong to some prompts, in their order."""
+    names = ROWS_PER_PICTURE.get(key, ())
+    counted = next((inputs[name] for name in names if name in inputs), None)
+    count, total = len(inputs["input_ids"]), len(inputs[key])
+    sizes = counted.prod(-1) if counted is not None and counted.ndim > 1 else counted
+    if sizes is None or len(sizes) != count or int(sizes.sum()) != total:
+        raise ValueError(
+            f"{key!r} has {total} rows for {count} prompts and nothing tells whose they are; "
+            f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_PICTURE)} beside "
+            "what counts them for each prompt. Ask one prompt at a time, or add the input to "
+            "ROWS_PER_PICTURE"
+        )
+    starts = sizes.cumsum(0) - sizes
+    pairs = zip(starts[prompts].tolist(), sizes[prompts].tolist(), strict=True)
+    spans = [torch.arange(start, start + size) for start, size in pairs]
+    return torch.cat([torch.arange(0), *spans]).to(inputs[key].device)

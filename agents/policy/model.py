@@ -1,0 +1,361 @@
+"""The policy: any transformers image-text-to-text model, asked in groups.
+
+The unit is a *group*: ``G`` completions of one prompt. The picture and the prompt are encoded once
+per prompt; completions continue from that shared prefix, when sampling and when scoring.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Cache
+
+from agents.policy.families import (
+    complete_inputs,
+    next_positions,
+    split_inputs,
+    token_positions,
+    vision_parameters,
+)
+from agents.policy.frame_record import policy_frame, record_frame
+from agents.policy.image_tokens import ImageTokensError, check_image_tokens, number_image_rows
+from agents.policy.loading import open_checkpoint
+from agents.policy.loading import quiet_progress as quiet_progress
+from agents.policy.processing import prepare_inputs, special_tokens
+from agents.policy.scoring import TokenScores as TokenScores
+from agents.policy.scoring import score_plain, score_shared
+from agents.policy.sharing import reason_against_sharing
+from agents.policy.vision_cache import PictureFeatures
+from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
+
+if TYPE_CHECKING:
+    from agents.policy.constraints import TokenConstraint
+
+Precision = Literal["float32", "bfloat16"]
+FORBIDDEN_LOGIT = -1e9
+"""Stands for minus infinity: exp() of it is zero, and so is zero times it in the entropy."""
+
+
+@dataclass
+class Prefix:
+    """Encoded prompts, one row each, from which groups of completions continue."""
+
+    cache: Cache
+    """Keys and values of every layer, ``(B, heads, P, head_dim)``."""
+    mask: Tensor
+    """``(B, P)``, 1 where a token is real (prompts are padded on the left)."""
+    next_logits: Tensor
+    """``(B, V)`` scores of the first token of an answer."""
+    positions: Tensor
+    """``(B, P)`` or ``(axes, B, P)``."""
+
+    @property
+    def next_positions(self) -> Tensor:
+        """Position of the first token of an answer, ``(B,)``."""
+        return next_positions(self.positions)
+
+
+class VLMPolicy:
+    """A vision-language model as a policy over answers.
+
+    Attributes:
+        model: The transformers model; trained in place.
+        processor: Its processor (image processor, tokenizer, chat template).
+        precision: ``"bfloat16"`` runs forward and backward under autocast; weights stay as loaded.
+        shared_prefix: False to repeat the prompt for each answer: slower, and the same numbers.
+        constraint: A rule about tokens. The policy then is the model renormalised over what the
+            rule allows, when sampling and when scoring.
+        end_ids: Tokens that end an answer.
+        pad_id: Token that fills up what comes after.
+        trial: What came of trying to share prompts with a family nobody has tested.
+        trust_remote_code: Whether code that came with the checkpoint was allowed.
+        answer_frame: What the numbers that it writes mean; it is trained and measured in this.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        precision: Precision = "float32",
+        shared_prefix: bool = True,
+        constraint: TokenConstraint | None = None,
+        answer_frame: AnswerFrame = UNIT_ANSWERS,
+    ) -> None:
+        """Wrap a loaded model; see `from_pretrained`."""
+        self.model = model
+        self.processor = processor
+        self.precision: Precision = precision
+        self.shared_prefix = shared_prefix
+        self.constraint = constraint
+        self.answer_frame = answer_frame
+        self.tokenizer = processor.tokenizer
+        # An encoder reads prompts on their own, and may number positions from the first column.
+        self.tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
+        end = model.generation_config.eos_token_id
+        end = self.tokenizer.eos_token_id if end is None else end
+        self.end_ids: list[int] = [end] if isinstance(end, int) else list(end)
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.end_ids[0] if pad is None else pad
+        self.forbidden = self._forbidden_tokens()
+        self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
+        self.trial: str | None = None
+        self.trust_remote_code = False
+        self._features = PictureFeatures()
+        self._noticed: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | None = None,
+        precision: Precision = "float32",
+        dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
+        frame: str = AUTO,
+    ) -> VLMPolicy:
+        """Load a transformers folder or hub id.
+
+        Args:
+            name_or_path: Folder written by `save`, or the id of a model on the hub.
+            device: ``"cpu"``, ``"cuda"``, …; by default CUDA where there is one.
+            precision: See the class.
+            dtype: Type of the weights; by default float32 on a CPU and as saved elsewhere.
+            trust_remote_code: Run code that comes with the checkpoint; leave it off for models you
+                have not read.
+            frame: What the numbers that it writes mean, see `seg_env.frames.find_answer_frame`; by
+                default what the folder records, else what its family writes.
+
+        Raises:
+            CheckpointError: It cannot be opened, or needs code of its own, which was not allowed;
+                says in one line what is missing.
+            ValueError: There is no such frame.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = open_checkpoint(
+            name_or_path,
+            dtype=dtype or (torch.float32 if device == "cpu" else "auto"),
+            trust_remote_code=trust_remote_code,
+        )
+        answer_frame = policy_frame(frame, model, processor, str(name_or_path))
+        policy = cls(model.to(device), processor, precision=precision, answer_frame=answer_frame)
+        policy.trust_remote_code = trust_remote_code
+        return policy
+
+    def save(self, path: str | Path) -> None:
+        """Write an ordinary transformers folder: safetensors weights, processor, chat template."""
+        with quiet_progress():
+            self.model.save_pretrained(path)
+        self.processor.save_pretrained(path)
+
+    def mark_trained(self) -> None:
+        """Record the frame in the configuration; called once a step has changed the weights."""
+        record_frame(self.model, self.answer_frame)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision context of every forward pass."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def prepare(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Turn ``B`` pictures and questions into model inputs, padded on the left.
+
+        Raises:
+            ImageTokensError: A prompt has another number of image tokens than its picture has
+                features; its ``row`` says which.
+        """
+        inputs = self.prepare_on_cpu(images, prompts)
+        return {key: value.to(self.device) for key, value in inputs.items()}
+
+    def prepare_on_cpu(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """As `prepare`, for processes that do not touch the device."""
+        batch = prepare_inputs(self.processor, images, prompts)
+        try:
+            batch = number_image_rows(self.model, batch)
+            check_image_tokens(self.model, batch)
+        except ImageTokensError as error:
+            found = error if error.row is not None else self._by_itself(images, prompts) or error
+            raise found.about(prompts) from None
+        return batch
+
+    def _by_itself(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> ImageTokensError | None:
+        """What is wrong with the first prompt that is wrong, where the batch cannot tell."""
+        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            alone = prepare_inputs(self.processor, [image], [prompt])
+            try:
+                check_image_tokens(self.model, number_image_rows(self.model, alone))
+            except ImageTokensError as error:
+                return ImageTokensError(row, error.tokens, error.features)
+        return None
+
+    def encode(self, inputs: dict[str, Tensor]) -> Prefix:
+        """Run pictures and prompts through the model once, keeping keys and values."""
+        inputs = complete_inputs(self.model, inputs)
+        text, _ = split_inputs(inputs)
+        positions = token_positions(self.model, inputs)
+        with self.autocast():
+            output = self.model(
+                **text,
+                **self.picture_inputs(inputs),
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits = output.logits[:, -1].float()
+        return Prefix(output.past_key_values, inputs["attention_mask"], logits, positions)
+
+    def score(
+        self,
+        inputs: dict[str, Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        *,
+        hidden: bool = False,
+    ) -> TokenScores:
+        """Log-probabilities and entropies of completions.
+
+        Differentiable; gradients flow through the shared prefix and, unless it is frozen, the
+        vision tower.
+
+        Args:
+            inputs: ``B`` prepared prompts.
+            tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
+            mask: ``(N, T)``, 1 for real tokens, padded on the right.
+            temperature: What logits are divided by.
+            hidden: Return the hidden states that tokens were predicted from, too.
+        """
+        shares = self.shares_prefix(inputs, tokens.shape[1])
+        tokens = tokens.masked_fill(mask == 0, self.pad_id)
+        score = score_shared if shares else score_plain
+        return score(self, inputs, tokens, mask, temperature, hidden)
+
+    def score_plain(
+        self,
+        inputs: dict[str, Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        *,
+        hidden: bool = False,
+    ) -> TokenScores:
+        """The same as `score`, by an ordinary forward pass that repeats the prompt ``G`` times."""
+        tokens = tokens.masked_fill(mask == 0, self.pad_id)
+        return score_plain(self, inputs, tokens, mask, temperature, hidden)
+
+    def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
+        """Whether answers share their prompt; says once why, if it was asked for and cannot be."""
+        if not self.shared_prefix:
+            return False
+        reason = reason_against_sharing(self, inputs, new_tokens)
+        if reason is not None and reason not in self._noticed:
+            self._noticed.add(reason)
+            name = self.model.config.model_type
+            warnings.warn(
+                f"every answer of this {name!r} policy gets a prompt of its own: {reason}",
+                stacklevel=3,
+            )
+        return reason is None
+
+    def freeze_vision(self) -> None:
+        """Stop training tower and projector; their features are then kept picture by picture."""
+        for parameter in vision_parameters(self.model):
+            parameter.requires_grad_(False)
+
+    def picture_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model is given about pictures: kept features where the tower is frozen."""
+        with self.autocast():
+            return self._features(self.model, inputs, self.precision)
+
+    def log_softmax(
+        self, logits: Tensor, temperature: float, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities over the tokens an answer may contain, ``(..., V)`` float32.
+
+        Args:
+            logits: ``(..., V)``.
+            temperature: What they are divided by.
+            allowed: ``(..., V)`` bool; by default all but the forbidden tokens.
+        """
+        excluded = self.forbidden if allowed is None else ~allowed
+        return torch.log_softmax(logits.masked_fill(excluded, FORBIDDEN_LOGIT) / temperature, -1)
+
+    def allowed_now(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens that the constraint allows next, and where that leaves a choice.
+
+        Args:
+            states: ``(n, K)`` states of the constraint; None without one.
+
+        Returns:
+            ``(n, V)`` bool and ``(n,)`` bool, both None without a constraint.
+        """
+        if self.constraint is None or states is None:
+            return None, None
+        allowed = self.constraint.allowed(states) & ~self.forbidden
+        return allowed, allowed.sum(-1) > 1
+
+    def allowed_along(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What `allowed_now` says before each of the ``M`` real tokens of ``(N, T)`` answers.
+
+        Returns:
+            ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real
+            tokens that were chosen among several.
+        """
+        free = mask.long().clone()
+        if self.constraint is None:
+            return None, free
+        states, before = self.constraint.start(len(tokens)), []
+        for step, real in enumerate(mask.bool().unbind(1)):
+            before.append(states)
+            states = states.clone()
+            states[real] = self.constraint.advance(states[real], tokens[real, step])
+        allowed, chosen = self.allowed_now(torch.stack(before, 1)[mask.bool()])
+        if chosen is not None:
+            free[mask.bool()] = chosen.long()
+        return allowed, free
+
+    def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        """Answers as text, without the end token."""
+        rows = [row[keep.bool()].tolist() for row, keep in zip(tokens, mask, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def _forbidden_tokens(self) -> Tensor:
+        """``(V,)`` bool: tokens no answer may contain.
+
+        Special tokens other than the end: a sampled image placeholder makes scoring fail with
+        "image features and image tokens do not match". Rows of the embedding beyond the tokenizer
+        (large models pad their vocabulary) have no text at all.
+        """
+        size = self.model.get_output_embeddings().weight.shape[0]
+        forbidden = torch.zeros(size, dtype=torch.bool)
+        forbidden[len(self.tokenizer) :] = True
+        forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
+        forbidden[self.end_ids] = False
+        return forbidden.to(self.model.device)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position of every token of left-padded rows, ``(N, L)``; padding is put at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

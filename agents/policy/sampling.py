@@ -1,0 +1,247 @@
+"""Sampling groups of answers: the prompt is prefilled once, its cache is forked ``G`` times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from agents.policy.families import answer_positions, complete_inputs, model_inputs, select_prompts
+from agents.policy.shared_attention import exchanged
+from agents.policy.shared_prefix import SharedPrefixCache
+
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
+
+
+@dataclass
+class Completions:
+    """Sampled answers; ``N = B * G`` rows, the answers to one prompt next to each other."""
+
+    tokens: Tensor
+    """``(N, T)`` token ids, padded on the right."""
+    mask: Tensor
+    """``(N, T)`` int64, 1 for real tokens, the end token included."""
+    log_probs: Tensor
+    """``(N, T)`` float32 log-probabilities under the sampling policy, 0 on padding."""
+    free: Tensor
+    """``(N, T)`` int64, 1 for real tokens that were chosen: more than one was allowed."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens per answer, ``(N,)``."""
+        return self.mask.sum(-1)
+
+
+@torch.no_grad()
+def sample(
+    policy: VLMPolicy,
+    inputs: dict[str, Tensor],
+    *,
+    group_size: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+) -> Completions:
+    """Draw ``group_size`` answers to each of ``B`` prepared prompts.
+
+    Args:
+        policy: What to sample from; where its family cannot share a prompt among answers, every
+            answer gets a prompt of its own.
+        inputs: What `VLMPolicy.prepare` returned.
+        group_size: Answers per prompt.
+        max_new_tokens: Longest answer, the end token included; longer ones are cut off.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+        noise: ``(B * group_size, max_new_tokens)`` uniform in [0, 1): which token of the cumulated
+            distribution is taken. An answer follows from its own row and prompt only, whatever else
+            is in the batch. By default drawn from torch's global generator.
+
+    Returns:
+        ``B * group_size`` completions. Their log-probabilities are at the sampling temperature
+        (at 1 for greedy answers).
+    """
+    rows = len(inputs["input_ids"]) * group_size
+    shares = policy.shares_prefix(inputs, max_new_tokens)
+    if noise is None and temperature:
+        noise = torch.rand(rows, max_new_tokens, device=policy.device)
+    with resting(policy.model):
+        writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
+        write = write_shared if shares else write_plain
+        write(policy, inputs, group_size, writer)
+    return writer.completions()
+
+
+class AnswerWriter:
+    """Chooses tokens of answers and keeps them.
+
+    Attributes:
+        rows: Answers that have not ended, ``(n,)``.
+        room: Tokens of the longest answer.
+    """
+
+    def __init__(
+        self,
+        policy: VLMPolicy,
+        rows: int,
+        room: int,
+        temperature: float,
+        noise: Tensor | None,
+    ) -> None:
+        """Start ``rows`` empty answers; the rest is as in `sample`."""
+        self.room, self.rows = room, torch.arange(rows, device=policy.device)
+        self._policy, self._temperature, self._noise = policy, temperature, noise
+        self._ends = torch.tensor(policy.end_ids, device=policy.device)
+        self._tokens = torch.full((rows, room), policy.pad_id, device=policy.device)
+        self._mask = torch.zeros_like(self._tokens)
+        self._free = torch.zeros_like(self._tokens)
+        self._log_probs = torch.zeros(rows, room, device=policy.device)
+        self._states = None if policy.constraint is None else policy.constraint.start(rows)
+        self._step = 0
+
+    def write(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a token to every answer that has not ended.
+
+        Args:
+            logits: ``(n, V)``, what the model says of ``rows``.
+
+        Returns:
+            The tokens ``(n,)``, and which of the ``n`` answers go on ``(n,)``.
+        """
+        policy, rows, step = self._policy, self.rows, self._step
+        allowed, free = policy.allowed_now(None if self._states is None else self._states[rows])
+        scores = policy.log_softmax(logits.float(), self._temperature or 1.0, allowed)
+        tokens = self._choose(scores)
+        self._tokens[rows, step] = tokens
+        self._mask[rows, step] = 1
+        self._free[rows, step] = 1 if free is None else free.long()
+        self._log_probs[rows, step] = scores.gather(-1, tokens[:, None]).squeeze(-1)
+        if policy.constraint is not None and self._states is not None:
+            self._states[rows] = policy.constraint.advance(self._states[rows], tokens)
+        going = ~torch.isin(tokens, self._ends)
+        self._step += 1
+        self.rows = rows[going] if self._step < self.room else rows[:0]
+        return tokens, going
+
+    def completions(self) -> Completions:
+        """What has been written."""
+        used = int(self._mask.sum(-1).max())
+        kept = (self._tokens, self._mask, self._log_probs, self._free)
+        return Completions(*(values[:, :used] for values in kept))
+
+    def _choose(self, log_probs: Tensor) -> Tensor:
+        """One token per row, ``(n,)``."""
+        if self._temperature == 0:
+            return log_probs.argmax(-1)
+        assert self._noise is not None
+        return invert_distribution(log_probs.exp(), self._noise[self.rows, self._step])
+
+
+def invert_distribution(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """The token of each row at which its cumulated probabilities exceed the noise, ``(n,)``.
+
+    Uniform noise draws from the distribution. A token of probability 0 is never taken.
+
+    Args:
+        probabilities: ``(n, V)``; rows need not sum to 1 exactly.
+        noise: ``(n,)`` in [0, 1).
+    """
+    # In float64: over a vocabulary of 150,000 tokens float32 sums lose the rare ones.
+    cumulated = probabilities.double().cumsum(-1)
+    wanted = noise.double()[:, None] * cumulated[:, -1:]
+    found = torch.searchsorted(cumulated, wanted, right=True)
+    # Rounding may carry the product to the sum itself; the last token that adds to it is meant.
+    last = (cumulated < cumulated[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(found, last).squeeze(-1)
+
+
+def write_shared(
+    policy: VLMPolicy, inputs: dict[str, Tensor], group_size: int, writer: AnswerWriter
+) -> None:
+    """Prefill every prompt once and decode its answers together."""
+    prefix = policy.encode(inputs)
+    logits = prefix.next_logits.repeat_interleave(group_size, dim=0)
+    cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
+    starts = prefix.next_positions.repeat_interleave(group_size)
+    # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
+    with policy.autocast(), exchanged(policy.model, cache):
+        while True:
+            tokens, going = writer.write(logits)
+            if not len(writer.rows):
+                return
+            if not going.all():  # finished answers leave the batch
+                keep = going.nonzero().squeeze(-1)
+                tokens, starts = tokens[keep], starts[keep]
+                cache.batch_select_indices(keep)
+            output = policy.model(
+                input_ids=tokens[:, None],
+                position_ids=answer_positions(prefix.positions, starts, 1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = output.logits[:, -1]
+            starts = starts + 1
+
+
+def write_plain(
+    policy: VLMPolicy, inputs: dict[str, Tensor], group_size: int, writer: AnswerWriter
+) -> None:
+    """Decode by the model's own ``generate``, which knows the cache of every family."""
+    prompts = torch.arange(len(inputs["input_ids"]), device=policy.device)
+    inputs = select_prompts(inputs, prompts.repeat_interleave(group_size))
+    inputs = complete_inputs(policy.model, inputs)
+    with policy.autocast(), _neutral_generation(policy):
+        policy.model.generate(
+            **model_inputs(inputs),
+            max_new_tokens=writer.room,
+            logits_processor=LogitsProcessorList([_WriterProcessor(writer, policy.pad_id)]),
+        )
+
+
+class _WriterProcessor(LogitsProcessor):
+    """Lets a writer choose: its token is left as the only one that ``generate`` can take."""
+
+    def __init__(self, writer: AnswerWriter, pad_id: int) -> None:
+        self._writer, self._pad_id = writer, pad_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = self._writer.rows
+        chosen = torch.full((len(scores), 1), self._pad_id, device=scores.device)
+        chosen[rows, 0], _ = self._writer.write(scores[rows])
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+@contextmanager
+def _neutral_generation(policy: VLMPolicy) -> Iterator[None]:
+    """No repetition penalty and the like inside the block: models bring such settings along."""
+    model: Any = policy.model
+    ordinary = model.generation_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=policy.end_ids,
+        pad_token_id=policy.pad_id,
+        bos_token_id=ordinary.bos_token_id,
+        decoder_start_token_id=ordinary.decoder_start_token_id,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = ordinary
+
+
+@contextmanager
+def resting(model: Any) -> Iterator[None]:
+    """Evaluation mode inside the block, each part of the model as it was afterwards.
+
+    In training mode layers with gradient checkpointing would neither fill nor read a cache.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,186 @@
+"""Log-probabilities of given answers, with the prompt computed once or once per answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from agents.policy.families import (
+    answer_positions,
+    complete_inputs,
+    extend_inputs,
+    is_tested,
+    model_inputs,
+    next_positions,
+    select_prompts,
+    split_inputs,
+    token_positions,
+)
+from agents.policy.packed_groups import PackedGroups
+from agents.policy.shared_attention import exchanged
+
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
+
+
+@dataclass
+class TokenScores:
+    """What the policy thinks of given completions, all ``(N, T)``; padding holds zeros."""
+
+    log_probs: Tensor
+    """Float32 log-probability of every token under the policy, at the given temperature."""
+    entropies: Tensor
+    """Float32 entropy of the distribution each token was drawn from, in nats."""
+    free: Tensor
+    """Int64, 1 on real tokens that the policy chose: more than one was allowed."""
+    hidden: Tensor | None = None
+    """``(N, T, D)`` float32 last hidden state each token was predicted from, if asked for."""
+
+
+@dataclass
+class _Predictions:
+    """What a forward pass says about the ``M`` real tokens of ``(N, T)`` answers, row by row."""
+
+    logits: Tensor
+    """``(M, V)``."""
+    hidden: Tensor | None
+    """``(M, D)``."""
+
+
+def score_shared(
+    policy: VLMPolicy,
+    inputs: dict[str, Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float,
+    hidden: bool,
+) -> TokenScores:
+    """Score ``(N, T)`` answers to ``B`` prompts in rows of one prompt with all its answers."""
+    batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
+    group_size = len(tokens) // batch
+    inputs = complete_inputs(policy.model, inputs)
+    text, _ = split_inputs(inputs)
+    written = tokens[:, :-1].reshape(batch, group_size * length)
+    positions = token_positions(policy.model, inputs)
+    starts = next_positions(positions).repeat_interleave(group_size)
+    after = answer_positions(positions, starts, length)
+    after = after.reshape(*positions.shape[:-1], group_size * length)
+    groups = PackedGroups(inputs["attention_mask"], group_size, length)
+    with exchanged(policy.model, groups):
+        found = _predict(
+            policy,
+            extend_inputs(policy.model, text, written)
+            | {"position_ids": torch.cat([positions, after], -1)},
+            policy.picture_inputs(inputs),
+            mask,
+            hidden,
+        )
+    return _token_scores(policy, found, tokens, mask, temperature)
+
+
+def score_plain(
+    policy: VLMPolicy,
+    inputs: dict[str, Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float,
+    hidden: bool,
+) -> TokenScores:
+    """Score answers by an ordinary forward pass over rows of one prompt with one answer."""
+    group_size = len(tokens) // len(inputs["input_ids"])
+    prompts = torch.arange(len(inputs["input_ids"]), device=tokens.device)
+    inputs = select_prompts(inputs, prompts.repeat_interleave(group_size))
+    inputs = complete_inputs(policy.model, inputs)
+    if policy.model.config.is_encoder_decoder:
+        found = _predict_decoder(policy, inputs, tokens, mask, hidden)
+        return _token_scores(policy, found, tokens, mask, temperature)
+    text, pictures = split_inputs(inputs)
+    text = extend_inputs(policy.model, text, tokens[:, :-1])
+    prompt = inputs["attention_mask"].shape[1]
+    text["attention_mask"][:, prompt:] = mask[:, :-1]
+    if "position_ids" in policy.forward_arguments:
+        text["position_ids"] = token_positions(policy.model, text | pictures)
+    found = _predict(policy, text, policy.picture_inputs(inputs), mask, hidden)
+    return _token_scores(policy, found, tokens, mask, temperature)
+
+
+def _predict(
+    policy: VLMPolicy,
+    text: dict[str, Tensor],
+    pictures: dict[str, Any],
+    mask: Tensor,
+    hidden: bool,
+) -> _Predictions:
+    """Run rows of a prompt followed by ``G`` answers; ``text`` holds all but their last tokens."""
+    (rows, width), (count, length) = text["input_ids"].shape, mask[:, 1:].shape
+    own = mask[:, 1:].reshape(rows, count // rows * length).bool()
+    prompt = width - own.shape[1]
+    wanted = torch.zeros(rows, width, dtype=torch.bool, device=mask.device)
+    wanted[:, prompt - 1] = True
+    wanted[:, prompt:] = own
+    # Logits of a large vocabulary are the largest tensor of all: only those that are looked at.
+    keep = {"logits_to_keep": wanted} if is_tested(policy.model) else {}
+    with policy.autocast(), _captured_hidden(policy, hidden) as states:
+        logits = policy.model(**text, **pictures, **keep, use_cache=False).logits
+    found = wanted.flatten().cumsum(0).view(rows, width) - 1  # where each prediction was put
+    first = found[:, prompt - 1].repeat_interleave(count // rows)
+    source = torch.cat([first[:, None], found[:, prompt:].reshape(count, length)], 1)
+    source = source[mask.bool()]
+
+    def pick(states: Tensor) -> Tensor:
+        # Several answers begin from one row. Indexing would add up its gradient in any order, and
+        # so make other last bits each time where there are several threads.
+        return (states if keep else states[wanted]).index_select(0, source)
+
+    return _Predictions(pick(logits), pick(states[0]) if hidden else None)
+
+
+def _predict_decoder(
+    policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
+) -> _Predictions:
+    """Run an encoder-decoder: its decoder starts from a token of its own, not from the prompt."""
+    start = policy.model.generation_config.decoder_start_token_id
+    written = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
+    with policy.autocast(), _captured_hidden(policy, hidden) as states:
+        given = model_inputs(inputs)
+        logits = policy.model(**given, decoder_input_ids=written, use_cache=False).logits
+    real = mask.bool()
+    return _Predictions(logits[real], states[0][real] if hidden else None)
+
+
+@contextmanager
+def _captured_hidden(policy: VLMPolicy, wanted: bool) -> Iterator[list[Tensor]]:
+    """What the output layer is given inside the block: the last hidden state, of any family."""
+    states: list[Tensor] = []
+    output_layer = policy.model.get_output_embeddings()
+    hook = (
+        output_layer.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+        if wanted
+        else nullcontext()
+    )
+    with hook:
+        yield states
+
+
+def _token_scores(
+    policy: VLMPolicy, found: _Predictions, tokens: Tensor, mask: Tensor, temperature: float
+) -> TokenScores:
+    """Put predictions about real tokens where the tokens are."""
+    real = mask.bool()
+    allowed, free = policy.allowed_along(tokens, mask)
+    scores = policy.log_softmax(found.logits.float(), temperature, allowed)
+    chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
+    with torch.no_grad():
+        entropies = -(scores.exp() * scores).sum(-1)
+
+    def place(values: Tensor) -> Tensor:
+        whole = values.new_zeros(*mask.shape, *values.shape[1:])
+        return whole.masked_scatter(real.view(*mask.shape, *[1] * (values.ndim - 1)), values)
+
+    hidden = None if found.hidden is None else place(found.hidden.float())
+    return TokenScores(place(chosen), place(entropies), free, hidden)

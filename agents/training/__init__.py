@@ -1,0 +1,1 @@
+"""How weights are updated: engines, optimizers, distributed training, checkpoints."""

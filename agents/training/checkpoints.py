@@ -1,0 +1,114 @@
+"""Checkpoints that are either whole or absent.
+
+Ranks that train together write together: all of them call the functions here, the main one writes,
+in a folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.policy.frame_record import copy_record
+from agents.policy.model import VLMPolicy
+from agents.training.distributed import World
+
+PARTIAL = ".partial"
+ALONE = World()
+"""A process that writes by itself."""
+
+
+def write_checkpoint(
+    path: str | Path,
+    policy: VLMPolicy,
+    tensors: dict[str, Any],
+    facts: dict[str, Any],
+    world: World = ALONE,
+) -> None:
+    """Write a checkpoint folder under a temporary name, then rename it.
+
+    A full disk or a Ctrl-C leaves the last checkpoint as it was.
+
+    Args:
+        path: Folder to write; one that is there is replaced.
+        policy: Saved as a transformers folder ``policy/``; its weights must be whole.
+        tensors: Nested containers of tensors and numbers (``state.pt``, read without pickled code).
+        facts: JSON-able values (``state.json``).
+        world: The processes that write together.
+    """
+
+    def write(folder: Path) -> None:
+        policy.save(folder / "policy")
+        torch.save(tensors, folder / "state.pt")
+        (folder / "state.json").write_text(json.dumps(facts, indent=2))
+
+    _write_folder(Path(path), write, world)
+
+
+def write_policy(path: str | Path, policy: VLMPolicy, world: World = ALONE) -> None:
+    """Write a policy's transformers folder under a temporary name, then rename it."""
+    _write_folder(Path(path), policy.save, world)
+
+
+def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> None:
+    """Let the main rank write a folder under a temporary name and rename it; others wait."""
+    if world.is_main:
+        partial = path.with_name(path.name + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        # safetensors lets nobody but the owner read; a policy is as open as the folder it is in.
+        readable = partial.stat().st_mode & 0o666
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(readable)
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        previous = path.with_name(path.name + ".previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        if path.exists():
+            path.rename(previous)
+        partial.rename(path)
+        shutil.rmtree(previous, ignore_errors=True)
+    world.barrier()
+
+
+def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load weights into ``policy`` and return the tensors and facts of `write_checkpoint`.
+
+    The tensors stay on the disk until they are looked at, so that many ranks can read them.
+
+    Raises:
+        FileNotFoundError: The folder is not a whole checkpoint.
+    """
+    path = Path(path)
+    if not (path / "state.json").exists():
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+    weights = VLMPolicy.from_pretrained(
+        path / "policy",
+        device="cpu",
+        dtype=policy.model.dtype,
+        trust_remote_code=policy.trust_remote_code,
+    )
+    policy.model.load_state_dict(weights.model.state_dict())
+    copy_record(weights.model, policy.model)
+    tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    return tensors, json.loads((path / "state.json").read_text())
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of the highest update in a run's folder, or None."""
+    return next(reversed(whole_checkpoints(folder)), None)
+
+
+def whole_checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints ``update_<number>`` of a folder in order, without those that were cut off."""
+    names = [path for path in Path(folder).glob("update_*") if path.name[7:].isdigit()]
+    whole = [path for path in names if (path / "state.json").exists()]
+    return sorted(whole, key=lambda path: int(path.name[7:]))

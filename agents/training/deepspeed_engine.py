@@ -1,0 +1,263 @@
+"""Optimizer steps by DeepSpeed: what it takes to train is shared out among the ranks.
+
+ZeRO (arXiv 1910.02054) stage 1 shares out the optimizer's state, stage 2 gradients too, stage 3
+weights too. Importing this module imports DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.training.deepspeed_configuration import read_configuration, zero_stage
+from agents.training.distributed import join_world
+from agents.training.engine import Engine, OptimizerSettings
+from agents.training.optim import adamw
+from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# DeepSpeed calls functions that torch has given other names.
+warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+
+import deepspeed  # noqa: E402  (looks for its accelerator when it is imported)
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+
+# DeepSpeed would compile this extension, which only inference uses, when ranks first meet: behind a
+# lock that a killed process leaves locked for good.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# Otherwise it warns of an untested optimizer; test_distributed.py tests it.
+ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""State of AdamW beside its count of steps."""
+MUON_MOMENTS = ("momentum_buffer",)
+"""State of Muon."""
+
+
+class PassThrough(nn.Module):
+    """A module whose forward pass is any function of the module inside.
+
+    DeepSpeed watches the forward pass of one module. Ours consists of several: one over prompts,
+    one over the answers that continue them, perhaps one of a critic.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Wrap what is trained."""
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        """The value of the function."""
+        return function()
+
+
+class DeepSpeedEngine(Engine):
+    """`Engine` on DeepSpeed; stages 1 and 2 with Muon too.
+
+    Muon is ours and not DeepSpeed's own (0.19.8), which orthogonalises before it measures and clips
+    the norm: that is then the norm of orthogonal matrices, the square root of their ranks whatever
+    the gradients are, and cuts AdamW's gradients with it. Also its updates are scaled by
+    ``sqrt(max(1, rows / columns))`` and not to AdamW's size.
+
+    Attributes:
+        hybrid: The optimizer with Muon; None if AdamW is all there is.
+    """
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings, choice: str) -> None:
+        """Share out a module's training.
+
+        Args:
+            module: Trained in place.
+            settings: Of the optimizer; Muon must be off at stage 3.
+            choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a DeepSpeed configuration.
+
+        Raises:
+            ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
+            FileNotFoundError: There is no such configuration.
+        """
+        self._stage = zero_stage(choice)
+        if settings.muon and self._stage == 3:
+            raise ValueError(
+                "Muon needs whole matrices, of which no rank has even the weights at stage 3 of "
+                "ZeRO: use zero1 or zero2, or AdamW (muon=False, on the command line "
+                "--gspo.no-muon) at about a third of the learning rate"
+            )
+        self._parameters = {
+            name: each for name, each in module.named_parameters() if each.requires_grad
+        }
+        dtype = next(iter(self._parameters.values())).dtype
+        self._keeps_master = dtype != torch.float32
+        config = read_configuration(choice, settings, dtype)
+        self.module, self.settings = module, settings
+        self.world = join_world(deepspeed=True)
+        rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon
+        self.hybrid: PartitionedHybridOptimizer | None = None
+        if settings.muon:
+            self.hybrid = PartitionedHybridOptimizer(
+                module,
+                rate,
+                decay,
+                muon_precision=settings.muon_precision,
+                adam_epsilon=epsilon,
+            )
+        with _local_rank():
+            self._engine, *_ = deepspeed.initialize(
+                model=PassThrough(module),
+                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay, epsilon),
+                config=config,
+            )
+        self._zero = self._engine.optimizer
+        self._hidden: frozenset[str] = frozenset()
+        if self.hybrid is not None:
+            self.hybrid.locate(self.world)
+            names = {id(each): name for name, each in self._parameters.items()}
+            self._hidden = frozenset(names[id(each)] for each in self.hybrid.hidden)
+            # DeepSpeed would link states once the first group has been stepped, which leaves the
+            # other group without.
+            self._make_states(0)
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        """See `Engine.forward`."""
+        found: Tensor = self._engine(function)
+        return found
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss, a mean over this rank's share."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Apply and clear the gradients; returns their norm before it was cut."""
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    @contextmanager
+    def whole_weights(self, *, change: bool = False) -> Iterator[None]:
+        """See `Engine.whole_weights`; at stage 3 the weights are fetched from all ranks."""
+        if self._stage == 3:
+            everything = list(self.module.parameters())
+            with deepspeed.zero.GatheredParameters(everything, 0 if change else None):
+                self._remove_hooks()
+                try:
+                    yield
+                finally:
+                    self._restore_hooks()
+        else:
+            yield
+        if change:
+            self._zero.refresh_fp32_params()
+
+    def _remove_hooks(self) -> None:
+        """Let passes through the module fetch nothing, as ranks decode different numbers of tokens.
+
+        As in TRL's ``unwrap_model_for_generation``.
+        """
+        offload = self._zero.parameter_offload
+        parameter: Any
+        for parameter in self.module.parameters():
+            parameter.ds_active_sub_modules.clear()
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+
+    def _restore_hooks(self) -> None:
+        offload = self._zero.parameter_offload
+        offload._register_deepspeed_module(offload.module)
+
+    def state_dict(self) -> OptimizerState:
+        """See `Engine.state_dict`: gathered from all ranks to the main one, a parameter at a time.
+
+        There are as many tensors of a parameter's size in main memory of the main rank as the
+        optimizer has moments.
+        """
+        step = self._step_count()
+        states: OptimizerState = {}
+        for name, parameter in self._parameters.items() if step else ():
+            keys = self._moments_of(name)
+            found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
+            if self._keeps_master:
+                found[MASTER] = safe_get_full_fp32_param(parameter)
+            if self.world.is_main:
+                states[name] = {key: value.cpu() for key, value in found.items()}
+                if keys is MOMENTS:
+                    states[name]["step"] = torch.tensor(float(step))
+        return states
+
+    def load_state_dict(self, state: OptimizerState) -> None:
+        """See `Engine.load_state_dict`."""
+        found = usable_states(state, self._parameters.keys(), self._hidden)
+        steps = [int(each["step"]) for each in found.values() if "step" in each]
+        self._make_states(max(steps, default=int(bool(found))))
+        for name, parameter in self._parameters.items():
+            saved = found.get(name, {})
+            for key in self._moments_of(name):
+                value = saved.get(key, torch.zeros(1).expand(_whole_shape(parameter)))
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+            if self._keeps_master and MASTER in saved:
+                safe_set_full_fp32_param(parameter, saved[MASTER].to(parameter.device))
+
+    def _moments_of(self, name: str) -> tuple[str, ...]:
+        return MUON_MOMENTS if name in self._hidden else MOMENTS
+
+    def _partitions(self) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """This rank's shares of the float32 weights, and what the optimizer keeps of each."""
+        if self._stage == 3:
+            return [(each, MOMENTS) for each in self._zero.fp32_partitioned_groups_flat]
+        groups = zip(
+            self._zero.single_partition_of_fp32_groups,
+            self._zero.optimizer.param_groups,
+            strict=True,
+        )
+        return [(each, MUON_MOMENTS if group.get("hidden") else MOMENTS) for each, group in groups]
+
+    def _step_count(self) -> int:
+        state = self._zero.optimizer.state.get(self._partitions()[0][0])
+        return int(state["step"]) if state else 0
+
+    def _make_states(self, step: int) -> None:
+        """What the optimizer makes at its first step, so that there is something to load into."""
+        for partition, keys in self._partitions():
+            state = self._zero.optimizer.state[partition]
+            state["step"] = torch.tensor(float(step), device=partition.device)
+            for key in keys:
+                state.setdefault(key, torch.zeros_like(partition))
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a parameter of which this rank may hold a part only."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+@contextmanager
+def _local_rank() -> Iterator[None]:
+    """Tell DeepSpeed its device by the variable that it insists on, also without a launcher.
+
+    Afterwards it is gone again: processes started by this one would take it for a launcher's.
+    """
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]

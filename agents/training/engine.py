@@ -1,0 +1,130 @@
+"""From losses to optimizer steps: in one process, or the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from agents.training.distributed import World
+from agents.training.muon import MuonPrecision
+from agents.training.optim import EPSILON, HybridOptimizer
+
+
+@dataclass
+class OptimizerSettings:
+    """What an optimizer needs to know."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    muon: bool = True
+    """Muon on hidden matrices; False for AdamW everywhere."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in."""
+    adam_epsilon: float = EPSILON
+    """Of AdamW."""
+
+
+class Engine:
+    """Accumulates gradients of a module and applies them.
+
+    With several ranks every one has the whole module, and gradients are averaged: plain data
+    parallelism. `DeepSpeedEngine` shares out what it takes to train.
+
+    Attributes:
+        module: What is trained.
+        settings: Of the optimizer.
+        world: The processes that train together.
+    """
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
+        """Make the optimizer of a module's trainable parameters; rank 0's weights are everybody's.
+
+        Args:
+            module: Trained in place.
+            settings: Of the optimizer.
+        """
+        self.module, self.settings, self.world = module, settings, World.current()
+        if self.world.size > 1:
+            for tensor in chain(module.parameters(), module.buffers()):
+                dist.broadcast(tensor.data, 0)
+        self.optimizer = HybridOptimizer(
+            module,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.muon,
+            muon_precision=settings.muon_precision,
+            adam_epsilon=settings.adam_epsilon,
+        )
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        """Call a function that passes through the module, as often as it likes.
+
+        Every pass but those of `whole_weights` goes through here, and ranks must make the same
+        passes in the same order: DeepSpeed may have to fetch weights from the others on the way.
+        """
+        return function()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss, a mean over this rank's share."""
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        """Apply and clear the gradients; returns their norm before it was cut."""
+        parameters = [each for each in self.module.parameters() if each.grad is not None]
+        if self.world.size > 1:
+            for parameter in parameters:
+                assert parameter.grad is not None
+                dist.all_reduce(parameter.grad.div_(self.world.size))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        self.optimizer.set_learning_rate(learning_rate)
+        self.optimizer.step()
+        return norm.item()
+
+    @contextmanager
+    def whole_weights(self, *, change: bool = False) -> Iterator[None]:
+        """Inside the block this process has all weights, and may use them at its own pace.
+
+        Args:
+            change: Whether the block sets weights. Every rank must set the same ones.
+        """
+        yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer by the names of parameters: tensors and numbers only.
+
+        Every rank must call this; only the main process gets the whole state.
+        """
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, of an engine of any kind and of any number of ranks."""
+        self.optimizer.load_state_dict(state)
+
+
+def make_engine(
+    module: nn.Module, settings: OptimizerSettings, deepspeed: str | None = None
+) -> Engine:
+    """The engine that a configuration asks for.
+
+    Args:
+        module: Trained in place.
+        settings: Of the optimizer.
+        deepspeed: ``"zero1"``, ``"zero2"``, ``"zero3"``, the path of a DeepSpeed configuration, or
+            None for plain PyTorch.
+    """
+    if deepspeed is None:
+        return Engine(module, settings)
+    from agents.training.deepspeed_engine import DeepSpeedEngine  # takes seconds to import
+
+    return DeepSpeedEngine(module, settings, deepspeed)

@@ -1,0 +1,192 @@
+"""What agents on TRL's trainers share: learning in updates, checkpoints, an ordinary folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from transformers import TrainerCallback
+
+from agents.base import Agent, UpdateCallback
+from agents.policy.frame_record import copy_record
+from agents.policy.model import VLMPolicy, quiet_progress
+from seg_env.envs.left_out import LeftOut
+
+TRAINER_PICKLE = "training_args.bin"
+"""What trainers leave in a folder and never read; nothing pickled is handed on."""
+
+
+class TrainerAgent(Agent):
+    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours.
+
+    Attributes:
+        update: Updates made so far.
+    """
+
+    metric_names: ClassVar[dict[str, str]]
+    """Names that the trainer gives its figures, and ours; those under ``rollout/`` are ours."""
+
+    def __init__(self, policy: VLMPolicy, config: Any, max_new_tokens: int) -> None:
+        """Set up; nothing of TRL is imported before `learn`.
+
+        Args:
+            policy: Trained in place; its ``precision`` decides about mixed precision.
+            config: A dataclass, written into checkpoints.
+            max_new_tokens: Longest answer of `act`.
+        """
+        self.policy, self.config, self.max_new_tokens = policy, config, max_new_tokens
+        self.left_out = LeftOut()
+        self.update = 0
+        self._checkpoint: Path | None = None  # what to go on from
+        self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimizer steps that make one update."""
+        return 1
+
+    @property
+    def trainer_holds_weights(self) -> bool:
+        """Whether checkpoints hold weights that only the trainer can read: sharded, or adapters."""
+        return False
+
+    @abstractmethod
+    def build_trainer(self, updates: int, folder: str | Path) -> Any:
+        """A trainer that is ready for ``updates`` updates; it prints nothing.
+
+        It wraps the model's ``forward``; `learn` undoes that at its end.
+
+        Args:
+            updates: Length of the schedule.
+            folder: Where the trainer may write; it writes when told to.
+        """
+
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made in all; the schedule spans them."""
+        if self.update >= updates:
+            return
+        with TemporaryDirectory() as folder, _as_found(self.policy):
+            if self._trainer is not None:
+                self._checkpoint = Path(folder) / "so_far"
+                self.save(self._checkpoint)
+            trainer = self._trainer = self.build_trainer(updates, folder)
+            trainer.add_callback(_Progress(self, on_update))
+            if not (self.trainer_holds_weights or trainer.is_deepspeed_enabled):
+                # `load` has read the weights. The trainer would look for them by their names in
+                # memory, which for LLaVA and others are not those in the file, and find none.
+                trainer._load_from_checkpoint = lambda *checkpoint: None
+            # Loader processes have copies of what counts the samples that are left out.
+            self.left_out.shared = Path(folder) / "left_out.jsonl"
+            trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
+            self.left_out.collect()
+            self.left_out.shared = None
+            self.finish(trainer, Path(folder))
+
+    def finish(self, trainer: Any, folder: Path) -> None:
+        """Do what is left when the last update was made; ``folder`` is removed afterwards."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a transformers folder with what `load` needs; possible in ``on_update``, too.
+
+        It is written under a temporary name and then renamed; one that is there is replaced. In a
+        run of several processes all of them must call this.
+        """
+        path, trainer = Path(path), self._trainer
+        partial = path.with_name(path.name + ".partial")
+        if trainer is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            self.policy.save(partial)
+            self._complete(partial, partial, path)
+            return
+        trainer.args.output_dir = str(partial)
+        with quiet_progress():
+            trainer._save_checkpoint(trainer.model, trial=None)  # there is no public name for "now"
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            self._complete(partial / f"checkpoint-{trainer.state.global_step}", partial, path)
+        trainer.accelerator.wait_for_everyone()
+
+    def _complete(self, written: Path, partial: Path, path: Path) -> None:
+        """Complete what was written and put it in its place."""
+        self.left_out.collect()
+        (written / TRAINER_PICKLE).unlink(missing_ok=True)
+        facts = {
+            "update": self.update,
+            "config": asdict(self.config),
+            "left_out": self.left_out.reasons,
+        }
+        (written / "state.json").write_text(json.dumps(facts, indent=2))
+        shutil.rmtree(path, ignore_errors=True)
+        written.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            FileNotFoundError: The folder is not a whole checkpoint.
+        """
+        path = Path(path)
+        if not (path / "state.json").exists():
+            raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+        if not self.trainer_holds_weights:
+            weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
+            self.policy.model.load_state_dict(weights.model.state_dict())
+            copy_record(weights.model, self.policy.model)
+        facts = json.loads((path / "state.json").read_text())
+        self.update = facts["update"]
+        self.left_out.update(facts.get("left_out", {}))
+        self._checkpoint = path if self.update else None
+        self._trainer = None
+
+
+class _Progress(TrainerCallback):
+    """Tells an agent, and whoever waits for it, about every update."""
+
+    def __init__(self, agent: TrainerAgent, on_update: UpdateCallback | None) -> None:
+        self.agent = agent
+        self.on_update = on_update
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: object
+    ) -> None:
+        """After every update, and once more at the end, without a loss."""
+        if "loss" not in logs:
+            return
+        agent = self.agent
+        agent.update = state.global_step // agent.steps_per_update
+        if logs.get("grad_norm") and logs.get("learning_rate"):
+            agent.policy.mark_trained()
+        if self.on_update is None:
+            return
+        agent.policy.model.eval()  # answers are asked for; the trainer sets it back
+        names = agent.metric_names
+        metrics = {
+            names.get(name, name): value
+            for name, value in logs.items()
+            if value is not None and (name in names or name.startswith("rollout/"))
+        }
+        self.on_update(agent.update, metrics)
+
+
+@contextmanager
+def _as_found(policy: VLMPolicy) -> Iterator[None]:
+    """Undo what trainers leave on a model: a wrapped forward, checkpointing, training mode."""
+    forward: Callable[..., Any] | None = vars(policy.model).get("forward")
+    try:
+        yield
+    finally:
+        model = policy.model
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        if forward is not None:
+            model.forward = forward
+        model.activation_checkpointing_disable()
+        model.eval()

@@ -1,0 +1,226 @@
+"""Speed and memory of scoring answers: mask IoU and boundary IoU of many thousands of them."""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common.files import write_json
+from seg_env.geometry.raster import rasterize_rle
+from seg_env.metrics import band_radius, boundary_iou, iou, measure, overlaps
+from seg_env.types import Prediction, Target
+
+BATCH = 256
+"""Answers scored in one call."""
+FORMS = 64
+"""Different outlines; every target and every answer is a new object of one of these forms."""
+
+
+def benchmark_evaluate(
+    json: Path | None = None,
+    output_dir: Path | None = None,
+    seed: int = 0,
+    predictions: int = 20_000,
+    answers_per_target: int = 1,
+    vertices: int = 25,
+    width: int = 640,
+    height: int = 480,
+    compared: int = 48,
+    measured: int = 512,
+) -> None:
+    """Time mask IoU and boundary IoU of many answers, and watch the memory meanwhile.
+
+    Answers go through in batches of 256; the seconds are CPU time of one thread and include
+    preparing each target from its run lengths. Memory is the growth of the largest resident set
+    from after the first tenth to the end. Where pycocotools and scipy are installed
+    (pip install 'simpleseg-rl[test]'), a few answers are also scored in the straightforward way:
+    pycocotools rasterises and compares, scipy.ndimage erodes whole masks by 3 x 3 pixels d times.
+    "All columns" is `seg_env.metrics.measure`: also boundary F, HD95, PoLiS, boxes and the rest.
+
+    Args:
+        json: File to write the figures to.
+        output_dir: Folder to write them to as evaluate.json.
+        seed: Seed of the objects and answers.
+        predictions: Number of answers.
+        answers_per_target: Answers about one target.
+        vertices: Vertices of an answer.
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        compared: Answers that are also scored in the straightforward way.
+        measured: Answers that are measured in all columns.
+    """
+    source = Answers(np.random.default_rng(seed), (height, width), vertices, answers_per_target)
+    rate, growth = stream(source, predictions)
+    columns = timed_rate(lambda *batch: measure(*batch), source, measured)
+    results: dict[str, Any] = {
+        "predictions_per_second": rate,
+        "memory_growth_mib": growth,
+        "all_columns_per_second": columns,
+        **compare_with_straightforward(source, compared, rate),
+        "settings": {
+            **{"seed": seed, "predictions": predictions, "size": [height, width]},
+            **{"vertices": vertices, "answers_per_target": answers_per_target},
+            **{"compared": compared, "measured": measured},
+        },
+        "versions": {"numpy": metadata.version("numpy")},
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    show(results, Console())
+    for path in (json, output_dir and output_dir / "evaluate.json"):
+        if path:
+            write_json(path, results)
+
+
+class Answers:
+    """Endless answers of smooth objects, small and large, with noise on every vertex."""
+
+    def __init__(
+        self, rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int
+    ) -> None:
+        """Draw the forms."""
+        self.size = size
+        self._rng = rng
+        self._per_target = per_target
+        forms = [self._outlines(scale, vertices) for scale in np.linspace(0, 1, FORMS)]
+        self._forms = [forms[index] for index in rng.permutation(FORMS)]
+
+    def _outlines(self, scale: float, vertices: int) -> tuple[Target, NDArray[np.float64], float]:
+        """A target, a sparse outline of it in the unit frame, and how far vertices are off."""
+        pixels = np.array(self.size[::-1], dtype=np.float64)
+        radius = min(self.size) * (0.05 + 0.35 * scale)
+        center = pixels * self._rng.uniform(0.4, 0.6, 2)
+        waves = self._rng.normal(0, 0.08, (2, 4))
+
+        def outline(count: int) -> NDArray[np.float64]:
+            angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+            phases = angles[:, None] * np.arange(2, 6)
+            radii = radius * (1 + np.cos(phases) @ waves[0] + np.sin(phases) @ waves[1])
+            around = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+            return (center + radii[:, None] * around) / pixels
+
+        target = Target(rasterize_rle([outline(200)], self.size))
+        return target, outline(vertices), 0.03 * radius / float(pixels.mean())
+
+    def batches(self, count: int) -> Iterator[tuple[list[Prediction], list[Target]]]:
+        """Answers and their targets, ``count`` in all, no target known from an earlier batch."""
+        for start in range(0, count, BATCH):
+            predictions: list[Prediction] = []
+            targets: list[Target] = []
+            for index in range(start, min(start + BATCH, count)):
+                truth, outline, noise = self._forms[index // self._per_target % FORMS]
+                if not targets or index % self._per_target == 0:
+                    target = Target(truth.rle)
+                ring = outline + self._rng.normal(0, noise, outline.shape)
+                predictions.append(Prediction((ring.clip(0, 1).round(3),)))
+                targets.append(target)
+            yield predictions, targets
+
+
+def score(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mask IoU and boundary IoU."""
+    return iou(*overlaps(predictions, targets)), boundary_iou(predictions, targets)
+
+
+def stream(source: Answers, count: int) -> tuple[float, float]:
+    """Score ``count`` answers; returns answers per second and MiB that memory grew."""
+    timed_rate(score, source, max(count // 10, 1))
+    before = peak_mib()
+    rate = timed_rate(score, source, count)
+    return rate, peak_mib() - before
+
+
+def timed_rate(function: Any, source: Answers, count: int) -> float:
+    """Answers per second of CPU time, without the making of the answers."""
+    seconds = 0.0
+    for batch in source.batches(count):
+        start = time.thread_time()
+        function(*batch)
+        seconds += time.thread_time() - start
+    return count / seconds
+
+
+def peak_mib() -> float:
+    """Largest resident set so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def compare_with_straightforward(source: Answers, count: int, rate: float) -> dict[str, Any]:
+    """Speed beside pycocotools and scipy, and by how much the scores differ."""
+    try:
+        import pycocotools.mask as coco
+        from scipy import ndimage
+    except ImportError:
+        return {}
+    seconds, difference = 0.0, 0.0
+    for predictions, targets in source.batches(count):
+        ours = np.stack(score(predictions, targets))
+        start = time.thread_time()
+        theirs = [
+            straightforward(coco, ndimage, *pair) for pair in zip(predictions, targets, strict=True)
+        ]
+        seconds += time.thread_time() - start
+        difference = max(difference, float(np.abs(ours - np.transpose(theirs)).max()))
+    return {
+        "straightforward_per_second": count / seconds,
+        "ratio_vs_straightforward": rate * seconds / count,
+        "largest_difference": difference,
+    }
+
+
+def straightforward(
+    coco: Any, ndimage: Any, prediction: Prediction, target: Target
+) -> tuple[float, float]:
+    """Mask IoU by pycocotools and boundary IoU by its definition, on whole masks."""
+    height, width = target.size
+    flat = [(ring * (width, height)).ravel().tolist() for ring in prediction.rings]
+    answer = coco.merge(coco.frPyObjects(flat, height, width))
+    truth = {"size": [height, width], "counts": target.rle.to_string()}
+    mask_iou = float(coco.iou([answer], [truth], [0])[0, 0])
+    bands = []
+    for encoded in (answer, truth):
+        mask = coco.decode(encoded).astype(bool)
+        inside = ndimage.binary_erosion(mask, np.ones((3, 3)), band_radius(target.size))
+        bands.append(mask & ~inside)
+    union = np.logical_or(*bands).sum()
+    return mask_iou, float(np.logical_and(*bands).sum() / union) if union else math.nan
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the figures as a table."""
+    settings = results["settings"]
+    height, width = settings["size"]
+    table = Table(
+        title=f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
+        f"{settings['answers_per_target']} per target, {width}x{height}"
+    )
+    table.add_column("")
+    table.add_column("answers per second", justify="right")
+    for label, key in (
+        ("mask IoU and boundary IoU", "predictions_per_second"),
+        ("the same by pycocotools and scipy, straightforwardly", "straightforward_per_second"),
+        ("all columns", "all_columns_per_second"),
+    ):
+        if key in results:
+            table.add_row(label, f"{results[key]:.0f}")
+    console.print(table)
+    console.print(f"memory grew by {results['memory_growth_mib']:.1f} MiB")
+    if "ratio_vs_straightforward" in results:
+        console.print(
+            f"{results['ratio_vs_straightforward']:.0f} times as fast; largest difference of a "
+            f"score: {results['largest_difference']:.1g}"
+        )

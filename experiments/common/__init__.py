@@ -1,0 +1,1 @@
+"""What all commands share: arguments, the run loop, logs, launch, reports."""

@@ -1,0 +1,127 @@
+"""One process or many: what a script does about the launcher that started it.
+
+    torchrun --nproc_per_node 2 experiments/run_gspo.py
+    torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
+    deepspeed --hostfile hosts experiments/run_gspo.py --deepspeed zero3
+
+On several machines the output folder must be one that all of them see.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+
+from agents.training.deepspeed_configuration import zero_stage
+from agents.training.distributed import World, is_lost_peer, join_world, leave_world
+from agents.training.hardware import fit_threads
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a run that was asked to end and can be resumed."""
+
+
+class TrainingConfig(Protocol):
+    """What DeepSpeed has a say in."""
+
+    deepspeed: str | None
+    learning_rate: float
+    muon: bool
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def command_words(words: Sequence[str] | None = None) -> list[str]:
+    """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
+    given = sys.argv[1:] if words is None else words
+    return [word for word in given if not word.startswith("--local_rank=")]
+
+
+@contextmanager
+def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
+    """Meet the other ranks; inside the block only the main one prints.
+
+    A rank that finds another one gone ends with a message and status 1.
+
+    Args:
+        deepspeed: What the command line says of DeepSpeed.
+    """
+    fit_threads()
+    world = join_world(deepspeed=deepspeed is not None)
+    try:
+        yield world, Console(quiet=not world.is_main)
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        raise SystemExit(
+            f"rank {world.rank}: another process of this run is gone, so this one ends "
+            f"({str(error).split('. ')[0]}). Why it ended is told by its own messages. The same "
+            "command with --resume goes on from the last checkpoint."
+        ) from error
+    leave_world()
+
+
+def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
+    """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate.
+
+    Args:
+        config: As given.
+        choice: What the command line says of DeepSpeed; None changes nothing.
+        console: Where the change is told.
+
+    Raises:
+        ValueError: The configuration is not one of ZeRO.
+        FileNotFoundError: There is no such configuration.
+    """
+    if choice is None:
+        return config
+    config = replace(config, deepspeed=choice)  # type: ignore[type-var]
+    if not config.muon or zero_stage(choice) < 3:
+        return config
+    rate = config.learning_rate / 3
+    console.print(
+        f"Muon needs whole matrices, which stage 3 of ZeRO cuts up: AdamW is used, at a third of "
+        f"the learning rate ({rate:.3g}). With Muon turned off the rate is taken as given; stages "
+        "1 and 2 keep Muon."
+    )
+    return replace(config, muon=False, learning_rate=rate)  # type: ignore[type-var]
+
+
+class Termination:
+    """Notices that the run is asked to end (SIGTERM), as schedulers do before they kill it.
+
+    Attributes:
+        asked: Whether this process was asked. A second signal ends it at once.
+    """
+
+    def __init__(self, world: World) -> None:
+        """Nobody has asked yet."""
+        self._world, self.asked = world, False
+
+    def __enter__(self) -> Termination:
+        """Listen from now on; only a main thread can."""
+        self._listens = threading.current_thread() is threading.main_thread()
+        if self._listens:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """What the signal did before, it does again."""
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked; all must call this at the same point."""
+        return self._world.any(self.asked)

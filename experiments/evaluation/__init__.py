@@ -1,0 +1,1 @@
+"""Asking a policy, scoring its answers, and the report."""

@@ -1,0 +1,152 @@
+"""Answers in files: one JSON object a line, ``{"id": sample id, "text": answer}``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.common.files import write_atomically
+
+Missing = Literal["error", "empty", "skip"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one question."""
+
+    text: str
+    """As the system wrote it."""
+    tokens: int | None = None
+    """How many tokens it took, where that is known."""
+
+
+Answers = dict[str, list[Answer]]
+"""Answers by sample id, in the order they were written."""
+
+
+def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
+    """Read a file of answers.
+
+    Args:
+        path: One JSON object a line: ``id`` (string or whole number), ``text`` (string), optionally
+            ``tokens`` (whole number); anything else in it is ignored.
+        cut_off: Leave out a last line that is not complete, as an interruption leaves it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not of that form; names file and line.
+    """
+    answers: Answers = {}
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if cut_off and not line.endswith("\n"):
+                break
+            if line.strip():
+                identifier, answer = _parse(line, f"{path}, line {number}")
+                answers.setdefault(identifier, []).append(answer)
+    return answers
+
+
+def _parse(line: str, where: str) -> tuple[str, Answer]:
+    form = '{"id": sample id, "text": answer}'
+    try:
+        row: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not a JSON object ({error}); each line is {form}") from error
+    if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
+        keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{where} has {keys[:80]}; each line is {form}")
+    identifier, text, tokens = row["id"], row["text"], row.get("tokens")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        raise ValueError(f"{where}: id is {str(identifier)[:80]}; use a string or a whole number")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: text is a {type(text).__name__}; use a string, as in {form}")
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool)
+    return str(identifier), Answer(text, tokens if counted else None)
+
+
+def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[Answer]]]) -> None:
+    """Add the answers to some questions to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_lines(rows))
+
+
+def keep_whole_answers(path: Path, count: int) -> Answers:
+    """Remove what an interruption left half written, and return the rest.
+
+    Args:
+        path: A file of answers; made if there is none.
+        count: Answers that each question has; questions with fewer are removed.
+    """
+    found = read_answers(path, cut_off=True) if path.exists() else {}
+    whole = {identifier: given for identifier, given in found.items() if len(given) == count}
+    write_atomically(path, _lines(whole.items()))
+    return whole
+
+
+def _lines(rows: Iterable[tuple[str, Sequence[Answer]]]) -> str:
+    return "".join(
+        json.dumps({"id": identifier, "text": answer.text, "tokens": answer.tokens}) + "\n"
+        for identifier, answers in rows
+        for answer in answers
+    )
+
+
+def match_answers(
+    answers: Answers,
+    ids: Sequence[str],
+    *,
+    count: int = 1,
+    missing: Missing = "error",
+    ignore_unknown: bool = False,
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Find the answers to each question.
+
+    Args:
+        answers: What `read_answers` returned.
+        ids: ``N`` ids of the questions, in order.
+        count: Answers that each question has.
+        missing: What becomes of questions without answers: an error, empty answers, or left out.
+        ignore_unknown: Pass over answers to other questions; otherwise they are an error.
+
+    Yields:
+        Position in ``ids`` and the answers.
+
+    Raises:
+        ValueError: Questions and answers do not fit together; says how many and which.
+    """
+    unknown = answers.keys() - set(ids)
+    if unknown and not ignore_unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(answers)} ids in the answers are not among the {len(ids)} "
+            f"questions, such as {_some(unknown)}; the questions have ids such as {_some(ids)}. "
+            f"Check --env, --split, --split-by and --questions, or pass --ignore-unknown"
+        )
+    absent = [identifier for identifier in ids if identifier not in answers]
+    if absent and missing == "error":
+        raise ValueError(
+            f"{len(absent)} of {len(ids)} questions have no answer, such as {_some(absent)}. "
+            f"--missing empty counts them as empty answers, --missing skip leaves them out"
+        )
+    if missing == "skip" and len(absent) == len(ids):
+        raise ValueError("no question has an answer; there is nothing to score")
+    for position, identifier in enumerate(ids):
+        found = answers.get(identifier)
+        if found is None:
+            if missing == "skip":
+                continue
+            found = [Answer("")] * count
+        if len(found) != count:
+            raise ValueError(
+                f"{identifier} has {len(found)} answers and --answers is {count}; every question "
+                f"needs the same number of lines"
+            )
+        yield position, found
+
+
+def _some(ids: Iterable[str], count: int = 3) -> str:
+    """The first few ids in quotes."""
+    return ", ".join(repr(identifier[:80]) for identifier in sorted(ids)[:count])

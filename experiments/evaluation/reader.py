@@ -1,0 +1,159 @@
+"""Which frame answers seem to be written in, by what evidence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from rewards.mask_iou import MaskIoU
+from seg_env.frames import FAMILIES, TOKEN_FAMILIES, AnswerFrame, normalize_tokens
+from seg_env.grammar.answers import read_answer
+from seg_env.metrics import giou, paired_bootstrap_interval
+from seg_env.types import Form, IssueKind, Prediction, Sample
+
+GUESS = "guess"
+"""What ``--frame`` is given to look at the answers."""
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?")
+_MOST_NUMBERS = 4000  # of one answer; what it is written in shows long before
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What becomes of answers if their numbers are taken to be of one frame."""
+
+    family: str
+    """One of `seg_env.frames.FAMILIES`."""
+    in_range: float
+    """Share of the numbers that the frame allows."""
+    read: float
+    """Share of the answers of which anything can be read."""
+    scores: NDArray[np.float64] = field(repr=False)
+    """``(N,)`` IoU of each answer with its target."""
+
+    @property
+    def iou(self) -> float:
+        """Mean IoU with the targets."""
+        return float(self.scores.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """The evidence without the scores of single answers."""
+        shares = {"in_range": self.in_range, "read": self.read, "iou": self.iou}
+        return {"family": self.family, **shares}
+
+
+def compare_frames(
+    frame: AnswerFrame, texts: Sequence[str], samples: Sequence[Sample], form: Form = "mask"
+) -> list[Reading]:
+    """Read answers in every frame there is, the best reading first.
+
+    Args:
+        frame: Says how images are resized and letterboxed.
+        texts: ``N`` answers as written.
+        samples: ``N`` samples they are about.
+        form: What was asked for.
+    """
+    found = []
+    for family in FAMILIES:
+        if family in TOKEN_FAMILIES and not any(normalize_tokens(t, family) != t for t in texts):
+            continue
+        other = replace(frame, family=family, fixed=None, reason="")
+        asked = list(zip(texts, samples, strict=True))
+        try:
+            read = [read_answer(text, each.target.size, other, form) for text, each in asked]
+        except ValueError:  # of images like these no processor of the family makes anything
+            continue
+        scores = MaskIoU()(read, [sample.target for sample in samples])
+        allowed = [_allowed(other, text, sample) for text, sample in asked]
+        numbers = sum(count for _, count in allowed)
+        found.append(
+            Reading(
+                family,
+                sum(inside for inside, _ in allowed) / max(1, numbers),
+                sum(each.valid or not each.is_empty for each in read) / max(1, len(read)),
+                scores,
+            )
+        )
+    return sorted(found, key=lambda reading: (reading.iou, reading.read, reading.in_range))[::-1]
+
+
+def conclusion(readings: Sequence[Reading]) -> str:
+    """One sentence: which frame the answers seem to be in, or why that cannot be told."""
+    best, second = readings[0], readings[1]
+    gain, low, high = paired_bootstrap_interval(giou, [second.scores], [best.scores])
+    evidence = (
+        f"IoU {best.iou:.3f}, better than read as {second.family} by {gain:.3f} "
+        f"[{low:.3f}, {high:.3f}]; {best.in_range:.0%} of the numbers in range"
+    )
+    if low > 0:
+        return f"The answers seem to be in frame {best.family} ({evidence}): --frame {best.family}"
+    return (
+        f"No reading is clearly better than the others (best: {best.family}, {evidence}); look at "
+        f"the answers, or ask more questions, before a frame is chosen"
+    )
+
+
+def reading_table(readings: Sequence[Reading]) -> Table:
+    """The evidence for a terminal."""
+    table = Table(title="Answers read in every frame", caption="in per cent, best reading first")
+    for heading in ("frame", "numbers in range", "answers read", "mean IoU"):
+        table.add_column(heading, justify="left" if heading == "frame" else "right")
+    for one in readings:
+        shares = (f"{100 * value:.1f}" for value in (one.in_range, one.read, one.iou))
+        table.add_row(one.family, *shares)
+    return table
+
+
+def advise_frame(
+    frame: AnswerFrame,
+    texts: Sequence[str],
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+) -> str | None:
+    """A warning when many answers look as if written in another frame, None otherwise.
+
+    Args:
+        frame: What they were read in.
+        texts: ``N`` answers as written.
+        samples: ``N`` samples they are about.
+        predictions: ``N`` answers as read, all of one form.
+    """
+    foreign = _share_foreign(predictions)
+    if foreign <= 0.1:
+        return None
+    readings = compare_frames(frame, texts, samples, predictions[0].form)
+    best = max(readings, key=lambda reading: reading.read)
+    advice = f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}"
+    if best.family != frame.family and 1 - best.read < foreign / 2:
+        advice += f"; read with --frame {best.family} it would be {1 - best.read:.0%}"
+    return f"{advice}. --frame {GUESS} shows what each frame would make of them"
+
+
+def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
+    """How many numbers of an answer the frame allows, and how many there are."""
+    seen = frame.for_view(sample.target.size)
+    numbers = [
+        float(match[0])
+        for match, _ in zip(_NUMBER.finditer(frame.normalize(text)), range(_MOST_NUMBERS))  # noqa: B905
+    ]
+    whole = seen.integer and any(number > 1 for number in numbers)
+    inside = sum(
+        0 <= number <= seen.limits[place % 2]
+        and (number.is_integer() if seen.integer else True)
+        and (whole or not seen.integer)
+        for place, number in enumerate(numbers)
+    )
+    return inside, len(numbers)
+
+
+def _share_foreign(predictions: Sequence[Prediction]) -> float:
+    """Share of answers with numbers of another frame."""
+    found = [
+        any(issue.kind is IssueKind.WRONG_FRAME for issue in each.issues) for each in predictions
+    ]
+    return sum(found) / max(1, len(found))

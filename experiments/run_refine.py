@@ -1,0 +1,144 @@
+r"""Teach a policy to look again: behaviour cloning on the second turn of the refine environments.
+
+The policy answers questions as it can; then it is shown its own outline, drawn and written as the
+environment does, and taught to say ``done`` if it was good and else to write the true one; and also
+the plain question with the true outline. The report compares the first answer with the last. What
+comes out is where ``run_gspo.py`` can start in these environments, in which a policy that never saw
+a second turn earns nothing:
+
+    python experiments/run_refine.py
+    python experiments/run_gspo.py --env SimpleSegRefine-Scenes-v0 --turns 2 \
+        --refine-template "{outline} {question}" --policy runs/bc-refine/policy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
+from agents.demonstrations import Demonstration, require_plain_prompts
+from agents.policy.model import VLMPolicy
+from agents.refinement import demonstrate_refinement
+from agents.screening import prepare_usable
+from experiments.common.answer_length import longest_answer
+from experiments.common.arguments import TrainingArguments
+from experiments.common.before_training import require_vision
+from experiments.common.brief import brief_errors
+from experiments.common.launch import command_words, fit_to_deepspeed, launched
+from experiments.common.policies import SHIPPED
+from experiments.common.progress import progress_bar
+from experiments.common.questions import open_rules
+from experiments.common.run import train_and_report
+from experiments.evaluation.loop import answer, question_noise
+from seg_env.envs.left_out import LeftOut, ask_each
+from seg_env.envs.refine_rules import RefineRules
+
+BATCH = 64
+"""Questions asked at a time."""
+
+
+@dataclass
+class Args(TrainingArguments):
+    """Teach a policy to look again, from its own first answers."""
+
+    env: str = "SimpleSegRefine-Scenes-v0"
+    """Environment id, one of the refine environments."""
+    turns: int | None = 2
+    """Turns of an episode."""
+    refine_template: str | None = "{outline} {question}"
+    """Prompt from the second outline on: short, as the embedded policy reads letter by letter what
+    it was not taught as words."""
+    cloning: BehaviorCloningConfig = field(
+        default_factory=lambda: BehaviorCloningConfig(
+            batch_size=32, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
+        )
+    )
+    """Settings of behaviour cloning."""
+    updates: int = 300
+    """Optimizer steps."""
+    scenes: int = 6000
+    """Questions of the training split that are answered and then demonstrated."""
+    content: float = 0.5
+    """Mask IoU from which a first answer is good enough to say done."""
+    epsilon: float = 0.01
+    """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
+    decimals: int = 2
+    """Digits of coordinates."""
+    output_dir: Path = Path("runs/bc-refine")
+    """Folder of the run; the policy is written to ``policy/`` in it."""
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Run the job; returns what ``scores.json`` holds."""
+    with launched(args.deepspeed) as (_, console):
+        args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
+        args.cloning.seed = args.seed
+        policy = args.open_policy(console)
+        rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
+        if not isinstance(rules, RefineRules):
+            raise SystemExit(f"--env {args.env} has one turn; use a SimpleSegRefine environment")
+        length = args.answer_length()
+        longest = longest_answer(length, policy, rules.core, console)
+        require_plain_prompts(policy.processor, rules.core.ask(0).image)
+        if args.vision_check and args.policy not in SHIPPED and not args.resume:
+            require_vision(policy, rules.core, console)  # before thousands of answers are sampled
+        left_out = LeftOut(args.on_error)
+        demonstrations = own_demonstrations(policy, rules, args, longest, console, left_out)
+        agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
+        agent.left_out = left_out
+        return train_and_report(agent, args, title="Looking again", console=console, length=length)
+
+
+def own_demonstrations(
+    policy: VLMPolicy,
+    rules: RefineRules,
+    args: Args,
+    longest: int,
+    console: Console,
+    left_out: LeftOut,
+) -> list[Demonstration]:
+    """Demonstrations about the policy's own first answers, sampled at temperature 1."""
+    count = min(args.scenes, len(rules.core.dataset))
+    order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
+    found: list[Demonstration] = []
+    policy.model.eval()
+    with progress_bar(console) as progress:
+        task = progress.add_task("first answers", total=count, status="")
+        for start in range(0, count, BATCH):
+            some = order[start : start + BATCH].tolist()
+            questions = ask_each(rules.core, some, left_out)
+            questions, inputs = prepare_usable(policy, questions, left_out)
+            progress.advance(task, len(some))
+            if not questions:
+                continue
+            asked = [question.index for question in questions]
+            firsts, _ = answer(
+                policy,
+                inputs,
+                temperature=1.0,
+                answers=1,
+                max_new_tokens=longest,
+                noise=question_noise(args.seed, asked, 1, longest),
+            )
+            found += demonstrate_refinement(
+                policy,
+                rules,
+                questions,
+                firsts,
+                content=args.content,
+                epsilon=args.epsilon,
+                decimals=args.decimals,
+                pad=True,
+            )
+    return found
+
+
+if __name__ == "__main__":
+    with brief_errors():
+        main(tyro.cli(Args, args=command_words(), description=__doc__))

@@ -1,0 +1,211 @@
+"""A plain format of our own: one JSON object on each line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.data.faults import Fault, OnError, RecordError, check_on_error, located
+from seg_env.data.images import check_image, image_size, read_image, read_mask
+from seg_env.data.readers.annotated_images import AnnotatedImages
+from seg_env.data.readers.instances import describe, relative_path, text_field
+from seg_env.data.segmentations import check_inside, target_from_segmentation
+from seg_env.geometry.raster import rasterize_rle
+from seg_env.geometry.rle import Rle
+from seg_env.types import Ring, Sample, Target
+
+MAX_LINE = 1 << 26
+"""Longest line that is read, in bytes."""
+
+
+class JsonLines(AnnotatedImages):
+    """A JSON-lines file: one sample on each line. ``python -m seg_env.data export`` writes it.
+
+    On disk::
+
+        <data_root>/
+          train.jsonl
+          images/0.jpg ...
+          masks/0.png ...       (only where masks are pictures)
+
+    and ``data_root`` may be the ``.jsonl`` file itself. Each line is an object::
+
+        {"id": "0", "image": "images/0.jpg", "expression": "the café", "size": [480, 640],
+         "rle": {"size": [480, 640], "counts": "..."}}
+
+    ``image``: path relative to the file's folder, within it. ``expression``: text. The target is
+    one of ``rle`` (COCO's run lengths, a string or a list), ``rings`` (an outline as answers have
+    it: ``[[[x, y], ...], ...]``, x / width and y / height, holes turning the other way) and
+    ``mask`` (path of a picture of one channel, 0 outside of the object). Nothing in it, for example
+    ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the number of
+    the line), ``size`` (``[H, W]``, saves looking into the picture), ``ignore`` (run lengths of
+    void pixels), ``others`` (a list of run lengths, the other objects of the picture), and
+    ``metadata`` (any object). Blank lines are passed over.
+
+    Only the places of lines are kept in memory; metadata is that of the line and ``file_name``.
+    """
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike[str],
+        split: str = "train",
+        image_root: str | os.PathLike[str] | None = None,
+        *,
+        exclude_images: Collection[str | int] | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        """Find the lines of a file.
+
+        Args:
+            data_root: The folder that holds ``<split>.jsonl``, or a ``.jsonl`` file.
+            split: Name of the file; of a file that was given, only what the split is called.
+            image_root: The folder that paths are relative to, by default that of the file.
+            exclude_images: Names of pictures to leave out, see `seg_env.data.leakage`.
+            on_error: What to do about broken records, see `seg_env.data.faults.OnError`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: A line is too long; or malformed, and pictures are to be left out.
+        """
+        check_on_error(on_error)
+        super().__init__("jsonl", split)
+        root = Path(data_root).expanduser().absolute()
+        self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
+        self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
+        starts: list[int] = []
+        position = 0
+        with self.path.open("rb") as stream:
+            while line := stream.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    raise ValueError(f"{self.path}: line {len(starts) + 1} has over 64 MiB")
+                starts.append(position if line.strip() else -1)
+                position += len(line)
+        self._starts = np.array(starts, dtype=np.int64)
+        rows = np.flatnonzero(self._starts >= 0)
+        if exclude_images and on_error == "skip":
+            # Names of pictures are needed first, and lines without one cannot be judged.
+            sound = np.array([self._has_image(row) for row in rows.tolist()], dtype=np.bool_)
+            if not sound.all():
+                self.skipped = {str(Fault.MALFORMED): int((~sound).sum())}
+            rows = rows[sound]
+        self._choose_rows(rows, exclude_images, on_error)
+
+    def _sample(self, row: int) -> Sample:
+        record, where = self._record(row), self._where(row)
+        photo = self._file(record, "image", where)
+        size = _size_of(record, photo, where)
+        extras = record.get("metadata", {})
+        if not isinstance(extras, dict):
+            raise RecordError(f"{where}: 'metadata' must be an object, got {describe(extras)}")
+        return Sample(
+            id=str(record.get("id", row)),
+            expression=text_field(record, "expression", where),
+            target=self._target(record, size, where),
+            load_image=partial(read_image, photo, size),
+            metadata={**extras, "file_name": self._image_name(row)},
+        )
+
+    def _target(self, record: dict[str, Any], size: tuple[int, int], where: str) -> Target:
+        forms = [form for form in ("rle", "rings", "mask") if form in record]
+        if len(forms) != 1:
+            raise RecordError(f"{where}: expected one of 'rle', 'rings' and 'mask', got {forms}")
+        with located(where):
+            ignore = _run_lengths(record["ignore"], size) if "ignore" in record else None
+            match forms[0]:
+                case "rle":
+                    rle = _run_lengths(record["rle"], size)
+                case "rings":
+                    rle = rasterize_rle(_rings(record["rings"], size), size)
+                case _:
+                    mask = self._file(record, "mask", where)
+                    rle = Rle.from_mask(read_mask(mask, size))
+        return Target(rle, ignore=ignore)
+
+    def _record(self, row: int) -> dict[str, Any]:
+        where = self._where(row)
+        with self.path.open("rb") as stream:
+            stream.seek(int(self._starts[row]))
+            line = stream.readline(MAX_LINE)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise RecordError(f"{where}: expected an object {{...}}, got {describe(record)}")
+        return record
+
+    def _where(self, row: int) -> str:
+        return f"{self.path}: line {row + 1}"
+
+    def _file(self, record: dict[str, Any], key: str, where: str) -> Path:
+        return self.image_root / relative_path(text_field(record, key, where), where)
+
+    def _has_image(self, row: int) -> bool:
+        try:
+            return bool(self._image_name(row))
+        except ValueError:
+            return False
+
+    def _unit(self, row: int) -> int:
+        return row
+
+    def _image_name(self, unit: int) -> str:
+        return text_field(self._record(unit), "image", self._where(unit))
+
+    def _photo(self, row: int) -> Path:
+        return self._file(self._record(row), "image", self._where(row))
+
+    def _check(self, row: int) -> None:
+        check_image(self._photo(row), self._sample(row).target.size)
+
+    def _others(self, row: int) -> list[Target]:
+        record, where = self._record(row), self._where(row)
+        listed = record.get("others", [])
+        if not isinstance(listed, list):
+            raise RecordError(f"{where}: 'others' must be a list, got {describe(listed)}")
+        size = _size_of(record, self._file(record, "image", where), where)
+        with located(where):
+            return [Target(_run_lengths(each, size)) for each in listed]
+
+
+def _size_of(record: dict[str, Any], photo: Path, where: str) -> tuple[int, int]:
+    stated = record.get("size")
+    if stated is None:
+        return image_size(photo)
+    if (
+        isinstance(stated, list)
+        and len(stated) == 2
+        and all(type(side) is int and side > 0 for side in stated)
+    ):
+        return stated[0], stated[1]
+    raise RecordError(f"{where}: 'size' must be [height, width], got {describe(stated)}")
+
+
+def _run_lengths(value: object, size: tuple[int, int]) -> Rle:
+    if not isinstance(value, dict):
+        raise RecordError(f"run lengths are {{'size', 'counts'}}, got {describe(value)}")
+    return target_from_segmentation(value, size).rle
+
+
+def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
+    if not isinstance(value, list):
+        raise RecordError(f"'rings' must be a list of rings [[x, y], ...], got {describe(value)}")
+    rings: list[Ring] = []
+    scale = np.array([size[1], size[0]], dtype=np.float64)
+    for number, listed in enumerate(value):
+        try:
+            ring: NDArray[np.float64] = np.array(listed, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            ring = np.zeros(0)
+        if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
+            raise RecordError(f"ring {number} must be a list of at least 3 finite pairs [x, y]")
+        check_inside(ring * scale, size, f"ring {number}")
+        rings.append(ring)
+    return rings

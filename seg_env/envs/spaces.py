@@ -1,0 +1,167 @@
+"""Spaces that Gymnasium lacks: outlines written as text, free text, pictures of any size."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from seg_env.frames import UNIT, Frame
+from seg_env.grammar import encode
+from seg_env.grammar.answers import encode_numbers
+from seg_env.types import Form, Ring
+
+
+class FreeText(spaces.Text):
+    """Any string up to a length, whatever its characters.
+
+    Gymnasium's ``Text`` accepts a closed character set only, but expressions are written by people.
+    Samples consist of printable ASCII characters.
+    """
+
+    def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
+        """Describe the space.
+
+        Args:
+            max_length: Largest number of characters; the smallest is 0.
+            seed: Seed for sampling.
+        """
+        super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
+
+    def contains(self, x: Any) -> bool:
+        """True for every string of at most ``max_length`` characters."""
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def __repr__(self) -> str:
+        """Name and length; the hundred characters of the alphabet would only be noise."""
+        return f"{type(self).__name__}(max_length={self.max_length})"
+
+
+class PolygonText(FreeText):
+    """Answers of a segmentation policy: any string at all, sampled as well-formed outlines.
+
+    The environment accepts every string and scores what it can read, so `contains` does too;
+    ``max_length`` is only what Gymnasium's tools size their buffers by. A sample is one or two
+    star-shaped rings inside the image, clockwise on screen, of 3 to 12 vertices each; or where
+    boxes or points may be asked for, one of the forms at random.
+    """
+
+    def __init__(
+        self,
+        max_length: int = 4096,
+        *,
+        frame: Frame = UNIT,
+        decimals: int = 3,
+        forms: tuple[Form, ...] = ("mask",),
+        seed: int | None = None,
+    ) -> None:
+        """Describe the space.
+
+        Args:
+            max_length: Nominal length in characters; nothing is rejected for being longer.
+            frame: Coordinate frame in which samples are written.
+            decimals: Digits after the decimal point in samples.
+            forms: What samples are.
+            seed: Seed for sampling.
+        """
+        super().__init__(max_length, seed=seed)
+        self.frame = frame
+        self.decimals = decimals
+        self.forms = forms
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``.
+
+        Raises:
+            ValueError: If a mask or a probability is given; neither has a meaning for outlines.
+        """
+        if mask is not None or probability is not None:
+            raise ValueError("PolygonText.sample takes no mask and no probability; call sample()")
+        form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
+        if form != "mask":
+            points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
+            return encode_numbers(points, self.decimals, frame=self.frame)
+        number_of_rings = 1 + int(self.np_random.random() < 0.25)
+        rings = [self._star() for _ in range(number_of_rings)]
+        return encode(rings, self.decimals, frame=self.frame)
+
+    def contains(self, x: Any) -> bool:
+        """True for every string: what cannot be read scores badly, but it may be answered."""
+        return isinstance(x, str)
+
+    def __eq__(self, other: object) -> bool:
+        """True for a space that samples the same answers."""
+        return (
+            isinstance(other, PolygonText)
+            and super().__eq__(other)
+            and (self.frame, self.decimals) == (other.frame, other.decimals)
+            and self.forms == other.forms
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _star(self) -> Ring:
+        """A ring around a random centre: angles grow with y pointing down, so it runs clockwise."""
+        rng = self.np_random
+        vertices = int(rng.integers(3, 13))
+        centre = rng.uniform(0.2, 0.8, size=2)
+        largest = min(centre.min(), (1.0 - centre).min())
+        radii = largest * rng.uniform(0.4, 1.0, size=vertices)
+        angles = 2.0 * np.pi * (np.arange(vertices) + rng.uniform(0.1, 0.9, vertices)) / vertices
+        offsets = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (V, 2)
+        return np.asarray(centre + radii[:, None] * offsets, dtype=np.float64)
+
+
+class ImageSpace(spaces.Space[NDArray[np.uint8]]):
+    """Pictures ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
+
+    def __init__(self, max_side: int = 16384, *, seed: int | None = None) -> None:
+        """Describe the space.
+
+        Args:
+            max_side: Largest height and width in pixels; the smallest is 1.
+            seed: Seed for sampling.
+
+        Raises:
+            ValueError: If ``max_side`` is below 1.
+        """
+        if max_side < 1:
+            raise ValueError(f"max_side={max_side}, but a picture has at least 1 pixel")
+        super().__init__(shape=None, dtype=np.uint8, seed=seed)
+        self.max_side = int(max_side)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """False: pictures of different sizes have no common length."""
+        return False
+
+    def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.uint8]:
+        """Draw noise of a random size, at most 256 pixels a side to stay cheap."""
+        if mask is not None or probability is not None:
+            raise ValueError("ImageSpace.sample takes no mask and no probability; call sample()")
+        height, width = self.np_random.integers(1, min(self.max_side, 256) + 1, size=2)
+        return self.np_random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+
+    def contains(self, x: Any) -> bool:
+        """True for an ``(H, W, 3) uint8`` array with sides from 1 to ``max_side``."""
+        return (
+            isinstance(x, np.ndarray)
+            and x.dtype == np.uint8
+            and x.ndim == 3
+            and x.shape[2] == 3
+            and min(x.shape[:2]) >= 1
+            and max(x.shape[:2]) <= self.max_side
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """True for a space of the same largest side."""
+        return isinstance(other, ImageSpace) and self.max_side == other.max_side
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """For example ``ImageSpace(max_side=16384)``."""
+        return f"ImageSpace(max_side={self.max_side})"

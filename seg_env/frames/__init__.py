@@ -1,0 +1,65 @@
+"""Coordinate frames: what the numbers in an answer mean, and the way to the unit frame and back.
+
+Vision-language models disagree about the numbers they were trained to write: SimpleSeg writes
+``x / W``, Qwen3-VL 0-1000, Qwen2.5-VL pixels of the resized image. Conversion happens at the
+border, here and nowhere else; everything inside the library lives in the unit frame.
+"""
+
+from seg_env.frames.answers import (
+    AUTO,
+    UNIT_ANSWERS,
+    AnswerFrame,
+    find_answer_frame,
+    frame_of_view,
+    is_frame_name,
+)
+from seg_env.frames.letterbox import LetterboxFrame, letterbox_geometry
+from seg_env.frames.models import (
+    FAMILIES,
+    FAMILY_OF_MODEL,
+    TOKEN_FAMILIES,
+    ResizeSettings,
+    family_frame,
+    family_of_model,
+    normalize_tokens,
+    smart_resize,
+    write_tokens,
+)
+from seg_env.frames.plain import (
+    UNIT,
+    BinFrame,
+    Frame,
+    PermilleFrame,
+    PixelFrame,
+    Points,
+    RowFirstFrame,
+    UnitFrame,
+)
+
+__all__ = [
+    "AUTO",
+    "FAMILIES",
+    "FAMILY_OF_MODEL",
+    "TOKEN_FAMILIES",
+    "UNIT",
+    "UNIT_ANSWERS",
+    "AnswerFrame",
+    "BinFrame",
+    "Frame",
+    "LetterboxFrame",
+    "PermilleFrame",
+    "PixelFrame",
+    "Points",
+    "ResizeSettings",
+    "RowFirstFrame",
+    "UnitFrame",
+    "family_frame",
+    "family_of_model",
+    "find_answer_frame",
+    "frame_of_view",
+    "is_frame_name",
+    "letterbox_geometry",
+    "normalize_tokens",
+    "smart_resize",
+    "write_tokens",
+]

@@ -1,0 +1,196 @@
+"""What the numbers in a policy's answers mean, for images of every size, and how that is found."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from seg_env.errors import WrongOptionError
+from seg_env.frames.letterbox import LetterboxFrame
+from seg_env.frames.models import (
+    FAMILIES,
+    FAMILY_OF_MODEL,
+    IMAGE_DEPENDENT,
+    TOKEN_FAMILIES,
+    ResizeSettings,
+    family_frame,
+    family_of_model,
+    normalize_tokens,
+    write_tokens,
+)
+from seg_env.frames.plain import Frame, PixelFrame
+from seg_env.types import Form
+
+AUTO = "auto"
+"""The name that stands for what a policy's record or its family says."""
+
+_PIXELS = re.compile(r"pixel:([0-9]{1,6})x([0-9]{1,6})")
+_LARGEST_SIDE = 9999
+
+
+@dataclass(frozen=True)
+class AnswerFrame:
+    """The frame that a policy writes its numbers in; gives a `Frame` for every image.
+
+    Environments, trainers, the evaluator and the demo all read answers through one of these, so a
+    policy is trained in the frame it is measured in.
+    """
+
+    family: str = "unit"
+    """One of `FAMILIES`, ``pixel:WxH``, or the name of ``fixed``."""
+    reason: str = field(default="", compare=False)
+    """Why it was chosen, empty if it was asked for."""
+    resize: ResizeSettings = field(default_factory=ResizeSettings)
+    """How the processor resizes images, for families whose numbers depend on it."""
+    canvas_size: tuple[int, int] | None = None
+    """``(H, W)`` that images are letterboxed to before the policy sees them."""
+    fixed: Frame | None = None
+    """A frame for images of all sizes that a caller made."""
+
+    @classmethod
+    def from_spec(cls, spec: str | Frame | AnswerFrame) -> AnswerFrame:
+        """An answer frame from what an environment's arguments may name.
+
+        Args:
+            spec: One of `FAMILIES`, a transformers model type such as ``"qwen3_vl"``,
+                ``"pixel:WxH"``, a `Frame`, or an answer frame.
+
+        Raises:
+            ValueError: There is no frame of that name.
+        """
+        if isinstance(spec, AnswerFrame):
+            return spec
+        if not isinstance(spec, str):
+            return cls(spec.name, fixed=spec)
+        return find_answer_frame(spec)
+
+    @property
+    def description(self) -> str:
+        """One line: the family, what its numbers are, and why it was chosen."""
+        meaning = FAMILIES.get(self.family, "pixels of an image of that size, width first")
+        if self.fixed is not None:
+            meaning = "as given"
+        return f"{self.family} ({meaning})" + (f", {self.reason}" if self.reason else "")
+
+    @property
+    def writes_tokens(self) -> bool:
+        """Whether answers consist of location tokens in place of bracketed numbers."""
+        return self.family in TOKEN_FAMILIES
+
+    @property
+    def depends_on_image(self) -> bool:
+        """Whether the numbers of one place are other ones in images of another size."""
+        return self.family in IMAGE_DEPENDENT and self.canvas_size is None
+
+    def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
+        """The same for images that are letterboxed to ``(H, W)``; None for images as they are."""
+        return replace(self, canvas_size=canvas_size)
+
+    def for_view(self, image_size: tuple[int, int]) -> Frame:
+        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels.
+
+        Raises:
+            ValueError: The processor would refuse the image.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if pixels := _PIXELS.fullmatch(self.family):
+            return PixelFrame(int(pixels[1]), int(pixels[2]))
+        return family_frame(self.family, self.canvas_size or image_size, self.resize)
+
+    def for_image(self, image_size: tuple[int, int]) -> Frame:
+        """Frame that maps to the unit frame of an image of ``(H, W)`` pixels itself.
+
+        Raises:
+            ValueError: The processor would refuse the image.
+        """
+        return frame_of_view(self.for_view(image_size), image_size, self.canvas_size)
+
+    def widest(self) -> Frame:
+        """Frame whose limits hold for images of every size: that of answers, or a larger one."""
+        if self.depends_on_image:
+            return PixelFrame(_LARGEST_SIDE, _LARGEST_SIDE)
+        return self.for_view((1, 1))
+
+    def normalize(self, text: str, form: Form = "mask") -> str:
+        """An answer as the bracketed numbers that the grammar reads; see `normalize_tokens`."""
+        return normalize_tokens(text, self.family, form) if self.writes_tokens else text
+
+    def write(self, text: str) -> str:
+        """Bracketed numbers as the policy writes them; inverse of `normalize`."""
+        return write_tokens(text, self.family) if self.writes_tokens else text
+
+
+UNIT_ANSWERS = AnswerFrame()
+"""Answers in fractions of the image, the default."""
+
+
+def find_answer_frame(
+    name: str,
+    *,
+    model_type: str | None = None,
+    model_name: str = "",
+    recorded: str | None = None,
+    resize: ResizeSettings | None = None,
+) -> AnswerFrame:
+    """The frame that a name stands for.
+
+    Args:
+        name: A family, a transformers model type, ``pixel:WxH``, or ``auto``.
+        model_type: Type of the model that answers, None where only answers are given.
+        model_name: Its folder or hub id.
+        recorded: The frame that its configuration records.
+        resize: How its processor resizes images.
+
+    Raises:
+        ValueError: There is no such frame.
+    """
+    resize = resize or ResizeSettings()
+    if name == AUTO:
+        family, reason = _pick(model_type, model_name, recorded)
+    elif name in FAMILY_OF_MODEL:
+        family, reason = family_of_model(name), f"what {name} models write"
+    elif is_frame_name(name):
+        family, reason = name, ""
+    else:
+        raise WrongOptionError(
+            f"frame={name!r} is unknown; use one of {', '.join(FAMILIES)}, or {AUTO}, pixel:WxH "
+            f"such as pixel:640x480, or a model type: {', '.join(FAMILY_OF_MODEL)}"
+        )
+    if recorded is not None and is_frame_name(recorded) and recorded != family:
+        reason = f"as asked for, although the policy's configuration records {recorded}"
+    return AnswerFrame(family, reason, resize)
+
+
+def is_frame_name(name: str) -> bool:
+    """Whether a name is one of `FAMILIES` or ``pixel:WxH`` with positive sides."""
+    match = _PIXELS.fullmatch(name)
+    return name in FAMILIES or (match is not None and int(match[1]) > 0 and int(match[2]) > 0)
+
+
+def frame_of_view(
+    inner: Frame, image_size: tuple[int, int], canvas_size: tuple[int, int] | None
+) -> Frame:
+    """Frame that maps numbers about the image seen to the unit frame of the native image.
+
+    Args:
+        inner: Frame of the numbers relative to the image seen.
+        image_size: ``(H, W)`` of the native image.
+        canvas_size: ``(H, W)`` of the image seen, None for the native image itself.
+    """
+    if canvas_size is None or canvas_size == image_size:
+        return inner
+    return LetterboxFrame(inner, image_size, canvas_size)
+
+
+def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:
+    """Family and reason for ``auto``."""
+    if recorded is not None and is_frame_name(recorded):
+        return recorded, "as the policy's configuration records"
+    if model_type is None:
+        return "unit", "since answers alone do not name a model (see --frame)"
+    if "simpleseg" in model_name.lower():
+        return "unit", "what SimpleSeg's checkpoints write"
+    if model_type not in FAMILY_OF_MODEL:
+        return "unit", f"since nothing is known about model type {model_type} (see --frame)"
+    return family_of_model(model_type), f"picked by model type {model_type}"

@@ -1,0 +1,229 @@
+"""Which model family writes which numbers, and in what form."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from seg_env.frames.plain import (
+    UNIT,
+    BinFrame,
+    Frame,
+    PermilleFrame,
+    PixelFrame,
+    RowFirstFrame,
+    check_size,
+)
+from seg_env.types import Form
+
+FAMILIES = {
+    "unit": "fractions of the image, x/W and y/H",
+    "permille": "whole numbers from 0 to 1000 relative to the image",
+    "pixels": "pixels of the image itself",
+    "qwen2.5-vl": "pixels of the image as the processor resizes it",
+    "florence": "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
+    "paligemma": "tokens <loc0000> to <loc1023> from border to border, y before x",
+}
+"""Families of models by the numbers that they write, and what these mean."""
+TOKEN_FAMILIES = ("florence", "paligemma")
+"""Those that write location tokens in place of bracketed numbers."""
+IMAGE_DEPENDENT = ("pixels", "qwen2.5-vl")
+"""Those whose limits are other ones for images of another size."""
+
+FAMILY_OF_MODEL = {
+    "florence2": "florence",
+    "idefics3": "unit",
+    "internvl": "permille",
+    "kimi_vl": "unit",
+    "llava": "unit",
+    "llava_onevision": "unit",
+    "paligemma": "paligemma",
+    "qwen2_vl": "permille",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "permille",
+    "qwen3_vl_moe": "permille",
+    "smolvlm": "unit",
+}
+"""Family by transformers' model type: what such a model writes unless it was trained otherwise.
+
+Checkpoints of SimpleSeg write fractions whatever they were made from."""
+
+_LONGEST_TEXT = 1 << 18  # What `seg_env.grammar.decode` reads; longer texts are not worth the work.
+_TOKENS = {"florence": r"<loc_([0-9]{1,4})>", "paligemma": r"<loc([0-9]{4})>"}
+_WRITTEN = {"florence": ("<loc_{}>", "<sep>"), "paligemma": ("<loc{:0>4}>", " ; ")}
+_NUMBERS = {"bbox": 4, "point": 2}
+_KNOWN_TAGS = re.compile(r"</?(?:poly|sep|s|pad|eos|bos)>")
+
+
+@dataclass(frozen=True)
+class ResizeSettings:
+    """How a Qwen2-VL or Qwen2.5-VL processor resizes pictures; defaults as the models ship."""
+
+    factor: int = 28
+    """Both sides become multiples of this: patch size times merge size."""
+    min_pixels: int = 56 * 56
+    """Fewest pixels of a resized picture."""
+    max_pixels: int = 28 * 28 * 16384
+    """Most pixels of a resized picture."""
+
+    @classmethod
+    def from_processor(cls, image_processor: Any) -> ResizeSettings:
+        """Read the settings of a transformers image processor; what it lacks is left at default."""
+        default = cls()
+        size = getattr(image_processor, "size", None) or {}
+        patch = getattr(image_processor, "patch_size", None)
+        merge = getattr(image_processor, "merge_size", None)
+        factor = default.factor
+        if isinstance(patch, int) and isinstance(merge, int):
+            factor = patch * merge
+        return cls(
+            factor,
+            _entry(size, "shortest_edge") or default.min_pixels,
+            _entry(size, "longest_edge") or default.max_pixels,
+        )
+
+
+def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) -> tuple[int, int]:
+    """Size that a Qwen2-VL or Qwen2.5-VL processor gives to a picture before the model sees it.
+
+    Both sides are rounded to multiples of the factor; if the area is then outside of what is
+    allowed, the picture is scaled to the nearer bound first and the sides rounded towards the
+    inside. Equal to transformers' rule of the same name.
+
+    Args:
+        size: ``(H, W)`` of the picture in pixels.
+        settings: Those of the processor.
+
+    Returns:
+        ``(H, W)`` of the resized picture.
+
+    Raises:
+        ValueError: A side is not positive, or one is more than 200 times the other: the processor
+            refuses such pictures too.
+    """
+    check_size("smart_resize", size)
+    if max(size) > 200 * min(size):
+        raise ValueError(f"smart_resize: (H, W) = {size}, but one side is over 200 times the other")
+    rule = settings or ResizeSettings()
+    resized = [round(side / rule.factor) * rule.factor for side in size]
+    area = resized[0] * resized[1]
+    if area > rule.max_pixels:
+        shrink = math.sqrt(size[0] * size[1] / rule.max_pixels)
+        resized = [
+            max(rule.factor, math.floor(side / shrink / rule.factor) * rule.factor) for side in size
+        ]
+    elif area < rule.min_pixels:
+        grow = math.sqrt(rule.min_pixels / (size[0] * size[1]))
+        resized = [math.ceil(side * grow / rule.factor) * rule.factor for side in size]
+    return resized[0], resized[1]
+
+
+def family_of_model(model_type: str) -> str:
+    """Family of a transformers model type; ``"unit"`` for one that is not in `FAMILY_OF_MODEL`."""
+    return FAMILY_OF_MODEL.get(model_type, "unit")
+
+
+def family_frame(
+    family: str, image_size: tuple[int, int], settings: ResizeSettings | None = None
+) -> Frame:
+    """Frame of a family for one picture.
+
+    Args:
+        family: One of `FAMILIES`.
+        image_size: ``(H, W)`` of the picture handed to the processor.
+        settings: How the processor resizes.
+
+    Raises:
+        ValueError: There is no such family, or the processor would refuse the picture.
+    """
+    _check_family(family)
+    if family in IMAGE_DEPENDENT:
+        resized = smart_resize(image_size, settings) if family == "qwen2.5-vl" else image_size
+        return PixelFrame(width=resized[1], height=resized[0])
+    of_any_size: dict[str, Frame] = {
+        "unit": UNIT,
+        "permille": PermilleFrame(),
+        "florence": BinFrame(),
+        "paligemma": RowFirstFrame(),
+    }
+    return of_any_size[family]
+
+
+def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
+    """Rewrite location tokens as the bracketed numbers that `seg_env.grammar.decode` reads.
+
+    Each unbroken run of tokens is a ring; what stands between runs (``<sep>``, ``;``, labels) ends
+    it. A run of four tokens is a box by two corners, which is how both families write boxes: where
+    a box was asked for it stays one, where an outline was it becomes its four corners. Where a
+    point was asked for, a run of two tokens is one. Labels and structural tags belong to the form
+    and are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline
+    and stay behind the list, where they are reported. A run of odd length keeps its last number
+    alone in its brackets, which is reported as well. Numbers keep their order and are still in the
+    family's frame.
+
+    Args:
+        text: Any string; one without location tokens is returned unchanged.
+        family: One of `FAMILIES`; only ``"florence"`` and ``"paligemma"`` write tokens.
+        form: What was asked for.
+
+    Returns:
+        The rewritten text. Time is linear in its length; very long texts are returned unchanged.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    _check_family(family)
+    if family not in _TOKENS or len(text) > _LONGEST_TEXT:
+        return text
+    token = _TOKENS[family]
+    rings, runs = [], []
+    for run in re.finditer(rf"(?:{token}\s*+)++", text):
+        numbers = [str(int(number)) for number in re.findall(token, run[0])]
+        runs.append(numbers)
+        points = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
+        if len(numbers) == 4:
+            (a, b), (c, d) = points
+            points = [[a, b], [c, b], [c, d], [a, d]]
+        rings.append("[" + ",".join(f"[{','.join(point)}]" for point in points) + "]")
+    if not rings:
+        return text
+    rest = _KNOWN_TAGS.sub("", re.sub(token, "", text))
+    unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
+    found = f"[{','.join(rings)}]"
+    if len(runs) == 1 and len(runs[0]) == _NUMBERS.get(form):
+        found = f"[{','.join(runs[0])}]"
+    return found + (f" {unread}" if unread else "")
+
+
+def write_tokens(text: str, family: str) -> str:
+    """Inverse of `normalize_tokens`: an encoded answer in the tokens that a family was trained on.
+
+    Args:
+        text: What `seg_env.grammar.encode` or `seg_env.grammar.answers.encode_numbers` wrote in the
+            family's frame; ``[]``, "no target", stays as it is.
+        family: One of `FAMILIES`; those that write no tokens get the text itself.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    _check_family(family)
+    if family not in _WRITTEN or text == "[]":
+        return text
+    form, separator = _WRITTEN[family]
+    rings = text.split("]],[[")
+    return separator.join(
+        "".join(form.format(number) for number in re.findall(r"[0-9]+", ring)) for ring in rings
+    )
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
+
+
+def _entry(size: Any, key: str) -> int | None:
+    """A whole number of a processor's size, which is a dict or an object with attributes."""
+    value = size.get(key) if hasattr(size, "get") else getattr(size, key, None)
+    return value if isinstance(value, int) else None

@@ -1,0 +1,180 @@
+"""Places that a question gives in the place of an expression, drawn from the ground truth.
+
+What is drawn follows from the sample and a seed alone, so an evaluation can be repeated, and all
+answers of a group are about one question.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.errors import WrongOptionError
+from seg_env.frames import UNIT, AnswerFrame, Frame
+from seg_env.grammar import MAX_DECIMALS, encode
+from seg_env.grammar.answers import decode_answer, encode_numbers
+from seg_env.tasks.mixture import TaskMixture
+from seg_env.tasks.tasks import REFERENCES, TASKS, Task, box_of, query_of
+from seg_env.types import Sample, Target
+
+_TRIES = 16  # Points drawn until one is still on the object when it is written.
+
+
+@dataclass(frozen=True)
+class QueryStyle:
+    """How places are drawn and written."""
+
+    decimals: int = 3
+    """Digits after the point, 1 to 9; ignored in frames of whole numbers."""
+    pad: bool = False
+    """Write every number with all its decimals."""
+    epsilon: float = 0.01
+    """Douglas-Peucker tolerance of outlines, as a share of the perimeter."""
+    jitter: float = 0.05
+    """How far each side of a box may be moved, as a share of the box's width or height; the move
+    is uniform in both directions, and the box stays in the image."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: One of them is left.
+        """
+        if not _is_number(self.decimals, Integral) or not 1 <= self.decimals <= MAX_DECIMALS:
+            raise ValueError(
+                f"queries: decimals={self.decimals!r}; use a whole number from 1 to {MAX_DECIMALS}"
+            )
+        if not _is_number(self.epsilon) or not 0 <= self.epsilon < 1:
+            raise ValueError(f"queries: epsilon={self.epsilon!r}; use a number from 0 to below 1")
+        if not _is_number(self.jitter) or not 0 <= self.jitter < 0.5:
+            raise ValueError(f"queries: jitter={self.jitter!r}; use a number from 0 to below 0.5")
+        if not isinstance(self.pad, bool):
+            raise ValueError(f"queries: pad={self.pad!r}; use True or False")
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, object] | QueryStyle | None) -> QueryStyle:
+        """A style from a mapping of its fields; None gives the default.
+
+        Raises:
+            ValueError: It is no mapping, there is no such field, or a value is out of range.
+        """
+        if isinstance(spec, QueryStyle):
+            return spec
+        known = tuple(cls.__dataclass_fields__)
+        if spec is not None and not isinstance(spec, Mapping):
+            raise ValueError(
+                f"queries={spec!r}; use a dictionary with some of {list(known)}, or None"
+            )
+        given = dict(spec or {})
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"queries={given!r}: unknown {unknown}; use some of {list(known)}")
+        return cls(**given)  # type: ignore[arg-type]
+
+
+def _is_number(value: object, kind: type = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
+    """The task that a mixture asks of a sample; follows from sample and seed."""
+    return mixture.draw(_generator(sample, seed, len(TASKS)))
+
+
+def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:
+    """Make sure that questions can give the places that tasks are about.
+
+    Raises:
+        WrongOptionError: They would be location tokens, which questions do not have.
+    """
+    given = next((task for task in tasks if query_of(task) != "text"), None)
+    if given is not None and frame.writes_tokens:
+        raise WrongOptionError(
+            f"task {given} gives a place in brackets, and frame {frame.family!r} writes location "
+            f"tokens: ask by text, or choose another frame"
+        )
+
+
+def refer_to(
+    sample: Sample,
+    task: Task,
+    seed: int = 0,
+    *,
+    style: QueryStyle | None = None,
+    frame: Frame = UNIT,
+) -> str:
+    """How a question of a task speaks of the sample's object.
+
+    A point is one of the object's pixels, each as likely as the others; a box is the object's with
+    each side moved a little; an outline is the object's, simplified. Numbers are written in the
+    frame that answers are about, clipped to the image.
+
+    Args:
+        sample: What is asked about; its target must have a pixel if the task gives a place.
+        task: What is given and asked for.
+        seed: Any number from 0; with the sample it decides about the place.
+        style: How places are drawn and written.
+        frame: Frame of the numbers.
+
+    Raises:
+        ValueError: The task gives a place and there is no object, see `seg_env.tasks.askable`.
+    """
+    kind = query_of(task)
+    if kind == "text":
+        return sample.expression
+    if not sample.target.area:
+        raise ValueError(f"{task} of {sample.id!r}: there is no object whose place can be given")
+    style = style or QueryStyle()
+    rng = _generator(sample, seed, TASKS.index(task))
+    if kind == "mask":
+        rings = sample.target.outline(style.epsilon)
+        written = encode(rings, style.decimals, frame=frame, pad=style.pad)
+    elif kind == "bbox":
+        corners = jittered_box(sample.target, style.jitter, rng).reshape(2, 2)
+        written = encode_numbers(corners, style.decimals, frame=frame, pad=style.pad)
+    else:
+        written = _written_point(sample.target, style, frame, rng)
+    return REFERENCES[kind].format(query=written)
+
+
+def jittered_box(target: Target, jitter: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The target's box ``(4,)`` in the unit frame with each side moved, see `QueryStyle`."""
+    box = box_of(target)
+    width, height = box[2] - box[0], box[3] - box[1]
+    moves = rng.uniform(-jitter, jitter, 4) * (width, height, width, height)
+    return np.asarray(np.clip(box + moves, 0.0, 1.0), dtype=np.float64)
+
+
+def interior_point(target: Target, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The centre ``(x, y)`` of a pixel of the target, in the unit frame, uniformly drawn."""
+    height, width = target.size
+    starts, ends = target.rle.runs
+    place = int(rng.integers(target.area))
+    behind = np.cumsum(ends - starts)
+    run = int(np.searchsorted(behind, place, side="right"))
+    column, row = divmod(int(ends[run] - (behind[run] - place)), height)
+    return np.array([(column + 0.5) / width, (row + 0.5) / height])
+
+
+def _written_point(
+    target: Target, style: QueryStyle, frame: Frame, rng: np.random.Generator
+) -> str:
+    """A point that is on the target as it is written, if a few draws find one."""
+    written = ""
+    for _ in range(_TRIES):
+        point = interior_point(target, rng)[None]
+        written = encode_numbers(point, style.decimals, frame=frame, pad=style.pad)
+        read = decode_answer(written, "point", frame).point
+        if read is not None and target.contains(read):
+            break
+    return written
+
+
+def _generator(sample: Sample, seed: int, stream: int) -> np.random.Generator:
+    name = zlib.crc32(sample.id.encode("utf-8", "surrogatepass"))
+    return np.random.default_rng([seed, name, stream])

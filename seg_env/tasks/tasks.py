@@ -1,0 +1,173 @@
+"""Grounding tasks as question and answer: any of text, point, box and outline asks for another.
+
+The paper recombines labels: a mask also gives a point and a box. A policy that learns them together
+finds things sooner than one that only ever sees outlines, because only the first vertex of an
+outline says where the object is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame
+from seg_env.grammar import encode
+from seg_env.grammar.answers import encode_numbers
+from seg_env.types import Form, Sample, Target
+
+Task = Literal[
+    "text->mask",
+    "text->bbox",
+    "text->point",
+    "point->mask",
+    "bbox->mask",
+    "point->bbox",
+    "mask->bbox",
+    "mask->point",
+]
+"""What is given and what is asked for."""
+TASKS: tuple[Task, ...] = get_args(Task)
+
+TEXT_TASKS: tuple[Task, ...] = ("text->mask", "text->bbox", "text->point")
+"""Those that give an expression."""
+
+Query = Literal["text", "mask", "bbox", "point"]
+"""What a question gives: an expression, or a place."""
+
+PROMPTS: dict[Task, str] = {
+    "text->mask": "Output the polygon coordinates of {expression} in the image.",
+    "text->bbox": "Output the bounding box of {expression} in the image.",
+    "text->point": "Output the center point of {expression} in the image.",
+}
+"""One question of the paper's kind for each form of answer; ``{expression}`` is the referring
+expression, or in tasks that give a place, what `REFERENCES` says of it."""
+
+REFERENCES: dict[Query, str] = {
+    "text": "{query}",
+    "point": "the object at {query}",
+    "bbox": "the object in {query}",
+    "mask": "the object with polygon {query}",
+}
+"""How a question speaks of what is asked about; ``{query}`` is an expression, or a place written as
+an answer of that form would be."""
+
+
+def query_of(task: Task) -> Query:
+    """What a task gives, ``"point"`` for ``"point->mask"``."""
+    return cast("Query", task.partition("->")[0])
+
+
+def form_of(task: Task) -> Form:
+    """What a task asks for, ``"mask"`` for ``"point->mask"``."""
+    return cast("Form", task.partition("->")[2])
+
+
+def prompt_for(form: Form) -> str:
+    """The question of `PROMPTS` that asks for a form of answer."""
+    return PROMPTS[cast("Task", f"text->{form}")]
+
+
+def askable(sample: Sample, task: Task) -> Task:
+    """The task itself, or where there is no object to point at, the one that asks by text."""
+    if sample.target.area or query_of(task) == "text":
+        return task
+    return cast("Task", f"text->{form_of(task)}")
+
+
+def question(sample: Sample, task: Task, reference: str | None = None) -> str:
+    """The prompt that asks for ``task`` of a sample.
+
+    Args:
+        sample: What is asked about.
+        task: What is asked for.
+        reference: How the question speaks of it, see `seg_env.tasks.queries.refer_to`; by default
+            the sample's expression, which is right for tasks that give text.
+
+    Raises:
+        ValueError: The task gives a place and there is no reference to it.
+    """
+    if reference is None:
+        if query_of(task) != "text":
+            raise ValueError(f"{task} needs a reference to the place that it gives; see refer_to")
+        reference = sample.expression
+    return prompt_for(form_of(task)).format(expression=reference)
+
+
+def answer(
+    sample: Sample,
+    task: Task,
+    *,
+    epsilon: float = 0.005,
+    decimals: int = 3,
+    pad: bool = False,
+    frame: AnswerFrame = UNIT_ANSWERS,
+) -> str:
+    """The text a perfect policy would answer.
+
+    Args:
+        sample: What is asked about.
+        task: Which form the answer takes.
+        epsilon: Douglas-Peucker tolerance of outlines as a share of the perimeter.
+        decimals: Digits after the decimal point.
+        pad: Write every number with all its decimals, ``0.50`` for ``0.5``.
+        frame: What the policy's numbers mean.
+
+    Returns:
+        ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]`` for
+        any of them if there is no such object; location tokens where the frame writes those.
+    """
+    form, numbers = form_of(task), frame.for_image(sample.target.size)
+    if form == "mask" or not sample.target.area:
+        outline = sample.target.outline(epsilon)
+        return frame.write(encode(outline, decimals, frame=numbers, pad=pad))
+    place = box_of(sample.target) if form == "bbox" else point_of(sample.target)
+    points = place.reshape(-1, 2)
+    return frame.write(encode_numbers(points, decimals, frame=numbers, pad=pad))
+
+
+def box_of(target: Target) -> NDArray[np.float64]:
+    """``(x0, y0, x1, y1)`` of the target in the unit frame, along pixel edges; 0 without pixels."""
+    height, width = target.size
+    return np.array(target.rle.bbox) / (width, height, width, height)
+
+
+def centre_of(target: Target) -> NDArray[np.float64]:
+    """``(x, y)`` of the middle of the target's box in the unit frame."""
+    x0, y0, x1, y1 = box_of(target)
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+
+
+def point_of(target: Target) -> NDArray[np.float64]:
+    """``(x, y)`` in the unit frame that answers a question for a point: always on the target.
+
+    It is `centre_of`, or where that is beside the target, as in a ring, the middle of the longest
+    stretch of the target in the row of pixels that is nearest to it. Kept in ``target.cache``.
+
+    Raises:
+        ValueError: The target has no pixels.
+    """
+    cached: NDArray[np.float64] | None = target.cache.get("point_of")
+    if cached is not None:
+        return cached
+    if not target.area:
+        raise ValueError("a target without pixels has no point; its answer is []")
+    mask, centre = target.mask(), centre_of(target)
+    height, width = target.size
+    row, column = int(centre[1] * height), int(centre[0] * width)
+    if not mask[min(row, height - 1), min(column, width - 1)]:
+        rows = np.flatnonzero(mask.any(axis=1))
+        row = int(rows[np.abs(rows + 0.5 - centre[1] * height).argmin()])
+        starts, ends = _runs(mask[row])
+        longest = int((ends - starts).argmax())
+        middle = (int(starts[longest]) + int(ends[longest])) / 2
+        centre = np.array([middle / width, (row + 0.5) / height])
+    target.cache["point_of"] = centre
+    return centre
+
+
+def _runs(line: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where the stretches of True in ``(W,)`` start, and where they end, exclusive."""
+    changes = np.flatnonzero(np.diff(line, prepend=False, append=False))
+    return changes[0::2], changes[1::2]

@@ -1,0 +1,244 @@
+"""GSPO improves what it is rewarded for, encodes each picture once, and can be interrupted."""
+
+import numpy as np
+import pytest
+import torch
+from agents_fixtures import (
+    cloned_policy,
+    parameters_of,
+    same_parameters,
+    scene_environment,
+    small_policy,
+)
+
+from agents.gspo import GSPO, GSPOConfig
+from agents.on_policy import Rollout
+from agents.training.optim import cosine_with_warmup
+from rewards import Reward
+
+
+class Digits(Reward):
+    """Share of the characters of an answer that are digits: easy to find and easy to increase."""
+
+    def __call__(self, predictions, targets):
+        texts = [prediction.text for prediction in predictions]
+        return np.array([sum(map(str.isdigit, text)) / max(1, len(text)) for text in texts])
+
+
+class Broken(Reward):
+    def __call__(self, predictions, targets):
+        raise ZeroDivisionError("a bug in a reward")
+
+
+class Witness(Reward):
+    """Remembers what it was asked to score."""
+
+    def __call__(self, predictions, targets):
+        self.texts = [prediction.text for prediction in predictions]
+        self.sizes = [target.size for target in targets]
+        return np.arange(len(predictions), dtype=float)
+
+
+def make_agent(policy=None, reward=None, weight=1.0, dataset=None, **settings):
+    config = GSPOConfig(
+        **{
+            "prompts_per_update": 4,
+            "group_size": 4,
+            "max_new_tokens": 8,
+            "learning_rate": 3e-3,
+            "final_rate": 0.1,
+            "muon": False,
+            "minibatches": 2,
+            "spread_floor": 0.2,
+            **settings,
+        }
+    )
+    asked = {} if dataset is None else {"dataset": dataset, "size": None}
+    env = scene_environment(config, rewards=[(reward or Digits(), weight)], **asked)
+    return GSPO(policy or small_policy(), env, config)
+
+
+def learn(agent, updates):
+    rows = []
+    agent.learn(updates, lambda update, metrics: rows.append(metrics))
+    return rows
+
+
+@pytest.mark.rounding
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_what_is_rewarded_becomes_more_and_what_is_punished_becomes_less(weight):
+    agent = make_agent(
+        weight=weight, group_size=16, learning_rate=5e-3, clip_low=0.2, clip_high=0.2
+    )
+    digits = [row["rollout/reward/Digits"] for row in learn(agent, 60)]
+    before, after = np.mean(digits[:3]), np.mean(digits[-3:])
+    if weight > 0:
+        assert after > 0.8
+        assert before < 0.2
+    else:
+        assert after < 0.3 * before
+
+
+def test_a_constant_reward_changes_nothing():
+    agent = make_agent(weight=0.0)
+    before = parameters_of(agent.policy)
+    rows = learn(agent, 2)
+    assert [row["rollout/degenerate_groups"] for row in rows] == [1, 1]
+    assert all(
+        torch.equal(value, before[name]) for name, value in parameters_of(agent.policy).items()
+    )
+
+
+def test_the_first_step_after_sampling_is_exactly_on_policy():
+    (row,) = learn(make_agent(minibatches=1), 1)
+    assert row["train/ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert row["train/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert row["train/clip_fraction"] == 0
+    # All ratios are 1, so the loss is minus the mean advantage, which is 0.
+    assert row["train/policy_loss"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.rounding
+def test_later_steps_on_a_rollout_are_clipped():
+    (row,) = learn(make_agent(epochs=4, clip_low=1e-4, clip_high=1e-4), 1)
+    assert row["train/clip_fraction"] > 0.2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sampler_and_scorer_agree_in_every_precision(precision):
+    policy = cloned_policy()
+    policy.precision = precision
+    (row,) = learn(make_agent(policy, minibatches=1, max_new_tokens=40), 1)
+    assert row["train/ratio_max"] == pytest.approx(1, abs=1e-5)
+
+
+def test_every_answer_is_scored_as_the_answer_to_its_own_question(pictures):
+    witness = Witness()
+    agent = make_agent(reward=witness, dataset=pictures, prompts_per_update=8)
+    rollout, _ = agent.collect()
+    assert rollout.rewards.tolist() == list(range(32))
+    assert agent.policy.texts(rollout.tokens, rollout.mask) == witness.texts
+    numbers = []
+    for row, size in enumerate(witness.sizes):
+        prompt = row // 4
+        number = pictures.sizes.index(size)
+        numbers.append(number)
+        asked = agent.policy.tokenizer.decode(rollout.inputs["input_ids"][prompt])
+        assert f"rectangle {number}" in asked
+        shown = agent.policy.prepare([pictures[number].image], ["?"])["pixel_values"]
+        assert torch.equal(rollout.inputs["pixel_values"][prompt], shown[0])
+    assert len(set(numbers)) > 2
+
+
+def test_a_picture_is_encoded_once_for_its_whole_group():
+    agent = make_agent(minibatches=2, prompts_per_update=4, group_size=4)
+    seen = []
+    tower = agent.policy.model.model.vision_tower
+    tower.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    learn(agent, 1)
+    assert seen == [4, 2, 2]  # sampling, then two minibatches
+
+
+@pytest.mark.rounding
+def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
+    whole, split = (
+        make_agent(cloned_policy(), minibatches=1, prompts_per_forward=count, max_new_tokens=30)
+        for count in (0, 1)
+    )
+    first, second = learn(whole, 1)[0], learn(split, 1)[0]
+    for key in ("train/policy_loss", "train/entropy", "train/grad_norm"):
+        assert first[key] == pytest.approx(second[key], rel=1e-4, abs=1e-5)
+
+
+def test_metrics_and_the_learning_rate_of_every_update():
+    agent = make_agent(learning_rate=1e-3, warmup=0.4)
+    rows = learn(agent, 3)
+    for update, row in enumerate(rows):
+        assert all(np.isfinite(value) for value in row.values())
+        expected = cosine_with_warmup(update, 3, 1e-3, warmup=0.4, final=0.1)
+        assert row["train/learning_rate"] == pytest.approx(expected)
+    expected = {
+        *("rollout/reward", "rollout/iou", "rollout/valid", "rollout/tokens", "rollout/vertices"),
+        *("train/policy_loss", "train/clip_fraction", "train/approx_kl", "train/entropy"),
+        *("train/grad_norm", "rollout/degenerate_groups", "time/collect", "time/train"),
+    }
+    assert expected <= rows[0].keys()
+
+
+@pytest.mark.parametrize("settings", [{}, {"kl_coefficient": 0.1}, {"muon": True, "epochs": 2}])
+def test_going_on_from_a_checkpoint_gives_the_same_weights(tmp_path, settings):
+    whole = make_agent(**settings)
+    rows = []
+
+    def save_half_way(update, metrics):
+        rows.append(metrics)
+        if update == 2:
+            whole.save(tmp_path / "half")
+
+    whole.learn(4, save_half_way)
+    resumed = make_agent(**settings)
+    resumed.load(tmp_path / "half")
+    assert resumed.update == 2
+    assert not same_parameters(resumed.policy, whole.policy)
+    for ours, theirs in zip(learn(resumed, 4), rows[2:], strict=True):
+        timeless = {key for key in ours if not key.startswith("time/")}
+        assert {key: ours[key] for key in timeless} == {key: theirs[key] for key in timeless}
+    assert same_parameters(resumed.policy, whole.policy)
+
+
+def test_saving_does_not_disturb_training(tmp_path):
+    saving, plain = make_agent(), make_agent()
+    saving.learn(2, lambda update, metrics: saving.save(tmp_path / str(update)))
+    plain.learn(2)
+    assert same_parameters(saving.policy, plain.policy)
+
+
+def test_seeds_choose_other_questions_and_answers():
+    same, again, other = (
+        learn(make_agent(seed=seed), 1)[0]["rollout/reward"] for seed in (0, 0, 1)
+    )
+    assert same == again != other
+
+
+@pytest.mark.rounding
+def test_the_penalty_holds_the_policy_near_the_one_it_started_from():
+    def distance(coefficient):
+        agent = make_agent(minibatches=1, group_size=8, kl_coefficient=coefficient)
+        rows = learn(agent, 12)
+        assert rows[0]["train/reference_kl"] == pytest.approx(0, abs=1e-6)
+        return rows[-1]["train/reference_kl"]
+
+    free, held = distance(1e-9), distance(3.0)
+    assert 0 < held < 0.5 * free
+
+
+def test_a_bug_in_a_reward_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError, match="a bug in a reward"):
+        make_agent(reward=Broken()).learn(1)
+
+
+def test_the_environment_must_ask_as_many_questions_as_the_agent_answers():
+    config = GSPOConfig(prompts_per_update=2, group_size=4)
+    env = scene_environment(GSPOConfig(prompts_per_update=3, group_size=4))
+    with pytest.raises(ValueError, match=r"12 questions.*needs 8"):
+        GSPO(small_policy(), env, config)
+
+
+def test_parts_of_a_rollout_hold_whole_groups():
+    rows = torch.arange(6)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], *[[1, 1, 0, 0]] * 4])
+    rollout = Rollout(
+        inputs={"input_ids": torch.arange(3)[:, None], "attention_mask": torch.ones(3, 1)},
+        tokens=rows[:, None].expand(6, 4),
+        mask=mask,
+        free=mask,
+        sampler_log_probs=torch.zeros(6, 4),
+        old_log_probs=torch.zeros(6, 4),
+        rewards=rows.float(),
+        advantages=-rows.float(),
+    )
+    part = rollout.select(torch.tensor([2, 1]))
+    assert part.inputs["input_ids"].tolist() == [[2], [1]]
+    assert part.rewards.tolist() == [4, 5, 2, 3]
+    assert part.advantages.tolist() == [-4, -5, -2, -3]
+    assert part.tokens.tolist() == [[4, 4], [5, 5], [2, 2], [3, 3]]  # no wider than needed

@@ -1,0 +1,189 @@
+"""Muon beside AdamW, and the learning-rate schedule."""
+
+import copy
+
+import pytest
+import torch
+from agents_fixtures import small_policy
+from torch import nn
+
+from agents.critic import ActorCritic, Critic
+from agents.training.optim import HybridOptimizer, cosine_with_warmup, split_parameters
+
+
+class Network(nn.Module):
+    """One parameter of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.patches = nn.Conv2d(3, 4, 2)
+        self.hidden = nn.Linear(4, 6)
+        self.norm = nn.LayerNorm(6)
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.head = nn.Linear(6, 5, bias=False)
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, words, picture):
+        seen = self.table(words) + self.patches(picture).mean((-2, -1))
+        return self.head(self.norm(self.hidden(seen)))
+
+
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+def gradients(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    picture = torch.randn(5, 3, 4, 4, generator=generator)
+    targets = torch.randint(5, (5,), generator=generator)
+    nn.functional.cross_entropy(model(torch.arange(5), picture), targets).backward()
+
+
+def test_only_hidden_matrices_go_to_muon():
+    model = network()
+    hidden, rest = split_parameters(model, muon=True)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in hidden} == {"hidden.weight"}
+    assert {names[id(p)] for p in rest} == {
+        *("table.weight", "patches.weight", "patches.bias"),
+        *("hidden.bias", "norm.weight", "norm.bias", "head.weight"),
+    }
+
+
+def test_without_muon_all_trainable_parameters_go_to_adamw():
+    hidden, rest = split_parameters(network(), muon=False)
+    assert hidden == []
+    assert len(rest) == 8
+
+
+def test_tied_embeddings_are_no_hidden_matrices_and_nothing_is_counted_twice():
+    model = small_policy().model
+    hidden, rest = split_parameters(model, muon=True)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert all(parameter is not model.get_input_embeddings().weight for parameter in hidden)
+    assert len({id(p) for p in [*hidden, *rest]}) == len(hidden) + len(rest)
+    assert len(hidden) + len(rest) == len(list(model.parameters()))
+
+
+def untied_policy():
+    """A policy whose head has weights of its own."""
+    policy = small_policy()
+    embeddings = policy.model.get_input_embeddings()
+    policy.model.set_output_embeddings(nn.Linear(*reversed(embeddings.weight.shape), bias=False))
+    return policy
+
+
+@pytest.mark.parametrize("make", [small_policy, untied_policy], ids=["tied", "untied"])
+def test_no_head_is_a_hidden_matrix_of_a_policy_or_its_critic(make):
+    policy = make()
+    critic = Critic(policy, "separate", hidden_width=8, rate=1.0, seed=0)
+    actor_critic = ActorCritic(policy.model, critic)
+    hidden, rest = split_parameters(actor_critic, muon=True)
+    names = {id(each): name for name, each in actor_critic.named_parameters()}
+    assert len(hidden) + len(rest) == len(names)
+    tables = ("lm_head", "embed_tokens", "position_embedding")
+    assert not [names[id(each)] for each in hidden if any(t in names[id(each)] for t in tables)]
+    for model in (policy.model, critic.model):
+        head = model.get_output_embeddings().weight
+        assert (head is model.get_input_embeddings().weight) == (make is small_policy)
+        assert any(head is each for each in rest)
+    layers = [name for name in names.values() if "_proj.weight" in name]
+    assert layers
+    assert set(layers) <= {names[id(each)] for each in hidden}
+
+
+def test_a_head_that_muon_trained_before_starts_afresh_with_a_warning():
+    model = network()
+    optimizer = HybridOptimizer(model, 1e-2)
+    gradients(model)
+    optimizer.step()
+    old = optimizer.state_dict() | {"head.weight": {"momentum_buffer": torch.ones(5, 6)}}
+    with pytest.warns(UserWarning, match="1 parameters in the checkpoint is lost.*head.weight"):
+        optimizer.load_state_dict(old)
+    assert "head.weight" not in optimizer.state_dict()
+
+
+def test_adamw_alone_equals_torchs():
+    ours, theirs = network(), network()
+    optimizer = HybridOptimizer(ours, 1e-2, weight_decay=0.1, muon=False)
+    reference = torch.optim.AdamW(theirs.parameters(), 1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    for seed in range(3):
+        gradients(ours, seed)
+        gradients(theirs, seed)
+        optimizer.step()
+        reference.step()
+        reference.zero_grad()
+    for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours_p, theirs_p)
+
+
+def test_muon_steps_are_orthogonal_and_of_the_size_of_adamws():
+    model = network()
+    before = model.hidden.weight.detach().clone()
+    optimizer = HybridOptimizer(model, 1e-2)
+    gradients(model)
+    optimizer.step()
+    step = (model.hidden.weight.detach() - before) / 1e-2
+    # Moonlight's scale: 0.2 * sqrt(max(rows, columns)) times an orthogonal matrix.
+    spectrum = torch.linalg.svdvals(step) / (0.2 * 6**0.5)
+    assert ((spectrum > 0.6) & (spectrum < 1.3)).all()
+
+
+def test_a_step_clears_the_gradients_and_frozen_parameters_stay():
+    model = network()
+    frozen = model.frozen.weight.detach().clone()
+    optimizer = HybridOptimizer(model, 1e-2)
+    gradients(model)
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(model.frozen.weight, frozen)
+
+
+def test_the_learning_rate_reaches_both_parts():
+    model = network()
+    optimizer = HybridOptimizer(model, 1e-2)
+    optimizer.set_learning_rate(0.0)
+    before = copy.deepcopy(model.state_dict())
+    gradients(model)
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_restored_optimizer_goes_on_exactly():
+    model = network()
+    optimizer = HybridOptimizer(model, 1e-2)
+    gradients(model, 0)
+    optimizer.step()
+    other = copy.deepcopy(model)
+    restored = HybridOptimizer(other, 1e-2)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((model, optimizer), (other, restored)):
+        gradients(each, 1)
+        its.step()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_schedule_by_hand():
+    rates = [cosine_with_warmup(i, 100, 2.0, warmup=0.1, final=0.04) for i in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx((2.0 + 0.08) / 2)  # half way down the cosine
+    assert rates[100] == pytest.approx(0.08)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_schedule_is_the_papers_by_default():
+    rates = [cosine_with_warmup(i, 1000, 5e-5) for i in range(1001)]
+    assert rates[0] == pytest.approx(5e-5 / 30)
+    assert rates[29] == rates[30] == max(rates) == 5e-5
+    assert rates[1000] == pytest.approx(2e-6)
+
+
+def test_the_schedule_of_a_single_update_is_its_peak():
+    assert cosine_with_warmup(0, 1, 3.0) == 3.0

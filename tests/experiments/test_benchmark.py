@@ -1,0 +1,17 @@
+"""The reward benchmark measures what it says and finds no score that differs."""
+
+import json
+
+from experiments.benchmarks.rewards import BATCHED, OURS, benchmark_rewards
+
+
+def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
+    benchmark_rewards(json=tmp_path / "rewards.json", group=3, objects=2, rounds=2)
+    results = json.loads((tmp_path / "rewards.json").read_text())
+    assert results["differences_from_pycocotools"] == 0
+    low, high = results["ratio_vs_pycocotools_batched_range"]
+    assert 0 < low <= results["ratio_vs_pycocotools_batched"] <= high
+    figures = results["microseconds_per_prediction"]
+    assert {OURS, BATCHED, "rasterio, full frame"} <= set(figures)
+    assert all(0 < figure["min"] <= figure["median"] for figure in figures.values())
+    assert "differ from pycocotools" in " ".join(capsys.readouterr().out.split())

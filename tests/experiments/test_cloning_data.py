@@ -1,0 +1,109 @@
+"""What behaviour cloning learns from: scenes, and annotated pictures in files."""
+
+import json
+
+import pytest
+from agents_fixtures import SMALL
+from PIL import Image
+from rich.console import Console
+
+from agents.embedded.tiny import build_processor
+from experiments import run_bc
+from experiments.common.cloning_data import RecordedPictures, demonstrate_pictures
+from seg_env.data.annotate import Job, annotate, write_scene_shards
+from seg_env.data.scenes import Scenes
+from seg_env.tasks import TEXT_TASKS
+from seg_env.tasks.queries import QueryStyle
+
+SCENES = 6
+SETTINGS = {
+    "tasks": TEXT_TASKS,
+    "queries": QueryStyle(),
+    "epsilon": 0.02,
+    "decimals": 2,
+    "workers": 1,
+    "console": Console(quiet=True),
+}
+TRUTH = ("true_boxes", "true_masks", "true_expressions")
+
+
+@pytest.fixture(scope="module", params=["jsonl", "parquet"])
+def records(request, tmp_path_factory):
+    """A folder of annotated scenes, with exact masks."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_scene_shards(folder / "web", SCENES, per_shard=4, difficulty="medium", size=64)
+    source = "tar" + json.dumps({"path": str(folder / "web")})
+    job = Job(source, *TRUTH, filters=(), container=request.param, form="rle")
+    annotate(job, folder / "out")
+    return folder / "out"
+
+
+def test_records_of_a_picture_come_together_with_their_truth(records):
+    pictures = RecordedPictures(str(records))
+    scenes = Scenes("train", "medium", length=SCENES, size=64)
+    assert 0 < len(pictures) <= SCENES
+    for index in range(len(pictures)):
+        found = pictures.samples_of(index)
+        truth = scenes.samples_of(index)
+        assert [sample.expression for sample in found] == [each.expression for each in truth]
+        for sample, each in zip(found, truth, strict=True):
+            assert (sample.image == each.image).all()
+            assert (sample.target.mask() == each.target.mask()).all()
+
+
+def test_records_teach_what_scenes_teach(records):
+    pictures = RecordedPictures(str(records), most=2)
+    assert len(pictures) == 2
+    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
+    scenes = Scenes("train", "medium", length=2, size=64)
+    wanted = demonstrate_pictures(scenes, None, SMALL, **SETTINGS)
+    assert [one.dialogues for one in found] == [one.dialogues for one in wanted]
+    tokens = build_processor(SMALL).tokenizer
+    assert len(found[0].dialogues) == len(TEXT_TASKS) * len(scenes.samples_of(0))
+    assert scenes.samples_of(0)[0].expression in tokens.decode(found[0].dialogues[0].tokens)
+
+
+def test_what_is_not_there_is_not_asked_for(tmp_path):
+    """Nobody can point at an absent object; a picture of nothing else teaches nothing."""
+    scene = Scenes("train", size=64)[0]
+    Image.fromarray(scene.image).save(tmp_path / "a.png")
+    Image.fromarray(scene.image).save(tmp_path / "b.png")
+    rings = [ring.tolist() for ring in scene.target.rings]
+    rows = [("a.png", "the star", rings), ("b.png", "a dragon", []), ("a.png", "a dragon", [])]
+    lines = [{"image": name, "expression": said, "rings": drawn} for name, said, drawn in rows]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pictures = RecordedPictures(str(path))
+    assert [[s.expression for s in pictures.samples_of(i)] for i in (0, 1)] == [["the star"], []]
+    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
+    assert len(found) == 1
+
+
+def test_too_few_pictures_for_a_batch_are_an_error(records, tmp_path):
+    args = run_bc.Args(model=SMALL, data=str(records), output_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=f"{records.name} have .* a smaller --cloning.batch-size"):
+        run_bc.main(args)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"difficulty": "hrad"},
+        {"task": "text->outline"},
+        {"negatives": 2.0},
+        {"policy": "./nowhere"},
+        {"data": "nowhere.jsonl"},
+        {"scenes": 3},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_wrong_option_leaves_no_folder_that_the_right_one_is_refused(wrong, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        run_bc.main(run_bc.Args(model=SMALL, output_dir=tmp_path / "run", **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shipped_policy_is_made_by_the_defaults():
+    args = run_bc.Args()
+    assert (args.policy, args.data, args.evaluation_split) == (None, None, "val")
+    assert (args.updates, args.scenes, args.evaluation_questions) == (1600, 20_000, 512)

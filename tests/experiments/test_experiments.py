@@ -1,0 +1,277 @@
+"""The main job from its command line: what it writes, and that a killed run goes on unharmed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import tyro
+from agents_fixtures import SMALL, THREADS, cloned_policy, same_parameters
+from PIL import Image
+
+from agents.policy.model import VLMPolicy
+from agents.training.checkpoints import latest_checkpoint
+from experiments import run_bc, run_gspo
+from experiments.common.logs import read_metrics
+from experiments.common.policies import open_policy
+from experiments.common.report import scores_of, table_rows
+from experiments.evaluation.loop import Evaluation, evaluate, open_questions
+
+ROOT = Path(__file__).parents[2]
+UPDATES = 6
+QUESTIONS = 8
+
+
+def arguments(policy, output):
+    """A command line of the main job that takes seconds."""
+    return [
+        *("--policy", str(policy), "--precision", "float32", "--output-dir", str(output)),
+        *("--seed", "3", "--updates", str(UPDATES), "--checkpoint-every", "1"),
+        *("--gspo.prompts-per-update", "2", "--gspo.group-size", "3"),
+        *("--gspo.max-new-tokens", "40", "--gspo.learning-rate", "1e-3"),
+        *("--evaluation.questions", str(QUESTIONS), "--evaluation.answers", "2"),
+        *("--evaluation.every", "3", "--evaluation.curve-questions", "4"),
+    ]
+
+
+def start(script, *options):
+    """Run a script as a user does, in its own process."""
+    return subprocess.Popen(
+        [sys.executable, f"experiments/{script}", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    cloned_policy().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(policy_folder, tmp_path_factory):
+    """Folder and scores of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    args = tyro.cli(run_gspo.Args, args=arguments(policy_folder, folder))
+    return folder, run_gspo.main(args)
+
+
+def test_a_run_leaves_everything_there_is_to_know_about_it(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("config.json", "metrics.jsonl", "scores.json", "before.json", "report.md"),
+        *("learning_curve.png", "before_after.png", "policy", "checkpoints", "tensorboard"),
+        "vision.json",  # the policy is none of the project's own
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seed"] == config["gspo"]["seed"] == 3
+    assert config["gspo"]["group_size"] == 3
+
+
+def test_scores_before_and_after_are_those_of_the_policies(finished, policy_folder):
+    folder, returned = finished
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores == returned
+    core = open_questions("SimpleSeg-Scenes-v0", split="val")
+    for when, path in (("before", policy_folder), ("after", folder / "policy")):
+        found = evaluate(
+            VLMPolicy.from_pretrained(path), core, np.arange(QUESTIONS), max_new_tokens=40
+        )
+        assert scores[when]["giou"] == pytest.approx(found.iou.mean())
+        assert scores[when]["ciou"] == pytest.approx(found.intersections.sum() / found.unions.sum())
+        low, high = scores[when]["giou_interval"]
+        assert low <= scores[when]["giou"] <= high
+        assert scores[when]["questions"] == QUESTIONS
+        assert scores[when]["sampled"]["answers_per_question"] == 2
+    gain = scores["gain"]["greedy"]["giou"]
+    assert gain == pytest.approx(scores["after"]["giou"] - scores["before"]["giou"])
+    assert (scores["dataset"], scores["split"]) == ("scenes-easy", "val")
+
+
+def test_metrics_have_a_line_for_each_update_and_a_learning_curve(finished):
+    rows = read_metrics(finished[0])
+    assert [row["update"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
+    assert [row["update"] for row in rows if "eval/greedy_giou" in row] == [0, 3, 6]
+    assert all({"rollout/reward", "train/policy_loss"} <= row.keys() for row in rows[1:])
+
+
+def test_pictures_and_report_can_be_looked_at(finished):
+    folder, scores = finished
+    for name in ("learning_curve.png", "before_after.png"):
+        pixels = np.asarray(Image.open(folder / name).convert("RGB"))
+        assert min(pixels.shape[:2]) > 300
+        assert pixels.std() > 10
+        assert f"({name})" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert f"| greedy gIoU | {100 * scores['before']['giou']:.1f} |" in report
+    assert "8 held-out questions of `scenes-easy` (val)" in report
+
+
+def test_the_policy_was_trained(finished, policy_folder):
+    trained = VLMPolicy.from_pretrained(finished[0] / "policy")
+    assert not same_parameters(trained, VLMPolicy.from_pretrained(policy_folder))
+
+
+def timeless(folder):
+    """Metrics without how long things took."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/")}
+        for row in read_metrics(folder)
+    ]
+
+
+def test_a_killed_run_goes_on_to_the_numbers_of_one_that_was_never_interrupted(
+    finished, policy_folder, tmp_path
+):
+    folder = tmp_path / "killed"
+    process = start("run_gspo.py", *arguments(policy_folder, folder))
+    deadline = time.monotonic() + 120
+    while latest_checkpoint(folder / "checkpoints") is None:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint after two minutes"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not (folder / "scores.json").exists()
+    assert read_metrics(folder)[-1]["update"] < UPDATES
+
+    resumed = start("run_gspo.py", *arguments(policy_folder, folder), "--resume")
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    assert "resumed after update" in output
+
+    assert timeless(folder) == timeless(finished[0])
+    weights = [path / "policy" / "model.safetensors" for path in (folder, finished[0])]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    ours, theirs = (
+        json.loads((path / "scores.json").read_text()) for path in (folder, finished[0])
+    )
+    assert {**ours, "minutes": 0} == {**theirs, "minutes": 0}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(policy_folder, tmp_path):
+    command = [*arguments(policy_folder, tmp_path / "run"), "--evaluation.questions", "1"]
+    args = tyro.cli(run_gspo.Args, args=[*command, "--updates", "1"])
+    run_gspo.main(args)
+    assert latest_checkpoint(args.output_dir / "checkpoints") is None
+    before = timeless(args.output_dir)
+    args.resume = True
+    run_gspo.main(args)
+    assert timeless(args.output_dir) == before
+
+
+def test_help_explains_every_option():
+    scripts = {"run_gspo.py": run_gspo, "run_bc.py": run_bc}
+    running = {name: start(name, "--help") for name in scripts}
+    for name, process in running.items():
+        text, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, text
+        words = " ".join(text.replace("│", " ").split())
+        assert scripts[name].__doc__.split(".")[0] in words
+        for option in ("--seed", "--output-dir", "--updates", "--resume", "--checkpoint-every"):
+            assert option in words
+        assert "Go on from the last checkpoint in the folder, to the same numbers." in words
+
+
+def test_an_unknown_option_or_environment_is_refused(policy_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(run_gspo.Args, args=["--learning-rat", "1"])
+    assert "--learning-rat" in capsys.readouterr().err
+    args = run_gspo.Args(env="CartPole-v1", policy=str(policy_folder), output_dir=tmp_path / "run")
+    with pytest.raises((ValueError, TypeError, gym.error.Error)):
+        run_gspo.main(args)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        open_policy(str(tmp_path / "nothing"), "float32")
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    core = open_questions("SimpleSeg-Scenes-v0", split="val", size=64)
+    return evaluate(
+        cloned_policy(), core, [3, 1, 4], temperature=1.0, answers=5, max_new_tokens=40, seed=1
+    )
+
+
+def test_evaluation_gives_the_numbers_of_the_environment(evaluation):
+    env = gym.make("SimpleSeg-Scenes-v0", split="val", size=64)
+    assert evaluation.iou.shape == (3, 5)
+    assert evaluation.iou.max() > 0
+    for row, index in enumerate([3, 1, 4]):
+        assert evaluation.indices[row] == index
+        for column, text in enumerate(evaluation.texts[row]):
+            env.reset(options={"index": index})
+            info = env.step(text)[-1]
+            assert evaluation.iou[row, column] == info["iou"]
+            assert evaluation.valid[row, column] == info["valid"]
+            assert evaluation.vertices[row, column] == info["num_vertices"]
+
+
+def test_the_summary_by_hand(evaluation):
+    summary = evaluation.summary()
+    assert summary["giou"] == pytest.approx(evaluation.iou.mean())
+    assert summary["ciou"] == pytest.approx(
+        evaluation.intersections.sum() / evaluation.unions.sum()
+    )
+    assert summary["precision@0.5"] == pytest.approx((evaluation.iou > 0.5).mean())
+    assert summary["well_formed"] == pytest.approx(evaluation.valid.mean())
+
+
+def test_an_evaluation_survives_json(evaluation):
+    again = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json())))
+    assert again.summary() == evaluation.summary()
+    assert again.texts == evaluation.texts
+
+
+def test_the_table_shows_the_change_with_its_interval(evaluation):
+    better = Evaluation(**{**vars(evaluation), "iou": np.minimum(evaluation.iou + 0.1, 1)})
+    scores = scores_of(
+        {"greedy": evaluation, "sampled": evaluation}, {"greedy": better, "sampled": evaluation}
+    )
+    rows = {row[0]: row[1:] for row in table_rows(scores)}
+    before, after, change = rows["greedy gIoU"]
+    assert float(after) - float(before) == pytest.approx(10, abs=0.11)
+    assert change.startswith("+10.0  [+10.0, +10.0]")
+    assert rows["sampled gIoU (temperature 1)"][2] == "+0.0  [+0.0, +0.0]"
+
+
+@pytest.mark.slow
+def test_the_warm_start_writes_a_policy_that_loads_and_can_be_resumed(tmp_path):
+    def args(name, **settings):
+        return run_bc.Args(
+            **{"updates": 4, "scenes": 60, "precision": "float32", "model": SMALL, **settings},
+            evaluation_scenes=8,
+            evaluate_every=2,
+            checkpoint_every=2,
+            output_dir=tmp_path / name,
+        )
+
+    scores = run_bc.main(args("whole"))
+    assert scores["greedy"]["questions"] == 512
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {"config.json", "metrics.jsonl", "scores.json", "learning_curve.png", "policy"} <= names
+    whole = VLMPolicy.from_pretrained(tmp_path / "whole" / "policy")
+
+    # What an interruption after update 2 leaves.
+    (tmp_path / "whole" / "checkpoints" / "update_000004").rename(tmp_path / "lost")
+    resumed = run_bc.main(args("whole", resume=True))
+    assert resumed["greedy"] == scores["greedy"]
+    again = VLMPolicy.from_pretrained(tmp_path / "whole" / "policy")
+    assert same_parameters(again, whole)
+    assert torch.equal(again.forbidden, whole.forbidden)
