@@ -6,10 +6,13 @@ Started plainly a run is one process and nothing here talks to anybody. Started 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +24,8 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others. One that dies is noticed at once, since its connections
 close; this is for machines that vanish, and must allow for writing a large checkpoint."""
+LONGEST_WAIT = 10.0
+"""Seconds that a process that is done waits for its threads."""
 MAXIMA = ("_max", "_difference")
 """Endings of metrics of which the largest counts; of all others the mean does."""
 
@@ -148,7 +153,33 @@ def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> Worl
 def leave_world() -> None:
     """Take leave of the others, in good order."""
     if dist.is_available() and dist.is_initialized():
+        _wait_for_threads()
         dist.destroy_process_group()
+
+
+def _wait_for_threads() -> None:
+    """Give gloo's threads the time to drop the last tensors they worked on.
+
+    A collective is over for its caller a moment before the thread that did it lets go of its
+    tensors, for which it needs the interpreter. A thread that comes too late, on a busy machine,
+    finds an interpreter that is ending, and that aborts the process. Destroying a group would wait
+    for its threads, but only if nothing else refers to it, and DeepSpeed's engines do.
+    """
+    deadline = time.monotonic() + LONGEST_WAIT
+    pauses_in_a_row = 0
+    while pauses_in_a_row < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)  # the interpreter is theirs meanwhile
+        pauses_in_a_row = 0 if _threads_are_busy() else pauses_in_a_row + 1
+
+
+def _threads_are_busy() -> bool:
+    """Whether a thread of gloo's runs or waits for a processor; False where Linux does not tell."""
+    for status in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("pt_gloo") and rest.split()[0] == "R":
+                return True
+    return False
 
 
 def is_lost_peer(error: BaseException) -> bool:

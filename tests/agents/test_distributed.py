@@ -403,3 +403,18 @@ def test_what_another_optimizer_left_behind_is_lost_with_a_warning():
         adamw.load_state_dict(muon.state_dict())
     with pytest.warns(UserWarning, match="lost, they are not trained here: stranger"):
         muon.load_state_dict(muon.state_dict() | {"stranger": {"step": torch.tensor(1.0)}})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
+def test_ranks_end_in_good_order_on_a_busy_processor():
+    busy = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(3)]
+    try:
+        for _ in range(2):
+            process = start("tests/leaving_job.py")
+            output = finish(process, 120)
+            assert process.returncode == 0, output
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
