@@ -10,7 +10,7 @@ import os
 
 import torch.distributed as dist
 
-from agents.distributed import World, join_world, leave_world
+from agents.training.distributed import World, join_world, leave_world
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one processor has all to do

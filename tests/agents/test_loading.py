@@ -13,6 +13,7 @@ from huggingface_hub import constants as hub_settings
 from transformers import AutoProcessor
 
 from agents.annotators.loading import load_model, load_processor
+from agents.policy import loading
 from agents.policy.loading import (
     CheckpointError,
     CheckpointMissingError,
@@ -20,7 +21,7 @@ from agents.policy.loading import (
     open_checkpoint,
     open_policy_processor,
 )
-from agents.policy.model import VLMPolicy, loading
+from agents.policy.model import VLMPolicy
 from experiments.common.brief import brief_errors
 from experiments.common.policies import EMBEDDED, SHIPPED, open_policy, open_processor
 

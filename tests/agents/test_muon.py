@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents import hardware, muon
+from agents.training import hardware, muon
 from agents.training.muon import Muon, orthogonalize
 
 SHAPES = [(6, 4), (4, 6), (24, 24), (128, 512)]

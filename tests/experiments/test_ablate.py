@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import ablate, ablate_report, summarize
+from experiments import ablate, summarize
+from experiments.sweeps import ablate_report
 from experiments.sweeps.ablate_studies import STUDIES, Study
 
 SCRIPT = """

@@ -14,8 +14,8 @@ from shapely.geometry import Polygon
 
 from experiments.common.questions import open_questions
 from experiments.evaluate import main
+from experiments.evaluation import samples as evaluate_samples
 from experiments.evaluation.answers import Answer, keep_whole_answers, match_answers, read_answers
-from experiments.evaluation.loop import samples as evaluate_samples
 from experiments.evaluation.options import Args
 from experiments.evaluation.published import published_table
 from experiments.evaluation.samples import load_samples

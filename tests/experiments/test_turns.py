@@ -15,7 +15,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
 from agents.training.distributed import World
-from experiments import run_bc_refine, run_gspo, run_ppo, summarize
+from experiments import run_gspo, run_ppo, run_refine, summarize
 from experiments.common.questions import open_rules
 from experiments.common.report_turns import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
@@ -238,9 +238,9 @@ def test_a_run_reports_what_the_second_turn_adds(tmp_path):
         *("--evaluation.questions", "6", "--evaluation.answers", "1", "--evaluation.every", "2"),
         *("--evaluation.curve-questions", "4"),
     ]
-    taught = run_bc_refine.main(
+    taught = run_refine.main(
         tyro.cli(
-            run_bc_refine.Args,
+            run_refine.Args,
             args=[
                 *common,
                 *("--scenes", "12", "--cloning.batch-size", "4", "--decimals", "1"),
@@ -295,11 +295,11 @@ def test_the_report_tells_what_became_of_which_outlines():
 
 
 def test_a_single_turn_is_refused_where_two_are_taught(tmp_path):
-    arguments = run_bc_refine.Args(
+    arguments = run_refine.Args(
         env="SimpleSeg-Scenes-v0", turns=None, refine_template=None, output_dir=tmp_path
     )
     with pytest.raises(SystemExit, match="has one turn"):
-        run_bc_refine.main(arguments)
+        run_refine.main(arguments)
 
 
 def test_prompts_lose_the_padding_that_all_of_them_share():
