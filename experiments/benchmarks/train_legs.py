@@ -1,4 +1,4 @@
-"""The three contestants of the training benchmark, each in a process of its own.
+"""The contestants of the training benchmark, each in a process of its own, with the same work.
 
 A leg makes one update whenever it is told to and says how long its parts took. One update samples
 ``group_size`` answers of exactly ``new_tokens`` tokens to each of ``prompts`` questions, scores
@@ -7,11 +7,17 @@ them, and makes one optimizer step: one forward and one backward pass over all o
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,14 +25,152 @@ import gymnasium as gym
 import torch
 from transformers import TrainerCallback
 
-from agents.gspo import GSPO
+from agents.embedded.tiny import TinyConfig, build_model, build_processor
+from agents.gspo import GSPO, GSPOConfig
+from agents.policy.model import Precision, VLMPolicy
 from agents.trl_backend.gspo import TRLGSPO
-from experiments.benchmarks.train_memory import Memory
-from experiments.benchmarks.train_work import Pool, Work, make_policy
+from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.tasks import question
+from seg_env.types import Sample
 
 REWARDS = "mask_iou=1.0 format=0.1"
+SHAPES = {
+    "small": TinyConfig(vision_width=32, vision_layers=1, width=32, layers=2, heads=2),
+    "embedded": TinyConfig(),
+    "30m": TinyConfig(
+        patch_size=14,
+        vision_width=384,
+        vision_layers=6,
+        width=512,
+        layers=6,
+        heads=8,
+        initializer_range=0.02,
+    ),
+    "2b": TinyConfig(
+        patch_size=14,
+        vision_width=1024,
+        vision_layers=24,
+        width=2048,
+        layers=28,
+        heads=16,
+        initializer_range=0.02,
+    ),
+}
+"""Policies of LLaVA form with random weights: 60 thousand, 1.3, 32 and 1,800 million parameters."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all legs of one comparison have to do."""
+
+    shape: str
+    """One of `SHAPES`."""
+    prompt_tokens: int
+    """The image has as many of these as a square can have; the question comes on top."""
+    new_tokens: int
+    """Tokens of every answer."""
+    group_size: int
+    """Answers per question."""
+    prompts: int
+    """Questions per update."""
+    precision: Precision
+    """Of forward and backward."""
+    attention: str
+    """Kernel of ordinary attention."""
+    device: str
+    """Where the policy is."""
+    seed: int
+    """Seed of the weights and of sampling."""
+
+    def model_config(self) -> TinyConfig:
+        """The shape with images of the wanted number of tokens."""
+        shape = SHAPES[self.shape]
+        return replace(shape, image_size=int(self.prompt_tokens**0.5) * shape.patch_size)
+
+    def settings(self) -> GSPOConfig:
+        """Settings of one step per rollout."""
+        return GSPOConfig(
+            prompts_per_update=self.prompts,
+            group_size=self.group_size,
+            minibatches=1,
+            muon=False,
+            learning_rate=1e-6,
+            max_new_tokens=self.new_tokens,
+            seed=self.seed,
+        )
+
+
+class Pool:
+    """Scenes whose questions have equally many tokens, so that no prompt is padded."""
+
+    name, split = "scenes-pool", "train"
+
+    def __init__(self, processor: Any, size: int, count: int = 16) -> None:
+        """Choose ``count`` of the first scenes with images of ``size`` pixels."""
+        scenes = Scenes("train", size=max(size, 32))
+        found = [scenes[index] for index in range(8 * count)]
+        lengths = [len(processor.tokenizer.encode(question(s, "text->mask"))) for s in found]
+        usual = Counter(lengths).most_common(1)[0][0]
+        pairs = zip(found, lengths, strict=True)
+        self._samples = [sample for sample, length in pairs if length == usual][:count]
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One of them."""
+        return self._samples[index]
+
+
+def make_policy(work: Work) -> VLMPolicy:
+    """A policy with random weights that never ends an answer before its last token."""
+    config = work.model_config()
+    processor = build_processor(config)
+    torch.manual_seed(work.seed)
+    model = build_model(config, processor).to(work.device)
+    model.set_attn_implementation(work.attention)
+    policy = VLMPolicy(model, processor, precision=work.precision)
+    policy.forbidden[policy.end_ids] = True
+    return policy
+
+
+class Memory:
+    """Growth of a process's memory: of the GPU's where it is used, else of the resident set."""
+
+    def __init__(self, device: str) -> None:
+        """Watch ``"cuda"``, or the memory of the processor."""
+        self.on_gpu = device == "cuda"
+        self.baseline = 0.0
+
+    def start(self) -> None:
+        """Count from what is in use now."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.baseline = torch.cuda.memory_allocated() / 2**20
+        else:
+            self.baseline = resident_mib("VmRSS")
+
+    def growth_mib(self) -> float:
+        """The most that has been in use since, in MiB above the start."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated() / 2**20 - self.baseline
+        return resident_mib("VmHWM") - self.baseline
+
+
+def resident_mib(field: str) -> float:
+    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` at most so far.
+
+    Where the system does not tell the two apart, both are the most so far.
+    """
+    status = Path("/proc/self/status")  # without what the parent process had before this one
+    if status.exists():
+        found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class Turns:
@@ -34,7 +178,7 @@ class Turns:
 
     def __init__(self, connection: Connection, work: Work) -> None:
         """Take turns over ``connection``."""
-        self.connection, self.work = connection, work
+        self.connection = connection
         self.memory = Memory(work.device)
 
     def ready(self, **facts: Any) -> None:
