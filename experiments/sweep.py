@@ -126,10 +126,9 @@ def main(args: Args) -> dict[str, Any] | None:
         ExplainedError: The sweep is wrong, a run failed, or runs cannot be compared.
     """
     console = Console()
-    runs = [Path(word) for word in args.what]
-    if len(runs) > 1 or any(run.is_dir() for run in runs):
+    if len(args.what) > 1:
         folder = args.output_dir or Path("runs/summary")
-        results = [Result(run) for run in runs]
+        results = [Result(Path(run)) for run in args.what]
         question = f"What do {len(results)} seeds gain?"
         return Comparison("seeds", question, {"": ArmResults(results)}).report(folder, console)
     sweep = read_sweep(find_file(*args.what), args.options, args.output_dir, args.seeds)
@@ -162,6 +161,8 @@ def find_file(name: str = "") -> Path:
     for path in (Path(name), SWEEPS / f"{name}.toml"):
         if path.is_file():
             return path
+    if Path(name).is_dir() and name:
+        raise ExplainedError(f"{name} is one run: an interval over seeds needs 2 or more")
     known = "\n".join(f"  {name}: {question}" for name, question in known_sweeps().items())
     raise ExplainedError(f"there is no file and no sweep {name!r}; choose one of\n{known}")
 
@@ -192,16 +193,28 @@ def read_sweep(
     """
     try:
         given = tomllib.loads(path.read_text("utf-8"))
-        arms, folder = given["arms"], output or Path(given.get("folder", f"runs/sweep-{path.stem}"))
-        seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise ExplainedError(f"{path} is no sweep: {error!r}") from error
-    keys = {"question", "script", "options", "folder", "measure", "seeds", "varies"}
-    check_keys(path, given, keys | {"shared", "runs", "arms"})
+        return _parse(path, given, shlex.split(options), output, seeds)
+    except tomllib.TOMLDecodeError as error:
+        raise ExplainedError(f"{path} is no TOML file: {error}") from error
+    except KeyError as error:
+        raise ExplainedError(f"{path} has no {error}") from error
+
+
+def _parse(
+    path: Path,
+    given: dict[str, Any],
+    options: list[str],
+    output: Path | None,
+    seeds: Sequence[int] | None,
+) -> Sweep:
+    check_keys(
+        *(path, given, "question", "script", "options", "arms", "seeds", "folder"),
+        *("measure", "varies", "shared", "runs"),
+    )
+    seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
     if not 2 <= len(set(seeds)) == len(seeds):
-        raise ExplainedError(
-            f"seeds {seeds}: an interval over seeds needs 2 or more different ones"
-        )
+        raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
+    folder = output or Path(given.get("folder", f"runs/sweep-{path.stem}"))
     shared = given.get("shared", {})
 
     def words(text: str) -> list[str]:
@@ -209,22 +222,26 @@ def read_sweep(
             text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
         return shlex.split(text)
 
+    common = words(given.get("options", ""))
     varies = set(given.get("varies", ()))
-    found = {}
-    for label, arm in arms.items():
+    runs: dict[str, Run] = {}
+    arms = {}
+    for label, arm in given["arms"].items():
         arm = {"options": arm} if isinstance(arm, str) else arm
-        check_keys(path, arm, {"script", "options", "run", "stage", "paper"})
+        made_of = ("run",) if "run" in arm else ("script", "options")
+        check_keys(path, arm, *made_of, "stage", "paper")
         own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
         script = arm.get("script") or given["script"]
-        command = (script, *words(given.get("options", "")), *own, *shlex.split(options))
-        run = Run(arm.get("run") or folder_name(label), command)
-        found[label] = Arm(run, arm.get("stage", ""), arm.get("paper"))
+        run = Run(arm.get("run") or folder_name(label), (script, *common, *own, *options))
+        if runs.setdefault(run.name, run) != run:
+            raise ExplainedError(f"{path}: two arms have runs of the name {run.name!r}")
+        arms[label] = Arm(run, arm.get("stage", ""), arm.get("paper"))
         varies |= {setting_of(word) for word in own if word.startswith("--")}
     return Sweep(
         path.stem,
         given["question"],
         folder,
-        found,
+        arms,
         seeds,
         scores=given.get("measure") == "score",
         varies=tuple(varies),
@@ -232,10 +249,10 @@ def read_sweep(
     )
 
 
-def check_keys(path: Path, table: dict[str, Any], known: set[str]) -> None:
+def check_keys(path: Path, table: dict[str, Any], *known: str) -> None:
     """Refuse words that mean nothing, which are misspelt ones mostly."""
-    if unknown := sorted(set(table) - known):
-        raise ExplainedError(f"{path}: {unknown} is not among {sorted(known)}")
+    if unknown := sorted(set(table) - set(known)):
+        raise ExplainedError(f"{path}: {', '.join(unknown)} is not among {', '.join(known)}")
 
 
 def folder_name(label: str) -> str:
@@ -278,6 +295,7 @@ def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
 
 def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
     """Make the runs that are missing, several at a time."""
+    jobs = max(1, jobs)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     todo = missing(sweep)
     shared = [pair for pair in todo if pair[1].name in sweep.shared]

@@ -229,7 +229,9 @@ class Comparison:
                 left.plot(score["mean"], place, marker, **style)
         what = "gIoU in per cent" if self.scores else "gain in gIoU points"
         left.set(title=f"{what}: greedy ●, sampled ◆", xlabel="Student's t over seeds, 95 %")
-        left.set_yticks([-number for number in range(len(arms))], list(arms))
+        places = [-number for number in range(len(arms))]
+        left.set_yticks(places, list(arms))
+        left.set_ylim(places[-1] - 0.5, 0.5)
         for axis, name in zip(others, curves, strict=False):
             for number, (label, arm) in enumerate(self.arms.items()):
                 _plot_curves(axis, arm.results, name, f"C{number}", label)
@@ -237,9 +239,9 @@ class Comparison:
             if axis.lines and any(arms):
                 axis.legend(frameon=False)
         if any(paper):
-            others[-1].plot(paper, [-number for number in range(len(arms))], "o")
-            others[-1].set_yticks([-number for number in range(len(arms))], [""] * len(arms))
-            others[-1].set(title="the paper's (one run)")
+            others[-1].plot(paper, places, "o")
+            others[-1].set_yticks(places, [""] * len(arms))
+            others[-1].set(title="the paper's (one run)", ylim=left.get_ylim())
         for axis in axes[0]:
             axis.grid(alpha=0.3)
         figure.savefig(path, dpi=110)
@@ -309,8 +311,6 @@ def check_comparable(arms: dict[str, ArmResults], varies: Sequence[str]) -> None
     baseline = next(iter(arms.values())).results
     for label, arm in arms.items():
         first, seeds = arm.results[0], [result.seed for result in arm.results]
-        if len(seeds) < 2:
-            raise ExplainedError(f"{first.folder} is one run: an interval needs 2 seeds or more")
         for number, result in enumerate(arm.results):
             if (place := seeds.index(result.seed)) < number:
                 raise ExplainedError(

@@ -163,11 +163,22 @@ def test_finished_runs_are_summarized(runs, tmp_path):
     assert (tmp_path / "sum" / "seeds.png").stat().st_size > 5000
 
 
+def test_what_later_turns_add_is_summarized_too(runs, tmp_path):
+    for seed, run in enumerate(runs):
+        after = json.loads((run / "scores.json").read_text())["after"]
+        first = {"first": {"giou": after["giou"] - 0.02}, "sampled_first": {"giou": 0.4}}
+        edit(run / "scores.json", after=after | first, seed=seed)
+    scores = summarize(runs, tmp_path / "sum")["arms"][""]["scores"]
+    assert scores["greedy gIoU, later turns"]["each"] == pytest.approx([2, 2, 2])
+    assert scores["sampled gIoU, later turns"]["each"] == pytest.approx([10, 11, 12])
+    assert scores["sampled gIoU"]["mean"] == pytest.approx(11)
+
+
 def test_two_runs_of_one_seed_are_not_two_seeds(runs, tmp_path):
     edit(runs[2] / "config.json", seed=1)
     with pytest.raises(ExplainedError, match=r"A-1 and .*A-2 both have seed 1"):
         summarize(runs, tmp_path / "sum")
-    with pytest.raises(ExplainedError, match=r"A-0 is one run"):
+    with pytest.raises(ExplainedError, match="A-0 is one run"):
         summarize(runs[:1], tmp_path / "sum")
 
 
@@ -230,15 +241,20 @@ def test_settings_that_were_not_recorded_are_not_taken_for_equal(runs, tmp_path)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("optoins = '--updates 3'", r"\['optoins'\] is not among"),
+        ("optoins = '--updates 3'", "optoins is not among question, script, options"),
         ("seeds = [1]", "needs 2 or more different"),
         ("seeds = [1, 1]", "needs 2 or more different"),
-        ("seeds = [", "is no sweep"),
+        ("seeds = [", "is no TOML file"),
+        ("[arms.C]\nrun = 'plain'\noptions = ''", "options is not among run, stage, paper"),
+        ("[arms.C]\nrun = 'plain'", "has no 'runs'"),
+        ("[arms]\n'A B' = '1'\n'A?B' = '2'", "two arms have runs of the name 'A_B'"),
     ],
 )
 def test_a_file_that_is_wrong_says_so(tmp_path, more, message):
+    path = tmp_path / "toy.toml"
+    path.write_text(f'question = "Which?"\nscript = "job.py"\n{more}\n')
     with pytest.raises(ExplainedError, match=message):
-        run(write_sweep(tmp_path, more=more), tmp_path / "out")
+        run(str(path), tmp_path / "out")
 
 
 def test_an_unknown_sweep_lists_those_that_there_are():
