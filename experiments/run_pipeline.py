@@ -28,10 +28,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.brief import brief_errors
 from experiments.common.files import read_scores, write_atomically, write_json
+from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 from seg_env.types import Prediction
 
@@ -39,13 +39,7 @@ Stage = Literal["annotate", "pretrain", "sft", "rl"]
 StageOptions = tyro.conf.UseAppendAction[tuple[str, ...]]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TITLES = {"annotate": "annotate", "pretrain": "pre-train", "sft": "SFT", "rl": "RL"}
-SCRIPTS: dict[Stage, str] = {
-    "annotate": "experiments.annotate",
-    "pretrain": "experiments.run_bc",
-    "sft": "experiments.run_bc",
-    "rl": "experiments.run_gspo",
-}
-"""Modules, imported when a stage is planned: they take seconds, which ``--help`` does not need."""
+SCRIPTS = {"annotate": "annotate", "pretrain": "run_bc", "sft": "run_bc", "rl": "run_gspo"}
 
 WEB_NOISE = ("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1")
 """How wrong the labels of web images are."""
@@ -119,11 +113,6 @@ class Step:
     """Where it writes."""
 
     @property
-    def script(self) -> str:
-        """Module of its script."""
-        return SCRIPTS[self.stage]
-
-    @property
     def trains(self) -> bool:
         """Whether a policy comes of it."""
         return self.stage != "annotate"
@@ -134,9 +123,9 @@ class Step:
         return (self.folder / ("scores.json" if self.trains else "report.json")).exists()
 
     @property
-    def command(self) -> str:
-        """What makes the stage by hand."""
-        return shlex.join(["python", f"{self.script.replace('.', '/')}.py", *self.words])
+    def script(self) -> Any:
+        """Module of its script; importing it takes seconds, which ``--help`` does not need."""
+        return import_module(f"experiments.{SCRIPTS[self.stage]}")
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -150,10 +139,14 @@ def main(args: Args) -> dict[str, Any]:
             console.print(f"{step.stage}: finished before, {step.folder}")
             continue
         console.rule(f"{step.stage}: {step.folder}")
-        more = () if step.trains else (step.words,)
-        import_module(step.script).main(settings, *more)
+        if step.trains:
+            step.script.main(settings)
+        else:
+            step.script.main(settings, step.words)
     scores = write_report(args, steps)
-    print_scores(scores, console)
+    if "stages" in scores:
+        title = f"{scores['dataset']} ({scores['split']}), seed {scores['seed']}"
+        console.print(terminal_table(table_cells(scores), title))
     console.print(f"report: {args.output_dir / 'report.md'}")
     return scores
 
@@ -222,7 +215,7 @@ def parse(step: Step) -> Any:
     Raises:
         SystemExit: An option is not one of the script's; it is named on the error output.
     """
-    settings = tyro.cli(import_module(step.script).Args, args=step.words, prog=f"--{step.stage}")
+    settings = tyro.cli(step.script.Args, args=step.words, prog=f"--{step.stage}")
     if step.trains:
         settings.resume = True
     return settings
@@ -249,10 +242,6 @@ def record_command(folder: Path, step: Step) -> None:
 
 # The report.
 
-HEADER = (
-    *("after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]"),
-    *("sampled gIoU [95 %]", "well-formed", "minutes"),
-)
 DRAWN = 12
 """Questions whose answers are drawn."""
 
@@ -288,67 +277,43 @@ def write_report(args: Args, steps: Sequence[Step]) -> dict[str, Any]:
     return scores
 
 
-def table_rows(scores: dict[str, Any]) -> list[list[str]]:
-    """Cells of the table, a row for each trained stage; scores in per cent."""
-    return [
-        [
-            TITLES[stage],
-            str(found["updates"]),
-            _score(found["greedy"], "giou"),
-            _score(found["greedy"], "ciou"),
-            _score(found["sampled"], "giou"),
-            f"{100 * found['greedy']['well_formed']:.1f}",
-            f"{found['minutes']:.1f}",
-        ]
-        for stage, found in scores.get("stages", {}).items()
-    ]
-
-
-def _score(summary: dict[str, Any], name: str) -> str:
-    low, high = summary[f"{name}_interval"]
-    return f"{100 * summary[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def print_scores(scores: dict[str, Any], console: Console) -> None:
-    """The table for a terminal."""
-    table = Table(title=f"{scores['dataset']} ({scores['split']}), seed {scores['seed']}")
-    for column in HEADER:
-        table.add_column(column)
-    for row in table_rows(scores):
-        table.add_row(*row)
-    console.print(table)
+def table_cells(scores: dict[str, Any]) -> list[list[str]]:
+    """Titles, and a row for each trained stage; scores in per cent."""
+    cells = [["after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]"]]
+    cells[0] += ["sampled gIoU [95 %]", "well-formed", "minutes"]
+    for stage, found in scores["stages"].items():
+        row = [TITLES[stage], str(found["updates"])]
+        for kind, name in (("greedy", "giou"), ("greedy", "ciou"), ("sampled", "giou")):
+            score, (low, high) = found[kind][name], found[kind][f"{name}_interval"]
+            row.append(f"{100 * score:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        row.append(f"{100 * found['greedy']['well_formed']:.1f}")
+        cells.append([*row, f"{found['minutes']:.1f}"])
+    return cells
 
 
 def markdown(scores: dict[str, Any], steps: Sequence[Step]) -> str:
     """The report as text."""
     names = " → ".join(TITLES[step.stage] for step in steps)
-    lines = [f"# {names}, seed {scores['seed']}", ""]
+    parts = [f"# {names}, seed {scores['seed']}"]
     if "stages" in scores:
         after = scores["after"]
-        lines += [
+        parts += [
             f"{after['questions']} held-out questions of `{scores['dataset']}` "
             f"({scores['split']}), the same after every stage; sampled answers: "
             f"{after['sampled']['answers_per_question']} each, at temperature 1. Intervals: "
             "bootstrap over questions. An empty union counts as IoU 1.",
-            "",
-            f"| {' | '.join(HEADER)} |",
-            "|---|" + "---:|" * (len(HEADER) - 1),
-            *(f"| {' | '.join(row)} |" for row in table_rows(scores)),
-            "",
+            markdown_table(table_cells(scores)),
         ]
-    for step in steps:
-        if not step.trains:
-            lines += [_records(step), ""]
-    lines += ["Each stage by hand:", "", *(f"    {step.command}" for step in steps), ""]
+    parts += [_records(step) for step in steps if not step.trains]
+    commands = [f"experiments/{SCRIPTS[step.stage]}.py {shlex.join(step.words)}" for step in steps]
+    parts += ["Each stage by hand:", "\n".join(f"    python {command}" for command in commands)]
     if "stages" in scores:
-        lines += ["![Held-out gIoU across the stages](curve.png)", ""]
-        lines += [
+        parts += [
+            "![Held-out gIoU across the stages](curve.png)",
             "The target, then the greedy answer after each stage, on the first held-out questions:",
-            "",
             "![Outlines](outlines.png)",
-            "",
         ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
 
 
 def _records(step: Step) -> str:

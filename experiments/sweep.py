@@ -60,21 +60,13 @@ class Args:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A command that is made once for each seed."""
-
-    name: str
-    """Of its folders."""
-    command: tuple[str, ...]
-    """Script and options, but for seed and folder."""
-
-
-@dataclass(frozen=True)
 class Arm:
     """One of the things that are compared."""
 
-    run: Run
-    """What has to be made for it; arms may share it."""
+    run: str
+    """Name of its runs' folders; arms may share runs."""
+    command: tuple[str, ...]
+    """Script and options of these runs, but for seed and folder."""
     stage: str = ""
     """The folder within the run's that has the scores; by default the run's own."""
     paper: float | None = None
@@ -99,16 +91,12 @@ class Sweep:
     shared: dict[str, tuple[str, ...]]
     """Commands that are made once for all runs, by the name of their folder."""
 
-    def run_folder(self, run: Run, seed: int) -> Path:
-        """Where a run is."""
-        return self.folder / f"{run.name}-{seed}"
-
     def comparison(self) -> Comparison:
         """The results of the finished runs."""
         arms = {
             label: ArmResults(
-                [Result(self.run_folder(arm.run, seed), arm.stage) for seed in self.seeds],
-                shlex.join(arm.run.command),
+                [Result(self.folder / f"{arm.run}-{seed}", arm.stage) for seed in self.seeds],
+                shlex.join(arm.command),
                 arm.paper,
             )
             for label, arm in self.arms.items()
@@ -224,7 +212,7 @@ def _parse(
 
     common = words(given.get("options", ""))
     varies = set(given.get("varies", ()))
-    runs: dict[str, Run] = {}
+    commands: dict[str, tuple[str, ...]] = {}
     arms = {}
     for label, arm in given["arms"].items():
         arm = {"options": arm} if isinstance(arm, str) else arm
@@ -232,10 +220,10 @@ def _parse(
         check_keys(path, arm, *made_of, "stage", "paper")
         own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
         script = arm.get("script") or given["script"]
-        run = Run(arm.get("run") or folder_name(label), (script, *common, *own, *options))
-        if runs.setdefault(run.name, run) != run:
-            raise ExplainedError(f"{path}: two arms have runs of the name {run.name!r}")
-        arms[label] = Arm(run, arm.get("stage", ""), arm.get("paper"))
+        run, command = arm.get("run") or folder_name(label), (script, *common, *own, *options)
+        if commands.setdefault(run, command) != command:
+            raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
+        arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
         varies |= {setting_of(word) for word in own if word.startswith("--")}
     return Sweep(
         path.stem,
@@ -279,8 +267,8 @@ def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
     runs: dict[Path, list[str]] = {}
     for seed in sweep.seeds:
         for arm in sweep.arms.values():
-            folder = sweep.run_folder(arm.run, seed)
-            command = [*arm.run.command, "--seed", str(seed)]
+            folder = sweep.folder / f"{arm.run}-{seed}"
+            command = [*arm.command, "--seed", str(seed)]
             if not (folder / arm.stage / "scores.json").exists():
                 runs[folder] = command
             elif not arm.stage:

@@ -104,10 +104,22 @@ def benchmark_train(
             for size in sorted(set(group_sizes))
         }
     console = Console()
-    measured, facts = measure_all(works, legs, repetitions, threads, console)
+    measured: dict[str, dict[int, Updates]] = {length: {} for length in works}
+    sizes: dict[str, Any] = {}
+    cells = [(length, work) for length, row in works.items() for work in row.values()]
+    with progress_bar(console) as progress:
+        rounds = len(cells) * (repetitions + 1) * len(legs)
+        task = progress.add_task("updates", total=rounds, status="")
+        for length, work in cells:
+
+            def advance(leg: str, name: str = f"{length}, G={work.group_size}") -> None:
+                progress.update(task, advance=1, status=f"{name}: {LEGS[leg]}")
+
+            found, sizes[length] = compare(work, legs, repetitions, threads, advance)
+            measured[length][work.group_size] = found
     processor = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     results = summarize(measured) | {
-        "sizes": facts,
+        "sizes": sizes,
         "settings": {
             **settings,
             **{"repetitions": repetitions, "threads": threads, "shape": shape},
@@ -145,36 +157,6 @@ def check(
         )
 
 
-def measure_all(
-    works: dict[str, dict[int, Work]],
-    legs: Sequence[str],
-    repetitions: int,
-    threads: int,
-    console: Console,
-) -> tuple[dict[str, dict[int, Updates]], dict[str, Any]]:
-    """Measure every comparison.
-
-    Returns:
-        Updates by length and group size, and real sizes by length.
-    """
-    measured: dict[str, dict[int, Updates]] = {}
-    facts: dict[str, Any] = {}
-    cells = [(length, group_size) for length, row in works.items() for group_size in row]
-    with progress_bar(console) as progress:
-        rounds = len(cells) * (repetitions + 1) * len(legs)
-        task = progress.add_task("updates", total=rounds, status="")
-        for length, group_size in cells:
-
-            def advance(leg: str, name: str = f"{length}, G={group_size}") -> None:
-                progress.update(task, advance=1, status=f"{name}: {LEGS[leg]}")
-
-            updates, facts[length] = compare(
-                works[length][group_size], legs, repetitions, threads, advance
-            )
-            measured.setdefault(length, {})[group_size] = updates
-    return measured, facts
-
-
 def compare(
     work: Work,
     legs: Sequence[str],
@@ -182,14 +164,7 @@ def compare(
     threads: int,
     advance: Callable[[str], None],
 ) -> tuple[Updates, dict[str, int]]:
-    """Let the legs take turns.
-
-    Args:
-        work: What each update does.
-        legs: Who takes part.
-        repetitions: Rounds after the first, which only warms up.
-        threads: Threads of each leg, 0 for torch's choice.
-        advance: Called after every update.
+    """Let the legs take turns; the first round only warms up.
 
     Returns:
         The updates that count, and real sizes.

@@ -173,29 +173,6 @@ def resident_mib(field: str) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-class Turns:
-    """The leg's end of the line to whoever runs the benchmark."""
-
-    def __init__(self, connection: Connection, work: Work) -> None:
-        """Take turns over ``connection``."""
-        self.connection = connection
-        self.memory = Memory(work.device)
-
-    def ready(self, **facts: Any) -> None:
-        """Everything is loaded: what comes from here on is measured."""
-        self.memory.start()
-        self.connection.send(("ready", facts))
-
-    def wait(self) -> bool:
-        """Wait for the next turn; False when there is none."""
-        go: bool = self.connection.recv()
-        return go
-
-    def report(self, seconds: dict[str, float]) -> None:
-        """Say how long the parts of an update took, and the memory it needed at most so far."""
-        self.connection.send(("update", seconds | {"memory": self.memory.growth_mib()}))
-
-
 class Stopwatch:
     """Adds up the seconds spent in chosen functions; on a GPU it waits for their work."""
 
@@ -227,30 +204,44 @@ class Stopwatch:
 
 
 class Leg(ABC):
-    """One contestant."""
+    """One contestant, who makes an update whenever the other end of the line says so."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, connection: Connection) -> None:
         """Build the policy and its questions."""
-        self.work = work
+        self.work, self.connection = work, connection
         self.policy = make_policy(work)
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
         self.sampling, self.scoring = Stopwatch(work.device), Stopwatch(work.device)
+        self.memory = Memory(work.device)
 
-    def facts(self) -> dict[str, int]:
-        """Real sizes."""
+    @abstractmethod
+    def run(self) -> None:
+        """Make an update at every turn."""
+
+    def ready(self) -> None:
+        """Tell real sizes: everything is loaded, what comes from here on is measured."""
         sample = self.pool[0]
         inputs = self.policy.prepare([sample.image], [question(sample, "text->mask")])
-        return {
+        facts = {
             "prompt_tokens": int(inputs["attention_mask"].sum()),
             "parameters": sum(p.numel() for p in self.policy.model.parameters()),
         }
+        self.memory.start()
+        self.connection.send(("ready", facts))
 
-    def parts(self, total: float) -> dict[str, float]:
-        """What an update of ``total`` seconds was spent on."""
+    def wait(self) -> bool:
+        """Wait for the next turn; False when there is none."""
+        go: bool = self.connection.recv()
+        self.start = self.scoring.now()
+        return go
+
+    def report(self) -> None:
+        """Tell how long the parts of the update took, and the memory needed at most so far."""
+        total = self.scoring.now() - self.start
         sampling, scoring = self.sampling.take(), self.scoring.take()
-        backward = total - sampling - scoring
-        parts = {"sampling": sampling, "scoring": scoring, "backward": backward}
-        return parts | {"total": total}
+        parts = {"sampling": sampling, "scoring": scoring, "backward": total - sampling - scoring}
+        parts |= {"total": total, "memory": self.memory.growth_mib()}
+        self.connection.send(("update", parts))
 
     def check_lengths(self, tokens: Sequence[int]) -> None:
         """Make sure that the answers are as long as they should be.
@@ -262,17 +253,13 @@ class Leg(ABC):
         if list(tokens) != [self.work.new_tokens] * rows:
             raise RuntimeError(f"{rows} answers of {self.work.new_tokens} expected, got {tokens}")
 
-    @abstractmethod
-    def run(self, turns: Turns) -> None:
-        """Make an update at every turn."""
-
 
 class OurLeg(Leg):
-    """The GSPO agent of this project."""
+    """The GSPO agent of this project, with the prompt shared among its answers or repeated."""
 
-    def __init__(self, work: Work, *, shared: bool) -> None:
-        """With the prompt shared among its answers, or repeated for each."""
-        super().__init__(work)
+    def __init__(self, work: Work, connection: Connection, *, shared: bool) -> None:
+        """Build the agent."""
+        super().__init__(work, connection)
         self.policy.shared_prefix = shared
         envs: Any = gym.make_vec(
             "SimpleSeg-Scenes-v0",
@@ -283,58 +270,49 @@ class OurLeg(Leg):
         )
         self.agent = GSPO(self.policy, envs, work.settings())
 
-    def run(self, turns: Turns) -> None:
+    def run(self) -> None:
         """Make an update at every turn."""
         collect = self.sampling.timed(self.agent.collect)
         self.policy.score = self.scoring.timed(self.policy.score)  # type: ignore[method-assign]
-        turns.ready(**self.facts())
-        while turns.wait():
-            start = self.scoring.now()
+        self.ready()
+        while self.wait():
             rollout, _ = collect()
             self.agent.train(rollout, self.agent.config.learning_rate)
-            turns.report(self.parts(self.scoring.now() - start))
+            self.report()
             self.check_lengths(rollout.mask.sum(-1).tolist())
 
 
 class TRLLeg(Leg, TrainerCallback):
     """TRL's GRPOTrainer, set up as `agents.trl_backend.gspo` does."""
 
-    def run(self, turns: Turns) -> None:
+    def run(self) -> None:
         """Make an update at every turn."""
         core = ReferringCore(self.pool, rewards=REWARDS)
         agent = TRLGSPO(self.policy, core, self.work.settings())
-        self.turns, self.start = turns, 0.0
         with TemporaryDirectory() as folder:
-            trainer = agent.build_trainer(1_000, folder)
-            self._time(trainer)
+            trainer: Any = agent.build_trainer(1_000, folder)
+            generate = self.sampling.timed(trainer._generate_and_score_completions)
+
+            def sample(inputs: Any) -> Any:
+                batch = generate(inputs)
+                self.check_lengths(batch["completion_mask"].sum(-1).tolist())
+                return batch
+
+            trainer._generate_and_score_completions = sample
+            trainer.compute_loss = self.scoring.timed(trainer.compute_loss)
             trainer.add_callback(self)
-            turns.ready(**self.facts())
+            self.ready()
             trainer.train()
-
-    def _time(self, trainer: Any) -> None:
-        """Time the parts of an update."""
-        generate = self.sampling.timed(trainer._generate_and_score_completions)
-
-        def sample(inputs: Any) -> Any:
-            batch = generate(inputs)
-            self.check_lengths(batch["completion_mask"].sum(-1).tolist())
-            return batch
-
-        trainer._generate_and_score_completions = sample
-        trainer.compute_loss = self.scoring.timed(trainer.compute_loss)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: object) -> Any:
         """Wait for the first turn."""
-        return self._next(control)
+        control.should_training_stop = not self.wait()
+        return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: object) -> Any:
         """An update is done."""
-        self.turns.report(self.parts(self.scoring.now() - self.start))
-        return self._next(control)
-
-    def _next(self, control: Any) -> Any:
-        control.should_training_stop = not self.turns.wait()
-        self.start = self.scoring.now()
+        self.report()
+        control.should_training_stop = not self.wait()
         return control
 
 
@@ -343,7 +321,9 @@ def work_process(leg: str, work: Work, threads: int, connection: Connection) -> 
     try:
         if threads:
             torch.set_num_threads(threads)
-        contestant = TRLLeg(work) if leg == "trl" else OurLeg(work, shared=leg == "ours")
-        contestant.run(Turns(connection, work))
+        if leg == "trl":
+            TRLLeg(work, connection).run()
+        else:
+            OurLeg(work, connection, shared=leg == "ours").run()
     except Exception:
         connection.send(("error", traceback.format_exc()))

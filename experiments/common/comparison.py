@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.files import read_scores, write_atomically, write_json
+from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 
 GAINS = (
@@ -132,25 +132,18 @@ class Comparison:
         """
         check_comparable(self.arms, self.varies)
         found = self.compare()
-        header, *rows = self.table(found)
-        baseline = next(iter(self.arms.values())).results[0]
-        facts = baseline.measured_on()
-        runs = f"seeds {', '.join(map(str, found['seeds']))}; {facts['questions']} questions"
+        facts = next(iter(self.arms.values())).results[0].measured_on()
+        runs = f"Seeds {', '.join(map(str, found['seeds']))}; {facts['questions']} questions"
         if "dataset" in facts:
             runs += f" of {facts['dataset']} ({facts['split']})"
-        unit = "per cent" if self.scores else "gIoU points"
+        unit = "Per cent" if self.scores else "gIoU points"
         caption = f"{unit}; intervals: Student's t over seeds; differences are paired by seed"
-        table = Table(title=f"{self.question}\n{runs}", caption=caption)
-        for column in header:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        lines = [f"# {self.question}", "", f"{runs[0].upper()}{runs[1:]}; {caption}.", ""]
-        lines += [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
-        lines += [*(f"| {' | '.join(row)} |" for row in rows), "", f"![]({self.name}.png)", ""]
+        cells = self.table_cells(found)
+        console.print(terminal_table(cells, f"{self.question}\n{runs}", caption))
+        parts = [f"# {self.question}", f"{runs}. {caption}.", markdown_table(cells, labels=2)]
+        parts.append(f"![{self.question}]({self.name}.png)")
         write_json(folder / f"{self.name}.json", found)
-        write_atomically(folder / f"{self.name}.md", "\n".join(lines))
+        write_atomically(folder / f"{self.name}.md", "\n\n".join(parts) + "\n")
         self.plot(found, folder / f"{self.name}.png")
         console.print(f"{folder / self.name}.md, .json and .png")
         return found
@@ -180,7 +173,7 @@ class Comparison:
         seeds = [result.seed for result in next(iter(self.arms.values())).results]
         return {"question": self.question, "seeds": seeds, "arms": arms}
 
-    def table(self, found: dict[str, Any]) -> list[list[str]]:
+    def table_cells(self, found: dict[str, Any]) -> list[list[str]]:
         """A row of titles, then one for each score of each arm."""
         paper = any(arm["paper"] is not None for arm in found["arms"].values())
         header = ["", "", "each seed", "mean [95 %]"]
@@ -277,16 +270,25 @@ def over_seeds(
         since: What is subtracted: the score ``before`` training, or another one of the results.
     """
     after = [result.scores[kind][name] for result in results]
-    if since is None:
-        found, each = {"after": after}, 100 * np.array(after)
-    else:
+    found, each = {"after": after}, 100 * np.array(after)
+    if since is not None:
         if since == "before":
-            before = [result.scores["before"][kind][name] for result in results]
+            before = [_before(result)[kind][name] for result in results]
         else:
             before = [result.scores["greedy"][since][name] for result in results]
-        found, each = {"before": before, "after": after}, 100 * np.subtract(after, before)
+        found, each = {"before": before, **found}, 100 * np.subtract(after, before)
     mean, *interval = t_interval(each)
     return {**found, "each": each.tolist(), "mean": mean, "interval": interval}
+
+
+def _before(result: Result) -> dict[str, Any]:
+    if "before" not in result.scores:
+        raise ExplainedError(
+            f"{result.folder} was not measured before training, so there is no gain; a sweep with "
+            '`measure = "score"` compares scores after it'
+        )
+    before: dict[str, Any] = result.scores["before"]
+    return before
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:

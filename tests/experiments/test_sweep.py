@@ -174,6 +174,15 @@ def test_what_later_turns_add_is_summarized_too(runs, tmp_path):
     assert scores["sampled gIoU"]["mean"] == pytest.approx(11)
 
 
+def test_runs_that_were_not_measured_before_training_have_no_gain(runs, tmp_path):
+    for run in runs:
+        scores = json.loads((run / "scores.json").read_text())
+        del scores["before"]
+        (run / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(ExplainedError, match=r"A-0 was not measured before training"):
+        summarize(runs, tmp_path / "sum")
+
+
 def test_two_runs_of_one_seed_are_not_two_seeds(runs, tmp_path):
     edit(runs[2] / "config.json", seed=1)
     with pytest.raises(ExplainedError, match=r"A-1 and .*A-2 both have seed 1"):
@@ -273,8 +282,8 @@ def test_every_sweep_runs(name, tmp_path, monkeypatch, capsys):
     sweep.main(sweep.Args((name,), dry_run=True))
     commands = capsys.readouterr().out.splitlines()
     found = sweep.read_sweep(sweep.find_file(name))
-    assert len({(*arm.run.command, arm.stage) for arm in found.arms.values()}) == len(found.arms)
-    made = {arm.run.name for arm in found.arms.values()}
+    assert len({(*arm.command, arm.stage) for arm in found.arms.values()}) == len(found.arms)
+    made = {arm.run for arm in found.arms.values()}
     assert len(commands) == len(found.shared) + 3 * len(made)
     for command in commands:
         _, script, *words = shlex.split(command)
@@ -395,11 +404,11 @@ def plans(name, seed, output, options=""):
     """The settings of every stage of every run of a sweep, by the run's name."""
     found = {}
     for arm in sweep.read_sweep(sweep.find_file(name), options, output).arms.values():
-        words = [*arm.run.command[1:], "--seed", str(seed)]
-        folder = output / f"{arm.run.name}-{seed}"
+        words = [*arm.command[1:], "--seed", str(seed)]
+        folder = output / f"{arm.run}-{seed}"
         settings = tyro.cli(run_pipeline.Args, args=[*words, "--output-dir", str(folder)])
         steps = run_pipeline.plan_steps(settings)
-        found[arm.run.name] = {step.stage: run_pipeline.parse(step) for step in steps}
+        found[arm.run] = {step.stage: run_pipeline.parse(step) for step in steps}
         annotated = {step.stage: step.words for step in steps}.get("annotate")
         assert annotated is None, "that is shared"
     return found
