@@ -30,7 +30,8 @@ import tyro
 from rich.console import Console
 
 from experiments.common.brief import brief_errors
-from experiments.common.files import read_scores, write_atomically, write_json
+from experiments.common.comparison import read_scores
+from experiments.common.files import write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 from seg_env.types import Prediction

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from experiments.common.files import read_scores, write_atomically, write_json
+from experiments.common.files import write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 
@@ -33,6 +33,27 @@ SCORES = (
 )
 
 
+def read_scores(folder: Path) -> dict[str, Any]:
+    """What ``scores.json`` of a finished run holds, in one form for all scripts.
+
+    Returns:
+        ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before it
+        where they were measured, ``updates``, ``minutes``, and whatever else there is.
+
+    Raises:
+        ExplainedError: The run has not finished.
+    """
+    path = folder / "scores.json"
+    if not path.exists():
+        raise ExplainedError(f"{path} is missing: has the run of {folder} finished?")
+    scores: dict[str, Any] = json.loads(path.read_text())
+    for side in ("before", "after"):
+        if side in scores:
+            greedy = dict(scores[side])
+            scores[side] = {"sampled": greedy.pop("sampled"), "greedy": greedy}
+    return scores | scores.pop("after", {})
+
+
 class Result:
     """Scores of a finished run, and the settings they came of."""
 
@@ -49,8 +70,9 @@ class Result:
         self.seed: int = self.stages[stage]["seed"]
         settings = self.stages[stage]
         while (policy := Path(str(settings.get("policy")))).parts[:1] == ("RUN",):
-            # It starts from another stage of the same run.
-            stage = policy.parent.name
+            stage = "/".join(policy.parts[1:-1])  # it starts from another stage of the same run
+            if stage in self.stages:
+                break
             settings = self.stages[stage] = _read_settings(run / stage, run)
 
     def settings(self, by_stage: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from PIL import Image
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from experiments import run_pipeline
-from experiments.common.files import read_scores
+from experiments.common.comparison import read_scores
 from experiments.common.logs import read_metrics
 from experiments.evaluation.loop import evaluate, open_questions
 
