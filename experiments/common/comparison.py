@@ -76,27 +76,25 @@ class Result:
             settings = self.stages[stage] = _read_settings(run / stage, run)
 
     def settings(self, by_stage: bool) -> dict[str, Any]:
-        """Settings that runs of several seeds have in common, by names like ``gspo.group_size``.
+        """What runs of several seeds have in common, by names like ``gspo.group_size``.
 
         Args:
             by_stage: Whether all stages count, with names like ``sft.updates``.
         """
         from experiments.common.logs import MAY_CHANGE  # with torch, which `--help` does not need
 
-        return {
+        found = {
             f"{stage}.{name}" if by_stage else name: value
             for stage, settings in self.stages.items()
             for name, value in settings.items()
             if name.rpartition(".")[2] not in ("seed", "output_dir", *MAY_CHANGE)
         }
-
-    def measured_on(self) -> dict[str, Any]:
-        """What the scores are scores on, as far as it was recorded."""
-        facts = {name: self.scores[name] for name in ("dataset", "split") if name in self.scores}
-        return facts | {
-            "questions": self.scores["greedy"]["questions"],
-            "answers": self.scores["sampled"].get("answers_per_question"),
-        }
+        found["measured.questions"] = self.scores["greedy"]["questions"]
+        found["measured.answers"] = self.scores["sampled"].get("answers_per_question")
+        if "dataset" in self.scores:
+            found["dataset.name"] = self.scores["dataset"]
+            found["dataset.split"] = self.scores["split"]
+        return found
 
 
 def _read_settings(folder: Path, run: Path) -> dict[str, Any]:
@@ -154,10 +152,11 @@ class Comparison:
         """
         check_comparable(self.arms, self.varies)
         found = self.compare()
-        facts = next(iter(self.arms.values())).results[0].measured_on()
-        runs = f"Seeds {', '.join(map(str, found['seeds']))}; {facts['questions']} questions"
-        if "dataset" in facts:
-            runs += f" of {facts['dataset']} ({facts['split']})"
+        scores = next(iter(self.arms.values())).results[0].scores
+        runs = f"Seeds {', '.join(map(str, found['seeds']))}; "
+        runs += f"{scores['greedy']['questions']} questions"
+        if "dataset" in scores:
+            runs += f" of {scores['dataset']} ({scores['split']})"
         unit = "Per cent" if self.scores else "gIoU points"
         caption = f"{unit}; intervals: Student's t over seeds; differences are paired by seed"
         cells = self.table_cells(found)
@@ -368,23 +367,16 @@ def _named(unequal: dict[str, tuple[Any, Any]]) -> str:
 
 
 def differences(one: Result, other: Result, by_stage: bool) -> dict[str, tuple[Any, Any]]:
-    """Settings and facts that two results do not share, with both values.
+    """Settings that two results do not share, with both values.
 
     Settings of a group that one of them does not have at all, that of another algorithm or of a
-    stage that was left out, are no difference; facts that only one recorded are none either.
+    stage that was left out, are no difference.
     """
     ours, theirs = one.settings(by_stage), other.settings(by_stage)
-    groups = {name.rpartition(".")[0] for name in ours} & {
-        name.rpartition(".")[0] for name in theirs
-    }
-    unequal = {
+    groups = [{name.rpartition(".")[0] for name in settings} for settings in (ours, theirs)]
+    shared = set.intersection(*groups)
+    return {
         name: (ours.get(name), theirs.get(name))
         for name in {**ours, **theirs}
-        if name.rpartition(".")[0] in groups and ours.get(name) != theirs.get(name)
-    }
-    ours, theirs = one.measured_on(), other.measured_on()
-    return unequal | {
-        name: (ours[name], theirs[name])
-        for name in ours.keys() & theirs.keys()
-        if ours[name] != theirs[name]
+        if name.rpartition(".")[0] in shared and ours.get(name) != theirs.get(name)
     }

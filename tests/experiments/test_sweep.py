@@ -205,8 +205,10 @@ def test_runs_that_were_asked_other_questions_are_not_joined(runs, tmp_path):
     scores = json.loads((runs[0] / "scores.json").read_text())
     edit(runs[0] / "scores.json", dataset="scenes-easy", split="test")
     summarize(runs, tmp_path / "sum")  # a name that only some recorded is no difference
-    edit(runs[1] / "scores.json", dataset="scenes-hard", after=scores["after"] | {"questions": 9})
-    with pytest.raises(ExplainedError, match=r"dataset \(.*easy, .*hard\), questions \(8, 9\)"):
+    asked = {"dataset": "scenes-hard", "split": "test", "after": scores["after"] | {"questions": 9}}
+    edit(runs[1] / "scores.json", **asked)
+    message = r"dataset\.name \(.*easy, .*hard\), measured\.questions \(8, 9\)$"
+    with pytest.raises(ExplainedError, match=message):
         summarize(runs, tmp_path / "sum")
 
 
