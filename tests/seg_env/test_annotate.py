@@ -14,11 +14,10 @@ import pytest
 from annotate_fixtures import TRUTH, encoded, scene_job, tar_bytes, tar_source
 
 from agents.rows import DemonstrationRows
-from seg_env.data import JsonLines, Scenes, open_dataset
+from seg_env.data import JsonLines, Scenes, images_of, open_dataset
 from seg_env.data.annotate import Detector, Job, Tally, annotate, load_stage
 from seg_env.data.annotate.plan import parse_part, part_of
 from seg_env.data.annotate.run import Progress
-from seg_env.data.leakage import images_of
 from seg_env.geometry.overlap import iou_batch
 
 BOXES = (

@@ -31,12 +31,11 @@ from seg_env.data import (
     load_refer,
     open_dataset,
 )
-from seg_env.data.leakage import image_key
-from seg_env.data.readers.official_counts import OFFICIAL_COUNTS, CountWarning, check_counts
-from seg_env.data.readers.refer import embedded_root
+from seg_env.data.readers.annotated_images import image_key
+from seg_env.data.readers.refer import OFFICIAL_COUNTS, CountWarning, check_counts, embedded_root
 from seg_env.data.readers.safe_pickle import UnsafePickleError
 
-pytestmark = pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 
 TABLES = instances(
     annotation(500, [SQUARE]), annotation(501, [BESIDE]), annotation(502, [SQUARE], image_id=10)
@@ -137,7 +136,7 @@ def test_files_that_everything_hangs_on_are_errors_either_way(tree):
     assert not (root / "executed").exists()
     tables = tree() / "refcoco/instances.json"
     tables.write_text(tables.read_text()[:-50])
-    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON near byte"):
+    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON: .*char \d+"):
         Refer(root, "refcoco", "val", on_error="skip")
 
 

@@ -163,7 +163,7 @@ def mixed_sources(root):
 
 
 @pytest.mark.parametrize("form", ["rle", "rings", "mask"])
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 def test_what_is_exported_reads_back_the_same(tmp_path, form):
     for number, source in enumerate(mixed_sources(tmp_path / "source")):
         path = export_jsonlines(source, tmp_path / f"{number}", form=form, others=True)
@@ -184,7 +184,7 @@ def test_one_picture_of_many_questions_is_copied_once(tmp_path):
     assert [path.name for path in (tmp_path / "out/images").iterdir()] == [PHOTO]
 
 
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 def test_the_command_line_checks_and_exports(tmp_path, capsys):
     root, out = tmp_path / "source", tmp_path / "out"
     mixed_sources(root)
@@ -201,4 +201,4 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     assert "no annotations of the split" in capsys.readouterr().err
     excluding = ["--exclude-images", "grefcoco:val"]
     assert main(["check", *where, *excluding]) == 0
-    assert "left out for their picture: 2" in capsys.readouterr().out
+    assert "left out for their image: 2" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seg_env.data import ReasonSeg, open_dataset
-from seg_env.data.readers.inclusive_fill import fill_inclusive
+from seg_env.data.readers.reasonseg import fill_inclusive
 
 OUTER = [[5, 5], [40, 5], [40, 30], [5, 30]]
 INNER = [[10, 10], [20, 10], [20, 20], [10, 20]]

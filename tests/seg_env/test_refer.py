@@ -271,10 +271,10 @@ def test_a_list_that_contains_itself_is_refused(tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"annotations": [{"image_id": 9}]}, "annotation at byte .*: 'id' must be an integer"),
-        ({"annotations": [5]}, "annotation at byte .*: 'id' must be an integer"),
-        ({"images": [{"id": 9, "height": 4}]}, "image at byte .*: 'width' must be an integer"),
-        ({"categories": [{"id": 9}]}, "category at byte .*: 'name' must be a string"),
+        ({"annotations": [{"image_id": 9}]}, "record 0 of 'annotations': 'id' must be an integer"),
+        ({"annotations": [5]}, "record 0 of 'annotations': 'id' must be an integer"),
+        ({"images": [{"id": 9, "height": 4}]}, "record 0 of 'images': 'width' must be an integer"),
+        ({"categories": [{"id": 9}]}, "record 0 of 'categories': 'name' must be a string"),
         (
             {"images": [{"id": 9, "file_name": "a", "height": 10**6, "width": 10**6}]},
             "height and width are",
@@ -303,7 +303,7 @@ def test_a_damaged_instances_file_is_a_value_error(tree: Tree, damage: str) -> N
     with pytest.raises(ValueError, match=r"instances\.json"):
         Refer(root)
     path.write_text(json.dumps(instances())[:-100])
-    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON near byte \d+"):
+    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON: .*char \d+"):
         Refer(root)
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="not valid JSON"):
@@ -322,23 +322,6 @@ def test_annotations_with_nested_records_and_any_layout_of_the_text(tree: Tree) 
     text = json.dumps(tables, indent=3, ensure_ascii=False, separators=("\n,", "\t:\r\n"))
     (root / "refcoco" / "instances.json").write_text("\ufeff" + text, "utf-8")
     assert {sample.target.area for sample in Refer(root)} == {square_and_beside().sum(), 400}
-
-
-def test_a_file_of_many_windows(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Read seven bytes at a time, every way of cutting a value in two is met.
-    monkeypatch.setattr("seg_env.data.readers.json_stream._CHUNK", 7)
-    everything = instances() | {"version": 1234567, "empty": [], "numbers": [1, 22, 333]}
-    target = Refer(tree(annotations=everything))[0].target
-    np.testing.assert_array_equal(target.mask(), square_and_beside())
-
-
-def test_a_file_that_changed_since_is_noticed(tree: Tree) -> None:
-    root = tree()
-    dataset = Refer(root)
-    path = root / "refcoco" / "instances.json"
-    path.write_text(" " * 10 + path.read_text())
-    with pytest.raises(ValueError, match=r"instances\.json.*(changed|annotation 500)"):
-        dataset[0]
 
 
 def test_pickling_takes_no_pictures_and_no_open_files_along(tree: Tree) -> None:

@@ -15,7 +15,7 @@ from seg_env.data.annotate.sidecars import (
     text_of,
 )
 from seg_env.data.annotate.source_tar import find_files
-from seg_env.data.readers.parquet_rows import require
+from seg_env.data.readers.hub import require
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 """Columns that hold pictures: bytes, or ``{"bytes", "path"}``."""

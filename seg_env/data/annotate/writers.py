@@ -13,7 +13,7 @@ from seg_env.data.annotate.nouns import Found, Picture
 from seg_env.data.annotate.tally import Tally
 from seg_env.data.annotate.text import clean_text
 from seg_env.data.export import run_lengths
-from seg_env.data.readers.parquet_rows import require
+from seg_env.data.readers.hub import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 

@@ -53,7 +53,7 @@ class SceneObject:
         return "small" if self.scale < 0.12 else "medium" if self.scale < 0.17 else "large"
 
     def cover(self, size: int) -> Patch:
-        """How much of each pixel it covers in a picture of ``size`` by ``size`` pixels."""
+        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels."""
         return cover(SHAPES[self.shape], self.center, self.radius, self.angle, size)
 
 
@@ -66,7 +66,7 @@ class Recipe:
     nearness: float
     """Smallest distance of two centres as a share of the sum of their radii."""
     overhang: float
-    """Largest share of its radius by which an object may stick out of the picture."""
+    """Largest share of its radius by which an object may stick out of the image."""
     crossing: float
     """Probability of a long bar that lies across another object."""
     textured: float
@@ -145,7 +145,7 @@ def _name(rng: np.random.Generator, others: list[SceneObject], recipe: Recipe) -
 
 
 def _locate(rng: np.random.Generator, thing: SceneObject, overhang: float) -> SceneObject:
-    """Put an object somewhere in the picture."""
+    """Put an object somewhere in the image."""
     border = max(thing.radius * (1.0 - overhang), thing.scale) + 0.015
     x, y = rng.uniform(border, 1.0 - border, size=2)
     return replace(thing, center=(float(x), float(y)))
