@@ -57,7 +57,7 @@ def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
     if size[0] * size[1] > MAX_PIXELS:
         raise RecordError(
             f"{name} has {size[1]} x {size[0]} pixels; at most {MAX_PIXELS} are read",
-            Fault.UNREADABLE_PHOTO,
+            Fault.UNREADABLE_IMAGE,
         )
     return size
 
@@ -101,7 +101,7 @@ def _opened(source: Any, name: str) -> Iterator[Any]:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
-            f"{name} cannot be read as an image: {error}", Fault.UNREADABLE_PHOTO
+            f"{name} cannot be read as an image: {error}", Fault.UNREADABLE_IMAGE
         ) from error
 
 

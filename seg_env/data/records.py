@@ -30,9 +30,9 @@ class Fault(StrEnum):
 
     MALFORMED = "malformed record"
     """Something is missing in the record, is not what it should be, or is no JSON at all."""
-    MISSING_PHOTO = "missing photo"
+    MISSING_IMAGE = "missing photo"
     """There is no such image."""
-    UNREADABLE_PHOTO = "unreadable photo"
+    UNREADABLE_IMAGE = "unreadable photo"
     """The image is damaged, or of a format that is not read."""
     SIZE_MISMATCH = "size mismatch"
     """The image is not of the size that the annotations say."""
@@ -63,7 +63,7 @@ def located(where: str) -> Iterator[None]:
 def fault_of(error: Exception) -> Fault:
     """The kind of an error that a reader raised for a record."""
     if isinstance(error, FileNotFoundError):
-        return Fault.MISSING_PHOTO
+        return Fault.MISSING_IMAGE
     return error.fault if isinstance(error, RecordError) else Fault.MALFORMED
 
 

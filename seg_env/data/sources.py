@@ -121,7 +121,7 @@ def open_dataset(
     }
     given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(dataset, str):
-        _refuse_others(given, (), "a data set object")
+        _refuse_unused(given, (), "a data set object")
         return dataset
     kind = FILE_ENDINGS.get(Path(dataset).suffix, dataset)
     if kind not in _ARGUMENTS:
@@ -132,7 +132,7 @@ def open_dataset(
         )
     is_path = kind != dataset
     taken = [name for name in _ARGUMENTS[kind] if not (is_path and name == "data_root")]
-    _refuse_others(given, taken, f"dataset={dataset!r}")
+    _refuse_unused(given, taken, f"dataset={dataset!r}")
     if kind == "scenes":
         return Scenes(seed=given.pop("data_seed", 0), **given)
     if kind in DEFAULT_SPLIT_BY:
@@ -145,7 +145,7 @@ def open_dataset(
     return _READERS[kind](**given)
 
 
-def _refuse_others(given: dict[str, Any], taken: Collection[str], what: str) -> None:
+def _refuse_unused(given: dict[str, Any], taken: Collection[str], what: str) -> None:
     """Refuse arguments that would be ignored silently."""
     others = [f"{name}={value!r}" for name, value in given.items() if name not in taken]
     if others:

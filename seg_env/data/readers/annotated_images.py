@@ -159,7 +159,7 @@ class AnnotatedImages(ABC):
             check_image(path, sample.target.size)
 
 
-def sound_targets(target_of: Callable[[Key], Target], keys: Iterable[Key]) -> list[Target]:
+def valid_targets(target_of: Callable[[Key], Target], keys: Iterable[Key]) -> list[Target]:
     """The targets of some objects without the broken ones: nobody asks about them."""
     found = []
     for key in keys:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seg_env.data.images import read_image
-from seg_env.data.readers.annotated_images import AnnotatedImages, sound_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
 from seg_env.data.records import (
     OnError,
     RecordError,
@@ -89,12 +89,12 @@ class Instances:
         return found[0]
 
 
-def read_instances(path: Path, broken: Callable[[ValueError], None]) -> Instances:
+def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
     """Read an ``instances.json``.
 
     Args:
         path: The file.
-        broken: Called with the error of a broken record, to raise it or to go on without.
+        on_broken: Called with the error of a broken record, to raise it or to go on without.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -125,7 +125,7 @@ def read_instances(path: Path, broken: Callable[[ValueError], None]) -> Instance
                     annotation = _annotation(record, where)
                     annotations.setdefault(annotation.image_id, []).append(annotation)
             except RecordError as error:
-                broken(error)
+                on_broken(error)
     for of_image in annotations.values():
         of_image.sort(key=lambda annotation: annotation.id)
     return Instances(path, images, categories, annotations)
@@ -197,7 +197,7 @@ class CocoImages(AnnotatedImages):
     def _others(self, row: int) -> list[Target]:
         image_id, asked = self._asked(row)
         others = [each for each in self._instances.annotations_of(image_id) if each not in asked]
-        return sound_targets(partial(self.object_target, image_id), others)
+        return valid_targets(partial(self.object_target, image_id), others)
 
 
 class Coco(CocoImages):

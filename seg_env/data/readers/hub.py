@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from seg_env.data.images import image_size, read_image, read_image_bytes
-from seg_env.data.readers.annotated_images import AnnotatedImages, sound_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
 from seg_env.data.readers.refer import COCO_FOLDERS
 from seg_env.data.records import (
     OnError,
@@ -163,7 +163,7 @@ class Parquet(AnnotatedImages):
         number, k, _ = self._questions[row].tolist()
         record, where, image = self._read(number)
         others = [each for each in range(len(self._layout.sentences(record, where))) if each != k]
-        return sound_targets(
+        return valid_targets(
             lambda other: self._layout.target(record, other, image.size, where), others
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.images import SUFFIXES, read_image, read_image_bytes
-from seg_env.data.readers.annotated_images import AnnotatedImages, sound_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
 from seg_env.data.records import (
     Fault,
     OnError,
@@ -177,7 +177,7 @@ class LabelMe(AnnotatedImages):
         path, record, size = self._record(number)
         shapes = shapes_of(record, path)
         others = [k for k, shape in enumerate(shapes) if k not in group and _is_area(shape)]
-        return sound_targets(lambda other: _united(shapes, (other,), path, size), others)
+        return valid_targets(lambda other: _united(shapes, (other,), path, size), others)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Refer(CocoImages):
         if not instances_path.is_file():
             raise _missing(instances_path, root, name)
         self._references = read_references(
-            path, split, several=self.several_objects, broken=self._broken
+            path, split, several=self.several_objects, on_broken=self._broken
         )
         sentences = sum(len(reference.sentences) for reference in self._references)
         if root != embedded_root():
@@ -357,7 +357,7 @@ class Reference(NamedTuple):
 
 
 def read_references(
-    path: Path, split: str, *, several: bool, broken: Callable[[ValueError], None]
+    path: Path, split: str, *, several: bool, on_broken: Callable[[ValueError], None]
 ) -> list[Reference]:
     """Read the references of one split from ``refs(*).p`` or ``refs(*).json``.
 
@@ -368,7 +368,7 @@ def read_references(
         split: Which references to keep.
         several: The form of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the
             category is that of the objects.
-        broken: Called with the error of a broken record, to raise it or to go on without.
+        on_broken: Called with the error of a broken record, to raise it or to go on without.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -390,7 +390,7 @@ def read_references(
             if reference.id in references:
                 raise RecordError(f"{where}: ref_id {reference.id} appears twice")
         except RecordError as error:
-            broken(error)
+            on_broken(error)
         else:
             references[reference.id] = reference
             room -= sum(len(text) + SENTENCE_SIZE for _, text in reference.sentences)

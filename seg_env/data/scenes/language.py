@@ -38,9 +38,9 @@ WEIGHTS: dict[str, dict[str, float]] = {
 }
 """How often each kind of description is chosen among those that fit, by difficulty."""
 
-PROPER = 0.75
+NOUN_SHARE = 0.75
 """How often ``"object"`` is avoided where a noun would do."""
-NEAR = 0.75
+NEAR_MISS_SHARE = 0.75
 """How often an absent object shares its colour or shape with one of the scene."""
 
 
@@ -92,7 +92,7 @@ def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str,
         shares = np.array([weights[kind] for kind in options])
         texts = list(options.values())[rng.choice(len(options), p=shares / shares.sum())]
         proper = [text for text in texts if "object" not in text]
-        if proper and rng.random() < PROPER:
+        if proper and rng.random() < NOUN_SHARE:
             texts = proper
         expressions.append(f"the {texts[rng.integers(len(texts))]}")
     return tuple(expressions)
@@ -175,6 +175,6 @@ def describe_absent(
         (color, shape) for color in colors for shape in shapes if (color, shape) not in present
     ]
     near = [pair for pair in absent if pair[0] in seen_colors or pair[1] in seen_shapes]
-    choices = near if rng.random() < NEAR else absent
+    choices = near if rng.random() < NEAR_MISS_SHARE else absent
     color, shape = choices[rng.integers(len(choices))]
     return f"the {color} {shape}"

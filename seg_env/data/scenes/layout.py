@@ -91,7 +91,7 @@ def arrange(rng: np.random.Generator, difficulty: Difficulty) -> list[SceneObjec
     while True:
         objects: list[SceneObject] = []
         for _ in range(count - crossed):
-            thing = _name(rng, objects, recipe)
+            thing = _draw_object(rng, objects, recipe)
             free = (_locate(rng, thing, recipe.overhang) for _ in range(20))
             placed = next((it for it in free if _is_free(it, objects, recipe.nearness)), None)
             if placed is None:
@@ -130,7 +130,9 @@ def _easy_names(rng: np.random.Generator) -> list[tuple[str, str]]:
     return [(colors[0], shapes[0]), second]
 
 
-def _name(rng: np.random.Generator, others: list[SceneObject], recipe: Recipe) -> SceneObject:
+def _draw_object(
+    rng: np.random.Generator, others: list[SceneObject], recipe: Recipe
+) -> SceneObject:
     """Draw everything but the place; often like an earlier object, so that one word won't do."""
     shape, color = str(rng.choice(list(SHAPES))), str(rng.choice(COLORS))
     if others:

@@ -66,7 +66,7 @@ def paint(
         _cast_shadow(image, patch, sun)
         _blend(image, patch, _fill(thing, patch, size, sun, rng))
     if difficulty == "hard":
-        image *= _pool(size, rng)[..., None]
+        image *= _spotlight(size, rng)[..., None]
     return _finish(image, rng, grain=rng.uniform(4.0, 14.0 if difficulty == "medium" else 36.0))
 
 
@@ -172,7 +172,7 @@ def _slope(size: int, angle: float, strength: float) -> NDArray[np.float32]:
     return np.float32(np.cos(angle)) * line + np.float32(np.sin(angle)) * line[:, None]
 
 
-def _pool(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _spotlight(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Light that is brightest at one spot and falls off around it, a factor, ``(size, size)``."""
     focus = rng.uniform(0.2, 0.8, size=2)
     fall = rng.uniform(0.15, 0.5)

@@ -45,7 +45,7 @@ def write(tmp_path):
     return write
 
 
-def test_one_sample_for_each_sentence_or_each_picture(write):
+def test_one_sample_for_each_sentence_or_each_image(write):
     root = write(b=record(shape("target", OUTER)), a=record(shape("t", INNER), text=["one"]))
     dataset = ReasonSeg(root, "val")
     assert_protocol(dataset, 3)
@@ -56,9 +56,9 @@ def test_one_sample_for_each_sentence_or_each_picture(write):
         "the animal on the sofa",
     ]
     assert dataset[0].metadata == {"file_name": "a.jpg", "is_sentence": True, "sentence": 0}
-    by_picture = ReasonSeg(root, "val", per_reference=True)
-    assert_protocol(by_picture, 2)
-    assert by_picture[1].metadata["sentences"] == ["what barks?", "the animal on the sofa"]
+    by_image = ReasonSeg(root, "val", per_reference=True)
+    assert_protocol(by_image, 2)
+    assert by_image[1].metadata["sentences"] == ["what barks?", "the animal on the sofa"]
 
 
 def test_borders_are_filled_and_flags_passed_over(write):

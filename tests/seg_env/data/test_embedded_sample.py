@@ -100,13 +100,13 @@ def test_every_split_can_be_read(name: str, split_by: str, split: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "split_by"), PARTITIONS)
-def test_no_picture_is_in_two_splits(name: str, split_by: str) -> None:
+def test_no_image_is_in_two_splits(name: str, split_by: str) -> None:
     splits = ("train", *PARTITIONS[name, split_by])
-    pictures = [
+    images = [
         {sample.metadata["image_id"] for sample in Refer(embedded_root(), name, split, split_by)}
         for split in splits
     ]
-    assert sum(map(len, pictures)) == len(set.union(*pictures))
+    assert sum(map(len, images)) == len(set.union(*images))
 
 
 def test_it_looks_like_the_real_thing() -> None:
