@@ -100,6 +100,21 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) 
         )
 
 
+def parse_points(value: object) -> NDArray[np.float64]:
+    """``(V, 2)`` points from a list of pairs of finite numbers.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        points = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.zeros(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ValueError("expected a list of finite pairs [x, y]")
+    return points
+
+
 def _part(part: Any, size: tuple[int, int]) -> Rle:
     if isinstance(part, dict):
         return _run_lengths(part, size)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,46 +103,50 @@ class Parquet(AnnotatedImages):
         found: list[tuple[int, int, int]] = []
         light = [name for name in self._layout.light if name in self._table.columns]
         for number, record in enumerate(self._table.walk(light)):
-            self._image_names.append(self._layout.file_name(record))
+            self._image_names.append(_file_name(record))
             try:
-                objects = self._layout.sentences(record, self._table.where(number))
+                objects = self._layout.objects(record, self._table.where(number))
             except RecordError as error:
                 self._broken(error)
                 continue
-            for k, texts in enumerate(objects):
-                count = min(1, len(texts)) if self.per_reference else len(texts)
+            for k, each in enumerate(objects):
+                count = len(each.sentences)
+                if self.per_reference:
+                    count = min(1, count)
                 found += [(number, k, sentence) for sentence in range(count)]
         return found
 
     def _sample(self, row: int) -> Sample:
         number, k, sentence = self._questions[row].tolist()
-        record, where, image = self._read(number)
-        texts = self._layout.sentences(record, where)[k]
+        objects, image = self._read(number)
+        asked = objects[k]
         identifier = f"{self.name}-{self.split}-{number}-{k}"
         metadata: dict[str, Any] = {
-            **self._layout.metadata(record, k),
+            **asked.metadata,
             "file_name": image.file_name,
             "row": number,
         }
         if self.per_reference:
-            metadata["sentences"] = texts
+            metadata["sentences"] = asked.sentences
         else:
             identifier += f"-{sentence}"
         return Sample(
             id=identifier,
-            expression=texts[sentence],
-            target=self._layout.target(record, k, image.size, where),
+            expression=asked.sentences[sentence],
+            target=object_target(asked.segmentation, image.size, asked.where),
             load_image=(
                 partial(read_image, self._find(image.file_name), image.size)
                 if image.data is None
-                else partial(read_image_bytes, image.data, image.size, f"{where}: image")
+                else partial(
+                    read_image_bytes, image.data, image.size, f"{self._table.where(number)}: image"
+                )
             ),
             metadata=metadata,
         )
 
-    def _read(self, number: int) -> tuple[dict[str, Any], str, HubImage]:
+    def _read(self, number: int) -> tuple[list[HubObject], HubImage]:
         record, where = self._table.row(number), self._table.where(number)
-        return record, where, self._layout.image(record, where)
+        return self._layout.objects(record, where), _image(record, where)
 
     def _find(self, name: str) -> Path:
         """The file of an image; where it should be, if there is none."""
@@ -156,15 +160,15 @@ class Parquet(AnnotatedImages):
         return self._image_names[int(self._questions[row, 0])]
 
     def _image_path(self, row: int) -> Path | None:
-        image = self._read(int(self._questions[row, 0]))[2]
+        _, image = self._read(int(self._questions[row, 0]))
         return self._find(image.file_name) if image.data is None else None
 
     def _others(self, row: int) -> list[Target]:
         number, k, _ = self._questions[row].tolist()
-        record, where, image = self._read(number)
-        others = [each for each in range(len(self._layout.sentences(record, where))) if each != k]
+        objects, image = self._read(number)
         return valid_targets(
-            lambda other: self._layout.target(record, other, image.size, where), others
+            lambda each: object_target(each.segmentation, image.size, each.where),
+            objects[:k] + objects[k + 1 :],
         )
 
 
@@ -188,6 +192,18 @@ def _find_files(root: Path, split: str) -> list[Path]:
 # --- how the columns of a table are to be read ----------------------------------------------------
 
 
+class HubObject(NamedTuple):
+    """An object of a row."""
+
+    sentences: list[str]
+    segmentation: Any
+    """In COCO's form; None while only the light columns are read."""
+    metadata: dict[str, Any]
+    """What is known about it."""
+    where: str
+    """What errors call it."""
+
+
 class HubImage(NamedTuple):
     """The image of a row."""
 
@@ -199,122 +215,96 @@ class HubImage(NamedTuple):
     """Its content, or None where only its name is known."""
 
 
-class LmmsLayout:
-    """``lmms-lab/RefCOCO``, ``RefCOCOplus``, ``RefCOCOg``: one object a row, several sentences."""
+class Layout(NamedTuple):
+    """How the rows of a table are to be read."""
 
-    columns: ClassVar[tuple[str, ...]] = ("question_id", "image", "answer", "segmentation")
+    columns: tuple[str, ...]
     """What a table of this layout has."""
-    light: ClassVar[tuple[str, ...]] = ("question_id", "answer", "file_name")
-    """What `sentences` and `file_name` need; holds no images."""
-
-    def sentences(self, record: dict[str, Any], where: str) -> list[list[str]]:
-        """Sentences of each object of a row: ``answer``; ``question`` is the same for all rows."""
-        return [_texts(record.get("answer"), where)]
-
-    def file_name(self, record: dict[str, Any]) -> str:
-        """Name of the image; here it has the number of an object behind."""
-        return str(record.get("file_name") or "")
-
-    def image(self, record: dict[str, Any], where: str) -> HubImage:
-        """The image of a row; the size is in its header only."""
-        image = record.get("image")
-        data = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(data, bytes):
-            raise RecordError(f"{where}: 'image' holds no image, got {describe(data)}")
-        return HubImage(image_size(data, f"{where}: image"), self.file_name(record), data)
-
-    def target(
-        self, record: dict[str, Any], number: int, size: tuple[int, int], where: str
-    ) -> Target:
-        """The mask of an object: one flat polygon, all that this layout kept of it."""
-        flat = record.get("segmentation")
-        return object_target([flat] if flat else [], size, where)
-
-    def metadata(self, record: dict[str, Any], number: int) -> dict[str, Any]:
-        """What is known about an object: ``question_id`` and ``bbox`` (x, y, width, height)."""
-        return {"question_id": str(record.get("question_id")), "bbox": record.get("bbox")}
+    light: tuple[str, ...]
+    """Columns that hold sentences and names of images, but no images."""
+    objects: Callable[[dict[str, Any], str], list[HubObject]]
+    """The objects of a row."""
 
 
-class RawLayout(LmmsLayout):
-    """``jxu124/refcoco``, ``refcocoplus``, ``refcocog``: annotations as JSON texts, no images."""
-
-    columns: ClassVar[tuple[str, ...]] = ("ref_id", "sentences", "raw_anns", "image_path")
-    light: ClassVar[tuple[str, ...]] = ("ref_id", "sentences", "image_path")
-
-    def sentences(self, record: dict[str, Any], where: str) -> list[list[str]]:
-        """``sent`` of each of ``sentences``."""
-        listed = record.get("sentences")
-        if not isinstance(listed, list):
-            raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
-        texts = [each.get("sent") if isinstance(each, dict) else None for each in listed]
-        return [_texts(texts, where)]
-
-    def file_name(self, record: dict[str, Any]) -> str:
-        """The last part of ``image_path``; the folders in front differ from disk to disk."""
-        return PurePosixPath(str(record.get("image_path"))).name
-
-    def image(self, record: dict[str, Any], where: str) -> HubImage:
-        """From ``raw_image_info``."""
-        info = _parsed(record, "raw_image_info", where)
-        name = relative_path(self.file_name(record), where)
-        return HubImage(size_field(info, f"{where}: raw_image_info"), name, None)
-
-    def target(
-        self, record: dict[str, Any], number: int, size: tuple[int, int], where: str
-    ) -> Target:
-        """From ``raw_anns``."""
-        return object_target(_parsed(record, "raw_anns", where).get("segmentation"), size, where)
-
-    def metadata(self, record: dict[str, Any], number: int) -> dict[str, Any]:
-        """``ref_id``, ``ann_id``, ``image_id`` and ``category_id``."""
-        return {key: record.get(key) for key in ("ref_id", "ann_id", "image_id", "category_id")}
+def _lmms_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """One object a row; ``question`` is the same for all rows, ``answer`` holds the sentences."""
+    flat = record.get("segmentation")
+    metadata = {"question_id": str(record.get("question_id")), "bbox": record.get("bbox")}
+    sentences = _texts(record.get("answer"), where)
+    return [HubObject(sentences, [flat] if flat else [], metadata, where)]
 
 
-class SamplesLayout(LmmsLayout):
-    """``moondream/refcoco-m``: one image a row, several objects, exact masks."""
-
-    columns: ClassVar[tuple[str, ...]] = ("image", "samples")
-    light: ClassVar[tuple[str, ...]] = ("samples", "file_name")
-
-    def sentences(self, record: dict[str, Any], where: str) -> list[list[str]]:
-        """``sentences`` of each of ``samples``."""
-        listed = record.get("samples")
-        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-            raise RecordError(f"{where}: 'samples' must be a list of objects")
-        return [
-            _texts(each.get("sentences"), f"{where}, sample {number}")
-            for number, each in enumerate(listed)
-        ]
-
-    def target(
-        self, record: dict[str, Any], number: int, size: tuple[int, int], where: str
-    ) -> Target:
-        """From ``mask`` of a sample: COCO's compressed run lengths."""
-        mask = record["samples"][number].get("mask")
-        return object_target(mask, size, f"{where}, sample {number}")
-
-    def metadata(self, record: dict[str, Any], number: int) -> dict[str, Any]:
-        """``ann_id``, ``image_id``, ``category`` and ``bbox`` (x, y, width, height)."""
-        sample = record["samples"][number]
-        metadata = {key: sample.get(key) for key in ("image_id", "category", "bbox")}
-        return {"ann_id": sample.get("id"), **metadata}
+def _raw_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """One object a row; its annotation is a JSON text."""
+    listed = record.get("sentences")
+    if not isinstance(listed, list):
+        raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
+    texts = [each.get("sent") if isinstance(each, dict) else None for each in listed]
+    annotation = _parsed(record, "raw_anns", where) if "raw_anns" in record else {}
+    metadata = {key: record.get(key) for key in ("ref_id", "ann_id", "image_id", "category_id")}
+    return [HubObject(_texts(texts, where), annotation.get("segmentation"), metadata, where)]
 
 
-LAYOUTS: dict[str, LmmsLayout] = {
-    "lmms-lab": LmmsLayout(),
-    "jxu124": RawLayout(),
-    "moondream": SamplesLayout(),
+def _sample_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """Several objects a row; masks are COCO's compressed run lengths."""
+    listed = record.get("samples")
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise RecordError(f"{where}: 'samples' must be a list of objects")
+    objects = []
+    for number, each in enumerate(listed):
+        of_object = f"{where}, sample {number}"
+        metadata = {key: each.get(key) for key in ("image_id", "category", "bbox")}
+        metadata = {"ann_id": each.get("id"), **metadata}
+        sentences = _texts(each.get("sentences"), of_object)
+        objects.append(HubObject(sentences, each.get("mask"), metadata, of_object))
+    return objects
+
+
+LAYOUTS = {
+    "lmms-lab": Layout(
+        columns=("question_id", "image", "answer", "segmentation"),
+        light=("question_id", "answer", "file_name"),
+        objects=_lmms_objects,
+    ),
+    "jxu124": Layout(
+        columns=("ref_id", "sentences", "raw_anns", "image_path"),
+        light=("ref_id", "sentences", "image_path"),
+        objects=_raw_objects,
+    ),
+    "moondream": Layout(
+        columns=("image", "samples"),
+        light=("samples", "file_name"),
+        objects=_sample_objects,
+    ),
 }
 """Layouts by who publishes in them."""
 
 
-def _find_layout(columns: Sequence[str], where: str) -> LmmsLayout:
+def _find_layout(columns: Sequence[str], where: str) -> Layout:
     """The layout whose columns a table has."""
     for layout in LAYOUTS.values():
         if set(layout.columns) <= set(columns):
             return layout
     known = "; ".join(f"{name}: {', '.join(each.columns)}" for name, each in LAYOUTS.items())
     raise ValueError(f"{where} has the columns {', '.join(columns)}; known layouts are {known}")
+
+
+def _file_name(record: dict[str, Any]) -> str:
+    """The name of a row's image; folders in front of it differ from disk to disk."""
+    if "image_path" in record:
+        return PurePosixPath(str(record["image_path"])).name
+    return str(record.get("file_name") or "")
+
+
+def _image(record: dict[str, Any], where: str) -> HubImage:
+    if "image_path" in record:
+        size = size_field(_parsed(record, "raw_image_info", where), f"{where}: raw_image_info")
+        return HubImage(size, relative_path(_file_name(record), where), None)
+    image = record.get("image")
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        raise RecordError(f"{where}: 'image' holds no image, got {describe(data)}")
+    return HubImage(image_size(data, f"{where}: image"), _file_name(record), data)
 
 
 def _texts(listed: object, where: str) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seg_env.data.images import image_size, read_image, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages
@@ -22,7 +21,7 @@ from seg_env.data.records import (
     relative_path,
     text_field,
 )
-from seg_env.data.segmentations import check_inside, target_from_segmentation
+from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
 from seg_env.types import Ring, Sample, Target
@@ -190,12 +189,10 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
     rings: list[Ring] = []
     scale = np.array([size[1], size[0]], dtype=np.float64)
     for number, listed in enumerate(value):
-        try:
-            ring: NDArray[np.float64] = np.array(listed, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            ring = np.zeros(0)
-        if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
-            raise RecordError(f"ring {number} must be a list of at least 3 finite pairs [x, y]")
+        with located(f"ring {number}"):
+            ring = parse_points(listed)
+            if len(ring) < 3:
+                raise RecordError(f"a ring has at least 3 points, got {len(ring)}")
         check_inside(ring * scale, size, f"ring {number}")
         rings.append(ring)
     return rings

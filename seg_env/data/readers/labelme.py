@@ -25,7 +25,7 @@ from seg_env.data.records import (
     size_field,
     text_field,
 )
-from seg_env.data.segmentations import check_inside, fill_polygon
+from seg_env.data.segmentations import check_inside, fill_polygon, parse_points
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
 
@@ -205,13 +205,8 @@ def shapes_of(record: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def points_of(shape: dict[str, Any], where: str) -> NDArray[np.float64]:
     """``(V, 2)`` the ``points`` of a shape, in pixels; errors start with ``where``."""
-    try:
-        points = np.array(shape.get("points"), dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        points = np.zeros(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise RecordError(f"{where}: 'points' must be a list of finite pairs [x, y]")
-    return points
+    with located(f"{where}: 'points'"):
+        return parse_points(shape.get("points"))
 
 
 def image_beside(path: Path) -> Path:

@@ -30,18 +30,13 @@ _ABSENT = 1  # Last part of the key by which absent objects are drawn, apart fro
 class Scenes:
     """Data set of procedural scenes: sample ``i`` is one question about scene ``i``.
 
-    Attributes:
-        name: ``"scenes-easy"``, ``"scenes-medium"`` or ``"scenes-hard"``.
-        split: ``"train"``, ``"val"`` or ``"test"``; their scenes are drawn with different keys.
-        difficulty: ``"easy"``: one or two large flat shapes on plain gray, named by colour and
-            shape. ``"medium"``: two to four paper cut-outs of three sizes, some with textures,
-            that overlap a little; named also by size, texture, place and superlatives. ``"hard"``:
-            three to five on a cluttered ground under uneven light, often cut in two by a bar;
-            named also by their relation to another object.
-        seed: Number that all scenes depend on.
-        size: Side of the square images in pixels.
-        negatives: Share of the questions that are about an object that is not in the image; the
-            answer is ``[]``. Images, and all other questions, are the same whatever the share.
+    Its name is ``"scenes-easy"``, ``"scenes-medium"`` or ``"scenes-hard"``.
+
+    - Easy: one or two large flat shapes on plain gray, named by colour and shape.
+    - Medium: two to four paper cut-outs of three sizes, some with textures, that overlap a little;
+      named also by size, texture, place and superlatives.
+    - Hard: three to five on a cluttered ground under uneven light, often cut in two by a bar; named
+      also by their relation to another object.
     """
 
     def __init__(
@@ -56,12 +51,13 @@ class Scenes:
         """Describe the data set; nothing is drawn yet.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
+            split: ``"train"``, ``"val"`` or ``"test"``; their scenes are drawn with different keys.
             difficulty: ``"easy"``, ``"medium"`` or ``"hard"``.
-            seed: Any number from 0.
+            seed: Number from 0 that all scenes depend on.
             length: Number of scenes; by default a million for training and 4096 otherwise.
-            size: Side of the images in pixels, at least 32.
-            negatives: Share of the questions about an absent object, 0 to 1.
+            size: Side of the square images in pixels, at least 32.
+            negatives: Share of the questions, 0 to 1, that are about an object that is not in the
+                image; the answer is ``[]``. Images and all other questions stay the same.
 
         Raises:
             ValueError: An argument outside what is listed here.

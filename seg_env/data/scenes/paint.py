@@ -188,7 +188,7 @@ def _clutter(image: Pixels, rng: np.random.Generator) -> Pixels:
     canvas = Image.fromarray(image.clip(0, 255).astype(np.uint8))
     canvas = canvas.resize((size * SAMPLES, size * SAMPLES), Image.Resampling.NEAREST)
     for kind in rng.permutation(len(KINDS))[: rng.integers(1, 3)]:
-        canvas = KINDS[kind](canvas, base, rng)
+        KINDS[kind](canvas, base, rng)
     return np.asarray(canvas.reduce(SAMPLES), dtype=np.float32)
 
 
@@ -199,9 +199,7 @@ def _tone(base: NDArray[np.float32], rng: np.random.Generator, spread: float) ->
     return red, green, blue
 
 
-def _pebbles(
-    canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator
-) -> Image.Image:
+def _pebbles(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> None:
     draw, side = ImageDraw.Draw(canvas), canvas.width
     for x, y, radius, flat in rng.random((int(rng.integers(50, 130)), 4)).tolist():
         across = (0.008 + 0.02 * radius) * side
@@ -213,12 +211,9 @@ def _pebbles(
             (left + drop, top + drop, left + 2 * across + drop, top + 2 * down + drop), shade
         )
         draw.ellipse((left, top, left + 2 * across, top + 2 * down), _tone(base, rng, 0.16))
-    return canvas
 
 
-def _scratches(
-    canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator
-) -> Image.Image:
+def _scratches(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> None:
     draw, side = ImageDraw.Draw(canvas), canvas.width
     lean = rng.uniform(0.0, np.pi)
     for x, y, length, turn in rng.random((int(rng.integers(25, 60)), 4)).tolist():
@@ -227,12 +222,9 @@ def _scratches(
         end = (x * side + reach * np.cos(angle), y * side + reach * np.sin(angle))
         width = int(rng.integers(1, 2 + side // 130))
         draw.line((x * side, y * side, *end), _tone(base, rng, 0.2), width)
-    return canvas
 
 
-def _crumbs(
-    canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator
-) -> Image.Image:
+def _crumbs(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> None:
     """Tiny triangles in any orientation."""
     draw, side = ImageDraw.Draw(canvas), canvas.width
     for x, y, radius, angle in rng.random((int(rng.integers(60, 140)), 4)).tolist():
@@ -240,10 +232,9 @@ def _crumbs(
         reach = (0.008 + 0.014 * radius) * side
         xs, ys = x * side + reach * np.cos(turns), y * side + reach * np.sin(turns)
         draw.polygon(list(zip(xs.tolist(), ys.tolist(), strict=True)), _tone(base, rng, 0.25))
-    return canvas
 
 
-def _tiles(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
+def _tiles(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> None:
     draw, side = ImageDraw.Draw(canvas), canvas.width
     pitch = side * rng.uniform(0.09, 0.17)
     shift = rng.uniform(0.0, pitch, size=2)
@@ -254,19 +245,16 @@ def _tiles(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Genera
             top = row * pitch - shift[1]
             corner = (left + pitch - SAMPLES, top + pitch - SAMPLES)
             draw.rectangle((left, top, *corner), _tone(base, rng, 0.07))
-    return canvas
 
 
-def _clouds(
-    canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator
-) -> Image.Image:
+def _clouds(canvas: Image.Image, base: NDArray[np.float32], rng: np.random.Generator) -> None:
     draw, side = ImageDraw.Draw(canvas), canvas.width
     for x, y, radius in rng.random((8, 3)).tolist():
         reach = (0.08 + 0.15 * radius) * side
         box = (x * side - reach, y * side - reach, x * side + reach, y * side + reach)
         draw.ellipse(box, _tone(base, rng, 0.22))
-    return canvas.filter(ImageFilter.BoxBlur(0.04 * side))
+    canvas.paste(canvas.filter(ImageFilter.BoxBlur(0.04 * side)))
 
 
 KINDS = (_clouds, _pebbles, _scratches, _crumbs, _tiles)
-"""Ways to clutter a ground; each takes a canvas, the ground's mean colour and a generator."""
+"""Ways to clutter a ground in place, given its mean colour."""
