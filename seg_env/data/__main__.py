@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line, by default that of the process.
 
     Returns:
-        0, or 1 when the data set cannot be read.
+        0, or 2 when the data set cannot be read.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -52,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(f"wrote {path}")
     except (ValueError, OSError, ImportError) as error:
+        if options.debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     _describe(dataset)
     return 0
 
@@ -117,6 +119,7 @@ def _add_source(parser: argparse.ArgumentParser, on_error: str | None) -> None:
     add("--difficulty", help="of scenes")
     add("--data-seed", type=int, help="of scenes")
     add("--size", type=int, help="of scenes")
+    add("--debug", action="store_true", help="show where an error comes from")
 
 
 if __name__ == "__main__":

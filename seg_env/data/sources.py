@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages, images_of
@@ -179,10 +179,9 @@ def held_out_images(
                 f"which splits of {dataset!r} ({split_by or 'default'}) are for evaluation is not "
                 "known; name them by splits="
             )
-    keys: frozenset[str] = frozenset()
-    for split in splits:
-        opened = open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
-        if not isinstance(opened, AnnotatedImages):
-            raise ValueError(f"the images of dataset={dataset!r} have no names")
-        keys |= images_of([opened])
-    return keys
+    # A generator: of each split only the names stay in memory.
+    opened = (
+        open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
+        for split in splits
+    )
+    return images_of(cast("AnnotatedImages", each) for each in opened)

@@ -197,7 +197,7 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "refcoco val: 2 samples" in printed
     assert "left out for size mismatch: 2" in printed
-    assert main(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 1
+    assert main(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 2
     assert "no annotations of the split" in capsys.readouterr().err
     excluding = ["--exclude-images", "grefcoco:val"]
     assert main(["check", *where, *excluding]) == 0
