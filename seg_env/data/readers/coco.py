@@ -6,10 +6,12 @@ import json
 import os
 from abc import abstractmethod
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +82,15 @@ class Instances:
         Raises:
             ValueError: The image has no such annotation, or several.
         """
-        found = [each for each in self.annotations.get(image_id, []) if each.id == annotation_id]
-        if len(found) != 1:
+        of_image = self.annotations.get(image_id, [])
+        first = bisect_left(of_image, annotation_id, key=attrgetter("id"))
+        count = bisect_right(of_image, annotation_id, key=attrgetter("id")) - first
+        if count != 1:
             raise ValueError(
-                f"{self.path}: image {image_id} has {len(found)} annotations of the id "
+                f"{self.path}: image {image_id} has {count} annotations of the id "
                 f"{annotation_id}, expected one"
             )
-        return found[0]
+        return of_image[first]
 
 
 def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
@@ -127,7 +131,7 @@ def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Insta
             except RecordError as error:
                 on_broken(error)
     for of_image in annotations.values():
-        of_image.sort(key=lambda annotation: annotation.id)
+        of_image.sort(key=attrgetter("id"))
     return Instances(path, images, categories, annotations)
 
 
@@ -196,8 +200,8 @@ class CocoImages(AnnotatedImages):
 
     def _others(self, row: int) -> list[Target]:
         image_id, asked = self._asked(row)
-        others = [each for each in self._instances.annotations_of(image_id) if each not in asked]
-        return valid_targets(partial(self.object_target, image_id), others)
+        others = set(self._instances.annotations_of(image_id)).difference(asked)
+        return valid_targets(partial(self.object_target, image_id), sorted(others))
 
 
 class Coco(CocoImages):
