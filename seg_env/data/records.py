@@ -69,7 +69,7 @@ def fault_of(error: Exception) -> Fault:
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Pause it while a large file is parsed.
+    """Pause it while a large file is parsed; also a decorator.
 
     A million new containers make the collector look at all of them again and again, up to four
     times the cost of building them, and none can be garbage yet.

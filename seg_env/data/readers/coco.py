@@ -93,6 +93,7 @@ class Instances:
         return of_image[first]
 
 
+@garbage_collection_paused()
 def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
     """Read an ``instances.json``.
 
@@ -105,7 +106,7 @@ def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Insta
         ValueError: It is not JSON of this form; names the file.
     """
     try:
-        with path.open(encoding="utf-8-sig") as stream, garbage_collection_paused():
+        with path.open(encoding="utf-8-sig") as stream:
             tables = json.load(stream, object_hook=_pack_polygons)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error

@@ -17,7 +17,14 @@ import numpy as np
 
 from seg_env.data.readers.coco import CocoImages, read_instances
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
-from seg_env.data.records import OnError, RecordError, describe, integer, text_field
+from seg_env.data.records import (
+    OnError,
+    RecordError,
+    describe,
+    garbage_collection_paused,
+    integer,
+    text_field,
+)
 from seg_env.types import Sample
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
@@ -356,6 +363,7 @@ class Reference(NamedTuple):
     """Id and text of each."""
 
 
+@garbage_collection_paused()
 def read_references(
     path: Path, split: str, *, several: bool, on_broken: Callable[[ValueError], None]
 ) -> list[Reference]:

@@ -28,8 +28,6 @@ import re
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from seg_env.data.records import garbage_collection_paused
-
 MAX_BYTES = 1 << 27
 """Largest pickle that is read, several times the largest RefCOCO file."""
 
@@ -120,8 +118,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(data: bytes, encoding: str) -> Any:
     # The unpickler reads ahead only from files that can `peek`.
     stream = io.BufferedReader(io.BytesIO(data), buffer_size=1 << 18)
-    with garbage_collection_paused():
-        return _PlainUnpickler(stream, encoding=encoding).load()
+    return _PlainUnpickler(stream, encoding=encoding).load()
 
 
 def _slot_bits(size: int) -> int:
