@@ -1,4 +1,4 @@
-"""From pictures to described objects: the stages one after another, and what each one drops."""
+"""From images to described objects: the stages one after another, and what each one drops."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from seg_env.data.annotate.job import Job
-from seg_env.data.annotate.nouns import Box, Detection, Found, Picture
+from seg_env.data.annotate.describing import clean_expression
+from seg_env.data.annotate.job import Job, Tally
 from seg_env.data.annotate.stages import (
+    Box,
+    DecodedImage,
     Describer,
+    Detection,
     Detector,
     Filter,
+    Found,
     Segmenter,
     When,
     load_stage,
 )
-from seg_env.data.annotate.tally import Tally
-from seg_env.data.annotate.text import clean_expression
 
 Batch = list[list[Found]]
-"""The objects of each picture."""
+"""The objects of each image."""
 
 
 class Annotator:
-    """Finds, cuts out, describes and sorts the objects of pictures."""
+    """Finds, cuts out, describes and sorts the objects of images."""
 
     def __init__(self, job: Job) -> None:
         """Load the stages; models are loaded here.
@@ -38,64 +40,64 @@ class Annotator:
         self._filters: list[Filter] = [load_stage(text, Filter) for text in job.filters]
         self._most_objects = job.most_objects
 
-    def annotate(self, pictures: Sequence[Picture], tally: Tally) -> Batch:
-        """The objects of ``B`` pictures that pass all filters, each with mask and expression.
+    def annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
+        """The objects of ``B`` images that pass all filters, each with mask and expression.
 
         Args:
-            pictures: Decoded pictures.
+            images: Decoded images.
             tally: Counts what is found and why it is dropped.
 
         Raises:
             ValueError: A stage returned something of the wrong length or size.
         """
-        found = self._detect(pictures, tally)
-        found = self._filter("detector", pictures, found, tally)
-        found = self._segment(pictures, found, tally)
-        found = self._filter("segmenter", pictures, found, tally)
-        found = self._describe(pictures, found, tally)
-        return self._filter("describer", pictures, found, tally)
+        found = self._detect(images, tally)
+        found = self._filter("detector", images, found, tally)
+        found = self._segment(images, found, tally)
+        found = self._filter("segmenter", images, found, tally)
+        found = self._describe(images, found, tally)
+        return self._filter("describer", images, found, tally)
 
-    def _detect(self, pictures: Sequence[Picture], tally: Tally) -> Batch:
+    def _detect(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
         with tally.timed("detect"):
-            boxes = self._detector.detect(pictures)
-        _check_length("detector", boxes, pictures)
+            boxes = self._detector.detect(images)
+        _check_length("detector", boxes, images)
         batch: Batch = []
-        for picture, some in zip(pictures, boxes, strict=True):
+        for image, some in zip(images, boxes, strict=True):
             tally.detected += len(some)
-            ranked = sorted(some, key=lambda each: -_number(each.score))
+            ranked = sorted(some, key=lambda each: -_finite(each.score))
             tally.dropped["too many objects"] += len(ranked[self._most_objects :])
-            clipped = [_clip(each, picture.size) for each in ranked[: self._most_objects]]
+            clipped = [_clip(each, image.size) for each in ranked[: self._most_objects]]
             tally.dropped["no box within the picture"] += clipped.count(None)
             batch.append([Found(each) for each in clipped if each is not None])
         return batch
 
-    def _segment(self, pictures: Sequence[Picture], found: Batch, tally: Tally) -> Batch:
+    def _segment(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
         with tally.timed("segment"):
             masks = self._segmenter.segment(
-                pictures, [[each.detection for each in some] for some in found]
+                images, [[each.detection for each in some] for some in found]
             )
-        _check_length("segmenter", masks, pictures)
+        _check_length("segmenter", masks, images)
         batch: Batch = []
-        for picture, some, segments in zip(pictures, found, masks, strict=True):
+        for image, some, segments in zip(images, found, masks, strict=True):
             _check_length("segmenter", segments, some)
             kept = []
             for each, segment in zip(some, segments, strict=True):
                 if segment is None or not segment.rle.area or not math.isfinite(segment.score):
                     tally.dropped["no mask"] += 1
-                elif segment.rle.size != picture.size:
+                elif segment.rle.size != image.size:
                     raise ValueError(
-                        f"the segmenter gave a mask of {segment.rle.size} for a picture of "
-                        f"{picture.size} (height, width)"
+                        f"the segmenter gave a mask of {segment.rle.size} for a image of "
+                        f"{image.size} (height, width)"
                     )
                 else:
                     kept.append(replace(each, segment=segment))
             batch.append(kept)
         return batch
 
-    def _describe(self, pictures: Sequence[Picture], found: Batch, tally: Tally) -> Batch:
+    def _describe(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
         with tally.timed("describe"):
-            texts = self._describer.describe(pictures, found)
-        _check_length("describer", texts, pictures)
+            texts = self._describer.describe(images, found)
+        _check_length("describer", texts, images)
         batch: Batch = []
         for some, described in zip(found, texts, strict=True):
             _check_length("describer", described, some)
@@ -111,27 +113,27 @@ class Annotator:
         return batch
 
     def _filter(
-        self, after: When, pictures: Sequence[Picture], found: Batch, tally: Tally
+        self, after: When, images: Sequence[DecodedImage], found: Batch, tally: Tally
     ) -> Batch:
         with tally.timed("filter"):
             for each in self._filters:
                 if each.after == after:
                     found = [
-                        _sort_out(each, picture, some, tally)
-                        for picture, some in zip(pictures, found, strict=True)
+                        _kept(each, image, some, tally)
+                        for image, some in zip(images, found, strict=True)
                     ]
         return found
 
 
-def _sort_out(judge: Filter, picture: Picture, found: list[Found], tally: Tally) -> list[Found]:
-    reasons = judge.judge(picture, found)
+def _kept(judge: Filter, image: DecodedImage, found: list[Found], tally: Tally) -> list[Found]:
+    reasons = judge.judge(image, found)
     _check_length(type(judge).__name__, reasons, found)
     tally.dropped.update(reason for reason in reasons if reason is not None)
     return [each for each, reason in zip(found, reasons, strict=True) if reason is None]
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
-    """The part of a box within the picture; None where nothing is left, or it is no box at all."""
+    """The part of a box within the image; None where nothing is left, or it is no box at all."""
     if not all(map(math.isfinite, (*detection.box, detection.score))):
         return None
     height, width = size
@@ -140,7 +142,7 @@ def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
     return replace(detection, box=box) if box[2] > box[0] and box[3] > box[1] else None
 
 
-def _number(score: float) -> float:
+def _finite(score: float) -> float:
     return score if math.isfinite(score) else -math.inf
 
 
