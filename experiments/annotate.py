@@ -36,11 +36,8 @@ from experiments.common.files import write_atomically, write_json
 from experiments.common.progress import progress_bar
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
-from seg_env.data.annotate.filters import mask_iou
 from seg_env.data.annotate.job import BINS, parse_part
 from seg_env.data.annotate.truth import best_object, scene_of
-from seg_env.geometry.rle import Rle
-from seg_env.types import Sample
 
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
 """Detector, segmenter and describer of scenes."""
@@ -235,24 +232,20 @@ def write_annotation_report(
         What ``report.json`` holds: where the truth is known, with a comparison.
     """
     if report["objects"]["written"]:
-        dataset = open_records(folder, job)
-        draw_sheet(dataset, folder / "contact_sheet.png")
+        if job.container == "parquet":
+            dataset = open_dataset("parquet", data_root=folder, split=job.split)
+        else:
+            dataset = open_dataset(str(folder / f"{job.split}.jsonl"))
+        draw_contact_sheet(dataset, folder / "contact_sheet.png")
         if job.source.startswith("tar") and "true_" in job.detector + job.segmenter:
             report["truth"] = compare_with_truth(dataset, report["objects"]["detected"])
     draw_histograms(report["histograms"], folder / "histograms.png")
     write_json(folder / "report.json", report)
-    text = markdown(report, job)
+    text = report_text(report, job)
     write_atomically(folder / "report.md", text)
     console.print(text, markup=False)
     console.print(f"records, report.md and contact_sheet.png in {folder}")
     return report
-
-
-def open_records(folder: Path, job: Job) -> Dataset:
-    """The records of a run, as training reads them."""
-    if job.container == "parquet":
-        return open_dataset("parquet", data_root=folder, split=job.split)
-    return open_dataset(str(folder / f"{job.split}.jsonl"))
 
 
 def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
@@ -276,8 +269,8 @@ def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
         if scene is None:
             continue
         # By the mask, not by the expression, which may be another object's.
-        number, _ = best_object(scene, sample.target.rle)
-        overlaps.append(mask_iou(Rle.from_mask(scene.masks[number]), sample.target.rle))
+        number, overlap = best_object(scene, sample.target.rle)
+        overlaps.append(overlap)
         right.append(sample.expression == scene.expressions[number])
         found.add((key, number))
     if not overlaps:
@@ -293,7 +286,7 @@ def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
     }
 
 
-def markdown(report: dict[str, Any], job: Job) -> str:
+def report_text(report: dict[str, Any], job: Job) -> str:
     """The report as text."""
     images, objects, done = report["pictures"], report["objects"], report["this_run"]
     shards = report["shards"]
@@ -335,7 +328,7 @@ def _table(title: str, unit: str, counts: dict[str, float]) -> list[str]:
     return [f"| {title} | {unit} |", "|---|---:|", *rows, ""]
 
 
-def draw_sheet(dataset: Dataset, path: Path) -> None:
+def draw_contact_sheet(dataset: Dataset, path: Path) -> None:
     """Draw records from all over the data set: the outline on the image, the expression above.
 
     The mask is not tinted, so that colours look as expressions call them.
@@ -356,15 +349,11 @@ def draw_sheet(dataset: Dataset, path: Path) -> None:
             line = np.concatenate([ring, ring[:1]]) * (width, height)
             axis.plot(*line.T, color="white", linewidth=3.0)
             axis.plot(*line.T, color="#d6006c", linewidth=1.4)
-        axis.set_title(_caption(sample), fontsize=9, loc="left")
+        caption = textwrap.fill(textwrap.shorten(sample.expression, 100, placeholder="…"), 34)
+        axis.set_title(caption, fontsize=9, loc="left", parse_math=False)
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=90)
-
-
-def _caption(sample: Sample) -> str:
-    text = textwrap.shorten(sample.expression, 100, placeholder="…")
-    return textwrap.fill(text, 34).replace("$", r"\$")  # matplotlib reads $ as mathematics
 
 
 def draw_histograms(histograms: dict[str, Sequence[int]], path: Path) -> None:

@@ -80,7 +80,7 @@ class Job:
             )
 
 
-def plan_of(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
+def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
     """What is to be done, as ``plan.json`` has it."""
     settings = {**asdict(job), "filters": list(job.filters)}
     return {"job": settings, "shards": len(shards), "source": _fingerprint(shards)}
@@ -97,7 +97,7 @@ def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
         ValueError: See `check_plan`.
     """
     (output / SHARDS).mkdir(parents=True, exist_ok=True)
-    temporary = unique(output / PLAN)
+    temporary = temporary_path(output / PLAN)
     temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
     try:
         os.link(temporary, output / PLAN)  # unlike a rename, fails where there is one already
@@ -165,12 +165,12 @@ def shard_folder(output: Path, number: int) -> Path:
     return output / SHARDS / f"{number:06d}"
 
 
-def unique(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A temporary name beside a path that no other process uses."""
     return path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
-def leftovers(path: Path) -> list[Path]:
+def stale_paths(path: Path) -> list[Path]:
     """Temporary names beside a path that processes of this machine left when they were killed."""
     found = []
     for place in path.parent.glob(f"{path.name}.partial-{socket.gethostname()}-*"):

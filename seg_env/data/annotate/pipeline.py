@@ -28,13 +28,13 @@ from seg_env.data.annotate.job import (
     SHARDS,
     Job,
     Tally,
+    build_plan,
     check_plan,
-    leftovers,
     part_of,
-    plan_of,
     record_plan,
     shard_folder,
-    unique,
+    stale_paths,
+    temporary_path,
 )
 from seg_env.data.annotate.sources import open_image
 from seg_env.data.annotate.stages import DecodedImage, ImageSource, Rejected, Shard, load_stage
@@ -91,7 +91,7 @@ def annotate(
     shards = source.shards()
     if any(shard.number != place for place, shard in enumerate(shards)):
         raise ValueError(f"the source {job.source!r} must number its shards 0, 1, 2, ...")
-    plan = plan_of(job, shards)
+    plan = build_plan(job, shards)
     check_plan(root, plan)  # before models are loaded for nothing
     mine = part_of(shards, part)
     missing = [shard for shard in mine if not shard_folder(root, shard.number).exists()]
@@ -209,9 +209,9 @@ def _annotate_shard(
         After each batch, how many images it had.
     """
     final = shard_folder(output, shard.number)
-    for old in leftovers(final):
+    for old in stale_paths(final):
         shutil.rmtree(old, ignore_errors=True)
-    folder = unique(final)
+    folder = temporary_path(final)
     folder.mkdir()
     tally = Tally()
     numbered = enumerate(_decoded(job, source, shard, tally))
@@ -265,7 +265,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """
     split, container = plan["job"]["split"], plan["job"]["container"]
     for name in (PLAN, MANIFEST, f"{split}.jsonl"):
-        for old in leftovers(output / name):
+        for old in stale_paths(output / name):
             old.unlink(missing_ok=True)
     folders = [shard_folder(output, number) for number in range(plan["shards"])]
     done = [folder for folder in folders if folder.exists()]
@@ -281,7 +281,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
         "shards": {"done": len(done), "of": len(folders)},
         **tally.to_json(),
     }
-    temporary = unique(output / MANIFEST)
+    temporary = temporary_path(output / MANIFEST)
     temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, output / MANIFEST)
     return manifest
@@ -289,7 +289,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 def _join_lines(path: Path, folders: Sequence[Path]) -> None:
     """All lines in the order of shards; paths of images start from the folder of the run."""
-    temporary = unique(path)
+    temporary = temporary_path(path)
     with temporary.open("w", encoding="utf-8") as joined:
         for folder in folders:
             with (folder / path.name).open(encoding="utf-8") as lines:
@@ -307,7 +307,7 @@ def _link_tables(data: Path, split: str, folders: Sequence[Path]) -> None:
     for folder in folders:
         path = data / f"{split}-{folder.name}.parquet"
         if not path.exists():
-            temporary = unique(path)
+            temporary = temporary_path(path)
             temporary.unlink(missing_ok=True)
             os.link(folder / f"{split}.parquet", temporary)
             os.replace(temporary, path)

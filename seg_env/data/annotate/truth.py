@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from seg_env.data.annotate.filters import box_iou, mask_iou
-from seg_env.data.annotate.job import unique
+from seg_env.data.annotate.job import temporary_path
 from seg_env.data.annotate.stages import (
     DecodedImage,
     Describer,
@@ -62,8 +62,8 @@ def write_scene_shards(
         folder: Where ``scenes-<number>.tar`` are written, each under a temporary name first.
         count: Number of scenes.
         per_shard: Scenes in an archive.
-        difficulty: See `seg_env.data.scenes.Scenes`.
-        seed: Number that all scenes depend on.
+        difficulty: See `seg_env.data.scenes.Scenes`, as for the following two.
+        seed: What all scenes depend on.
         size: Side of the images in pixels.
         on_scene: Called with the number of scenes that are there.
 
@@ -76,7 +76,7 @@ def write_scene_shards(
     paths = []
     for start in range(0, count, per_shard):
         path = root / f"scenes-{start // per_shard:06d}.tar"
-        partial = unique(path)
+        partial = temporary_path(path)
         paths.append(path)
         numbers = range(start, min(start + per_shard, count))
         if not path.exists():
@@ -187,13 +187,9 @@ class JitteredBoxes:
         """Wrap a detector.
 
         Args:
-            stage: The detector, see `seg_env.data.annotate.stages`.
-            sigma: Standard deviation of each side as a share of the box's width or height,
-                0 to 10.
-            seed: What the noise depends on, from 0.
-
-        Raises:
-            ValueError: A number is out of range, or the stage cannot be built.
+            stage: The detector, as text.
+            sigma: Standard deviation of each side as a share of the box's width or height.
+            seed: What the noise depends on, with the names of the images.
         """
         check_between(0, 10, sigma=sigma)
         check_whole(0, seed=seed)
@@ -220,16 +216,7 @@ class FrayedMasks:
     """Lets masks grow or shrink by some pixels."""
 
     def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
-        """Wrap a segmenter.
-
-        Args:
-            stage: The segmenter.
-            most: Pixels, from 0; each mask grows by a whole number drawn from ``[-most, most]``.
-            seed: What the noise depends on, from 0.
-
-        Raises:
-            ValueError: A number is out of range, or the stage cannot be built.
-        """
+        """Wrap a segmenter: each mask grows by a whole number drawn from ``[-most, most]``."""
         check_whole(0, most=most)
         check_whole(0, seed=seed)
         self._inner: Segmenter = load_stage(stage, Segmenter)
@@ -262,13 +249,10 @@ class MixedUpExpressions:
         """Wrap a describer.
 
         Args:
-            stage: The describer.
-            share: Probability, 0 to 1, that an object is described wrongly: by what was said of
-                another object in the images that are annotated together.
-            seed: What the noise depends on, from 0.
-
-        Raises:
-            ValueError: A number is out of range, or the stage cannot be built.
+            stage: The describer, as text.
+            share: Probability that an object is described wrongly: by what was said of another
+                object in the images that are annotated together.
+            seed: See `JitteredBoxes`.
         """
         check_between(0, 1, share=share)
         check_whole(0, seed=seed)
