@@ -87,10 +87,12 @@ def test_a_question_shows_the_object_and_carries_the_key(monkeypatch):
     assert image_of(body).size == (60, 40)
 
 
-def test_no_key_sends_none(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "ANOTHER_KEY"])
+def test_no_key_sends_none(monkeypatch, variable):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.delenv(variable, raising=False)
     with server((200, answer_of("a"))) as (url, asked):
-        ask(url)
+        ask(url, api_key_variable=variable)
     assert "authorization" not in asked[0][1]
 
 

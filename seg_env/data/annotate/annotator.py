@@ -43,9 +43,7 @@ class Annotator:
     def annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
         """The objects of ``B`` images that pass all filters, each with mask and expression.
 
-        Args:
-            images: Decoded images.
-            tally: Counts what is found and why it is dropped.
+        What is found and why it is dropped is counted.
 
         Raises:
             ValueError: A stage returned something of the wrong length or size.

@@ -53,13 +53,7 @@ class LabelDescriber:
 def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
     """A copy of an image with a red outline around an object.
 
-    Args:
-        image: The image.
-        found: The object, with its mask.
-        longest_side: Larger images are reduced to it, in pixels.
-
-    Returns:
-        ``(H', W', 3) uint8`` with the proportions of the image.
+    Larger images are reduced until their longer side has ``longest_side`` pixels.
     """
     height, width = image.size
     scale = min(1.0, longest_side / max(height, width))
@@ -79,9 +73,6 @@ def clean_text(text: str, longest: int = LONGEST) -> str:
     Args:
         text: Any text, of any length and content.
         longest: Characters that are kept; the cut is made at a space where there is one.
-
-    Returns:
-        The text without characters that nobody sees and with single spaces.
     """
     visible = (
         " " if character.isspace() else character

@@ -72,10 +72,7 @@ class TarShards:
     """
 
     def __init__(self, path: str) -> None:
-        """Find the archives.
-
-        Args:
-            path: An archive, a folder of archives, or a pattern such as ``"/data/laion/*.tar"``.
+        """Find the archives: one, those of a folder, or of a pattern like ``"/data/laion/*.tar"``.
 
         Raises:
             FileNotFoundError: There are none.
@@ -108,18 +105,16 @@ class TarShards:
 
 
 class _Name(NamedTuple):
-    """The name of a member that is read, taken apart."""
+    """The name of a member, taken apart."""
 
     key: str
-    """What the members of a sample share."""
     ending: str
-    """Of an image, a text or a record."""
     dotted: bool
     """Whether the key has dots, which WebDataset would not allow."""
 
 
 def _split(name: str) -> _Name | None:
-    """The parts of a name; None if it has no ending that is read."""
+    """The parts of a name; None if it does not end like an image, a text or a record."""
     endings = (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json")
     folder, slash, file = name.rpartition("/")
     key, _, ending = file.partition(".")
@@ -305,10 +300,7 @@ class ParquetShards:
     """
 
     def __init__(self, path: str) -> None:
-        """Find the files.
-
-        Args:
-            path: A file, a folder of files, or a pattern.
+        """Find the files: one, those of a folder, or of a pattern.
 
         Raises:
             FileNotFoundError: There are none.

@@ -23,16 +23,8 @@ class _Writer:
     """What both writers do: naming records and counting them."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        """Open a file of records.
-
-        Args:
-            folder: An empty folder.
-            job: How masks are written.
-            shard: Name that identifiers start with.
-            tally: Counts the records.
-        """
-        self._folder, self._job, self._tally = folder, job, tally
-        self._shard = shard
+        """Open a file of records in an empty folder; identifiers start with the shard's name."""
+        self._folder, self._job, self._shard, self._tally = folder, job, shard, tally
 
     def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
         """Write the objects of an image.
