@@ -30,7 +30,13 @@ def usage() -> str:
     """The list of commands."""
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: simpleseg COMMAND [OPTIONS]", "", *lines, "", "simpleseg COMMAND --help: its options"]
+        [
+            "usage: simpleseg COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "simpleseg COMMAND --help: its options",
+        ]
     )
 
 

@@ -31,12 +31,11 @@ from seg_env.data import (
     load_refer,
     open_dataset,
 )
-from seg_env.data.leakage import image_key
-from seg_env.data.readers.official_counts import OFFICIAL_COUNTS, CountWarning, check_counts
-from seg_env.data.readers.refer import embedded_root
+from seg_env.data.readers.annotated_images import image_key
+from seg_env.data.readers.refer import OFFICIAL_COUNTS, CountWarning, check_counts, embedded_root
 from seg_env.data.readers.safe_pickle import UnsafePickleError
 
-pytestmark = pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 
 TABLES = instances(
     annotation(500, [SQUARE]), annotation(501, [BESIDE]), annotation(502, [SQUARE], image_id=10)
@@ -68,7 +67,7 @@ def test_per_reference_takes_the_first_sentence_and_keeps_the_others(tree):
     assert dataset[2].metadata["sentences"] == ["alone", "only one", "it"]
 
 
-def test_others_are_the_other_objects_of_the_picture(tree):
+def test_others_are_the_other_objects_of_the_image(tree):
     dataset = Refer(tree(), "refcoco", "val")
     assert_protocol(dataset, 6)
     assert [len(dataset.others(index)) for index in range(6)] == [1, 1, 1, 0, 0, 0]
@@ -137,7 +136,7 @@ def test_files_that_everything_hangs_on_are_errors_either_way(tree):
     assert not (root / "executed").exists()
     tables = tree() / "refcoco/instances.json"
     tables.write_text(tables.read_text()[:-50])
-    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON near byte"):
+    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON: .*char \d+"):
         Refer(root, "refcoco", "val", on_error="skip")
 
 
@@ -152,11 +151,11 @@ def test_files_that_everything_hangs_on_are_errors_either_way(tree):
         ("Desk.JPG", "desk"),
     ],
 )
-def test_one_picture_has_one_key_whatever_it_is_called(name, key):
+def test_one_image_has_one_key_whatever_it_is_called(name, key):
     assert image_key(name) == key
 
 
-def test_pictures_of_another_data_sets_evaluation_are_left_out(tree):
+def test_images_of_another_data_sets_evaluation_are_left_out(tree):
     root = tree()
     tree([reference(1, 502, ["x"], image_id=10)], name="refcoco+", file="refs(unc).json")
     assert images_of([Refer(root, "refcoco+", "val")]) == {"10"}

@@ -14,18 +14,17 @@ from seg_env.data.annotate import (
     write_scene_shards,
 )
 from seg_env.data.annotate.filters import mask_iou
-from seg_env.data.annotate.pictures import Limits, open_picture
-from seg_env.data.annotate.source_tar import TarShards
+from seg_env.data.annotate.sources import TarShards, open_image
 from seg_env.data.annotate.truth import scene_of
 from seg_env.data.scenes import Scenes
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     write_scene_shards(folder, 12, per_shard=5, size=64, difficulty="medium", seed=3)
     source = TarShards(str(folder))
-    return [open_picture(raw, Limits()) for shard in source.shards() for raw in source.read(shard)]
+    return [open_image(raw) for shard in source.shards() for raw in source.read(shard)]
 
 
 def flat(lists):
@@ -37,22 +36,22 @@ def noisy(name, stage, **options):
     return f'{name}{{"stage": "{stage}"{listed}}}'
 
 
-def through(pictures, detector=TRUTH[0], segmenter=TRUTH[1], describer=TRUTH[2]):
-    """Boxes, masks and expressions of all pictures."""
-    boxes = load_stage(detector, Detector).detect(pictures)
-    masks = load_stage(segmenter, Segmenter).segment(pictures, boxes)
+def through(images, detector=TRUTH[0], segmenter=TRUTH[1], describer=TRUTH[2]):
+    """Boxes, masks and expressions of all images."""
+    boxes = load_stage(detector, Detector).detect(images)
+    masks = load_stage(segmenter, Segmenter).segment(images, boxes)
     found = [
         [Found(box, mask) for box, mask in zip(*some, strict=True)]
         for some in zip(boxes, masks, strict=True)
     ]
-    return boxes, masks, load_stage(describer, Describer).describe(pictures, found)
+    return boxes, masks, load_stage(describer, Describer).describe(images, found)
 
 
-def test_archives_hold_the_scenes(pictures):
+def test_archives_hold_the_scenes(images):
     scenes = Scenes("train", "medium", seed=3, size=64)
-    assert len(pictures) == 12
-    for number, picture in enumerate(pictures):
-        np.testing.assert_array_equal(picture.image, scenes[number].image)
+    assert len(images) == 12
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(image.image, scenes[number].image)
 
 
 def test_archives_that_are_there_stay(tmp_path):
@@ -66,9 +65,9 @@ def test_archives_that_are_there_stay(tmp_path):
     assert len(TarShards(str(tmp_path)).shards()) == 3
 
 
-def test_the_truth_is_that_of_the_scenes(pictures):
+def test_the_truth_is_that_of_the_scenes(images):
     scenes = Scenes("train", "medium", seed=3, size=64)
-    _, masks, texts = through(pictures)
+    _, masks, texts = through(images)
     for number in range(12):
         samples = scenes.samples_of(number)
         assert [mask.rle for mask in masks[number]] == [each.target.rle for each in samples]
@@ -84,19 +83,19 @@ def test_the_truth_is_that_of_the_scenes(pictures):
         "scenes-easy-train-000000-seed0-size9999999",
     ],
 )
-def test_other_pictures_have_no_truth(key):
+def test_other_images_have_no_truth(key):
     assert scene_of(key, (64, 64)) is None
     assert scene_of("scenes-easy-train-000000-seed0-size64", (64, 65)) is None
 
 
-def test_a_box_beside_everything_has_no_mask(pictures):
+def test_a_box_beside_everything_has_no_mask(images):
     boxes = [[Detection((-9.0, -9.0, -1.0, -1.0), 1.0)]]
-    assert load_stage(TRUTH[1], Segmenter).segment(pictures[:1], boxes) == [[None]]
+    assert load_stage(TRUTH[1], Segmenter).segment(images[:1], boxes) == [[None]]
 
 
-def test_boxes_jitter_by_the_share_asked_for(pictures):
-    plain, _, _ = through(pictures)
-    jittered, _, _ = through(pictures, noisy("jittered_boxes", TRUTH[0], sigma=0.1))
+def test_boxes_jitter_by_the_share_asked_for(images):
+    plain, _, _ = through(images)
+    jittered, _, _ = through(images, noisy("jittered_boxes", TRUTH[0], sigma=0.1))
     moves = []
     for ours, theirs in zip(flat(plain), flat(jittered), strict=True):
         x0, y0, x1, y1 = ours.box
@@ -107,9 +106,9 @@ def test_boxes_jitter_by_the_share_asked_for(pictures):
     assert abs(np.mean(moves)) < 0.03
 
 
-def test_masks_fray_by_whole_pixels_at_most(pictures):
-    _, plain, _ = through(pictures)
-    _, frayed, _ = through(pictures, segmenter=noisy("frayed_masks", TRUTH[1], most=2))
+def test_masks_fray_by_whole_pixels_at_most(images):
+    _, plain, _ = through(images)
+    _, frayed, _ = through(images, segmenter=noisy("frayed_masks", TRUTH[1], most=2))
     pairs = list(zip(flat(plain), flat(frayed), strict=True))
     overlaps = [mask_iou(ours.rle, theirs.rle) for ours, theirs in pairs]
     assert 0.5 < np.mean(overlaps) < 0.95
@@ -122,18 +121,18 @@ def test_masks_fray_by_whole_pixels_at_most(pictures):
             assert np.abs(np.subtract(wide.bbox, narrow.bbox)).max() <= 2 or narrow is theirs.rle
 
 
-def test_expressions_are_wrong_as_often_as_asked_for(pictures):
-    _, _, plain = through(pictures)
+def test_expressions_are_wrong_as_often_as_asked_for(images):
+    _, _, plain = through(images)
     for share in (0.0, 0.5, 1.0):
         name = noisy("mixed_up_expressions", TRUTH[2], share=share)
-        _, _, mixed = through(pictures, describer=name)
+        _, _, mixed = through(images, describer=name)
         wrong = [a != b for a, b in zip(flat(plain), flat(mixed), strict=True)]
         assert np.mean(wrong) == pytest.approx(share, abs=0.2 if 0 < share < 1 else 0)
         assert set(flat(mixed)) <= set(flat(plain))
 
 
 @pytest.mark.parametrize("name", ["jittered_boxes", "frayed_masks"])
-def test_noise_is_a_matter_of_seed_and_picture(pictures, name):
+def test_noise_is_a_matter_of_seed_and_image(images, name):
     place = {"jittered_boxes": 0, "frayed_masks": 1}[name]
     kind = {"jittered_boxes": "detector", "frayed_masks": "segmenter"}[name]
 
@@ -144,16 +143,16 @@ def test_noise_is_a_matter_of_seed_and_picture(pictures, name):
             for each in flat(through(some, **{kind: stage})[place])
         ]
 
-    once, again, other = noise(1, pictures), noise(1, pictures), noise(2, pictures)
+    once, again, other = noise(1, images), noise(1, images), noise(2, images)
     assert once == again
     assert once != other
-    assert once == noise(1, pictures[:5]) + noise(1, pictures[5:])
+    assert once == noise(1, images[:5]) + noise(1, images[5:])
 
 
-def test_noise_wraps_noise(pictures):
+def test_noise_wraps_noise(images):
     inner = noisy("jittered_boxes", TRUTH[0]).replace('"', '\\"')
-    boxes, _, _ = through(pictures, noisy("jittered_boxes", inner, seed=7))
-    assert boxes != through(pictures, noisy("jittered_boxes", TRUTH[0], seed=7))[0]
+    boxes, _, _ = through(images, noisy("jittered_boxes", inner, seed=7))
+    assert boxes != through(images, noisy("jittered_boxes", TRUTH[0], seed=7))[0]
 
 
 @pytest.mark.parametrize(

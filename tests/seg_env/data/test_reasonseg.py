@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seg_env.data import ReasonSeg, open_dataset
-from seg_env.data.readers.inclusive_fill import fill_inclusive
+from seg_env.data.readers.reasonseg import fill_inclusive
 
 OUTER = [[5, 5], [40, 5], [40, 30], [5, 30]]
 INNER = [[10, 10], [20, 10], [20, 20], [10, 20]]
@@ -45,7 +45,7 @@ def write(tmp_path):
     return write
 
 
-def test_one_sample_for_each_sentence_or_each_picture(write):
+def test_one_sample_for_each_sentence_or_each_image(write):
     root = write(b=record(shape("target", OUTER)), a=record(shape("t", INNER), text=["one"]))
     dataset = ReasonSeg(root, "val")
     assert_protocol(dataset, 3)
@@ -56,9 +56,9 @@ def test_one_sample_for_each_sentence_or_each_picture(write):
         "the animal on the sofa",
     ]
     assert dataset[0].metadata == {"file_name": "a.jpg", "is_sentence": True, "sentence": 0}
-    by_picture = ReasonSeg(root, "val", per_reference=True)
-    assert_protocol(by_picture, 2)
-    assert by_picture[1].metadata["sentences"] == ["what barks?", "the animal on the sofa"]
+    by_image = ReasonSeg(root, "val", per_reference=True)
+    assert_protocol(by_image, 2)
+    assert by_image[1].metadata["sentences"] == ["what barks?", "the animal on the sofa"]
 
 
 def test_borders_are_filled_and_flags_passed_over(write):
@@ -128,7 +128,7 @@ def test_each_kind_of_broken_file_is_named(write):
     with pytest.raises(ValueError, match=r"far\.json: shape 0 is a polygon outside the image"):
         ReasonSeg(root, "val")[0]
     write(far=record({"label": "t", "points": [[1, 2, 3]]}, text=["q"]))
-    with pytest.raises(ValueError, match=r"far\.json: shape 0: 'points' must be"):
+    with pytest.raises(ValueError, match=r"far\.json: shape 0: 'points': expected a list of"):
         ReasonSeg(root, "val")[0]
     (root / "ReasonSeg/val/far.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"far\.jpg"):

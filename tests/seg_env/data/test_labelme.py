@@ -95,7 +95,7 @@ def test_one_folder_without_splits(write):
     assert_protocol(open_dataset("labelme", split="val", data_root=root), 1)
 
 
-def test_a_picture_within_the_file_or_renamed_beside_it(write, tmp_path):
+def test_an_image_within_the_file_or_renamed_beside_it(write, tmp_path):
     data = write_photo(tmp_path / "elsewhere.png", colour=(1, 2, 3)).read_bytes()
     encoded = base64.b64encode(data).decode()
     root = write(shape("cup", SQUARE), photo=False, imageData=encoded)

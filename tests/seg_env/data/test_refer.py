@@ -116,7 +116,7 @@ def test_a_sample_knows_where_it_comes_from(tree: Tree) -> None:
     assert json.loads(json.dumps(metadata)) == metadata
 
 
-def test_pictures_are_rgb_and_read_when_asked_for(tree: Tree) -> None:
+def test_images_are_rgb_and_read_when_asked_for(tree: Tree) -> None:
     root = tree()
     sample = Refer(root)[0]
     assert sample.image.shape == (HEIGHT, WIDTH, 3)
@@ -125,7 +125,7 @@ def test_pictures_are_rgb_and_read_when_asked_for(tree: Tree) -> None:
     assert (Refer(root)[0].image == 99).all()
 
 
-def test_a_picture_of_another_size_is_an_error(tree: Tree) -> None:
+def test_an_image_of_another_size_is_an_error(tree: Tree) -> None:
     sample = Refer(tree(photo_size=(WIDTH + 1, HEIGHT)))[0]
     with pytest.raises(ValueError, match=r"COCO_train2014_9\.jpg is 61 x 40 .* 60 x 40"):
         sample.load_image()
@@ -133,14 +133,14 @@ def test_a_picture_of_another_size_is_an_error(tree: Tree) -> None:
 
 def test_exif_orientation_is_ignored(tree: Tree) -> None:
     root = tree()
-    picture = Image.new("RGB", (WIDTH, HEIGHT))
-    exif = picture.getexif()
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
-    picture.save(root / PHOTOS / "COCO_train2014_9.jpg", exif=exif)
+    image.save(root / PHOTOS / "COCO_train2014_9.jpg", exif=exif)
     assert Refer(root)[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_a_damaged_picture_is_named(tree: Tree) -> None:
+def test_a_damaged_image_is_named(tree: Tree) -> None:
     root = tree()
     path = root / PHOTOS / "COCO_train2014_9.jpg"
     path.write_bytes(path.read_bytes()[:100])
@@ -160,7 +160,7 @@ def test_a_malformed_segmentation_names_file_and_annotation(tree: Tree, segmenta
         dataset[0]
 
 
-def test_other_objects_of_a_picture_have_masks_too(tree: Tree) -> None:
+def test_other_objects_of_an_image_have_masks_too(tree: Tree) -> None:
     dataset = Refer(tree())
     first, second = (dataset.object_target(9, ann_id) for ann_id in (500, 501))
     assert second.area == 400
@@ -170,20 +170,20 @@ def test_other_objects_of_a_picture_have_masks_too(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("photos", [PHOTOS, "images/coco_2014/train2014", "images/train2014"])
-def test_pictures_are_found_in_the_usual_places(tree: Tree, photos: str) -> None:
+def test_images_are_found_in_the_usual_places(tree: Tree, photos: str) -> None:
     root = tree(photos=photos)
     (root / "train2014").mkdir()  # an empty folder of a usual name does not hide the full one
     assert Refer(root)[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_pictures_anywhere_else_need_image_root(tree: Tree) -> None:
+def test_images_anywhere_else_need_image_root(tree: Tree) -> None:
     root = tree(photos="elsewhere")
     with pytest.raises(FileNotFoundError, match=r"COCO_train2014_9\.jpg is missing\. Looked in"):
         Refer(root)
     assert Refer(root, image_root=root / "elsewhere")[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_refclef_has_pictures_of_its_own(tree: Tree) -> None:
+def test_refclef_has_images_of_its_own(tree: Tree) -> None:
     root = tree(name="refclef", file="refs(berkeley).p", photos="images/saiapr_tc-12")
     dataset = Refer(root, "refclef")
     assert dataset.split_by == "berkeley"
@@ -271,10 +271,10 @@ def test_a_list_that_contains_itself_is_refused(tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"annotations": [{"image_id": 9}]}, "annotation at byte .*: 'id' must be an integer"),
-        ({"annotations": [5]}, "annotation at byte .*: 'id' must be an integer"),
-        ({"images": [{"id": 9, "height": 4}]}, "image at byte .*: 'width' must be an integer"),
-        ({"categories": [{"id": 9}]}, "category at byte .*: 'name' must be a string"),
+        ({"annotations": [{"image_id": 9}]}, "record 0 of 'annotations': 'id' must be an integer"),
+        ({"annotations": [5]}, "record 0 of 'annotations': 'id' must be an integer"),
+        ({"images": [{"id": 9, "height": 4}]}, "record 0 of 'images': 'width' must be an integer"),
+        ({"categories": [{"id": 9}]}, "record 0 of 'categories': 'name' must be a string"),
         (
             {"images": [{"id": 9, "file_name": "a", "height": 10**6, "width": 10**6}]},
             "height and width are",
@@ -303,7 +303,7 @@ def test_a_damaged_instances_file_is_a_value_error(tree: Tree, damage: str) -> N
     with pytest.raises(ValueError, match=r"instances\.json"):
         Refer(root)
     path.write_text(json.dumps(instances())[:-100])
-    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON near byte \d+"):
+    with pytest.raises(ValueError, match=r"instances\.json is not valid JSON: .*char \d+"):
         Refer(root)
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="not valid JSON"):
@@ -324,24 +324,7 @@ def test_annotations_with_nested_records_and_any_layout_of_the_text(tree: Tree) 
     assert {sample.target.area for sample in Refer(root)} == {square_and_beside().sum(), 400}
 
 
-def test_a_file_of_many_windows(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Read seven bytes at a time, every way of cutting a value in two is met.
-    monkeypatch.setattr("seg_env.data.readers.json_stream._CHUNK", 7)
-    everything = instances() | {"version": 1234567, "empty": [], "numbers": [1, 22, 333]}
-    target = Refer(tree(annotations=everything))[0].target
-    np.testing.assert_array_equal(target.mask(), square_and_beside())
-
-
-def test_a_file_that_changed_since_is_noticed(tree: Tree) -> None:
-    root = tree()
-    dataset = Refer(root)
-    path = root / "refcoco" / "instances.json"
-    path.write_text(" " * 10 + path.read_text())
-    with pytest.raises(ValueError, match=r"instances\.json.*(changed|annotation 500)"):
-        dataset[0]
-
-
-def test_pickling_takes_no_pictures_and_no_open_files_along(tree: Tree) -> None:
+def test_pickling_takes_no_images_and_no_open_files_along(tree: Tree) -> None:
     dataset = Refer(tree())
     data = pickle.dumps(dataset)
     assert len(data) < 4000

@@ -21,7 +21,7 @@ from seg_env.grammar import decode, encode
 from seg_env.types import Sample
 
 DATA = Path(
-    os.environ.get("SIMPLESEG_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
+    os.environ.get("SIMPLESEG_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
 ).absolute()
 SPLITS = [("refcoco", "unc", "testA"), ("refcoco", "unc", "testB"), ("refcocog", "google", "val")]
 

@@ -54,7 +54,7 @@ def line(**changes):
     return {"image": "images/a.jpg", "expression": "the café", "rle": RUNS} | changes
 
 
-def test_run_lengths_rings_and_pictures_of_masks(write, tmp_path):
+def test_run_lengths_rings_and_images_of_masks(write, tmp_path):
     ring_of_hole = np.zeros_like(SQUARE_MASK)
     ring_of_hole[5:35, 5:35] = True
     ring_of_hole[10:20, 10:20] = False
@@ -114,7 +114,7 @@ def test_a_broken_line_is_named_or_counted(write, broken, problem):
     assert sound.skipped == {"malformed record": 1}
 
 
-def test_faults_of_pictures_and_polygons_have_their_own_names(write):
+def test_faults_of_images_and_polygons_have_their_own_names(write):
     outside = {"image": "images/a.jpg", "expression": "", "rings": [[[2, 2], [3, 2], [3, 3]]]}
     root = write(line(), outside, line(image="no.jpg"), line(size=[5, 5], rle=small()), "{")
     dataset = JsonLines(root, "val", on_error="skip")
@@ -163,7 +163,7 @@ def mixed_sources(root):
 
 
 @pytest.mark.parametrize("form", ["rle", "rings", "mask"])
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 def test_what_is_exported_reads_back_the_same(tmp_path, form):
     for number, source in enumerate(mixed_sources(tmp_path / "source")):
         path = export_jsonlines(source, tmp_path / f"{number}", form=form, others=True)
@@ -178,13 +178,13 @@ def test_what_is_exported_reads_back_the_same(tmp_path, form):
             assert [each.rle for each in others[0]] == [each.rle for each in others[1]]
 
 
-def test_one_picture_of_many_questions_is_copied_once(tmp_path):
+def test_one_image_of_many_questions_is_copied_once(tmp_path):
     source = mixed_sources(tmp_path / "source")[1]
     export_jsonlines(source, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out/images").iterdir()] == [PHOTO]
 
 
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 def test_the_command_line_checks_and_exports(tmp_path, capsys):
     root, out = tmp_path / "source", tmp_path / "out"
     mixed_sources(root)
@@ -197,8 +197,8 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "refcoco val: 2 samples" in printed
     assert "left out for size mismatch: 2" in printed
-    assert main(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 1
+    assert main(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 2
     assert "no annotations of the split" in capsys.readouterr().err
     excluding = ["--exclude-images", "grefcoco:val"]
     assert main(["check", *where, *excluding]) == 0
-    assert "left out for their picture: 2" in capsys.readouterr().out
+    assert "left out for their image: 2" in capsys.readouterr().out

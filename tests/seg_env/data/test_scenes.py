@@ -12,6 +12,7 @@ from seg_env.data.scenes.facts import Extension, establish
 from seg_env.data.scenes.layout import SceneObject
 from seg_env.data.scenes.paint import PALETTE
 from seg_env.data.scenes.scene import Scene
+from seg_env.data.sources import open_dataset
 from seg_env.geometry.polygon import ring_area
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -54,8 +55,8 @@ def test_every_split_seed_difficulty_and_index_is_another_scene():
         for difficulty in DIFFICULTIES
         for seed in (0, 1, 2**32)
     ]
-    pictures = [source[index].image.tobytes() for source in sources for index in range(3)]
-    assert len(set(pictures)) == len(pictures)
+    images = [source[index].image.tobytes() for source in sources for index in range(3)]
+    assert len(set(images)) == len(images)
 
 
 def test_indices_count_from_both_ends_and_stop():
@@ -80,7 +81,7 @@ def test_wrong_arguments_are_named(wrong):
 
 
 @pytest.mark.parametrize("size", [32, 96, 200])
-def test_pictures_and_masks_have_the_size_asked_for(size):
+def test_images_and_masks_have_the_size_asked_for(size):
     for difficulty in DIFFICULTIES:
         sample = Scenes("val", difficulty, size=size)[0]
         assert sample.image.shape == (size, size, 3)
@@ -95,7 +96,7 @@ def test_samples_survive_pickling_and_metadata_is_json(scenes):
     assert json.loads(json.dumps(sample.metadata)) == sample.metadata
 
 
-def test_samples_of_asks_for_every_object_of_the_same_picture(scenes):
+def test_samples_of_asks_for_every_object_of_the_same_image(scenes):
     for index in range(SCENES_PER_TEST):
         own, samples = scenes[index], scenes.samples_of(index)
         assert len({sample.id for sample in samples}) == len(samples)
@@ -108,7 +109,7 @@ def test_samples_of_asks_for_every_object_of_the_same_picture(scenes):
         assert all(np.array_equal(sample.image, own.image) for sample in samples[:2])
 
 
-def test_pictures_are_not_shared_between_samples(scenes):
+def test_images_are_not_shared_between_samples(scenes):
     one, two, *_ = (s for s in map(scenes.samples_of, range(9)) if len(s) > 1).__next__()
     one.image[:] = 0
     assert two.image.any()
@@ -120,10 +121,10 @@ def test_every_object_is_asked_for_sooner_or_later():
     assert {0, 1, 2} <= set(chosen)
 
 
-# --- pictures and masks -------------------------------------------------------------------------
+# --- images and masks -------------------------------------------------------------------------
 
 
-def test_mask_of_an_easy_object_is_where_the_picture_has_its_color():
+def test_mask_of_an_easy_object_is_where_the_image_has_its_color():
     scenes = Scenes("val")
     for index in range(SCENES_PER_TEST):
         samples = scenes.samples_of(index)
@@ -363,3 +364,57 @@ def _grown(mask: np.ndarray) -> np.ndarray:
         for step in (-1, 1):
             grown |= np.roll(mask, step, axis)
     return grown
+
+
+# --- objects that are not there ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_nothing_in_the_image_fits_an_absent_expression(difficulty):
+    scenes = Scenes("val", difficulty, length=40, size=48, negatives=1.0)
+    near = 0
+    for index, sample in enumerate(scenes):
+        assert sample.target.area == 0
+        _, color, shape = sample.expression.split()
+        things = scenes.scene(index).objects
+        assert all((thing.color, thing.shape) != (color, shape) for thing in things)
+        near += any(thing.color == color or thing.shape == shape for thing in things)
+        assert {color, shape} <= set(scenes.vocabulary)
+        assert len(scenes.others(index)) == len(things) == len(sample.metadata["others"])
+    assert near > 24
+
+
+def test_about_the_share_asked_for_is_absent_and_all_else_stays():
+    plain, some = (
+        Scenes("val", length=300, size=48),
+        Scenes("val", length=300, size=48, negatives=0.2),
+    )
+    absent = 0
+    for one, other in zip(plain, some, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        if other.target.area:
+            assert (one.id, one.expression) == (other.id, other.expression)
+            np.testing.assert_array_equal(one.target.rle.counts, other.target.rle.counts)
+        else:
+            absent += 1
+            assert other.id == f"{one.id}-absent"
+    assert absent / 300 == pytest.approx(0.2, abs=0.08)
+
+
+def test_an_absent_question_comes_after_those_about_the_objects():
+    scenes = Scenes("val", length=4, size=48, negatives=1.0)
+    samples = scenes.samples_of(2)
+    assert [bool(sample.target.area) for sample in samples] == [True] * (len(samples) - 1) + [False]
+    assert samples[-1].id == scenes[2].id
+    assert len({sample.id for sample in samples}) == len(samples)
+
+
+def test_the_share_is_an_argument_of_scenes_alone():
+    assert open_dataset("scenes", negatives=0.5).negatives == 0.5
+    with pytest.raises(ValueError, match=r"negatives=1.5 is no share; use a number from 0 to 1"):
+        Scenes(negatives=1.5)
+    for wrong in ("x", True, None, float("nan")):
+        with pytest.raises(ValueError, match=rf"negatives='?{wrong}'? is no share"):
+            Scenes(negatives=wrong)
+    with pytest.raises(ValueError, match=r"negatives=0.1 cannot be used with dataset='refcoco'"):
+        open_dataset("refcoco", negatives=0.1)

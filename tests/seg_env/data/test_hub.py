@@ -143,7 +143,7 @@ def test_broken_rows_are_errors_or_counted(tmp_path):
     dataset = Parquet(tmp_path, "validation")
     with pytest.raises(ValueError, match=r"validation\.parquet: row 0, sample 1: .*is empty"):
         dataset[2]
-    with pytest.raises(ValueError, match=r"row 2: image cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"row 2: image cannot be read as an image"):
         dataset[6]
     sound = Parquet(tmp_path, "validation", on_error="skip")
     assert_protocol(sound, 2)
@@ -158,7 +158,7 @@ def test_raw_annotations_that_are_broken_are_named(tmp_path):
     rows = [raw_row(1, ["x"], [FAR]), raw_row(2, ["y"]) | {"raw_anns": '{"segmentation": [[1'}]
     write(tmp_path / "test.parquet", rows)
     dataset = Parquet(tmp_path, "test")
-    for index, problem in ((0, "polygon outside the image"), (1, "raw_anns: ")):
+    for index, problem in ((0, "polygon outside the image"), (1, "raw_anns is not valid JSON")):
         with pytest.raises(ValueError, match=rf"test\.parquet: row {index}.*{problem}"):
             dataset[index]
     assert Parquet(tmp_path, "test", on_error="skip").skipped == {
