@@ -30,9 +30,8 @@ import tyro
 from rich.console import Console
 
 from experiments.common.brief import brief_errors
-from experiments.common.comparison import read_scores
+from experiments.common.comparison import markdown_table, read_scores, terminal_table
 from experiments.common.files import write_atomically, write_json
-from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 from seg_env.types import Prediction
 
@@ -42,8 +41,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 TITLES = {"annotate": "annotate", "pretrain": "pre-train", "sft": "SFT", "rl": "RL"}
 SCRIPTS = {"annotate": "annotate", "pretrain": "run_bc", "sft": "run_bc", "rl": "run_gspo"}
 
-WEB_NOISE = ("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1")
-"""How wrong the labels of web images are."""
 SCENES = "4000"
 """Images to pre-train on, and as many others for fine-tuning."""
 CLONING = (
@@ -51,19 +48,16 @@ CLONING = (
     *("--evaluate-every", "100", "--checkpoint-every", "100"),
 )
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
-    # Seed 1: scenes of seed 0 are those that the other stages learn from.
-    "annotate": ("--scenes", SCENES, "--seed", "1", *WEB_NOISE),
+    # Seed 1, as the other stages learn from scenes of seed 0; labels as wrong as those of the web.
+    "annotate": (
+        *("--scenes", SCENES, "--seed", "1"),
+        *("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1"),
+    ),
     "pretrain": CLONING,
     "sft": (*CLONING, "--scenes", SCENES),
     "rl": ("--updates", "80", "--evaluation.every", "20", "--checkpoint-every", "20"),
 }
 """Options of the stages where the command line has no others."""
-# As many updates of points and boxes as the shipped policy had: what is asked for outlines before
-# it finds objects stays blind.
-BLIND = ("--cloning.points-until", "0.27", "--cloning.boxes-until", "0.46")
-"""Curriculum of a policy that starts from nothing."""
-SEEING = ("--cloning.points-until", "0", "--cloning.boxes-until", "0")
-"""A policy that finds objects already needs none."""
 
 
 @dataclass
@@ -107,11 +101,9 @@ class Step:
     """One stage with its options."""
 
     stage: Stage
-    """Which one."""
     words: tuple[str, ...]
     """Options of its script."""
     folder: Path
-    """Where it writes."""
 
     @property
     def trains(self) -> bool:
@@ -153,12 +145,7 @@ def main(args: Args) -> dict[str, Any]:
 
 
 def plan_steps(args: Args) -> list[Step]:
-    """The stages that the arguments ask for, in order, each starting from the one before.
-
-    Raises:
-        WrongOptionError: Nothing is asked for, or there are no images to pre-train on, or there
-            are and nothing is pre-trained.
-    """
+    """The stages that the arguments ask for, in order, each starting from the one before."""
     wanted = [stage for stage in STAGES if stage in args.stages and stage not in args.skip]
     records = args.output_dir / "annotate"
     if args.data is not None:
@@ -206,16 +193,15 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     words += ["--data", data] if stage == "pretrain" else []
     words += ["--policy", policy] if policy is not None else []
     if stage != "rl":
-        words += BLIND if policy is None else SEEING
+        # A policy that is asked for outlines before it finds objects stays blind. One that starts
+        # from nothing sees points and boxes in as many updates as the shipped one did.
+        points, boxes = ("0.27", "0.46") if policy is None else ("0", "0")
+        words += ["--cloning.points-until", points, "--cloning.boxes-until", boxes]
     return words
 
 
 def parse(step: Step) -> Any:
-    """Settings of a stage's script; trained stages go on where they were cut off.
-
-    Raises:
-        SystemExit: An option is not one of the script's; it is named on the error output.
-    """
+    """Settings of a stage's script; trained stages go on where they were cut off."""
     settings = tyro.cli(step.script.Args, args=step.words, prog=f"--{step.stage}")
     if step.trains:
         settings.resume = True
@@ -223,11 +209,7 @@ def parse(step: Step) -> Any:
 
 
 def record_command(folder: Path, step: Step) -> None:
-    """Keep the options that a stage was started with.
-
-    Raises:
-        WrongOptionError: It was started with others before, and something came of it.
-    """
+    """Keep a stage's options; refuse others than those that it was begun with."""
     path = folder / "commands.json"
     known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
     before = known.get(step.stage, list(step.words))
@@ -248,15 +230,10 @@ DRAWN = 12
 
 
 def write_report(args: Args, steps: Sequence[Step]) -> dict[str, Any]:
-    """Write ``scores.json``, ``report.md``, ``curve.png`` and ``outlines.png``.
+    """Write ``scores.json``, ``report.md``, ``curve.png`` and ``outlines.png`` of finished stages.
 
-    Args:
-        args: The command line.
-        steps: The stages, all finished.
-
-    Returns:
-        What ``scores.json`` holds: ``stages`` with the scores after each trained one, and the
-        first and last of them once more as ``before`` and ``after``.
+    Returns what ``scores.json`` holds: ``stages`` with the scores after each trained one, and the
+    first and last of them once more as ``before`` and ``after``.
     """
     folder, kept = args.output_dir, ("greedy", "sampled", "updates", "minutes")
     scores: dict[str, Any] = {"dataset": f"scenes-{args.difficulty}", "split": args.split}

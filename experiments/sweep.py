@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -80,7 +81,6 @@ class Sweep:
     name: str
     question: str
     folder: Path
-    """Where the results go."""
     arms: dict[str, Arm]
     """The baseline first."""
     seeds: tuple[int, ...]
@@ -91,28 +91,9 @@ class Sweep:
     shared: dict[str, tuple[str, ...]]
     """Commands that are made once for all runs, by the name of their folder."""
 
-    def comparison(self) -> Comparison:
-        """The results of the finished runs."""
-        arms = {
-            label: ArmResults(
-                [Result(self.folder / f"{arm.run}-{seed}", arm.stage) for seed in self.seeds],
-                shlex.join(arm.command),
-                arm.paper,
-            )
-            for label, arm in self.arms.items()
-        }
-        return Comparison(self.name, self.question, arms, self.scores, self.varies)
-
 
 def main(args: Args) -> dict[str, Any] | None:
-    """Make the runs that are missing, and report.
-
-    Returns:
-        What the JSON file holds; None for a dry run.
-
-    Raises:
-        ExplainedError: The sweep is wrong, a run failed, or runs cannot be compared.
-    """
+    """Make the runs that are missing, and report; returns what the JSON file holds."""
     console = Console()
     if len(args.what) > 1:
         folder = args.output_dir or Path("runs/summary")
@@ -126,7 +107,16 @@ def main(args: Args) -> dict[str, Any] | None:
         return None
     if not args.report_only:
         make_runs(sweep, args.jobs, console)
-    return sweep.comparison().report(sweep.folder, console)
+    arms = {
+        label: ArmResults(
+            [Result(sweep.folder / f"{arm.run}-{seed}", arm.stage) for seed in sweep.seeds],
+            shlex.join(arm.command),
+            arm.paper,
+        )
+        for label, arm in sweep.arms.items()
+    }
+    comparison = Comparison(sweep.name, sweep.question, arms, sweep.scores, sweep.varies)
+    return comparison.report(sweep.folder, console)
 
 
 # What a file says.
@@ -141,11 +131,7 @@ def known_sweeps() -> dict[str, str]:
 
 
 def find_file(name: str = "") -> Path:
-    """The file that a word of the command line means.
-
-    Raises:
-        ExplainedError: There is none.
-    """
+    """The file that a word of the command line means."""
     for path in (Path(name), SWEEPS / f"{name}.toml"):
         if path.is_file():
             return path
@@ -170,14 +156,7 @@ def read_sweep(
     - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
       is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
 
-    Args:
-        path: The file.
-        options: Options added to every run.
-        output: Folder of the results; by default the file's.
-        seeds: Of every arm; by default the file's.
-
-    Raises:
-        ExplainedError: The file is not of that form, or there is one seed only.
+    The arguments ``output`` and ``seeds`` come before the file's, ``options`` are added to them.
     """
     try:
         given = tomllib.loads(path.read_text("utf-8"))
@@ -195,10 +174,8 @@ def _parse(
     output: Path | None,
     seeds: Sequence[int] | None,
 ) -> Sweep:
-    check_keys(
-        *(path, given, "question", "script", "options", "arms", "seeds", "folder"),
-        *("measure", "varies", "shared", "runs"),
-    )
+    known = "question script options arms seeds folder measure varies shared runs"
+    check_keys(path, given, known.split())
     seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
     if not 2 <= len(set(seeds)) == len(seeds):
         raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
@@ -216,11 +193,12 @@ def _parse(
     arms = {}
     for label, arm in given["arms"].items():
         arm = {"options": arm} if isinstance(arm, str) else arm
-        made_of = ("run",) if "run" in arm else ("script", "options")
-        check_keys(path, arm, *made_of, "stage", "paper")
+        made_of = ["run"] if "run" in arm else ["script", "options"]
+        check_keys(path, arm, [*made_of, "stage", "paper"])
         own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
         script = arm.get("script") or given["script"]
-        run, command = arm.get("run") or folder_name(label), (script, *common, *own, *options)
+        run = arm.get("run") or re.sub(r"[^\w.+-]", "_", label)
+        command = (script, *common, *own, *options)
         if commands.setdefault(run, command) != command:
             raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
         arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
@@ -237,15 +215,10 @@ def _parse(
     )
 
 
-def check_keys(path: Path, table: dict[str, Any], *known: str) -> None:
+def check_keys(path: Path, table: dict[str, Any], known: Sequence[str]) -> None:
     """Refuse words that mean nothing, which are misspelt ones mostly."""
     if unknown := sorted(set(table) - set(known)):
         raise ExplainedError(f"{path}: {', '.join(unknown)} is not among {', '.join(known)}")
-
-
-def folder_name(label: str) -> str:
-    """An arm's label as the name of a folder."""
-    return "".join(letter if letter.isalnum() or letter in ".+-" else "_" for letter in label)
 
 
 def setting_of(option: str) -> str:
@@ -259,11 +232,7 @@ def setting_of(option: str) -> str:
 
 
 def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
-    """Commands that have to be run and their folders; what is shared comes first.
-
-    Raises:
-        ExplainedError: A finished run was made with other options.
-    """
+    """Commands that have to be run and their folders; what is shared comes first."""
     runs: dict[Path, list[str]] = {}
     for seed in sweep.seeds:
         for arm in sweep.arms.values():
@@ -301,11 +270,7 @@ def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
 
 
 def run_script(command: list[str], folder: Path, *, threads: int) -> None:
-    """Run a script in a process of its own, with ``--resume`` where it has begun before.
-
-    Raises:
-        ExplainedError: It failed; its output is in ``log.txt`` in the folder.
-    """
+    """Run a script in a process of its own; its output goes to ``log.txt`` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     script, *options = full_command(command, folder)
@@ -324,7 +289,7 @@ def run_script(command: list[str], folder: Path, *, threads: int) -> None:
 
 
 def full_command(command: list[str], folder: Path) -> list[str]:
-    """A command with its folder, which goes on with what is in there."""
+    """A command with its folder, and ``--resume`` where it has begun before."""
     resume = ["--resume"] if (folder / "config.json").exists() else []
     return [*command, "--output-dir", str(folder), *resume]
 

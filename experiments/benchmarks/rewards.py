@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,13 @@ class Group:
     size: tuple[int, int]
     """``(H, W)`` of the image."""
     rings: list[list[NDArray[np.float64]]]
-    """One ring per answer in the unit frame."""
+    """One ring per answer in the unit frame; ``flat`` has it as a list of pixels."""
     flat: list[list[list[float]]]
-    """The same as flat pixel lists."""
     texts: list[str]
-    """The same as text."""
     truth: dict[str, Any]
-    """COCO's compressed run lengths."""
+    """COCO's compressed run lengths; ``rle`` and ``mask`` are the same object."""
     rle: Rle
-    """The same, read."""
     mask: NDArray[np.bool_]
-    """The same as a mask."""
 
 
 def benchmark_rewards(
@@ -158,24 +155,16 @@ def make_group(
 def make_contenders(coco: Any) -> dict[str, Callable[[Group], NDArray[np.float64]]]:
     """All ways of computing the IoU of a group, by name."""
     return {
-        OURS: ours,
+        OURS: lambda group: iou_batch(group.rings, group.rle),
         BATCHED: partial(pycocotools_batched, coco),
         "pycocotools, one by one": partial(pycocotools_one_by_one, coco),
         "rasterio, full frame": rasterio_full,
-        "ours, from text": ours_from_text,
-        "released decoder, from text (json)": partial(released_decoder, coco, read_with_json),
+        "ours, from text": lambda group: iou_batch(
+            [decode(text).rings for text in group.texts], group.rle
+        ),
+        "released decoder, from text (json)": partial(released_decoder, coco, loads),
         "released decoder, from text (ast)": partial(released_decoder, coco, ast.literal_eval),
     }
-
-
-def ours(group: Group) -> NDArray[np.float64]:
-    """This project's, target prepared once."""
-    return iou_batch(group.rings, group.rle)
-
-
-def ours_from_text(group: Group) -> NDArray[np.float64]:
-    """The same with reading the answers."""
-    return iou_batch([decode(text).rings for text in group.texts], group.rle)
 
 
 def pycocotools_batched(coco: Any, group: Group) -> NDArray[np.float64]:
@@ -220,14 +209,6 @@ def released_decoder(
             union |= coco.decode(coco.frPyObjects([flat], height, width))[:, :, 0].astype(bool)
         scores.append(mask_iou(union, group.mask))
     return np.array(scores)
-
-
-def read_with_json(text: str) -> list[list[list[float]]]:
-    """Polygons of an answer that is JSON."""
-    import json
-
-    polygons: list[list[list[float]]] = json.loads(text)
-    return polygons
 
 
 def mask_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

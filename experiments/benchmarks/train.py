@@ -139,11 +139,7 @@ def benchmark_train(
 def check(
     lengths: Sequence[str], group_sizes: Sequence[int], repetitions: int, legs: Sequence[str]
 ) -> None:
-    """Refuse what cannot be measured.
-
-    Raises:
-        SystemExit: Something is wrong; the message says what is allowed.
-    """
+    """Refuse what cannot be measured."""
     for length in lengths:
         prompt, _, answer = length.partition(":")
         if not (prompt.isdecimal() and answer.isdecimal() and int(prompt) and int(answer)):
@@ -164,11 +160,7 @@ def compare(
     threads: int,
     advance: Callable[[str], None],
 ) -> tuple[Updates, dict[str, int]]:
-    """Let the legs take turns; the first round only warms up.
-
-    Returns:
-        The updates that count, and real sizes.
-    """
+    """Let the legs take turns; returns the updates after the first round, and real sizes."""
     with started(legs, work, threads) as connections:
         facts: dict[str, int] = {}
         for leg in legs:
@@ -210,11 +202,7 @@ def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str,
 
 
 def receive(leg: str, connection: Connection, expected: str) -> Any:
-    """What a leg says next.
-
-    Raises:
-        RuntimeError: It failed.
-    """
+    """What a leg says next."""
     try:
         kind, content = connection.recv()
     except EOFError:
@@ -249,17 +237,15 @@ def summarize(measured: dict[str, dict[int, Updates]]) -> dict[str, Any]:
             for theirs in ("trl", "repeated"):
                 if not {theirs, "ours"} <= updates.keys():
                     continue
-                middle, *ends = ratio(updates[theirs], updates["ours"])
-                for name, value in ((theirs, middle), (f"{theirs}_range", ends)):
+                pairs = zip(updates[theirs], updates["ours"], strict=True)
+                rounds = [other["total"] / our["total"] for other, our in pairs]
+                for name, value in (
+                    (theirs, float(np.median(rounds))),
+                    (f"{theirs}_range", [min(rounds), max(rounds)]),
+                ):
                     ratios = results.setdefault(f"ratio_vs_{name}", {})
                     ratios.setdefault(length, {})[str(group_size)] = value
     return results
-
-
-def ratio(theirs: list[dict[str, float]], ours: list[dict[str, float]]) -> tuple[float, ...]:
-    """Median, least and largest of ``theirs / ours`` over the rounds."""
-    found = [one["total"] / other["total"] for one, other in zip(theirs, ours, strict=True)]
-    return float(np.median(found)), min(found), max(found)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -12,7 +12,6 @@ import resource
 import sys
 import time
 import traceback
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -65,23 +64,18 @@ class Work:
     """What all legs of one comparison have to do."""
 
     shape: str
-    """One of `SHAPES`."""
+    """A key of `SHAPES`."""
     prompt_tokens: int
     """The image has as many of these as a square can have; the question comes on top."""
     new_tokens: int
     """Tokens of every answer."""
     group_size: int
-    """Answers per question."""
     prompts: int
     """Questions per update."""
     precision: Precision
-    """Of forward and backward."""
     attention: str
-    """Kernel of ordinary attention."""
     device: str
-    """Where the policy is."""
     seed: int
-    """Seed of the weights and of sampling."""
 
     def model_config(self) -> TinyConfig:
         """The shape with images of the wanted number of tokens."""
@@ -116,11 +110,9 @@ class Pool:
         self._samples = [sample for sample, length in pairs if length == usual][:count]
 
     def __len__(self) -> int:
-        """Number of scenes."""
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """One of them."""
         return self._samples[index]
 
 
@@ -160,10 +152,7 @@ class Memory:
 
 
 def resident_mib(field: str) -> float:
-    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` at most so far.
-
-    Where the system does not tell the two apart, both are the most so far.
-    """
+    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` (both, where there is no /proc) at its most."""
     status = Path("/proc/self/status")  # without what the parent process had before this one
     if status.exists():
         found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
@@ -203,7 +192,7 @@ class Stopwatch:
         return seconds
 
 
-class Leg(ABC):
+class Leg:
     """One contestant, who makes an update whenever the other end of the line says so."""
 
     def __init__(self, work: Work, connection: Connection) -> None:
@@ -213,10 +202,6 @@ class Leg(ABC):
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
         self.sampling, self.scoring = Stopwatch(work.device), Stopwatch(work.device)
         self.memory = Memory(work.device)
-
-    @abstractmethod
-    def run(self) -> None:
-        """Make an update at every turn."""
 
     def ready(self) -> None:
         """Tell real sizes: everything is loaded, what comes from here on is measured."""
@@ -244,40 +229,32 @@ class Leg(ABC):
         self.connection.send(("update", parts))
 
     def check_lengths(self, tokens: Sequence[int]) -> None:
-        """Make sure that the answers are as long as they should be.
-
-        Raises:
-            RuntimeError: They are not.
-        """
+        """Make sure that the answers are as long as they should be."""
         rows = self.work.prompts * self.work.group_size
         if list(tokens) != [self.work.new_tokens] * rows:
             raise RuntimeError(f"{rows} answers of {self.work.new_tokens} expected, got {tokens}")
 
 
 class OurLeg(Leg):
-    """The GSPO agent of this project, with the prompt shared among its answers or repeated."""
+    """The GSPO agent of this project."""
 
-    def __init__(self, work: Work, connection: Connection, *, shared: bool) -> None:
-        """Build the agent."""
-        super().__init__(work, connection)
+    def run(self, *, shared: bool) -> None:
+        """Make an update at every turn, with the prompt shared among its answers or repeated."""
         self.policy.shared_prefix = shared
         envs: Any = gym.make_vec(
             "SimpleSeg-Scenes-v0",
-            num_envs=work.prompts * work.group_size,
+            num_envs=self.work.prompts * self.work.group_size,
             autoreset_mode="Disabled",
             dataset=self.pool,
             rewards=REWARDS,
         )
-        self.agent = GSPO(self.policy, envs, work.settings())
-
-    def run(self) -> None:
-        """Make an update at every turn."""
-        collect = self.sampling.timed(self.agent.collect)
+        agent = GSPO(self.policy, envs, self.work.settings())
+        collect = self.sampling.timed(agent.collect)
         self.policy.score = self.scoring.timed(self.policy.score)  # type: ignore[method-assign]
         self.ready()
         while self.wait():
             rollout, _ = collect()
-            self.agent.train(rollout, self.agent.config.learning_rate)
+            agent.train(rollout, agent.config.learning_rate)
             self.report()
             self.check_lengths(rollout.mask.sum(-1).tolist())
 
@@ -324,6 +301,6 @@ def work_process(leg: str, work: Work, threads: int, connection: Connection) -> 
         if leg == "trl":
             TRLLeg(work, connection).run()
         else:
-            OurLeg(work, connection, shared=leg == "ours").run()
+            OurLeg(work, connection).run(shared=leg == "ours")
     except Exception:
         connection.send(("error", traceback.format_exc()))

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
+from rich.table import Table
 
 from experiments.common.files import write_atomically, write_json
-from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 
 GAINS = (
@@ -36,12 +36,8 @@ SCORES = (
 def read_scores(folder: Path) -> dict[str, Any]:
     """What ``scores.json`` of a finished run holds, in one form for all scripts.
 
-    Returns:
-        ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before it
-        where they were measured, ``updates``, ``minutes``, and whatever else there is.
-
-    Raises:
-        ExplainedError: The run has not finished.
+    These are ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before
+    it where they were measured, ``updates``, ``minutes``, and whatever else there is.
     """
     path = folder / "scores.json"
     if not path.exists():
@@ -58,11 +54,7 @@ class Result:
     """Scores of a finished run, and the settings they came of."""
 
     def __init__(self, run: Path, stage: str = "") -> None:
-        """Read a run's folder, or the folder of one of its stages.
-
-        Raises:
-            ExplainedError: The run has not finished, or did not record its settings.
-        """
+        """Read a run's folder, or the folder of one of its stages."""
         self.folder = run / stage
         self.scores = read_scores(self.folder)
         self.stages = {stage: _read_settings(self.folder, run)}
@@ -76,11 +68,7 @@ class Result:
             settings = self.stages[stage] = _read_settings(run / stage, run)
 
     def settings(self, by_stage: bool) -> dict[str, Any]:
-        """What runs of several seeds have in common, by names like ``gspo.group_size``.
-
-        Args:
-            by_stage: Whether all stages count, with names like ``sft.updates``.
-        """
+        """What runs of several seeds share, as ``gspo.lam``, or by stage as ``sft.gspo.lam``."""
         from experiments.common.logs import MAY_CHANGE  # with torch, which `--help` does not need
 
         found = {
@@ -142,14 +130,7 @@ class Comparison:
     """Settings that arms may differ in, as patterns of names like ``gspo.learning_rate``."""
 
     def report(self, folder: Path, console: Console) -> dict[str, Any]:
-        """Print the table, and write it as JSON and Markdown with a plot.
-
-        Returns:
-            What the JSON file holds.
-
-        Raises:
-            ExplainedError: The runs cannot be compared.
-        """
+        """Print the table, write it with a plot, and return what the JSON file holds."""
         check_comparable(self.arms, self.varies)
         found = self.compare()
         scores = next(iter(self.arms.values())).results[0].scores
@@ -282,34 +263,25 @@ def _plot_curves(axis: Any, results: Sequence[Result], name: str, color: str, la
 def over_seeds(
     results: Sequence[Result], kind: str, name: str, since: str | None
 ) -> dict[str, Any]:
-    """A score of every seed, or what it gained, and the mean with its interval, in points.
-
-    Args:
-        results: Of the seeds.
-        kind: ``greedy`` or ``sampled`` answers.
-        name: Of the score.
-        since: What is subtracted: the score ``before`` training, or another one of the results.
-    """
+    """A score of every seed, or its gain since an earlier one (see `GAINS`), and their mean."""
     after = [result.scores[kind][name] for result in results]
     found, each = {"after": after}, 100 * np.array(after)
     if since is not None:
-        if since == "before":
-            before = [_before(result)[kind][name] for result in results]
-        else:
-            before = [result.scores["greedy"][since][name] for result in results]
+        before = [_earlier(result, kind, since)[name] for result in results]
         found, each = {"before": before, **found}, 100 * np.subtract(after, before)
     mean, *interval = t_interval(each)
     return {**found, "each": each.tolist(), "mean": mean, "interval": interval}
 
 
-def _before(result: Result) -> dict[str, Any]:
+def _earlier(result: Result, kind: str, since: str) -> dict[str, float]:
+    if since != "before":
+        return result.scores["greedy"][since]
     if "before" not in result.scores:
         raise ExplainedError(
             f"{result.folder} was not measured before training, so there is no gain; a sweep with "
             '`measure = "score"` compares scores after it'
         )
-    before: dict[str, Any] = result.scores["before"]
-    return before
+    return result.scores["before"][kind]
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:
@@ -325,11 +297,7 @@ def t_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 
 def check_comparable(arms: dict[str, ArmResults], varies: Sequence[str]) -> None:
-    """Refuse results that differ in anything but their seed and what is varied.
-
-    Raises:
-        ExplainedError: The message names the runs and the settings.
-    """
+    """Refuse results that differ in anything but their seed and what is varied."""
     by_stage = any(len(result.stages) > 1 for arm in arms.values() for result in arm.results)
     baseline = next(iter(arms.values())).results
     for label, arm in arms.items():
@@ -380,3 +348,23 @@ def differences(one: Result, other: Result, by_stage: bool) -> dict[str, tuple[A
         for name in {**ours, **theirs}
         if name.rpartition(".")[0] in shared and ours.get(name) != theirs.get(name)
     }
+
+
+# Tables for a terminal and for a report, from the same cells.
+
+Cells = Sequence[Sequence[str]]
+"""A row of titles, and rows of texts."""
+
+
+def terminal_table(cells: Cells, title: str, caption: str | None = None) -> Table:
+    """A table to be printed by rich."""
+    table = Table(*cells[0], title=title, caption=caption)
+    for row in cells[1:]:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(cells: Cells, labels: int = 1) -> str:
+    """A table of Markdown whose first columns are labels, the others figures."""
+    ruler = ["---"] * labels + ["---:"] * (len(cells[0]) - labels)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:]))

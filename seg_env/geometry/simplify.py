@@ -21,9 +21,6 @@ from seg_env.geometry.raster import rasterize_rle, ring_pixels, usable_rings
 Path = NDArray[np.float64]
 """Closed path of ``(n, 2)`` points in pixels."""
 
-_PARALLEL = 0.1
-"""Sine of the angle below which the meeting point of two lines is too uncertain to use."""
-
 
 def simplify_rings(
     rings: Sequence[Ring], size: tuple[int, int], epsilon: float
@@ -42,9 +39,6 @@ def simplify_rings(
     Returns:
         Rings in canonical order. Holes stay holes inside their part, and no ring disappears: where
         the tolerance would do that, it is halved until it does not.
-
-    Raises:
-        ValueError: ``epsilon`` is negative or not finite.
     """
     if not (np.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be a finite number from 0, got {epsilon!r}")
@@ -101,13 +95,7 @@ def _douglas_peucker(path: Path, tolerance: float) -> Path:
 
 
 def _refit(path: Path, kept: Path, reach: float) -> Path:
-    """Move kept vertices to where the best lines through their stretches of the path meet.
-
-    Args:
-        path: ``(n, 2)`` closed path.
-        kept: ``(k, 2)`` points of it, in the path's order.
-        reach: Farthest move in pixels; vertices that would go farther stay.
-    """
+    """Move kept points to where neighbouring best lines meet, unless beyond ``reach`` pixels."""
     place = {tuple(point): index for index, point in enumerate(path.tolist())}
     index = np.array([place[tuple(point)] for point in kept.tolist()])
     if (np.diff(index) < 0).any():  # shapely may turn the ring around or start elsewhere
@@ -120,7 +108,7 @@ def _refit(path: Path, kept: Path, reach: float) -> Path:
     before, after = np.roll(directions, 1, axis=0), directions
     origin, gap = np.roll(centres, 1, axis=0), centres - np.roll(centres, 1, axis=0)
     sine = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    usable = np.abs(sine) > _PARALLEL
+    usable = np.abs(sine) > 0.1  # Where lines that are nearly parallel meet is too uncertain.
     along = (gap[:, 0] * after[:, 1] - gap[:, 1] * after[:, 0]) / np.where(usable, sine, 1.0)
     meeting = origin + along[:, None] * before
     usable &= np.hypot(*(meeting - kept).T) <= reach
@@ -128,11 +116,7 @@ def _refit(path: Path, kept: Path, reach: float) -> Path:
 
 
 def _best_lines(path: Path, index: NDArray[np.int64]) -> tuple[Path, NDArray[np.float64]]:
-    """Total-least-squares lines of the stretches between vertices, both ends included.
-
-    Returns:
-        Centres ``(k, 2)`` and angles ``(k,)``; line ``i`` runs from vertex ``i`` to ``i + 1``.
-    """
+    """Total-least-squares line of each vertex to the next: centres ``(k, 2)``, angles ``(k,)``."""
     count = len(path)
     ends = np.append(index[1:], index[0] + count) + 1
     x, y = (np.concatenate([column, column]) for column in (path - path.mean(axis=0)).T)
