@@ -30,7 +30,7 @@ import tyro
 from rich.console import Console
 
 from experiments.common.brief import brief_errors
-from experiments.common.comparison import ArmResults, Comparison, Result
+from experiments.common.comparison import Arm, Result, Sweep, report
 from experiments.common.files import write_json
 from experiments.common.progress import progress_bar
 from seg_env.errors import ExplainedError
@@ -60,38 +60,6 @@ class Args:
     """Make no run: table and plot of those that are finished."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One of the things that are compared."""
-
-    run: str
-    """Name of its runs' folders; arms may share runs."""
-    command: tuple[str, ...]
-    """Script and options of these runs, but for seed and folder."""
-    stage: str = ""
-    """The folder within the run's that has the scores; by default the run's own."""
-    paper: float | None = None
-    """gIoU in per cent that a paper reports."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a TOML file says."""
-
-    name: str
-    question: str
-    folder: Path
-    arms: dict[str, Arm]
-    """The baseline first."""
-    seeds: tuple[int, ...]
-    scores: bool
-    """Whether scores after training are compared, in the place of gains over those before."""
-    varies: tuple[str, ...]
-    """Settings that arms may differ in."""
-    shared: dict[str, tuple[str, ...]]
-    """Commands that are made once for all runs, by the name of their folder."""
-
-
 def main(args: Args) -> dict[str, Any] | None:
     """Make the runs that are missing, and report; returns what the JSON file holds."""
     console = Console()
@@ -99,7 +67,7 @@ def main(args: Args) -> dict[str, Any] | None:
         folder = args.output_dir or Path("runs/summary")
         results = [Result(Path(run)) for run in args.what]
         question = f"What do {len(results)} seeds gain?"
-        return Comparison("seeds", question, {"": ArmResults(results)}).report(folder, console)
+        return report(Sweep("seeds", question, folder, {"": Arm()}), {"": results}, console)
     sweep = read_sweep(find_file(*args.what), args.options, args.output_dir, args.seeds)
     if args.dry_run:
         for command, folder in missing(sweep):
@@ -108,15 +76,10 @@ def main(args: Args) -> dict[str, Any] | None:
     if not args.report_only:
         make_runs(sweep, args.jobs, console)
     arms = {
-        label: ArmResults(
-            [Result(sweep.folder / f"{arm.run}-{seed}", arm.stage) for seed in sweep.seeds],
-            shlex.join(arm.command),
-            arm.paper,
-        )
+        label: [Result(sweep.folder / f"{arm.run}-{seed}", arm.stage) for seed in sweep.seeds]
         for label, arm in sweep.arms.items()
     }
-    comparison = Comparison(sweep.name, sweep.question, arms, sweep.scores, sweep.varies)
-    return comparison.report(sweep.folder, console)
+    return report(sweep, arms, console)
 
 
 # What a file says.

@@ -35,11 +35,11 @@ class Group:
     size: tuple[int, int]
     """``(H, W)`` of the image."""
     rings: list[list[NDArray[np.float64]]]
-    """One ring per answer in the unit frame; ``flat`` has it as a list of pixels."""
+    """One ring per answer in the unit frame; ``flat`` has them in pixels, ``texts`` as text."""
     flat: list[list[list[float]]]
     texts: list[str]
     truth: dict[str, Any]
-    """COCO's compressed run lengths; ``rle`` and ``mask`` are the same object."""
+    """COCO's compressed run lengths of the object; ``rle`` and ``mask`` hold the same."""
     rle: Rle
     mask: NDArray[np.bool_]
 
@@ -86,9 +86,9 @@ def benchmark_rewards(
             "`pip install 'simpleseg-rl[test]'` or `pip install pycocotools`."
         ) from error
     rng = np.random.default_rng(seed)
-    sides = (height, width)
     groups = [
-        make_group(rng, size, sides, group, vertices, coco) for size in np.linspace(0, 1, objects)
+        make_group(rng, scale, (height, width), group, vertices, coco)
+        for scale in np.linspace(0, 1, objects)
     ]
     contenders = make_contenders(coco)
     seconds = measure(contenders, groups, rounds)

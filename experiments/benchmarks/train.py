@@ -133,7 +133,7 @@ def benchmark_train(
         if path:
             write_json(path, results)
     plot(results, output_dir / "train.png")
-    console.print(f"figures: {output_dir / 'train.json'}, picture: {output_dir / 'train.png'}")
+    console.print(f"figures: {output_dir / 'train.json'}, plot: {output_dir / 'train.png'}")
 
 
 def check(
@@ -202,7 +202,7 @@ def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str,
 
 
 def receive(leg: str, connection: Connection, expected: str) -> Any:
-    """What a leg says next."""
+    """The next message of a leg."""
     try:
         kind, content = connection.recv()
     except EOFError:

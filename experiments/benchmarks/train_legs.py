@@ -162,49 +162,35 @@ def resident_mib(field: str) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-class Stopwatch:
-    """Adds up the seconds spent in chosen functions; on a GPU it waits for their work."""
-
-    def __init__(self, device: str) -> None:
-        """Start at 0."""
-        self.device, self.seconds = device, 0.0
-
-    def now(self) -> float:
-        """The time when all work so far is done."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time added up."""
-
-        def measure(*arguments: Any, **named: Any) -> Any:
-            start = self.now()
-            result = function(*arguments, **named)
-            self.seconds += self.now() - start
-            return result
-
-        return measure
-
-    def take(self) -> float:
-        """The sum so far, which starts again."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-
 class Leg:
-    """One contestant, who makes an update whenever the other end of the line says so."""
+    """One contestant, which makes an update whenever the parent process asks for one."""
 
     def __init__(self, work: Work, connection: Connection) -> None:
         """Build the policy and its questions."""
         self.work, self.connection = work, connection
         self.policy = make_policy(work)
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
-        self.sampling, self.scoring = Stopwatch(work.device), Stopwatch(work.device)
         self.memory = Memory(work.device)
 
+    def now(self) -> float:
+        """The time when all work so far is done, that of a GPU too."""
+        if self.work.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its seconds added up as those of a part of the update."""
+
+        def measure(*arguments: Any, **named: Any) -> Any:
+            start = self.now()
+            result = function(*arguments, **named)
+            self.seconds[part] += self.now() - start
+            return result
+
+        return measure
+
     def ready(self) -> None:
-        """Tell real sizes: everything is loaded, what comes from here on is measured."""
+        """Send the real sizes; everything is loaded, and memory is measured from here on."""
         sample = self.pool[0]
         inputs = self.policy.prepare([sample.image], [question(sample, "text->mask")])
         facts = {
@@ -215,18 +201,18 @@ class Leg:
         self.connection.send(("ready", facts))
 
     def wait(self) -> bool:
-        """Wait for the next turn; False when there is none."""
+        """Wait for the next turn; False after the last one."""
         go: bool = self.connection.recv()
-        self.start = self.scoring.now()
+        self.seconds = {"sampling": 0.0, "scoring": 0.0}
+        self.start = self.now()
         return go
 
     def report(self) -> None:
-        """Tell how long the parts of the update took, and the memory needed at most so far."""
-        total = self.scoring.now() - self.start
-        sampling, scoring = self.sampling.take(), self.scoring.take()
-        parts = {"sampling": sampling, "scoring": scoring, "backward": total - sampling - scoring}
-        parts |= {"total": total, "memory": self.memory.growth_mib()}
-        self.connection.send(("update", parts))
+        """Send the seconds of the update's parts, and the most memory so far."""
+        total = self.now() - self.start
+        rest = total - sum(self.seconds.values())
+        parts = {**self.seconds, "backward": rest, "total": total}
+        self.connection.send(("update", parts | {"memory": self.memory.growth_mib()}))
 
     def check_lengths(self, tokens: Sequence[int]) -> None:
         """Make sure that the answers are as long as they should be."""
@@ -249,8 +235,8 @@ class OurLeg(Leg):
             rewards=REWARDS,
         )
         agent = GSPO(self.policy, envs, self.work.settings())
-        collect = self.sampling.timed(agent.collect)
-        self.policy.score = self.scoring.timed(self.policy.score)  # type: ignore[method-assign]
+        collect = self.timed("sampling", agent.collect)
+        self.policy.score = self.timed("scoring", self.policy.score)  # type: ignore[method-assign]
         self.ready()
         while self.wait():
             rollout, _ = collect()
@@ -268,7 +254,7 @@ class TRLLeg(Leg, TrainerCallback):
         agent = TRLGSPO(self.policy, core, self.work.settings())
         with TemporaryDirectory() as folder:
             trainer: Any = agent.build_trainer(1_000, folder)
-            generate = self.sampling.timed(trainer._generate_and_score_completions)
+            generate = self.timed("sampling", trainer._generate_and_score_completions)
 
             def sample(inputs: Any) -> Any:
                 batch = generate(inputs)
@@ -276,7 +262,7 @@ class TRLLeg(Leg, TrainerCallback):
                 return batch
 
             trainer._generate_and_score_completions = sample
-            trainer.compute_loss = self.scoring.timed(trainer.compute_loss)
+            trainer.compute_loss = self.timed("scoring", trainer.compute_loss)
             trainer.add_callback(self)
             self.ready()
             trainer.train()
@@ -294,7 +280,7 @@ class TRLLeg(Leg, TrainerCallback):
 
 
 def work_process(leg: str, work: Work, threads: int, connection: Connection) -> None:
-    """What the process of a leg does; whatever goes wrong is told to the other end."""
+    """What the process of a leg does; an error is sent to the parent process."""
     try:
         if threads:
             torch.set_num_threads(threads)

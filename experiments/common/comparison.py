@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,143 +105,154 @@ def _read_settings(folder: Path, run: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ArmResults:
-    """Results of one setting, one for each seed."""
+class Arm:
+    """One of the things that are compared."""
 
-    results: Sequence[Result]
-    command: str | None = None
-    """What made them, but for seed and folder."""
+    run: str = ""
+    """Name of its runs' folders; arms may share runs."""
+    command: tuple[str, ...] = ()
+    """Script and options of these runs, but for seed and folder."""
+    stage: str = ""
+    """The folder within the run's that has the scores; by default the run's own."""
     paper: float | None = None
     """gIoU in per cent that a paper reports."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Arms side by side."""
+class Sweep:
+    """Arms side by side, and the runs that they are made of."""
 
     name: str
-    """Of the files."""
     question: str
-    """What the comparison answers."""
-    arms: dict[str, ArmResults]
+    folder: Path
+    arms: dict[str, Arm]
     """The baseline first."""
+    seeds: tuple[int, ...] = ()
     scores: bool = False
     """Whether scores after training are compared, in the place of gains over those before."""
     varies: Sequence[str] = ()
     """Settings that arms may differ in, as patterns of names like ``gspo.learning_rate``."""
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Commands that are made once for all runs, by the name of their folder."""
 
-    def report(self, folder: Path, console: Console) -> dict[str, Any]:
-        """Print the table, write it with a plot, and return what the JSON file holds."""
-        check_comparable(self.arms, self.varies)
-        found = self.compare()
-        scores = next(iter(self.arms.values())).results[0].scores
-        runs = f"Seeds {', '.join(map(str, found['seeds']))}; "
-        runs += f"{scores['greedy']['questions']} questions"
-        if "dataset" in scores:
-            runs += f" of {scores['dataset']} ({scores['split']})"
-        unit = "Per cent" if self.scores else "gIoU points"
-        caption = f"{unit}; intervals: Student's t over seeds; differences are paired by seed"
-        cells = self.table_cells(found)
-        console.print(terminal_table(cells, f"{self.question}\n{runs}", caption))
-        parts = [f"# {self.question}", f"{runs}. {caption}.", markdown_table(cells, labels=2)]
-        parts.append(f"![{self.question}]({self.name}.png)")
-        write_json(folder / f"{self.name}.json", found)
-        write_atomically(folder / f"{self.name}.md", "\n\n".join(parts) + "\n")
-        self.plot(found, folder / f"{self.name}.png")
-        console.print(f"{folder / self.name}.md, .json and .png")
-        return found
 
-    def compare(self) -> dict[str, Any]:
-        """Scores of every arm over seeds, and differences from the first arm by seed."""
-        arms: dict[str, Any] = {}
-        for label, arm in self.arms.items():
-            first = arm.results[0].scores
-            arms[label] = {
-                "runs": [str(result.folder) for result in arm.results],
-                "command": arm.command,
-                "updates": first["updates"],
-                "minutes": [result.scores["minutes"] for result in arm.results],
-                "paper": arm.paper,
-                "scores": {
-                    title: over_seeds(arm.results, *measure)
-                    for title, *measure in (SCORES if self.scores else GAINS)
-                    if measure[2] in (None, "before") or measure[2] in first["greedy"]
-                },
-            }
-        baseline = next(iter(arms.values()))["scores"]
-        for found in list(arms.values())[1:]:
-            for title, score in found["scores"].items():
-                mean, *interval = t_interval(np.subtract(score["each"], baseline[title]["each"]))
-                score |= {"difference": mean, "difference_interval": interval}
-        seeds = [result.seed for result in next(iter(self.arms.values())).results]
-        return {"question": self.question, "seeds": seeds, "arms": arms}
+Results = Mapping[str, Sequence[Result]]
+"""Results of every arm, one for each seed."""
 
-    def table_cells(self, found: dict[str, Any]) -> list[list[str]]:
-        """A row of titles, then one for each score of each arm."""
-        paper = any(arm["paper"] is not None for arm in found["arms"].values())
-        header = ["", "", "each seed", "mean [95 %]"]
-        if not self.scores:
-            header[2:] = ["before", "after, each seed", "gain [95 %]"]
-        header += ["against the first [95 %]"] if len(self.arms) > 1 else []
-        rows = [[*header, *(["paper's gIoU"] if paper else [])]]
-        sign = "" if self.scores else "+"
-        for label, arm in found["arms"].items():
-            for number, (title, score) in enumerate(arm["scores"].items()):
-                row = ["" if number else label, title]
-                row += [f"{100 * np.mean(score['before']):.1f}"] if "before" in score else []
-                row.append(", ".join(f"{100 * value:.1f}" for value in score["after"]))
-                row.append(_with_interval(score["mean"], score["interval"], sign))
-                if "difference" in score:
-                    row.append(
-                        _with_interval(score["difference"], score["difference_interval"], "+")
-                    )
-                row += [""] * (len(header) - len(row))
-                if paper:
-                    row.append(f"{arm['paper']:.1f}" if arm["paper"] and not number else "")
-                rows.append(row)
-        return rows
 
-    def plot(self, found: dict[str, Any], path: Path) -> None:
-        """Means with intervals and single seeds; beside them the paper's figures, or curves."""
-        import matplotlib as mpl
+def report(sweep: Sweep, results: Results, console: Console) -> dict[str, Any]:
+    """Print the table, write it with a plot, and return what the JSON file holds."""
+    check_comparable(results, sweep.varies)
+    found = compare(sweep, results)
+    scores = next(iter(results.values()))[0].scores
+    runs = f"Seeds {', '.join(map(str, found['seeds']))}; "
+    runs += f"{scores['greedy']['questions']} questions"
+    if "dataset" in scores:
+        runs += f" of {scores['dataset']} ({scores['split']})"
+    unit = "Per cent" if sweep.scores else "gIoU points"
+    caption = f"{unit}; intervals: Student's t over seeds; differences are paired by seed"
+    cells = table_cells(sweep, found)
+    console.print(terminal_table(cells, f"{sweep.question}\n{runs}", caption))
+    parts = [f"# {sweep.question}", f"{runs}. {caption}.", markdown_table(cells, labels=2)]
+    parts.append(f"![{sweep.question}]({sweep.name}.png)")
+    write_json(sweep.folder / f"{sweep.name}.json", found)
+    write_atomically(sweep.folder / f"{sweep.name}.md", "\n\n".join(parts) + "\n")
+    plot(sweep, results, found)
+    console.print(f"{sweep.folder / sweep.name}.md, .json and .png")
+    return found
 
-        mpl.use("Agg")
-        import matplotlib.pyplot as plt
 
-        arms = found["arms"]
-        paper = [arm["paper"] for arm in arms.values()]
-        curves = [] if self.scores else ["eval/greedy_giou", "eval/sampled_giou"]
-        count = 1 + len(curves) + any(paper)
-        figure, axes = plt.subplots(
-            1, count, figsize=(1 + 4.8 * count, 4.2), layout="constrained", squeeze=False
-        )
-        left, *others = axes[0]
-        for number, arm in enumerate(arms.values()):
-            for row, (kind, marker) in enumerate((("greedy", "o"), ("sampled", "D"))):
-                score, place = arm["scores"][f"{kind} gIoU"], -number + 0.12 * (1 - 2 * row)
-                style = {"color": f"C{number}"}
-                left.plot(score["interval"], [place, place], alpha=1 - 0.5 * row, **style)
-                left.scatter(score["each"], [place] * len(score["each"]), s=10, alpha=0.6, **style)
-                left.plot(score["mean"], place, marker, **style)
-        what = "gIoU in per cent" if self.scores else "gain in gIoU points"
-        left.set(title=f"{what}: greedy ●, sampled ◆", xlabel="Student's t over seeds, 95 %")
-        places = [-number for number in range(len(arms))]
-        left.set_yticks(places, list(arms))
-        left.set_ylim(places[-1] - 0.5, 0.5)
-        for axis, name in zip(others, curves, strict=False):
-            for number, (label, arm) in enumerate(self.arms.items()):
-                _plot_curves(axis, arm.results, name, f"C{number}", label)
-            axis.set(title=f"held-out {name[5:].replace('_giou', ' gIoU')}", xlabel="update")
-            if axis.lines and any(arms):
-                axis.legend(frameon=False)
-        if any(paper):
-            others[-1].plot(paper, places, "o")
-            others[-1].set_yticks(places, [""] * len(arms))
-            others[-1].set(title="the paper's (one run)", ylim=left.get_ylim())
-        for axis in axes[0]:
-            axis.grid(alpha=0.3)
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+def compare(sweep: Sweep, results: Results) -> dict[str, Any]:
+    """Scores of every arm over seeds, and differences from the first arm by seed."""
+    arms: dict[str, Any] = {}
+    for label, arm in sweep.arms.items():
+        first = results[label][0].scores
+        arms[label] = {
+            "runs": [str(result.folder) for result in results[label]],
+            "command": shlex.join(arm.command) or None,
+            "updates": first["updates"],
+            "minutes": [result.scores["minutes"] for result in results[label]],
+            "paper": arm.paper,
+            "scores": {
+                title: over_seeds(results[label], *measure)
+                for title, *measure in (SCORES if sweep.scores else GAINS)
+                if measure[2] in (None, "before") or measure[2] in first["greedy"]
+            },
+        }
+    baseline = next(iter(arms.values()))["scores"]
+    for found in list(arms.values())[1:]:
+        for title, score in found["scores"].items():
+            mean, *interval = t_interval(np.subtract(score["each"], baseline[title]["each"]))
+            score |= {"difference": mean, "difference_interval": interval}
+    seeds = [result.seed for result in next(iter(results.values()))]
+    return {"question": sweep.question, "seeds": seeds, "arms": arms}
+
+
+def table_cells(sweep: Sweep, found: dict[str, Any]) -> list[list[str]]:
+    """A row of titles, then one for each score of each arm."""
+    paper = any(arm["paper"] is not None for arm in found["arms"].values())
+    header = ["", "", "each seed", "mean [95 %]"]
+    if not sweep.scores:
+        header[2:] = ["before", "after, each seed", "gain [95 %]"]
+    header += ["against the first [95 %]"] if len(sweep.arms) > 1 else []
+    rows = [[*header, *(["paper's gIoU"] if paper else [])]]
+    sign = "" if sweep.scores else "+"
+    for label, arm in found["arms"].items():
+        for number, (title, score) in enumerate(arm["scores"].items()):
+            row = ["" if number else label, title]
+            row += [f"{100 * np.mean(score['before']):.1f}"] if "before" in score else []
+            row.append(", ".join(f"{100 * value:.1f}" for value in score["after"]))
+            row.append(_with_interval(score["mean"], score["interval"], sign))
+            if "difference" in score:
+                row.append(_with_interval(score["difference"], score["difference_interval"], "+"))
+            row += [""] * (len(header) - len(row))
+            if paper:
+                row.append(f"{arm['paper']:.1f}" if arm["paper"] and not number else "")
+            rows.append(row)
+    return rows
+
+
+def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
+    """Means with intervals and single seeds; beside them the paper's figures, or curves."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    arms = found["arms"]
+    paper = [arm["paper"] for arm in arms.values()]
+    curves = [] if sweep.scores else ["eval/greedy_giou", "eval/sampled_giou"]
+    count = 1 + len(curves) + any(paper)
+    figure, axes = plt.subplots(
+        1, count, figsize=(1 + 4.8 * count, 4.2), layout="constrained", squeeze=False
+    )
+    left, *others = axes[0]
+    for number, arm in enumerate(arms.values()):
+        for row, (kind, marker) in enumerate((("greedy", "o"), ("sampled", "D"))):
+            score, place = arm["scores"][f"{kind} gIoU"], -number + 0.12 * (1 - 2 * row)
+            style = {"color": f"C{number}"}
+            left.plot(score["interval"], [place, place], alpha=1 - 0.5 * row, **style)
+            left.scatter(score["each"], [place] * len(score["each"]), s=10, alpha=0.6, **style)
+            left.plot(score["mean"], place, marker, **style)
+    what = "gIoU in per cent" if sweep.scores else "gain in gIoU points"
+    left.set(title=f"{what}: greedy ●, sampled ◆", xlabel="Student's t over seeds, 95 %")
+    places = [-number for number in range(len(arms))]
+    left.set_yticks(places, list(arms))
+    left.set_ylim(places[-1] - 0.5, 0.5)
+    for axis, name in zip(others, curves, strict=False):
+        for number, (label, each) in enumerate(results.items()):
+            _plot_curves(axis, each, name, f"C{number}", label)
+        axis.set(title=f"held-out {name[5:].replace('_giou', ' gIoU')}", xlabel="update")
+        if axis.lines and any(arms):
+            axis.legend(frameon=False)
+    if any(paper):
+        others[-1].plot(paper, places, "o")
+        others[-1].set_yticks(places, [""] * len(arms))
+        others[-1].set(title="the paper's (one run)", ylim=left.get_ylim())
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    figure.savefig(sweep.folder / f"{sweep.name}.png", dpi=110)
+    plt.close(figure)
 
 
 def _with_interval(value: float, interval: Sequence[float], sign: str) -> str:
@@ -296,16 +308,16 @@ def t_interval(values: ArrayLike) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def check_comparable(arms: dict[str, ArmResults], varies: Sequence[str]) -> None:
+def check_comparable(results: Results, varies: Sequence[str]) -> None:
     """Refuse results that differ in anything but their seed and what is varied."""
-    by_stage = any(len(result.stages) > 1 for arm in arms.values() for result in arm.results)
-    baseline = next(iter(arms.values())).results
-    for label, arm in arms.items():
-        first, seeds = arm.results[0], [result.seed for result in arm.results]
-        for number, result in enumerate(arm.results):
+    by_stage = any(len(result.stages) > 1 for arm in results.values() for result in arm)
+    baseline = next(iter(results.values()))
+    for label, arm in results.items():
+        first, seeds = arm[0], [result.seed for result in arm]
+        for number, result in enumerate(arm):
             if (place := seeds.index(result.seed)) < number:
                 raise ExplainedError(
-                    f"{arm.results[place].folder} and {result.folder} both have seed "
+                    f"{arm[place].folder} and {result.folder} both have seed "
                     f"{result.seed}: they count as one seed, not as two"
                 )
             if unequal := differences(first, result, by_stage):

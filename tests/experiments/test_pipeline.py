@@ -74,10 +74,8 @@ def test_every_stage_starts_from_the_one_before(tmp_path):
 def test_options_that_are_given_again_are_added(tmp_path):
     given = parse(tmp_path, "--sft=--data web.jsonl", "--sft=--updates 9")
     settings = {step.stage: run_pipeline.parse(step) for step in run_pipeline.plan_steps(given)}
-    assert (settings["sft"].data, settings["sft"].updates, settings["sft"].scenes) == (
-        *("web.jsonl", 9),
-        16,
-    )
+    sft = settings["sft"]
+    assert (sft.data, sft.updates, sft.scenes) == ("web.jsonl", 9, 16)
     assert settings["pretrain"].updates == 6
 
 
@@ -138,7 +136,7 @@ def test_the_report_has_the_scores_of_the_policy_after_every_stage(finished):
     assert "of expressions right" in report, "labels of scenes are compared with the truth"
 
 
-def test_pre_training_saw_the_annotated_pictures_and_sft_the_scenes(finished):
+def test_pre_training_saw_the_annotated_images_and_sft_the_scenes(finished):
     folder, _ = finished
     configs = {
         stage: json.loads((folder / stage / "config.json").read_text())
