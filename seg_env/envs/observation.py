@@ -19,7 +19,7 @@ PADDING_GRAY = 127
 def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
     """Scale a picture into a canvas without changing its proportions, and pad with gray.
 
-    The placement is `seg_env.frames.letterbox_geometry`, which `LetterboxFrame` inverts exactly.
+    The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
     Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
 
     Args:

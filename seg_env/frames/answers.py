@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field, replace
 
 from seg_env.errors import WrongOptionError
-from seg_env.frames.letterbox import LetterboxFrame
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,
@@ -18,7 +17,7 @@ from seg_env.frames.models import (
     normalize_tokens,
     write_tokens,
 )
-from seg_env.frames.plain import Frame, PixelFrame
+from seg_env.frames.plain import Frame, letterbox_frame, pixel_frame
 from seg_env.types import Form
 
 AUTO = "auto"
@@ -95,7 +94,7 @@ class AnswerFrame:
         if self.fixed is not None:
             return self.fixed
         if pixels := _PIXELS.fullmatch(self.family):
-            return PixelFrame(int(pixels[1]), int(pixels[2]))
+            return pixel_frame(int(pixels[1]), int(pixels[2]))
         return family_frame(self.family, self.canvas_size or image_size, self.resize)
 
     def for_image(self, image_size: tuple[int, int]) -> Frame:
@@ -104,12 +103,15 @@ class AnswerFrame:
         Raises:
             ValueError: The processor would refuse the image.
         """
-        return frame_of_view(self.for_view(image_size), image_size, self.canvas_size)
+        seen = self.for_view(image_size)
+        if self.canvas_size in (None, image_size):
+            return seen
+        return letterbox_frame(seen, image_size, self.canvas_size)
 
     def widest(self) -> Frame:
         """Frame whose limits hold for images of every size: that of answers, or a larger one."""
         if self.depends_on_image:
-            return PixelFrame(_LARGEST_SIDE, _LARGEST_SIDE)
+            return pixel_frame(_LARGEST_SIDE, _LARGEST_SIDE)
         return self.for_view((1, 1))
 
     def normalize(self, text: str, form: Form = "mask") -> str:
@@ -166,21 +168,6 @@ def is_frame_name(name: str) -> bool:
     """Whether a name is one of `FAMILIES` or ``pixel:WxH`` with positive sides."""
     match = _PIXELS.fullmatch(name)
     return name in FAMILIES or (match is not None and int(match[1]) > 0 and int(match[2]) > 0)
-
-
-def frame_of_view(
-    inner: Frame, image_size: tuple[int, int], canvas_size: tuple[int, int] | None
-) -> Frame:
-    """Frame that maps numbers about the image seen to the unit frame of the native image.
-
-    Args:
-        inner: Frame of the numbers relative to the image seen.
-        image_size: ``(H, W)`` of the native image.
-        canvas_size: ``(H, W)`` of the image seen, None for the native image itself.
-    """
-    if canvas_size is None or canvas_size == image_size:
-        return inner
-    return LetterboxFrame(inner, image_size, canvas_size)
 
 
 def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:

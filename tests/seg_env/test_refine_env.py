@@ -18,7 +18,7 @@ from seg_env.envs.refine import RefineEnv
 from seg_env.envs.refine_vector import RefineVectorEnv
 from seg_env.envs.scoring import Scorer
 from seg_env.envs.written import as_written, write_outline
-from seg_env.frames import PermilleFrame
+from seg_env.frames import PERMILLE
 from seg_env.geometry.polygon import bbox
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS
@@ -104,7 +104,7 @@ def test_the_outline_is_drawn_and_written_for_the_next_turn():
 
 @pytest.mark.parametrize("image_size", [(60, 60), (40, 120)])
 def test_what_is_drawn_is_where_the_answer_meant_it(pictures, image_size):
-    env = RefineEnv(pictures, image_size=image_size, frame=PermilleFrame())
+    env = RefineEnv(pictures, image_size=image_size, frame=PERMILLE)
     before, _ = env.reset(options={"index": 0})
     after = env.step("[[[250,500],[750,500],[750,900]]]")[0]
     changed = np.argwhere((before["image"] != after["image"]).any(axis=2)) / image_size

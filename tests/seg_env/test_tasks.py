@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seg_env.data.scenes import Scenes
-from seg_env.frames import UNIT, LetterboxFrame, PermilleFrame
+from seg_env.frames import PERMILLE, UNIT, letterbox_frame
 from seg_env.geometry.polygon import bbox
 from seg_env.grammar import decode
 from seg_env.grammar.answers import decode_answer
@@ -118,7 +118,7 @@ def test_a_drawn_box_has_its_sides_moved_by_no_more_than_the_jitter(seed, jitter
 
 @pytest.mark.parametrize("task", GIVEN)
 @pytest.mark.parametrize(
-    "frame", [UNIT, PermilleFrame(), LetterboxFrame(UNIT, (64, 64), (48, 96))], ids=lambda f: f.name
+    "frame", [UNIT, PERMILLE, letterbox_frame(UNIT, (64, 64), (48, 96))], ids=lambda f: f.name
 )
 def test_a_place_is_given_in_the_frame_of_the_answers(task, frame):
     for sample in HARD:
