@@ -1,13 +1,5 @@
 """Scores of segmentation answers, how sure they are, and why answers fail."""
 
-from seg_env.metrics.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_interval,
-    paired_bootstrap_interval,
-    percentile_interval,
-    resampled_ratios,
-)
 from seg_env.metrics.boundary import (
     band_radius,
     boundary_f,
@@ -15,12 +7,13 @@ from seg_env.metrics.boundary import (
     hausdorff95,
     match_tolerance,
 )
-from seg_env.metrics.failures import Failure, failures
-from seg_env.metrics.grounding import (
-    point_distances,
-    pointing_accuracy,
-    points_inside,
-    written_box_iou,
+from seg_env.metrics.intervals import (
+    Interval,
+    Statistic,
+    bootstrap_interval,
+    paired_bootstrap_interval,
+    percentile_interval,
+    resampled_ratios,
 )
 from seg_env.metrics.outlines import (
     ceiling,
@@ -31,30 +24,35 @@ from seg_env.metrics.outlines import (
 )
 from seg_env.metrics.records import (
     Columns,
+    Failure,
     apply_empty_union,
+    failures,
     join_columns,
     measure,
     size_class,
 )
 from seg_env.metrics.reports import Group, breakdown, ceiling_class, compare, summarize
 from seg_env.metrics.scores import (
+    PRECISION_THRESHOLDS,
     Overlaps,
     box_iou,
     ciou,
     giou,
     iou,
     iou_of_boxes,
-    issue_histogram,
     no_target_accuracy,
     overlaps,
+    point_distances,
+    points_inside,
     precision_at,
     rec_accuracy,
     says_absent,
     target_accuracy,
-    well_formed_share,
+    written_box_iou,
 )
 
 __all__ = [
+    "PRECISION_THRESHOLDS",
     "Columns",
     "Failure",
     "Group",
@@ -77,7 +75,6 @@ __all__ = [
     "hausdorff95",
     "iou",
     "iou_of_boxes",
-    "issue_histogram",
     "join_columns",
     "match_tolerance",
     "measure",
@@ -86,7 +83,6 @@ __all__ = [
     "paired_bootstrap_interval",
     "percentile_interval",
     "point_distances",
-    "pointing_accuracy",
     "points_inside",
     "polis",
     "precision_at",
@@ -99,6 +95,5 @@ __all__ = [
     "target_accuracy",
     "vertex_counts",
     "vertex_ratio",
-    "well_formed_share",
     "written_box_iou",
 ]

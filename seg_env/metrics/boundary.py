@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.metrics.distances import nearest_distances
 from seg_env.metrics.regions import Region, region_pairs
 from seg_env.types import Prediction, Target
 
@@ -158,13 +157,14 @@ def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> E
     Args:
         answer: A region.
         target: Another of the same image.
-        limit: Distances up to here are exact; others may come out too large.
+        limit: Distances up to here are exact; others may be infinite.
     """
     if not answer.area or not target.area:
         return None
-    mine, theirs = answer.edge, target.edge
+    bound = np.nextafter(limit, math.inf)  # SciPy finds what is nearer than its bound.
     return EdgeDistances(
-        nearest_distances(mine, theirs, limit), nearest_distances(theirs, mine, limit)
+        target.edge_tree.query(answer.edge, distance_upper_bound=bound)[0],
+        answer.edge_tree.query(target.edge, distance_upper_bound=bound)[0],
     )
 
 

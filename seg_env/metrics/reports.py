@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seg_env.metrics.bootstrap import (
+from seg_env.metrics.intervals import (
     Interval,
     Statistic,
     bootstrap_interval,
@@ -19,9 +19,7 @@ from seg_env.metrics.bootstrap import (
 )
 from seg_env.metrics.outlines import vertex_ratio
 from seg_env.metrics.records import Columns, apply_empty_union
-from seg_env.metrics.scores import giou, samples
-
-PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+from seg_env.metrics.scores import PRECISION_THRESHOLDS, giou, samples
 
 
 class Group(NamedTuple):

@@ -5,7 +5,6 @@ Statistics work along the last axis, so that a bootstrap scores all its resample
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.overlap import overlap_batch
 from seg_env.metrics.regions import check_lengths, prepared_target, region_pairs
+from seg_env.tasks import box_of, point_of
 from seg_env.types import Prediction, Target
+
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""IoU at which `precision_at` is reported."""
 
 
 class Overlaps(NamedTuple):
@@ -190,6 +193,85 @@ def rec_accuracy(box_ious: ArrayLike, threshold: float = 0.5) -> NDArray[np.floa
     return np.asarray((samples(box_ious) > threshold).mean(axis=-1))
 
 
+def written_boxes(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    """``(N, 4)`` boxes ``x0, y0, x1, y1`` around the rings of answers, unit frame; 0 without."""
+    boxes = np.zeros((len(predictions), 4))
+    for row, prediction in enumerate(predictions):
+        if prediction.rings:
+            points = np.concatenate(prediction.rings)
+            boxes[row] = (*points.min(axis=0), *points.max(axis=0))
+    return boxes
+
+
+def written_box_iou(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> NDArray[np.float64]:
+    """IoU of boxes as written with the boxes of the targets, along pixel edges.
+
+    Unlike `box_iou` nothing is rounded to pixels.
+
+    Args:
+        predictions: ``N`` answers to questions for a box.
+        targets: ``N`` targets.
+
+    Returns:
+        ``(N,)`` in ``[0, 1]``. Where there is no object, 1 for an answer that was read without
+        issue and gives none either, and 0 for any other.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    check_lengths(predictions, targets)
+    wanted = np.array([box_of(target) for target in targets]).reshape(-1, 4)
+    scores = iou_of_boxes(written_boxes(predictions), wanted)
+    return _with_absent(scores, predictions, targets)
+
+
+def points_inside(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> NDArray[np.float64]:
+    """Whether points are on their targets: the pixel under them belongs to the mask.
+
+    Args:
+        predictions: ``N`` answers to questions for a point.
+        targets: ``N`` targets.
+
+    Returns:
+        ``(N,)`` zeros and ones; see `written_box_iou` for absent objects.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    check_lengths(predictions, targets)
+    scores = np.array(
+        [
+            answer.point is not None and target.contains(answer.point)
+            for answer, target in zip(predictions, targets, strict=True)
+        ],
+        dtype=np.float64,
+    )
+    return _with_absent(scores, predictions, targets)
+
+
+def point_distances(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> NDArray[np.float64]:
+    """Distance of points from the ones that answer best, `seg_env.tasks.point_of`.
+
+    Returns:
+        ``(N,)`` in the unit frame, NaN where there is no point or no object.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    check_lengths(predictions, targets)
+    distances = np.full(len(predictions), np.nan)
+    for row, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
+        if answer.point is not None and target.area:
+            distances[row] = np.hypot(*(answer.point - point_of(target)))
+    return distances
+
+
 def no_target_accuracy(says_absent: ArrayLike, has_target: ArrayLike) -> NDArray[np.float64]:
     """N-acc: share of the questions about absent objects that are answered with "nothing there".
 
@@ -257,26 +339,6 @@ def answer_areas(counts: Overlaps, targets: Sequence[Target]) -> NDArray[np.int6
     return counts.unions + counts.intersections - areas
 
 
-def well_formed_share(predictions: Sequence[Prediction]) -> float:
-    """Share of answers that were read without a single issue.
-
-    Raises:
-        ValueError: There is no answer.
-    """
-    return float(samples([prediction.valid for prediction in predictions]).mean())
-
-
-def issue_histogram(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """Number of answers with each kind of issue, most frequent first; "" counts those without.
-
-    An answer with several kinds of issue counts for each of them, once.
-    """
-    counts: Counter[str] = Counter()
-    for prediction in predictions:
-        counts.update({str(issue.kind) for issue in prediction.issues} or {""})
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 def samples(values: ArrayLike) -> NDArray[np.float64]:
     """Values as an array with at least one sample along its last axis.
 
@@ -287,6 +349,16 @@ def samples(values: ArrayLike) -> NDArray[np.float64]:
     if array.ndim == 0 or not array.shape[-1]:
         raise ValueError(f"a score needs at least one sample, got shape {array.shape}")
     return array
+
+
+def _with_absent(
+    scores: NDArray[np.float64], predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> NDArray[np.float64]:
+    """Scores with those of absent objects decided by whether the answer says so."""
+    for row, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
+        if not target.area:
+            scores[row] = float(answer.valid and answer.is_empty)
+    return scores
 
 
 def _share(counted: NDArray[np.bool_], of: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -15,7 +15,6 @@ from seg_env.metrics import (
     giou,
     iou,
     iou_of_boxes,
-    issue_histogram,
     no_target_accuracy,
     overlaps,
     paired_bootstrap_interval,
@@ -25,7 +24,6 @@ from seg_env.metrics import (
     resampled_ratios,
     says_absent,
     target_accuracy,
-    well_formed_share,
 )
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
 
@@ -142,24 +140,11 @@ def test_no_target_and_target_accuracy_by_hand():
     assert math.isnan(target_accuracy([1, 0], [0, 0]))
 
 
-def test_issue_histogram_counts_answers():
-    truncated, number = (ParseIssue(kind, 0) for kind in (IssueKind.TRUNCATED, "bad_number"))
-    answers = [Prediction((), issues) for issues in ((), (truncated,), (truncated, number, number))]
-    assert issue_histogram(answers) == {"truncated": 2, "": 1, "bad_number": 1}
-    assert issue_histogram([]) == {}
-
-
-def test_well_formed_share():
-    broken = Prediction((), (ParseIssue(IssueKind.TRUNCATED, 3),))
-    assert well_formed_share([Prediction(()), broken, broken, broken]) == 0.25
-
-
 @pytest.mark.parametrize(
     "score",
     [
         lambda: giou([]),
         lambda: ciou([], []),
-        lambda: well_formed_share([]),
         lambda: rec_accuracy([]),
         lambda: target_accuracy([], []),
         lambda: resampled_ratios(np.zeros((0, 1)), np.zeros((0, 1))),
@@ -172,6 +157,9 @@ def test_no_sample_has_no_score(score):
 
 def test_interval_of_equal_values_has_no_width():
     assert bootstrap_interval(giou, np.full(50, 0.25)) == (0.25, 0.25, 0.25)
+    assert bootstrap_interval(giou, [0.25]) == (0.25, 0.25, 0.25)
+    assert bootstrap_interval(ciou, [1], [4]) == (0.25, 0.25, 0.25)
+    assert (resampled_ratios(np.ones((1, 2)), np.full((1, 2), 4.0)) == 0.25).all()
 
 
 def test_interval_of_a_mean_matches_the_normal_approximation():
@@ -205,7 +193,7 @@ def test_equal_seeds_give_equal_intervals():
 def test_resampling_in_blocks_changes_nothing_but_memory(monkeypatch):
     values = np.linspace(0, 1, 30)
     at_once = bootstrap_interval(giou, values, resamples=100)
-    monkeypatch.setattr("seg_env.metrics.bootstrap._GATHERED_AT_ONCE", 7 * 30)
+    monkeypatch.setattr("seg_env.metrics.intervals._DRAWN_AT_ONCE", 7 * 30)
     assert bootstrap_interval(giou, values, resamples=100) == pytest.approx(at_once)
 
 
