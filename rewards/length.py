@@ -82,13 +82,7 @@ class VertexBudget(Reward):
         needed = vertex_counts(reference_outline(target, self.epsilon) for target in targets)
         budgets = np.maximum(self.slack * needed, self.least)
         scores: NDArray[np.float64] = np.clip(2.0 - spent / budgets, 0.0, 1.0)
-        for index in np.flatnonzero(self._fills_nothing(predictions, targets)).tolist():
-            answered = not targets[index].area and predictions[index].valid
-            scores[index] = float(answered)
+        areas = answer_areas(overlaps(predictions, targets), targets)
+        for index in np.flatnonzero(areas == 0).tolist():
+            scores[index] = float(not targets[index].area and predictions[index].valid)
         return scores
-
-    @staticmethod
-    def _fills_nothing(
-        predictions: Sequence[Prediction], targets: Sequence[Target]
-    ) -> NDArray[np.bool_]:
-        return np.asarray(answer_areas(overlaps(predictions, targets), targets) == 0)

@@ -42,7 +42,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     ## Rewards
     The weighted sum of the rewards named by ``rewards``, computed at the picture's native size. By
-    default ``mask_iou=1.0 centroid_distance=0.2 format=0.1``: the three rewards of the paper,
+    default ``mask_iou=1.0 centroid_distance=0.5 format=0.1``: the three rewards of the paper,
     which publishes no weights. ``info`` has every reward by itself as ``reward/<name>``, and
     ``iou``, the mask IoU, whatever the rewards are.
 
