@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from PIL import Image
 
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.observation import letterbox
-from seg_env.envs.render import Answer, draw_panel, write_report
+from seg_env.envs.render import ScoredAnswer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.frames import AnswerFrame, Frame
+from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
 from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
-from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
+from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture, TaskSpec
 from seg_env.tasks.queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.types import Form, Prediction, Sample
 
 Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
+
+PADDING_GRAY = 127
+"""Brightness of the padding: the middle of the range, neither dark nor light."""
 
 _TYPICAL_SIZE = (480, 640)  # of images that are of no common size, for samples of the spaces
 _LONGEST_PROMPT = 1 << 17  # characters of a question that gives an outline of most vertices
@@ -210,12 +213,12 @@ class ReferringCore:
             index,
             sample,
             native if self.canvas_size is None else letterbox(native, self.canvas_size),
-            self._word(sample, task, query_seed, frame),
+            self._prompt(sample, task, query_seed, frame),
             frame,
             task,
         )
 
-    def _word(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
+    def _prompt(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
         form = form_of(task)
         template = self.prompt_template if form == "mask" else prompt_for(form)
         reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
@@ -243,12 +246,7 @@ class ReferringCore:
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
-        return self.scorer(
-            texts,
-            [question.sample for question in questions],
-            [question.frame for question in questions],
-            [question.form for question in questions],
-        )
+        return self.judge(self.read(texts, questions), questions)
 
     def read(self, texts: Sequence[str], questions: Sequence[Question]) -> tuple[Prediction, ...]:
         """Decode ``N`` answers to ``N`` questions without scoring them."""
@@ -286,7 +284,7 @@ class ReferringCore:
         }
 
     def render(
-        self, mode: str | None, question: Question, answer: Answer | None
+        self, mode: str | None, question: Question, answer: ScoredAnswer | None
     ) -> NDArray[np.uint8] | str | None:
         """Draw a question, and the answer if there is one; None without a mode."""
         weights = self.scorer.rewards.terms
@@ -304,9 +302,36 @@ class ReferringCore:
         return spaces.Box(0, 255, (*size, 3), dtype=np.uint8)
 
 
-def scored_answer(scores: Scores, row: int) -> Answer:
-    """Answer ``row`` as far as a picture shows it."""
-    return Answer(
+def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale a picture into a canvas without changing its proportions, and pad with gray.
+
+    The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
+    Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
+
+    Args:
+        image: ``(H, W, 3) uint8``.
+        canvas_size: ``(H', W')`` of the result in pixels.
+
+    Returns:
+        ``(H', W', 3) uint8``, always newly allocated.
+    """
+    if image.shape[:2] == canvas_size:
+        return image.copy()
+    height, width = image.shape[:2]
+    left, top, new_width, new_height = letterbox_geometry((height, width), canvas_size)
+    # Pillow's bilinear filter widens with the scale; `reducing_gap` halves most of the cost of
+    # photos that are much larger than the canvas and changes values by less than a level.
+    scaled = Image.fromarray(image).resize(
+        (new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0
+    )
+    canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
+    return canvas
+
+
+def scored_answer(scores: Scores, row: int) -> ScoredAnswer:
+    """Answer ``row`` as far as an image shows it."""
+    return ScoredAnswer(
         scores.predictions[row],
         float(scores.iou[row]),
         float(scores.total[row]),
@@ -315,7 +340,7 @@ def scored_answer(scores: Scores, row: int) -> Answer:
 
 
 def check_query_seed(value: object) -> int | None:
-    """The number a reset option gives, None if it gives none.
+    """The number that a reset option gives, None if it gives none.
 
     Raises:
         ValueError: It is no whole number from 0.
@@ -325,15 +350,6 @@ def check_query_seed(value: object) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
         raise ValueError(f'options["query_seed"] is {value!r}; use a whole number from 0')
     return operator.index(value)
-
-
-def find_task(value: object) -> Task | None:
-    """The task a reset option gives, None if it gives none.
-
-    Raises:
-        ValueError: There is no such task.
-    """
-    return None if value is None else check_task(value)
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -10,10 +11,11 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Observation, check_options, check_query_seed, find_task
+from seg_env.envs.core import Observation, check_options, check_query_seed
 from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
-from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
-from seg_env.envs.step_modes import find_rules
+from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.rules import find_rules
+from seg_env.tasks.mixture import check_task
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
@@ -121,6 +123,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     }
     observation_space: gym.Space[Observation]
     action_space: gym.Space[str]
+    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -140,17 +143,13 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             ValueError: An argument is not one of what is allowed.
         """
         self.render_mode = check_render_mode(render_mode)
-        self._rules = self._make_rules(dataset, **arguments)
+        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
         self._core = self._rules.core
         self.observation_space = self._rules.observation_space
         self.action_space = self._rules.action_space
         self._episode: Episode | None = None
-        self._answer: Answer | None = None
+        self._answer: ScoredAnswer | None = None
         self._has_ended = False
-
-    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
-        """What an episode consists of."""
-        return find_rules(dataset, **arguments)
 
     @property
     def dataset(self) -> Dataset:
@@ -178,8 +177,10 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         """
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
-        task, query_seed = find_task(given.get("task")), check_query_seed(given.get("query_seed"))
-        chosen = given.get("index")
+        task, chosen = given.get("task"), given.get("index")
+        if task is not None:
+            task = check_task(task)
+        query_seed = check_query_seed(given.get("query_seed"))
         if chosen is None:
             index = self._core.draw(self.np_random)
             drawn = self._core.draw_seed(self.np_random)

@@ -12,10 +12,10 @@ import numpy as np
 from gymnasium import spaces
 
 from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.edits import NUMBER, RingText, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
-from seg_env.envs.observation import draw_outline
+from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText
-from seg_env.envs.written import NUMBER, WrittenRing, write_outline
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import MAX_VERTICES
 from seg_env.types import Ring
@@ -48,9 +48,9 @@ class VertexEpisode(Episode):
 
     vertices_left: int
     """Actions left before the outline is closed by force."""
-    rings: tuple[WrittenRing, ...] = ()
+    rings: tuple[RingText, ...] = ()
     """Rings that are complete."""
-    open_ring: WrittenRing = ()
+    open_ring: RingText = ()
     """Vertices of the ring that is being drawn; none if the next vertex begins a ring."""
     value: float = 0.0
     """Reward of the outline so far if it were closed; 0 at the start."""
@@ -202,7 +202,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         return outcomes
 
 
-def _points(ring: WrittenRing, seen: Frame) -> Ring:
+def _points(ring: RingText, seen: Frame) -> Ring:
     """A ring in the unit frame of the picture seen."""
     return seen.to_unit(np.array(ring, dtype=np.float64))
 

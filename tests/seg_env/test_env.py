@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 import seg_env
 from rewards import MaskIoU, Reward, RewardSum
-from seg_env.envs.observation import PADDING_GRAY
+from seg_env.envs.core import PADDING_GRAY
 from seg_env.frames import PERMILLE, UNIT, letterbox_frame, pixel_frame
 from seg_env.geometry.raster import rasterize
 from seg_env.grammar import encode

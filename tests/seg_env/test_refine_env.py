@@ -13,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seg_env.data.scenes import Scenes
-from seg_env.envs.edits import MAX_EDITS, Edit, apply_edits, parse_edits
-from seg_env.envs.refine import RefineEnv
-from seg_env.envs.refine_vector import RefineVectorEnv
+from seg_env.envs.edits import (
+    MAX_EDITS,
+    Edit,
+    apply_edits,
+    parse_edits,
+    split_outline,
+    write_outline,
+)
+from seg_env.envs.refine import RefineEnv, RefineVectorEnv
 from seg_env.envs.scoring import Scorer
-from seg_env.envs.written import as_written, write_outline
 from seg_env.frames import PERMILLE
 from seg_env.geometry.polygon import bbox
 from seg_env.grammar import decode, encode
@@ -218,7 +223,7 @@ closed = st.lists(point, min_size=3, max_size=6).map(lambda p: f"[{','.join([*p,
 def test_what_is_kept_is_what_was_read(rings, style):
     prediction = decode(style.format(f"[{', '.join(rings)}]"))
     assert prediction.valid
-    written = as_written(prediction)
+    written = split_outline(prediction)
     assert list(map(len, written)) == list(map(len, prediction.rings))
     for one, two in zip(written, prediction.rings, strict=True):
         np.testing.assert_array_equal(np.array(one, dtype=float), two)
@@ -367,7 +372,7 @@ def greedy_policy(sample, outline, env):
         x, y, dx, dy = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * 0.7, (y1 - y0) * 0.7
         box = [[x - dx, y - dy], [x + dx, y - dy], [x + dx, y + dy], [x - dx, y + dy]]
         return encode([np.clip(box, 0, 1)])
-    written = as_written(decode(outline))
+    written = split_outline(decode(outline))
     corners = sample.target.outline(0.01)[0]
     edits = [f"delete {vertex}" for vertex in range(len(written[0]))]
     for vertex, place in enumerate(decode(outline).rings[0]):
