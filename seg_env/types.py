@@ -165,11 +165,11 @@ class Sample:
     target: Target
     """What the expression refers to."""
     load_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    """Returns the ``(H, W, 3) uint8`` picture; called on first use of `image`."""
+    """Returns the ``(H, W, 3) uint8`` image; called on first use of `image`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able extras a loader knows: category, reference id, other objects of the image."""
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
-        """The picture, ``(H, W, 3) uint8``."""
+        """The image, ``(H, W, 3) uint8``."""
         return self.load_image()

@@ -44,7 +44,7 @@ class Question:
     sample: Sample
     """What is asked about."""
     image: NDArray[np.uint8]
-    """Picture as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
+    """Image as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
     prompt: str
     """The question as text."""
     frame: Frame
@@ -67,7 +67,7 @@ class ReferringCore:
         queries: How places that questions give are drawn and written.
         scorer: Scores answers.
         answer_frame: What the numbers in answers mean; gives the frame of every question.
-        canvas_size: ``(H, W)`` that pictures are letterboxed to, None for native sizes.
+        canvas_size: ``(H, W)`` that images are letterboxed to, None for native sizes.
         observation_space: Space of one observation.
         action_space: Space of one answer.
     """
@@ -105,7 +105,7 @@ class ReferringCore:
             task: What is given and asked for, ``"text->mask"``, or several tasks with weights; see
                 `TaskMixture.from_spec`.
             queries: Fields of `QueryStyle`, for tasks that give a place.
-            image_size: Side, or ``(H, W)``, that pictures are letterboxed to; None keeps them.
+            image_size: Side, or ``(H, W)``, that images are letterboxed to; None keeps them.
             frame: What the numbers in answers mean: a name of `seg_env.frames.FAMILIES`, a model
                 type, ``"pixel:WxH"``, a `Frame`, or an `AnswerFrame`.
             prompt_template: Question for outlines that contains ``{expression}``; boxes and points
@@ -184,7 +184,7 @@ class ReferringCore:
         task: Task | None = None,
         query_seed: int = 0,
     ) -> Question:
-        """Load sample ``index`` and the picture of it that the agent sees.
+        """Load sample ``index`` and the image of it that the agent sees.
 
         Everything about the question follows from the arguments.
 
@@ -202,7 +202,7 @@ class ReferringCore:
         native = sample.image
         if native.shape != (*sample.target.size, 3) or native.dtype != np.uint8:
             raise ValueError(
-                f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
+                f"sample {sample.id!r} has an image of shape {native.shape} {native.dtype} and a "
                 f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
             )
         frame = self.answer_frame.for_image(sample.target.size)
@@ -293,8 +293,8 @@ class ReferringCore:
         return write_report(question.sample, weights, answer) if mode == "ansi" else None
 
     def _image_space(self) -> spaces.Space[NDArray[np.uint8]]:
-        """A `Box` when all pictures have one size that is known beforehand."""
-        # A data set whose pictures are all squares of one size says so by this attribute.
+        """A `Box` when all images have one size that is known beforehand."""
+        # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
         size = self.canvas_size or ((side, side) if isinstance(side, int) else None)
         if size is None:
@@ -303,7 +303,7 @@ class ReferringCore:
 
 
 def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale a picture into a canvas without changing its proportions, and pad with gray.
+    """Scale an image into a canvas without changing its proportions, and pad with gray.
 
     The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
     Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.

@@ -22,13 +22,13 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     """Answer a referring expression with the outline of the object it means.
 
     ## Description
-    The agent sees a picture and a question such as "Output the polygon coordinates of the red star
+    The agent sees an image and a question such as "Output the polygon coordinates of the red star
     in the image.", and answers with text: a list of rings, each a list of ``[x, y]`` vertices. This
     is the task of SimpleSeg (arXiv 2601.19228): no mask decoder, the outline is the answer.
 
     ## Action Space
     `PolygonText`: any string. A good one looks like ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``.
-    Coordinates are ``x / W`` and ``y / H`` of the picture seen, y downwards; with
+    Coordinates are ``x / W`` and ``y / H`` of the image seen, y downwards; with
     ``frame="permille"`` they run from 0 to 1000. A ring inside another one and of opposite
     orientation is a hole. Faults in the text are reported in ``info["issues"]``, never raised;
     what can still be read is scored.
@@ -36,14 +36,14 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ## Observation Space
     A dictionary with
 
-    - ``image``: ``(H, W, 3) uint8``. A `Box` if all pictures have one size (``image_size`` is
+    - ``image``: ``(H, W, 3) uint8``. A `Box` if all images have one size (``image_size`` is
       given, or the data set draws squares of one size), otherwise an `ImageSpace`. With
-      ``image_size`` the picture keeps its proportions and is padded with gray; answers are about
-      the padded picture and are mapped back to the native one exactly.
+      ``image_size`` the image keeps its proportions and is padded with gray; answers are about
+      the padded image and are mapped back to the native one exactly.
     - ``prompt``: the question, a string.
 
     ## Rewards
-    The weighted sum of the rewards named by ``rewards``, computed at the picture's native size. By
+    The weighted sum of the rewards named by ``rewards``, computed at the image's native size. By
     default ``mask_iou=1.0 centroid_distance=0.5 format=0.1``: the three rewards of the paper,
     which publishes no weights. ``info`` has every reward by itself as ``reward/<name>``, and
     ``iou``, the mask IoU, whatever the rewards are.
@@ -67,7 +67,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       ``SIMPLESEG_DATA`` names the folder; without both, a small embedded sample is used, which
       ``info["dataset"]`` and a warning say.
     - ``difficulty``, ``data_seed``, ``size``: for Scenes, ``"easy"`` to ``"hard"``, the seed of the
-      scenes and the side of the pictures.
+      scenes and the side of the images.
     - ``dataset``: a data set object in place of the one that the id names.
     - ``rewards``: ``"name=weight package.module:Class=weight"``, a mapping, or a `RewardSum`.
     - ``task``: ``"text->mask"``, or another of `seg_env.tasks.TASKS`, or several with weights,
@@ -76,7 +76,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - ``queries``: how places that questions give are drawn and written, see
       `seg_env.tasks.queries.QueryStyle`, as a dictionary.
     - ``negatives``: of Scenes, the share of questions about an object that is not there.
-    - ``image_size``: side or ``(H, W)`` to letterbox pictures to; None keeps native sizes.
+    - ``image_size``: side or ``(H, W)`` to letterbox images to; None keeps native sizes.
     - ``frame``: what the numbers in answers mean: ``"unit"`` (default), ``"permille"``, another of
       `seg_env.frames.FAMILIES`, ``"pixel:WxH"``, or an object of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
@@ -91,7 +91,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
 
     - Observations have a third key, ``outline``: the answer so far as text, brackets open. With
-      ``render_outline`` it is drawn on the picture, too.
+      ``render_outline`` it is drawn on the image, too.
     - The reward of an action is what it adds to the reward of the outline so far with its brackets
       closed, starting from 0. The return of an episode is the reward of the same text given as one
       answer.

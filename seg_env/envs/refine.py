@@ -15,7 +15,7 @@ class RefineEnv(ReferringSegmentationEnv):
 
     ## Description
     As in `ReferringSegmentationEnv` an expression is given and an outline asked for. But the
-    episode goes on: the agent sees its outline drawn on the picture and reads it in the prompt, and
+    episode goes on: the agent sees its outline drawn on the image and reads it in the prompt, and
     answers with a better one, with edits, or with the word that it is content.
 
     ## Action Space
@@ -35,7 +35,7 @@ class RefineEnv(ReferringSegmentationEnv):
     ## Observation Space
     That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
     ``prompt``, in which it is written, with the number of the turn. Before there is an outline it
-    is the plain picture and the plain question.
+    is the plain image and the plain question.
 
     ## Rewards
     What the turn improved the weighted reward of the outline by (the rewards of

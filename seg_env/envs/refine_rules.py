@@ -1,4 +1,4 @@
-"""Episodes of several turns: answer, look at the outline drawn on the picture, correct it."""
+"""Episodes of several turns: answer, look at the outline drawn on the image, correct it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         return RefineEpisode(question)
 
     def observe(self, episode: RefineEpisode) -> Observation:
-        """Picture and question, from the first outline on with the outline in both."""
+        """Image and question, from the first outline on with the outline in both."""
         observation = super().observe(episode)
         if episode.outline is None:
             return observation

@@ -25,9 +25,9 @@ WHITE: Color = (255, 255, 255)
 INK: Color = (22, 26, 34)
 
 SHORT_SIDE = 384
-"""Smallest side of a drawing in pixels; smaller pictures are enlarged."""
+"""Smallest side of a drawing in pixels; smaller images are enlarged."""
 LONG_SIDE = 1600
-"""Largest side of a drawing in pixels; larger pictures are reduced."""
+"""Largest side of a drawing in pixels; larger images are reduced."""
 _FINER = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
 _MOST_VERTICES = 200
@@ -39,7 +39,7 @@ _BAD = (255, 138, 128)
 
 @dataclass(frozen=True, eq=False)
 class ScoredAnswer:
-    """One scored answer, as far as a picture shows it."""
+    """One scored answer, as far as an image shows it."""
 
     prediction: Prediction
     """The decoded answer."""
@@ -75,7 +75,7 @@ def draw_overlay(
     short_side: int = SHORT_SIDE,
     numbered: bool = True,
 ) -> NDArray[np.uint8]:
-    """Draw a target and an answer on their picture.
+    """Draw a target and an answer on their image.
 
     The target is tinted green within its exact outline; the answer is tinted orange within a line
     with white borders, its vertices dots with numbers as far as there is room for them. The start
@@ -84,22 +84,22 @@ def draw_overlay(
     Args:
         image: ``(H, W, 3) uint8``; not changed.
         target: What should be outlined, None to leave it out.
-        prediction: The answer, rings in the unit frame of the picture, None to leave it out.
-        short_side: Smaller pictures are enlarged so that their shorter side has this many pixels.
+        prediction: The answer, rings in the unit frame of the image, None to leave it out.
+        short_side: Smaller images are enlarged so that their shorter side has this many pixels.
         numbered: Write numbers beside the vertices.
 
     Returns:
-        ``(H', W', 3) uint8`` with the proportions of the picture.
+        ``(H', W', 3) uint8`` with the proportions of the image.
     """
     width, height = _drawing_size(image.shape[1], image.shape[0], short_side)
-    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    drawing = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     scale = min(width, height) / SHORT_SIDE
     if target is not None:
         tint = Image.fromarray(target.mask()).resize((width, height), Image.Resampling.NEAREST)
-        picture.paste(TARGET_COLOR, mask=tint.convert("L").point(lambda value: value * 90 // 255))
+        drawing.paste(TARGET_COLOR, mask=tint.convert("L").point(lambda value: value * 90 // 255))
     if prediction is not None and prediction.rings:
         filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
-        picture.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
+        drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
     lines = Image.new("RGBA", (width * _FINER, height * _FINER))
     if target is not None:
         _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
@@ -108,30 +108,30 @@ def draw_overlay(
         point = () if prediction.point is None else (prediction.point[None],)
         _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
     lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
-    picture.paste(lines, mask=lines)
+    drawing.paste(lines, mask=lines)
     if numbered and prediction is not None:
-        _draw_numbers(picture, prediction.rings, scale)
-    return np.asarray(picture).copy()
+        _draw_numbers(drawing, prediction.rings, scale)
+    return np.asarray(drawing).copy()
 
 
 def draw_outline(
     image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
 ) -> NDArray[np.uint8]:
-    """Draw the outline so far on a picture of what is seen, at the picture's own size.
+    """Draw the outline so far on an image of what is seen, at the image's own size.
 
     The lines are thin and nothing is filled, so that the object stays visible. The first vertex of
     each ring is a white dot: with it, the direction of the lines can be told.
 
     Args:
         image: ``(H, W, 3) uint8``; not changed.
-        rings: Closed rings, ``(V, 2)`` in the unit frame of the picture seen.
+        rings: Closed rings, ``(V, 2)`` in the unit frame of the image seen.
         open_ring: A ring that is still being drawn, ``(V, 2)``, joined to nothing at its end.
 
     Returns:
         ``(H, W, 3) uint8``, newly allocated.
     """
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.fromarray(image)
+    draw = ImageDraw.Draw(drawing)
     height, width = image.shape[:2]
     thickness = max(1, round(min(height, width) / 200))
     paths = [(ring, True) for ring in rings]
@@ -142,7 +142,7 @@ def draw_outline(
         draw.line(corners + corners[:1] * closed, fill=ANSWER_COLOR, width=thickness)
         (x, y), radius = corners[0], thickness + 0.5
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=WHITE)
-    return np.asarray(picture).copy()
+    return np.asarray(drawing).copy()
 
 
 def draw_panel(
@@ -150,7 +150,7 @@ def draw_panel(
 ) -> NDArray[np.uint8]:
     """Draw a question and its scored answer.
 
-    Before the answer only the picture and the expression are shown, since the truth is what is
+    Before the answer only the image and the expression are shown, since the truth is what is
     asked for. The size is that of the drawing after the answer, so that frames can form a video.
 
     Args:
@@ -301,7 +301,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _drawing_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the drawing of a picture."""
+    """Width and height of the drawing of an image."""
     scale = max(1.0, short_side / min(width, height))
     scale = min(scale, LONG_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -345,22 +345,22 @@ def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -
             )
 
 
-def _draw_numbers(picture: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
+def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
     """Vertex numbers beside their dots, away from the middle of the ring, never overlapping."""
     if sum(len(ring) for ring in rings) > _MOST_VERTICES:
         return
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(drawing)
     letters = font(max(9, round(11 * scale)))
     taken: list[Box] = []
     for ring in rings:
-        points = np.array(_pixels(ring, picture.size))
+        points = np.array(_pixels(ring, drawing.size))
         outwards = points - points.mean(axis=0)
         outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-9)
         places = points + outwards * 12.0 * scale
         for number, (x, y) in enumerate(places.tolist()):
             box = draw.textbbox((x, y), str(number), font=letters, anchor="mm", stroke_width=2)
             inside = box[0] >= 0 and box[1] >= 0
-            inside = inside and box[2] <= picture.width and box[3] <= picture.height
+            inside = inside and box[2] <= drawing.width and box[3] <= drawing.height
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 draw.text(

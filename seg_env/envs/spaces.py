@@ -1,4 +1,4 @@
-"""Spaces that Gymnasium lacks: outlines written as text, free text, pictures of any size."""
+"""Spaces that Gymnasium lacks: outlines written as text, free text, images of any size."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class PolygonText(FreeText):
 
 
 class ImageSpace(spaces.Space[NDArray[np.uint8]]):
-    """Pictures ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
+    """Images ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
 
     def __init__(self, max_side: int = 16384, *, seed: int | None = None) -> None:
         """Describe the space.
@@ -129,13 +129,13 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
             ValueError: If ``max_side`` is below 1.
         """
         if max_side < 1:
-            raise ValueError(f"max_side={max_side}, but a picture has at least 1 pixel")
+            raise ValueError(f"max_side={max_side}, but an image has at least 1 pixel")
         super().__init__(shape=None, dtype=np.uint8, seed=seed)
         self.max_side = int(max_side)
 
     @property
     def is_np_flattenable(self) -> bool:
-        """False: pictures of different sizes have no common length."""
+        """False: images of different sizes have no common length."""
         return False
 
     def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from seg_env.tasks import Task
 from seg_env.tasks.mixture import check_task
 
 BatchedObservation = dict[str, Any]
-"""``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` pictures; ``prompt``: ``N`` strings."""
+"""``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` images; ``prompt``: ``N`` strings."""
 Infos = dict[str, Any]
 """An ``(N,)`` array for each key, and under ``_key`` a mask of where it holds."""
 Step = tuple[BatchedObservation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
@@ -248,7 +248,7 @@ class ReferringSegmentationVectorEnv(
         """Draw what was answered last, or the open questions if nothing was.
 
         Returns:
-            ``N`` pictures or texts as `ReferringSegmentationEnv.render` gives them; None without
+            ``N`` images or texts as `ReferringSegmentationEnv.render` gives them; None without
             render mode.
 
         Raises:

@@ -71,7 +71,7 @@ class VertexEpisode(Episode):
 class VertexText(FreeText):
     """Actions of ``step_mode="vertex"``: any string at all, sampled as legal actions.
 
-    Most samples are vertices inside the picture, some close the outline or a ring.
+    Most samples are vertices inside the image, some close the outline or a ring.
     """
 
     def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
@@ -141,7 +141,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             core: Asks and scores.
             max_vertices: Actions (vertices, ring ends and faults) before an outline that is still
                 open is closed by force.
-            render_outline: Draw the outline so far on the picture that is observed.
+            render_outline: Draw the outline so far on the image that is observed.
 
         Raises:
             ValueError: An outline of so many vertices cannot be drawn or would not be read.
@@ -162,7 +162,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         return VertexEpisode(question, self.max_vertices)
 
     def observe(self, episode: VertexEpisode) -> Observation:
-        """Picture, question, and the outline so far."""
+        """Image, question, and the outline so far."""
         observation = super().observe(episode) | {"outline": episode.text}
         if self.render_outline:
             seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
@@ -203,7 +203,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
 
 
 def _points(ring: RingText, seen: Frame) -> Ring:
-    """A ring in the unit frame of the picture seen."""
+    """A ring in the unit frame of the image seen."""
     return seen.to_unit(np.array(ring, dtype=np.float64))
 
 
