@@ -20,7 +20,7 @@ from rewards.composite import DEFAULT_REWARDS
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
-from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture
+from seg_env.tasks import DEFAULT_TASK, TaskMixture
 from seg_env.tasks.queries import QueryStyle
 
 

@@ -20,8 +20,17 @@ from seg_env.envs.render import ScoredAnswer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
-from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
-from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture, TaskSpec
+from seg_env.tasks import (
+    DEFAULT_TASK,
+    PROMPTS,
+    Task,
+    TaskMixture,
+    TaskSpec,
+    askable,
+    form_of,
+    prompt_for,
+    query_of,
+)
 from seg_env.tasks.queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.types import Form, Prediction, Sample
 

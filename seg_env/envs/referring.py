@@ -15,7 +15,7 @@ from seg_env.envs.core import Observation, check_options, check_query_seed
 from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
 from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
 from seg_env.envs.rules import find_rules
-from seg_env.tasks.mixture import check_task
+from seg_env.tasks import check_task
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):

@@ -19,8 +19,7 @@ from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
 from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
 from seg_env.envs.rules import find_rules
-from seg_env.tasks import Task
-from seg_env.tasks.mixture import check_task
+from seg_env.tasks import Task, check_task
 
 BatchedObservation = dict[str, Any]
 """``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` images; ``prompt``: ``N`` strings."""

@@ -18,8 +18,7 @@ from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT, AnswerFrame, Frame
 from seg_env.grammar import MAX_DECIMALS, encode
 from seg_env.grammar.answers import decode_answer, encode_numbers
-from seg_env.tasks.mixture import TaskMixture
-from seg_env.tasks.tasks import REFERENCES, TASKS, Task, box_of, query_of
+from seg_env.tasks.tasks import REFERENCES, TASKS, Task, TaskMixture, box_of, query_of
 from seg_env.types import Sample, Target
 
 _TRIES = 16  # Points drawn until one is still on the object when it is written.

@@ -15,6 +15,7 @@ from seg_env.metrics import overlaps, points_inside, written_box_iou
 from seg_env.tasks import (
     PROMPTS,
     TASKS,
+    TaskMixture,
     answer,
     askable,
     box_of,
@@ -24,7 +25,6 @@ from seg_env.tasks import (
     query_of,
     question,
 )
-from seg_env.tasks.mixture import TaskMixture
 from seg_env.tasks.queries import QueryStyle, draw_task, interior_point, jittered_box, refer_to
 from seg_env.types import Sample, Target
 
