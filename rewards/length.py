@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rewards.base import Reward
 from rewards.registry import register_reward
-from seg_env.metrics import overlaps, reference_outline, vertex_counts
+from seg_env.metrics import overlaps, vertex_counts
 from seg_env.metrics.scores import answer_areas
 from seg_env.types import Prediction, Target
 
@@ -79,7 +79,7 @@ class VertexBudget(Reward):
         if not len(predictions):
             return np.zeros(0, dtype=np.float64)
         spent = vertex_counts(prediction.rings for prediction in predictions)
-        needed = vertex_counts(reference_outline(target, self.epsilon) for target in targets)
+        needed = vertex_counts(target.outline(self.epsilon) for target in targets)
         budgets = np.maximum(self.slack * needed, self.least)
         scores: NDArray[np.float64] = np.clip(2.0 - spent / budgets, 0.0, 1.0)
         areas = answer_areas(overlaps(predictions, targets), targets)

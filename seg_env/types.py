@@ -145,11 +145,11 @@ class Target:
         return trace(self.mask())
 
     def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
-        """The outline simplified by Douglas-Peucker with tolerance ``epsilon * perimeter``."""
-        # Asked for again by every task that gives the outline or wants it.
+        """The outline simplified with tolerance ``epsilon * perimeter``; kept in the cache."""
         key = f"outline:{epsilon}"
         if key not in self.cache:
-            self.cache[key] = simplify_rings(self.rings, self.size, epsilon)
+            # Not `rings`, which would keep the far larger exact outline as well.
+            self.cache[key] = simplify_rings(trace(self.mask()), self.size, epsilon)
         found: tuple[Ring, ...] = self.cache[key]
         return found
 

@@ -4,11 +4,9 @@ from seg_env.geometry.contour import trace
 from seg_env.geometry.overlap import PreparedTarget, iou_batch, overlap_batch, prepare
 from seg_env.geometry.polygon import (
     Ring,
-    bbox,
     canonical,
     is_simple,
     ring_area,
-    ring_centroid,
     ring_perimeter,
     roles,
 )
@@ -20,7 +18,6 @@ __all__ = [
     "PreparedTarget",
     "Ring",
     "Rle",
-    "bbox",
     "canonical",
     "iou_batch",
     "is_simple",
@@ -29,7 +26,6 @@ __all__ = [
     "rasterize",
     "rasterize_rle",
     "ring_area",
-    "ring_centroid",
     "ring_perimeter",
     "roles",
     "simplify_rings",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.polygon import Ring, ring_area, roles
-from seg_env.geometry.rle import Rle
+from seg_env.geometry.rle import Rle, union_spans
 
 LIMIT = float(1 << 26)
 """Largest absolute coordinate on the five times finer grid; farther vertices are moved there.
@@ -170,17 +170,6 @@ def _exact_rows(
             step += early
         fine_row[which] = y + step - 1.0
     return np.asarray(np.floor((fine_row + 2.0) / 5.0))
-
-
-def union_spans(spans: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Unite spans that may overlap: pairs of start and end, the pairs in any order."""
-    # Starts sort before ends at one place, so spans that touch become one.
-    events = spans.astype(np.int64) * 2
-    events[1::2] += 1
-    events.sort()
-    depth = np.cumsum(1 - 2 * (events & 1))
-    outermost = (depth == 0) | ((depth == 1) & (events & 1 == 0))
-    return np.asarray(events[outermost] >> 1)
 
 
 def _paint(

@@ -50,7 +50,7 @@ def polis(
     """
     check_lengths(predictions, targets)
     distances = [
-        polis_distance(prediction.rings, reference_outline(target, reference_epsilon), target.size)
+        polis_distance(prediction.rings, target.outline(reference_epsilon), target.size)
         for prediction, target in zip(predictions, targets, strict=True)
     ]
     return np.array(distances, dtype=np.float64)
@@ -86,17 +86,6 @@ def _vertex_distances(rings: Sequence[Ring], others: Sequence[Ring]) -> NDArray[
     return np.concatenate(nearest)
 
 
-def reference_outline(target: Target, epsilon: float = REFERENCE_EPSILON) -> tuple[Ring, ...]:
-    """A target's simplified outline in the unit frame, made once and kept in its ``cache``."""
-    key = f"outline:{epsilon}"
-    outline: tuple[Ring, ...] | None = target.cache.get(key)
-    if outline is None:
-        # Not `Target.outline`, which would keep the far larger exact outline as well.
-        outline = simplify_rings(trace(target.mask()), target.size, epsilon)
-        target.cache[key] = outline
-    return outline
-
-
 def vertex_counts(outlines: Iterable[Sequence[Ring]]) -> NDArray[np.int64]:
     """``(N,)`` number of vertices in all rings of each outline."""
     return np.array([sum(map(len, rings)) for rings in outlines], dtype=np.int64)
@@ -107,7 +96,7 @@ def vertex_ratio(vertices: ArrayLike, target_vertices: ArrayLike) -> NDArray[np.
 
     Args:
         vertices: ``(...)`` vertices of the answers.
-        target_vertices: ``(...)`` vertices of `reference_outline`.
+        target_vertices: ``(...)`` vertices of its outline.
 
     Returns:
         ``(...)`` from 0, 1 when both spend the same; NaN where the target has no outline.

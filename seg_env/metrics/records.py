@@ -24,7 +24,6 @@ from seg_env.metrics.boundary import (
 from seg_env.metrics.outlines import (
     REFERENCE_EPSILON,
     polis_distance,
-    reference_outline,
     vertex_counts,
 )
 from seg_env.metrics.regions import Region, check_lengths
@@ -153,7 +152,7 @@ def _measure_group(
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
-            reference = reference_outline(target, epsilon)
+            reference = target.outline(epsilon)
             distances = [polis_distance(each.rings, reference, target.size) for each in answers]
             columns["polis"] = np.array(distances)
             columns["target_vertices"] = np.repeat(vertex_counts([reference]), len(answers))

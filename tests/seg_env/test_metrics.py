@@ -15,15 +15,13 @@ from seg_env.metrics import (
     giou,
     iou,
     iou_of_boxes,
-    no_target_accuracy,
+    measure,
     overlaps,
     paired_bootstrap_interval,
     percentile_interval,
     precision_at,
-    rec_accuracy,
     resampled_ratios,
-    says_absent,
-    target_accuracy,
+    summarize,
 )
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
 
@@ -117,27 +115,18 @@ def test_iou_of_boxes_by_hand():
     assert iou_of_boxes(boxes, others).tolist() == [50 / 150, 0.0, 0.0, 1.0]
 
 
-def test_rec_wants_more_than_the_threshold():
-    assert rec_accuracy([0.2, 0.5, 0.51, 1.0]) == 0.5
-    assert rec_accuracy([[0.2, 0.6], [0.6, 0.6]]).tolist() == [0.5, 1.0]
-    with pytest.raises(ValueError, match="threshold 50 is no IoU"):
-        rec_accuracy([0.1], 50)
-
-
 def test_absence_is_said_by_a_wellformed_answer_without_pixels():
     target = Target.from_mask(np.ones((4, 4), dtype=bool))
     gibberish = Prediction((), (ParseIssue(IssueKind.NO_POLYGON, 0),))
     point = Prediction((np.full((3, 2), 0.5),))
-    answers = [Prediction(()), point, gibberish, square(0, 0, 1, 1)]
-    assert says_absent(answers, [target] * 4).tolist() == [True, True, False, False]
-
-
-def test_no_target_and_target_accuracy_by_hand():
-    says, has_target = [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]
-    assert no_target_accuracy(says, has_target) == pytest.approx(2 / 3)
-    assert target_accuracy(says, has_target) == pytest.approx(1 / 2)
-    assert math.isnan(no_target_accuracy([1, 0], [1, 1]))
-    assert math.isnan(target_accuracy([1, 0], [0, 0]))
+    for answer, says_absent in (
+        (Prediction(()), True),
+        (point, True),
+        (gibberish, False),
+        (square(0, 0, 1, 1), False),
+    ):
+        columns = measure([answer], [target], boundaries=False, outlines=False)
+        assert summarize(columns, resamples=0)["t_acc"] == 1 - says_absent
 
 
 @pytest.mark.parametrize(
@@ -145,8 +134,7 @@ def test_no_target_and_target_accuracy_by_hand():
     [
         lambda: giou([]),
         lambda: ciou([], []),
-        lambda: rec_accuracy([]),
-        lambda: target_accuracy([], []),
+        lambda: precision_at([], 0.5),
         lambda: resampled_ratios(np.zeros((0, 1)), np.zeros((0, 1))),
     ],
 )
