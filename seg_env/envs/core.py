@@ -170,12 +170,7 @@ class ReferringCore:
         return int(generator.integers(2**31)) if self.tasks.is_random else 0
 
     def check_index(self, value: object, what: str) -> int:
-        """A sample index as a Python number.
-
-        Raises:
-            TypeError: It is not a whole number.
-            IndexError: There is no such sample.
-        """
+        """A sample index as a Python number; TypeError or IndexError if it is none."""
         if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
             raise TypeError(f"{what} is {value!r} of {type(value).__name__}; use a whole number")
         index = operator.index(value)
@@ -193,9 +188,7 @@ class ReferringCore:
         task: Task | None = None,
         query_seed: int = 0,
     ) -> Question:
-        """Load sample ``index`` and the image of it that the agent sees.
-
-        Everything about the question follows from the arguments.
+        """Load a sample and the image that the agent sees; all follows from the arguments.
 
         Args:
             index: Position in the data set.
@@ -239,10 +232,6 @@ class ReferringCore:
         Args:
             what: Who needs it, for the message.
             bracketed: Whether vertices must be written in brackets, too.
-
-        Raises:
-            ValueError: One of the environment's tasks asks for something else, or answers consist
-                of location tokens.
         """
         if bracketed and self.answer_frame.writes_tokens:
             raise ValueError(
@@ -317,12 +306,7 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
     Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
 
-    Args:
-        image: ``(H, W, 3) uint8``.
-        canvas_size: ``(H', W')`` of the result in pixels.
-
-    Returns:
-        ``(H', W', 3) uint8``, always newly allocated.
+    The result, ``(H', W', 3) uint8``, is always newly allocated.
     """
     if image.shape[:2] == canvas_size:
         return image.copy()
@@ -349,11 +333,7 @@ def scored_answer(scores: Scores, row: int) -> ScoredAnswer:
 
 
 def check_query_seed(value: object) -> int | None:
-    """The number that a reset option gives, None if it gives none.
-
-    Raises:
-        ValueError: It is no whole number from 0.
-    """
+    """The number that a reset option gives, None if it gives none."""
     if value is None:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
@@ -362,12 +342,7 @@ def check_query_seed(value: object) -> int | None:
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Options of a reset, none of them misspelt.
-
-    Raises:
-        TypeError: They are not a mapping.
-        ValueError: One of them is not ``allowed``.
-    """
+    """Options of a reset, none of them misspelt."""
     if options is None:
         return {}
     if not isinstance(options, Mapping):

@@ -69,14 +69,7 @@ class Edit:
 
 
 def parse_edits(text: str) -> tuple[Edit, ...] | None:
-    """Read edits separated by ``;`` or line breaks.
-
-    Args:
-        text: ``move i x y``, ``insert i x y`` and ``delete i``, numbers as in the outline.
-
-    Returns:
-        One to `MAX_EDITS` edits, or None if anything in the text is something else.
-    """
+    """Read one to `MAX_EDITS` edits separated by ``;`` or line breaks; None if there is more."""
     # One more piece than allowed shows that there are too many, however long the text is.
     pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
     statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
@@ -97,10 +90,6 @@ def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingT
 
     ``insert`` takes the number after the last vertex, too, to add to the last ring. A ring that is
     left with two vertices would fill nothing and goes as a whole.
-
-    Args:
-        rings: The outline as written.
-        edits: What to change.
 
     Returns:
         The corrected outline, or None if an edit names a vertex that is not there.

@@ -138,9 +138,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             dataset: Name of a data set, or a data set object.
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
             **arguments: Those listed in the text of this class.
-
-        Raises:
-            ValueError: An argument is not one of what is allowed.
         """
         self.render_mode = check_render_mode(render_mode)
         self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
@@ -166,14 +163,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             options: ``{"index": i}`` asks about sample ``i`` and draws nothing; ``"task"`` fixes
                 what is asked, and ``"query_seed"`` (0 where the index is given) what the task and
                 the place that it gives are drawn by.
-
-        Returns:
-            Observation and info.
-
-        Raises:
-            ValueError: Another option is given, or there is no such task or seed.
-            TypeError: The index is not a whole number.
-            IndexError: There is no such sample.
         """
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
@@ -196,15 +185,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score an answer and end the episode; or, step by step, take the next action.
 
-        Args:
-            action: The answer, or action, as the model wrote it.
-
-        Returns:
-            Observation (after an answer, the question again), reward, terminated, truncated, info.
-
         Raises:
             ResetNeeded: No question is open: the episode has ended, or none has begun.
-            TypeError: The action is not a string.
         """
         if self._episode is None:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
@@ -225,9 +207,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
         Returns:
             ``(H, W, 3) uint8`` for ``"rgb_array"``, text for ``"ansi"``, None without render mode.
-
-        Raises:
-            ResetNeeded: There is no question yet.
         """
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")

@@ -108,9 +108,6 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             max_characters: Longest action that is read and longest outline that is kept.
             refine_template: Prompt from the second turn on, with ``{question}`` and ``{outline}``,
                 and ``{turn}`` and ``{turns}`` where wanted.
-
-        Raises:
-            ValueError: A number is out of range, or the template lacks a placeholder.
         """
         super().__init__(core)
         core.require_outlines("improving an answer turn by turn", bracketed=True)

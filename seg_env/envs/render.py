@@ -57,11 +57,7 @@ class ScoredAnswer:
 
 
 def check_render_mode(mode: str | None) -> str | None:
-    """The mode itself.
-
-    Raises:
-        ValueError: It is neither None nor one of `RENDER_MODES`.
-    """
+    """The mode itself, if there is such a mode."""
     if mode is not None and mode not in RENDER_MODES:
         raise ValueError(f"render_mode={mode!r} is unknown; use None, or one of {RENDER_MODES}")
     return mode
@@ -148,18 +144,10 @@ def draw_outline(
 def draw_panel(
     sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
 ) -> NDArray[np.uint8]:
-    """Draw a question and its scored answer.
+    """Draw a question and its scored answer, ``(H, W, 3) uint8``.
 
     Before the answer only the image and the expression are shown, since the truth is what is
     asked for. The size is that of the drawing after the answer, so that frames can form a video.
-
-    Args:
-        sample: What is asked about.
-        weights: The rewards with their weights, by name.
-        answer: The answer, None while the question is open.
-
-    Returns:
-        ``(H, W, 3) uint8``.
     """
     shown = (sample.target, answer.prediction) if answer else (None, None)
     overlay = draw_overlay(sample.image, *shown)
@@ -191,13 +179,7 @@ def draw_panel(
 def write_report(
     sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
 ) -> str:
-    """The same in a few lines of text, with a map of the two masks.
-
-    Args:
-        sample: What is asked about.
-        weights: The rewards with their weights, by name.
-        answer: The answer, None while the question is open.
-    """
+    """The same in a few lines of text, with a map of the two masks."""
     height, width = sample.target.size
     lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
     if answer is None:

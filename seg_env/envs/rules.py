@@ -9,12 +9,14 @@ import gymnasium as gym
 from seg_env.data.base import Dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules
-from seg_env.envs.refine_rules import DEFAULT_MAX_CHARACTERS, REFINE_PROMPT, RefineRules
+from seg_env.envs.refine_rules import RefineRules
 from seg_env.envs.vertex import DEFAULT_MAX_VERTICES, VertexRules
 from seg_env.registration import REFINE_IDS
 
 STEP_MODES = ("answer", "vertex")
 """What one action is: a whole answer, or its next vertex."""
+REFINE_ARGUMENTS = ("turns", "max_characters", "refine_template")
+"""Arguments of an environment of several turns that are those of `RefineRules`."""
 
 
 def find_rules(
@@ -33,9 +35,6 @@ def find_rules(
         max_vertices: See `VertexRules`; for ``"vertex"`` only.
         render_outline: See `VertexRules`; for ``"vertex"`` only.
         **arguments: Those of `ReferringCore`.
-
-    Raises:
-        ValueError: There is no such mode, or an argument belongs to another one.
     """
     if step_mode == "vertex":
         return VertexRules(
@@ -51,29 +50,15 @@ def find_rules(
     return AnswerRules(ReferringCore(dataset, **arguments))
 
 
-def find_refine_rules(
-    dataset: str | Dataset = "scenes",
-    *,
-    turns: int = 3,
-    max_characters: int = DEFAULT_MAX_CHARACTERS,
-    refine_template: str = REFINE_PROMPT,
-    **arguments: Any,
-) -> RefineRules:
+def find_refine_rules(dataset: str | Dataset = "scenes", **arguments: Any) -> RefineRules:
     """The rules of improving an outline over several turns.
 
     Args:
         dataset: Name of a data set, or a data set object.
-        turns: See `RefineRules`, also for the next two.
-        max_characters: Of actions and outlines.
-        refine_template: From the second turn on.
-        **arguments: Those of `ReferringCore`.
+        **arguments: Those of `RefineRules` and of `ReferringCore`.
     """
-    return RefineRules(
-        ReferringCore(dataset, **arguments),
-        turns=turns,
-        max_characters=max_characters,
-        refine_template=refine_template,
-    )
+    limits = {name: arguments.pop(name) for name in REFINE_ARGUMENTS if name in arguments}
+    return RefineRules(ReferringCore(dataset, **arguments), **limits)
 
 
 def open_rules(env_id: str, **arguments: Any) -> EpisodeRules[Any]:

@@ -88,9 +88,6 @@ class ReferringSegmentationVectorEnv(
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
             max_episode_steps: Accepted as ``make_vec`` may pass it; episodes end by themselves.
             **arguments: Those of `ReferringSegmentationEnv`.
-
-        Raises:
-            ValueError: An argument is not one of what is allowed.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
@@ -139,13 +136,7 @@ class ReferringSegmentationVectorEnv(
                 where indices are given; equal indices, tasks and seeds are one question. Every
                 option may be left out.
 
-        Returns:
-            Batched observations and infos.
-
         Raises:
-            ValueError: A length is not ``N``, another option is given, or there is no such task.
-            TypeError: An index is not a whole number, or the mask not an array of bool.
-            IndexError: There is no such sample.
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
@@ -179,8 +170,6 @@ class ReferringSegmentationVectorEnv(
         Raises:
             ResetNeeded: There is an action for an environment without an open question, or no
                 environment has one.
-            TypeError: An action is not a string.
-            ValueError: There are not ``N`` actions.
         """
         rows, texts = _check_actions(actions, self._open)
         episodes = self._current()
@@ -206,14 +195,6 @@ class ReferringSegmentationVectorEnv(
         Args:
             sources: ``N`` whole numbers: environment ``i`` takes over the episode of environment
                 ``sources[i]``, which goes on being its own as well.
-
-        Returns:
-            Batched observations.
-
-        Raises:
-            ResetNeeded: There is no episode yet.
-            ValueError: There are not ``N`` sources.
-            IndexError: There is no such environment.
         """
         if len(sources) != self.num_envs:
             raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
@@ -232,27 +213,12 @@ class ReferringSegmentationVectorEnv(
         Args:
             texts: ``N`` whole answers to the current questions: the ones that are open or, if
                 autoreset is disabled, were answered last.
-
-        Returns:
-            ``N`` credits; see `seg_env.envs.credit.vertex_credit`.
-
-        Raises:
-            ResetNeeded: There is no question yet.
-            ValueError: There are not ``N`` answers, or a question is not about an outline.
         """
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self._core, questions, texts)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw what was answered last, or the open questions if nothing was.
-
-        Returns:
-            ``N`` images or texts as `ReferringSegmentationEnv.render` gives them; None without
-            render mode.
-
-        Raises:
-            ResetNeeded: There is no question yet.
-        """
+        """Draw what was answered last, or the open questions if nothing was."""
         if self.render_mode is None:
             return None
         self._current()
@@ -355,17 +321,10 @@ class ReferringSegmentationVectorEnv(
 
 
 def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
-    """Infos of single environments as Gymnasium packs them, but a column at a time.
+    """Infos of some environments as Gymnasium packs them, but a column at a time.
 
-    Args:
-        num_envs: Number of environments ``N``.
-        rows: Environments that the infos belong to.
-        infos: One flat dictionary for each row, all with the same keys; values are str, bool, int
-            or float.
-
-    Returns:
-        For each key an ``(N,)`` array (of objects for strings), zero where nothing is known, and
-        under ``_key`` an ``(N,) bool`` mask of where it is.
+    All have the same keys, and values that are str, bool, int or float. Strings become arrays of
+    objects; where nothing is known, arrays are zero.
     """
     packed: Infos = {}
     where = list(rows)
@@ -378,12 +337,7 @@ def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str,
 
 
 def _merge_infos(infos: Infos, newer: Infos) -> None:
-    """Write packed infos into others of as many environments, only where the newer ones hold.
-
-    Args:
-        infos: What `_pack_infos` returned; changed in place.
-        newer: The same, for other environments or other keys.
-    """
+    """Write packed infos into others of as many environments, only where the newer ones hold."""
     for key, column in newer.items():
         if key.startswith("_"):
             continue

@@ -75,23 +75,13 @@ class VertexText(FreeText):
     """
 
     def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
-        """Describe the space.
-
-        Args:
-            frame: Coordinate frame in which samples are written.
-            decimals: Digits after the decimal point, none in frames of whole numbers.
-            seed: Seed for sampling.
-        """
+        """Describe the space by the frame and the decimals in which samples are written."""
         super().__init__(_CHARACTERS_OF_A_VERTEX, seed=seed)
         self.frame = frame
         self.decimals = decimals
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw ``[x,y]``, ``],[`` or ``]``.
-
-        Raises:
-            ValueError: If a mask or a probability is given.
-        """
+        """Draw ``[x,y]``, ``],[`` or ``]``."""
         if mask is not None or probability is not None:
             raise ValueError("VertexText.sample takes no mask and no probability; call sample()")
         kind = self.np_random.random()
@@ -142,9 +132,6 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             max_vertices: Actions (vertices, ring ends and faults) before an outline that is still
                 open is closed by force.
             render_outline: Draw the outline so far on the image that is observed.
-
-        Raises:
-            ValueError: An outline of so many vertices cannot be drawn or would not be read.
         """
         super().__init__(core)
         core.require_outlines('step_mode="vertex"', bracketed=True)

@@ -79,7 +79,6 @@ def measure(
     others: Sequence[Sequence[Rle] | None] | None = None,
     boundaries: bool = True,
     outlines: bool = True,
-    reference_epsilon: float = REFERENCE_EPSILON,
     empty_union: float = 1.0,
 ) -> Columns:
     """Measure every answer; targets are worked through one by one, so memory stays flat.
@@ -90,7 +89,6 @@ def measure(
         others: Masks of the other objects in each image, as for `failures`.
         boundaries: Add ``boundary_iou``, ``boundary_f`` and ``hd95``.
         outlines: Add ``polis`` and ``target_vertices``.
-        reference_epsilon: Tolerance of the targets' outlines for those two.
         empty_union: Score where answer and target are both empty, see `apply_empty_union`.
 
     Returns:
@@ -100,9 +98,6 @@ def measure(
         `size_class`), ``failure`` (see `Failure`), and what ``boundaries`` and ``outlines`` add.
         If points were asked for, also ``given`` (there is a point), ``inside`` (see
         `points_inside`) and ``distance`` (see `point_distances`).
-
-    Raises:
-        ValueError: The arguments differ in length.
     """
     check_lengths(predictions, targets)
     if others is not None and len(others) != len(targets):
@@ -112,7 +107,6 @@ def measure(
         boundaries=boundaries,
         outlines=outlines,
         points=any(prediction.form == "point" for prediction in predictions),
-        epsilon=reference_epsilon,
     )
     if not predictions:  # The same columns, without rows.
         nothing = Target.from_mask(np.zeros((1, 1), dtype=np.bool_))
@@ -141,7 +135,6 @@ def _measure_group(
     boundaries: bool,
     outlines: bool,
     points: bool,
-    epsilon: float,
 ) -> Columns:
     """Columns of the answers to one target, by the rule that an empty union counts 1."""
     with _leaving_no_cache(target):
@@ -152,7 +145,7 @@ def _measure_group(
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
-            reference = target.outline(epsilon)
+            reference = target.outline(REFERENCE_EPSILON)
             distances = [polis_distance(each.rings, reference, target.size) for each in answers]
             columns["polis"] = np.array(distances)
             columns["target_vertices"] = np.repeat(vertex_counts([reference]), len(answers))
@@ -227,11 +220,7 @@ def _leaving_no_cache(target: Target) -> Iterator[None]:
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:
-    """Columns of several calls of `measure`, one call after another.
-
-    Raises:
-        ValueError: There are none, or they have different columns.
-    """
+    """Columns of several calls of `measure`, one call after another."""
     if len({frozenset(part) for part in parts}) != 1:
         raise ValueError(
             f"columns of {len(parts)} calls of measure do not go together; give at least one, all "
@@ -254,14 +243,7 @@ def apply_empty_union(columns: Columns, empty_union: float) -> Columns:
 
 
 def size_class(areas: ArrayLike) -> NDArray[np.str_]:
-    """COCO's size class of each target: small (below 32² pixels), medium (below 96²) or large.
-
-    Args:
-        areas: ``(N,)`` pixels of the targets at native size; 0 gives "none".
-
-    Returns:
-        ``(N,)`` strings.
-    """
+    """COCO's size class of targets of so many pixels at native size; "none" for 0."""
     limits = [1, *SIZE_LIMITS.values()]
     names = np.array(["none", *SIZE_LIMITS, "large"])
     return np.asarray(names[np.searchsorted(limits, np.asarray(areas), side="right")])
@@ -291,9 +273,6 @@ def failures(
 
     Returns:
         ``(N,)`` values of `Failure`.
-
-    Raises:
-        ValueError: The arguments differ in length, or an object is not of its target's size.
     """
     check_lengths(predictions, targets)
     others = [None] * len(targets) if others is None else others
