@@ -67,17 +67,9 @@ def score_by_form(
     bbox: Measure,
     point: Measure,
 ) -> NDArray[np.float64]:
-    """Score each answer by the measure of what was asked for.
+    """Score answers of any forms, ``(N,)``, by the measure of what each was asked for.
 
-    Args:
-        predictions: ``N`` answers, in any mixture of forms.
-        targets: ``N`` targets.
-        mask: Scores outlines.
-        bbox: Scores boxes.
-        point: Scores points.
-
-    Returns:
-        ``(N,) float64``, in the order of the answers; each measure is called at most once.
+    Each measure is called at most once.
     """
     measures = {"mask": mask, "bbox": bbox, "point": point}
     forms = [prediction.form for prediction in predictions]

@@ -37,14 +37,7 @@ class CentroidDistance(Reward):
     """
 
     def __init__(self, scale: float = 1.0) -> None:
-        """Set the distance at which the reward reaches 0.
-
-        Args:
-            scale: Distance in the unit frame, where the image's width and height are 1.
-
-        Raises:
-            ValueError: The scale is not a positive number.
-        """
+        """Set the distance, in the unit frame, at which the reward reaches 0."""
         if not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"centroid_distance: scale must be a positive number, got {scale!r}")
         self.scale = float(scale)

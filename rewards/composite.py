@@ -53,9 +53,6 @@ class RewardSum:
         Args:
             terms: At least one reward with its weight, names all different.
             spec: The specification string that builds the same sum, if there is one.
-
-        Raises:
-            ValueError: There is no term, two have one name, or a weight is not finite.
         """
         if not terms:
             raise ValueError(

@@ -25,14 +25,7 @@ class LengthPenalty(Reward):
     """
 
     def __init__(self, scale: float = 1000.0) -> None:
-        """Set the length at which the penalty is full.
-
-        Args:
-            scale: Characters.
-
-        Raises:
-            ValueError: The scale is not a positive number.
-        """
+        """Set the number of characters at which the penalty is full."""
         if not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"length_penalty: scale must be a positive number, got {scale!r}")
         self.scale = float(scale)
@@ -63,9 +56,6 @@ class VertexBudget(Reward):
                 the best of SimpleSeg's ablation.
             slack: Vertices granted for each of that outline's.
             least: Vertices granted to every target.
-
-        Raises:
-            ValueError: An argument is not positive, or not finite.
         """
         for name, value in (("epsilon", epsilon), ("slack", slack), ("least", least)):
             if not (np.isfinite(value) and value > 0):

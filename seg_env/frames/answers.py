@@ -53,9 +53,6 @@ class AnswerFrame:
         Args:
             spec: One of `FAMILIES`, a transformers model type such as ``"qwen3_vl"``,
                 ``"pixel:WxH"``, a `Frame`, or an answer frame.
-
-        Raises:
-            ValueError: There is no frame of that name.
         """
         if isinstance(spec, AnswerFrame):
             return spec
@@ -86,11 +83,7 @@ class AnswerFrame:
         return replace(self, canvas_size=canvas_size)
 
     def for_view(self, image_size: tuple[int, int]) -> Frame:
-        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels.
-
-        Raises:
-            ValueError: The processor would refuse the image.
-        """
+        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels."""
         if self.fixed is not None:
             return self.fixed
         if pixels := _PIXELS.fullmatch(self.family):
@@ -143,9 +136,6 @@ def find_answer_frame(
         model_name: Its folder or hub id.
         recorded: The frame that its configuration records.
         resize: How its processor resizes images.
-
-    Raises:
-        ValueError: There is no such frame.
     """
     resize = resize or ResizeSettings()
     if name == AUTO:

@@ -123,9 +123,6 @@ def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) 
         size: ``(H, W)`` of the image in pixels.
         settings: Those of the processor.
 
-    Returns:
-        ``(H, W)`` of the resized image.
-
     Raises:
         ValueError: A side is not positive, or one is more than 200 times the other: the processor
             refuses such images too.
@@ -191,9 +188,6 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
 
     Returns:
         The rewritten text. Time is linear in its length; very long texts are returned unchanged.
-
-    Raises:
-        ValueError: There is no such family.
     """
     token = _find(family).token
     if not token or len(text) > _LONGEST_TEXT:
@@ -224,9 +218,6 @@ def write_tokens(text: str, family: str) -> str:
         text: What `seg_env.grammar.encode` or `seg_env.grammar.answers.encode_numbers` wrote in the
             family's frame; ``[]``, "no target", stays as it is.
         family: One of `FAMILIES`; those that write no tokens get the text itself.
-
-    Raises:
-        ValueError: There is no such family.
     """
     tokens = _find(family)
     if not tokens.token or text == "[]":

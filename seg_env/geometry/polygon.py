@@ -21,11 +21,7 @@ MAX_COORDINATE = 1e6
 
 
 def ring_area(ring: Ring) -> float:
-    """Signed area by the shoelace formula, positive when clockwise on screen (y down).
-
-    Args:
-        ring: ``(V, 2)`` vertices, not closed. Fewer than three give 0.
-    """
+    """Signed area by the shoelace formula, positive when clockwise on screen (y down)."""
     if len(ring) < 3:
         return 0.0
     x, y = ring[:, 0] - ring[0, 0], ring[:, 1] - ring[0, 1]

@@ -223,12 +223,7 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
 
 
 def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Number of pixels ``(R,)`` that each ring encloses by itself.
-
-    Args:
-        rings: R finite rings in the unit frame, each of at least one vertex.
-        size: ``(H, W)`` of the raster.
-    """
+    """Number of pixels ``(R,)`` that each of some finite rings encloses by itself."""
     if not rings:
         return np.zeros(0, dtype=np.int64)
     points = np.concatenate(rings) * (float(size[1]), float(size[0]))
@@ -239,12 +234,7 @@ def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int6
 
 
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:
-    """Fill rings by COCO's rule, holes taken out, as run lengths.
-
-    Args:
-        rings: Rings in the unit frame, any orientation.
-        size: ``(H, W)`` of the mask in pixels.
-    """
+    """Fill rings of the unit frame by COCO's rule, holes taken out, as run lengths."""
     height, width = size
     spans = ring_spans(rings, size)
     flat = spans - spans // (height + 1)  # Column-major pixel index.
@@ -252,10 +242,5 @@ def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:
 
 
 def rasterize(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill rings by COCO's rule, holes taken out, as an ``(H, W)`` boolean mask.
-
-    Args:
-        rings: Rings in the unit frame, any orientation.
-        size: ``(H, W)`` of the mask in pixels.
-    """
+    """Fill rings of the unit frame by COCO's rule, holes taken out, as an ``(H, W)`` mask."""
     return rasterize_rle(rings, size).to_mask()

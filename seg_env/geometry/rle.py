@@ -53,11 +53,7 @@ class Rle:
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Rle:
-        """Encode an ``(H, W)`` mask; any non-zero value is foreground.
-
-        Raises:
-            ValueError: The array is not two-dimensional.
-        """
+        """Encode an ``(H, W)`` mask; any non-zero value is foreground."""
         mask = np.asarray(mask)
         if mask.ndim != 2:
             raise ValueError(f"a mask has shape (H, W), got {mask.shape}")
@@ -69,11 +65,7 @@ class Rle:
 
     @classmethod
     def from_counts(cls, size: Sequence[int], counts: ArrayLike) -> Rle:
-        """Read COCO's uncompressed form, ``{"size": [H, W], "counts": [...]}``.
-
-        Raises:
-            ValueError: Negative or non-integer runs, or runs that do not sum to ``H * W``.
-        """
+        """Read COCO's uncompressed form, ``{"size": [H, W], "counts": [...]}``."""
         try:
             array = np.asarray(counts)
         except (ValueError, OverflowError) as error:
@@ -114,11 +106,7 @@ class Rle:
 
     @classmethod
     def union_of(cls, masks: Iterable[Rle]) -> Rle:
-        """The union of one or more masks of one size.
-
-        Raises:
-            ValueError: No mask is given, or the sizes differ.
-        """
+        """The union of one or more masks of one size."""
         masks = list(masks)
         if not masks:
             raise ValueError("the union of no masks has no size; pass at least one Rle")

@@ -118,17 +118,7 @@ def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Predic
 def read_answer(
     text: str, image_size: tuple[int, int], frame: AnswerFrame, form: Form = "mask"
 ) -> Prediction:
-    """Read an answer in the frame of the policy that wrote it, location tokens included.
-
-    Args:
-        text: Any string.
-        image_size: ``(H, W)`` of the image that it is about.
-        frame: What its numbers mean.
-        form: What was asked for.
-
-    Raises:
-        ValueError: The policy's processor would refuse such an image.
-    """
+    """Read an answer about an image of ``(H, W)`` as its policy writes them, in tokens or not."""
     return decode_answer(frame.normalize(text, form), form, frame.for_image(image_size))
 
 
@@ -168,12 +158,9 @@ def encode_numbers(
 
     Args:
         points: ``(1, 2)`` or ``(2, 2)`` in the unit frame; clipped to the image.
-        decimals: Digits after the point, 1 to 9; ignored in frames of whole numbers.
+        decimals: As for `encode`, also the arguments after it.
         frame: Frame the numbers are written in.
-        pad: Write a fixed number of decimals (``0.50``) in place of dropping trailing zeros.
-
-    Raises:
-        ValueError: `decimals` is out of range, or a coordinate is not finite.
+        pad: Write all decimals.
     """
     if not 1 <= decimals <= MAX_DECIMALS:
         raise ValueError(f"decimals={decimals}, but allowed are 1 to {MAX_DECIMALS}")

@@ -65,11 +65,7 @@ def are_unit_numbers(rings: list[Ring]) -> bool:
 
 
 def salvage(text: str, frame: Frame) -> tuple[list[Ring], tuple[ParseIssue, ...]]:
-    """Read what can be read of any text.
-
-    Args:
-        text: The answer.
-        frame: Frame its numbers should be in.
+    """Read what can be read of any text as an outline.
 
     Returns:
         The rings with their numbers as written (not yet mapped to the unit frame), and the first

@@ -39,11 +39,7 @@ class QueryStyle:
     is uniform in both directions, and the box stays in the image."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: One of them is left.
-        """
+        """Check the ranges."""
         if not _is_number(self.decimals, Integral) or not 1 <= self.decimals <= MAX_DECIMALS:
             raise ValueError(
                 f"queries: decimals={self.decimals!r}; use a whole number from 1 to {MAX_DECIMALS}"
@@ -57,11 +53,7 @@ class QueryStyle:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object] | QueryStyle | None) -> QueryStyle:
-        """A style from a mapping of its fields; None gives the default.
-
-        Raises:
-            ValueError: It is no mapping, there is no such field, or a value is out of range.
-        """
+        """A style from a mapping of its fields; None gives the default."""
         if isinstance(spec, QueryStyle):
             return spec
         known = tuple(cls.__dataclass_fields__)
@@ -86,11 +78,7 @@ def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
 
 
 def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:
-    """Make sure that questions can give the places that tasks are about.
-
-    Raises:
-        WrongOptionError: They would be location tokens, which questions do not have.
-    """
+    """Raise WrongOptionError if questions had to give places in location tokens."""
     given = next((task for task in tasks if query_of(task) != "text"), None)
     if given is not None and frame.writes_tokens:
         raise WrongOptionError(
@@ -119,9 +107,6 @@ def refer_to(
         seed: Any number from 0; with the sample it decides about the place.
         style: How places are drawn and written.
         frame: Frame of the numbers.
-
-    Raises:
-        ValueError: The task gives a place and there is no object, see `seg_env.tasks.askable`.
     """
     kind = query_of(task)
     if kind == "text":

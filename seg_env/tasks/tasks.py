@@ -96,9 +96,6 @@ def question(sample: Sample, task: Task, reference: str | None = None) -> str:
         task: What is asked for.
         reference: How the question speaks of it, see `seg_env.tasks.queries.refer_to`; by default
             the sample's expression, which is right for tasks that give text.
-
-    Raises:
-        ValueError: The task gives a place and there is no reference to it.
     """
     if reference is None:
         if query_of(task) != "text":
@@ -156,9 +153,6 @@ def point_of(target: Target) -> NDArray[np.float64]:
 
     It is `centre_of`, or where that is beside the target, as in a ring, the middle of the longest
     stretch of the target in the row of pixels that is nearest to it. Kept in ``target.cache``.
-
-    Raises:
-        ValueError: The target has no pixels.
     """
     cached: NDArray[np.float64] | None = target.cache.get("point_of")
     if cached is not None:
@@ -264,11 +258,7 @@ def _written(weight: float) -> str:
 
 
 def check_task(name: object) -> Task:
-    """The task of a name.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """The task of a name."""
     for task in TASKS:
         if name == task:
             return task

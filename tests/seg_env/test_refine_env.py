@@ -24,9 +24,9 @@ from seg_env.envs.edits import (
 from seg_env.envs.refine import RefineEnv, RefineVectorEnv
 from seg_env.envs.scoring import Scorer
 from seg_env.frames import PERMILLE
-from seg_env.geometry.polygon import bbox
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS
+from seg_env.tasks import box_of
 
 SCENES = "SimpleSegRefine-Scenes-v0"
 SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
@@ -368,7 +368,7 @@ def oracle_policy(sample, outline, env):
 def greedy_policy(sample, outline, env):
     """Begins with a box twice too large, then makes the best single edit it can find."""
     if not outline:
-        x0, y0, x1, y1 = bbox(sample.target.rings)
+        x0, y0, x1, y1 = box_of(sample.target)
         x, y, dx, dy = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * 0.7, (y1 - y0) * 0.7
         box = [[x - dx, y - dy], [x + dx, y - dy], [x + dx, y + dy], [x - dx, y + dy]]
         return encode([np.clip(box, 0, 1)])
