@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -85,31 +84,18 @@ class ReferringCore:
         self,
         dataset: str | Dataset = "scenes",
         *,
-        split: str | None = None,
-        split_by: str | None = None,
-        data_root: str | PathLike[str] | None = None,
-        difficulty: str | None = None,
-        data_seed: int | None = None,
-        size: int | None = None,
-        negatives: float | None = None,
         rewards: RewardSpec = DEFAULT_REWARDS,
         task: TaskSpec = DEFAULT_TASK,
         queries: Mapping[str, object] | QueryStyle | None = None,
         image_size: int | Sequence[int] | None = None,
         frame: str | Frame | AnswerFrame = "unit",
         prompt_template: str = PROMPTS["text->mask"],
+        **source: Any,
     ) -> None:
         """Open the data set and set up scoring.
 
         Args:
-            dataset: Name or object; see `open_dataset`, also for the seven arguments after it.
-            split: Part of the data set.
-            split_by: Whose split of a RefCOCO data set.
-            data_root: Folder of a RefCOCO data set.
-            difficulty: Of scenes.
-            data_seed: Of scenes.
-            size: Of scenes.
-            negatives: Of scenes.
+            dataset: Name of a data set, or a data set object.
             rewards: Any form that `RewardSum.from_spec` reads.
             task: What is given and asked for, ``"text->mask"``, or several tasks with weights; see
                 `TaskMixture.from_spec`.
@@ -119,6 +105,7 @@ class ReferringCore:
                 type, ``"pixel:WxH"``, a `Frame`, or an `AnswerFrame`.
             prompt_template: Question for outlines that contains ``{expression}``; boxes and points
                 are asked for in the words of `seg_env.tasks.PROMPTS`.
+            **source: ``split``, ``data_root`` and the others of `open_dataset`.
 
         Raises:
             ValueError: An argument is not one of what is listed here.
@@ -131,16 +118,7 @@ class ReferringCore:
                 f"prompt_template={prompt_template!r} never mentions what is asked for; put "
                 f"{{expression}} where the referring expression belongs"
             )
-        self.dataset = open_dataset(
-            dataset,
-            split=split,
-            split_by=split_by,
-            data_root=data_root,
-            difficulty=difficulty,
-            data_seed=data_seed,
-            size=size,
-            negatives=negatives,
-        )
+        self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
         self.canvas_size = _parse_size(image_size)

@@ -87,7 +87,7 @@ class EpisodeRules(ABC, Generic[EpisodeType]):
         return self.core.reset_info(episode.question)
 
 
-def own_observation(observation: Observation) -> Observation:
+def copy_observation(observation: Observation) -> Observation:
     """An observation that shares no memory with any other."""
     return {
         key: value.copy() if isinstance(value, np.ndarray) else value

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Observation, check_options, check_query_seed
-from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
+from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
 from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
 from seg_env.envs.rules import find_rules
 from seg_env.tasks import check_task
@@ -179,7 +179,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         question = self._core.ask(index, task=task, query_seed=query_seed)
         self._episode = self._rules.begin(question)
         self._answer, self._has_ended = None, False
-        observation = own_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._rules.observe(self._episode))
         return observation, self._rules.reset_info(self._episode)
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -199,7 +199,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         outcome = self._rules.step([self._episode], [action])[0]
         self._episode, self._answer = outcome.episode, outcome.answer
         self._has_ended = outcome.terminated or outcome.truncated
-        observation = own_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._rules.observe(self._episode))
         return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:

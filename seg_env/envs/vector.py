@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
-from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
+from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
 from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
 from seg_env.envs.rules import find_rules
 from seg_env.tasks import Task, check_task
@@ -277,7 +277,7 @@ class ReferringSegmentationVectorEnv(
             return
         final_obs = np.empty(self.num_envs, dtype=object)
         for row in rows:
-            final_obs[row] = own_observation(self._rules.observe(outcomes[row].episode))
+            final_obs[row] = copy_observation(self._rules.observe(outcomes[row].episode))
         infos["final_obs"], infos["_final_obs"] = final_obs, _mask_of(self.num_envs, rows)
         infos["final_info"] = _pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
         infos["_final_info"] = _mask_of(self.num_envs, rows)

@@ -122,7 +122,7 @@ def refer_to(
         corners = jittered_box(sample.target, style.jitter, rng).reshape(2, 2)
         written = encode_numbers(corners, style.decimals, frame=frame, pad=style.pad)
     else:
-        written = _written_point(sample.target, style, frame, rng)
+        written = _point_on_target(sample.target, style, frame, rng)
     return REFERENCES[kind].format(query=written)
 
 
@@ -145,7 +145,7 @@ def interior_point(target: Target, rng: np.random.Generator) -> NDArray[np.float
     return np.array([(column + 0.5) / width, (row + 0.5) / height])
 
 
-def _written_point(
+def _point_on_target(
     target: Target, style: QueryStyle, frame: Frame, rng: np.random.Generator
 ) -> str:
     """A point that is on the target as it is written, if a few draws find one."""

@@ -232,7 +232,7 @@ class TaskMixture:
         """The string that `from_spec` reads."""
         if len(self.weights) == 1:
             return self.weights[0][0]
-        return " ".join(f"{task}={_written(weight)}" for task, weight in self.weights)
+        return " ".join(f"{task}={_shortest(weight)}" for task, weight in self.weights)
 
     def draw(self, rng: np.random.Generator) -> Task:
         """A task by weight; nothing is drawn where there is only one."""
@@ -252,7 +252,7 @@ def _words(spec: object) -> list[str]:
     raise _unknown(spec)
 
 
-def _written(weight: float) -> str:
+def _shortest(weight: float) -> str:
     """The shortest text that is read as the same number, ``1`` for 1.0."""
     return repr(float(weight)).removesuffix(".0")
 
