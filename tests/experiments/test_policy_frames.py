@@ -178,7 +178,7 @@ def test_a_frame_that_depends_on_the_image_holds_when_answers_are_improved(tree)
     terms = env.unwrapped._core.scorer.rewards.terms.values()
     assert reward == pytest.approx(sum(term.weight for term in terms))
     outline = env.unwrapped._core.answer_frame.for_view((160, 192))
-    assert (outline.width, outline.height) == (96, 80)
+    assert outline.size == (96, 80)
 
 
 @pytest.mark.parametrize(("updates", "recorded"), [(0, None), (1, "permille")])
