@@ -74,18 +74,9 @@ def paired_bootstrap_interval(
     """Interval of the gain ``statistic(after) - statistic(before)`` on the same samples.
 
     Each resample draws the same samples for both, so what is hard for both cancels out. An interval
-    that excludes 0 tells a gain from luck of the draw.
-
-    Args:
-        statistic: As for `bootstrap_interval`, also the arguments after ``after``.
-        before: Its ``(N,)`` columns before, for example ``[ious]``.
-        after: The columns after, sample by sample in the same order.
-        resamples: Number of resamples.
-        confidence: Probability the interval should cover, between 0 and 1.
-        seed: Equal seeds give equal intervals.
-
-    Raises:
-        ValueError: As for `bootstrap_interval`, or ``before`` and ``after`` differ in form.
+    that excludes 0 tells a gain from luck of the draw. ``before`` and ``after`` hold the columns of
+    the statistic, for example ``[ious]``, sample by sample in the same order; the other arguments
+    are those of `bootstrap_interval`.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} columns before and {len(after)} after; give the same")
@@ -118,9 +109,6 @@ def resampled_ratios(
 
     Returns:
         ``(R, K)``, NaN where the denominators of a resample sum to 0.
-
-    Raises:
-        ValueError: There is no sample, or ``resamples`` is below 1.
     """
     count = samples(numerators.T).shape[-1]
     both = np.concatenate((numerators, denominators), axis=1)
@@ -148,9 +136,6 @@ def percentile_interval(
 
     Returns:
         The interval; its ends are NaN where no value is defined.
-
-    Raises:
-        ValueError: The confidence is out of range.
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")

@@ -96,13 +96,7 @@ def compare(
 ) -> dict[str, Interval]:
     """Gains of a model over another on the same samples, with paired bootstrap intervals.
 
-    Args:
-        before: Columns of the one.
-        after: Columns of the other, sample by sample in the same order.
-        empty_union: As for `summarize`, also the arguments after it.
-        resamples: Number of bootstrap resamples.
-        confidence: Probability that an interval should cover.
-        seed: Equal seeds give equal intervals.
+    Both hold the samples in the same order; the other arguments are those of `summarize`.
 
     Returns:
         ``after - before`` for each score of `summarize` that both have; NaN where undefined.
@@ -152,9 +146,7 @@ def ceiling_class(
 ) -> NDArray[np.str_]:
     """Labels such as ``"0.90-0.95"`` that say between which edges a representation's best IoU is.
 
-    Args:
-        ceilings: ``(N,)`` from `ceiling`.
-        edges: Increasing IoU; a value on an edge belongs to the range above it.
+    A value on an edge belongs to the range above it.
     """
     ends = (0.0, *edges, 1.0)
     names = [f"{low:.2f}-{high:.2f}" for low, high in pairwise(ends)]

@@ -101,12 +101,8 @@ def refer_to(
     each side moved a little; an outline is the object's, simplified. Numbers are written in the
     frame that answers are about, clipped to the image.
 
-    Args:
-        sample: What is asked about; its target must have a pixel if the task gives a place.
-        task: What is given and asked for.
-        seed: Any number from 0; with the sample it decides about the place.
-        style: How places are drawn and written.
-        frame: Frame of the numbers.
+    The target must have a pixel if the task gives a place, see `seg_env.tasks.askable`; sample and
+    seed, any number from 0, decide about it.
     """
     kind = query_of(task)
     if kind == "text":
