@@ -20,8 +20,7 @@ from experiments.common.questions import open_rules
 from experiments.common.report_turns import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
-from seg_env.envs.refine import RefineEnv
-from seg_env.envs.refine_vector import RefineVectorEnv
+from seg_env.envs.refine import RefineEnv, RefineVectorEnv
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"

@@ -10,14 +10,14 @@ from seg_env.frames import (
     FAMILIES,
     FAMILY_OF_MODEL,
     UNIT,
-    BinFrame,
-    PixelFrame,
     ResizeSettings,
-    RowFirstFrame,
+    bin_frame,
     family_frame,
     family_of_model,
     find_answer_frame,
     normalize_tokens,
+    pixel_frame,
+    row_first_frame,
     smart_resize,
     write_tokens,
 )
@@ -83,7 +83,7 @@ def test_resizing_is_that_of_the_processor(size, factor, least, more):
 )
 def test_resizing_with_the_settings_that_the_models_ship(size, resized):
     assert smart_resize(size) == resized
-    assert find_answer_frame("qwen2_5_vl").for_image(size) == PixelFrame(resized[1], resized[0])
+    assert find_answer_frame("qwen2_5_vl").for_image(size) == pixel_frame(resized[1], resized[0])
 
 
 def test_settings_are_read_from_a_processor():
@@ -97,15 +97,15 @@ def test_settings_are_read_from_a_processor():
 
 def test_every_model_type_has_a_family():
     assert set(FAMILY_OF_MODEL.values()) == set(FAMILIES) - {"pixels"}
-    assert find_answer_frame("florence2").for_image((9, 9)) == BinFrame(1000)
-    assert find_answer_frame("paligemma").for_image((9, 9)) == RowFirstFrame(1023)
+    assert find_answer_frame("florence2").for_image((9, 9)) == bin_frame(1000)
+    assert find_answer_frame("paligemma").for_image((9, 9)) == row_first_frame(1023)
     assert find_answer_frame("qwen3_vl").for_image((9, 9)).name == "permille"
     assert find_answer_frame("llava").for_image((9, 9)) is UNIT
     assert family_of_model("something_new") == "unit"
 
 
 def test_a_bin_is_the_one_of_florence():
-    frame = BinFrame(1000)
+    frame = bin_frame(1000)
     points = np.random.default_rng(0).uniform(0, 1, (1000, 2))
     text = encode([points], frame=frame)
     written = np.array(eval(text)[0])
@@ -114,7 +114,7 @@ def test_a_bin_is_the_one_of_florence():
 
 
 def test_paligemma_writes_y_first():
-    frame = RowFirstFrame()
+    frame = row_first_frame()
     np.testing.assert_array_equal(frame.from_unit(np.array([[1.0, 0.0]])), [[0, 1023]])
     np.testing.assert_array_equal(frame.to_unit(np.array([[0.0, 1023.0]])), [[1, 0]])
 
@@ -146,10 +146,10 @@ def test_tokens_become_numbers(family, text, read):
 
 def test_what_is_not_an_outline_stays_to_be_reported():
     codes = "<loc0001><loc0002><loc0300><loc0400><seg001><seg002> dog"
-    found = decode(normalize_tokens(codes, "paligemma"), RowFirstFrame())
+    found = decode(normalize_tokens(codes, "paligemma"), row_first_frame())
     assert [issue.kind for issue in found.issues] == [IssueKind.SURROUNDING_TEXT]
     odd = "<loc_1><loc_2><loc_300><loc_4><loc_5><loc_600><loc_7>"
-    assert not decode(normalize_tokens(odd, "florence"), BinFrame()).valid
+    assert not decode(normalize_tokens(odd, "florence"), bin_frame()).valid
 
 
 @given(st.text("<loc_0123456789>;sep/ ", max_size=80), st.sampled_from(list(FAMILIES)))
@@ -170,4 +170,4 @@ def test_unknown_families_are_named():
     with pytest.raises(ValueError, match="bins"):
         normalize_tokens("", "bins")
     with pytest.raises(ValueError, match="bins=0"):
-        BinFrame(0)
+        bin_frame(0)

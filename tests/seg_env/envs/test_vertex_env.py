@@ -15,7 +15,7 @@ from seg_env.envs.credit import vertex_credit
 from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.envs.vertex import VertexText
-from seg_env.frames import UNIT, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, UNIT, pixel_frame
 from seg_env.grammar import decode, encode
 
 SCENES = "SimpleSeg-Scenes-v0"
@@ -306,9 +306,7 @@ def test_the_outline_so_far_is_rendered(data):
     assert "3 vertices" in env.render()
 
 
-@pytest.mark.parametrize(
-    "frame", [UNIT, PermilleFrame(), PixelFrame(640, 480)], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("frame", [UNIT, PERMILLE, pixel_frame(640, 480)], ids=lambda f: f.name)
 def test_sampled_actions_are_legal(frame):
     space = VertexText(frame=frame, seed=5)
     samples = [space.sample() for _ in range(300)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seg_env.frames import Frame, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, Frame, pixel_frame
 from seg_env.grammar import GRAMMAR_EBNF, GRAMMAR_REGEX, decode, grammar_ebnf, grammar_regex
 
 TRIANGLE = "[[0.1,0.1],[0.5,0.1],[0.5,0.5]]"
@@ -31,7 +31,7 @@ def test_the_exported_grammar_admits_nothing_with_an_issue(text: str) -> None:
     assert decode(text).valid
 
 
-@pytest.mark.parametrize("frame", [PermilleFrame(), PixelFrame(640, 7)], ids=lambda f: f.name)
+@pytest.mark.parametrize("frame", [PERMILLE, pixel_frame(640, 7)], ids=lambda f: f.name)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_so_does_the_grammar_of_another_frame(frame: Frame, data: st.DataObject) -> None:
@@ -52,7 +52,7 @@ def test_the_exported_grammar_is_strict(text: str) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 9, 10, 11, 99, 100, 101, 640, 999, 1000, 1344])
 def test_whole_numbers_are_admitted_exactly_up_to_the_limit(limit: int) -> None:
-    frame = PixelFrame(limit, 2000)
+    frame = pixel_frame(limit, 2000)
     for expression in (grammar_regex(frame=frame), ebnf_to_regex(grammar_ebnf(frame=frame))):
         pattern = re.compile(expression)
         admitted = [n for n in range(1500) if pattern.fullmatch(f"[[[{n},0],[0,0],[0,1]]]")]

@@ -14,8 +14,8 @@ from seg_env.metrics import (
     hausdorff95,
     match_tolerance,
 )
-from seg_env.metrics.distances import nearest_distances
-from seg_env.metrics.regions import Pixels, Region
+from seg_env.metrics.boundary import edge_distances
+from seg_env.metrics.regions import Region
 from seg_env.types import Prediction, Target
 
 NOTHING = Prediction(())
@@ -201,18 +201,18 @@ def test_the_band_of_a_target_is_made_once():
     assert target.cache["region"] is region
 
 
-def test_distances_of_pixels_in_parts_equal_those_at_once(monkeypatch):
+def test_distances_within_a_limit_are_those_without():
     rng = np.random.default_rng(0)
-    boundary = Pixels(*np.nonzero(rng.random((50, 60)) < 0.01)[::-1])
-    order = np.argsort(boundary.columns, kind="stable")
-    boundary = Pixels(boundary.rows[order], boundary.columns[order])
-    pixels = Pixels(rng.integers(0, 90, 200), np.sort(rng.integers(0, 90, 200)))
-    expected = [
-        np.hypot(boundary.rows - row, boundary.columns - column).min()
-        for row, column in zip(*pixels, strict=True)
-    ]
-    np.testing.assert_allclose(nearest_distances(pixels, boundary), expected)
-    monkeypatch.setattr("seg_env.metrics.distances._PIXELS_AT_ONCE", 7)
-    np.testing.assert_allclose(nearest_distances(pixels, boundary), expected)
-    near = nearest_distances(pixels, boundary, limit=5)
-    np.testing.assert_array_equal(near <= 5, np.array(expected) <= 5)
+    answer, target = (
+        Region.of_target(Target.from_mask(rng.random((50, 60)) < 0.01)) for _ in range(2)
+    )
+    exact, near = edge_distances(answer, target), edge_distances(answer, target, limit=5)
+    for pixels, boundary, all_found, found in (
+        (answer.edge, target.edge, exact.answer, near.answer),
+        (target.edge, answer.edge, exact.target, near.target),
+    ):
+        expected = np.hypot(*(pixels[:, None] - boundary).transpose(2, 0, 1)).min(axis=1)
+        np.testing.assert_allclose(all_found, expected)
+        np.testing.assert_array_equal(found <= 5, expected <= 5)
+        np.testing.assert_array_equal(found[found <= 5], all_found[found <= 5])
+    assert 5 in exact.answer

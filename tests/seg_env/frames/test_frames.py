@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seg_env.frames import (
+    PERMILLE,
     UNIT,
     Frame,
-    LetterboxFrame,
-    PermilleFrame,
-    PixelFrame,
-    UnitFrame,
+    bin_frame,
+    letterbox_frame,
     letterbox_geometry,
+    pixel_frame,
+    row_first_frame,
 )
 
 sides = st.integers(1, 5000)
 sizes = st.tuples(sides, sides)
-inner_frames = st.one_of(
-    st.just(UNIT), st.just(PermilleFrame()), st.builds(PixelFrame, sides, sides)
-)
+inner_frames = st.one_of(st.just(UNIT), st.just(PERMILLE), st.builds(pixel_frame, sides, sides))
 unit_points = hnp.arrays(
     np.float64, st.tuples(st.integers(0, 20), st.just(2)), elements=st.floats(0, 1)
 )
@@ -37,7 +36,7 @@ def test_plain_frames_have_an_inverse(frame: Frame, points: np.ndarray) -> None:
 def test_letterbox_has_an_inverse(
     inner: Frame, source: tuple[int, int], height: int, width: int, points: np.ndarray
 ) -> None:
-    frame = LetterboxFrame(inner, source, (height, width))
+    frame = letterbox_frame(inner, source, (height, width))
     numbers = frame.from_unit(points)
     np.testing.assert_allclose(frame.to_unit(numbers), points, rtol=0, atol=1e-9)
     assert np.all(numbers >= 0)
@@ -74,34 +73,42 @@ def test_letterbox_geometry_examples(
     source: tuple[int, int], canvas: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
     assert letterbox_geometry(source, canvas) == box
-    assert LetterboxFrame(UNIT, source, canvas).content_box == box
+    frame = letterbox_frame(UNIT, source, canvas)
+    assert (*frame.origin, *frame.size) == box
 
 
 def test_letterbox_corners_are_the_corners_of_the_content_box() -> None:
-    frame = LetterboxFrame(PixelFrame(224, 224), (480, 640), (224, 224))
+    frame = letterbox_frame(pixel_frame(224, 224), (480, 640), (224, 224))
     corners = np.array([[0.0, 0.0], [1.0, 1.0]])
     np.testing.assert_allclose(frame.from_unit(corners), [[0, 28], [224, 196]], atol=1e-12)
 
 
 def test_the_inner_frame_may_see_a_resized_canvas() -> None:
-    frame = LetterboxFrame(PixelFrame(448, 448), (480, 640), (224, 224))
+    frame = letterbox_frame(pixel_frame(448, 448), (480, 640), (224, 224))
     np.testing.assert_allclose(frame.to_unit(np.array([[224.0, 56.0]])), [[0.5, 0.0]], atol=1e-12)
 
 
 def test_unit_frame_changes_nothing() -> None:
     points = np.array([[0.25, 0.75]])
     assert UNIT.to_unit(points) is points
-    assert UnitFrame() == UNIT
+    assert UNIT.from_unit(points) is points
+
+
+def test_a_frame_of_one_bin_or_one_pixel_is_not_the_unit_frame() -> None:
+    points = np.array([[0.25, 0.75]])
+    np.testing.assert_array_equal(bin_frame(1).to_unit(points), [[0.75, 1.25]])
+    np.testing.assert_array_equal(row_first_frame(1).to_unit(points), [[0.75, 0.25]])
+    np.testing.assert_array_equal(pixel_frame(1, 1).to_unit(points), points)
 
 
 @pytest.mark.parametrize(
     ("frame", "name", "limits", "integer"),
     [
         (UNIT, "unit", (1, 1), False),
-        (PermilleFrame(), "permille", (1000, 1000), True),
-        (PixelFrame(640, 480), "pixels-640x480", (640, 480), True),
+        (PERMILLE, "permille", (1000, 1000), True),
+        (pixel_frame(640, 480), "pixels-640x480", (640, 480), True),
         (
-            LetterboxFrame(PermilleFrame(), (480, 640), (224, 224)),
+            letterbox_frame(PERMILLE, (480, 640), (224, 224)),
             "letterbox-640x480-in-224x224-permille",
             (1000, 1000),
             True,
@@ -112,15 +119,14 @@ def test_frames_describe_themselves(
     frame: Frame, name: str, limits: tuple[float, float], integer: bool
 ) -> None:
     assert (frame.name, frame.limits, frame.integer) == (name, limits, integer)
-    assert frame.limit == max(limits)
     assert pickle.loads(pickle.dumps(frame)) == frame
     assert hash(frame) == hash(pickle.loads(pickle.dumps(frame)))
 
 
-def test_empty_pictures_are_refused() -> None:
+def test_empty_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(0, 5\)"):
-        PixelFrame(5, 0)
+        pixel_frame(5, 0)
     with pytest.raises(ValueError, match=r"source_size.*\(0, 5\)"):
-        LetterboxFrame(UNIT, (0, 5), (8, 8))
+        letterbox_frame(UNIT, (0, 5), (8, 8))
     with pytest.raises(ValueError, match=r"canvas_size.*\(8, -1\)"):
         letterbox_geometry((5, 5), (8, -1))

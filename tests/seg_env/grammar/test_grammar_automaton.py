@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_env.frames import UNIT, Frame, LetterboxFrame, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, UNIT, Frame, letterbox_frame, pixel_frame
 from seg_env.grammar import MAX_RINGS, MAX_VERTICES, decode, encode, grammar_regex
 from seg_env.grammar.automaton import ALPHABET, AnswerRules, GrammarAutomaton, Position
 
 FRAMES = [
     UNIT,
-    PermilleFrame(),
-    PixelFrame(640, 7),
-    LetterboxFrame(UNIT, (427, 640), (336, 336)),
-    LetterboxFrame(PixelFrame(448, 448), (427, 640), (224, 224)),
+    PERMILLE,
+    pixel_frame(640, 7),
+    letterbox_frame(UNIT, (427, 640), (336, 336)),
+    letterbox_frame(pixel_frame(448, 448), (427, 640), (224, 224)),
 ]
 SMALL = {"max_vertices": 9, "max_ring_vertices": 5, "max_rings": 3}
 """Limits under which a random walk soon ends."""
@@ -118,7 +118,7 @@ def test_it_accepts_the_language_of_the_regular_expression(
 
 @pytest.mark.parametrize("limit", [1, 7, 9, 10, 11, 99, 100, 101, 640, 999, 1000, 1344])
 def test_whole_numbers_are_admitted_exactly_up_to_the_limit(limit: int) -> None:
-    automaton = GrammarAutomaton(AnswerRules(frame=PixelFrame(2000, limit)))
+    automaton = GrammarAutomaton(AnswerRules(frame=pixel_frame(2000, limit)))
     admitted = [n for n in range(1500) if automaton.accepts(f"[[[0,{n}],[0,0],[0,1]]]")]
     assert admitted == list(range(limit + 1))
     assert automaton.walk("[[[0,00") is None
@@ -182,7 +182,7 @@ def test_no_target_can_be_excluded() -> None:
         ({"max_vertices": 4097}, "max_vertices=4097, but allowed are 1 to 4096"),
         ({"max_rings": 0}, "max_rings=0"),
         ({"max_rings": 257}, "allowed are 1 to 256"),
-        ({"frame": PixelFrame(5_000_000, 5)}, "limit 5000000.0 of frame pixels-5000000x5"),
+        ({"frame": pixel_frame(5_000_000, 5)}, "limit 5000000.0 of frame pixels-5000000x5"),
     ],
 )
 def test_rules_that_no_answer_could_follow_are_refused(

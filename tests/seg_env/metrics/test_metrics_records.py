@@ -203,6 +203,20 @@ def test_summary_by_hand():
     assert strict["intervals"] == {}
 
 
+def test_no_target_and_target_accuracy_by_hand():
+    columns = table(target_area=[0, 0, 0, 100, 100], answer_area=[0, 0, 30, 0, 30], iou=[0] * 5)
+    summary = summarize(columns, resamples=0)
+    assert summary["n_acc"] == pytest.approx(2 / 3)
+    assert summary["t_acc"] == pytest.approx(1 / 2)
+    unreadable = columns | {"valid": np.zeros(5, dtype=bool)}
+    assert summarize(unreadable, resamples=0)["n_acc"] == 0.0
+    assert summarize(table(target_area=[0, 0]), resamples=0)["t_acc"] is None
+
+
+def test_rec_wants_more_than_the_threshold():
+    assert summarize(table(box_iou=[0.2, 0.5, 0.51, 1.0]), resamples=0)["rec_accuracy"] == 0.5
+
+
 def test_a_summary_of_measured_answers_is_json(answered):
     columns = measure(*answered)
     summary = json.loads(json.dumps(summarize(columns, resamples=200), allow_nan=False))

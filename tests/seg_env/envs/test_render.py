@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from seg_env.envs.overlay import ANSWER_COLOR, TARGET_COLOR
 from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.render import RENDER_MODES, draw_overlay
+from seg_env.envs.render import ANSWER_COLOR, RENDER_MODES, TARGET_COLOR, draw_overlay
 from seg_env.grammar import decode, encode
 
 SQUARE = "[[[0.25,0.25],[0.75,0.25],[0.75,0.75],[0.25,0.75]]]"

@@ -15,17 +15,13 @@ from seg_env.metrics import (
     giou,
     iou,
     iou_of_boxes,
-    issue_histogram,
-    no_target_accuracy,
+    measure,
     overlaps,
     paired_bootstrap_interval,
     percentile_interval,
     precision_at,
-    rec_accuracy,
     resampled_ratios,
-    says_absent,
-    target_accuracy,
-    well_formed_share,
+    summarize,
 )
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
 
@@ -119,39 +115,18 @@ def test_iou_of_boxes_by_hand():
     assert iou_of_boxes(boxes, others).tolist() == [50 / 150, 0.0, 0.0, 1.0]
 
 
-def test_rec_wants_more_than_the_threshold():
-    assert rec_accuracy([0.2, 0.5, 0.51, 1.0]) == 0.5
-    assert rec_accuracy([[0.2, 0.6], [0.6, 0.6]]).tolist() == [0.5, 1.0]
-    with pytest.raises(ValueError, match="threshold 50 is no IoU"):
-        rec_accuracy([0.1], 50)
-
-
 def test_absence_is_said_by_a_wellformed_answer_without_pixels():
     target = Target.from_mask(np.ones((4, 4), dtype=bool))
     gibberish = Prediction((), (ParseIssue(IssueKind.NO_POLYGON, 0),))
     point = Prediction((np.full((3, 2), 0.5),))
-    answers = [Prediction(()), point, gibberish, square(0, 0, 1, 1)]
-    assert says_absent(answers, [target] * 4).tolist() == [True, True, False, False]
-
-
-def test_no_target_and_target_accuracy_by_hand():
-    says, has_target = [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]
-    assert no_target_accuracy(says, has_target) == pytest.approx(2 / 3)
-    assert target_accuracy(says, has_target) == pytest.approx(1 / 2)
-    assert math.isnan(no_target_accuracy([1, 0], [1, 1]))
-    assert math.isnan(target_accuracy([1, 0], [0, 0]))
-
-
-def test_issue_histogram_counts_answers():
-    truncated, number = (ParseIssue(kind, 0) for kind in (IssueKind.TRUNCATED, "bad_number"))
-    answers = [Prediction((), issues) for issues in ((), (truncated,), (truncated, number, number))]
-    assert issue_histogram(answers) == {"truncated": 2, "": 1, "bad_number": 1}
-    assert issue_histogram([]) == {}
-
-
-def test_well_formed_share():
-    broken = Prediction((), (ParseIssue(IssueKind.TRUNCATED, 3),))
-    assert well_formed_share([Prediction(()), broken, broken, broken]) == 0.25
+    for answer, says_absent in (
+        (Prediction(()), True),
+        (point, True),
+        (gibberish, False),
+        (square(0, 0, 1, 1), False),
+    ):
+        columns = measure([answer], [target], boundaries=False, outlines=False)
+        assert summarize(columns, resamples=0)["t_acc"] == 1 - says_absent
 
 
 @pytest.mark.parametrize(
@@ -159,9 +134,7 @@ def test_well_formed_share():
     [
         lambda: giou([]),
         lambda: ciou([], []),
-        lambda: well_formed_share([]),
-        lambda: rec_accuracy([]),
-        lambda: target_accuracy([], []),
+        lambda: precision_at([], 0.5),
         lambda: resampled_ratios(np.zeros((0, 1)), np.zeros((0, 1))),
     ],
 )
@@ -172,6 +145,9 @@ def test_no_sample_has_no_score(score):
 
 def test_interval_of_equal_values_has_no_width():
     assert bootstrap_interval(giou, np.full(50, 0.25)) == (0.25, 0.25, 0.25)
+    assert bootstrap_interval(giou, [0.25]) == (0.25, 0.25, 0.25)
+    assert bootstrap_interval(ciou, [1], [4]) == (0.25, 0.25, 0.25)
+    assert (resampled_ratios(np.ones((1, 2)), np.full((1, 2), 4.0)) == 0.25).all()
 
 
 def test_interval_of_a_mean_matches_the_normal_approximation():
@@ -205,7 +181,7 @@ def test_equal_seeds_give_equal_intervals():
 def test_resampling_in_blocks_changes_nothing_but_memory(monkeypatch):
     values = np.linspace(0, 1, 30)
     at_once = bootstrap_interval(giou, values, resamples=100)
-    monkeypatch.setattr("seg_env.metrics.bootstrap._GATHERED_AT_ONCE", 7 * 30)
+    monkeypatch.setattr("seg_env.metrics.intervals._DRAWN_AT_ONCE", 7 * 30)
     assert bootstrap_interval(giou, values, resamples=100) == pytest.approx(at_once)
 
 

@@ -13,15 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seg_env.data.scenes import Scenes
-from seg_env.envs.edits import MAX_EDITS, Edit, apply_edits, parse_edits
-from seg_env.envs.refine import RefineEnv
-from seg_env.envs.refine_vector import RefineVectorEnv
+from seg_env.envs.edits import (
+    MAX_EDITS,
+    Edit,
+    apply_edits,
+    parse_edits,
+    split_outline,
+    write_outline,
+)
+from seg_env.envs.refine import RefineEnv, RefineVectorEnv
 from seg_env.envs.scoring import Scorer
-from seg_env.envs.written import as_written, write_outline
-from seg_env.frames import PermilleFrame
-from seg_env.geometry.polygon import bbox
+from seg_env.frames import PERMILLE
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS
+from seg_env.tasks import box_of
 
 SCENES = "SimpleSegRefine-Scenes-v0"
 SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
@@ -104,7 +109,7 @@ def test_the_outline_is_drawn_and_written_for_the_next_turn():
 
 @pytest.mark.parametrize("image_size", [(60, 60), (40, 120)])
 def test_what_is_drawn_is_where_the_answer_meant_it(pictures, image_size):
-    env = RefineEnv(pictures, image_size=image_size, frame=PermilleFrame())
+    env = RefineEnv(pictures, image_size=image_size, frame=PERMILLE)
     before, _ = env.reset(options={"index": 0})
     after = env.step("[[[250,500],[750,500],[750,900]]]")[0]
     changed = np.argwhere((before["image"] != after["image"]).any(axis=2)) / image_size
@@ -218,7 +223,7 @@ closed = st.lists(point, min_size=3, max_size=6).map(lambda p: f"[{','.join([*p,
 def test_what_is_kept_is_what_was_read(rings, style):
     prediction = decode(style.format(f"[{', '.join(rings)}]"))
     assert prediction.valid
-    written = as_written(prediction)
+    written = split_outline(prediction)
     assert list(map(len, written)) == list(map(len, prediction.rings))
     for one, two in zip(written, prediction.rings, strict=True):
         np.testing.assert_array_equal(np.array(one, dtype=float), two)
@@ -363,11 +368,11 @@ def oracle_policy(sample, outline, env):
 def greedy_policy(sample, outline, env):
     """Begins with a box twice too large, then makes the best single edit it can find."""
     if not outline:
-        x0, y0, x1, y1 = bbox(sample.target.rings)
+        x0, y0, x1, y1 = box_of(sample.target)
         x, y, dx, dy = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * 0.7, (y1 - y0) * 0.7
         box = [[x - dx, y - dy], [x + dx, y - dy], [x + dx, y + dy], [x - dx, y + dy]]
         return encode([np.clip(box, 0, 1)])
-    written = as_written(decode(outline))
+    written = split_outline(decode(outline))
     corners = sample.target.outline(0.01)[0]
     edits = [f"delete {vertex}" for vertex in range(len(written[0]))]
     for vertex, place in enumerate(decode(outline).rings[0]):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outline_strategies import encloses_something, kinds, lengths, ring_lists, rings
 
-from seg_env.frames import UNIT, LetterboxFrame, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, UNIT, letterbox_frame, pixel_frame
 from seg_env.grammar import (
     ANSWER_LEADS,
     MAX_CHARACTERS,
@@ -20,7 +20,7 @@ from seg_env.grammar import (
 )
 from seg_env.types import Prediction
 
-FRAMES = [UNIT, PermilleFrame(), LetterboxFrame(PixelFrame(448, 448), (427, 640), (224, 224))]
+FRAMES = [UNIT, PERMILLE, letterbox_frame(pixel_frame(448, 448), (427, 640), (224, 224))]
 TRIANGLE = "[[0.1,0.1],[0.5,0.1],[0.5,0.5]]"
 
 

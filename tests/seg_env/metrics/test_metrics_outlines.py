@@ -10,11 +10,10 @@ from seg_env.metrics import (
     ceiling,
     ceiling_class,
     polis,
-    reference_outline,
     vertex_counts,
     vertex_ratio,
 )
-from seg_env.metrics.outlines import polis_distance
+from seg_env.metrics.outlines import REFERENCE_EPSILON, polis_distance
 from seg_env.types import Prediction, Target
 
 SIZE = (100, 200)
@@ -86,8 +85,8 @@ def test_polis_compares_with_the_simplified_outline_made_once():
     target = Target.from_mask(mask)
     answers = [Prediction((box(10, 10, 20, 20),)), Prediction((box(14, 10, 24, 20),))]
     assert polis(answers, [target] * 2) == pytest.approx([0.0, 2.0], abs=1e-6)
-    assert reference_outline(target) is reference_outline(target)
-    assert vertex_counts([reference_outline(target)]) == [4]
+    assert target.outline(REFERENCE_EPSILON) is target.outline(REFERENCE_EPSILON)
+    assert vertex_counts([target.outline(REFERENCE_EPSILON)]) == [4]
     with pytest.raises(ValueError, match="2 predictions for 1 targets"):
         polis(answers, [target])
 

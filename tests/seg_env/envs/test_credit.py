@@ -14,7 +14,7 @@ from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.credit import MAX_ENTRIES, vertex_credit
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-from seg_env.frames import UNIT, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, UNIT, pixel_frame
 from seg_env.grammar import decode, encode
 
 SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
@@ -75,7 +75,7 @@ class Reading(Reward):
         return rings, prediction.issues, prediction.text
 
 
-@pytest.mark.parametrize("frame", [UNIT, PermilleFrame(), PixelFrame(90, 50)], ids=lambda f: f.name)
+@pytest.mark.parametrize("frame", [UNIT, PERMILLE, pixel_frame(90, 50)], ids=lambda f: f.name)
 @pytest.mark.parametrize("image_size", [None, (40, 64)])
 @settings(max_examples=40)
 @given(text=answer)

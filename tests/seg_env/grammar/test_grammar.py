@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from outline_strategies import encloses_something, kinds, lengths, ring_lists, rings
 
-from seg_env.frames import UNIT, Frame, LetterboxFrame, PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, UNIT, Frame, letterbox_frame, pixel_frame
 from seg_env.grammar import (
     ANSWER_LEADS,
     decode,
@@ -21,10 +21,10 @@ from seg_env.types import IssueKind
 
 FRAMES = [
     UNIT,
-    PermilleFrame(),
-    PixelFrame(640, 427),
-    LetterboxFrame(UNIT, (427, 640), (336, 336)),
-    LetterboxFrame(PixelFrame(448, 448), (427, 640), (224, 224)),
+    PERMILLE,
+    pixel_frame(640, 427),
+    letterbox_frame(UNIT, (427, 640), (336, 336)),
+    letterbox_frame(pixel_frame(448, 448), (427, 640), (224, 224)),
 ]
 TRIANGLE = "[[0.1,0.1],[0.5,0.1],[0.5,0.5]]"
 OTHER = "[[0.2,0.3],[0.4,0.3],[0.4,0.4]]"
@@ -38,8 +38,8 @@ def test_numbers_are_rounded_and_trailing_zeros_dropped() -> None:
     assert encode([ring]) == "[[[0.512,0],[0.5,1],[0.1,0.4]]]"
     assert encode([ring], 1) == "[[[0.5,0],[0.5,1],[0.1,0.4]]]"
     assert encode([ring], 2, pad=True) == "[[[0.51,0.00],[0.50,1.00],[0.10,0.40]]]"
-    assert encode([ring], frame=PermilleFrame()) == "[[[512,0],[500,1000],[100,400]]]"
-    assert encode([ring], frame=PixelFrame(640, 480)) == "[[[328,0],[320,480],[64,192]]]"
+    assert encode([ring], frame=PERMILLE) == "[[[512,0],[500,1000],[100,400]]]"
+    assert encode([ring], frame=pixel_frame(640, 480)) == "[[[328,0],[320,480],[64,192]]]"
 
 
 def test_rings_are_written_in_the_order_given_and_none_means_no_target() -> None:
@@ -52,7 +52,7 @@ def test_rings_are_written_in_the_order_given_and_none_means_no_target() -> None
 def test_vertices_outside_the_image_are_moved_to_its_border() -> None:
     ring = np.array([[-0.5, 0.2], [1.7, 0.2], [0.5, 30.0]])
     assert encode([ring]) == "[[[0,0.2],[1,0.2],[0.5,1]]]"
-    letterbox = LetterboxFrame(PixelFrame(100, 100), (50, 100), (100, 100))
+    letterbox = letterbox_frame(pixel_frame(100, 100), (50, 100), (100, 100))
     assert encode([ring], frame=letterbox) == "[[[0,35],[100,35],[50,75]]]"
 
 
@@ -260,11 +260,11 @@ def test_issues_say_where() -> None:
 
 
 def test_numbers_of_another_frame_are_not_accepted() -> None:
-    pixels = PixelFrame(640, 480)
+    pixels = pixel_frame(640, 480)
     text = encode(decode(f"[{TRIANGLE}]").rings, frame=pixels)
     assert decode(text, pixels).valid
     assert kinds(decode(text)) == ["wrong_frame"]
-    for frame in (pixels, PermilleFrame()):
+    for frame in (pixels, PERMILLE):
         prediction = decode(f"[{TRIANGLE}]", frame)
         assert kinds(prediction) == ["wrong_frame"]
         assert prediction.rings == ()
@@ -274,7 +274,7 @@ def test_numbers_of_another_frame_are_not_accepted() -> None:
 
 
 def test_numbers_in_the_padding_of_a_letterbox_are_legal() -> None:
-    frame = LetterboxFrame(UNIT, (50, 100), (100, 100))
+    frame = letterbox_frame(UNIT, (50, 100), (100, 100))
     prediction = decode("[[[0,0],[1,0],[1,0.75]]]", frame)
     assert prediction.valid
     np.testing.assert_allclose(prediction.rings[0], [[0, -0.5], [1, -0.5], [1, 1]])

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seg_env.frames import UNIT, BinFrame, LetterboxFrame, PermilleFrame, PixelFrame, RowFirstFrame
+from seg_env.frames import PERMILLE, UNIT, bin_frame, letterbox_frame, pixel_frame, row_first_frame
 from seg_env.grammar import decode, encode
 from seg_env.grammar.answers import decode_answer, encode_numbers
 from seg_env.tasks import TASKS
 from seg_env.types import IssueKind
 
 OUTLINE = "[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]"
-FRAMES = (UNIT, PermilleFrame(), PixelFrame(640, 480), BinFrame(1000), RowFirstFrame())
+FRAMES = (UNIT, PERMILLE, pixel_frame(640, 480), bin_frame(1000), row_first_frame())
 unit = st.floats(0, 1)
 
 
@@ -93,8 +93,8 @@ def test_clear_damage_is_salvaged_and_reported():
 
 
 def test_fractions_are_not_whole_numbers():
-    assert kinds("[0.5,0.5]", "point", PermilleFrame()) == [IssueKind.WRONG_FRAME]
-    assert decode_answer("[500,1]", "point", PermilleFrame()).valid
+    assert kinds("[0.5,0.5]", "point", PERMILLE) == [IssueKind.WRONG_FRAME]
+    assert decode_answer("[500,1]", "point", PERMILLE).valid
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: frame.name)
@@ -115,7 +115,7 @@ def test_what_is_written_in_a_frame_is_read_at_the_same_place(frame, numbers, pa
 
 
 def test_a_letterboxed_place_is_read_at_the_same_place():
-    frame = LetterboxFrame(UNIT, (40, 80), (64, 64))
+    frame = letterbox_frame(UNIT, (40, 80), (64, 64))
     points = np.array([[0.25, 0.125], [0.75, 0.875]])
     read = decode_answer(encode_numbers(points, 6, frame=frame), "bbox", frame)
     np.testing.assert_allclose(read.rings[0][[0, 2]], points, atol=1e-5)

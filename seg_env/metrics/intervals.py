@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ from seg_env.metrics.scores import samples
 Statistic: TypeAlias = Callable[..., NDArray[np.float64]]
 """Takes arrays ``(..., N)`` and returns ``(...,)``, like `giou` and `ciou`."""
 
-_GATHERED_AT_ONCE = 1 << 20  # Resampled values held in memory at a time.
+_DRAWN_AT_ONCE = 1 << 20  # Resampled values held in memory at a time.
 
 
 class Interval(NamedTuple):
@@ -48,8 +49,16 @@ def bootstrap_interval(
         ValueError: There is no sample, the columns differ in length, or ``resamples`` or
             ``confidence`` is out of range.
     """
-    arrays = _columns(columns)
-    scores = _resampled(statistic, arrays, resamples, seed)
+    arrays = [samples(column) for column in columns]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"columns must be (N,) arrays of one length, got shapes {shapes}")
+    scores = _resample(
+        lambda drawn: statistic(*(array[drawn] for array in arrays)),
+        len(arrays[0]),
+        resamples,
+        seed,
+    )
     return percentile_interval(float(statistic(*arrays)), scores, confidence)
 
 
@@ -65,28 +74,19 @@ def paired_bootstrap_interval(
     """Interval of the gain ``statistic(after) - statistic(before)`` on the same samples.
 
     Each resample draws the same samples for both, so what is hard for both cancels out. An interval
-    that excludes 0 tells a gain from luck of the draw.
-
-    Args:
-        statistic: As for `bootstrap_interval`.
-        before: Its ``(N,)`` columns before, for example ``[ious]``.
-        after: The columns after, sample by sample in the same order.
-        resamples: Number of resamples.
-        confidence: Probability the interval should cover, between 0 and 1.
-        seed: Equal seeds give equal intervals.
-
-    Raises:
-        ValueError: As for `bootstrap_interval`, or ``before`` and ``after`` differ in form.
+    that excludes 0 tells a gain from luck of the draw. ``before`` and ``after`` hold the columns of
+    the statistic, for example ``[ious]``, sample by sample in the same order; the other arguments
+    are those of `bootstrap_interval`.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} columns before and {len(after)} after; give the same")
-    arrays = _columns([*before, *after])
 
     def gain(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(statistic(*columns[len(before) :]) - statistic(*columns[: len(before)]))
 
-    values = _resampled(gain, arrays, resamples, seed)
-    return percentile_interval(float(gain(*arrays)), values, confidence)
+    return bootstrap_interval(
+        gain, *before, *after, resamples=resamples, confidence=confidence, seed=seed
+    )
 
 
 def resampled_ratios(
@@ -109,39 +109,19 @@ def resampled_ratios(
 
     Returns:
         ``(R, K)``, NaN where the denominators of a resample sum to 0.
-
-    Raises:
-        ValueError: There is no sample, or ``resamples`` is below 1.
     """
-    _check_resamples(resamples)
     count = samples(numerators.T).shape[-1]
     both = np.concatenate((numerators, denominators), axis=1)
-    generator = np.random.default_rng(seed)
-    block = max(1, _GATHERED_AT_ONCE // count)
-    sums = []
-    for done in range(0, resamples, block):
-        rows = min(block, resamples - done)
-        drawn = generator.integers(0, count, (rows, count))
-        drawn += np.arange(rows)[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        sums.append(times.astype(np.float64) @ both)
-    above, below = np.split(np.concatenate(sums), 2, axis=1)
-    return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
 
+    def ratios(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        # How often each sample was drawn, so that one product sums up all the scores.
+        rows = len(drawn)
+        places = drawn + np.arange(rows)[:, None] * count
+        times = np.bincount(places.ravel(), minlength=rows * count).reshape(rows, count)
+        above, below = np.split((times.astype(np.float64) @ both).T, 2)
+        return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
 
-def _resampled(
-    statistic: Statistic, arrays: Sequence[NDArray[np.float64]], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """``(resamples,)`` values of a statistic."""
-    _check_resamples(resamples)
-    count = len(arrays[0])
-    generator = np.random.default_rng(seed)
-    block = max(1, _GATHERED_AT_ONCE // count)
-    values = []
-    for done in range(0, resamples, block):
-        drawn = generator.integers(0, count, (min(block, resamples - done), count))
-        values.append(statistic(*(array[drawn] for array in arrays)))
-    return np.concatenate(values)
+    return _resample(ratios, count, resamples, seed).T
 
 
 def percentile_interval(
@@ -156,9 +136,6 @@ def percentile_interval(
 
     Returns:
         The interval; its ends are NaN where no value is defined.
-
-    Raises:
-        ValueError: The confidence is out of range.
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
@@ -169,14 +146,29 @@ def percentile_interval(
     return Interval(estimate, float(low), float(high))
 
 
-def _columns(columns: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
-    arrays = [samples(column) for column in columns]
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) != 1 or len(shapes[0]) != 1:
-        raise ValueError(f"columns must be (N,) arrays of one length, got shapes {shapes}")
-    return arrays
+def _resample(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    count: int,
+    resamples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Values ``(..., R)`` of a statistic that takes indices ``(R, N)`` of the samples drawn."""
+    from scipy import stats  # Slow to import, and only reports need it.
 
-
-def _check_resamples(resamples: int) -> None:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if count == 1:  # SciPy wants two samples; of one, every resample is the same.
+        return np.repeat(statistic(np.zeros((1, 1), dtype=np.int64)), resamples, axis=-1)
+    with warnings.catch_warnings():
+        # About undefined values among the resamples, which `percentile_interval` leaves out.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(count),),
+            lambda drawn, axis: statistic(drawn),
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, _DRAWN_AT_ONCE // count),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return np.asarray(found.bootstrap_distribution, dtype=np.float64)

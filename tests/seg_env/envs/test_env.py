@@ -13,8 +13,8 @@ from gymnasium.utils.env_checker import check_env
 
 import seg_env
 from rewards import MaskIoU, Reward, RewardSum
-from seg_env.envs.observation import PADDING_GRAY
-from seg_env.frames import UNIT, LetterboxFrame, PermilleFrame, PixelFrame
+from seg_env.envs.core import PADDING_GRAY
+from seg_env.frames import PERMILLE, UNIT, letterbox_frame, pixel_frame
 from seg_env.geometry.raster import rasterize
 from seg_env.grammar import encode
 
@@ -48,7 +48,7 @@ def test_gymnasium_finds_nothing_to_object_to(identifier, render_mode):
     [
         {"image_size": 48},
         {"image_size": [48, 30], "frame": "permille"},
-        {"frame": PixelFrame(100, 50), "rewards": {"mask_iou": 1.0}},
+        {"frame": pixel_frame(100, 50), "rewards": {"mask_iou": 1.0}},
     ],
     ids=str,
 )
@@ -234,7 +234,7 @@ def test_native_sizes_are_kept_and_declared(pictures):
 
 @pytest.mark.parametrize("canvas", [(64, 64), (40, 120), (50, 31)])
 @pytest.mark.parametrize(
-    "frame", [UNIT, PermilleFrame(), PixelFrame(200, 100)], ids=lambda frame: frame.name
+    "frame", [UNIT, PERMILLE, pixel_frame(200, 100)], ids=lambda frame: frame.name
 )
 def test_answers_are_about_the_picture_seen(pictures, canvas, frame):
     env = make(pictures, image_size=canvas, frame=frame)
@@ -260,7 +260,7 @@ def test_the_letterbox_is_inverted_exactly(pictures, canvas):
         env.reset(options={"index": index})
         frame = env.action_space.frame
         if size != canvas:
-            frame = LetterboxFrame(frame, size, canvas)
+            frame = letterbox_frame(frame, size, canvas)
         # Encoding clips to the picture seen; the target lies within it.
         text = encode(pictures[index].target.rings, decimals=9, frame=frame)
         assert env.step(text)[4]["iou"] == 1.0

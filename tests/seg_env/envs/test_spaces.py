@@ -8,11 +8,11 @@ import pytest
 from gymnasium.vector.utils import batch_space, concatenate
 
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.frames import PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, pixel_frame
 from seg_env.geometry.polygon import ring_area
 from seg_env.grammar import decode
 
-FRAMES = [PolygonText(seed=0).frame, PermilleFrame(), PixelFrame(640, 480)]
+FRAMES = [PolygonText(seed=0).frame, PERMILLE, pixel_frame(640, 480)]
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: frame.name)
@@ -93,7 +93,7 @@ def test_spaces_can_be_copied_pickled_compared_and_batched(space):
 
 
 def test_spaces_that_differ_are_not_equal():
-    assert PolygonText() != PolygonText(frame=PermilleFrame())
+    assert PolygonText() != PolygonText(frame=PERMILLE)
     assert PolygonText() != PolygonText(decimals=2)
     assert PolygonText(64) != FreeText(64)
     assert ImageSpace(8) != ImageSpace(9)
