@@ -366,9 +366,9 @@ def draw_outlines(stages: Sequence[str], folder: Path, split: str, difficulty: s
     import matplotlib.pyplot as plt
 
     from experiments.common.policies import open_policy
-    from experiments.common.questions import open_questions
     from experiments.common.report import draw_answers
     from experiments.evaluation.loop import evaluate
+    from seg_env.envs.rules import open_questions
 
     asked = []
     for stage in stages:

@@ -12,7 +12,6 @@ from agents_fixtures import small_policy
 from PIL import Image
 from shapely.geometry import Polygon
 
-from experiments.common.questions import open_questions
 from experiments.evaluate import main
 from experiments.evaluation import samples as evaluate_samples
 from experiments.evaluation.answers import Answer, keep_whole_answers, match_answers, read_answers
@@ -20,6 +19,7 @@ from experiments.evaluation.options import Args
 from experiments.evaluation.published import published_table
 from experiments.evaluation.samples import load_samples
 from experiments.evaluation.scores import score
+from seg_env.envs.rules import open_questions
 from seg_env.frames import find_answer_frame, pixel_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of

@@ -16,11 +16,11 @@ from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
 from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
-from experiments.common.questions import open_rules
 from experiments.common.report_turns import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
 from seg_env.envs.refine import RefineEnv, RefineVectorEnv
+from seg_env.envs.rules import open_rules
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
