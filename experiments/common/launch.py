@@ -20,9 +20,9 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 
-from agents.training.deepspeed_configuration import zero_stage
 from agents.training.distributed import World, is_lost_peer, join_world, leave_world
 from agents.training.hardware import fit_threads
+from agents.training.settings import zero_stage
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
