@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar
 from experiments.sweeps.ablate_report import compare, print_comparison
 from experiments.sweeps.ablate_studies import STUDIES
 

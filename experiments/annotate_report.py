@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from rich.console import Console
 
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import Job
 from seg_env.data.annotate.filters import mask_iou

@@ -12,8 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_atomically, write_json
-from experiments.common.logs import read_metrics
+from experiments.common.logs import read_metrics, write_atomically, write_json
 from experiments.common.policies import open_policy
 from experiments.common.questions import open_questions
 from experiments.common.report import draw_answers

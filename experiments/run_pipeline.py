@@ -27,8 +27,8 @@ import tyro
 from rich.console import Console
 
 from experiments import annotate, run_bc, run_gspo
-from experiments.common.brief import brief_errors
-from experiments.common.files import write_json
+from experiments.common.command import brief_errors
+from experiments.common.logs import write_json
 from experiments.pipeline_report import print_scores, write_report
 from experiments.pipeline_steps import Stage, Step
 
@@ -40,7 +40,7 @@ SCENES = "4000"
 """Pictures to pre-train on, and as many others for fine-tuning."""
 CLONING = (
     *("--updates", "700", "--cloning.batch-size", "24"),
-    *("--evaluate-every", "100", "--checkpoint-every", "100"),
+    *("--evaluation.every", "100", "--checkpoint-every", "100"),
 )
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
     # Seed 1: scenes of seed 0 are those that the other stages learn from.
@@ -165,9 +165,8 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     if stage == "annotate":
         return words
     words += ["--seed", str(args.seed)]
-    dotted = "." if stage == "rl" else "-"
-    words += [f"--evaluation{dotted}split", args.split]
-    words += [f"--evaluation{dotted}questions", str(args.questions)]
+    words += ["--evaluation.split", args.split]
+    words += ["--evaluation.questions", str(args.questions)]
     words += ["--data", data] if stage == "pretrain" else []
     words += ["--policy", policy] if policy is not None else []
     if stage != "rl":

@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 
 from experiments.ablate import run_script
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar
 from experiments.pipeline_steps import SCRIPTS
 from experiments.sweeps.stages_report import compare_stages, print_comparison
 from experiments.sweeps.stages_studies import STUDIES, AnnotatedPictures, Run

@@ -16,8 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_json
-from experiments.common.logs import read_metrics
+from experiments.common.logs import read_metrics, write_json
 from experiments.common.report import plot_seeds
 
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.

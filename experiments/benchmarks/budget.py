@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_json
+from experiments.common.logs import write_json
 
 ACTIVATION_FACTOR = 34
 """Bytes kept per token, layer and unit of width, with a fused attention kernel and 16 bits

@@ -21,7 +21,7 @@ from agents.demonstrations import Demonstration, collate, demonstrate
 from agents.embedded.tiny import TinyConfig, build_model, build_processor
 from agents.policy.model import VLMPolicy
 from agents.trl_backend.sft import SupervisedFineTuning, SupervisedFineTuningConfig
-from experiments.common.files import write_json
+from experiments.common.logs import write_json
 from experiments.common.policies import PrecisionChoice, choose_precision
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import answer, question

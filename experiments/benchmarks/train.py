@@ -17,8 +17,7 @@ from rich.console import Console
 from experiments.benchmarks.train_legs import work_process
 from experiments.benchmarks.train_report import LEGS, Updates, plot, show, summarize
 from experiments.benchmarks.train_work import Work
-from experiments.common.files import write_json
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar, write_json
 
 LegName = Literal["ours", "repeated", "trl"]
 ShapeName = Literal["matched", "small", "embedded", "30m", "2b"]

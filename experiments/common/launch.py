@@ -9,15 +9,16 @@ On several machines the output folder must be one that all of them see.
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import Protocol, TypeVar
 
+import torch
 from rich.console import Console
 
 from agents.training.distributed import World, is_lost_peer, join_world, leave_world
@@ -37,12 +38,6 @@ class TrainingConfig(Protocol):
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
-
-
-def command_words(words: Sequence[str] | None = None) -> list[str]:
-    """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
-    given = sys.argv[1:] if words is None else words
-    return [word for word in given if not word.startswith("--local_rank=")]
 
 
 @contextmanager
@@ -67,6 +62,18 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
             "command with --resume goes on from the last checkpoint."
         ) from error
     leave_world()
+
+
+def trainer_process() -> tuple[bool, Console]:
+    """Take this process's device for a trainer of TRL, which meets the other processes itself.
+
+    Returns:
+        Whether this is the first process, and a console that only prints there.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    leads = os.environ.get("RANK", "0") == "0"
+    return leads, Console(quiet=not leads)
 
 
 def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:

@@ -10,8 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_atomically, write_json
-from experiments.common.logs import read_metrics
+from experiments.common.logs import read_metrics, write_atomically, write_json
 from experiments.summarize import giou_of, read_scores, t_interval
 from experiments.sweeps.ablate_studies import Study
 

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from rich.console import Console
 
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import write_atomically, write_json
 from experiments.pipeline_steps import read_scores
 from experiments.summarize import t_interval
 from experiments.sweeps.ablate_report import print_cells

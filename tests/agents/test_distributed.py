@@ -27,7 +27,8 @@ from agents.training.engine import Engine, make_engine
 from agents.training.optim import split_parameters
 from agents.training.settings import OptimizerSettings
 from experiments import run_gspo
-from experiments.common.launch import command_words, fit_to_deepspeed
+from experiments.common.command import command_words
+from experiments.common.launch import fit_to_deepspeed
 from experiments.common.logs import read_metrics
 
 ROOT = Path(__file__).parents[2]
