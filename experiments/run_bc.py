@@ -288,6 +288,7 @@ def task_questions(args: Args, task: str, frame: AnswerFrame) -> ReferringCore:
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:
     """Run the job under TRL, in each of its processes; the first one measures and writes."""
+    from agents.training.distributed import World
     from agents.trl_backend.sft import SupervisedFineTuning
     from experiments.common.cloning_data import open_records
     from experiments.common.launch import trainer_process
@@ -305,7 +306,7 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
         else:
             questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
             dataset = questions.dataset
-    run = Run(args, policy, console, length=args.answer_length(), leads=leads)
+    run = Run(args, policy, console, World(), args.answer_length(), leads=leads)
     run.claim_folder()
     with opening():
         agent = SupervisedFineTuning(

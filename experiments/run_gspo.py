@@ -80,6 +80,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
         WrongOptionError: An argument has no counterpart in TRL.
     """
     refuse_others(args)
+    from agents.training.distributed import World
     from agents.trl_backend.gspo import TRLGSPO
     from experiments.common.launch import trainer_process
     from experiments.common.policies import longest_answer
@@ -96,7 +97,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
         core = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
         length = args.answer_length(args.gspo.max_new_tokens)
         args.gspo.max_new_tokens = longest_answer(length, policy, core, console)
-    run = Run(args, policy, console, length=length, leads=leads)
+    run = Run(args, policy, console, World(), length, leads=leads)
     with opening():
         agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
     return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")

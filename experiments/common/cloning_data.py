@@ -21,9 +21,7 @@ from seg_env.data import open_dataset
 from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, loading
-from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.tasks import Task
-from seg_env.tasks.queries import QueryStyle
+from seg_env.frames import UNIT_ANSWERS
 from seg_env.types import Sample
 
 CHUNK = 250
@@ -110,14 +108,10 @@ def demonstrate_images(
     policy: str | None,
     model: TinyConfig,
     *,
-    tasks: Sequence[Task],
-    queries: QueryStyle,
-    epsilon: float,
-    decimals: int,
     workers: int,
     console: Console,
     left_out: LeftOut | None = None,
-    frame: AnswerFrame = UNIT_ANSWERS,
+    **how: Any,
 ) -> list[Demonstration]:
     """Write questions and answers about images on several cores, in their order.
 
@@ -125,35 +119,20 @@ def demonstrate_images(
         images: What is asked about; those without an object are left out.
         policy: Whose processor is used; None for a new policy.
         model: Shape of a new policy.
-        tasks: What is asked of every object.
-        queries: How places that questions give are drawn and written.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
-        decimals: Digits of coordinates.
         workers: Processes.
         console: Where the progress bar is drawn.
         left_out: Told of images that are broken, or that the processor refuses; by default they
             are an error.
-        frame: What numbers in questions and answers mean.
+        **how: Arguments of `agents.demonstrations.demonstrate`; coordinates have all their digits.
 
     Raises:
         UnusableSampleError: One is, and images are not to be left out.
     """
     left_out = LeftOut("error") if left_out is None else left_out
+    how = {"frame": UNIT_ANSWERS, "pad": True, "on_error": left_out.on_error, **how}
+    work = partial(_demonstrate_chunk, images, policy, model, **how)
     count = len(images)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    work = partial(
-        _demonstrate_chunk,
-        images,
-        policy,
-        model,
-        tasks=tasks,
-        queries=queries,
-        epsilon=epsilon,
-        decimals=decimals,
-        pad=True,
-        frame=frame,
-        on_error=left_out.on_error,
-    )
     found: list[Demonstration] = []
     with progress_bar(console) as progress:
         task = progress.add_task("reading images", total=count, status="")

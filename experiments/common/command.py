@@ -33,7 +33,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import tyro
@@ -124,21 +124,19 @@ def brief_errors(*, debug: bool = False) -> Iterator[None]:
 
 def print_first_options(args_type: type[Any], description: str | None, first: FirstOptions) -> None:
     """Print the short help page."""
-    console = Console(highlight=False, markup=False)
-    name = Path(sys.argv[0]).name
-    console.print(f"usage: {name} [options]\n")
-    console.print(_opening_of(description or ""))
+    console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
+    console.print(f"usage: {script} [options]\n\n{_opening_of(description or '')}")
+    rows = dict(_options(args_type))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for title, names in first.items():
-        known = [one for one in names if _find(args_type, one) is not None]
-        if known:
+        if known := [rows[name] for name in names if name in rows]:
             table.add_row()
             table.add_row(Text(title, style="bold"))
-        for one in known:
-            table.add_row(*_option_row(args_type, one))
+            for typed, text in known:
+                table.add_row(f"  {typed}", text)
     table.add_row()
-    table.add_row("  --help-all", f"All options; {name} --help-all | less")
+    table.add_row("  --help-all", "All options.")
     table.add_row("  --debug", "Show where an error arose.")
     console.print(table)
 
@@ -154,63 +152,51 @@ def _opening_of(description: str) -> str:
     return "\n\n".join(found).replace("``", "")
 
 
-def _find(args_type: type[Any], name: str) -> tuple[type[Any], Any, Any] | None:
-    """Class in which an option is a field, its type, and its default; None if there is none."""
-    owner, _, last = name.replace("-", "_").rpartition(".")
-    kind: Any = args_type
-    default: Any = MISSING
-    for part in [*filter(None, owner.split(".")), last]:
-        cls = kind
-        known = {field.name: field for field in fields(cls)} if is_dataclass(cls) else {}
-        if part not in known:
-            return None
-        field = known[part]
-        if default is not MISSING:
-            default = getattr(default, part)
-        else:
-            factory: Any = field.default_factory
-            default = field.default if factory is MISSING else factory()
-        kind = get_type_hints(cls, include_extras=True)[part]
-    hidden = get_origin(kind) is Annotated and tyro.conf.Suppress in get_args(kind)
-    return None if hidden else (cls, kind, default)
+def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Options of a dataclass by name: how each is typed, and its first sentence with its default.
 
-
-def _option_row(args_type: type[Any], name: str) -> tuple[str, str]:
-    """An option as it is typed, and its first sentence with its default."""
-    found = _find(args_type, name)
-    assert found is not None
-    cls, kind, default = found
-    text = _docstrings(cls).get(name.rpartition(".")[2].replace("-", "_"), "")
-    sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(".;")
-    if default is MISSING:
-        sentence += " (required)"
-    elif default is not None and default is not False and default not in ((), ""):
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        sentence += f" (default: {shown})"
-    typed = f"  --{name.replace('_', '-')} {_placeholder(kind)}".rstrip()
-    return typed, sentence.replace("``", "")
+    Args:
+        cls: The dataclass.
+        default: One of it that the defaults are taken from; by default those of its fields.
+    """
+    kinds, texts = get_type_hints(cls, include_extras=True), _docstrings(cls)
+    for field in fields(cls):
+        name, kind = field.name.replace("_", "-"), kinds[field.name]
+        factory: Any = field.default_factory
+        value = field.default if factory is MISSING else factory()
+        value = value if default is None else getattr(default, field.name)
+        if tyro.conf.Suppress in get_args(kind):
+            continue
+        if is_dataclass(value):
+            inner = _options(type(value), value)  # type: ignore[arg-type]
+            for below, (typed, text) in inner:
+                yield f"{name}.{below}", (f"--{name}.{typed[2:]}", text)
+            continue
+        sentence = re.split(r"(?<=[.;])\s", texts.get(field.name, ""), maxsplit=1)[0].rstrip(".;")
+        if value is MISSING:
+            sentence += " (required)"
+        elif value is not None and value is not False and value not in ((), ""):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            sentence += f" (default: {shown})"
+        yield name, (f"--{name} {_placeholder(kind)}".rstrip(), sentence.replace("``", ""))
 
 
 def _placeholder(kind: Any) -> str:
     """What stands for the value of an option of some type."""
-    if get_origin(kind) is Annotated:
-        return _placeholder(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        inner = [_placeholder(one) for one in get_args(kind) if one is not type(None)]
-        return "|".join(inner)
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"{_placeholder(get_args(kind)[0])} …"
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return "|".join(_placeholder(one) for one in inner if one is not type(None))
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin is not None:  # a tuple, or an annotated type
+        return _placeholder(inner[0]) + (" …" if origin is tuple else "")
     return "" if kind is bool else kind.__name__.upper()
 
 
 def _docstrings(cls: type[Any]) -> dict[str, str]:
     """The strings below the fields of a dataclass and of those that it inherits from."""
     found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not is_dataclass(base):
-            continue
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
         for field, text in pairwise(body.body):

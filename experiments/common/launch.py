@@ -45,9 +45,6 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
     """Meet the other ranks; inside the block only the main one prints.
 
     A rank that finds another one gone ends with a message and status 1.
-
-    Args:
-        deepspeed: What the command line says of DeepSpeed.
     """
     fit_threads()
     world = join_world(deepspeed=deepspeed is not None)
@@ -79,14 +76,7 @@ def trainer_process() -> tuple[bool, Console]:
 def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
     """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate.
 
-    Args:
-        config: As given.
-        choice: What the command line says of DeepSpeed; None changes nothing.
-        console: Where the change is told.
-
-    Raises:
-        ValueError: The configuration is not one of ZeRO.
-        FileNotFoundError: There is no such configuration.
+    Without a choice they stay as they are.
     """
     if choice is None:
         return config

@@ -55,14 +55,7 @@ def open_policy(
     console: Console | None = None,
     trust_remote_code: bool = False,
 ) -> VLMPolicy:
-    """Load one of `SHIPPED`, a folder, or a hub id.
-
-    Args:
-        name: Which one.
-        precision: Of forward and backward passes.
-        frame: What its numbers mean, see `seg_env.frames.find_answer_frame`.
-        console: Where the frame is told.
-        trust_remote_code: Run code that comes with a hub model.
+    """Load one of `SHIPPED`, a folder, or a hub id, and say what its numbers mean.
 
     Raises:
         CheckpointError: It cannot be opened; says in one line what is missing.
@@ -195,14 +188,9 @@ def longest_answer(
 ) -> int:
     """Tokens of the longest answer, the end token included; says aloud what was measured.
 
-    Args:
-        choice: A number of tokens, or ``"auto"`` to measure it.
-        policy: Whose tokens are counted.
-        core: Whose questions are answered.
-        console: Where the number is told.
-
     Raises:
-        ValueError: No answer can be written with the number given, or no target can be read.
+        WrongOptionError: No answer can be written with the number given.
+        UnusableSampleError: No target can be read.
     """
     if choice != "auto":
         if choice < 1:
@@ -232,10 +220,7 @@ def true_lengths(
 ) -> dict[Task, list[int]]:
     """Tokens of true answers by task, in the policy's frame, the end token included.
 
-    Args:
-        policy: Whose tokens are counted.
-        core: Whose questions are answered.
-        count: Samples, spread evenly over the data set.
+    They are of ``count`` samples, spread evenly over the data set.
 
     Raises:
         UnusableSampleError: No sample can be read.

@@ -255,13 +255,7 @@ def draw_answers(question: Question, answers: Sequence[Prediction]) -> NDArray[n
 
 
 def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
-    """Draw ``turns.png`` and ``first_last.png``; returns the part of the report that shows them.
-
-    Args:
-        core: Who asked.
-        side: Evaluations after the last turn and after the first.
-        folder: Of the run.
-    """
+    """Draw ``turns.png`` and ``first_last.png``; returns the part of the report that shows them."""
     pairs = {
         "greedy": (side["first"], side["greedy"]),
         "sampled": (side["sampled_first"], side["sampled"]),

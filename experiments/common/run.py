@@ -105,8 +105,8 @@ class Run:
         args: RunArguments,
         policy: VLMPolicy,
         console: Console,
-        world: World | None = None,
-        length: AnswerLength | None = None,
+        world: World,
+        length: AnswerLength,
         *,
         leads: bool = True,
     ) -> None:
@@ -116,9 +116,9 @@ class Run:
             args: The command line.
             policy: The one that training starts from.
             console: Where progress is shown.
-            world: The ranks that measure and save together; by default one.
-            length: Tokens of the longest answer when the policy is measured, ``"auto"`` to find out
-                on the held-out questions; by default the agent's.
+            world: The ranks that measure and save together.
+            length: Tokens of the longest answer when the policy is measured, or ``"auto"`` to find
+                out on the held-out questions.
             leads: Whether this process measures and writes. Under TRL all but the first one only
                 train, and save when the first does.
 
@@ -126,7 +126,7 @@ class Run:
             BlindPolicyError: Images do not reach the model.
         """
         self.args, self.console, self.leads = args, console, leads
-        self.folder, self.world = args.output_dir, world or World()
+        self.folder, self.world = args.output_dir, world
         held_out = {
             **args.environment(),
             "split": args.evaluation.split,
@@ -143,8 +143,7 @@ class Run:
         self._warned = self._claimed = False
         self._start = time.perf_counter()
         if leads:
-            if length is not None:
-                self.max_new_tokens = longest_answer(length, policy, self.core, console)
+            self.max_new_tokens = longest_answer(length, policy, self.core, console)
             shipped = args.policy is None or args.policy in SHIPPED
             if args.vision_check and not shipped and not args.resume:
                 self._vision = require_vision(policy, self.core, console)
@@ -188,7 +187,6 @@ class Run:
             What ``scores.json`` holds; nothing in a process that does not lead.
         """
         self.agent = agent
-        self.max_new_tokens = self.max_new_tokens or agent.max_new_tokens
         self.claim_folder()
         before = self._begin()
         try:

@@ -42,12 +42,12 @@ def arguments(policy, output):
     ]
 
 
-def start(script, *options):
+def start(script, *options, columns="200"):
     """Run a script as a user does, in its own process."""
     return subprocess.Popen(
         [sys.executable, f"experiments/{script}", *options],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": "200"},
+        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": columns},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -179,7 +179,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(policy_f
 
 def test_help_explains_every_option():
     scripts = {"run_gspo.py": run_gspo, "run_bc.py": run_bc}
-    running = {name: start(name, "--help-all") for name in scripts}
+    running = {name: start(name, "--help-all", columns="100") for name in scripts}
     for name, process in running.items():
         text, _ = process.communicate(timeout=120)
         assert process.returncode == 0, text
