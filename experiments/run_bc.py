@@ -307,7 +307,6 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
             questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
             dataset = questions.dataset
     run = Run(args, policy, console, World(), args.answer_length(), leads=leads)
-    run.claim_folder()
     with opening():
         agent = SupervisedFineTuning(
             policy, dataset, args.sft, max_new_tokens=run.max_new_tokens, on_error=args.on_error

@@ -23,6 +23,7 @@ With vLLM, FSDP or LoRA, through TRL's GRPOTrainer; docs/scaling.md tells how th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -100,6 +101,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     run = Run(args, policy, console, World(), length, leads=leads)
     with opening():
         agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
+        agent.share_out(int(os.environ.get("WORLD_SIZE", "1")))  # or tells how it could be
     return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")
 
 

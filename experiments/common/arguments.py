@@ -191,12 +191,17 @@ class TrainingArguments(RunArguments):
             frame: What the numbers in answers mean: the policy's.
 
         Raises:
-            ValueError: The id is not one of this project, the grammar that answers are held to is
-                not that of what is asked for, or vertices are to be credited where episodes have
-                several turns.
+            ValueError: The id is not one of this project, or other options do not go with it: turns
+                where there is one, a grammar that is not that of what is asked for, or credit for
+                vertices where episodes have several turns.
         """
         if self.env not in (known := ENVIRONMENT_IDS + REFINE_IDS):
             raise ValueError(f"--env {self.env} is not one of {', '.join(known)}")
+        if self.env not in REFINE_IDS and (self.turns, self.refine_template) != (None, None):
+            raise ValueError(
+                f"--env {self.env} has one turn, and --turns and --refine-template are for "
+                f"{', '.join(REFINE_IDS)}: leave them out"
+            )
         if self.grammar.constrained and TaskMixture.from_spec(self.task).forms != ("mask",):
             raise ValueError(
                 f"--grammar.constrained allows outlines only, and --task {self.task!r} asks for "

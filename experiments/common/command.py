@@ -168,7 +168,7 @@ def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[s
         if tyro.conf.Suppress in get_args(kind):
             continue
         if is_dataclass(value):
-            inner = _options(type(value), value)  # type: ignore[arg-type]
+            inner = _options(type(value), value)
             for below, (typed, text) in inner:
                 yield f"{name}.{below}", (f"--{name}.{typed[2:]}", text)
             continue

@@ -169,6 +169,7 @@ assert not heavy, heavy
         ["--deepspeed", "no-such-stage"],
         ["--gspo.loss", "gspo", "--gspo.vertex-weight", "0.5"],
         ["--max-new-tokens", "0"],
+        ["--turns", "3"],
         ["--evaluation.split", "no-such-split"],
     ],
     ids=lambda words: words[-2],
