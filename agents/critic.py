@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
-
-CriticKind = Literal["shared", "separate"]
+from agents.settings import CriticKind
 
 
 class ValueHead(nn.Module):

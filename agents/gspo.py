@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -16,15 +14,15 @@ from agents.advantages import (
 )
 from agents.dynamic_sampling import replace_degenerate
 from agents.losses import Metrics, gspo_loss, gspo_token_loss, luspo_loss
-from agents.on_policy import OnPolicyAgent, OnPolicyConfig
+from agents.on_policy import OnPolicyAgent
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
+from agents.settings import GSPOConfig as GSPOConfig
+from agents.settings import LossName
 from agents.token_losses import grpo_loss, token_mean_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_improvements
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-
-LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
 
 CLIPS: dict[LossName, tuple[float, float]] = {
     "gspo": (0.01, 0.015),
@@ -40,36 +38,6 @@ have a hundred, so their mean log ratio spreads more."""
 
 TOKEN_LOSSES: tuple[LossName, ...] = ("gspo_token", "grpo", "dr_grpo", "dapo")
 """Losses that take an advantage per token."""
-
-
-@dataclass
-class GSPOConfig(OnPolicyConfig):
-    """Settings of GSPO and of other losses that compare the answers of a group."""
-
-    loss: LossName = "gspo"
-    """gspo: a ratio per answer; gspo_token: the same with an advantage per token; luspo: the same
-    times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a constant,
-    or over tokens. dr_grpo does not divide by the spread of a group."""
-    clip_low: float | None = None
-    """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
-    clip_high: float | None = None
-    """Ratios above ``1 + clip_high`` are clipped; by default what suits the loss, 0.015 for
-    gspo."""
-    spread_floor: float = 0.2
-    """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
-    which turns groups in which every answer misses into full-strength noise."""
-    dynamic_sampling: bool = False
-    """Ask other questions in place of those whose answers all earned the same."""
-    dynamic_rounds: int = 3
-    """Most further rounds of questions of an update."""
-    vertex_weight: float = 0.0
-    """Weight of what each vertex added to the IoU, relative to the group's other vertices, in the
-    advantage of its tokens; needs a loss with an advantage per token."""
-
-    @property
-    def credits_vertices(self) -> bool:
-        """See `OnPolicyConfig.credits_vertices`."""
-        return bool(self.vertex_weight)
 
 
 class GSPO(OnPolicyAgent):

@@ -32,7 +32,7 @@ from agents.rollout import Rollout, join
 from agents.screening import require_usable
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import OptimizerSettings, make_engine
+from agents.training.engine import make_engine
 from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import (
     TRIES,
@@ -98,15 +98,7 @@ class OnPolicyAgent(Agent):
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
-        settings = OptimizerSettings(
-            config.learning_rate,
-            config.weight_decay,
-            config.max_grad_norm,
-            config.muon,
-            config.muon_precision,
-            config.adam_epsilon,
-        )
-        self.engine = make_engine(self.trained_module(), settings, config.deepspeed)
+        self.engine = make_engine(self.trained_module(), config)
         self.update = 0
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)

@@ -6,17 +6,12 @@ words outlines only; boxes and points are asked for in the same sentences.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 
+from agents.settings import WORDINGS as WORDINGS
+from agents.settings import Wording as Wording
 from seg_env.tasks import Task, form_of, question
 from seg_env.types import Form, Sample
-
-Wording = Literal["plain", "paper"]
-"""``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
-one of the paper's questions, and one of its answer sentences."""
-WORDINGS: tuple[Wording, ...] = get_args(Wording)
 
 QUESTIONS: tuple[str, ...] = (
     '"{expression}"\'s {thing}',

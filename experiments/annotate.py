@@ -31,9 +31,8 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from experiments.common.brief import brief_errors
-from experiments.common.files import write_atomically, write_json
-from experiments.common.progress import progress_bar
+from experiments.common.command import brief_errors
+from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
 from seg_env.data.annotate.job import BINS, parse_part

@@ -18,9 +18,14 @@ from urllib.parse import parse_qsl, urlsplit
 import tyro
 from rich.console import Console
 
-from experiments.common.answer_length import AnswerLength
-from experiments.common.brief import brief_errors
-from experiments.common.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
+from experiments.common.command import brief_errors
+from experiments.common.policies import (
+    EMBEDDED,
+    AnswerLength,
+    PrecisionChoice,
+    answer_length,
+    open_policy,
+)
 from experiments.demo_answers import Demo
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.frames import AUTO

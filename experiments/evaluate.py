@@ -36,9 +36,8 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments.common.brief import brief_errors
-from experiments.common.files import write_json
-from experiments.common.progress import progress_bar
+from experiments.common.command import brief_errors
+from experiments.common.logs import progress_bar, write_json
 from experiments.evaluation.answers import match_answers, read_answers
 from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
 from experiments.evaluation.options import Args

@@ -29,9 +29,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.common.brief import brief_errors
+from experiments.common.command import brief_errors
 from experiments.common.comparison import read_scores
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 from seg_env.types import Prediction
@@ -48,7 +48,7 @@ SCENES = "4000"
 """Images to pre-train on, and as many others for fine-tuning."""
 CLONING = (
     *("--updates", "700", "--cloning.batch-size", "24"),
-    *("--evaluate-every", "100", "--checkpoint-every", "100"),
+    *("--evaluation.every", "100", "--checkpoint-every", "100"),
 )
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
     # Seed 1: scenes of seed 0 are those that the other stages learn from.
@@ -200,9 +200,8 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     if stage == "annotate":
         return words
     words += ["--seed", str(args.seed)]
-    dotted = "." if stage == "rl" else "-"
-    words += [f"--evaluation{dotted}split", args.split]
-    words += [f"--evaluation{dotted}questions", str(args.questions)]
+    words += ["--evaluation.split", args.split]
+    words += ["--evaluation.questions", str(args.questions)]
     words += ["--data", data] if stage == "pretrain" else []
     words += ["--policy", policy] if policy is not None else []
     if stage != "rl":

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.training.deepspeed_configuration import read_configuration, zero_stage
 from agents.training.distributed import join_world
-from agents.training.engine import Engine, OptimizerSettings
+from agents.training.engine import Engine
 from agents.training.optim import adamw
 from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
 from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
+from agents.training.settings import OptimizerSettings, read_configuration, zero_stage
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -79,19 +79,19 @@ class DeepSpeedEngine(Engine):
         hybrid: The optimizer with Muon; None if AdamW is all there is.
     """
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings, choice: str) -> None:
+    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
         """Share out a module's training.
 
         Args:
             module: Trained in place.
-            settings: Of the optimizer; Muon must be off at stage 3.
-            choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a DeepSpeed configuration.
+            settings: Name a DeepSpeed configuration; Muon must be off at its stage 3.
 
         Raises:
             ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
             FileNotFoundError: There is no such configuration.
         """
-        self._stage = zero_stage(choice)
+        assert settings.deepspeed is not None
+        self._stage = zero_stage(settings.deepspeed)
         if settings.muon and self._stage == 3:
             raise ValueError(
                 "Muon needs whole matrices, of which no rank has even the weights at stage 3 of "
@@ -103,7 +103,7 @@ class DeepSpeedEngine(Engine):
         }
         dtype = next(iter(self._parameters.values())).dtype
         self._keeps_master = dtype != torch.float32
-        config = read_configuration(choice, settings, dtype)
+        config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
         rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon

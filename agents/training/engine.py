@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,26 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.training.distributed import World
-from agents.training.muon import MuonPrecision
-from agents.training.optim import EPSILON, HybridOptimizer
-
-
-@dataclass
-class OptimizerSettings:
-    """What an optimizer needs to know."""
-
-    learning_rate: float
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    muon: bool = True
-    """Muon on hidden matrices; False for AdamW everywhere."""
-    muon_precision: MuonPrecision = "auto"
-    """What Muon orthogonalises in."""
-    adam_epsilon: float = EPSILON
-    """Of AdamW."""
+from agents.training.optim import HybridOptimizer
+from agents.training.settings import OptimizerSettings
 
 
 class Engine:
@@ -112,19 +93,10 @@ class Engine:
         self.optimizer.load_state_dict(state)
 
 
-def make_engine(
-    module: nn.Module, settings: OptimizerSettings, deepspeed: str | None = None
-) -> Engine:
-    """The engine that a configuration asks for.
-
-    Args:
-        module: Trained in place.
-        settings: Of the optimizer.
-        deepspeed: ``"zero1"``, ``"zero2"``, ``"zero3"``, the path of a DeepSpeed configuration, or
-            None for plain PyTorch.
-    """
-    if deepspeed is None:
+def make_engine(module: nn.Module, settings: OptimizerSettings) -> Engine:
+    """The engine that settings ask for, of DeepSpeed or of plain PyTorch; see `Engine`."""
+    if settings.deepspeed is None:
         return Engine(module, settings)
     from agents.training.deepspeed_engine import DeepSpeedEngine  # takes seconds to import
 
-    return DeepSpeedEngine(module, settings, deepspeed)
+    return DeepSpeedEngine(module, settings)

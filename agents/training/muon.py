@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.training.hardware import multiplies_bfloat16
+from agents.training.settings import MuonPrecision
 
 MOMENTUM = 0.95
 """Of Muon, with Nesterov's look ahead."""
@@ -24,9 +25,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 SMALLEST_NORM = 1e-7
 """A matrix is divided by its norm, but by no less."""
-
-MuonPrecision = Literal["auto", "float32", "bfloat16"]
-"""What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
 
 
 class Muon(torch.optim.Optimizer):

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.training.muon import Muon, MuonPrecision
+from agents.training.muon import Muon
 from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.settings import EPSILON, MuonPrecision
 
 BETAS = (0.9, 0.95)
-"""Of AdamW."""
-EPSILON = 1e-8
 """Of AdamW."""
 
 

@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 from transformers import PrinterCallback
 
-from agents.gspo import CLIPS, GSPOConfig, LossName
+from agents.gspo import CLIPS, GSPOConfig
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.policy.processing import special_tokens
+from agents.settings import LossName
 from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
 from agents.trl_backend.options import TRLOptions

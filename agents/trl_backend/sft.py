@@ -7,7 +7,6 @@ launchers that TRL knows (``torchrun``, ``accelerate launch``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from transformers import PrinterCallback
 
 from agents.policy.model import VLMPolicy
 from agents.rows import read_task_weights, rows_for
+from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
+from agents.settings import with_papers_optimizer as with_papers_optimizer
 from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
-from agents.wording import Wording
 from seg_env.data.base import Dataset
 from seg_env.envs.left_out import LeftOut, OnError
 
-PAPER_BATCH = 256
-"""Questions in an update of the paper's fine-tuning, over all devices."""
 METRICS = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -32,68 +30,6 @@ METRICS = {
     "entropy": "train/entropy",
 }
 """Names that SFTTrainer gives its figures, and ours."""
-
-
-@dataclass
-class SupervisedFineTuningConfig:
-    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
-
-    batch_size: int = 8
-    """Questions per device and step; the paper's batch is 256 over all devices and steps."""
-    accumulation: int = 1
-    """Steps whose gradients make one update; see `with_papers_optimizer`."""
-    tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
-    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Those that
-    give a place are named in full, ``point->mask=0.1``."""
-    wording: Wording = "paper"
-    """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
-    epsilon: float = 0.005
-    """Douglas-Peucker tolerance of outlines, as a share of the perimeter (the paper's best)."""
-    decimals: int = 3
-    """Digits of coordinates."""
-    pad: bool = False
-    """Write every coordinate with all its digits."""
-    learning_rate: float = 5e-5
-    """Peak learning rate."""
-    warmup: float = 0.03
-    """Share of the updates in which the learning rate rises."""
-    final_rate: float = 0.04
-    """Last learning rate as a share of the peak."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; the paper publishes none."""
-    muon: bool = False
-    """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    gradient_checkpointing: bool = True
-    """Compute activations twice instead of keeping them."""
-    workers: int = 0
-    """Processes that load pictures and trace outlines; 0 does it between the steps."""
-    seed: int = 0
-    """Seed of the order of samples, tasks and wordings."""
-
-
-def with_papers_optimizer(
-    config: SupervisedFineTuningConfig, world_size: int
-) -> SupervisedFineTuningConfig:
-    """Settings with the paper's optimizer: Muon, on 256 questions in every update.
-
-    Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
-
-    Args:
-        config: As given; ``accumulation`` follows from its ``batch_size``.
-        world_size: Number of processes.
-
-    Raises:
-        ValueError: 256 questions do not share out evenly.
-    """
-    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
-    if left or not accumulation:
-        raise ValueError(
-            f"batch_size={config.batch_size} on {world_size} processes does not share out the "
-            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
-        )
-    return replace(config, accumulation=accumulation, muon=True)
 
 
 class SupervisedFineTuning(TrainerAgent):

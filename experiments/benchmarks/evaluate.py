@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_json
+from experiments.common.logs import write_json
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.metrics import band_radius, boundary_iou, iou, measure, overlaps
 from seg_env.types import Prediction, Target

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 

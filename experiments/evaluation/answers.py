@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.common.files import write_atomically
+from experiments.common.logs import write_atomically
 
 Missing = Literal["error", "empty", "skip"]
 

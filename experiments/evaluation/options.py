@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.common.answer_length import AnswerLength
+from experiments.common.policies import AnswerLength
 from experiments.evaluation.answers import Missing
 from experiments.evaluation.reader import GUESS
 from seg_env.envs.core import ReferringCore

@@ -11,11 +11,14 @@ from rich.table import Table
 
 from agents.policy.model import VLMPolicy
 from agents.screening import prepare_usable
-from experiments.common.answer_length import longest_answer
-from experiments.common.before_training import compare_on_questions
-from experiments.common.files import write_json
-from experiments.common.policies import EMBEDDED, answer_length, open_policy
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar, write_json
+from experiments.common.policies import (
+    EMBEDDED,
+    answer_length,
+    compare_on_questions,
+    longest_answer,
+    open_policy,
+)
 from experiments.evaluation.answers import (
     Answer,
     append_answers,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_atomically
+from experiments.common.logs import write_atomically
 from experiments.evaluation.pictures import (
     Exhibit,
     draw_histogram,

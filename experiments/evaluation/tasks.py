@@ -9,7 +9,7 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import write_atomically, write_json
 from experiments.evaluation.report import markdown
 from seg_env.tasks import Task, form_of
 from seg_env.types import Form

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import distributed_job as job
@@ -22,10 +23,12 @@ from agents.gspo import GSPOConfig
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import Engine, OptimizerSettings, make_engine
+from agents.training.engine import Engine, make_engine
 from agents.training.optim import split_parameters
+from agents.training.settings import OptimizerSettings
 from experiments import run_gspo
-from experiments.common.launch import command_words, fit_to_deepspeed
+from experiments.common.command import command_words
+from experiments.common.launch import fit_to_deepspeed
 from experiments.common.logs import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -349,7 +352,7 @@ def test_muon_is_refused_at_stage_3_and_replaced_on_the_command_line(capsys):
     from rich.console import Console
 
     with pytest.raises(ValueError, match=r"Muon needs whole matrices.*--gspo.no-muon"):
-        make_engine(nn.Linear(2, 2), OptimizerSettings(1e-3), "zero3")
+        make_engine(nn.Linear(2, 2), OptimizerSettings(1e-3, deepspeed="zero3"))
     config = GSPOConfig(learning_rate=3e-4)
     assert fit_to_deepspeed(config, None, Console()) is config
     fitted = fit_to_deepspeed(config, "zero3", Console(width=300))
@@ -385,7 +388,7 @@ def test_a_configuration_of_deepspeed_that_cannot_be_used_is_named(
         path.write_text(json.dumps(content))
     settings = OptimizerSettings(1e-3, muon=False)
     with pytest.raises(error, match=f"own.json.*{message}"):
-        make_engine(nn.Linear(2, 2), settings, str(path))
+        make_engine(nn.Linear(2, 2), replace(settings, deepspeed=str(path)))
 
 
 def test_the_word_that_the_deepspeed_launcher_adds_is_left_out():

@@ -22,7 +22,7 @@ from agents.token_losses import grpo_loss, token_mean_loss
 from agents.trl_backend.gspo import LOSSES, TRLGSPO
 from agents.trl_backend.options import TRLOptions
 from agents.trl_backend.rows import EnvironmentReward, QuestionRows
-from experiments import run_gspo_trl
+from experiments import run_gspo
 from rewards import Reward
 from seg_env.envs.rules import open_questions
 from seg_env.grammar import encode
@@ -304,6 +304,7 @@ def test_trl_is_not_imported_before_it_is_needed():
 def test_the_command_line_trains_measures_and_reports(tmp_path):
     small_policy().save(tmp_path / "small")
     words = ["--policy", str(tmp_path / "small"), "--updates", "2", "--precision", "float32"]
+    words += ["--backend", "trl"]
     words += ["--gspo.prompts-per-update", "2", "--gspo.group-size", "2", "--gspo.minibatches", "1"]
     words += [
         "--gspo.max-new-tokens",
@@ -315,18 +316,20 @@ def test_the_command_line_trains_measures_and_reports(tmp_path):
     ]
     words += ["--gspo.kl-coefficient", "0.1", "--checkpoint-every", "1"]
     words += ["--output-dir", str(tmp_path / "run")]
-    scores = run_gspo_trl.main(tyro.cli(run_gspo_trl.Args, args=words))
+    scores = run_gspo.main(tyro.cli(run_gspo.Args, args=words))
     assert scores == json.loads((tmp_path / "run" / "scores.json").read_text())
     assert {"giou", "giou_interval"} < scores["before"].keys() & scores["after"].keys()
     assert (tmp_path / "run" / "report.md").exists()
     taught = VLMPolicy.from_pretrained(tmp_path / "run" / "policy")
     (tmp_path / "run" / "scores.json").unlink()
-    again = run_gspo_trl.main(tyro.cli(run_gspo_trl.Args, args=[*words, "--resume"]))
+    again = run_gspo.main(tyro.cli(run_gspo.Args, args=[*words, "--resume"]))
     assert again["after"] == scores["after"]
     assert same_parameters(taught, VLMPolicy.from_pretrained(tmp_path / "run" / "policy"))
 
 
 def test_an_argument_without_counterpart_is_refused(monkeypatch):
-    monkeypatch.setattr(run_gspo_trl, "HONOURED", run_gspo_trl.HONOURED - {"image_size"})
+    monkeypatch.setattr(run_gspo, "HONOURED", run_gspo.HONOURED - {"image_size"})
     with pytest.raises(ValueError, match="--image-size has no counterpart under --backend trl"):
-        run_gspo_trl.main(run_gspo_trl.Args(image_size=32))
+        run_gspo.main(run_gspo.Args(backend="trl", image_size=32))
+    with pytest.raises(ValueError, match="no counterpart without --backend trl"):
+        run_gspo.main(run_gspo.Args(trl=TRLOptions(lora_rank=2)))

@@ -14,7 +14,7 @@ from scripted_policy import ScriptedPolicy, write_tree
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.model import VLMPolicy
 from experiments import evaluate, run_gspo
-from experiments.common.run import EvaluationPlan
+from experiments.common.arguments import EvaluationPlan
 from experiments.evaluation.options import Args as EvaluateArgs
 from seg_env.data import open_dataset
 

@@ -16,7 +16,7 @@ from agents.ppo import PPO, PPOConfig
 from agents.refinement import demonstrate_refinement
 from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
-from experiments.common.report_turns import turns_table
+from experiments.common.report import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
 from seg_env.envs.refine import RefineEnv, RefineVectorEnv
@@ -297,7 +297,7 @@ def test_a_single_turn_is_refused_where_two_are_taught(tmp_path):
     arguments = run_refine.Args(
         env="SimpleSeg-Scenes-v0", turns=None, refine_template=None, output_dir=tmp_path
     )
-    with pytest.raises(SystemExit, match="has one turn"):
+    with pytest.raises(ValueError, match="has one turn"):
         run_refine.main(arguments)
 
 

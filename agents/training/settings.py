@@ -1,17 +1,42 @@
-"""Configurations of DeepSpeed, read without importing it."""
+"""Settings of optimizers and of DeepSpeed, read without importing torch or DeepSpeed."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-if TYPE_CHECKING:
-    from agents.training.engine import OptimizerSettings
+from typing import Any, Literal
 
 CONFIGURATIONS = Path(__file__).parent / "deepspeed"
+
+MuonPrecision = Literal["auto", "float32", "bfloat16"]
+"""What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
+EPSILON = 1e-8
+"""Of AdamW."""
+
+
+@dataclass
+class OptimizerSettings:
+    """How an agent's weights are moved; the agents' configurations add what they need."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the updates in which the learning rate rises."""
+    final_rate: float = 0.04
+    """Last learning rate as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    muon: bool = True
+    """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
+    adam_epsilon: float = EPSILON
+    """Added to what AdamW divides gradients by: those far below it make no steps."""
+    deepspeed: str | None = None
+    """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
 
 
 def read_file(choice: str) -> dict[str, Any]:
@@ -49,29 +74,27 @@ def zero_stage(choice: str) -> int:
     return stage
 
 
-def read_configuration(
-    choice: str, settings: OptimizerSettings, dtype: torch.dtype
-) -> dict[str, Any]:
+def read_configuration(settings: OptimizerSettings, *, bfloat16: bool) -> dict[str, Any]:
     """A DeepSpeed configuration, completed by what the agent decides.
 
     ``"auto"`` stands for the agent's value. Gradients are accumulated over whatever parts a batch
     is split into, so DeepSpeed must not count them (``managed_gradient_accumulation``).
 
     Args:
-        choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a JSON file.
-        settings: Of the optimizer.
-        dtype: Of the weights.
+        settings: Name the configuration.
+        bfloat16: Whether the weights are of this type.
 
     Raises:
         ValueError: The file has an optimizer or a scheduler of its own, or is not one of ZeRO.
         FileNotFoundError: There is no such file.
     """
-    config = read_file(choice)
+    assert settings.deepspeed is not None
+    config = read_file(settings.deepspeed)
     if config.get("gradient_clipping", "auto") == "auto":
         config["gradient_clipping"] = settings.max_grad_norm
     bf16 = config.setdefault("bf16", {})
     if bf16.get("enabled", "auto") == "auto":
-        bf16["enabled"] = dtype == torch.bfloat16
+        bf16["enabled"] = bfloat16
     config["zero_optimization"].setdefault("overlap_comm", False)
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("train_micro_batch_size_per_gpu", 1)
