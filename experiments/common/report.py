@@ -170,25 +170,6 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     plt.close(figure)
 
 
-def plot_seeds(runs: list[list[dict[str, Any]]], path: Path) -> None:
-    """Held-out gIoU of runs with different seeds: each thin, their mean thick."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, color in (("eval/sampled_giou", "tab:blue"), ("eval/greedy_giou", "tab:orange")):
-        curves = [{row["update"]: row[name] for row in rows if name in row} for rows in runs]
-        updates = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = np.array([[curve[update] for update in updates] for curve in curves])
-        for row in values:
-            axis.plot(updates, row, color=color, alpha=0.3, linewidth=1)
-        if updates:
-            label = f"{name.split('/')[1].replace('_', ' ')}, mean of {len(runs)} seeds"
-            axis.plot(updates, values.mean(axis=0), color=color, linewidth=2.5, label=label)
-    axis.set(xlabel="update", ylabel="gIoU on held-out scenes")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def plot_panel(axis: Any, metrics: list[dict[str, Any]], title: str, names: list[str]) -> None:
     """Curves of some metrics over updates, as far as they were logged."""
     for name in names:
