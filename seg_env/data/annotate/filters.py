@@ -20,7 +20,7 @@ from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
 
 
-class _OneByOne:
+class _ObjectFilter:
     """A filter that looks at each object on its own."""
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
@@ -32,7 +32,7 @@ class _OneByOne:
 
 
 @dataclass(frozen=True)
-class Score(_OneByOne):
+class Score(_ObjectFilter):
     """Drops boxes that the detector is not sure of."""
 
     least: float = 0.3
@@ -43,7 +43,7 @@ class Score(_OneByOne):
 
 
 @dataclass(frozen=True)
-class Area(_OneByOne):
+class Area(_ObjectFilter):
     """Drops objects that are too small to outline, and those that are the whole image."""
 
     least: float = 0.002
@@ -60,7 +60,7 @@ class Area(_OneByOne):
 
 
 @dataclass(frozen=True)
-class MaskScore(_OneByOne):
+class MaskScore(_ObjectFilter):
     """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
 
     least: float = 0.7
@@ -72,7 +72,7 @@ class MaskScore(_OneByOne):
 
 
 @dataclass(frozen=True)
-class Agreement(_OneByOne):
+class Agreement(_ObjectFilter):
     """Drops masks that leave the box they were made from, or fill a corner of it."""
 
     least: float = 0.5
@@ -106,7 +106,7 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
-class Ceiling(_OneByOne):
+class Ceiling(_ObjectFilter):
     """Drops masks that a written outline cannot express, such as hair-thin ones.
 
     The IoU of the mask with its own outline, written and read, is the best score that a policy
@@ -148,7 +148,7 @@ _NO_DESCRIPTION = {
 
 
 @dataclass(frozen=True)
-class WordingFilter(_OneByOne):
+class WordingFilter(_ObjectFilter):
     """Drops descriptions that are no short phrase about an object."""
 
     most_words: int = 30

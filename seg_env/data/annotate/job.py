@@ -168,7 +168,7 @@ def _is_alive(process: int) -> bool:
         return False
     except OSError:
         return True
-    try:  # one that has ended and that nobody has asked after is still listed
+    try:  # one that has ended is listed until its parent asks after it
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return True

@@ -178,13 +178,13 @@ _shared: _Shared
 def _begin_worker(shared: _Shared, workers: int) -> None:
     """Prepare a worker process: it ends with its parent, and shares the cores."""
     global _shared
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Libraries read this when they are imported, which the stages do.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     _shared = shared
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     """End this process when the one that started it has been killed."""
     parent = parent_process()
     if parent is not None:

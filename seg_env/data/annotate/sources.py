@@ -77,9 +77,9 @@ class TarShards(_FileShards):
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    As in WebDataset a key ends at the first dot. Where what follows is none of these endings and
-    what follows the last dot is, the key ends there: ``img.001.png`` is an image ``img.001``,
-    unless there is a sample ``img`` beside it, whose segmentation map or the like it then is.
+    As in WebDataset a key ends at the first dot. Where only what follows the last dot is one of
+    these endings, the key ends there: ``img.001.png`` is an image ``img.001``, unless there is a
+    sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
     Archives may be compressed by gzip. They are read forward in one pass.
     """

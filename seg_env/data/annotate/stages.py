@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from importlib import import_module
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,11 +124,7 @@ class Found:
 
     @cached_property
     def target(self) -> Target:
-        """The mask as a target, whose outline is traced once.
-
-        Raises:
-            ValueError: It has not been segmented yet.
-        """
+        """The mask as a target, whose outline is traced once; ValueError before it has a mask."""
         if self.segment is None:
             raise ValueError(f"{self.detection} has no mask yet: this needs the segmenter's output")
         return Target(self.segment.rle)
@@ -140,7 +136,6 @@ class ImageSource(Protocol):
 
     def shards(self) -> list[Shard]:
         """Its parts in a fixed order: the same for every worker and after every restart."""
-        ...
 
     def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
         """The images of a part in a fixed order; what is broken is reported.
@@ -148,7 +143,6 @@ class ImageSource(Protocol):
         Memory does not grow with the size of the part. Content never raises; a file that has
         disappeared does.
         """
-        ...
 
 
 @runtime_checkable
@@ -157,7 +151,6 @@ class Detector(Protocol):
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """Boxes in each of ``B`` images; boxes may reach out of the image."""
-        ...
 
 
 @runtime_checkable
@@ -168,7 +161,6 @@ class Segmenter(Protocol):
         self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
     ) -> list[list[Segment | None]]:
         """A mask, or None, for each box of each of ``B`` images, of the image's size."""
-        ...
 
 
 @runtime_checkable
@@ -182,7 +174,6 @@ class Describer(Protocol):
 
         It may be any text: the pipeline cleans and checks it.
         """
-        ...
 
 
 When = Literal["detector", "segmenter", "describer"]
@@ -197,7 +188,6 @@ class Filter(Protocol):
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
         """Why each of ``N`` objects of an image is dropped; None keeps it."""
-        ...
 
 
 SHORT_NAMES = {
@@ -269,16 +259,16 @@ def load_stage(text: str, kind: type[Any]) -> Any:
     return made
 
 
-def check_whole(least: int, **values: object) -> None:
+def check_whole(least: int, **values: Any) -> None:
     """Raise ValueError unless all arguments are whole numbers of at least ``least``."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r}; use a whole number from {least}")
 
 
-def check_between(least: float, most: float, **values: object) -> None:
+def check_between(least: float, most: float, **values: Any) -> None:
     """Raise ValueError unless all arguments are numbers in the range."""
     for name, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and least <= cast("float", value) <= most):
+        if not (is_number and least <= value <= most):
             raise ValueError(f"{name}={value!r}; use a number from {least:g} to {most:g}")

@@ -244,11 +244,11 @@ class MixedUpExpressions:
         texts = self._inner.describe(images, objects)
         everything = sorted({text for some in texts for text in some})
         return [
-            [self._perhaps_wrong(text, everything, rng) for text in some]
+            [self._mixed_up(text, everything, rng) for text in some]
             for rng, some in zip(_rngs(images, self._seed, 2), texts, strict=True)
         ]
 
-    def _perhaps_wrong(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
+    def _mixed_up(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
         wrong, draw = rng.random(2)
         others = [each for each in all_texts if each != text]
         return others[int(draw * len(others))] if wrong < self._share and others else text
