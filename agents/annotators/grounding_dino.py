@@ -32,11 +32,11 @@ class GroundingDino:
         text_threshold: float = 0.25,
         device: str | None = None,
     ) -> None:
-        """Load the model; labels are phrases without full stops, which separate them.
+        """Load the model.
 
         Args:
             model: Folder, or id on the hub.
-            labels: What is looked for.
+            labels: What is looked for: phrases without full stops, which separate them.
             use_text: Look for what the image's own text names; for labels where it has none.
             threshold: Least score of a box.
             text_threshold: Least score of a word to be part of a box's label.

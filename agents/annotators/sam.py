@@ -24,7 +24,8 @@ MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Sam:
     """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (arXiv 2408.00714).
 
-    An image is encoded once for all its boxes, and gives one mask for each.
+    An image is encoded once for all its boxes. One mask is asked for each: a box leaves little
+    doubt about what is meant.
     """
 
     def __init__(self, model: str = "facebook/sam-vit-base", device: str | None = None) -> None:

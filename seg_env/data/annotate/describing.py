@@ -41,7 +41,7 @@ class LabelDescriber:
 
 
 def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
-    """A copy of an image, reduced to ``longest_side`` pixels, with a red outline of an object."""
+    """A copy of an image, at most ``longest_side`` pixels long, with an object outlined in red."""
     height, width = image.size
     scale = min(1.0, longest_side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -57,7 +57,8 @@ def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDA
 def clean_text(text: str, longest: int = LONGEST) -> str:
     """One line of the visible characters of any text, in Unicode's composed form.
 
-    What exceeds ``longest`` characters is cut off, at a space where there is one.
+    Only the first 10,000 characters are looked at. What exceeds ``longest`` characters is cut off,
+    at a space where there is one.
     """
     # Control characters, marks that turn the direction of writing, halves of pairs that no
     # encoding can write, private and unassigned characters, separators of lines.

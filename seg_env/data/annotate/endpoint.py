@@ -61,7 +61,7 @@ class EndpointDescriber:
             model: What the server calls the model.
             api_key_variable: Environment variable with the key, which is written nowhere; unset or
                 empty sends none.
-            prompt: What is asked.
+            prompt: What is asked about an image from `highlight`.
             parallel: Requests at a time.
             tries: How often a request is made before a failing server stops the run.
             timeout: Seconds that an answer may take.

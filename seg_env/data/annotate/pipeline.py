@@ -62,8 +62,9 @@ class Progress:
     """How far a run has come."""
 
     shards: int
-    """Shards of this part that are done, those of earlier runs included; in all it has `of`."""
+    """Shards of this part that are done, those of earlier runs included."""
     of: int
+    """Shards of this part."""
     images: int
     """Images that this run has annotated."""
 

@@ -202,8 +202,7 @@ class FrayedMasks:
 
     def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
         """Wrap a segmenter."""
-        check_whole(0, most=most)
-        check_whole(0, seed=seed)
+        check_whole(0, most=most, seed=seed)
         self._inner: Segmenter = load_stage(stage, Segmenter)
         self._most, self._seed = most, seed
 
