@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.advantages import degenerate_fraction, group_spread
+from agents.advantages import degenerate_fraction, group_std
 from agents.losses import Metrics
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
@@ -96,7 +96,7 @@ def choose_sources(
 
 def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
     """What the answers are like and what they earned."""
-    spread = group_spread(rollout.rewards, rollout.group_size)
+    spread = group_std(rollout.rewards, rollout.group_size)
     metrics = {
         "reward": rollout.rewards.mean().item(),
         "iou": float(np.mean(infos["iou"])),

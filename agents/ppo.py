@@ -18,12 +18,11 @@ from agents.advantages import (
 from agents.critic import ActorCritic, Critic
 from agents.kl_control import steer_coefficient
 from agents.least_squares import RidgeRegression
-from agents.losses import Metrics, kl_estimates
+from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
 from agents.settings import PPOConfig as PPOConfig
-from agents.token_losses import token_mean_loss, value_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
@@ -121,15 +120,16 @@ class PPO(OnPolicyAgent):
         assert part.advantages is not None
         assert part.values is not None
         assert part.returns is not None
-        objective, metrics = token_mean_loss(
+        objective, metrics = policy_loss(
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
             part.free,
             config.clip_low,
             config.clip_high,
-            part.weights,
-            self._lengths["free"],
+            level="token",
+            weights=part.weights,
+            tokens_per_answer=self._lengths["free"],
         )
         errors, found = value_loss(
             self.critic.values(scores, part, detach=self._only_fits),

@@ -89,7 +89,7 @@ class GSPOConfig(OnPolicyConfig):
     loss: LossName = "gspo"
     """gspo: a ratio per answer; gspo_token: the same with an advantage per token; luspo: the same
     times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a constant,
-    or over tokens. dr_grpo does not divide by the spread of a group."""
+    or over tokens. dr_grpo does not divide by the standard deviation of a group."""
     clip_low: float | None = None
     """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
     clip_high: float | None = None
@@ -102,14 +102,11 @@ class GSPOConfig(OnPolicyConfig):
     """Ask other questions in place of those whose answers all earned the same."""
     dynamic_rounds: int = 3
     """Most further rounds of questions of an update."""
-    vertex_weight: float = 0.0
-    """Weight of what each vertex added to the IoU, relative to the group's other vertices, in the
-    advantage of its tokens; needs a loss with an advantage per token."""
 
     @property
-    def credits_vertices(self) -> bool:
-        """See `OnPolicyConfig.credits_vertices`."""
-        return bool(self.vertex_weight)
+    def advantage_floor(self) -> float | None:
+        """What advantages are divided by at least; None where they are not divided."""
+        return None if self.loss == "dr_grpo" else self.spread_floor
 
 
 @dataclass

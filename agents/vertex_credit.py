@@ -28,10 +28,6 @@ class Credit(Protocol):
     def rewards(self) -> NDArray[np.float64]:
         """``(K,)`` what each entry earned."""
 
-    @property
-    def iou(self) -> NDArray[np.float64]:
-        """``(K,)`` what each entry added to the mask IoU."""
-
 
 class TokenAligner:
     """Finds where in a text the tokens that wrote it end, for any tokenizer.
@@ -166,29 +162,6 @@ def place_credit(
     missing = (relative * ~real).sum(-1).to(placed)
     last = mask.sum(-1, keepdim=True) - 1
     return placed.scatter_add(1, last, missing[:, None])
-
-
-def place_improvements(
-    aligner: TokenAligner,
-    tokens: Tensor,
-    mask: Tensor,
-    texts: Sequence[str],
-    credits: Sequence[Credit],
-) -> tuple[Tensor, Tensor]:
-    """Growth of the IoU by vertex on the tokens that complete them, and which tokens these are.
-
-    Answers that were not taken apart, since they were malformed, have none.
-
-    Arguments are those of `completing_tokens`.
-
-    Returns:
-        ``(N, T)`` float32, and ``(N, T)`` bool.
-    """
-    rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
-    apart = np.concatenate([np.full(len(credit.ends), len(credit.ends) > 1) for credit in credits])
-    improvements = np.concatenate([credit.iou for credit in credits]) * apart
-    improved = scatter(mask, rows, places, improvements)
-    return improved, scatter(mask, rows, places, apart) > 0
 
 
 def scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:

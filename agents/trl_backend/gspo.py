@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 from transformers import PrinterCallback
 
-from agents.gspo import CLIPS, GSPOConfig
+from agents.losses import LOSSES
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.policy.processing import special_tokens
-from agents.settings import LossName
+from agents.settings import GSPOConfig, LossName
 from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
 from agents.trl_backend.options import TRLOptions
@@ -40,7 +40,7 @@ HONOURED = {
 }
 """Settings of GSPO that this backend carries out; any other must be left at its default."""
 
-LOSSES: dict[LossName, tuple[str, str]] = {
+LOSS_TYPES: dict[LossName, tuple[str, str]] = {
     "gspo": ("grpo", "sequence"),
     "grpo": ("grpo", "token"),
     "dr_grpo": ("dr_grpo", "token"),
@@ -51,7 +51,7 @@ how tokens are averaged; "grpo" is the mean over each completion, then over comp
 
 
 class TRLGSPO(TrainerAgent):
-    """GSPO, or another of `LOSSES`, through GRPOTrainer.
+    """GSPO, or another of `LOSS_TYPES`, through GRPOTrainer.
 
     One update is one rollout, ``minibatches * epochs`` optimizer steps, as in `agents.gspo`.
     ``prompts_per_update`` counts the prompts of all processes.
@@ -95,10 +95,10 @@ class TRLGSPO(TrainerAgent):
         self.left_out = LeftOut(on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
-        if config.loss not in LOSSES:
+        if config.loss not in LOSS_TYPES:
             raise ValueError(
                 f"loss={config.loss!r} has no counterpart in TRL's GRPOTrainer: use one of "
-                f"{', '.join(LOSSES)}, or agents.gspo"
+                f"{', '.join(LOSS_TYPES)}, or agents.gspo"
             )
         if policy.constraint is not None:
             raise ValueError(
@@ -152,11 +152,10 @@ class TRLGSPO(TrainerAgent):
             self.left_out,
         )
         table.set_transform(rows)
-        floor = None if config.loss == "dr_grpo" else config.spread_floor
         trainer = GRPOTrainer(
             self.policy.model,
             reward_funcs=EnvironmentReward(
-                self.core, config.group_size, floor, self.policy.end_ids
+                self.core, config.group_size, config.advantage_floor, self.policy.end_ids
             ),
             args=arguments,
             train_dataset=table,
@@ -185,8 +184,8 @@ class TRLGSPO(TrainerAgent):
         forbidden = policy.forbidden.nonzero().flatten().tolist()
         special = special_tokens(policy.tokenizer)
         words = [text for index, text in special.items() if index not in policy.end_ids]
-        loss_type, level = LOSSES[config.loss]
-        low, high = CLIPS[config.loss]
+        loss_type, level = LOSS_TYPES[config.loss]
+        low, high = LOSSES[config.loss].clips
         settings: dict[str, Any] = {
             "output_dir": str(folder),
             "max_steps": updates * self.steps_per_update,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.advantages import degenerate_fraction, group_advantages, group_spread
+from agents.advantages import degenerate_fraction, group_advantages, group_std
 from agents.policy.processing import harmless, special_tokens
 from agents.screening import Prepare, require_usable
 from seg_env.envs.core import Question, ReferringCore
@@ -151,7 +151,7 @@ class EnvironmentReward:
             "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
             "tokens": np.mean([len(tokens) for tokens in completion_ids]),
             "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
-            "group_spread": group_spread(rewards, self.group_size).mean().item(),
+            "group_spread": group_std(rewards, self.group_size).mean().item(),
             "degenerate_groups": degenerate_fraction(rewards, self.group_size),
             **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
         }

@@ -27,10 +27,6 @@ STUDIES: dict[str, Study] = {
         "Which agent makes most of 15,360 answers?",
         {
             "GSPO": (*_GSPO, *_BUDGET),
-            "GSPO-token, vertex credit": (
-                *(*_GSPO, *_BUDGET),
-                *("--gspo.loss", "gspo_token", "--gspo.vertex-weight", "1.0"),
-            ),
             "PPO, one step": (*_PPO, *_BUDGET, "--ppo.credit", "answer"),
             "PPO, vertex": (*_PPO, *_BUDGET, "--ppo.credit", "vertex"),
         },

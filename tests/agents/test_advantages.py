@@ -12,8 +12,7 @@ from agents.advantages import (
     degenerate_fraction,
     degenerate_groups,
     group_advantages,
-    group_spread,
-    segment_advantages,
+    group_std,
 )
 
 
@@ -23,7 +22,7 @@ def test_by_hand():
     spread = math.sqrt(27)
     expected = torch.tensor([-1.0, 0.0, 1.0, -3 / spread, -3 / spread, 6 / spread])
     torch.testing.assert_close(group_advantages(rewards, 3), expected)
-    torch.testing.assert_close(group_spread(rewards, 3), torch.tensor([1.0, spread]))
+    torch.testing.assert_close(group_std(rewards, 3), torch.tensor([1.0, spread]))
 
 
 def test_answers_are_compared_within_their_group_only():
@@ -86,41 +85,6 @@ def test_rewards_that_do_not_split_into_groups_are_refused(rewards, size):
 def test_the_floor_must_be_positive():
     with pytest.raises(ValueError, match=r"spread_floor=0\.0"):
         group_advantages(torch.zeros(4), 2, 0.0)
-
-
-ENDS = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
-"""Two groups of two answers: cut into parts of 2, 2 (and 1 token left over), 3, 1 and no tokens."""
-EARNED = torch.tensor([[0, 0.1, 0, 0.4, 0], [0, 0, 0.7, 0, 0], [0.5, 0, 0, 0, 0], [0.0] * 5])
-
-
-def test_parts_of_answers_by_hand():
-    # The first group has parts that earned .1, .4 and .7: mean .4, deviation .3. The second has one
-    # part only, which is its own mean.
-    advantages = segment_advantages(EARNED, ENDS, 2)
-    expected = [[-1.0, -1, 0, 0, 0], [1, 1, 1, 0, 0], [0] * 5, [0] * 5]
-    torch.testing.assert_close(advantages, torch.tensor(expected), atol=1e-6, rtol=0)
-
-
-def test_the_floor_and_its_absence_are_those_of_whole_answers():
-    floored = segment_advantages(EARNED, ENDS, 2, 0.6)
-    torch.testing.assert_close(floored[0], torch.tensor([-0.5, -0.5, 0, 0, 0]))
-    plain = segment_advantages(EARNED, ENDS, 2, None)
-    torch.testing.assert_close(plain[1], torch.tensor([0.3, 0.3, 0.3, 0, 0]))
-
-
-def test_answers_of_one_part_are_compared_as_whole_answers_are():
-    rewards = torch.tensor([1.0, 2.0, 3.0, 2.0, 2.0, 11.0])
-    ends = torch.zeros(6, 4, dtype=torch.bool)
-    ends[:, -1] = True
-    parts = segment_advantages(rewards[:, None] * ends, ends, 3, 0.3)
-    torch.testing.assert_close(parts, group_advantages(rewards, 3, 0.3)[:, None].expand(6, 4))
-
-
-def test_parts_that_do_not_split_into_groups_are_refused():
-    with pytest.raises(ValueError, match="4 answers do not split into groups of 3"):
-        segment_advantages(EARNED, ENDS, 3)
-    with pytest.raises(ValueError, match=r"spread_floor=-1\.0"):
-        segment_advantages(EARNED, ENDS, 2, -1.0)
 
 
 def test_rewards_against_the_mean_of_the_others():
