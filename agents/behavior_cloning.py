@@ -22,9 +22,9 @@ from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
 from agents.policy.families import select_prompts
 from agents.policy.model import VLMPolicy, positions_of
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
+from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World
-from agents.training.engine import make_engine
 from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import LeftOut
 from seg_env.tasks import Task

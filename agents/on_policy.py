@@ -30,9 +30,9 @@ from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout, join
 from agents.screening import require_usable
+from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import make_engine
 from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import (
     TRIES,

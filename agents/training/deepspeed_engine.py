@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from agents.training.distributed import join_world
 from agents.training.engine import Engine
-from agents.training.optim import adamw
-from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.optim import MASTER, OptimizerState, adamw, usable_states
 from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
 from agents.training.settings import OptimizerSettings, read_configuration, zero_stage
 

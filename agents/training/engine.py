@@ -68,8 +68,10 @@ class Engine:
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad.div_(self.world.size))
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        self.optimizer.set_learning_rate(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
+        self.optimizer.zero_grad()
         return norm.item()
 
     @contextmanager
@@ -86,17 +88,8 @@ class Engine:
 
         Every rank must call this; only the main process gets the whole state.
         """
-        return self.optimizer.state_dict()
+        return self.optimizer.named_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, of an engine of any kind and of any number of ranks."""
-        self.optimizer.load_state_dict(state)
-
-
-def make_engine(module: nn.Module, settings: OptimizerSettings) -> Engine:
-    """The engine that settings ask for, of DeepSpeed or of plain PyTorch; see `Engine`."""
-    if settings.deepspeed is None:
-        return Engine(module, settings)
-    from agents.training.deepspeed_engine import DeepSpeedEngine  # takes seconds to import
-
-    return DeepSpeedEngine(module, settings)
+        self.optimizer.load_named_state(state)

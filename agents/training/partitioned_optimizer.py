@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.training.distributed import World
-from agents.training.muon import MOMENTUM, orthogonalize, step_size
-from agents.training.optim import BETAS, split_parameters
+from agents.training.optim import BETAS, MOMENTUM, orthogonalize, split_parameters, step_size
 from agents.training.settings import EPSILON, MuonPrecision
 
 

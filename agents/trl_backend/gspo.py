@@ -23,7 +23,6 @@ from agents.losses import LOSSES
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.policy.processing import special_tokens
 from agents.settings import GSPOConfig, LossName
-from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
 from agents.trl_backend.options import TRLOptions
 from agents.trl_backend.rows import EnvironmentReward, QuestionRows
@@ -269,17 +268,15 @@ class TRLGSPO(TrainerAgent):
             "steps_per_generation": steps * config.minibatches,
         }
 
-    def _muon(self) -> JointOptimizer:
+    def _muon(self) -> HybridOptimizer:
         """The optimizer with Muon."""
         config = self.config
-        return JointOptimizer(
-            HybridOptimizer(
-                self.policy.model,
-                config.learning_rate,
-                config.weight_decay,
-                muon_precision=config.muon_precision,
-                adam_epsilon=config.adam_epsilon,
-            )
+        return HybridOptimizer(
+            self.policy.model,
+            config.learning_rate,
+            config.weight_decay,
+            muon_precision=config.muon_precision,
+            adam_epsilon=config.adam_epsilon,
         )
 
     def finish(self, trainer: Any, folder: Path) -> None:

@@ -16,7 +16,6 @@ from agents.policy.model import VLMPolicy
 from agents.rows import read_task_weights, rows_for
 from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
 from agents.settings import with_papers_optimizer as with_papers_optimizer
-from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
@@ -119,7 +118,7 @@ class SupervisedFineTuning(TrainerAgent):
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _muon(self, arguments: Any) -> JointOptimizer:
+    def _muon(self, arguments: Any) -> HybridOptimizer:
         """The optimizer with Muon.
 
         Raises:
@@ -128,9 +127,7 @@ class SupervisedFineTuning(TrainerAgent):
         if arguments.deepspeed_plugin is not None or arguments.fsdp:
             raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
         config = self.config
-        return JointOptimizer(
-            HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
-        )
+        return HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy alone, as a transformers folder; all processes must call this."""

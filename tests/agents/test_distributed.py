@@ -21,9 +21,10 @@ from torch import nn
 
 from agents.gspo import GSPOConfig
 from agents.policy.model import VLMPolicy
+from agents.training import make_engine
 from agents.training.checkpoints import latest_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import Engine, make_engine
+from agents.training.engine import Engine
 from agents.training.optim import split_parameters
 from agents.training.settings import OptimizerSettings
 from experiments import run_gspo

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.training import hardware, muon
-from agents.training.muon import Muon, orthogonalize
+from agents.training import hardware, optim
+from agents.training.optim import Muon, orthogonalize
 
 SHAPES = [(6, 4), (4, 6), (24, 24), (128, 512)]
 
@@ -30,7 +30,7 @@ def test_steps_in_bfloat16_are_torchs_bit_for_bit():
     ours, our_states = after_steps(lambda each: Muon(each, 1e-2, 0.1, "bfloat16"))
     theirs, their_states = after_steps(
         lambda each: torch.optim.Muon(
-            each, 1e-2, 0.1, muon.MOMENTUM, adjust_lr_fn="match_rms_adamw"
+            each, 1e-2, 0.1, optim.MOMENTUM, adjust_lr_fn="match_rms_adamw"
         )
     )
     assert all(map(torch.equal, ours, theirs))
@@ -41,11 +41,11 @@ def test_steps_in_bfloat16_are_torchs_bit_for_bit():
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_singular_values_go_where_the_polynomial_takes_them(precision, tolerance):
-    first, third, fifth = muon.COEFFICIENTS
+    first, third, fifth = optim.COEFFICIENTS
     for matrix in matrices(5, scale=30.0):
         left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
         values = values / values.norm()
-        for _ in range(muon.ROUNDS):
+        for _ in range(optim.ROUNDS):
             values = first * values + third * values**3 + fifth * values**5
         found = orthogonalize(matrix, precision)
         assert found.dtype == getattr(torch, precision)

@@ -4,11 +4,19 @@ import copy
 
 import pytest
 import torch
-from agents_fixtures import small_policy
+from agents_fixtures import same_parameters, small_policy
 from torch import nn
 
 from agents.critic import ActorCritic, Critic
-from agents.training.optim import HybridOptimizer, cosine_with_warmup, split_parameters
+from agents.training.engine import Engine
+from agents.training.optim import (
+    HybridOptimizer,
+    Muon,
+    adamw,
+    cosine_with_warmup,
+    split_parameters,
+)
+from agents.training.settings import OptimizerSettings
 
 
 class Network(nn.Module):
@@ -101,10 +109,10 @@ def test_a_head_that_muon_trained_before_starts_afresh_with_a_warning():
     optimizer = HybridOptimizer(model, 1e-2)
     gradients(model)
     optimizer.step()
-    old = optimizer.state_dict() | {"head.weight": {"momentum_buffer": torch.ones(5, 6)}}
+    old = optimizer.named_state() | {"head.weight": {"momentum_buffer": torch.ones(5, 6)}}
     with pytest.warns(UserWarning, match="1 parameters in the checkpoint is lost.*head.weight"):
-        optimizer.load_state_dict(old)
-    assert "head.weight" not in optimizer.state_dict()
+        optimizer.load_named_state(old)
+    assert "head.weight" not in optimizer.named_state()
 
 
 def test_adamw_alone_equals_torchs():
@@ -114,9 +122,9 @@ def test_adamw_alone_equals_torchs():
     for seed in range(3):
         gradients(ours, seed)
         gradients(theirs, seed)
-        optimizer.step()
-        reference.step()
-        reference.zero_grad()
+        for each in (optimizer, reference):
+            each.step()
+            each.zero_grad()
     for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours_p, theirs_p)
 
@@ -133,12 +141,11 @@ def test_muon_steps_are_orthogonal_and_of_the_size_of_adamws():
     assert ((spectrum > 0.6) & (spectrum < 1.3)).all()
 
 
-def test_a_step_clears_the_gradients_and_frozen_parameters_stay():
+def test_an_engines_step_clears_the_gradients_and_frozen_parameters_stay():
     model = network()
     frozen = model.frozen.weight.detach().clone()
-    optimizer = HybridOptimizer(model, 1e-2)
     gradients(model)
-    optimizer.step()
+    Engine(model, OptimizerSettings()).step(1e-2)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(model.frozen.weight, frozen)
 
@@ -146,7 +153,8 @@ def test_a_step_clears_the_gradients_and_frozen_parameters_stay():
 def test_the_learning_rate_reaches_both_parts():
     model = network()
     optimizer = HybridOptimizer(model, 1e-2)
-    optimizer.set_learning_rate(0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     before = copy.deepcopy(model.state_dict())
     gradients(model)
     optimizer.step()
@@ -160,12 +168,37 @@ def test_a_restored_optimizer_goes_on_exactly():
     optimizer.step()
     other = copy.deepcopy(model)
     restored = HybridOptimizer(other, 1e-2)
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    restored.load_named_state(copy.deepcopy(optimizer.named_state()))
     for each, its in ((model, optimizer), (other, restored)):
+        its.zero_grad()
         gradients(each, 1)
         its.step()
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_it_steps_like_its_parts_and_is_restored_as_any_optimizer_of_torch():
+    def step(gradient, policy, *optimizers):
+        for parameter in policy.model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    ours, theirs, loaded = small_policy(), small_policy(), small_policy()
+    joint = HybridOptimizer(ours.model, 1e-2)
+    hidden, rest = split_parameters(theirs.model, muon=True)
+    parts = (adamw(rest, 1e-2, 0.0), Muon(hidden, 1e-2))
+    step(0.1, ours, joint)
+    step(0.1, theirs, *parts)
+    assert same_parameters(ours, theirs)
+
+    other = HybridOptimizer(loaded.model, 5e-2)
+    loaded.model.load_state_dict(ours.model.state_dict())
+    other.load_state_dict(joint.state_dict())
+    assert {group["lr"] for group in other.param_groups} == {1e-2}
+    step(0.3, loaded, other)
+    step(0.3, theirs, *parts)
+    assert same_parameters(loaded, theirs)
 
 
 def test_schedule_by_hand():
