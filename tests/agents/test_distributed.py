@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     """Where the ranks leave what they trained; see distributed_job.py."""
     folder = tmp_path_factory.mktemp("job")
     cloned_policy().save(folder / "policy")
-    config = json.loads((ROOT / "agents" / "deepspeed" / "zero3.json").read_text())
+    config = json.loads((ROOT / "agents" / "training" / "deepspeed" / "zero3.json").read_text())
     # Parameters as small as these would be left whole on every rank.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (folder / "zero3.json").write_text(json.dumps(config))
