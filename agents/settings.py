@@ -6,9 +6,8 @@ Nothing here imports torch or transformers, so that help pages need not wait for
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from agents.training.settings import OptimizerSettings
 from seg_env.tasks import TASKS, Task
@@ -332,48 +331,3 @@ class TRLOptions:
                     f"{install}, or {otherwise}",
                     name=package,
                 )
-
-    def trainer_arguments(self, special: list[str], forbidden: list[int]) -> dict[str, Any]:
-        """Arguments of ``GRPOConfig``.
-
-        Args:
-            special: Special tokens that no answer may contain, as text.
-            forbidden: All tokens that no answer may contain, by their ids. A sampled image
-                placeholder would end training: "Image features and image tokens do not match".
-        """
-        # vLLM takes words and knows no rows beyond the tokenizer; transformers takes ids.
-        words = {"bad_words": special} if self.use_vllm else {"suppress_tokens": forbidden}
-        fsdp = {
-            "fsdp": True,
-            "fsdp_config": {
-                "reshard_after_forward": self.fsdp == "full_shard",
-                "cpu_offload": self.fsdp_offload,
-                "activation_checkpointing": self.gradient_checkpointing,
-            },
-        }
-        return {
-            "use_vllm": self.use_vllm,
-            "vllm_mode": self.vllm_mode,
-            "vllm_server_base_url": self.vllm_server_base_url,
-            "vllm_gpu_memory_utilization": self.vllm_gpu_memory_utilization,
-            "vllm_tensor_parallel_size": self.vllm_tensor_parallel_size,
-            "vllm_max_model_length": self.vllm_max_model_length,
-            "vllm_enable_sleep_mode": self.vllm_sleep,
-            "generation_kwargs": words,
-            "activation_checkpointing": self.gradient_checkpointing and self.fsdp == "off",
-            "dataloader_num_workers": self.workers,
-            **(fsdp if self.fsdp != "off" else {}),
-        }
-
-    def adapters(self) -> Any:
-        """What PEFT should add to the model, or None."""
-        if not self.lora_rank:
-            return None
-        peft = import_module("peft")  # not installed with this project
-        return peft.LoraConfig(
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.lora_targets,
-            exclude_modules=["lm_head"],
-        )

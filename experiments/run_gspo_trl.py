@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 
 from agents.policy.model import VLMPolicy
+from agents.settings import TRLOptions
 from agents.training.checkpoints import latest_checkpoint
 from agents.trl_backend.gspo import TRLGSPO
-from agents.trl_backend.options import TRLOptions
 from experiments.common.answer_length import longest_answer
 from experiments.common.questions import open_questions
 from experiments.common.run import train_and_report

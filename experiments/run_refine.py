@@ -22,9 +22,8 @@ import tyro
 from rich.console import Console
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.demonstrations import Demonstration, require_plain_prompts
+from agents.demonstrations import Demonstration, demonstrate_refinement, require_plain_prompts
 from agents.policy.model import VLMPolicy
-from agents.refinement import demonstrate_refinement
 from agents.screening import prepare_usable
 from experiments.common.answer_length import longest_answer
 from experiments.common.arguments import TrainingArguments

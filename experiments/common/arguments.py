@@ -9,8 +9,8 @@ from typing import Any, Literal
 import gymnasium as gym
 from rich.console import Console
 
-from agents.on_policy_config import OnPolicyConfig
 from agents.policy.model import VLMPolicy
+from agents.settings import OnPolicyConfig
 from agents.training.distributed import World
 from experiments.common.answer_length import AnswerLength
 from experiments.common.constrained import GrammarOptions

@@ -13,13 +13,12 @@ from agents_fixtures import parameters_of, same_parameters, small_policy
 from agents.behavior_cloning import cloning_loss
 from agents.demonstrations import collate, demonstrate
 from agents.policy.model import VLMPolicy
-from agents.rows import DemonstrationRows, read_task_weights, rows_for
+from agents.trl_backend.rows import QUESTIONS, DemonstrationRows, read_task_weights, rows_for
 from agents.trl_backend.sft import (
     SupervisedFineTuning,
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from agents.wording import QUESTIONS
 from experiments.run_bc import command_line
 from seg_env.data.scenes import Scenes
 from seg_env.grammar import decode

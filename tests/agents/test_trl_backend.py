@@ -17,9 +17,9 @@ from agents.advantages import group_advantages
 from agents.gspo import GSPOConfig
 from agents.losses import LOSSES, policy_loss
 from agents.policy.model import VLMPolicy
-from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO
-from agents.trl_backend.options import TRLOptions
-from agents.trl_backend.rows import EnvironmentReward, QuestionRows
+from agents.settings import TRLOptions
+from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, EnvironmentReward, arguments_of
+from agents.trl_backend.rows import QuestionRows
 from experiments import run_gspo_trl
 from experiments.common.questions import open_questions
 from rewards import Reward
@@ -184,9 +184,8 @@ def test_settings_become_those_of_trl(tmp_path):
     words = agent.trainer_arguments(10, tmp_path).generation_kwargs["bad_words"]
     assert "<image>" in words
     assert policy.tokenizer.eos_token not in words
-    sharded = TRLOptions(fsdp="shard_grad_op", gradient_checkpointing=True).trainer_arguments(
-        [], []
-    )
+    options = TRLOptions(fsdp="shard_grad_op", gradient_checkpointing=True)
+    sharded = arguments_of(options, [], [])
     assert sharded["fsdp_config"]["reshard_after_forward"] is False
     assert not sharded["activation_checkpointing"]  # FSDP has its own
     assert sharded["fsdp_config"]["activation_checkpointing"]
