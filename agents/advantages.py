@@ -15,22 +15,18 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4) -> Tensor:
-    """Rewards relative to the other answers of their group.
+    """Rewards ``(N,)`` relative to the other answers of their group, of mean 0 in every group.
 
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
     GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
     noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's spread leaves it small. Without a floor nothing is divided: Dr. GRPO's
-    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2), which weighs questions alike whatever
-    the spread of their answers.
+    group's standard deviation leaves it small. Without a floor nothing is divided: Dr. GRPO's
+    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2).
 
     Args:
-        rewards: ``(N,)`` float, the ``group_size`` answers of a prompt next to each other.
+        rewards: The ``group_size`` answers of a prompt are next to each other.
         group_size: Answers per prompt, ``G``.
         spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
-
-    Returns:
-        ``(N,)``, of mean 0 in every group.
 
     Raises:
         ValueError: ``N`` is not a multiple of ``G``, or the floor is not positive.
@@ -51,12 +47,8 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     arXiv 2402.14740, section 2.2).
 
     Args:
-        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part;
-            the ``group_size`` answers of a prompt next to each other.
+        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part.
         group_size: Answers per prompt, ``G``; a single answer has no others and stays as it is.
-
-    Returns:
-        ``(N, K)``.
 
     Raises:
         ValueError: ``N`` is not a multiple of ``G``.
@@ -117,13 +109,7 @@ def generalized_advantages(
 def masked_moments(
     values: Tensor, mask: Tensor, reduce: Reduce | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of values where the mask is 1, scalars.
-
-    Args:
-        values: Of any shape.
-        mask: Of the same shape.
-        reduce: Adds up over processes, so that all of them find the moments of everything.
-    """
+    """Mean and (biased) variance of values where the mask is 1, over all processes."""
 
     def total(terms: Tensor) -> Tensor:
         # float64, since it does not matter then how the terms are shared out among processes.
@@ -137,13 +123,7 @@ def masked_moments(
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the tokens that count; 0 elsewhere.
-
-    Args:
-        values: ``(N, T)``.
-        mask: ``(N, T)``.
-        reduce: See `masked_moments`.
-    """
+    """Shift and scale ``(N, T)`` to mean 0 and variance 1 over tokens that count; 0 elsewhere."""
     mean, variance = masked_moments(values, mask, reduce)
     return (values - mean) * (variance + EXACT_TOLERANCE).rsqrt() * mask
 
@@ -156,9 +136,9 @@ def explained_variance(
     1 for a perfect critic, 0 for a constant one; below 0 it is worse than none. 0 where all returns
     are equal.
     """
-    _, spread = masked_moments(returns, mask, reduce)
+    _, variance = masked_moments(returns, mask, reduce)
     _, missed = masked_moments(returns - values, mask, reduce)
-    return (1 - missed / spread).item() if spread > EXACT_TOLERANCE else 0.0
+    return (1 - missed / variance).item() if variance > EXACT_TOLERANCE else 0.0
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:

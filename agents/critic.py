@@ -17,14 +17,13 @@ class ValueHead(nn.Module):
     """Hidden states to values; every value is 0 at first."""
 
     def __init__(self, width: int, hidden_width: int = 0, rate: float = 1.0) -> None:
-        """Make a linear head, or one with a hidden layer.
+        """Make a linear head on hidden states of a width, or one with a hidden layer.
 
         Args:
             width: Of the hidden states, ``D``.
             hidden_width: Units of the hidden layer; 0 for none.
-            rate: How many times faster the head learns than what is below it. Adam moves a weight
-                by about the learning rate whatever the gradient, so values move by ``rate`` times
-                as much if they are multiplied by it.
+            rate: How many times faster the head learns than what is below it: values are multiplied
+                by it, since Adam moves weights by the learning rate whatever the gradient.
         """
         super().__init__()
         self.rate = rate
@@ -79,15 +78,15 @@ class Critic(nn.Module):
         """What is expected before each token, ``(N, T)`` float32, 0 on padding.
 
         Args:
-            scores: The policy's, with hidden states.
-            part: Prompts and answers that were scored.
+            scores: The policy's for this part of a rollout, with hidden states.
+            part: What was scored.
             detach: Learn the head alone, nothing below it.
         """
         hidden = self.hidden(scores, part)
         return self.head(hidden.detach() if detach else hidden) * part.mask
 
     def hidden(self, scores: TokenScores, part: Rollout) -> Tensor:
-        """The states that values are read from, ``(N, T, D)``; arguments as those of `values`."""
+        """The states that values are read from, ``(N, T, D)``; arguments as for `values`."""
         if self._own is not None:
             scores = self._own.score(part.inputs, part.tokens, part.mask, hidden=True)
         assert scores.hidden is not None, "the policy was scored without hidden=True"

@@ -1,4 +1,4 @@
-"""Demonstrations for behaviour cloning: tokenized questions and perfect answers about pictures."""
+"""Demonstrations for behaviour cloning: tokenized questions and perfect answers about images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from seg_env.types import Sample
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One question with its answer, as tokens that follow the picture."""
+    """One question with its answer, as tokens that follow the image."""
 
     task: Task
     """What is asked."""
@@ -37,25 +37,25 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A picture with everything that is asked about it."""
+    """An image with everything that is asked about it."""
 
     inputs: dict[str, NDArray[Any]]
-    """What the processor makes of the picture, ``(1, ...)`` arrays, without any text; float16 in
+    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; float16 in
     the place of other floating-point numbers."""
     prefix: tuple[int, ...]
-    """Tokens up to the end of the picture: shared by all dialogues."""
+    """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
-    """Questions and answers about this picture."""
+    """Questions and answers about this image."""
 
 
 @dataclass(frozen=True)
 class DemonstrationBatch:
-    """``B`` pictures and ``N`` dialogues about them."""
+    """``B`` images and ``N`` dialogues about them."""
 
     inputs: dict[str, Tensor]
     """Model inputs of the shared prefixes, ``B`` rows."""
     rows: Tensor
-    """``(N,)`` index of the picture each dialogue is about."""
+    """``(N,)`` index of the image each dialogue is about."""
     tokens: Tensor
     """``(N, T)`` dialogue tokens, padded on the right."""
     mask: Tensor
@@ -81,12 +81,12 @@ def demonstrate(
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
 ) -> Demonstration:
-    """Ask every task of every sample; all samples must be about one picture.
+    """Ask every task of every sample.
 
     Args:
-        processor: The policy's processor, whose chat format is used.
-        samples: Samples that share their picture.
-        tasks: Tasks asked of each sample; what is not there is asked about by text.
+        processor: The policy's, whose chat format is used.
+        samples: All about one image.
+        tasks: Asked of each sample; what is not there is asked about by text.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
@@ -128,8 +128,8 @@ def demonstrate_refinement(
     Args:
         policy: Whose processor is used.
         rules: What episodes consist of.
-        questions: ``N`` questions.
-        firsts: ``N`` first answers, the policy's own.
+        questions: Asked in the first turn.
+        firsts: First answers, the policy's own.
         content: Mask IoU from which an outline is good enough.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
@@ -170,10 +170,10 @@ def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialog
 
 
 def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]) -> Demonstration:
-    """A picture ``(H, W, 3) uint8`` with what is said about it.
+    """An image ``(H, W, 3) uint8`` with what is said about it.
 
     Raises:
-        UnusableSampleError: The processor refuses the picture.
+        UnusableSampleError: The processor refuses the image.
     """
     with loading():
         inputs = prepare_inputs(processor, [image], [""])
@@ -193,8 +193,8 @@ def _compact(values: NDArray[Any]) -> NDArray[Any]:
 def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """Make sure that demonstrations show the prompts that a policy is asked with.
 
-    Here prompts are cut behind the picture's tokens, the same for all questions about a picture,
-    and put together again. Families that write more around a picture, or words before it that
+    Here prompts are cut behind the image's tokens, the same for all questions about an image,
+    and put together again. Families that write more around an image, or words before it that
     depend on the rest, would be taught on another prompt than they are asked with.
 
     Raises:
@@ -206,7 +206,7 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     dialogue = shown.dialogues[0]
     if [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] != whole:
         raise WrongOptionError(
-            f"prompts of {type(processor).__name__} cannot be cut behind the picture, which this "
+            f"prompts of {type(processor).__name__} cannot be cut behind the image, which this "
             f"trainer does to share it among questions: use --backend trl"
         )
 
@@ -214,7 +214,7 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
 def collate(
     chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]], pad_id: int
 ) -> DemonstrationBatch:
-    """Stack pictures and the dialogues chosen for each; prefixes must be of one length."""
+    """Stack images and the dialogues chosen for each; prefixes must be of one length."""
     prefixes = torch.tensor([demonstration.prefix for demonstration, _ in chosen])
     inputs = {"input_ids": prefixes, "attention_mask": torch.ones_like(prefixes)}
     for key in chosen[0][0].inputs:
@@ -244,7 +244,7 @@ def draw_batch(
     rng: np.random.Generator,
     pad_id: int,
 ) -> DemonstrationBatch:
-    """A random batch of pictures; every object of a picture is asked one task drawn by weight."""
+    """A random batch of images; every object of an image is asked one task drawn by weight."""
     drawn = rng.choice(len(demonstrations), size=batch_size, replace=False, shuffle=False)
     picked = [demonstrations[index] for index in drawn]
     return collate([(one, _draw(one, task_weights, rng)) for one in picked], pad_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from agents.training.settings import OptimizerSettings
 from seg_env.tasks import TASKS, Task
@@ -21,7 +21,6 @@ LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
 Wording = Literal["plain", "paper"]
 """``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
 one of the paper's questions, and one of its answer sentences."""
-WORDINGS: tuple[Wording, ...] = get_args(Wording)
 PAPER_BATCH = 256
 """Questions in an update of the paper's fine-tuning, over all devices."""
 
@@ -120,8 +119,6 @@ class PPOConfig(OnPolicyConfig):
     critic need not guess how hard a question is."""
     learning_rate: float = 1.5e-4
     """Peak learning rate."""
-    epochs: int = 1
-    """Passes over a rollout."""
     clip_low: float = 0.2
     """Token ratios below ``1 - clip_low`` are clipped."""
     clip_high: float = 0.2
@@ -168,7 +165,7 @@ class BehaviorCloningConfig(OptimizerSettings):
     """How a policy is taught from demonstrations."""
 
     batch_size: int = 24
-    """Pictures per step, of all ranks together; every object of a picture is asked one question."""
+    """Images per step, of all ranks together; every object of an image is asked one question."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     points_until: float = 0.12
@@ -181,7 +178,7 @@ class BehaviorCloningConfig(OptimizerSettings):
     """What is asked after that in place of outlines, boxes and points by expression, as in
     ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
     seed: int = 0
-    """Seed of the order of pictures and questions."""
+    """Seed of the order of images and questions."""
 
     @property
     def demonstrated(self) -> tuple[Task, ...]:
@@ -236,7 +233,7 @@ class SupervisedFineTuningConfig:
     gradient_checkpointing: bool = True
     """Compute activations twice instead of keeping them."""
     workers: int = 0
-    """Processes that load pictures and trace outlines; 0 does it between the steps."""
+    """Processes that load images and trace outlines; 0 does it between the steps."""
     seed: int = 0
     """Seed of the order of samples, tasks and wordings."""
 
@@ -308,7 +305,7 @@ class TRLOptions:
     rows_per_forward: int = 0
     """Answers per device and forward pass; 0 takes those of ``prompts_per_forward`` prompts."""
     workers: int = 0
-    """Processes that load pictures; 0 does it between the steps."""
+    """Processes that load images; 0 does it between the steps."""
 
     def check(self) -> None:
         """Make sure that the options agree and what they need is installed.

@@ -105,20 +105,11 @@ class DeepSpeedEngine(Engine):
         config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
-        rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon
-        self.hybrid: PartitionedHybridOptimizer | None = None
-        if settings.muon:
-            self.hybrid = PartitionedHybridOptimizer(
-                module,
-                rate,
-                decay,
-                muon_precision=settings.muon_precision,
-                adam_epsilon=epsilon,
-            )
+        self.hybrid = PartitionedHybridOptimizer(module, settings) if settings.muon else None
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
                 model=PassThrough(module),
-                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay, epsilon),
+                optimizer=self.hybrid or adamw(self._parameters.values(), settings),
                 config=config,
             )
         self._zero = self._engine.optimizer

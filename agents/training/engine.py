@@ -39,14 +39,7 @@ class Engine:
         if self.world.size > 1:
             for tensor in chain(module.parameters(), module.buffers()):
                 dist.broadcast(tensor.data, 0)
-        self.optimizer = HybridOptimizer(
-            module,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.muon,
-            muon_precision=settings.muon_precision,
-            adam_epsilon=settings.adam_epsilon,
-        )
+        self.optimizer = HybridOptimizer(module, settings)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Call a function that passes through the module, as often as it likes.

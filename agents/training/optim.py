@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.training.hardware import multiplies_bfloat16
-from agents.training.settings import EPSILON, MuonPrecision
+from agents.training.settings import MuonPrecision, OptimizerSettings
 
 BETAS = (0.9, 0.95)
 """Of AdamW."""
@@ -47,25 +47,15 @@ class HybridOptimizer(torch.optim.Optimizer):
     theirs; the state is one dictionary that both share, so a checkpoint holds all of it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        muon: bool = True,
-        *,
-        muon_precision: MuonPrecision = "auto",
-        adam_epsilon: float = EPSILON,
-    ) -> None:
-        """Sort the parameters of a model; with ``muon`` False all go to AdamW."""
-        hidden, rest = split_parameters(model, muon)
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+        """Sort the parameters of a model; without Muon all go to AdamW."""
+        hidden, rest = split_parameters(model, settings.muon)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.hidden = frozenset(self.names[id(parameter)] for parameter in hidden)
-        self.parts: list[torch.optim.Optimizer] = [
-            adamw(rest, learning_rate, weight_decay, adam_epsilon)
-        ]
+        self.parts: list[torch.optim.Optimizer] = [adamw(rest, settings)]
         if hidden:
-            self.parts.append(Muon(hidden, learning_rate, weight_decay, muon_precision))
+            rate, decay = settings.learning_rate, settings.weight_decay
+            self.parts.append(Muon(hidden, rate, decay, settings.muon_precision))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
@@ -185,15 +175,15 @@ def chosen_type(precision: MuonPrecision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter],
-    learning_rate: float,
-    weight_decay: float,
-    epsilon: float = EPSILON,
-) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """The AdamW that everything but hidden matrices is trained by."""
     return torch.optim.AdamW(
-        parameters, learning_rate, BETAS, epsilon, weight_decay=weight_decay, fused=True
+        parameters,
+        settings.learning_rate,
+        BETAS,
+        settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 

@@ -11,8 +11,6 @@ CONFIGURATIONS = Path(__file__).parent / "deepspeed"
 
 MuonPrecision = Literal["auto", "float32", "bfloat16"]
 """What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
-EPSILON = 1e-8
-"""Of AdamW."""
 
 
 @dataclass
@@ -33,7 +31,7 @@ class OptimizerSettings:
     """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
     muon_precision: MuonPrecision = "auto"
     """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
-    adam_epsilon: float = EPSILON
+    adam_epsilon: float = 1e-8
     """Added to what AdamW divides gradients by: those far below it make no steps."""
     deepspeed: str | None = None
     """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""

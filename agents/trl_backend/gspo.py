@@ -1,6 +1,6 @@
 """GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings, for fleets.
 
-The agent in `agents.gspo` encodes each picture once per group and is faster where it fits (see
+The agent in `agents.gspo` encodes each image once per group and is faster where it fits (see
 ``experiments/benchmark.py train``). This one is for what TRL brings along: sampling with vLLM,
 weights sharded by FSDP, adapters by PEFT. What differs from `agents.gspo`:
 
@@ -27,6 +27,7 @@ from agents.losses import LOSSES
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.policy.processing import special_tokens
 from agents.settings import GSPOConfig, LossName, TRLOptions
+from agents.training.optim import HybridOptimizer
 from agents.trl_backend.rows import QuestionRows
 from agents.trl_backend.trainer import TrainerAgent
 from seg_env.envs.core import Question, ReferringCore
@@ -153,9 +154,7 @@ class TRLGSPO(TrainerAgent):
             self.left_out,
         )
         table.set_transform(rows)
-        optimizer = self.make_optimizer(
-            muon_precision=config.muon_precision, adam_epsilon=config.adam_epsilon
-        )
+        optimizer = HybridOptimizer(self.policy.model, config) if config.muon else None
         return GRPOTrainer(
             self.policy.model,
             reward_funcs=EnvironmentReward(

@@ -64,8 +64,8 @@ class QuestionRows:
     """An endless, ordered supply of questions, drawn with equal probability.
 
     Row ``i`` follows from the seed and ``i`` alone: an interrupted run goes on with the questions
-    it would have had. Pictures are loaded when a batch is asked for and kept until the next one: a
-    group, and every pass over it, reads its picture once.
+    it would have had. Images are loaded when a batch is asked for and kept until the next one: a
+    group, and every pass over it, reads its image once.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class DemonstrationRows:
 
     Row ``i`` follows from the seed and ``i`` alone: every pass over the data has an order, tasks
     and wordings of its own, and a run that was interrupted goes on with the rows it would have had.
-    Pictures are loaded, and outlines traced, when a row is asked for.
+    Images are loaded, and outlines traced, when a row is asked for.
     """
 
     dataset: Dataset

@@ -1,6 +1,6 @@
 """Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
 
-`BehaviorCloning` shares each picture among its questions and is faster for what fits one device.
+`BehaviorCloning` shares each image among its questions and is faster for what fits one device.
 This one takes the road that large models need: gradient checkpointing, mixed precision, and the
 launchers that TRL knows (``torchrun``, ``accelerate launch``).
 """
@@ -13,6 +13,8 @@ from typing import Any
 from agents.policy.model import VLMPolicy
 from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
 from agents.settings import with_papers_optimizer as with_papers_optimizer
+from agents.training.optim import HybridOptimizer
+from agents.training.settings import OptimizerSettings
 from agents.trl_backend.rows import read_task_weights, rows_for
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
@@ -93,6 +95,8 @@ class SupervisedFineTuning(TrainerAgent):
         )
         if config.muon and (arguments.deepspeed_plugin is not None or arguments.fsdp):
             raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        settings = OptimizerSettings(config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = HybridOptimizer(self.policy.model, settings) if config.muon else None
         per_update = config.batch_size * config.accumulation * arguments.world_size
         table = Table.from_dict({"row": range(updates * per_update)})
         table.set_transform(self.rows)
@@ -101,7 +105,7 @@ class SupervisedFineTuning(TrainerAgent):
             args=arguments,
             train_dataset=table,
             processing_class=self.policy.processor,
-            optimizers=(self.make_optimizer(), None),
+            optimizers=(optimizer, None),
         )
 
     def save_policy(self, path: str | Path) -> None:

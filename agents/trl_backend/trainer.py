@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from agents.base import Agent, UpdateCallback
 from agents.policy.frame_record import copy_record
 from agents.policy.model import VLMPolicy, quiet_progress
-from agents.training.optim import BETAS, HybridOptimizer
+from agents.training.optim import BETAS
 from seg_env.envs.left_out import LeftOut
 
 TRAINER_PICKLE = "training_args.bin"
@@ -90,15 +90,6 @@ class TrainerAgent(Agent):
             "disable_tqdm": True,
             "seed": config.seed,
         }
-
-    def make_optimizer(self, **details: Any) -> HybridOptimizer | None:
-        """The optimizer with Muon, or None for the trainer's own AdamW."""
-        config = self.config
-        if not config.muon:
-            return None
-        return HybridOptimizer(
-            self.policy.model, config.learning_rate, config.weight_decay, **details
-        )
 
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
         """Train until ``updates`` updates have been made in all; the schedule spans them."""

@@ -39,6 +39,10 @@ class Network(nn.Module):
         return self.head(self.norm(self.hidden(seen)))
 
 
+def hybrid(model, learning_rate, **settings):
+    return HybridOptimizer(model, OptimizerSettings(learning_rate, **settings))
+
+
 def network():
     torch.manual_seed(0)
     return Network()
@@ -106,7 +110,7 @@ def test_no_head_is_a_hidden_matrix_of_a_policy_or_its_critic(make):
 
 def test_a_head_that_muon_trained_before_starts_afresh_with_a_warning():
     model = network()
-    optimizer = HybridOptimizer(model, 1e-2)
+    optimizer = hybrid(model, 1e-2)
     gradients(model)
     optimizer.step()
     old = optimizer.named_state() | {"head.weight": {"momentum_buffer": torch.ones(5, 6)}}
@@ -117,7 +121,7 @@ def test_a_head_that_muon_trained_before_starts_afresh_with_a_warning():
 
 def test_adamw_alone_equals_torchs():
     ours, theirs = network(), network()
-    optimizer = HybridOptimizer(ours, 1e-2, weight_decay=0.1, muon=False)
+    optimizer = hybrid(ours, 1e-2, weight_decay=0.1, muon=False)
     reference = torch.optim.AdamW(theirs.parameters(), 1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     for seed in range(3):
         gradients(ours, seed)
@@ -132,7 +136,7 @@ def test_adamw_alone_equals_torchs():
 def test_muon_steps_are_orthogonal_and_of_the_size_of_adamws():
     model = network()
     before = model.hidden.weight.detach().clone()
-    optimizer = HybridOptimizer(model, 1e-2)
+    optimizer = hybrid(model, 1e-2)
     gradients(model)
     optimizer.step()
     step = (model.hidden.weight.detach() - before) / 1e-2
@@ -152,7 +156,7 @@ def test_an_engines_step_clears_the_gradients_and_frozen_parameters_stay():
 
 def test_the_learning_rate_reaches_both_parts():
     model = network()
-    optimizer = HybridOptimizer(model, 1e-2)
+    optimizer = hybrid(model, 1e-2)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = copy.deepcopy(model.state_dict())
@@ -163,11 +167,11 @@ def test_the_learning_rate_reaches_both_parts():
 
 def test_a_restored_optimizer_goes_on_exactly():
     model = network()
-    optimizer = HybridOptimizer(model, 1e-2)
+    optimizer = hybrid(model, 1e-2)
     gradients(model, 0)
     optimizer.step()
     other = copy.deepcopy(model)
-    restored = HybridOptimizer(other, 1e-2)
+    restored = hybrid(other, 1e-2)
     restored.load_named_state(copy.deepcopy(optimizer.named_state()))
     for each, its in ((model, optimizer), (other, restored)):
         its.zero_grad()
@@ -185,14 +189,14 @@ def test_it_steps_like_its_parts_and_is_restored_as_any_optimizer_of_torch():
             optimizer.step()
 
     ours, theirs, loaded = small_policy(), small_policy(), small_policy()
-    joint = HybridOptimizer(ours.model, 1e-2)
+    joint = hybrid(ours.model, 1e-2)
     hidden, rest = split_parameters(theirs.model, muon=True)
-    parts = (adamw(rest, 1e-2, 0.0), Muon(hidden, 1e-2))
+    parts = (adamw(rest, OptimizerSettings(1e-2)), Muon(hidden, 1e-2))
     step(0.1, ours, joint)
     step(0.1, theirs, *parts)
     assert same_parameters(ours, theirs)
 
-    other = HybridOptimizer(loaded.model, 5e-2)
+    other = hybrid(loaded.model, 5e-2)
     loaded.model.load_state_dict(ours.model.state_dict())
     other.load_state_dict(joint.state_dict())
     assert {group["lr"] for group in other.param_groups} == {1e-2}
