@@ -24,7 +24,6 @@ from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
 from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World
-from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import LeftOut
 from seg_env.tasks import Task
 
@@ -65,13 +64,7 @@ class BehaviorCloning(Agent):
         """Train until ``updates`` updates have been made; curriculum and schedule span them."""
         config = self.config
         while self.update < updates:
-            rate = cosine_with_warmup(
-                self.update,
-                updates,
-                config.learning_rate,
-                warmup=config.warmup,
-                final=config.final_rate,
-            )
+            rate = config.rate_at(self.update, updates)
             metrics = self._step(config.task_weights(self.update / updates), rate)
             self.update += 1
             if on_update is not None:

@@ -103,7 +103,7 @@ def demonstrate(
             prompt = question(sample, possible, place)
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad, frame=frame)
             dialogues.append(write_dialogue(processor, task, prompt, reply))
-    return show(processor, samples[0].image, dialogues)
+    return demonstration_of(processor, samples[0].image, dialogues)
 
 
 def demonstrate_refinement(
@@ -155,7 +155,7 @@ def demonstrate_refinement(
         for episode, reply in replies:
             seen = rules.observe(episode)
             dialogue = write_dialogue(policy.processor, "text->mask", seen["prompt"], reply)
-            found.append(show(policy.processor, seen["image"], [dialogue]))
+            found.append(demonstration_of(policy.processor, seen["image"], [dialogue]))
     return found
 
 
@@ -169,7 +169,9 @@ def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialog
     return Dialogue(task, tuple(tokens), start)
 
 
-def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]) -> Demonstration:
+def demonstration_of(
+    processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]
+) -> Demonstration:
     """An image ``(H, W, 3) uint8`` with what is said about it.
 
     Raises:
@@ -202,7 +204,7 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """
     asked = "What is it?"
     whole = prepare_inputs(processor, [image], [asked])["input_ids"][0].tolist()
-    shown = show(processor, image, [write_dialogue(processor, "text->mask", asked, "")])
+    shown = demonstration_of(processor, image, [write_dialogue(processor, "text->mask", asked, "")])
     dialogue = shown.dialogues[0]
     if [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] != whole:
         raise WrongOptionError(

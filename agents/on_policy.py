@@ -35,7 +35,6 @@ from agents.settings import OnPolicyConfig as OnPolicyConfig
 from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import TRIES, LeftOut, OnError, first_usable, loading
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
@@ -46,11 +45,8 @@ class OnPolicyAgent(Agent):
     Subclasses say what an advantage is and what the loss is.
 
     Attributes:
-        env: Vector environment of ``prompts_per_update * group_size`` questions, of this rank's
-            share of them if there are several.
-        world: The processes that train together.
+        env: Asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
         engine: Makes the optimizer steps.
-        update: Updates made so far.
     """
 
     kl_in_loss: ClassVar[bool] = True
@@ -68,7 +64,7 @@ class OnPolicyAgent(Agent):
 
         Args:
             policy: Trained in place.
-            env: Asks and scores.
+            env: Vector environment that asks and scores.
             config: Settings.
             on_error: Whether samples whose image is broken, or refused by the processor, are
                 replaced by others and counted, or are an error.
@@ -88,7 +84,7 @@ class OnPolicyAgent(Agent):
             )
         self.max_new_tokens = config.max_new_tokens
         self._reference: VLMPolicy | None = None
-        if config.kl_coefficient:  # copied before DeepSpeed cuts the weights up
+        if config.kl_coefficient:  # copied before DeepSpeed shards the weights
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
@@ -128,7 +124,7 @@ class OnPolicyAgent(Agent):
             start = time.perf_counter()
             rollout, metrics = self.collect()
             collected = time.perf_counter()
-            metrics |= self.train(rollout, self._schedule(updates))
+            metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
             self.update += 1
             now = time.perf_counter()
             metrics |= {"time/collect": collected - start, "time/train": now - collected}
@@ -355,16 +351,6 @@ class OnPolicyAgent(Agent):
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)
-
-    def _schedule(self, updates: int) -> float:
-        config = self.config
-        return cosine_with_warmup(
-            self.update,
-            updates,
-            config.learning_rate,
-            warmup=config.warmup,
-            final=config.final_rate,
-        )
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """See `Agent.whole_weights`; all ranks must enter it."""

@@ -40,7 +40,7 @@ class PPO(OnPolicyAgent):
 
     Attributes:
         critic: The value head, with a model of its own or not.
-        kl_coefficient: Present weight of the KL divergence.
+        kl_coefficient: Present weight of the KL divergence; ``target_kl`` steers it.
     """
 
     config: PPOConfig

@@ -44,11 +44,11 @@ class TokenAligner:
             text: The answer, decoded without special tokens.
         """
         pieces = [self._piece(token) for token in tokens]
-        written = "".join(pieces)
-        if not written.endswith(text) or written[: len(written) - len(text)].strip():
+        joined = "".join(pieces)
+        if not joined.endswith(text) or joined[: len(joined) - len(text)].strip():
             return self._decode_step_by_step(tokens, text)
         ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        return (ends - (len(written) - len(text))).clip(min=0)
+        return (ends - (len(joined) - len(text))).clip(min=0)
 
     def _piece(self, token: int) -> str:
         """Text that a token adds to what is before it."""

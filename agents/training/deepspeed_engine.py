@@ -79,11 +79,7 @@ class DeepSpeedEngine(Engine):
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Share out a module's training.
-
-        Args:
-            module: Trained in place.
-            settings: Name a DeepSpeed configuration; Muon must be off at its stage 3.
+        """Share out the training of a module, as the DeepSpeed configuration of settings says.
 
         Raises:
             ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.

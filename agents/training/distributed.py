@@ -45,7 +45,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The world that `join_world` met; a single process without it."""
+        """The processes that `join_world` met; a single one without it."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))

@@ -23,18 +23,13 @@ class Engine:
     parallelism. `DeepSpeedEngine` shares out what it takes to train.
 
     Attributes:
-        module: What is trained.
+        module: Trained in place.
         settings: Of the optimizer.
         world: The processes that train together.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Make the optimizer of a module's trainable parameters; rank 0's weights are everybody's.
-
-        Args:
-            module: Trained in place.
-            settings: Of the optimizer.
-        """
+        """Make the optimizer of a module's parameters; rank 0's weights are everybody's."""
         self.module, self.settings, self.world = module, settings, World.current()
         if self.world.size > 1:
             for tensor in chain(module.parameters(), module.buffers()):

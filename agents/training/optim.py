@@ -1,4 +1,4 @@
-"""Optimizers: Muon for hidden matrices with AdamW for the rest, and the learning-rate schedule.
+"""Optimizers: Muon for hidden matrices with AdamW for the rest.
 
 Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit where it is computed in
 bfloat16. That one knows no other type, and a processor without bfloat16 instructions is then busier
@@ -104,9 +104,6 @@ class Muon(torch.optim.Optimizer):
 
     Updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size of
     AdamW's (arXiv 2502.16982, equation 4).
-
-    Attributes:
-        precision: What matrices are orthogonalised in.
     """
 
     def __init__(
@@ -121,12 +118,8 @@ class Muon(torch.optim.Optimizer):
         self.precision: MuonPrecision = precision
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients; ``closure`` computes them anew and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply the gradients."""
         for group in self.param_groups:
             for weights in group["params"]:
                 if weights.grad is None:
@@ -140,7 +133,6 @@ class Muon(torch.optim.Optimizer):
                 weights.add_(
                     orthogonalize(update, self.precision), alpha=-step_size(update, group["lr"])
                 )
-        return loss
 
 
 def step_size(matrix: Tensor, learning_rate: float) -> float:
@@ -149,12 +141,7 @@ def step_size(matrix: Tensor, learning_rate: float) -> float:
 
 
 def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
-    """A matrix with all its singular values near 1, ``(rows, columns)``.
-
-    Args:
-        matrix: ``(rows, columns)``.
-        precision: What is computed in, and the type of the result.
-    """
+    """A matrix ``(rows, columns)`` with its singular values near 1, in the type of a precision."""
     first, third, fifth = COEFFICIENTS
     found = matrix.to(chosen_type(precision, matrix.device))
     tall = len(found) > found.shape[1]
@@ -215,8 +202,8 @@ def usable_states(
 
     Args:
         states: What was saved.
-        names: Parameters that the optimizer trains.
-        hidden: Those of them that it trains by Muon.
+        names: Parameters that are trained.
+        hidden: Those of them that Muon trains.
     """
     known = {name: state for name, state in states.items() if name in names and state}
     found = {
@@ -236,22 +223,3 @@ def _warn(names: Collection[str], why: str) -> None:
             f" {min(names)}{', …' if len(names) > 1 else ''}",
             stacklevel=3,
         )
-
-
-def cosine_with_warmup(
-    update: int, updates: int, peak: float, *, warmup: float = 0.03, final: float = 0.04
-) -> float:
-    """Learning rate of update ``update`` of ``updates``.
-
-    Args:
-        update: Index from 0.
-        updates: Length of the schedule.
-        peak: Highest rate.
-        warmup: Share of the updates spent rising linearly (SimpleSeg: 0.03).
-        final: Last rate as a share of ``peak`` (SimpleSeg: 5e-5 to 2e-6, which is 0.04).
-    """
-    rising = max(1, round(warmup * updates))
-    if update < rising:
-        return peak * (update + 1) / rising
-    progress = (update - rising) / max(1, updates - rising)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -81,10 +81,9 @@ class QuestionRows:
         Args:
             core: Whose questions.
             tokenizer: The policy's.
-            prepare: Makes model inputs of an image and a prompt, see `VLMPolicy.prepare_on_cpu`.
+            prepare: Tells which images the processor refuses, see `VLMPolicy.prepare_on_cpu`.
             seed: What the choice of questions depends on.
-            left_out: Told of samples that cannot be used, which give way to others; by default they
-                are an error.
+            left_out: Told of samples that cannot be used; by default they are an error.
         """
         self.core, self.seed = core, seed
         self.left_out = LeftOut("error") if left_out is None else left_out
@@ -253,14 +252,9 @@ def word_question(
     rng: np.random.Generator,
     reference: str | None = None,
 ) -> str:
-    """The question that asks for ``task`` of a sample.
+    """The question that asks for ``task`` of a sample, in words that ``rng`` chooses.
 
-    Args:
-        sample: What is asked about.
-        task: What is asked for.
-        wording: In which words.
-        rng: Chooses among them.
-        reference: How the question speaks of the object, as for `seg_env.tasks.question`.
+    How it speaks of the object is ``reference``, as for `seg_env.tasks.question`.
     """
     if wording == "plain":
         return question(sample, task, reference)

@@ -95,7 +95,7 @@ class TrainerAgent(Agent):
         """Train until ``updates`` updates have been made in all; the schedule spans them."""
         if self.update >= updates:
             return
-        with TemporaryDirectory() as folder, _as_found(self.policy):
+        with TemporaryDirectory() as folder, _restored(self.policy):
             if self._trainer is not None:
                 self._checkpoint = Path(folder) / "so_far"
                 self.save(self._checkpoint)
@@ -201,7 +201,7 @@ class _Progress(TrainerCallback):
 
 
 @contextmanager
-def _as_found(policy: VLMPolicy) -> Iterator[None]:
+def _restored(policy: VLMPolicy) -> Iterator[None]:
     """Undo what trainers leave on a model: a wrapped forward, checkpointing, training mode."""
     forward: Callable[..., Any] | None = vars(policy.model).get("forward")
     try:

@@ -13,7 +13,6 @@ from agents.training.optim import (
     HybridOptimizer,
     Muon,
     adamw,
-    cosine_with_warmup,
     split_parameters,
 )
 from agents.training.settings import OptimizerSettings
@@ -206,7 +205,8 @@ def test_it_steps_like_its_parts_and_is_restored_as_any_optimizer_of_torch():
 
 
 def test_schedule_by_hand():
-    rates = [cosine_with_warmup(i, 100, 2.0, warmup=0.1, final=0.04) for i in range(101)]
+    settings = OptimizerSettings(2.0, warmup=0.1, final_rate=0.04)
+    rates = [settings.rate_at(i, 100) for i in range(101)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0
     assert rates[55] == pytest.approx((2.0 + 0.08) / 2)  # half way down the cosine
@@ -216,11 +216,11 @@ def test_schedule_by_hand():
 
 
 def test_the_schedule_is_the_papers_by_default():
-    rates = [cosine_with_warmup(i, 1000, 5e-5) for i in range(1001)]
+    rates = [OptimizerSettings(5e-5).rate_at(i, 1000) for i in range(1001)]
     assert rates[0] == pytest.approx(5e-5 / 30)
     assert rates[29] == rates[30] == max(rates) == 5e-5
     assert rates[1000] == pytest.approx(2e-6)
 
 
 def test_the_schedule_of_a_single_update_is_its_peak():
-    assert cosine_with_warmup(0, 1, 3.0) == 3.0
+    assert OptimizerSettings(3.0).rate_at(0, 1) == 3.0
