@@ -1,4 +1,4 @@
-"""Muon beside AdamW, and the learning-rate schedule."""
+"""Muon beside AdamW and torch's own, and the learning-rate schedule."""
 
 import copy
 
@@ -8,11 +8,13 @@ from agents_fixtures import same_parameters, small_policy
 from torch import nn
 
 from agents.critic import ActorCritic, Critic
+from agents.training import optim
 from agents.training.engine import Engine
 from agents.training.optim import (
     HybridOptimizer,
     Muon,
     adamw,
+    orthogonalize,
     split_parameters,
 )
 from agents.training.settings import OptimizerSettings
@@ -202,6 +204,68 @@ def test_it_steps_like_its_parts_and_is_restored_as_any_optimizer_of_torch():
     step(0.3, loaded, other)
     step(0.3, theirs, *parts)
     assert same_parameters(loaded, theirs)
+
+
+SHAPES = [(6, 4), (4, 6), (24, 24), (128, 512)]
+
+
+def matrices(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def after_steps(make, gradients=3):
+    """Weights and states of all matrices once an optimizer has stepped them."""
+    parameters = [nn.Parameter(each) for each in matrices(0)]
+    optimizer = make(parameters)
+    for seed in range(1, gradients + 1):
+        for parameter, gradient in zip(parameters, matrices(seed, 1e-3), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return parameters, [optimizer.state[parameter] for parameter in parameters]
+
+
+def test_steps_in_bfloat16_are_torchs_bit_for_bit():
+    ours, our_states = after_steps(lambda each: Muon(each, 1e-2, 0.1, "bfloat16"))
+    theirs, their_states = after_steps(
+        lambda each: torch.optim.Muon(
+            each, 1e-2, 0.1, optim.MOMENTUM, adjust_lr_fn="match_rms_adamw"
+        )
+    )
+    assert all(map(torch.equal, ours, theirs))
+    for state, other in zip(our_states, their_states, strict=True):
+        assert state.keys() == other.keys()  # checkpoints of either can be gone on from
+        assert torch.equal(state["momentum_buffer"], other["momentum_buffer"])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_singular_values_go_where_the_polynomial_takes_them(precision, tolerance):
+    first, third, fifth = optim.COEFFICIENTS
+    for matrix in matrices(5, scale=30.0):
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        values = values / values.norm()
+        for _ in range(optim.ROUNDS):
+            values = first * values + third * values**3 + fifth * values**5
+        found = orthogonalize(matrix, precision)
+        assert found.dtype == getattr(torch, precision)
+        apart = found.double() - left @ values.diag() @ right
+        assert torch.linalg.matrix_norm(apart, 2) < tolerance
+        spectrum = torch.linalg.svdvals(found.double())
+        assert ((spectrum > 0.3) & (spectrum < 1.3)).all()
+
+
+def test_a_matrix_of_zeros_stays_one():
+    assert not orthogonalize(torch.zeros(3, 5), "float32").any()
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    kept, moved = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    moved.grad = torch.eye(3)
+    optimizer = Muon([kept, moved], 1e-2, 0.1)
+    optimizer.step()
+    assert torch.equal(kept, torch.ones(3, 3))
+    assert kept not in optimizer.state
+    assert not torch.equal(moved, torch.ones(3, 3))
 
 
 def test_schedule_by_hand():
