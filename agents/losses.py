@@ -153,12 +153,12 @@ def value_loss(
     has moved by more than ``c`` towards its return has no gradient.
 
     Args:
-        values: ``(N, T)`` of the critic being trained, with gradient.
-        old_values: ``(N, T)`` before its first step on this rollout.
-        returns: ``(N, T)`` what they should have been.
-        mask: ``(N, T)``.
+        values: ``(N, T)`` of the critic being trained, with gradient; the next three alike.
+        old_values: Before the first step on this rollout.
+        returns: What values should have been.
+        mask: As in `policy_loss`.
         clip: ``c``, in units of reward, above 0.
-        tokens_per_answer: See `policy_loss`; by default the mean length of these completions.
+        tokens_per_answer: As in `policy_loss`; by default the mean length of these completions.
 
     Returns:
         Scalar loss, and ``value_loss``, ``value_clip_fraction`` (share of tokens without gradient).
@@ -185,12 +185,6 @@ def truncated_importance_weights(
     ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of a sequence from sampler to
     policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at.
 
-    Args:
-        log_probs: ``(N, T)`` of the policy before its first step.
-        sampler_log_probs: ``(N, T)`` as recorded while sampling.
-        mask: ``(N, T)``.
-        cap: Largest weight, at least 1.
-
     Returns:
         Weights ``(N,)``, and how far the two are apart: ``sampler_kl`` (k3 estimate per token),
         ``sampler_difference`` (largest of any token), ``truncated_fraction``.
@@ -208,20 +202,16 @@ def truncated_importance_weights(
 
 
 def kl_estimates(
-    log_probs: Tensor, reference_log_probs: Tensor, estimator: Literal["k1", "k2", "k3"] = "k3"
+    log_probs: Tensor, reference_log_probs: Tensor, estimator: Literal["k1", "k3"] = "k3"
 ) -> Tensor:
     """KL divergence from the policy to a reference, estimated at each token drawn from the policy.
 
     With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is
-    unbiased and of either sign, ``k2 = d^2 / 2`` biased and never negative, ``k3 = exp(d) - d - 1``
-    unbiased and never negative. In nats, with gradient, of the shape of the arguments.
+    of either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with
+    gradient, of the shape of the arguments.
     """
     difference = reference_log_probs - log_probs
-    if estimator == "k1":
-        return -difference
-    if estimator == "k2":
-        return difference.square() / 2
-    return difference.exp() - difference - 1
+    return -difference if estimator == "k1" else difference.exp() - difference - 1
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:

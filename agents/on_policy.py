@@ -394,19 +394,11 @@ class OnPolicyAgent(Agent):
 def choose_sources(
     ended: NDArray[np.bool_], group_size: int, draws: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
-    """Which episode each group goes on from: one of its own that has not ended.
+    """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: one that is open.
 
     All answers of a group's next turn start from one state, so that they can be compared with each
     other and their prompt is computed once. A group whose episodes have all ended takes up one of
-    another group.
-
-    Args:
-        ended: ``(N,)``, which episodes have ended; not all of them.
-        group_size: Episodes per group, ``G``, next to each other.
-        draws: ``(N / G,)`` in [0, 1), one choice per group.
-
-    Returns:
-        ``(N,)`` episodes, the same ``G`` times.
+    another group. The choices follow from ``(N / G,)`` draws in [0, 1).
     """
     everywhere = np.flatnonzero(~ended)
     chosen = []

@@ -18,7 +18,7 @@ PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
 class Rollout:
     """Answers to ``B`` prompts, ``N = B * G`` rows, the answers to one prompt next to each other.
 
-    Fields that are None are those that an agent does not use.
+    An agent leaves what it does not use None.
     """
 
     inputs: dict[str, Tensor]

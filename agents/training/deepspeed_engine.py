@@ -52,8 +52,7 @@ MUON_MOMENTS = ("momentum_buffer",)
 class PassThrough(nn.Module):
     """A module whose forward pass is any function of the module inside.
 
-    DeepSpeed watches the forward pass of one module. Ours consists of several: one over prompts,
-    one over the answers that continue them, perhaps one of a critic.
+    DeepSpeed watches the forward pass of one module; ours are several, over prompts and answers.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -84,7 +84,7 @@ class TRLGSPO(TrainerAgent):
 
         Args:
             policy: Trained in place; its ``precision`` decides about mixed precision.
-            core: Questions and scores, as `open_questions` returns them.
+            core: Questions and scores.
             config: Settings of the algorithm; a process takes whole groups.
             options: What only TRL has.
             on_error: Whether samples that cannot be used give way to others, or are an error.
@@ -168,11 +168,7 @@ class TRLGSPO(TrainerAgent):
         )
 
     def trainer_arguments(self, updates: int, folder: str | Path) -> Any:
-        """Our settings as TRL's ``GRPOConfig``.
-
-        Args:
-            updates: Length of the schedule.
-            folder: Where the trainer may write.
+        """Our settings as TRL's ``GRPOConfig``; arguments are those of `build_trainer`.
 
         Raises:
             ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
@@ -216,13 +212,7 @@ class TRLGSPO(TrainerAgent):
         return GRPOConfig(**settings, **self.share_out(world_size))
 
     def share_out(self, world_size: int) -> dict[str, int]:
-        """How many answers each process takes at a time.
-
-        Args:
-            world_size: Number of processes.
-
-        Returns:
-            Arguments of ``GRPOConfig``.
+        """How many answers each process takes at a time, as arguments of ``GRPOConfig``.
 
         Raises:
             ValueError: They do not share out evenly.
@@ -330,13 +320,9 @@ class EnvironmentReward:
         spread_floor: float | None,
         end_ids: Collection[int],
     ) -> None:
-        """Score by ``core``, the one scoring path of all.
+        """Score by ``core``; see `group_advantages` for group size and floor.
 
-        Args:
-            core: Scores the answers.
-            group_size: See `group_advantages`.
-            spread_floor: See `group_advantages`.
-            end_ids: Tokens that end an answer; those without one have been cut off.
+        Answers without one of the tokens ``end_ids`` have been cut off.
         """
         self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
         self.end_ids = frozenset(end_ids)

@@ -25,11 +25,7 @@ TRAINER_PICKLE = "training_args.bin"
 
 
 class TrainerAgent(Agent):
-    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours.
-
-    Attributes:
-        update: Updates made so far.
-    """
+    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours."""
 
     metric_names: ClassVar[dict[str, str]]
     """Names that the trainer gives its figures, and ours; those under ``rollout/`` are ours."""
