@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seg_env.data.readers.official_counts import OFFICIAL_COUNTS
+from seg_env.data.readers.refer import OFFICIAL_COUNTS
 
 SOURCE = "SimpleSeg, arXiv 2601.19228"
 

@@ -328,7 +328,7 @@ def box_outline(target):
     return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
 
 
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 @pytest.mark.skipif(
     not (DATA / "mini_refcoco").is_dir(),
     reason="no real photos: set SIMPLESEG_TEST_DATA to the folder that holds mini_refcoco/",
