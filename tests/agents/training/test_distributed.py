@@ -31,7 +31,7 @@ from experiments import run_gspo
 from experiments.common.launch import command_words, fit_to_deepspeed
 from experiments.common.logs import read_metrics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.rounding
 LIMIT = 1e-5
 """How far weights may be apart; training moves them by more than fifty times as much."""
