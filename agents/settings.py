@@ -85,9 +85,9 @@ class GSPOConfig(OnPolicyConfig):
     """Settings of GSPO and of other losses that compare the answers of a group."""
 
     loss: LossName = "gspo"
-    """gspo: a ratio per answer; gspo_token: the same, with the gradient taken token by token; luspo:
-    times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a constant, or
-    over tokens. dr_grpo does not divide by the standard deviation of a group."""
+    """gspo: a ratio per answer; gspo_token: the same, its gradient taken token by token; luspo: the
+    same times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a
+    constant, or over tokens. dr_grpo does not divide by the standard deviation of a group."""
     clip_low: float | None = None
     """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
     clip_high: float | None = None
