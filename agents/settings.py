@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from agents.training.settings import OptimizerSettings
-from seg_env.tasks import TASKS, Task
-from seg_env.tasks.mixture import TaskMixture
+from seg_env.tasks import TASKS, Task, TaskMixture
 
 if TYPE_CHECKING:
     from agents.training.distributed import World

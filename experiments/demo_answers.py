@@ -19,7 +19,7 @@ from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
-from seg_env.envs.overlay import draw_overlay
+from seg_env.envs.render import draw_overlay
 from seg_env.envs.scoring import Scorer
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS

@@ -39,7 +39,6 @@ from rich.console import Console
 from experiments.common.brief import brief_errors
 from experiments.common.files import write_json
 from experiments.common.progress import progress_bar
-from experiments.common.questions import open_questions
 from experiments.evaluation.answers import match_answers, read_answers
 from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
 from experiments.evaluation.options import Args
@@ -50,6 +49,7 @@ from experiments.evaluation.scores import gains, score
 from experiments.evaluation.tasks import EVERY_TASK, write_task_table
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
+from seg_env.envs.rules import open_questions
 from seg_env.frames import AUTO, AnswerFrame, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
-from experiments.common.questions import open_questions as open_questions
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
+from seg_env.envs.rules import open_questions as open_questions
 from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
-from seg_env.tasks.mixture import DEFAULT_TASK
+from seg_env.tasks import DEFAULT_TASK
 
 PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 

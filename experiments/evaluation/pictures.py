@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from seg_env.envs.overlay import draw_overlay
+from seg_env.envs.render import draw_overlay
 from seg_env.metrics import Columns, Failure
 from seg_env.types import Prediction, Sample
 

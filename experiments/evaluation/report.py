@@ -22,8 +22,7 @@ from experiments.evaluation.scores import gain_rows, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.metrics import Columns
-from seg_env.tasks import form_of
-from seg_env.tasks.mixture import DEFAULT_TASK
+from seg_env.tasks import DEFAULT_TASK, form_of
 from seg_env.types import Form, Sample
 
 HISTOGRAM = "![Distribution of the IoU](iou_histogram.png)"

@@ -12,7 +12,6 @@ from agents_fixtures import small_policy
 from PIL import Image
 from shapely.geometry import Polygon
 
-from experiments.common.questions import open_questions
 from experiments.evaluate import main
 from experiments.evaluation import samples as evaluate_samples
 from experiments.evaluation.answers import Answer, keep_whole_answers, match_answers, read_answers
@@ -20,7 +19,8 @@ from experiments.evaluation.options import Args
 from experiments.evaluation.published import published_table
 from experiments.evaluation.samples import load_samples
 from experiments.evaluation.scores import score
-from seg_env.frames import PixelFrame, find_answer_frame, write_tokens
+from seg_env.envs.rules import open_questions
+from seg_env.frames import find_answer_frame, pixel_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of
 
@@ -134,7 +134,7 @@ def test_frames_follow_the_model_and_the_picture_it_sees():
     reader = find_answer_frame("auto", model_type="qwen2_5_vl")
     assert "picked by model type qwen2_5_vl" in reader.description
     (sample,) = scene_samples()[:1]
-    assert reader.for_image(sample.target.size) == PixelFrame(140, 140)
+    assert reader.for_image(sample.target.size) == pixel_frame(140, 140)
     letterboxed = find_answer_frame("auto", model_type="qwen2_5_vl").on_canvas((64, 100))
     assert (
         letterboxed.for_image(sample.target.size).name
