@@ -1,8 +1,7 @@
 """Behaviour cloning (SFT): learn to write the outlines that were traced from ground truth.
 
-A plain loop over shared prefixes: the picture is encoded once for all questions about it. With
-several ranks (`agents.training.distributed`) each of them has a contiguous block of a
-batch's pictures.
+A plain loop over shared prefixes: the image is encoded once for all questions about it. With
+several ranks (`agents.training.distributed`) each has a contiguous block of a batch's images.
 """
 
 from __future__ import annotations
@@ -22,22 +21,15 @@ from agents.demonstrations import Demonstration, DemonstrationBatch, draw_batch
 from agents.policy.families import select_prompts
 from agents.policy.model import VLMPolicy, positions_of
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
+from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World
-from agents.training.engine import make_engine
-from agents.training.optim import cosine_with_warmup
 from seg_env.envs.left_out import LeftOut
 from seg_env.tasks import Task
 
 
 class BehaviorCloning(Agent):
-    """Teaches a policy from demonstrations.
-
-    Attributes:
-        world: The processes that train together.
-        engine: Makes the optimizer steps.
-        update: Updates made so far.
-    """
+    """Teaches a policy from demonstrations; an `Engine` makes the optimizer steps."""
 
     def __init__(
         self,
@@ -51,7 +43,7 @@ class BehaviorCloning(Agent):
 
         Args:
             policy: Trained in place.
-            demonstrations: At least ``config.batch_size`` pictures.
+            demonstrations: At least ``config.batch_size`` images.
             config: How to teach.
             max_new_tokens: Longest answer of `act`.
 
@@ -72,13 +64,7 @@ class BehaviorCloning(Agent):
         """Train until ``updates`` updates have been made; curriculum and schedule span them."""
         config = self.config
         while self.update < updates:
-            rate = cosine_with_warmup(
-                self.update,
-                updates,
-                config.learning_rate,
-                warmup=config.warmup,
-                final=config.final_rate,
-            )
+            rate = config.rate_at(self.update, updates)
             metrics = self._step(config.task_weights(self.update / updates), rate)
             self.update += 1
             if on_update is not None:
@@ -93,7 +79,7 @@ class BehaviorCloning(Agent):
         whole = draw_batch(
             self.demonstrations, self.config.batch_size, task_weights, rng, pad_id
         ).to(self.policy.device)
-        batch = pictures_of(whole, self._share)
+        batch = images_of(whole, self._share)
         loss = self.engine.forward(partial(cloning_loss, self.policy, batch))
         # Ranks have answers of different lengths; the mean is over the tokens of all of them.
         weight = self.world.size * batch.learn[:, 1:].sum() / whole.learn[:, 1:].sum()
@@ -129,12 +115,12 @@ class BehaviorCloning(Agent):
         self.update = facts["update"]
 
 
-def pictures_of(batch: DemonstrationBatch, share: slice) -> DemonstrationBatch:
-    """The part of a batch that is about some of its pictures."""
-    pictures = torch.arange(share.start, share.stop, device=batch.rows.device)
+def images_of(batch: DemonstrationBatch, share: slice) -> DemonstrationBatch:
+    """The part of a batch that is about some of its images."""
+    images = torch.arange(share.start, share.stop, device=batch.rows.device)
     dialogues = (batch.rows >= share.start) & (batch.rows < share.stop)
     return DemonstrationBatch(
-        inputs=select_prompts(batch.inputs, pictures),
+        inputs=select_prompts(batch.inputs, images),
         rows=batch.rows[dialogues] - share.start,
         tokens=batch.tokens[dialogues],
         mask=batch.mask[dialogues],

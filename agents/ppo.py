@@ -15,15 +15,12 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
-from agents.critic import ActorCritic, Critic
-from agents.kl_control import steer_coefficient
-from agents.least_squares import RidgeRegression
-from agents.losses import Metrics, kl_estimates
+from agents.critic import ActorCritic, Critic, RidgeRegression
+from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
 from agents.settings import PPOConfig as PPOConfig
-from agents.token_losses import token_mean_loss, value_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
@@ -43,7 +40,7 @@ class PPO(OnPolicyAgent):
 
     Attributes:
         critic: The value head, with a model of its own or not.
-        kl_coefficient: Present weight of the KL divergence.
+        kl_coefficient: Present weight of the KL divergence; ``target_kl`` steers it.
     """
 
     config: PPOConfig
@@ -121,15 +118,16 @@ class PPO(OnPolicyAgent):
         assert part.advantages is not None
         assert part.values is not None
         assert part.returns is not None
-        objective, metrics = token_mean_loss(
+        objective, metrics = policy_loss(
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
             part.free,
             config.clip_low,
             config.clip_high,
-            part.weights,
-            self._lengths["free"],
+            level="token",
+            weights=part.weights,
+            tokens_per_answer=self._lengths["free"],
         )
         errors, found = value_loss(
             self.critic.values(scores, part, detach=self._only_fits),
@@ -211,3 +209,24 @@ class PPO(OnPolicyAgent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
         return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
+
+
+def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:
+    """Weight of a KL penalty, adapted to the divergence found (arXiv 1909.08593, section 2.2).
+
+    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``: too far away, and the penalty
+    grows; too near, and it shrinks. Ziegler et al. use a share of 0.1 per batch.
+
+    Args:
+        coefficient: ``beta`` so far.
+        found: Divergence of this rollout.
+        target: Divergence that is wanted, in the same unit, above 0.
+        share: Size of this rollout relative to the horizon of the controller.
+
+    Raises:
+        ValueError: The target is not positive.
+    """
+    if target <= 0:
+        raise ValueError(f"target_kl={target}, but a divergence is above 0")
+    error = min(max(found / target - 1, -0.2), 0.2)
+    return coefficient * (1 + share * error)

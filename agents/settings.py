@@ -6,9 +6,8 @@ Nothing here imports torch or transformers, so that help pages need not wait for
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from agents.training.settings import OptimizerSettings
 from seg_env.tasks import TASKS, Task, TaskMixture
@@ -21,7 +20,6 @@ LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
 Wording = Literal["plain", "paper"]
 """``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
 one of the paper's questions, and one of its answer sentences."""
-WORDINGS: tuple[Wording, ...] = get_args(Wording)
 PAPER_BATCH = 256
 """Questions in an update of the paper's fine-tuning, over all devices."""
 
@@ -86,9 +84,9 @@ class GSPOConfig(OnPolicyConfig):
     """Settings of GSPO and of other losses that compare the answers of a group."""
 
     loss: LossName = "gspo"
-    """gspo: a ratio per answer; gspo_token: the same with an advantage per token; luspo: the same
-    times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a constant,
-    or over tokens. dr_grpo does not divide by the spread of a group."""
+    """gspo: a ratio per answer; gspo_token: the same, its gradient taken token by token; luspo: the
+    same times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a
+    constant, or over tokens. dr_grpo does not divide by the standard deviation of a group."""
     clip_low: float | None = None
     """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
     clip_high: float | None = None
@@ -101,14 +99,11 @@ class GSPOConfig(OnPolicyConfig):
     """Ask other questions in place of those whose answers all earned the same."""
     dynamic_rounds: int = 3
     """Most further rounds of questions of an update."""
-    vertex_weight: float = 0.0
-    """Weight of what each vertex added to the IoU, relative to the group's other vertices, in the
-    advantage of its tokens; needs a loss with an advantage per token."""
 
     @property
-    def credits_vertices(self) -> bool:
-        """See `OnPolicyConfig.credits_vertices`."""
-        return bool(self.vertex_weight)
+    def advantage_floor(self) -> float | None:
+        """What advantages are divided by at least; None where they are not divided."""
+        return None if self.loss == "dr_grpo" else self.spread_floor
 
 
 @dataclass
@@ -123,8 +118,6 @@ class PPOConfig(OnPolicyConfig):
     critic need not guess how hard a question is."""
     learning_rate: float = 1.5e-4
     """Peak learning rate."""
-    epochs: int = 1
-    """Passes over a rollout."""
     clip_low: float = 0.2
     """Token ratios below ``1 - clip_low`` are clipped."""
     clip_high: float = 0.2
@@ -171,7 +164,7 @@ class BehaviorCloningConfig(OptimizerSettings):
     """How a policy is taught from demonstrations."""
 
     batch_size: int = 24
-    """Pictures per step, of all ranks together; every object of a picture is asked one question."""
+    """Images per step, of all ranks together; every object of an image is asked one question."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     points_until: float = 0.12
@@ -184,7 +177,7 @@ class BehaviorCloningConfig(OptimizerSettings):
     """What is asked after that in place of outlines, boxes and points by expression, as in
     ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
     seed: int = 0
-    """Seed of the order of pictures and questions."""
+    """Seed of the order of images and questions."""
 
     @property
     def demonstrated(self) -> tuple[Task, ...]:
@@ -239,7 +232,7 @@ class SupervisedFineTuningConfig:
     gradient_checkpointing: bool = True
     """Compute activations twice instead of keeping them."""
     workers: int = 0
-    """Processes that load pictures and trace outlines; 0 does it between the steps."""
+    """Processes that load images and trace outlines; 0 does it between the steps."""
     seed: int = 0
     """Seed of the order of samples, tasks and wordings."""
 
@@ -311,7 +304,7 @@ class TRLOptions:
     rows_per_forward: int = 0
     """Answers per device and forward pass; 0 takes those of ``prompts_per_forward`` prompts."""
     workers: int = 0
-    """Processes that load pictures; 0 does it between the steps."""
+    """Processes that load images; 0 does it between the steps."""
 
     def check(self) -> None:
         """Make sure that the options agree and what they need is installed.
@@ -334,48 +327,3 @@ class TRLOptions:
                     f"{install}, or {otherwise}",
                     name=package,
                 )
-
-    def trainer_arguments(self, special: list[str], forbidden: list[int]) -> dict[str, Any]:
-        """Arguments of ``GRPOConfig``.
-
-        Args:
-            special: Special tokens that no answer may contain, as text.
-            forbidden: All tokens that no answer may contain, by their ids. A sampled image
-                placeholder would end training: "Image features and image tokens do not match".
-        """
-        # vLLM takes words and knows no rows beyond the tokenizer; transformers takes ids.
-        words = {"bad_words": special} if self.use_vllm else {"suppress_tokens": forbidden}
-        fsdp = {
-            "fsdp": True,
-            "fsdp_config": {
-                "reshard_after_forward": self.fsdp == "full_shard",
-                "cpu_offload": self.fsdp_offload,
-                "activation_checkpointing": self.gradient_checkpointing,
-            },
-        }
-        return {
-            "use_vllm": self.use_vllm,
-            "vllm_mode": self.vllm_mode,
-            "vllm_server_base_url": self.vllm_server_base_url,
-            "vllm_gpu_memory_utilization": self.vllm_gpu_memory_utilization,
-            "vllm_tensor_parallel_size": self.vllm_tensor_parallel_size,
-            "vllm_max_model_length": self.vllm_max_model_length,
-            "vllm_enable_sleep_mode": self.vllm_sleep,
-            "generation_kwargs": words,
-            "activation_checkpointing": self.gradient_checkpointing and self.fsdp == "off",
-            "dataloader_num_workers": self.workers,
-            **(fsdp if self.fsdp != "off" else {}),
-        }
-
-    def adapters(self) -> Any:
-        """What PEFT should add to the model, or None."""
-        if not self.lora_rank:
-            return None
-        peft = import_module("peft")  # not installed with this project
-        return peft.LoraConfig(
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.lora_targets,
-            exclude_modules=["lm_head"],
-        )

@@ -119,7 +119,7 @@ def own_demonstrations(
     left_out: LeftOut,
 ) -> list[Demonstration]:
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
-    from agents.refinement import demonstrate_refinement
+    from agents.demonstrations import demonstrate_refinement
     from agents.screening import prepare_usable
     from experiments.evaluation.loop import answer, question_noise
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from agents.training.engine import make_engine
+from agents.training import make_engine
 from agents.training.settings import OptimizerSettings
 
 WIDTHS = (41, 24, 40, 24, 41)

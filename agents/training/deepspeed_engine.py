@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from agents.training.distributed import join_world
 from agents.training.engine import Engine
-from agents.training.optim import adamw
-from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.optim import MASTER, OptimizerState, adamw, usable_states
 from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
 from agents.training.settings import OptimizerSettings, read_configuration, zero_stage
 
@@ -53,8 +52,7 @@ MUON_MOMENTS = ("momentum_buffer",)
 class PassThrough(nn.Module):
     """A module whose forward pass is any function of the module inside.
 
-    DeepSpeed watches the forward pass of one module. Ours consists of several: one over prompts,
-    one over the answers that continue them, perhaps one of a critic.
+    DeepSpeed watches the forward pass of one module; ours are several, over prompts and answers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -80,11 +78,7 @@ class DeepSpeedEngine(Engine):
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Share out a module's training.
-
-        Args:
-            module: Trained in place.
-            settings: Name a DeepSpeed configuration; Muon must be off at its stage 3.
+        """Share out the training of a module, as the DeepSpeed configuration of settings says.
 
         Raises:
             ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
@@ -106,20 +100,11 @@ class DeepSpeedEngine(Engine):
         config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
-        rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon
-        self.hybrid: PartitionedHybridOptimizer | None = None
-        if settings.muon:
-            self.hybrid = PartitionedHybridOptimizer(
-                module,
-                rate,
-                decay,
-                muon_precision=settings.muon_precision,
-                adam_epsilon=epsilon,
-            )
+        self.hybrid = PartitionedHybridOptimizer(module, settings) if settings.muon else None
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
                 model=PassThrough(module),
-                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay, epsilon),
+                optimizer=self.hybrid or adamw(self._parameters.values(), settings),
                 config=config,
             )
         self._zero = self._engine.optimizer

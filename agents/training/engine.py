@@ -23,30 +23,18 @@ class Engine:
     parallelism. `DeepSpeedEngine` shares out what it takes to train.
 
     Attributes:
-        module: What is trained.
+        module: Trained in place.
         settings: Of the optimizer.
         world: The processes that train together.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Make the optimizer of a module's trainable parameters; rank 0's weights are everybody's.
-
-        Args:
-            module: Trained in place.
-            settings: Of the optimizer.
-        """
+        """Make the optimizer of a module's parameters; rank 0's weights are everybody's."""
         self.module, self.settings, self.world = module, settings, World.current()
         if self.world.size > 1:
             for tensor in chain(module.parameters(), module.buffers()):
                 dist.broadcast(tensor.data, 0)
-        self.optimizer = HybridOptimizer(
-            module,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.muon,
-            muon_precision=settings.muon_precision,
-            adam_epsilon=settings.adam_epsilon,
-        )
+        self.optimizer = HybridOptimizer(module, settings)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Call a function that passes through the module, as often as it likes.
@@ -68,8 +56,10 @@ class Engine:
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad.div_(self.world.size))
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        self.optimizer.set_learning_rate(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
+        self.optimizer.zero_grad()
         return norm.item()
 
     @contextmanager
@@ -86,17 +76,8 @@ class Engine:
 
         Every rank must call this; only the main process gets the whole state.
         """
-        return self.optimizer.state_dict()
+        return self.optimizer.named_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, of an engine of any kind and of any number of ranks."""
-        self.optimizer.load_state_dict(state)
-
-
-def make_engine(module: nn.Module, settings: OptimizerSettings) -> Engine:
-    """The engine that settings ask for, of DeepSpeed or of plain PyTorch; see `Engine`."""
-    if settings.deepspeed is None:
-        return Engine(module, settings)
-    from agents.training.deepspeed_engine import DeepSpeedEngine  # takes seconds to import
-
-    return DeepSpeedEngine(module, settings)
+        self.optimizer.load_named_state(state)

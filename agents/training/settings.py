@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,6 @@ CONFIGURATIONS = Path(__file__).parent / "deepspeed"
 
 MuonPrecision = Literal["auto", "float32", "bfloat16"]
 """What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
-EPSILON = 1e-8
-"""Of AdamW."""
 
 
 @dataclass
@@ -33,10 +32,19 @@ class OptimizerSettings:
     """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
     muon_precision: MuonPrecision = "auto"
     """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
-    adam_epsilon: float = EPSILON
+    adam_epsilon: float = 1e-8
     """Added to what AdamW divides gradients by: those far below it make no steps."""
     deepspeed: str | None = None
     """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
+
+    def rate_at(self, update: int, updates: int) -> float:
+        """Learning rate of an update, counted from 0: a linear warm-up, then a cosine."""
+        peak, final = self.learning_rate, self.final_rate
+        rising = max(1, round(self.warmup * updates))
+        if update < rising:
+            return peak * (update + 1) / rising
+        progress = (update - rising) / max(1, updates - rising)
+        return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def read_file(choice: str) -> dict[str, Any]:
@@ -82,11 +90,7 @@ def read_configuration(settings: OptimizerSettings, *, bfloat16: bool) -> dict[s
 
     Args:
         settings: Name the configuration.
-        bfloat16: Whether the weights are of this type.
-
-    Raises:
-        ValueError: The file has an optimizer or a scheduler of its own, or is not one of ZeRO.
-        FileNotFoundError: There is no such file.
+        bfloat16: Whether weights are bfloat16.
     """
     assert settings.deepspeed is not None
     config = read_file(settings.deepspeed)

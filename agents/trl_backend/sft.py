@@ -1,6 +1,6 @@
 """Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
 
-`BehaviorCloning` shares each picture among its questions and is faster for what fits one device.
+`BehaviorCloning` shares each image among its questions and is faster for what fits one device.
 This one takes the road that large models need: gradient checkpointing, mixed precision, and the
 launchers that TRL knows (``torchrun``, ``accelerate launch``).
 """
@@ -10,14 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
-
 from agents.policy.model import VLMPolicy
-from agents.rows import read_task_weights, rows_for
 from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
 from agents.settings import with_papers_optimizer as with_papers_optimizer
-from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer
+from agents.training.settings import OptimizerSettings
+from agents.trl_backend.rows import read_task_weights, rows_for
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
 from seg_env.envs.left_out import LeftOut, OnError
@@ -74,62 +72,40 @@ class SupervisedFineTuning(TrainerAgent):
         )
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
-        from datasets import Dataset as Table
-        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
-
-        config, on_cpu = self.config, self.policy.device.type == "cpu"
-        arguments = SFTConfig(
-            output_dir=str(folder),
-            max_steps=updates,
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulation,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": config.final_rate},
-            warmup_steps=config.warmup,
-            weight_decay=config.weight_decay,
-            adam_beta2=0.95,
-            max_grad_norm=config.max_grad_norm,
-            activation_checkpointing=config.gradient_checkpointing,
-            bf16=self.policy.precision == "bfloat16",
-            use_cpu=on_cpu,
-            max_length=None,  # cutting a sequence would cut the picture's tokens
-            completion_only_loss=True,
-            train_sampling_strategy="sequential",  # the rows are in random order already
-            remove_unused_columns=False,  # the rows' columns appear when they are read
-            dataloader_num_workers=config.workers,
-            dataloader_pin_memory=not on_cpu,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            seed=config.seed,
-        )
-        per_update = config.batch_size * config.accumulation * arguments.world_size
-        table = Table.from_dict({"row": range(updates * per_update)})
-        table.set_transform(self.rows)
-        trainer = SFTTrainer(
-            self.policy.model,
-            args=arguments,
-            train_dataset=table,
-            processing_class=self.policy.processor,
-            optimizers=(self._muon(arguments) if config.muon else None, None),
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    def _muon(self, arguments: Any) -> JointOptimizer:
-        """The optimizer with Muon.
+        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`.
 
         Raises:
             ValueError: Weights are sharded, and Muon needs whole matrices.
         """
-        if arguments.deepspeed_plugin is not None or arguments.fsdp:
-            raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        from datasets import Dataset as Table
+        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
+
         config = self.config
-        return JointOptimizer(
-            HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
+        arguments = SFTConfig(
+            **self.common_arguments(folder),
+            max_steps=updates,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            activation_checkpointing=config.gradient_checkpointing,
+            max_length=None,  # cutting a sequence would cut the image's tokens
+            completion_only_loss=True,
+            train_sampling_strategy="sequential",  # the rows are in random order already
+            dataloader_num_workers=config.workers,
+            logging_steps=1,
+        )
+        if config.muon and (arguments.deepspeed_plugin is not None or arguments.fsdp):
+            raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        settings = OptimizerSettings(config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = HybridOptimizer(self.policy.model, settings) if config.muon else None
+        per_update = config.batch_size * config.accumulation * arguments.world_size
+        table = Table.from_dict({"row": range(updates * per_update)})
+        table.set_transform(self.rows)
+        return SFTTrainer(
+            self.policy.model,
+            args=arguments,
+            train_dataset=table,
+            processing_class=self.policy.processor,
+            optimizers=(optimizer, None),
         )
 
     def save_policy(self, path: str | Path) -> None:

@@ -211,7 +211,7 @@ class TrainingArguments(RunArguments):
         if self.env in REFINE_IDS and config.credits_vertices:
             raise ValueError(
                 f"--env {self.env}: a turn earns what it improved, and its vertices nothing of "
-                f"their own to be credited with; use --ppo.credit answer, --gspo.vertex-weight 0"
+                f"their own to be credited with; use --ppo.credit answer"
             )
         envs = gym.make_vec(
             self.env,

@@ -35,7 +35,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from agents.annotators.grounding_dino import GroundingDino
 from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
-from agents.rows import DemonstrationRows
+from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import open_dataset
 from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, annotate
 from seg_env.geometry.rle import Rle

@@ -12,7 +12,7 @@ from agents_fixtures import QUESTIONS, random_images, small_policy
 from huggingface_hub import constants as hub_settings
 from transformers import AutoProcessor
 
-from agents.annotators.loading import load_model, load_processor
+from agents.annotators.loading import load_model
 from agents.policy import loading
 from agents.policy.loading import (
     CheckpointError,
@@ -146,7 +146,6 @@ def test_all_ways_to_open_a_processor_prepare_images_alike(folder):
     opened = [
         open_policy_processor(folder),
         open_processor(str(folder)),
-        load_processor(str(folder)),
         VLMPolicy.from_pretrained(folder, device="cpu").processor,
         open_checkpoint(folder, dtype=torch.float32)[1],
         AutoProcessor.from_pretrained(folder, backend="pil"),  # works where there is no video part
@@ -191,7 +190,7 @@ def test_the_chat_template_is_found_wherever_it_lies(folder, place):
 def test_annotators_say_the_same(tmp_path):
     for load in (
         lambda: load_model(object, str(tmp_path / "x"), "cpu"),
-        lambda: load_processor("./x"),
+        lambda: open_processor("./x"),
     ):
         with pytest.raises(CheckpointMissingError, match="no such folder"):
             load()

@@ -13,8 +13,7 @@ from scripted_policy import OUTLINES, SIZES, scripted_policy, write_tree
 from agents.embedded.tiny import build_processor
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.vision_check import BlindPolicyError, compare_images
-from agents.rows import rows_for
-from agents.trl_backend.rows import QuestionRows
+from agents.trl_backend.rows import QuestionRows, rows_for
 from experiments import evaluate, run_gspo, run_ppo
 from experiments.common.arguments import EvaluationPlan
 from experiments.common.cloning_data import RecordedImages, demonstrate_images

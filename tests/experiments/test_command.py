@@ -167,7 +167,6 @@ assert not heavy, heavy
         ["--rewards", "no_such_reward=1.0"],
         ["--frame", "no-such-frame"],
         ["--deepspeed", "no-such-stage"],
-        ["--gspo.loss", "gspo", "--gspo.vertex-weight", "0.5"],
         ["--max-new-tokens", "0"],
         ["--turns", "3"],
         ["--evaluation.split", "no-such-split"],

@@ -10,10 +10,10 @@ import tyro
 from agents_fixtures import cloned_policy, same_parameters
 from identity_tasks import TwoTurns, act_turns, digits_policy
 
-from agents.collect import choose_sources
+from agents.demonstrations import demonstrate_refinement
 from agents.gspo import GSPO, GSPOConfig
+from agents.on_policy import choose_sources
 from agents.ppo import PPO, PPOConfig
-from agents.refinement import demonstrate_refinement
 from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
 from experiments.common.report import turns_table

@@ -21,9 +21,10 @@ from torch import nn
 
 from agents.gspo import GSPOConfig
 from agents.policy.model import VLMPolicy
+from agents.training import make_engine
 from agents.training.checkpoints import latest_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import Engine, make_engine
+from agents.training.engine import Engine
 from agents.training.optim import split_parameters
 from agents.training.settings import OptimizerSettings
 from experiments import run_gspo
@@ -31,7 +32,7 @@ from experiments.common.command import command_words
 from experiments.common.launch import fit_to_deepspeed
 from experiments.common.logs import read_metrics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.rounding
 LIMIT = 1e-5
 """How far weights may be apart; training moves them by more than fifty times as much."""
@@ -70,7 +71,7 @@ def folder(tmp_path_factory):
     """Where the ranks leave what they trained; see distributed_job.py."""
     folder = tmp_path_factory.mktemp("job")
     cloned_policy().save(folder / "policy")
-    config = json.loads((ROOT / "agents" / "deepspeed" / "zero3.json").read_text())
+    config = json.loads((ROOT / "agents" / "training" / "deepspeed" / "zero3.json").read_text())
     # Parameters as small as these would be left whole on every rank.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (folder / "zero3.json").write_text(json.dumps(config))

@@ -13,15 +13,12 @@ from agents_fixtures import parameters_of, same_parameters, small_policy
 from agents.behavior_cloning import cloning_loss
 from agents.demonstrations import collate, demonstrate
 from agents.policy.model import VLMPolicy
-from agents.rows import DemonstrationRows, read_task_weights, rows_for
-from agents.training.joint_optimizer import JointOptimizer
-from agents.training.optim import HybridOptimizer
+from agents.trl_backend.rows import QUESTIONS, DemonstrationRows, read_task_weights, rows_for
 from agents.trl_backend.sft import (
     SupervisedFineTuning,
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from agents.wording import QUESTIONS
 from experiments.run_bc import command_line
 from seg_env.data.scenes import Scenes
 from seg_env.grammar import decode
@@ -220,27 +217,6 @@ def test_task_weights_are_read_from_words():
     for nothing in ([], ["mask=0"]):
         with pytest.raises(ValueError, match="no task a weight above 0; use mask=1"):
             read_task_weights(nothing)
-
-
-def test_the_joint_optimizer_steps_like_its_parts_and_keeps_their_state():
-    def step(gradient, *pairs):
-        for policy, optimizer in pairs:
-            for parameter in policy.model.parameters():
-                parameter.grad = torch.full_like(parameter, gradient)
-            optimizer.step()
-
-    ours, theirs, loaded = small_policy(), small_policy(), small_policy()
-    joint = JointOptimizer(HybridOptimizer(ours.model, 1e-2))
-    parts = HybridOptimizer(theirs.model, 1e-2)
-    step(0.1, (ours, joint), (theirs, parts))
-    assert same_parameters(ours, theirs)
-
-    other = JointOptimizer(HybridOptimizer(loaded.model, 5e-2))
-    loaded.model.load_state_dict(ours.model.state_dict())
-    other.load_state_dict(joint.state_dict())
-    assert {group["lr"] for group in other.param_groups} == {1e-2}
-    step(0.3, (loaded, other), (theirs, parts))
-    assert same_parameters(loaded, theirs)
 
 
 def test_trl_is_not_imported_before_it_is_needed():

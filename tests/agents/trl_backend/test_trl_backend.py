@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,12 +15,11 @@ from transformers import AutoModelForImageTextToText
 
 from agents.advantages import group_advantages
 from agents.gspo import GSPOConfig
-from agents.losses import gspo_loss
+from agents.losses import LOSSES, policy_loss
 from agents.policy.model import VLMPolicy
-from agents.token_losses import grpo_loss, token_mean_loss
-from agents.trl_backend.gspo import LOSSES, TRLGSPO
-from agents.trl_backend.options import TRLOptions
-from agents.trl_backend.rows import EnvironmentReward, QuestionRows
+from agents.settings import TRLOptions
+from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, EnvironmentReward, arguments_of
+from agents.trl_backend.rows import QuestionRows
 from experiments import run_gspo
 from rewards import Reward
 from seg_env.envs.rules import open_questions
@@ -49,21 +47,13 @@ def questions(rewards=TELLING):
     return open_questions("SimpleSeg-Scenes-v0", split="train", size=64, rewards=rewards)
 
 
-OUR_LOSSES = {
-    "gspo": gspo_loss,
-    "grpo": grpo_loss,
-    "dr_grpo": partial(token_mean_loss, tokens_per_answer=CONFIG.max_new_tokens),
-    "dapo": token_mean_loss,
-}
-
-
 def gradient_of(loss, policy):
     policy.model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", LOSS_TYPES)
 def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
     policy = small_policy()
     # TRL knows no excluded tokens when it scores, so both score with all of them.
@@ -99,8 +89,11 @@ def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
     )
     their_gradient = gradient_of(theirs, policy)
     scores = policy.score(inputs, tokens, mask)
-    ours, metrics = OUR_LOSSES[loss](
-        scores.log_probs, old_log_probs, advantages, mask, config.clip_low, config.clip_high
+    lengths = {"dr_grpo": CONFIG.max_new_tokens, "dapo": mask.sum().item() / len(mask)}
+    ours, metrics = policy_loss(
+        *(scores.log_probs, old_log_probs, advantages, mask, config.clip_low, config.clip_high),
+        level=LOSSES[loss].level,
+        tokens_per_answer=lengths.get(loss),
     )
     assert 0.2 < metrics["clip_fraction"] < 0.8
     assert theirs.item() == pytest.approx(ours.item(), abs=1e-5)
@@ -191,9 +184,8 @@ def test_settings_become_those_of_trl(tmp_path):
     words = agent.trainer_arguments(10, tmp_path).generation_kwargs["bad_words"]
     assert "<image>" in words
     assert policy.tokenizer.eos_token not in words
-    sharded = TRLOptions(fsdp="shard_grad_op", gradient_checkpointing=True).trainer_arguments(
-        [], []
-    )
+    options = TRLOptions(fsdp="shard_grad_op", gradient_checkpointing=True)
+    sharded = arguments_of(options, [], [])
     assert sharded["fsdp_config"]["reshard_after_forward"] is False
     assert not sharded["activation_checkpointing"]  # FSDP has its own
     assert sharded["fsdp_config"]["activation_checkpointing"]
@@ -222,8 +214,8 @@ def test_what_trl_cannot_do_is_refused():
         TRLGSPO(constrained, core, CONFIG)
     with pytest.raises(ValueError, match=r"loss='luspo' has no counterpart.*use one of gspo, grpo"):
         TRLGSPO(policy, core, GSPOConfig(loss="luspo"))
-    with pytest.raises(ValueError, match=r"vertex_weight=0.5 has no counterpart"):
-        TRLGSPO(policy, core, GSPOConfig(vertex_weight=0.5))
+    with pytest.raises(ValueError, match=r"dynamic_sampling=True has no counterpart"):
+        TRLGSPO(policy, core, GSPOConfig(dynamic_sampling=True))
     with pytest.raises(ValueError, match="muon=True needs whole matrices"):
         TRLGSPO(policy, core, CONFIG, TRLOptions(fsdp="full_shard"))
     with pytest.raises(ValueError, match=r"use --trl.fsdp off, or --trl.lora-rank 0"):
@@ -240,7 +232,7 @@ def test_what_trl_cannot_do_is_refused():
     [("vllm", TRLOptions(use_vllm=True)), ("peft", TRLOptions(lora_rank=4))],
 )
 def test_a_package_that_is_missing_is_named(package, options, monkeypatch):
-    monkeypatch.setattr("agents.trl_backend.options.find_spec", lambda name: None)
+    monkeypatch.setattr("agents.settings.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=f"needs the package {package}.*pip install"):
         TRLGSPO(small_policy(), questions(), replace(CONFIG, muon=False), options)
 

@@ -1,3 +1,0 @@
-"""Settings that all on-policy agents share."""
-
-from agents.settings import OnPolicyConfig as OnPolicyConfig
