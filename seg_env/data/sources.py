@@ -41,7 +41,6 @@ _READERS: dict[str, Callable[..., AnnotatedImages]] = {
     "jsonl": JsonLines,
 }
 DATASET_NAMES = tuple(_ARGUMENTS)
-"""Names that `open_dataset` knows."""
 FILE_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet"}
 """What a path in place of a name is read as."""
 HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -79,15 +78,13 @@ def open_dataset(
 ) -> Dataset:
     """Build a data set from its name, or pass a ready one through.
 
-    Arguments that are None take the default of the data set. One that does not apply to it is an
-    error, for it would be ignored silently.
+    Arguments that are None take the default of the data set; one that does not apply is an error.
 
     Args:
         dataset: One of `DATASET_NAMES`, the path of a ``.jsonl`` or ``.parquet`` file, or a data
             set object; the object is used as it is.
         split: Part of the data set, mostly ``"train"`` by default.
-        split_by: Whose split of a RefCOCO data set: ``"unc"``, ``"google"``, ``"umd"``,
-            ``"berkeley"``.
+        split_by: Whose split of RefCOCO: ``"unc"``, ``"google"``, ``"umd"``, ``"berkeley"``.
         data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
             names. Without either, an embedded sample stands in for the RefCOCO family, see
             `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
@@ -96,30 +93,17 @@ def open_dataset(
         per_annotation: One sample for each object instead of each category.
         exclude_images: Images to leave out, see `held_out_images`.
         on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.records.OnError`.
-        difficulty: Of scenes: ``"easy"``, ``"medium"`` or ``"hard"``.
-        data_seed: Of scenes: the number that all of them depend on.
-        size: Of scenes: side of the square images in pixels.
-        negatives: Of scenes: share of questions about an object that is not there.
+        difficulty: ``"easy"``, ``"medium"`` or ``"hard"`` scenes.
+        data_seed: Seed of all scenes.
+        size: Side of the square images of scenes in pixels.
+        negatives: Share of the questions about scenes that ask for an object that is not there.
 
     Raises:
         ValueError: The name is unknown, or an argument does not apply to that data set.
         FileNotFoundError: A ``data_root`` was given and something is missing in it.
     """
-    arguments = {
-        "split": split,
-        "split_by": split_by,
-        "data_root": data_root,
-        "image_root": image_root,
-        "per_reference": per_reference,
-        "per_annotation": per_annotation,
-        "exclude_images": exclude_images,
-        "on_error": on_error,
-        "difficulty": difficulty,
-        "data_seed": data_seed,
-        "size": size,
-        "negatives": negatives,
-    }
-    given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in locals().items() if value is not None}
+    given.pop("dataset", None)
     if not isinstance(dataset, str):
         _refuse_unused(given, (), "a data set object")
         return dataset
@@ -162,11 +146,7 @@ def held_out_images(
 ) -> frozenset[str]:
     """The images that a data set on disk evaluates on, for another's ``exclude_images=``.
 
-    Args:
-        dataset: A name that `open_dataset` knows.
-        splits: Which splits to collect; by default those of `HELD_OUT_SPLITS`.
-        data_root: Its folder.
-        split_by: Whose split, for the RefCOCO family.
+    Arguments are those of `open_dataset`; ``splits`` are by default those of `HELD_OUT_SPLITS`.
 
     Raises:
         FileNotFoundError: Something is missing in the folder.
@@ -179,8 +159,7 @@ def held_out_images(
                 f"which splits of {dataset!r} ({split_by or 'default'}) are for evaluation is not "
                 "known; name them by splits="
             )
-    # A generator: of each split only the names stay in memory.
-    opened = (
+    opened = (  # a generator: of each split only the names stay in memory
         open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
         for split in splits
     )

@@ -26,9 +26,6 @@ from seg_env.data.records import (
 from seg_env.data.segmentations import object_target
 from seg_env.types import Sample, Target
 
-MAX_OBJECTS = 1 << 20
-"""More objects than an image has; a row's number and an object's make one number."""
-
 
 class Parquet(AnnotatedImages):
     """One split of a table of the hub: one sample for each sentence.
@@ -66,17 +63,7 @@ class Parquet(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read the sentences of a split.
-
-        Args:
-            data_root: Folder, parquet file or id on the hub.
-            split: Which part.
-            image_root: Where the images are, for tables without; by default the usual places of
-                COCO below ``data_root``.
-            per_reference: One sample for each object, with its first sentence.
-            exclude_images: Image ids or names of images to leave out, see
-                `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
+        """Read the sentences of a split; with ``per_reference`` the first one of each object.
 
         Raises:
             ImportError: The extra is not installed.
@@ -121,26 +108,21 @@ class Parquet(AnnotatedImages):
         objects, image = self._read(number)
         asked = objects[k]
         identifier = f"{self.name}-{self.split}-{number}-{k}"
-        metadata: dict[str, Any] = {
-            **asked.metadata,
-            "file_name": image.file_name,
-            "row": number,
-        }
+        metadata = {**asked.metadata, "file_name": image.file_name, "row": number}
         if self.per_reference:
             metadata["sentences"] = asked.sentences
         else:
             identifier += f"-{sentence}"
+        if image.data is None:
+            load_image = partial(read_image, self._find(image.file_name), image.size)
+        else:
+            name = f"{self._table.where(number)}: image"
+            load_image = partial(read_image_bytes, image.data, image.size, name)
         return Sample(
             id=identifier,
             expression=asked.sentences[sentence],
             target=object_target(asked.segmentation, image.size, asked.where),
-            load_image=(
-                partial(read_image, self._find(image.file_name), image.size)
-                if image.data is None
-                else partial(
-                    read_image_bytes, image.data, image.size, f"{self._table.where(number)}: image"
-                )
-            ),
+            load_image=load_image,
             metadata=metadata,
         )
 
@@ -153,8 +135,8 @@ class Parquet(AnnotatedImages):
         places = [root / name for root in self._image_roots] or [Path(name)]
         return next((place for place in places if place.is_file()), places[0])
 
-    def _unit(self, row: int) -> int:
-        return int(self._questions[row, 0]) * MAX_OBJECTS + int(self._questions[row, 1])
+    def _unit(self, row: int) -> tuple[int, ...]:
+        return tuple(self._questions[row, :2].tolist())
 
     def _image_name(self, row: int) -> str:
         return self._image_names[int(self._questions[row, 0])]
@@ -199,7 +181,6 @@ class HubObject(NamedTuple):
     segmentation: Any
     """In COCO's form; None while only the light columns are read."""
     metadata: dict[str, Any]
-    """What is known about it."""
     where: str
     """What errors call it."""
 
@@ -210,9 +191,9 @@ class HubImage(NamedTuple):
     size: tuple[int, int]
     """``(H, W)``."""
     file_name: str
-    """What it is called; ``""`` where it has no name."""
+    """``""`` where it has no name."""
     data: bytes | None
-    """Its content, or None where only its name is known."""
+    """Content of the file, or None where only its name is known."""
 
 
 class Layout(NamedTuple):
@@ -223,7 +204,7 @@ class Layout(NamedTuple):
     light: tuple[str, ...]
     """Columns that hold sentences and names of images, but no images."""
     objects: Callable[[dict[str, Any], str], list[HubObject]]
-    """The objects of a row."""
+    """The objects of a row, given what errors call it."""
 
 
 def _lmms_objects(record: dict[str, Any], where: str) -> list[HubObject]:
@@ -281,7 +262,6 @@ LAYOUTS = {
 
 
 def _find_layout(columns: Sequence[str], where: str) -> Layout:
-    """The layout whose columns a table has."""
     for layout in LAYOUTS.values():
         if set(layout.columns) <= set(columns):
             return layout
@@ -333,8 +313,7 @@ class ParquetFiles:
         """Read the footers.
 
         Raises:
-            ImportError: ``pyarrow`` is missing; names the extra.
-            ValueError: A file is no parquet, or has other columns than the first.
+            ValueError: A file is not parquet, or has other columns than the first.
         """
         parquet = require("pyarrow.parquet")
         self.columns: tuple[str, ...] = ()
@@ -360,7 +339,6 @@ class ParquetFiles:
         self._cached: tuple[int, Any] = (-1, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the row group in memory."""
         return {**self.__dict__, "_cached": (-1, None)}
 
     def row(self, index: int) -> dict[str, Any]:
@@ -374,7 +352,7 @@ class ParquetFiles:
         return found[0]
 
     def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of all rows in order."""
+        """Some columns of all rows, in order."""
         for group in range(len(self._groups)):
             yield from self._read(group, columns).to_pylist()
 
@@ -397,12 +375,7 @@ class HubTable:
     """A data set of the hub, downloaded and cached by ``datasets``."""
 
     def __init__(self, identifier: str, split: str) -> None:
-        """Download, or find in the cache.
-
-        Raises:
-            ImportError: ``datasets`` is missing; names the extra.
-            ValueError: There is no such data set or split.
-        """
+        """Download, or find in the cache."""
         datasets = require("datasets")
         self._identifier = identifier
         table = datasets.load_dataset(identifier, split=split)
@@ -417,7 +390,7 @@ class HubTable:
         return dict(self._table[index])
 
     def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of all rows in order."""
+        """Some columns of all rows, in order."""
         return iter(self._table.select_columns(list(columns)))
 
     def where(self, index: int) -> str:
@@ -426,11 +399,7 @@ class HubTable:
 
 
 def require(module: str) -> Any:
-    """Import a module of the extra ``hub``.
-
-    Raises:
-        ImportError: It is not installed; says how to.
-    """
+    """Import a module of the extra ``hub``; the `ImportError` says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -66,14 +66,7 @@ class JsonLines(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Find the lines of a file.
-
-        Args:
-            data_root: The folder that holds ``<split>.jsonl``, or a ``.jsonl`` file.
-            split: Name of the file; of a file that was given, only what the split is called.
-            image_root: The folder that paths are relative to, by default that of the file.
-            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
+        """Find the lines of a file; ``image_root`` is by default its folder.
 
         Raises:
             FileNotFoundError: There is no such file.

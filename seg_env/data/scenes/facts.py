@@ -21,9 +21,8 @@ class Extension(NamedTuple):
     """The objects that a description fits; bit ``k`` stands for object ``k``."""
 
     certain: int
-    """Those that everyone would accept."""
     possible: int
-    """Those that someone might accept; includes the certain ones."""
+    """Includes the certain ones."""
 
     def both(self, other: Extension) -> Extension:
         """The objects that two descriptions fit together."""
@@ -34,7 +33,6 @@ class Criterion(NamedTuple):
     """A measurement by which a superlative picks the object with the smallest value."""
 
     values: tuple[float, ...]
-    """One for each object."""
     margin: float
     """How much smaller than all others the winner must be to be certain."""
 
@@ -43,10 +41,7 @@ class Criterion(NamedTuple):
 class Facts:
     """Extensions of all words in one scene."""
 
-    count: int
-    """Number of objects."""
     objects: tuple[SceneObject, ...]
-    """The objects, whose own colour, shape, size and texture words fit them."""
     words: dict[str, Extension]
     """Of colours, shapes, sizes, textures and places; a word that fits nothing may be missing."""
     relations: dict[tuple[str, int], Extension]
@@ -56,7 +51,7 @@ class Facts:
 
     def superlative(self, word: str, among: Extension) -> Extension:
         """The objects that are, for instance, ``"leftmost"`` of those that something else fits."""
-        rivals = members(among.possible)
+        rivals = [k for k in range(among.possible.bit_length()) if among.possible >> k & 1]
         certain, possible = among.certain if len(rivals) > 1 else 0, 0
         for values, margin in self.criteria[word]:
             best = min((values[k] for k in rivals), default=0.0)
@@ -67,14 +62,11 @@ class Facts:
 
 
 class _Spread(NamedTuple):
-    """Where the visible pixels of each object lie along one axis, unit frame."""
+    """First edge, mean and last edge of each object's visible pixels along one axis, unit frame."""
 
     low: list[float]
-    """The first edge."""
     middle: list[float]
-    """The mean."""
     high: list[float]
-    """The last edge."""
 
     @classmethod
     def along(cls, visible: NDArray[np.bool_], summed: int) -> _Spread:
@@ -91,25 +83,17 @@ class _Spread(NamedTuple):
         return _Spread(*([1.0 - value for value in values] for values in self[::-1]))
 
 
-def members(bits: int) -> list[int]:
-    """The objects in a set."""
-    return [k for k in range(bits.bit_length()) if bits >> k & 1]
-
-
 def establish(
     objects: Sequence[SceneObject], alone: NDArray[np.bool_], visible: NDArray[np.bool_]
 ) -> Facts:
-    """Measure a scene.
+    """Measure a scene, from bottom to top.
 
-    Args:
-        objects: From bottom to top.
-        alone: Pixels of each object as if it stood alone, ``(N, H, W)``.
-        visible: Pixels of each object that are not covered by another, ``(N, H, W)``.
+    ``alone`` has the pixels of each object as if it stood alone, ``visible`` those that no other
+    covers, both ``(N, H, W)``.
     """
     areas = visible.sum(axis=(1, 2))
     across, down = _Spread.along(visible, 1), _Spread.along(visible, 2)
     return Facts(
-        count=len(objects),
         objects=tuple(objects),
         words=_attributes(objects) | _places(across.middle, down.middle),
         relations=_directions(across, down) | _orders(alone, visible),
@@ -204,7 +188,6 @@ def _orders(
 
 
 def _below(values: Sequence[float], certain: float, possible: float) -> Extension:
-    """The objects whose value is under a strict and under a generous limit."""
     return Extension(
         _bits(k for k, value in enumerate(values) if value < certain),
         _bits(k for k, value in enumerate(values) if value < possible),

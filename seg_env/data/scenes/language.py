@@ -38,11 +38,6 @@ WEIGHTS: dict[str, dict[str, float]] = {
 }
 """How often each kind of description is chosen among those that fit, by difficulty."""
 
-NOUN_SHARE = 0.75
-"""How often ``"object"`` is avoided where a noun would do."""
-NEAR_MISS_SHARE = 0.75
-"""How often an absent object shares its colour or shape with one of the scene."""
-
 
 class Description(NamedTuple):
     """A noun phrase and the objects it fits."""
@@ -50,9 +45,8 @@ class Description(NamedTuple):
     kind: str
     """What sets it apart, a key of `WEIGHTS`."""
     text: str
-    """The words without the article."""
+    """Without the article."""
     extension: Extension
-    """The objects it certainly and possibly fits."""
 
     def names(self, number: int) -> bool:
         """Whether it means object ``number`` and nothing else."""
@@ -70,30 +64,21 @@ def vocabulary(difficulty: str) -> tuple[str, ...]:
 
 
 def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str, ...] | None:
-    """Draw an expression for every object.
-
-    Args:
-        facts: What is true in the scene.
-        difficulty: ``"easy"`` always gives colour and shape; see `WEIGHTS` for the others.
-        rng: Chooses among the descriptions that fit.
-
-    Returns:
-        One expression per object, or None if some object has none.
-    """
+    """Draw an expression for every object; None if some object has none."""
     weights = WEIGHTS[difficulty]
     expressions = []
-    for number in range(facts.count):
+    for number in range(len(facts.objects)):
         options: dict[str, list[str]] = {}
-        for kind, text, extension in describe(facts, number, weights):
-            if extension == (1 << number, 1 << number) and kind in weights:
-                options.setdefault(kind, []).append(text)
+        for it in describe(facts, number, weights):
+            if it.names(number) and it.kind in weights:
+                options.setdefault(it.kind, []).append(it.text)
         if not options:
             return None
         shares = np.array([weights[kind] for kind in options])
         texts = list(options.values())[rng.choice(len(options), p=shares / shares.sum())]
-        proper = [text for text in texts if "object" not in text]
-        if proper and rng.random() < NOUN_SHARE:
-            texts = proper
+        nouns = [text for text in texts if "object" not in text]
+        if nouns and rng.random() < 0.75:
+            texts = nouns
         expressions.append(f"the {texts[rng.integers(len(texts))]}")
     return tuple(expressions)
 
@@ -101,12 +86,8 @@ def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str,
 def describe(facts: Facts, number: int, kinds: Container[str]) -> Iterator[Description]:
     """What can be said about object ``number``, from simple to complex.
 
-    Places, superlatives and relations are only added to phrases that need them.
-
-    Args:
-        facts: What is true in the scene.
-        number: The object.
-        kinds: Keys of `WEIGHTS`; what needs others is left out.
+    Places, superlatives and relations, if their keys of `WEIGHTS` are among ``kinds``, are only
+    added to phrases that need them.
     """
     phrases = list(_phrases(facts, number))
     yield from phrases
@@ -119,7 +100,7 @@ def describe(facts: Facts, number: int, kinds: Container[str]) -> Iterator[Descr
         for place in PLACES if "place" in kinds else ():
             extension = phrase.extension.both(facts.words[place])
             yield Description("place", f"{phrase.text} {place}", extension)
-    for anchor in range(facts.count) if "direction" in kinds else ():
+    for anchor in range(len(facts.objects)) if "direction" in kinds else ():
         if anchor != number:
             yield from _related(facts, ambiguous, anchor)
 
@@ -160,12 +141,8 @@ def describe_absent(
 ) -> str:
     """Words for a colour and a shape that no object of the scene has together.
 
-    Most of them are near misses, so that neither colour nor shape alone gives the absence away.
-
-    Args:
-        objects: What is in the scene.
-        difficulty: Decides which colours and shapes there are.
-        rng: Chooses among the expressions.
+    Three of four share colour or shape with an object of the scene, so that neither alone gives the
+    absence away.
     """
     easy = difficulty == "easy"
     colors, shapes = (EASY_COLORS, EASY_SHAPES) if easy else (COLORS, tuple(SHAPES))
@@ -175,6 +152,6 @@ def describe_absent(
         (color, shape) for color in colors for shape in shapes if (color, shape) not in present
     ]
     near = [pair for pair in absent if pair[0] in seen_colors or pair[1] in seen_shapes]
-    choices = near if rng.random() < NEAR_MISS_SHARE else absent
+    choices = near if rng.random() < 0.75 else absent
     color, shape = choices[rng.integers(len(choices))]
     return f"the {color} {shape}"

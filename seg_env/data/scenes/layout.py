@@ -16,13 +16,10 @@ Difficulty = Literal["easy", "medium", "hard"]
 
 EASY_SHAPES = ("circle", "square", "triangle", "star", "cross")
 EASY_COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
-EASY_RADII = (0.15, 0.275)
 COLORS = (*EASY_COLORS, "orange", "pink")
 TEXTURES = ("striped", "dotted", "checkered")
 SCALES = {"small": (0.09, 0.107), "medium": (0.132, 0.152), "large": (0.188, 0.225)}
 """Radius of a circle that looks as large, by size word; the gaps keep the words unmistakable."""
-GAP = 0.03
-"""Smallest distance between easy objects, unit frame."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,11 @@ class SceneObject:
     """One thing in a scene; lengths are in the unit frame."""
 
     shape: str
-    """Noun, a key of `SHAPES`."""
+    """A key of `SHAPES`."""
     color: str
-    """Name of its colour."""
     center: tuple[float, float]
-    """``(x, y)`` of its middle."""
     radius: float
-    """Radius of the circle around it."""
+    """Of the circle around it."""
     angle: float
     """Rotation in radians, clockwise on screen."""
     texture: str = "plain"
@@ -62,7 +57,6 @@ class Recipe:
     """How crowded the scenes of a difficulty are."""
 
     counts: tuple[int, int]
-    """Fewest and most objects."""
     nearness: float
     """Smallest distance of two centres as a share of the sum of their radii."""
     overhang: float
@@ -105,9 +99,9 @@ def _arrange_easy(rng: np.random.Generator) -> list[SceneObject]:
     """Draw one or two large objects that do not touch and differ in colour or shape."""
     names = _easy_names(rng)
     while True:  # two of the largest rarely fit: then both sizes are drawn again
-        radii = rng.uniform(*EASY_RADII, size=len(names))
+        radii = rng.uniform(0.15, 0.275, size=len(names))
         centers = rng.uniform(radii + 0.01, 0.99 - radii, size=(2, len(names))).T
-        if len(names) == 1 or np.hypot(*(centers[0] - centers[1])) > radii.sum() + GAP:
+        if len(names) == 1 or np.hypot(*(centers[0] - centers[1])) > radii.sum() + 0.03:
             break
     turns = rng.uniform(-1.0, 1.0, size=len(names))
     return [
@@ -147,7 +141,6 @@ def _draw_object(
 
 
 def _locate(rng: np.random.Generator, thing: SceneObject, overhang: float) -> SceneObject:
-    """Put an object somewhere in the image."""
     border = max(thing.radius * (1.0 - overhang), thing.scale) + 0.015
     x, y = rng.uniform(border, 1.0 - border, size=2)
     return replace(thing, center=(float(x), float(y)))
@@ -173,5 +166,5 @@ def _crossing_bar(rng: np.random.Generator, objects: list[SceneObject]) -> Scene
 
 
 def _angle(shape: str, turn: float) -> float:
-    """The rotation in radians for ``turn`` in [-1, 1] of what the shape's name allows."""
+    """The rotation in radians; ``turn`` in [-1, 1] is a share of what the shape's name allows."""
     return float(np.radians(SHAPES[shape].rotation) * turn)

@@ -41,8 +41,6 @@ PAPERS = (
 SAMPLES = 3
 """Samples per pixel side of the clutter."""
 
-Tone = tuple[int, int, int]
-
 
 def paint(
     objects: Sequence[SceneObject],
@@ -192,7 +190,9 @@ def _clutter(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(canvas.reduce(SAMPLES), dtype=np.float32)
 
 
-def _tone(base: NDArray[np.float32], rng: np.random.Generator, spread: float) -> Tone:
+def _tone(
+    base: NDArray[np.float32], rng: np.random.Generator, spread: float
+) -> tuple[int, int, int]:
     """The ground's colour, somewhat lighter or darker and slightly off in hue."""
     tone = base * (1.0 + rng.uniform(-spread, spread)) + rng.uniform(-5.0, 5.0, size=3)
     red, green, blue = np.clip(tone, 0, 255).astype(int).tolist()

@@ -17,30 +17,23 @@ from seg_env.data.scenes.shapes import Patch
 from seg_env.geometry.contour import trace
 from seg_env.geometry.polygon import ring_area
 
-SMALLEST_AREA = 0.01
-"""Least visible share of the image that an object may have."""
-SMALLEST_PART = 0.001
-"""Least share of the image that each visible part or hole of an object may have."""
-
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """One arrangement of objects, with a question about each of them."""
 
     objects: tuple[SceneObject, ...]
-    """From bottom to top."""
+    """From bottom to top, as all that follows."""
     patches: tuple[Patch, ...]
     """Coverage of each object as if it stood alone."""
     masks: NDArray[np.bool_]
     """Visible pixels of each object, ``(N, H, W)``; no pixel belongs to two."""
     expressions: tuple[str, ...]
-    """One unambiguous expression for each object."""
+    """Unambiguous in this scene."""
     chosen: int
     """The object that the scene's own sample asks for."""
     difficulty: Difficulty
-    """How it is painted."""
     paint_seed: int
-    """Seed of everything that only the painter decides."""
 
     @cached_property
     def _painted(self) -> NDArray[np.uint8]:
@@ -87,12 +80,12 @@ def compose(rng: np.random.Generator, difficulty: Difficulty, size: int) -> Scen
 
 
 def _is_clear(alone: NDArray[np.bool_], visible: NDArray[np.bool_], least: float) -> bool:
-    """Whether enough is left of every object and no mere crumb of any sticks out somewhere."""
+    """Whether enough is left of every object, without tiny visible parts or holes."""
     before, after = alone.sum(axis=(1, 2)), visible.sum(axis=(1, 2))
-    if (after < np.maximum(SMALLEST_AREA * visible[0].size, least * before)).any():
+    if (after < np.maximum(0.01 * visible[0].size, least * before)).any():
         return False
     return all(
-        abs(ring_area(ring)) >= SMALLEST_PART
+        abs(ring_area(ring)) >= 0.001
         for number in np.flatnonzero(after < before)
         for ring in trace(visible[number])
     )

@@ -25,11 +25,8 @@ class Shape:
     """A nameable outline."""
 
     name: str
-    """The noun used in expressions."""
     outer: Outline
-    """The boundary, ``(V, 2)``."""
     hole: Outline | None = None
-    """The boundary of what is cut out, ``(V, 2)``."""
     rotation: float = 20.0
     """Largest rotation in degrees, to either side, at which the name still fits."""
     stretch: float = 1.0
@@ -41,15 +38,13 @@ class Patch:
     """Coverage of a rectangle of pixels; everything outside it is uncovered."""
 
     top: int
-    """Row of its first pixel."""
     left: int
-    """Column of its first pixel."""
     coverage: NDArray[np.float32]
     """``(h, w)``, covered share of each pixel, in [0, 1]."""
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that the rectangle occupies."""
+        """Rows and columns in the image."""
         height, width = self.coverage.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
@@ -154,17 +149,9 @@ def place(outline: Outline, center: tuple[float, float], radius: float, angle: f
 def cover(
     shape: Shape, center: tuple[float, float], radius: float, angle: float, size: int
 ) -> Patch:
-    """Fill a shape.
+    """Fill a shape placed as by `place` in the unit frame of an image of ``size`` pixels a side.
 
-    Args:
-        shape: What to draw.
-        center: ``(x, y)`` in the unit frame.
-        radius: In the unit frame.
-        angle: Rotation in radians, clockwise on screen.
-        size: Side of the image in pixels.
-
-    Returns:
-        The coverage within the bounding rectangle, clipped to the image.
+    The coverage is that of the bounding rectangle, clipped to the image.
     """
     outer = place(shape.outer, center, radius, angle) * size
     low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)
