@@ -50,14 +50,7 @@ def located(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RecordError(f"{where}: {error}", fault_of(error)) from error
-
-
-def fault_of(error: Exception) -> Fault:
-    """The kind of an error that a reader raised for a record."""
-    if isinstance(error, FileNotFoundError):
-        return Fault.MISSING_IMAGE
-    return error.fault if isinstance(error, RecordError) else Fault.MALFORMED
+        raise RecordError(f"{where}: {error}", getattr(error, "fault", Fault.MALFORMED)) from error
 
 
 @contextmanager

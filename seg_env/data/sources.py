@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -21,26 +22,18 @@ from seg_env.data.scenes import Scenes
 
 _OF_FILES = ("split", "data_root", "exclude_images", "on_error")
 _OF_REFER = (*_OF_FILES, "split_by", "image_root", "per_reference")
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "scenes": ("split", "difficulty", "data_seed", "size", "negatives"),
-    **dict.fromkeys(DEFAULT_SPLIT_BY, _OF_REFER),
-    "grefcoco": _OF_REFER,
-    "reasonseg": (*_OF_FILES, "per_reference"),
-    "coco": (*_OF_FILES, "image_root", "per_annotation"),
-    "labelme": (*_OF_FILES, "per_annotation"),
-    "parquet": (*_OF_FILES, "image_root", "per_reference"),
-    "jsonl": (*_OF_FILES, "image_root"),
+_READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
+    "scenes": (Scenes, ("split", "difficulty", "data_seed", "size", "negatives")),
+    **{name: (partial(load_refer, name), _OF_REFER) for name in DEFAULT_SPLIT_BY},
+    "grefcoco": (GRefCoco, _OF_REFER),
+    "reasonseg": (ReasonSeg, (*_OF_FILES, "per_reference")),
+    "coco": (Coco, (*_OF_FILES, "image_root", "per_annotation")),
+    "labelme": (LabelMe, (*_OF_FILES, "per_annotation")),
+    "parquet": (Parquet, (*_OF_FILES, "image_root", "per_reference")),
+    "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
-"""Which arguments of `open_dataset` each data set takes."""
-_READERS: dict[str, Callable[..., AnnotatedImages]] = {
-    "grefcoco": GRefCoco,
-    "reasonseg": ReasonSeg,
-    "coco": Coco,
-    "labelme": LabelMe,
-    "parquet": Parquet,
-    "jsonl": JsonLines,
-}
-DATASET_NAMES = tuple(_ARGUMENTS)
+"""What opens each data set, and which arguments of `open_dataset` it takes."""
+DATASET_NAMES = tuple(_READERS)
 FILE_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet"}
 """What a path in place of a name is read as."""
 HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -108,25 +101,26 @@ def open_dataset(
         _refuse_unused(given, (), "a data set object")
         return dataset
     kind = FILE_ENDINGS.get(Path(dataset).suffix, dataset)
-    if kind not in _ARGUMENTS:
+    if kind not in _READERS:
         raise ValueError(
-            f"dataset={dataset!r} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
+            f"{dataset=} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
             f"{' or '.join(FILE_ENDINGS)} file, or pass an object with __len__, __getitem__, name "
             "and split"
         )
+    reader, taken = _READERS[kind]
     is_path = kind != dataset
-    taken = [name for name in _ARGUMENTS[kind] if not (is_path and name == "data_root")]
-    _refuse_unused(given, taken, f"dataset={dataset!r}")
-    if kind == "scenes":
-        return Scenes(seed=given.pop("data_seed", 0), **given)
-    if kind in DEFAULT_SPLIT_BY:
-        return load_refer(kind, **given)
+    _refuse_unused(
+        given, [name for name in taken if not (is_path and name == "data_root")], f"{dataset=}"
+    )
     if is_path:
         given = {"split": Path(dataset).stem, **given, "data_root": dataset}
-    given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
-    if not given["data_root"]:
-        raise ValueError(f"dataset={dataset!r} needs data_root=, or the variable SIMPLESEG_DATA")
-    return _READERS[kind](**given)
+    if kind == "scenes":
+        given["seed"] = given.pop("data_seed", 0)
+    elif kind not in DEFAULT_SPLIT_BY:
+        given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
+        if not given["data_root"]:
+            raise ValueError(f"{dataset=} needs data_root=, or the variable SIMPLESEG_DATA")
+    return reader(**given)
 
 
 def _refuse_unused(given: dict[str, Any], taken: Collection[str], what: str) -> None:

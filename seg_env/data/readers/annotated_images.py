@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.images import check_image
-from seg_env.data.records import Fault, OnError, RecordError, fault_of
+from seg_env.data.records import Fault, OnError, RecordError
 from seg_env.types import Sample, Target
 
 Key = TypeVar("Key")
@@ -108,8 +108,10 @@ class AnnotatedImages(ABC):
     def _fault(self, row: int) -> Fault | None:
         try:
             self._check(row)
-        except (ValueError, FileNotFoundError) as error:
-            return fault_of(error)
+        except FileNotFoundError:
+            return Fault.MISSING_IMAGE
+        except ValueError as error:
+            return getattr(error, "fault", Fault.MALFORMED)
         return None
 
     def _broken(self, error: ValueError, count: int = 1) -> None:

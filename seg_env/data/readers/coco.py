@@ -116,7 +116,13 @@ def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Insta
                 elif key == "categories":
                     categories[integer(record, "id", where)] = text_field(record, "name", where)
                 else:
-                    annotation = _annotation(record, where)
+                    numbered = integer(record, "id", where), integer(record, "image_id", where)
+                    category = (
+                        integer(record, "category_id", where) if "category_id" in record else -1
+                    )
+                    annotation = Annotation(
+                        *numbered, category, record.get("iscrowd") == 1, record.get("segmentation")
+                    )
                     annotations.setdefault(annotation.image_id, []).append(annotation)
             except RecordError as error:
                 on_broken(error)
@@ -135,17 +141,6 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
                 array("d", part) if isinstance(part, list) else part for part in parts
             ]
     return record
-
-
-def _annotation(record: Any, where: str) -> Annotation:
-    has_category = isinstance(record, dict) and "category_id" in record
-    return Annotation(
-        integer(record, "id", where),
-        integer(record, "image_id", where),
-        integer(record, "category_id", where) if has_category else -1,
-        record.get("iscrowd") == 1,
-        record.get("segmentation"),
-    )
 
 
 class CocoImages(AnnotatedImages):

@@ -76,7 +76,14 @@ class Parquet(AnnotatedImages):
         self._table: HubTable | ParquetFiles = (
             HubTable(str(data_root), split) if on_hub else ParquetFiles(_find_files(root, split))
         )
-        self._layout = _find_layout(self._table.columns, str(data_root))
+        columns = self._table.columns
+        fitting = [each for each in LAYOUTS.values() if set(each.columns) <= set(columns)]
+        if not fitting:
+            known = "; ".join(f"{name}: {', '.join(it.columns)}" for name, it in LAYOUTS.items())
+            raise ValueError(
+                f"{data_root} has the columns {', '.join(columns)}; known layouts are {known}"
+            )
+        self._layout = fitting[0]
         self.per_reference = per_reference
         self._image_roots = [Path(image_root).expanduser().absolute()] if image_root else []
         if not image_root and not on_hub:
@@ -97,9 +104,7 @@ class Parquet(AnnotatedImages):
                 self._broken(error)
                 continue
             for k, each in enumerate(objects):
-                count = len(each.sentences)
-                if self.per_reference:
-                    count = min(1, count)
+                count = min(1, len(each.sentences)) if self.per_reference else len(each.sentences)
                 found += [(number, k, sentence) for sentence in range(count)]
         return found
 
@@ -259,14 +264,6 @@ LAYOUTS = {
     ),
 }
 """Layouts by who publishes in them."""
-
-
-def _find_layout(columns: Sequence[str], where: str) -> Layout:
-    for layout in LAYOUTS.values():
-        if set(layout.columns) <= set(columns):
-            return layout
-    known = "; ".join(f"{name}: {', '.join(each.columns)}" for name, each in LAYOUTS.items())
-    raise ValueError(f"{where} has the columns {', '.join(columns)}; known layouts are {known}")
 
 
 def _file_name(record: dict[str, Any]) -> str:

@@ -62,7 +62,14 @@ class ReasonSeg(AnnotatedImages):
         """
         super().__init__("reasonseg", split, on_error)
         root = Path(data_root).expanduser().absolute()
-        self.image_root = _split_folder(root, split)
+        folders = [root / "ReasonSeg" / split, root / split]
+        existing = [folder for folder in folders if folder.is_dir()]
+        if not existing:
+            looked = ", ".join(str(folder) for folder in folders)
+            raise FileNotFoundError(
+                f"there is no folder of the split {split!r}; looked for {looked}"
+            )
+        self.image_root = existing[0]
         self.per_reference = per_reference
         self._files = sorted(path.name for path in self.image_root.glob("*.json"))
         if not self._files:
@@ -145,15 +152,6 @@ def _texts(record: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
         raise RecordError(f"{path}: 'text' must be a list of sentences, got {describe(listed)}")
     return texts
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    folders = [root / "ReasonSeg" / split, root / split]
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"there is no folder of the split {split!r}; looked for {looked}")
 
 
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -99,17 +99,10 @@ class Refer(CocoImages):
         instances = read_instances(instances_path, self._broken)
         self._instances = instances.only({reference.image_id for reference in self._references})
         self.per_reference = per_reference
-        known = {
-            (image_id, annotation.id)
-            for image_id, annotations in self._instances.annotations.items()
-            for annotation in annotations
-        }
         rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
         for number, reference in enumerate(self._references):
-            count = len(reference.sentences)
-            if per_reference:
-                count = min(1, count)
-            if problem := self._unlinked(reference, known):
+            count = min(1, len(reference.sentences)) if per_reference else len(reference.sentences)
+            if problem := self._unlinked(reference):
                 self._broken(RecordError(f"{path}: {problem}"), count)
             else:
                 rows += [(number, sentence) for sentence in range(count)]
@@ -118,10 +111,11 @@ class Refer(CocoImages):
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
         self._choose_rows(range(len(rows)), exclude_images)
 
-    def _unlinked(self, reference: Reference, known: set[tuple[int, int]]) -> str:
+    def _unlinked(self, reference: Reference) -> str:
         """What a reference names that is not there; empty if all is."""
         image_id = reference.image_id
-        missing = [each for each in reference.annotation_ids if (image_id, each) not in known]
+        present = self._instances.annotations_of(image_id)
+        missing = [each for each in reference.annotation_ids if each not in present]
         if not missing and image_id in self._instances.images:
             return ""
         annotation_ids = missing or reference.annotation_ids
@@ -259,22 +253,20 @@ CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 
 
 def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path, str]:
-    """The file of references and who made its partition; JSON is preferred to a pickle."""
+    """The file of references, JSON rather than a pickle, and who made its partition."""
     wanted = split_by or DEFAULT_SPLIT_BY.get(name, "unc")
     prefix = _prefix(name)
     present = {
-        path.stem.removeprefix(f"{prefix}(").removesuffix(")")
-        for pattern in (f"{prefix}(*).json", f"{prefix}(*).p")
-        for path in (root / name).glob(pattern)
+        path.stem.removeprefix(f"{prefix}(").removesuffix(")"): path
+        for suffix in ("p", "json")
+        for path in (root / name).glob(f"{prefix}(*).{suffix}")
     }
     if split_by is None and wanted not in present and len(present) == 1:
-        wanted = present.pop()
-    for suffix in (".json", ".p"):
-        path = root / name / f"{prefix}({wanted}){suffix}"
-        if path.is_file():
-            return path, wanted
+        (wanted,) = present
+    if wanted in present:
+        return present[wanted], wanted
     there = f"split_by can be {', '.join(sorted(present))}. " if present else ""
-    raise _missing(path, root, name, there)
+    raise _missing(root / name / f"{prefix}({wanted}).p", root, name, there)
 
 
 def _find_images(
