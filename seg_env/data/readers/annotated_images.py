@@ -26,7 +26,8 @@ class AnnotatedImages(ABC):
 
     Readers take ``exclude_images=``, image ids or names of image files to leave out (see
     `seg_env.data.held_out_images`), and ``on_error=``, what to do about broken records (see
-    `seg_env.data.records.OnError`).
+    `seg_env.data.records.OnError`). They raise a `FileNotFoundError` that says what is missing and
+    what was looked for, and a `ValueError` that names file and record.
 
     A *row* is one question as the files have it. Subclasses call `_choose_rows` at the end of their
     constructor.

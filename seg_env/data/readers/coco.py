@@ -221,12 +221,7 @@ class Coco(CocoImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read an annotation file.
-
-        Raises:
-            FileNotFoundError: A file or folder is missing; says where it was looked for.
-            ValueError: A record is malformed; names file and record.
-        """
+        """Read an annotation file."""
         super().__init__("coco", split, on_error)
         root = Path(data_root).expanduser().absolute()
         self._instances = read_instances(_find_annotations(root, split), self._broken)

@@ -63,13 +63,7 @@ class Parquet(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read the sentences of a split; with ``per_reference`` the first one of each object.
-
-        Raises:
-            ImportError: The extra is not installed.
-            FileNotFoundError: There is no file of the split.
-            ValueError: The table is of no known layout, or a record is malformed.
-        """
+        """Read the sentences of a split; with ``per_reference`` the first one of each object."""
         root = Path(data_root).expanduser()
         on_hub = not root.exists() and len(root.parts) == 2 and not root.is_absolute()
         super().__init__("parquet" if not on_hub else str(data_root), split, on_error)
@@ -307,11 +301,7 @@ class ParquetFiles:
     """Parquet files one after another; no file stays open, and one row group is kept in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the footers.
-
-        Raises:
-            ValueError: A file is not parquet, or has other columns than the first.
-        """
+        """Read the footers."""
         parquet = require("pyarrow.parquet")
         self.columns: tuple[str, ...] = ()
         self._groups: list[tuple[Path, int, int]] = []  # file, row group, its first row in the file
@@ -321,18 +311,18 @@ class ParquetFiles:
             try:
                 with parquet.ParquetFile(path) as file:
                     names = tuple(file.schema_arrow.names)
-                    groups = range(file.num_row_groups)
-                    sizes = [file.metadata.row_group(group).num_rows for group in groups]
+                    groups = map(file.metadata.row_group, range(file.num_row_groups))
+                    sizes = [group.num_rows for group in groups]
             except (ValueError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as parquet: {error}") from error
             if self.columns and set(names) != set(self.columns):
                 raise ValueError(f"{path} has other columns than {paths[0]}: {', '.join(names)}")
             self.columns = names
-            for group in groups:
-                before = sum(sizes[:group])
-                self._groups.append((path, group, before))
-                self._starts.append(length + before)
-            length += sum(sizes)
+            before = length
+            for group, size in enumerate(sizes):
+                self._groups.append((path, group, length - before))
+                self._starts.append(length)
+                length += size
         self._cached: tuple[int, Any] = (-1, None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -343,10 +333,7 @@ class ParquetFiles:
         group = bisect_right(self._starts, index) - 1
         if self._cached[0] != group:
             self._cached = (group, self._read(group, self.columns))
-        found: list[dict[str, Any]] = (
-            self._cached[1].slice(index - self._starts[group], 1).to_pylist()
-        )
-        return found[0]
+        return dict(self._cached[1].slice(index - self._starts[group], 1).to_pylist()[0])
 
     def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Some columns of all rows, in order."""

@@ -66,12 +66,7 @@ class JsonLines(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Find the lines of a file; ``image_root`` is by default its folder.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: A line is too long; or malformed, and images are to be left out.
-        """
+        """Find the lines of a file; ``image_root`` is by default its folder."""
         super().__init__("jsonl", split, on_error)
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"

@@ -65,12 +65,7 @@ class LabelMe(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read the labels of a folder.
-
-        Raises:
-            FileNotFoundError: There are no annotations.
-            ValueError: A record is malformed; names the file.
-        """
+        """Read the labels of a folder."""
         super().__init__("labelme", split, on_error)
         self.image_root = Path(data_root).expanduser().absolute()
         folder = self.image_root / split

@@ -55,10 +55,6 @@ class ReasonSeg(AnnotatedImages):
 
         With ``per_reference`` an image is one sample, with its first sentence, as in the published
         evaluation.
-
-        Raises:
-            FileNotFoundError: There is no folder of the split, or nothing in it.
-            ValueError: A record is malformed; names the file.
         """
         super().__init__("reasonseg", split, on_error)
         root = Path(data_root).expanduser().absolute()

@@ -77,10 +77,6 @@ class Refer(CocoImages):
         ``"berkeley"``, by default that of `DEFAULT_SPLIT_BY` or the only one there is. With
         ``per_reference`` a reference is one sample, with its first sentence (the longest would be
         the easiest question).
-
-        Raises:
-            FileNotFoundError: A file or folder is missing; names it and the layout expected.
-            ValueError: An unknown name or split, or a malformed record; names what there is.
         """
         if name not in self.names:
             raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
@@ -227,7 +223,7 @@ def load_refer(
 
     ``data_root`` is by default what the variable ``SIMPLESEG_DATA`` names. With neither, the sample
     that comes with the package is opened; it warns, and its ``name`` is ``"embedded-sample"``, so
-    that no score on it is taken for one on the real data. Errors are those of `Refer`.
+    that no score on it is taken for one on the real data.
     """
     if root := data_root or os.environ.get("SIMPLESEG_DATA"):
         return Refer(root, name, split, split_by, **options)
