@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -120,6 +121,14 @@ class AnnotatedImages(ABC):
         if self._on_error == "raise":
             raise error
         self.skipped = dict(Counter(self.skipped) + Counter({str(Fault.MALFORMED): count}))
+
+    @contextmanager
+    def _reading_record(self) -> Iterator[None]:
+        """Treat a `RecordError` of the block as `_broken` does."""
+        try:
+            yield
+        except RecordError as error:
+            self._broken(error)
 
     @abstractmethod
     def _sample(self, row: int) -> Sample: ...

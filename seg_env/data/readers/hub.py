@@ -92,14 +92,10 @@ class Parquet(AnnotatedImages):
         light = [name for name in self._layout.light if name in self._table.columns]
         for number, record in enumerate(self._table.walk(light)):
             self._image_names.append(_file_name(record))
-            try:
-                objects = self._layout.objects(record, self._table.where(number))
-            except RecordError as error:
-                self._broken(error)
-                continue
-            for k, each in enumerate(objects):
-                count = min(1, len(each.sentences)) if self.per_reference else len(each.sentences)
-                found += [(number, k, sentence) for sentence in range(count)]
+            with self._reading_record():
+                for k, each in enumerate(self._layout.objects(record, self._table.where(number))):
+                    count = len(each.sentences[:1] if self.per_reference else each.sentences)
+                    found += [(number, k, sentence) for sentence in range(count)]
         return found
 
     def _sample(self, row: int) -> Sample:

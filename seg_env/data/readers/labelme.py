@@ -78,15 +78,12 @@ class LabelMe(AnnotatedImages):
         self._images: list[str] = []
         self._groups: list[tuple[int, tuple[int, ...]]] = []  # number of the file, of its shapes
         for path in paths:
-            try:
+            with self._reading_record():
                 record = read_json_file(path)
                 groups, image = self._read_groups(record, path), self._find_image(record, path)
-            except RecordError as error:
-                self._broken(error)
-                continue
-            self._groups += [(len(self._files), group) for group in groups]
-            self._files.append(str(path.relative_to(self.image_root)))
-            self._images.append(image)
+                self._groups += [(len(self._files), group) for group in groups]
+                self._files.append(str(path.relative_to(self.image_root)))
+                self._images.append(image)
         self._choose_rows(range(len(self._groups)), exclude_images)
 
     def _read_groups(self, record: dict[str, Any], path: Path) -> list[tuple[int, ...]]:

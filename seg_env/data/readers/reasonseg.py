@@ -73,13 +73,10 @@ class ReasonSeg(AnnotatedImages):
         self._questions: list[tuple[int, int]] = []  # number of the file, of the sentence
         for number, name in enumerate(self._files):
             path = self.image_root / name
-            try:
+            with self._reading_record():
                 count = len(_texts(read_json_file(path), path))
-            except RecordError as error:
-                self._broken(error)
-                continue
-            sentences = range(1 if per_reference else count)
-            self._questions += [(number, sentence) for sentence in sentences]
+                sentences = range(1 if per_reference else count)
+                self._questions += [(number, sentence) for sentence in sentences]
         self._choose_rows(range(len(self._questions)), exclude_images)
 
     def _sample(self, row: int) -> Sample:

@@ -97,7 +97,7 @@ class Refer(CocoImages):
         self.per_reference = per_reference
         rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
         for number, reference in enumerate(self._references):
-            count = min(1, len(reference.sentences)) if per_reference else len(reference.sentences)
+            count = len(reference.sentences[:1] if per_reference else reference.sentences)
             if problem := self._unlinked(reference):
                 self._broken(RecordError(f"{path}: {problem}"), count)
             else:
