@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.scenes.language import describe_absent, establish, refer, vocabulary
-from seg_env.data.scenes.layout import RECIPES, Difficulty, SceneObject, arrange
+from seg_env.data.scenes.layout import RECIPES, Difficulty, Patch, SceneObject, arrange
 from seg_env.data.scenes.paint import paint
-from seg_env.data.scenes.shapes import Patch
 from seg_env.geometry.contour import trace
 from seg_env.geometry.polygon import ring_area
 from seg_env.types import Sample, Target

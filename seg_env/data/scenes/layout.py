@@ -1,6 +1,7 @@
-"""What stands where: draws the objects of a scene.
+"""What stands where: draws the objects of a scene, from bottom to top as they are painted.
 
-Objects are listed from bottom to top in the order in which they are painted.
+Filling an object with eight samples per pixel side gives a coverage in [0, 1]; a pixel belongs to
+it where that is at least one half, so mask and antialiased image agree by construction.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from seg_env.data.scenes.shapes import SHAPES, Patch, cover
+from seg_env.data.scenes.shapes import SHAPES, Outline
 
 Difficulty = Literal["easy", "medium", "hard"]
 
@@ -20,6 +23,22 @@ COLORS = (*EASY_COLORS, "orange", "pink")
 TEXTURES = ("striped", "dotted", "checkered")
 SCALES = {"small": (0.09, 0.107), "medium": (0.132, 0.152), "large": (0.188, 0.225)}
 """Radius of a circle that looks as large, by size word; the gaps keep the words unmistakable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Coverage of a rectangle of pixels; everything outside it is uncovered."""
+
+    top: int
+    left: int
+    coverage: NDArray[np.float32]
+    """``(h, w)``, covered share of each pixel, in [0, 1]."""
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns in the image."""
+        height, width = self.coverage.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True)
@@ -48,8 +67,28 @@ class SceneObject:
         return "small" if self.scale < 0.12 else "medium" if self.scale < 0.17 else "large"
 
     def cover(self, size: int) -> Patch:
-        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels."""
-        return cover(SHAPES[self.shape], self.center, self.radius, self.angle, size)
+        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels.
+
+        The patch is the bounding rectangle, clipped to the image.
+        """
+        shape, samples = SHAPES[self.shape], 8
+        outer = self._place(shape.outer) * size
+        low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)
+        high = np.clip(np.ceil(outer.max(axis=0)).astype(int), low + 1, size)
+        width, height = (high - low).tolist()
+        canvas = Image.new("L", (width * samples, height * samples))
+        draw = ImageDraw.Draw(canvas)
+        for outline, fill in ((shape.outer, 255), (shape.hole, 0)):
+            if outline is not None:  # integer points of the canvas are the samples' centres
+                corners = np.rint((self._place(outline) * size - low) * samples - 0.5)
+                draw.polygon(list(map(tuple, corners.astype(int).tolist())), fill=fill)
+        coverage = np.asarray(canvas.reduce(samples), dtype=np.float32) / np.float32(255.0)
+        return Patch(int(low[1]), int(low[0]), coverage)
+
+    def _place(self, outline: Outline) -> Outline:
+        cosine, sine = np.cos(self.angle), np.sin(self.angle)
+        turn = np.array([(cosine, sine), (-sine, cosine)])
+        return np.asarray(self.radius * (outline @ turn) + np.asarray(self.center))
 
 
 @dataclass(frozen=True)

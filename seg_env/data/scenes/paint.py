@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from seg_env.data.scenes.layout import Difficulty, SceneObject
-from seg_env.data.scenes.shapes import Patch
+from seg_env.data.scenes.layout import Difficulty, Patch, SceneObject
 
 Pixels = NDArray[np.float32]
 """``(H, W, 3)``, red, green and blue in [0, 255]."""
