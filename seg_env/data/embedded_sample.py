@@ -28,11 +28,6 @@ from seg_env.data.sources import HELD_OUT_SPLITS
 from seg_env.geometry.polygon import roles
 from seg_env.types import Sample, Target
 
-IMAGE_FOLDERS = {"images/mscoco/images/train2014": 30, "images/saiapr_tc-12": 16}
-"""Number of images by folder."""
-OUTLINE_TOLERANCE = 0.004
-"""Share of the perimeter; about as coarse as outlines drawn by hand."""
-
 
 @dataclass(frozen=True, eq=False)
 class _CroppedScene:
@@ -53,7 +48,7 @@ class _CroppedScene:
 
 def write_embedded(root: Path) -> None:
     """Write the whole sample below ``root``."""
-    for folder, count in IMAGE_FOLDERS.items():
+    for folder, count in (("images/mscoco/images/train2014", 30), ("images/saiapr_tc-12", 16)):
         of_clef = "saiapr" in folder
         scenes = list(_cropped_scenes(count, of_clef))
         for scene in scenes:
@@ -120,7 +115,7 @@ def _polygons(target: Target) -> list[list[int]]:
     slit to each hole; the two sides of a slit cancel in the even-odd fill.
     """
     height, width = target.size
-    rings = target.outline(OUTLINE_TOLERANCE)
+    rings = target.outline(0.004)  # about as coarse as outlines drawn by hand
     corners = [np.rint(ring * (width, height)).astype(int).tolist() for ring in rings]
     filled = roles(rings)
     parts = {index: list(corners[index]) for index in np.flatnonzero(filled).tolist()}

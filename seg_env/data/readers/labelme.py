@@ -31,8 +31,6 @@ from seg_env.types import Sample, Target
 
 MAX_BYTES = 1 << 28
 """Largest file that is read; LabelMe may keep the image itself in it."""
-AREAS = ("polygon", "rectangle", "circle")
-"""Values of ``shape_type`` that outline something; points and lines are passed over."""
 
 
 class LabelMe(AnnotatedImages):
@@ -203,7 +201,8 @@ def image_beside(path: Path) -> Path:
 
 
 def _is_area(shape: dict[str, Any]) -> bool:
-    return shape.get("shape_type", "polygon") in AREAS
+    """Whether a shape outlines something; points and lines are passed over."""
+    return shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
 
 
 def _expression_of(shape: dict[str, Any]) -> str:
