@@ -67,8 +67,7 @@ from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
 from experiments.common.policies import SHIPPED, PrecisionChoice, choose_precision, open_policy
 from experiments.common.progress import progress_bar
 from experiments.common.report import plot_cloning
-from experiments.evaluation.loop import open_questions
-from experiments.evaluation.together import evaluate_together
+from experiments.evaluation.loop import evaluate_together, open_questions
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut

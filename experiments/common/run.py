@@ -33,8 +33,7 @@ from experiments.common.report import (
     scores_of,
 )
 from experiments.common.report_turns import report_turns
-from experiments.evaluation.loop import Evaluation
-from experiments.evaluation.together import play_together
+from experiments.evaluation.loop import Evaluation, play_together
 from seg_env.envs.left_out import LeftOut, OnError
 
 MOST_TRUNCATED = 0.05
@@ -149,7 +148,7 @@ class Run:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
 
             def advance(count: int) -> None:
-                progress.advance(task, count * self.world.size)
+                progress.advance(task, count)
 
             greedy = self._ask(self.questions, 0.0, 1, advance)
             sampled = self._ask(self.questions, 1.0, plan.answers, advance)

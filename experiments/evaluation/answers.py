@@ -14,8 +14,8 @@ Missing = Literal["error", "empty", "skip"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer to one question."""
+class AnswerRecord:
+    """One answer to one question, as it is kept."""
 
     text: str
     """As the system wrote it."""
@@ -23,7 +23,7 @@ class Answer:
     """How many tokens it took, where that is known."""
 
 
-Answers = dict[str, list[Answer]]
+Answers = dict[str, list[AnswerRecord]]
 """Answers by sample id, in the order they were written."""
 
 
@@ -50,7 +50,7 @@ def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
     return answers
 
 
-def _parse(line: str, where: str) -> tuple[str, Answer]:
+def _parse(line: str, where: str) -> tuple[str, AnswerRecord]:
     form = '{"id": sample id, "text": answer}'
     try:
         row: Any = json.loads(line)
@@ -65,10 +65,10 @@ def _parse(line: str, where: str) -> tuple[str, Answer]:
     if not isinstance(text, str):
         raise ValueError(f"{where}: text is a {type(text).__name__}; use a string, as in {form}")
     counted = isinstance(tokens, int) and not isinstance(tokens, bool)
-    return str(identifier), Answer(text, tokens if counted else None)
+    return str(identifier), AnswerRecord(text, tokens if counted else None)
 
 
-def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[Answer]]]) -> None:
+def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> None:
     """Add the answers to some questions to a file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
@@ -87,7 +87,35 @@ def keep_whole_answers(path: Path, count: int) -> Answers:
     return whole
 
 
-def _lines(rows: Iterable[tuple[str, Sequence[Answer]]]) -> str:
+def check_resume(path: Path, wanted: dict[str, Any], *, resume: bool) -> None:
+    """Make sure that answers that are there already may stay.
+
+    Args:
+        path: The file of answers; ``asked.json`` beside it has the settings they were asked with.
+        wanted: Those of now, JSON-able.
+        resume: Whether answers may be there.
+
+    Raises:
+        FileExistsError: There are answers and there may not be.
+        ValueError: They were asked for with other settings.
+    """
+    if not path.exists():
+        return
+    if not resume:
+        raise FileExistsError(
+            f"{path} holds answers already: pass --resume to keep them, or another --output-dir"
+        )
+    record = path.with_name("asked.json")
+    found = json.loads(record.read_text()) if record.exists() else wanted
+    changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if changed:
+        raise ValueError(
+            f"the answers in {path} were asked for with other values of {', '.join(changed)}: "
+            f"resume with the same ones, or use another --output-dir"
+        )
+
+
+def _lines(rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> str:
     return "".join(
         json.dumps({"id": identifier, "text": answer.text, "tokens": answer.tokens}) + "\n"
         for identifier, answers in rows
@@ -102,7 +130,7 @@ def match_answers(
     count: int = 1,
     missing: Missing = "error",
     ignore_unknown: bool = False,
-) -> Iterator[tuple[int, list[Answer]]]:
+) -> Iterator[tuple[int, list[AnswerRecord]]]:
     """Find the answers to each question.
 
     Args:
@@ -138,7 +166,7 @@ def match_answers(
         if found is None:
             if missing == "skip":
                 continue
-            found = [Answer("")] * count
+            found = [AnswerRecord("")] * count
         if len(found) != count:
             raise ValueError(
                 f"{identifier} has {len(found)} answers and --answers is {count}; every question "

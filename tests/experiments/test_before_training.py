@@ -19,8 +19,8 @@ from experiments import evaluate, run_gspo, run_ppo
 from experiments.common.answer_length import longest_answer
 from experiments.common.cloning_data import RecordedPictures, demonstrate_pictures
 from experiments.common.run import EvaluationPlan
+from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluation.loop import evaluate as measure
-from experiments.evaluation.options import Args as EvaluateArgs
 from rewards import Reward
 from seg_env.data import open_dataset
 from seg_env.envs.core import ReferringCore
