@@ -17,11 +17,9 @@ A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,9 +31,8 @@ from rich.table import Table
 from experiments.common.answer_length import AnswerLength, longest_answer
 from experiments.common.brief import brief_errors
 from experiments.common.files import write_json
-from experiments.common.progress import progress_bar
 from experiments.common.questions import open_questions
-from experiments.evaluation.answers import Missing, check_resume, match_answers, read_answers
+from experiments.evaluation.answers import Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
@@ -331,67 +328,26 @@ def ask_policy(
     policy: VLMPolicy,
     left_out: LeftOut,
 ) -> Path | None:
-    """Let the policy answer the first questions into ``answers.jsonl``.
-
-    Args:
-        args: The command line.
-        core: Who asks.
-        questions: How many questions.
-        console: Where progress is shown.
-        policy: The policy that the command line names.
-        left_out: Told of questions that cannot be asked.
-
-    Returns:
-        The file; None on a rank that is not the main one.
-
-    Raises:
-        FileExistsError: There are answers already and ``--resume`` was not given.
-        ValueError: They are there by other settings.
-        UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
-    """
-    from agents.training.distributed import World
+    """Let the policy answer the first questions into a file; see `collect_answers`."""
     from experiments.common.policies import EMBEDDED, answer_length
     from experiments.evaluation.loop import collect_answers
 
-    world, path = World.current(), args.output_dir / "answers.jsonl"
-    check_resume(path, args.asked(), resume=args.resume)
     length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
-    longest = longest_answer(length, policy, core, console)
-    reasons = path.with_name("left_out.json")
-    if reasons.exists() and args.on_error == "skip":
-        left_out.update(json.loads(reasons.read_text()))
-    world.barrier()  # every rank has looked at what is there
-    if world.is_main:
-        write_json(path.with_name("asked.json"), args.asked())
-    collect_answers(
+    return collect_answers(
         policy,
         core,
-        path,
+        args.output_dir,
+        asked=args.asked(),
+        resume=args.resume,
         questions=questions,
-        temperature=args.temperature,
         answers=args.answers,
-        max_new_tokens=longest,
+        temperature=args.temperature,
+        max_new_tokens=longest_answer(length, policy, core, console),
         batch_size=args.batch_size,
         seed=args.seed,
         console=console,
         left_out=left_out,
     )
-    if not world.is_main:
-        return None
-    write_json(reasons, left_out.reasons)
-    given = [each.tokens or 0 for some in read_answers(path).values() for each in some]
-    if not given:
-        raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
-    if left_out:
-        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
-    cut_off = sum(tokens >= longest for tokens in given) / len(given)
-    if cut_off > 0.01:
-        console.print(
-            f"[yellow]{cut_off:.0%} of the answers were cut off at {longest} tokens; see "
-            f"--max-new-tokens[/yellow]",
-            highlight=False,
-        )
-    return path
 
 
 def show_vision(
@@ -504,15 +460,13 @@ def run_scoring(
         score,
     )
 
-    with _progress(console, "scoring", len(items)) as advance:
-        columns = measure_answers(
-            core,
-            items,
-            details=args.details and core.tasks.forms == ("mask",),
-            empty_union=args.empty_union,
-            warn=lambda advice: console.print(f"[yellow]{advice}[/yellow]", highlight=False),
-            on_chunk=lambda count, giou: advance(count, f"gIoU {giou:.3f}"),
-        )
+    columns = measure_answers(
+        core,
+        items,
+        details=args.details and core.tasks.forms == ("mask",),
+        empty_union=args.empty_union,
+        console=console,
+    )
     scores = _settings(args, core, items, missing) | {"left_out": dict(left_out)}
     scores |= score(columns, args.answers, args.empty_union, args.seed)
     if args.compare is not None:
@@ -560,15 +514,10 @@ def run_ceiling(
     from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
 
     numbers_are_whole = core.answer_frame.widest().integer
-    with _progress(console, "outlining", questions) as advance:
-        rows = measure_ceilings(
-            core,
-            questions,
-            args.epsilon,
-            args.decimals[:1] if numbers_are_whole else args.decimals,
-            empty_union=args.empty_union,
-            on_question=lambda: advance(1, ""),
-        )
+    decimals = args.decimals[:1] if numbers_are_whole else args.decimals
+    rows = measure_ceilings(
+        core, questions, args.epsilon, decimals, empty_union=args.empty_union, console=console
+    )
     found = {
         "env": args.env,
         "dataset": core.dataset.name,
@@ -586,16 +535,6 @@ def run_ceiling(
         highlight=False,
     )
     return found
-
-
-@contextmanager
-def _progress(
-    console: Console, description: str, total: int
-) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar; yields what moves it on."""
-    with progress_bar(console) as progress:
-        task = progress.add_task(description, total=total, status="")
-        yield lambda count, status: progress.update(task, advance=count, status=status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ sampled, one turn or several, any task, any frame, on one rank or many.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,16 @@ from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
 from agents.training.distributed import World
+from experiments.common.files import write_json
 from experiments.common.progress import progress_bar
 from experiments.common.questions import open_questions as open_questions
-from experiments.evaluation.answers import AnswerRecord, append_answers, keep_whole_answers
+from experiments.evaluation.answers import (
+    AnswerRecord,
+    append_answers,
+    check_resume,
+    keep_whole_answers,
+    read_answers,
+)
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
@@ -36,6 +44,8 @@ from seg_env.tasks.mixture import DEFAULT_TASK
 
 BATCH_SIZE = 64
 """Questions asked at a time, by default."""
+MOST_CUT_OFF = 0.01
+"""Share of answers to a file that may be cut off without a warning."""
 
 _OBSERVED = ("image", "prompt")
 _Standing = tuple[Outcome[Any], str, int]
@@ -373,16 +383,19 @@ def play_together(
 def collect_answers(
     policy: VLMPolicy,
     core: ReferringCore,
-    path: Path,
+    folder: Path,
     *,
+    asked: dict[str, Any],
+    resume: bool,
     questions: int,
     answers: int,
+    max_new_tokens: int,
     batch_size: int,
     console: Console,
     left_out: LeftOut,
     **settings: Any,
-) -> None:
-    """Ask the first questions of a data set and append the answers to a file as they come.
+) -> Path | None:
+    """Ask the first questions of a data set and keep the answers in a file as they come.
 
     Batches that the file holds whole are not asked again, and batches are what ranks share out, so
     the answers are the same whether or not the run was interrupted, and on any number of ranks.
@@ -390,18 +403,32 @@ def collect_answers(
     Args:
         policy: Who answers.
         core: Who asks.
-        path: The file, see `read_answers`; the main rank writes it.
+        folder: Where ``answers.jsonl``, ``asked.json`` and ``left_out.json`` are kept.
+        asked: Settings that decide what is answered; answers to other ones are not added to.
+        resume: Whether there may be answers already.
         questions: How many questions.
         answers: Answers per question.
+        max_new_tokens: Longest answer.
         batch_size: Questions at a time.
-        console: Where the progress bar is drawn.
+        console: Where progress is shown.
         left_out: Told of questions that cannot be asked.
-        **settings: Those of `ask`.
+        **settings: The others of `ask`.
+
+    Returns:
+        The file; None on a rank that is not the main one.
 
     Raises:
-        UnusableSampleError: A question cannot be asked and is not to be left out.
+        FileExistsError: There are answers already and they may not be there.
+        ValueError: They are there by other settings.
+        UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
-    world = World.current()
+    world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
+    check_resume(path, asked, resume=resume)
+    if noted.exists() and left_out.on_error == "skip":
+        left_out.update(json.loads(noted.read_text()))
+    world.barrier()  # every rank has looked at what is there
+    if world.is_main:
+        write_json(folder / "asked.json", asked)
     known = set(world.broadcast(keep_whole_answers(path, answers) if world.is_main else {}))
     names = [name_of(core.dataset, index) for index in range(questions)]
     batches = []
@@ -410,14 +437,12 @@ def collect_answers(
         usable = [index for index in places if names[index] not in left_out.reasons]
         if any(names[index] not in known for index in usable):
             batches.append(usable)
-    settings |= {"answers": answers, "left_out": left_out, "world": world}
-    total, count, left = 0.0, 0, sum(map(len, batches))
+    settings |= {"answers": answers, "max_new_tokens": max_new_tokens}
+    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **settings)
+    total, count, status = 0.0, 0, "" if batches else "answered before"
     with progress_bar(console) as progress:
-        status = "" if batches else "answered before"
-        task = progress.add_task(
-            "answering", total=questions, completed=questions - left, status=status
-        )
-        played = ask(policy, AnswerRules(core), batches, **settings)
+        task = progress.add_task("answering", total=questions, status=status)
+        progress.update(task, completed=questions - sum(map(len, batches)))
         for batch, turns in zip(batches, played, strict=True):
             if turns and world.is_main:
                 (found,) = turns
@@ -427,3 +452,19 @@ def collect_answers(
                 total, count = total + float(found.fit.sum()), count + found.fit.size
                 status = f"score {total / count:.3f}"
             progress.update(task, advance=len(batch), status=status)
+    if not world.is_main:
+        return None
+    write_json(noted, left_out.reasons)
+    lengths = [each.tokens or 0 for some in read_answers(path).values() for each in some]
+    if not lengths:
+        raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
+    if left_out:
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
+    cut_off = sum(tokens >= max_new_tokens for tokens in lengths) / len(lengths)
+    if cut_off > MOST_CUT_OFF:
+        console.print(
+            f"[yellow]{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
+            f"--max-new-tokens[/yellow]",
+            highlight=False,
+        )
+    return path

@@ -123,7 +123,8 @@ def advise_frame(
         samples: ``N`` samples they are about.
         predictions: ``N`` answers as read, all of one form.
     """
-    foreign = _share_foreign(predictions)
+    kinds = [{issue.kind for issue in each.issues} for each in predictions]
+    foreign = sum(IssueKind.WRONG_FRAME in each for each in kinds) / max(1, len(kinds))
     if foreign <= 0.1:
         return None
     readings = compare_frames(frame, texts, samples, predictions[0].form)
@@ -149,11 +150,3 @@ def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
         for place, number in enumerate(numbers)
     )
     return inside, len(numbers)
-
-
-def _share_foreign(predictions: Sequence[Prediction]) -> float:
-    """Share of answers with numbers of another frame."""
-    found = [
-        any(issue.kind is IssueKind.WRONG_FRAME for issue in each.issues) for each in predictions
-    ]
-    return sum(found) / max(1, len(found))

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from rich.console import Console
 
+from experiments.common.progress import progress_bar
 from experiments.evaluation.answers import AnswerRecord
 from experiments.evaluation.reader import advise_frame
 from seg_env.envs.core import ReferringCore
@@ -112,8 +114,7 @@ def measure_answers(
     *,
     details: bool,
     empty_union: float,
-    warn: Callable[[str], None],
-    on_chunk: Callable[[int, float], None],
+    console: Console,
 ) -> Columns:
     """Measure all answers, chunk by chunk.
 
@@ -122,8 +123,7 @@ def measure_answers(
         items: ``n`` questions with ``k`` answers each.
         details: Add boundary scores, PoLiS and the ceiling of each sample.
         empty_union: IoU where answer and target are both empty.
-        warn: Told when the answers seem to be in another frame.
-        on_chunk: Called with the number of questions done and the mean IoU so far.
+        console: Where progress is shown, and whether the answers seem to be in another frame.
 
     Returns:
         Columns ``(n * k,)`` of `seg_env.metrics.measure`, and ``id``, ``expression``, ``answer``
@@ -133,42 +133,44 @@ def measure_answers(
     parts: list[Columns] = []
     total, count = 0.0, 0
     dataset, (form,) = core.dataset, core.tasks.forms
-    for start in range(0, len(items), CHUNK):
-        chunk = items[start : start + CHUNK]
-        samples = [dataset[item.index] for item in chunk]
-        counts = [len(item.answers) for item in chunk]
-        answers = [answer for item in chunk for answer in item.answers]
-        asked = [sample for sample, k in zip(samples, counts, strict=True) for _ in range(k)]
-        texts = [answer.text for answer in answers]
-        read = core.scorer.read(texts, asked, forms=[form] * len(texts))
-        if not start and (advice := advise_frame(core.answer_frame, texts, asked, read)):
-            warn(advice)
-        others = None
-        if hasattr(dataset, "others"):
-            others = [
-                OtherObjects(partial(dataset.others, item.index))
-                for item in chunk
-                for _ in item.answers
-            ]
-        part = measure(
-            read,
-            [sample.target for sample in asked],
-            others=others,
-            boundaries=details,
-            outlines=details,
-            empty_union=empty_union,
-        )
-        if details:
-            part["ceiling"] = np.repeat(ceiling(samples), counts)
-        part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
-        part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
-        part["characters"] = np.array(list(map(len, texts)))
-        tokens = [-1 if answer.tokens is None else answer.tokens for answer in answers]
-        part["tokens"] = np.array(tokens)
-        part["answer"] = np.concatenate([np.arange(k) for k in counts])
-        parts.append(part)
-        total, count = total + float(part["iou"].sum()), count + len(texts)
-        on_chunk(len(chunk), total / count)
+    with progress_bar(console) as progress:
+        task = progress.add_task("scoring", total=len(items), status="")
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            samples = [dataset[item.index] for item in chunk]
+            counts = [len(item.answers) for item in chunk]
+            answers = [answer for item in chunk for answer in item.answers]
+            asked = [sample for sample, k in zip(samples, counts, strict=True) for _ in range(k)]
+            texts = [answer.text for answer in answers]
+            read = core.scorer.read(texts, asked, forms=[form] * len(texts))
+            if not start and (advice := advise_frame(core.answer_frame, texts, asked, read)):
+                console.print(f"[yellow]{advice}[/yellow]", highlight=False)
+            others = None
+            if hasattr(dataset, "others"):
+                others = [
+                    OtherObjects(partial(dataset.others, item.index))
+                    for item in chunk
+                    for _ in item.answers
+                ]
+            part = measure(
+                read,
+                [sample.target for sample in asked],
+                others=others,
+                boundaries=details,
+                outlines=details,
+                empty_union=empty_union,
+            )
+            if details:
+                part["ceiling"] = np.repeat(ceiling(samples), counts)
+            part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
+            part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
+            part["characters"] = np.array(list(map(len, texts)))
+            tokens = [-1 if answer.tokens is None else answer.tokens for answer in answers]
+            part["tokens"] = np.array(tokens)
+            part["answer"] = np.concatenate([np.arange(k) for k in counts])
+            parts.append(part)
+            total, count = total + float(part["iou"].sum()), count + len(texts)
+            progress.update(task, advance=len(chunk), status=f"gIoU {total / count:.3f}")
     return join_columns(parts)
 
 
