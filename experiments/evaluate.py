@@ -42,7 +42,7 @@ from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
-    from experiments.evaluation.scores import Item
+    from experiments.evaluation.scores import AnsweredQuestion
 
 # What draws, scores or opens a policy is imported where it is needed: it takes seconds.
 
@@ -397,7 +397,7 @@ def run_answers(
     console: Console,
 ) -> dict[str, Any]:
     """Score the answers in a file, or read them in every frame where ``--frame guess`` is given."""
-    from experiments.evaluation.scores import Item
+    from experiments.evaluation.scores import AnsweredQuestion
 
     reasons = left_out.reasons
     names = [name_of(core.dataset, index) for index in range(questions)]
@@ -412,7 +412,7 @@ def run_answers(
         ignore_unknown=args.ignore_unknown or args.predictions is None,
     )
     places = list(asked)
-    items = [Item(places[position], given) for position, given in found]
+    items = [AnsweredQuestion(places[position], given) for position, given in found]
     if args.frame == GUESS:
         return run_guess(args, core, items, console)
     missing = sum(name not in answers for name in asked.values())
@@ -420,7 +420,7 @@ def run_answers(
 
 
 def run_guess(
-    args: Args, core: ReferringCore, items: list[Item], console: Console
+    args: Args, core: ReferringCore, items: list[AnsweredQuestion], console: Console
 ) -> dict[str, Any]:
     """Read the answers in every frame, show what comes of it, and write ``frames.json``."""
     some = items[:GUESSED]
@@ -445,7 +445,7 @@ def run_guess(
 def run_scoring(
     args: Args,
     core: ReferringCore,
-    items: list[Item],
+    items: list[AnsweredQuestion],
     missing: int,
     console: Console,
     left_out: Mapping[str, str],
@@ -486,7 +486,9 @@ def run_scoring(
     return scores
 
 
-def _settings(args: Args, core: ReferringCore, items: list[Item], missing: int) -> dict[str, Any]:
+def _settings(
+    args: Args, core: ReferringCore, items: list[AnsweredQuestion], missing: int
+) -> dict[str, Any]:
     """What was measured, and how."""
     decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     from_file = args.predictions is not None

@@ -48,7 +48,7 @@ MOST_CUT_OFF = 0.01
 """Share of answers to a file that may be cut off without a warning."""
 
 _OBSERVED = ("image", "prompt")
-_Standing = tuple[Outcome[Any], str, int]
+_State = tuple[Outcome[Any], str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
 
@@ -234,12 +234,12 @@ def _play(
     """Episodes about one batch of prepared questions, measured after every turn."""
     asked = [question.index for question in questions]
     episodes = [rules.begin(question) for question in questions for _ in range(answers)]
-    standing: list[Any] = [None] * len(episodes)
+    states: list[Any] = [None] * len(episodes)
     turns: list[Evaluation] = []
-    going = list(range(len(episodes)))
-    while going:
+    running = list(range(len(episodes)))
+    while running:
         if turns:
-            observations = [rules.observe(episodes[row]) for row in going]
+            observations = [rules.observe(episodes[row]) for row in running]
             inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
         texts, lengths = answer(
             policy,
@@ -247,29 +247,27 @@ def _play(
             temperature=temperature,
             answers=1 if turns else answers,  # at first all episodes of a question are alike
             max_new_tokens=max_new_tokens,
-            noise=question_noise(seed, asked, answers, max_new_tokens, turn=len(turns))[going],
+            noise=question_noise(seed, asked, answers, max_new_tokens, turn=len(turns))[running],
         )
-        outcomes = rules.step([episodes[row] for row in going], texts)
-        for row, outcome, text, length in zip(going, outcomes, texts, lengths, strict=True):
+        outcomes = rules.step([episodes[row] for row in running], texts)
+        for row, outcome, text, length in zip(running, outcomes, texts, lengths, strict=True):
             episodes[row] = outcome.episode
             # An answer may be an edit; what it led to is an outline.
-            standing[row] = outcome, outcome.info.get("outline", text), length
-        turns.append(_measure(questions, standing, answers))
-        ended = {row for row in going if standing[row][0].terminated or standing[row][0].truncated}
-        going = [row for row in going if row not in ended]
+            states[row] = outcome, outcome.info.get("outline", text), length
+        turns.append(_measure(questions, states, answers))
+        ended = {row for row in running if states[row][0].terminated or states[row][0].truncated}
+        running = [row for row in running if row not in ended]
     return turns
 
 
-def _measure(
-    questions: Sequence[Question], standing: Sequence[_Standing], answers: int
-) -> Evaluation:
+def _measure(questions: Sequence[Question], states: Sequence[_State], answers: int) -> Evaluation:
     """Where the episodes of one batch stand; those of a question stand next to each other."""
-    outcomes = [outcome for outcome, _, _ in standing]
+    outcomes = [outcome for outcome, _, _ in states]
     predictions = [outcome.answer.prediction for outcome in outcomes]
     targets = [question.sample.target for question in questions for _ in range(answers)]
     counted = overlaps(predictions, targets)
     shape = (len(questions), answers)
-    texts = [text for _, text, _ in standing]
+    texts = [text for _, text, _ in states]
     return Evaluation(
         indices=np.array([question.index for question in questions]),
         iou=np.array([outcome.info["iou"] for outcome in outcomes]).reshape(shape),
@@ -277,7 +275,7 @@ def _measure(
         unions=counted.unions.reshape(shape),
         valid=np.array([outcome.info["valid"] for outcome in outcomes]).reshape(shape),
         vertices=np.array([outcome.info["num_vertices"] for outcome in outcomes]).reshape(shape),
-        tokens=np.array([length for _, _, length in standing]).reshape(shape),
+        tokens=np.array([length for _, _, length in states]).reshape(shape),
         texts=[texts[row * answers : (row + 1) * answers] for row in range(len(questions))],
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.files import write_atomically, write_json
-from experiments.evaluation.scores import Item, gain_rows, score_rows
+from experiments.evaluation.scores import AnsweredQuestion, gain_rows, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.overlay import draw_overlay
@@ -178,7 +178,7 @@ def _terminal_table(title: str, what: str, rows: Iterable[Sequence[str]]) -> Tab
 def draw_images(
     folder: Path,
     core: ReferringCore,
-    items: list[Item],
+    items: list[AnsweredQuestion],
     columns: Columns,
     scores: dict[str, Any],
 ) -> None:
@@ -244,7 +244,7 @@ def pick_varied(samples: Iterable[tuple[int, Sample]], count: int = GRID[0] * GR
 
 def _draw_sheet(
     core: ReferringCore,
-    items: Sequence[Item],
+    items: Sequence[AnsweredQuestion],
     chosen: Sequence[int],
     columns: Columns,
     title: str,

@@ -76,7 +76,7 @@ _FLAGS = {"valid", "given"}
 
 
 @dataclass(frozen=True)
-class Item:
+class AnsweredQuestion:
     """A question with its answers."""
 
     index: int
@@ -110,7 +110,7 @@ class OtherObjects(Sequence[Rle]):
 
 def measure_answers(
     core: ReferringCore,
-    items: Sequence[Item],
+    items: Sequence[AnsweredQuestion],
     *,
     details: bool,
     empty_union: float,
@@ -343,7 +343,7 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     form = form_of(scores["task"])
     for label, key, factor in _shown(scores, form):
         label = label if form == "mask" else label.removesuffix(", from the outline")
-        interval = _between(scores["intervals"].get(key), factor)
+        interval = _interval_text(scores["intervals"].get(key), factor)
         rows.append((label, f"{factor * scores[key]:.1f}", interval))
     return rows
 
@@ -354,7 +354,7 @@ def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tup
         (
             label,
             f"{factor * found[key]['gain']:+.1f}",
-            _between(found[key]["interval"], factor, "+"),
+            _interval_text(found[key]["interval"], factor, "+"),
         )
         for label, key, factor in _shown(found, form)
     ]
@@ -369,7 +369,7 @@ def _shown(found: dict[str, Any], form: Form) -> Iterator[tuple[str, str, float]
             yield label, key, factor
 
 
-def _between(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
+def _interval_text(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
     if not ends or None in ends:
         return ""
     low, high = (factor * end for end in ends if end is not None)
