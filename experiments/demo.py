@@ -88,15 +88,7 @@ class Demo:
         seed: int = 0,
         output_dir: Path | None = None,
     ) -> None:
-        """Set up.
-
-        Args:
-            policy: Who answers.
-            rewards: What answers are judged by where the truth is known.
-            max_new_tokens: Longest answer.
-            seed: Seed of sampled answers.
-            output_dir: Folder that keeps questions and answers as answers.jsonl, or None.
-        """
+        """Set up; rewards judge answers where the truth is known."""
         import torch
 
         self.policy = policy

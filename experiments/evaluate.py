@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -208,16 +208,10 @@ class Args(MainOptions, QuestionOptions, AnsweringOptions, PredictionsOptions, S
 
 
 @dataclass
-class FirstOptions:
-    """The command line as ``--help`` shows it."""
+class GroupedOptions:
+    """The options as the command line has them."""
 
     main: tyro.conf.OmitArgPrefixes[MainOptions] = field(default_factory=MainOptions)
-
-
-@dataclass
-class AllOptions(FirstOptions):
-    """The command line."""
-
     question: tyro.conf.OmitArgPrefixes[QuestionOptions] = field(default_factory=QuestionOptions)
     queries: QueryStyle = field(default_factory=QueryStyle)
     answering: tyro.conf.OmitArgPrefixes[AnsweringOptions] = field(default_factory=AnsweringOptions)
@@ -230,11 +224,10 @@ class AllOptions(FirstOptions):
 def parse(words: Sequence[str]) -> Args:
     """Read the command line; ``--help`` shows the main options, ``--help-all`` every one."""
     if not {"-h", "--help"}.isdisjoint(words):
-        tyro.cli(
-            FirstOptions, args=["--help"], description=f"{__doc__}\n--help-all shows all options."
-        )
+        description = f"{__doc__}\n--help-all shows all options."
+        tyro.cli(MainOptions, args=["--help"], description=description)
     shown = ["--help" if word == "--help-all" else word for word in words]
-    groups = vars(tyro.cli(AllOptions, args=shown, description=__doc__))
+    groups = vars(tyro.cli(GroupedOptions, args=shown, description=__doc__))
     options = {"queries": groups.pop("queries")}
     for group in groups.values():
         options |= vars(group)
@@ -399,10 +392,11 @@ def run_answers(
     """Score the answers in a file, or read them in every frame where ``--frame guess`` is given."""
     from experiments.evaluation.scores import AnsweredQuestion
 
-    reasons = left_out.reasons
-    names = [name_of(core.dataset, index) for index in range(questions)]
-    answers = {key: given for key, given in read_answers(path).items() if key not in reasons}
-    asked = {index: name for index, name in enumerate(names) if name not in reasons}
+    answers = read_answers(path)
+    names = {index: name_of(core.dataset, index) for index in range(questions)}
+    for name in left_out.reasons:
+        answers.pop(name, None)
+    asked = {index: name for index, name in names.items() if name not in left_out.reasons}
     found = match_answers(
         answers,
         list(asked.values()),
@@ -416,7 +410,7 @@ def run_answers(
     if args.frame == GUESS:
         return run_guess(args, core, items, console)
     missing = sum(name not in answers for name in asked.values())
-    return run_scoring(args, core, items, missing, console, reasons)
+    return run_scoring(args, core, items, missing, console, left_out)
 
 
 def run_guess(
@@ -448,7 +442,7 @@ def run_scoring(
     items: list[AnsweredQuestion],
     missing: int,
     console: Console,
-    left_out: Mapping[str, str],
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     """Measure the answers, write everything, print what matters most."""
     from experiments.evaluation.report import draw_images, print_scores, write_report
@@ -467,7 +461,23 @@ def run_scoring(
         empty_union=args.empty_union,
         console=console,
     )
-    scores = _settings(args, core, items, missing) | {"left_out": dict(left_out)}
+    decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    scores: dict[str, Any] = {
+        "source": str(args.predictions or f"policy {args.policy or 'embedded'}"),
+        "env": args.env,
+        "task": str(core.tasks),
+        "dataset": core.dataset.name,
+        "split": core.dataset.split,
+        "split_by": getattr(core.dataset, "split_by", ""),
+        "questions": len(items),
+        "missing": missing,
+        "missing_rule": args.missing,
+        "answers_per_question": args.answers,
+        "decoding": decoding if args.asks_policy else "",
+        "frame": core.answer_frame.description,
+        "seed": args.seed,
+        "left_out": left_out.reasons,
+    }
     scores |= score(columns, args.answers, args.empty_union, args.seed)
     if args.compare is not None:
         other = load_samples(args.compare)
@@ -484,29 +494,6 @@ def run_scoring(
         console.print(f"{samples}: pyarrow, of the extra [hub], would make it a parquet file")
     console.print(f"report: {folder / 'report.md'}", highlight=False)
     return scores
-
-
-def _settings(
-    args: Args, core: ReferringCore, items: list[AnsweredQuestion], missing: int
-) -> dict[str, Any]:
-    """What was measured, and how."""
-    decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
-    from_file = args.predictions is not None
-    return {
-        "source": str(args.predictions) if from_file else f"policy {args.policy or 'embedded'}",
-        "env": args.env,
-        "task": str(core.tasks),
-        "dataset": core.dataset.name,
-        "split": core.dataset.split,
-        "split_by": getattr(core.dataset, "split_by", ""),
-        "questions": len(items),
-        "missing": missing,
-        "missing_rule": args.missing,
-        "answers_per_question": args.answers,
-        "decoding": "" if from_file else decoding,
-        "frame": core.answer_frame.description,
-        "seed": args.seed,
-    }
 
 
 def run_ceiling(

@@ -30,13 +30,11 @@ Answers = dict[str, list[AnswerRecord]]
 def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
     """Read a file of answers.
 
-    Args:
-        path: One JSON object a line: ``id`` (string or whole number), ``text`` (string), optionally
-            ``tokens`` (whole number); anything else in it is ignored.
-        cut_off: Leave out a last line that is not complete, as an interruption leaves it.
+    Each line is a JSON object with ``id`` (string or whole number), ``text`` (string) and perhaps
+    ``tokens`` (whole number); anything else in it is ignored. With ``cut_off`` a last line that is
+    not complete, as an interruption leaves it, is left out.
 
     Raises:
-        FileNotFoundError: There is no such file.
         ValueError: A line is not of that form; names file and line.
     """
     answers: Answers = {}
@@ -75,11 +73,9 @@ def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[AnswerRecord]]
 
 
 def keep_whole_answers(path: Path, count: int) -> Answers:
-    """Remove what an interruption left half written, and return the rest.
+    """Remove questions without ``count`` answers, as an interruption leaves them; return the rest.
 
-    Args:
-        path: A file of answers; made if there is none.
-        count: Answers that each question has; questions with fewer are removed.
+    The file is made if there is none.
     """
     found = read_answers(path, cut_off=True) if path.exists() else {}
     whole = {identifier: given for identifier, given in found.items() if len(given) == count}
@@ -88,16 +84,11 @@ def keep_whole_answers(path: Path, count: int) -> Answers:
 
 
 def check_resume(path: Path, wanted: dict[str, Any], *, resume: bool) -> None:
-    """Make sure that answers that are there already may stay.
-
-    Args:
-        path: The file of answers; ``asked.json`` beside it has the settings they were asked with.
-        wanted: Those of now, JSON-able.
-        resume: Whether answers may be there.
+    """Make sure that the answers in a file may be added to.
 
     Raises:
-        FileExistsError: There are answers and there may not be.
-        ValueError: They were asked for with other settings.
+        FileExistsError: There are some, and ``resume`` is not given.
+        ValueError: They were asked for with other settings, by the ``asked.json`` beside them.
     """
     if not path.exists():
         return
@@ -131,14 +122,10 @@ def match_answers(
     missing: Missing = "error",
     ignore_unknown: bool = False,
 ) -> Iterator[tuple[int, list[AnswerRecord]]]:
-    """Find the answers to each question.
+    """Find the answers to the questions with some ids, ``count`` to each.
 
-    Args:
-        answers: What `read_answers` returned.
-        ids: ``N`` ids of the questions, in order.
-        count: Answers that each question has.
-        missing: What becomes of questions without answers: an error, empty answers, or left out.
-        ignore_unknown: Pass over answers to other questions; otherwise they are an error.
+    Questions without answers are an error, get empty ones, or are left out, as ``missing`` says;
+    answers to other questions are an error unless ``ignore_unknown``.
 
     Yields:
         Position in ``ids`` and the answers.

@@ -33,15 +33,10 @@ def measure_ceilings(
     empty_union: float,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Score outlines of the targets, for each tolerance and number of decimals.
+    """Score outlines of the first targets, for each tolerance and number of decimals.
 
-    Args:
-        core: Whose targets, and the frame that outlines are written in.
-        questions: How many samples, from the first.
-        epsilons: Tolerances.
-        decimals: Digits after the point; of no effect in a frame of whole numbers.
-        empty_union: IoU of a target without pixels.
-        console: Where progress is shown.
+    Decimals are of no effect in a frame of whole numbers. A target without pixels has IoU
+    ``empty_union``.
 
     Returns:
         JSON-able, one entry a setting: ``epsilon``, ``decimals``, ``giou``, ``interval``, ``ciou``,

@@ -293,20 +293,12 @@ def evaluate_turns(
 ) -> list[Evaluation]:
     """Play whole episodes about some samples and measure where they stand after every turn.
 
-    Args:
-        policy: Who answers.
-        rules: Who asks and scores, and what an episode consists of.
-        indices: Which samples, ``n`` of them.
-        batch_size: Questions at a time.
-        on_batch: Called with the number of questions after every batch, of whatever rank.
-        **settings: Those of `ask`.
+    ``on_batch`` is called with the number of questions after every batch, of whatever rank; the
+    other settings are those of `ask`.
 
     Returns:
         One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
         None if no sample can be asked about.
-
-    Raises:
-        UnusableSampleError: A sample cannot be asked about and is not to be left out.
     """
     numbers = [int(index) for index in indices]
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -398,19 +390,9 @@ def collect_answers(
     Batches that the file holds whole are not asked again, and batches are what ranks share out, so
     the answers are the same whether or not the run was interrupted, and on any number of ranks.
 
-    Args:
-        policy: Who answers.
-        core: Who asks.
-        folder: Where ``answers.jsonl``, ``asked.json`` and ``left_out.json`` are kept.
-        asked: Settings that decide what is answered; answers to other ones are not added to.
-        resume: Whether there may be answers already.
-        questions: How many questions.
-        answers: Answers per question.
-        max_new_tokens: Longest answer.
-        batch_size: Questions at a time.
-        console: Where progress is shown.
-        left_out: Told of questions that cannot be asked.
-        **settings: The others of `ask`.
+    The folder keeps ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` the settings that
+    decide what is answered: answers to other ones are not added to, and to none without ``resume``.
+    Further settings are those of `ask`.
 
     Returns:
         The file; None on a rank that is not the main one.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.files import write_atomically, write_json
-from experiments.evaluation.scores import AnsweredQuestion, gain_rows, score_rows
+from experiments.evaluation.scores import AnsweredQuestion, gain_rows, interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.overlay import draw_overlay
@@ -111,7 +111,7 @@ def _breakdown(scores: dict[str, Any]) -> str:
                 label,
                 group["questions"],
                 f"{100 * group['giou']:.1f}",
-                "[{:.1f}, {:.1f}]".format(*(100 * end for end in group["interval"])),
+                interval_text(group["interval"], 100),
             )
             for label, group in groups.items()
         ]
@@ -206,13 +206,7 @@ def _has_image(sample: Sample) -> bool:
 
 
 def extremes(columns: Columns, answers: int, *, best: bool) -> list[int]:
-    """Rows of the best or worst answers, most extreme first: one a question.
-
-    Args:
-        columns: Must hold ``iou``, ``(n * answers,)``.
-        answers: Answers per question.
-        best: Which end.
-    """
+    """Rows of the best or worst answers by IoU, most extreme first: one a question."""
     scores = columns["iou"].reshape(-1, answers)
     column = (scores.argmax if best else scores.argmin)(axis=1)
     chosen = np.take_along_axis(scores, column[:, None], axis=1)[:, 0]
@@ -224,10 +218,6 @@ def pick_varied(samples: Iterable[tuple[int, Sample]], count: int = GRID[0] * GR
     """Rows of the first samples that show different objects; others only fill what is left.
 
     Several sentences about one object tend to be answered alike, and would fill the sheet.
-
-    Args:
-        samples: Row and sample, most wanted first.
-        count: How many.
     """
     seen: set[tuple[Any, ...]] = set()
     first: list[int] = []
@@ -348,10 +338,9 @@ def write_task_table(
 def _task_row(task: Task, scores: dict[str, Any]) -> list[str]:
     """One line of the table."""
     (label, key), (second, second_key), _ = TASK_SCORES[form_of(task)]
-    low, high = scores["intervals"][key]
+    interval = interval_text(scores["intervals"][key], 100)
     shares = (scores[second_key], scores["well_formed"], scores["n_acc"])
     also, well_formed, absent = ("" if one is None else f"{100 * one:.1f}" for one in shares)
-    interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
     return [task, label, f"{100 * scores[key]:.1f}", interval, second, also, well_formed, absent]
 
 

@@ -116,19 +116,13 @@ def measure_answers(
     empty_union: float,
     console: Console,
 ) -> Columns:
-    """Measure all answers, chunk by chunk.
-
-    Args:
-        core: Who asked; reads the answers.
-        items: ``n`` questions with ``k`` answers each.
-        details: Add boundary scores, PoLiS and the ceiling of each sample.
-        empty_union: IoU where answer and target are both empty.
-        console: Where progress is shown, and whether the answers seem to be in another frame.
+    """Measure all answers, chunk by chunk; says when they seem to be in another frame.
 
     Returns:
-        Columns ``(n * k,)`` of `seg_env.metrics.measure`, and ``id``, ``expression``, ``answer``
-        (number among those to the question), ``characters``, ``tokens`` (-1 if not known), and
-        ``ceiling`` with ``details``.
+        Columns ``(n * k,)`` of `seg_env.metrics.measure` for ``n`` questions with ``k`` answers
+        each, and ``id``, ``expression``, ``answer`` (number among those to the question),
+        ``characters`` and ``tokens`` (-1 if not known). With ``details`` also boundary scores,
+        PoLiS and the ``ceiling`` of each sample.
     """
     parts: list[Columns] = []
     total, count = 0.0, 0
@@ -192,10 +186,7 @@ def save_samples(folder: Path, columns: Columns) -> Path:
 
 
 def load_samples(path: Path) -> Columns:
-    """Read what `save_samples` wrote.
-
-    Args:
-        path: The file, or the folder that holds it.
+    """Read what `save_samples` wrote, from the file or its folder.
 
     Raises:
         FileNotFoundError: There is none.
@@ -230,12 +221,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
 
     With several answers per question, intervals are over questions, as the answers to one question
     resemble each other, and are given for scores that are means and for cIoU.
-
-    Args:
-        columns: What `measure_answers` returned.
-        answers: Answers per question; those to one question stand next to each other.
-        empty_union: IoU where answer and target are both empty.
-        seed: Seed of the bootstrap.
+    Columns are those of `measure_answers`, with so many answers per question.
     """
     resamples = 2000 if answers == 1 else 0
     found = summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
@@ -298,14 +284,9 @@ def _intervals_over_questions(
 def gains(
     before: Columns, after: Columns, answers: int, empty_union: float, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Paired gains over other answers to the same questions; JSON-able.
+    """Paired gains over other answers to the same questions, in any order; JSON-able.
 
-    Args:
-        before: Columns of the other answers, in any order.
-        after: Columns of ours.
-        answers: Answers per question; with several, only the gain in gIoU is given.
-        empty_union: IoU where answer and target are both empty.
-        seed: Seed of the bootstrap.
+    With several answers per question only the gain in gIoU is given.
 
     Raises:
         ValueError: The two are not about the same questions.
@@ -343,7 +324,7 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     form = form_of(scores["task"])
     for label, key, factor in _shown(scores, form):
         label = label if form == "mask" else label.removesuffix(", from the outline")
-        interval = _interval_text(scores["intervals"].get(key), factor)
+        interval = interval_text(scores["intervals"].get(key), factor)
         rows.append((label, f"{factor * scores[key]:.1f}", interval))
     return rows
 
@@ -354,7 +335,7 @@ def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tup
         (
             label,
             f"{factor * found[key]['gain']:+.1f}",
-            _interval_text(found[key]["interval"], factor, "+"),
+            interval_text(found[key]["interval"], factor, "+"),
         )
         for label, key, factor in _shown(found, form)
     ]
@@ -369,7 +350,8 @@ def _shown(found: dict[str, Any], form: Form) -> Iterator[tuple[str, str, float]
             yield label, key, factor
 
 
-def _interval_text(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
+def interval_text(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
+    """The ends of an interval times ``factor``, empty where they are not known."""
     if not ends or None in ends:
         return ""
     low, high = (factor * end for end in ends if end is not None)
