@@ -224,7 +224,7 @@ def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path, capsys):
 def test_two_ranks_share_the_questions_and_score_as_one(tmp_path):
     small_policy().save(tmp_path / "policy")
     words = ["--policy", tmp_path / "policy", "--max-new-tokens", "8", "--precision", "float32"]
-    words += ["--questions", "7", "--batch-size", "2", "--answers", "2", "--temperature", "1"]
+    words += ["--questions", "9", "--batch-size", "2", "--answers", "2", "--temperature", "1"]
     words = [*map(str, words), "--no-details", "--no-pictures", "--output-dir"]
     main(parse([*words, str(tmp_path / "one")]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
