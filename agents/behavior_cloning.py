@@ -27,8 +27,7 @@ from agents.training.engine import OptimizerSettings, make_engine
 from agents.training.muon import MuonPrecision
 from agents.training.optim import EPSILON, cosine_with_warmup
 from seg_env.envs.left_out import LeftOut
-from seg_env.tasks import TASKS, Task
-from seg_env.tasks.mixture import TaskMixture
+from seg_env.tasks import TASKS, Task, TaskMixture
 
 
 @dataclass

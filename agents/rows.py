@@ -19,7 +19,7 @@ from seg_env.data.base import Dataset
 from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.tasks import TASKS, Task, answer, askable, query_of
-from seg_env.tasks.mixture import read_task_weights as read_task_weights
+from seg_env.tasks import read_task_weights as read_task_weights
 from seg_env.tasks.queries import QueryStyle, check_places, refer_to
 from seg_env.types import Sample
 

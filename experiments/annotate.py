@@ -1,12 +1,12 @@
-"""Turn web pictures into training data: detect, segment, outline, describe, sort out, write.
+"""Turn web images into training data: detect, segment, outline, describe, sort out, write.
 
-Without arguments it shows the whole path on pictures whose truth is known: 2,000 procedural scenes
+Without arguments it shows the whole path on images whose truth is known: 2,000 procedural scenes
 are rendered into tar archives, annotated by their own truth, and every record is compared with it.
 
     python experiments/annotate.py
     python experiments/annotate.py --box-jitter 0.1 --mask-fray 2 --output-dir runs/noisy
 
-Pictures of your own, with models (docs/annotate.md):
+Images of your own, with models (docs/annotate.md):
 
     python experiments/annotate.py --images "/data/laion/*.tar" --describer 'vlm{"model": FOLDER}'
 
@@ -19,31 +19,38 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress as Bars
 
 from experiments.common.brief import brief_errors
+from experiments.common.files import write_atomically, write_json
 from experiments.common.progress import progress_bar
+from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
-from seg_env.data.annotate.plan import parse_part
+from seg_env.data.annotate.job import BINS, parse_part
+from seg_env.data.annotate.truth import best_object, scene_of
 
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
 """Detector, segmenter and describer of scenes."""
+GRID = (6, 4)
+"""Columns and rows of the contact sheet."""
 
 
 @dataclass
 class Args:
-    """Turn web pictures into training data."""
+    """Turn web images into training data."""
 
     images: str = ""
-    """A folder of pictures; .tar archives (WebDataset) or .parquet files as one file, a folder or a
+    """A folder of images; .tar archives (WebDataset) or .parquet files as one file, a folder or a
     pattern in quotes; or a source by name or import path. Without it scenes are rendered."""
     detector: str = ""
     """Finds boxes: grounding_dino, or my_pkg.module:Class, with arguments as JSON behind it:
@@ -56,7 +63,7 @@ class Args:
     filters: tuple[str, ...] = DEFAULT_FILTERS
     """What sorts out, in order: names or import paths, with arguments as above."""
     container: Literal["jsonl", "parquet"] = "jsonl"
-    """JSON lines beside pictures, or parquet with the pictures in it."""
+    """JSON lines beside images, or parquet with the images in it."""
     form: Literal["rings", "rle"] = "rings"
     """How JSON lines hold masks: as outlines, or exactly."""
     epsilon: float = 0.001
@@ -64,7 +71,7 @@ class Args:
     decimals: int = 4
     """Digits of written outlines."""
     batch_size: int = 8
-    """Pictures that models see at a time."""
+    """Images that models see at a time."""
     workers: int = 0
     """Processes, each with models of its own; 0: one for models, one a core for scenes."""
     shard: str = "0/1"
@@ -73,7 +80,7 @@ class Args:
     scenes: int = 2000
     """Number of scenes."""
     per_shard: int = 200
-    """Scenes in an archive; pictures of a folder in a shard."""
+    """Scenes in an archive; images of a folder in a shard."""
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     """Of scenes."""
     size: int = 128
@@ -97,33 +104,43 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
         args: What to do.
         words: The command line that the report shows; by default that of this process.
     """
-    from experiments.annotate_report import write_report  # matplotlib, which workers do not need
-
     console = Console()
     part = parse_part(args.shard)
     if args.workers < 0:
         raise ValueError(f"workers={args.workers}; use a whole number from 0, which finds one")
     web = args.output_dir / "web"
     job = build_job(args, web)
+    workers = args.workers or (1 if args.images else os.cpu_count() or 1)
+    images = 0
     with progress_bar(console) as progress:
         if not args.images:
             render(args, web, progress)
+        task = progress.add_task("annotating shards", total=None, status="")
         start = time.perf_counter()
-        show, pictures = _follow(progress)
-        workers = args.workers or (1 if args.images else os.cpu_count() or 1)
+
+        def show(found: Progress) -> None:
+            nonlocal images
+            images = found.images
+            speed = images / max(time.perf_counter() - start, 1e-9)
+            status = f"{images} images, {speed:.1f} a second"
+            progress.update(task, completed=found.shards, total=found.of, status=status)
+
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
         seconds = time.perf_counter() - start
-    done = {"pictures": pictures(), "seconds": round(seconds, 2), "workers": workers}
     words = sys.argv[1:] if words is None else words
-    command = shlex.join(["python", "experiments/annotate.py", *words])
-    return write_report(args.output_dir, job, manifest, done, command, console)
+    report = {
+        "command": shlex.join(["python", "experiments/annotate.py", *words]),
+        "this_run": {"pictures": images, "seconds": round(seconds, 2), "workers": workers},
+        **manifest,
+    }
+    return write_annotation_report(args.output_dir, job, report, console)
 
 
 def build_job(args: Args, web: Path) -> Job:
     """The job that the arguments ask for.
 
     Raises:
-        ValueError: Pictures of one's own and no describer, or a value that is not allowed.
+        ValueError: Images of one's own and no describer, or a value that is not allowed.
     """
     detector, segmenter, describer = TRUTH
     source = _stage("tar", path=str(web.absolute()))
@@ -134,7 +151,7 @@ def build_job(args: Args, web: Path) -> Job:
     describer = args.describer or describer
     if not describer:
         raise ValueError(
-            'pictures need a --describer: \'vlm{"model": "FOLDER or hub id"}\', \'endpoint{"url": '
+            'images need a --describer: \'vlm{"model": "FOLDER or hub id"}\', \'endpoint{"url": '
             '"http://localhost:8000/v1", "model": "NAME"}\', or label for the detector\'s words'
         )
     if args.box_jitter:
@@ -176,7 +193,7 @@ def find_source(images: str, per_shard: int) -> str:
             return _stage(kind, path=images)
     if not place.is_dir():
         raise FileNotFoundError(
-            f"images={images!r} is no folder; give a folder of pictures, a .tar or .parquet file, "
+            f"images={images!r} is no folder; give a folder of images, a .tar or .parquet file, "
             "or a folder or a quoted pattern of those, such as '/data/*.tar'"
         )
     return _stage("folder", path=images, per_shard=per_shard)
@@ -196,23 +213,170 @@ def render(args: Args, web: Path, progress: Bars) -> None:
     )
 
 
-def _follow(progress: Bars) -> tuple[Callable[[Progress], None], Callable[[], int]]:
-    """A bar over shards: what to tell about progress, and what it was told last."""
-    task = progress.add_task("annotating shards", total=None, status="")
-    start, last = time.perf_counter(), 0
-
-    def show(found: Progress) -> None:
-        nonlocal last
-        last = found.pictures
-        speed = last / max(time.perf_counter() - start, 1e-9)
-        status = f"{last} pictures, {speed:.1f} a second"
-        progress.update(task, completed=found.shards, total=found.of, status=status)
-
-    return show, lambda: last
-
-
 def _stage(name: str, **arguments: Any) -> str:
     return f"{name}{json.dumps(arguments)}"
+
+
+def write_annotation_report(
+    folder: Path, job: Job, report: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Write ``report.md``, ``report.json``, ``histograms.png`` and ``contact_sheet.png``.
+
+    Args:
+        folder: Folder of the run.
+        job: What was done.
+        report: The manifest with ``command`` and ``this_run``.
+        console: Gets a summary.
+
+    Returns:
+        What ``report.json`` holds: where the truth is known, with a comparison.
+    """
+    if report["objects"]["written"]:
+        if job.container == "parquet":
+            dataset = open_dataset("parquet", data_root=folder, split=job.split)
+        else:
+            dataset = open_dataset(str(folder / f"{job.split}.jsonl"))
+        draw_contact_sheet(dataset, folder / "contact_sheet.png")
+        if job.source.startswith("tar") and "true_" in job.detector + job.segmenter:
+            report["truth"] = compare_with_truth(dataset, report["objects"]["detected"])
+    draw_histograms(report["histograms"], folder / "histograms.png")
+    write_json(folder / "report.json", report)
+    text = report_text(report, job)
+    write_atomically(folder / "report.md", text)
+    console.print(text, markup=False)
+    console.print(f"records, report.md and contact_sheet.png in {folder}")
+    return report
+
+
+def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
+    """Compare the records of scenes with the scenes.
+
+    Args:
+        dataset: The records, read back.
+        objects: Number of objects in all scenes.
+
+    Returns:
+        ``mask_iou`` (mean), ``worst_mask_iou`` and ``share_above_95`` of the masks that records
+        decode to against the true mask they fit best; ``right_expressions``, the share of records
+        with that object's own expression; ``objects_found``, the share of all objects that have a
+        record; ``records`` that were compared.
+    """
+    overlaps, right, found = [], [], set()
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        key = str(sample.metadata.get("key", sample.metadata.get("image_id")))
+        scene = scene_of(key, sample.target.size)
+        if scene is None:
+            continue
+        # By the mask, not by the expression, which may be another object's.
+        number, overlap = best_object(scene, sample.target.rle)
+        overlaps.append(overlap)
+        right.append(sample.expression == scene.expressions[number])
+        found.add((key, number))
+    if not overlaps:
+        return {"records": 0}
+    scores = np.array(overlaps)
+    return {
+        "records": len(scores),
+        "mask_iou": float(scores.mean()),
+        "worst_mask_iou": float(scores.min()),
+        "share_above_95": float((scores >= 0.95).mean()),
+        "right_expressions": float(np.mean(right)),
+        "objects_found": len(found) / max(objects, 1),
+    }
+
+
+def report_text(report: dict[str, Any], job: Job) -> str:
+    """The report as text."""
+    images, objects, done = report["pictures"], report["objects"], report["this_run"]
+    shards = report["shards"]
+    speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
+    lines = [
+        "# Annotation",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"{images['read']} images read, {images['annotated']} with records; "
+        f"{objects['detected']} objects detected, **{objects['written']} records** written; "
+        f"{shards['done']} of {shards['of']} shards done.",
+        "",
+        f"This run: {done['pictures']} images in {done['seconds']} s, {speed:.1f} images a second "
+        f"with {done['workers']} workers."
+        if done["pictures"]
+        else "This run found everything done.",
+        "",
+    ]
+    if truth := report.get("truth", {}).get("records"):
+        found = report["truth"]
+        lines += [
+            f"Against the truth ({truth} records): mask IoU {found['mask_iou']:.4f} on average, "
+            f"{found['worst_mask_iou']:.4f} at worst, {found['share_above_95']:.1%} at .95 or "
+            f"above; {found['right_expressions']:.1%} of expressions right; "
+            f"{found['objects_found']:.1%} of all objects found.",
+            "",
+        ]
+    lines += _table("Left out", "images and files", images["rejected"])
+    lines += _table("Dropped", "objects", objects["dropped"])
+    lines += _table("Seconds by stage, over all workers and runs", "seconds", report["seconds"])
+    stages = (job.source, job.detector, job.segmenter, job.describer, *job.filters)
+    lines += ["Stages:", "", *(f"- `{stage}`" for stage in stages), ""]
+    return "\n".join([*lines, "![Records](contact_sheet.png)", "![Counts](histograms.png)", ""])
+
+
+def _table(title: str, unit: str, counts: dict[str, float]) -> list[str]:
+    rows = [f"| {name} | {count} |" for name, count in counts.items()] or ["| nothing | 0 |"]
+    return [f"| {title} | {unit} |", "|---|---:|", *rows, ""]
+
+
+def draw_contact_sheet(dataset: Dataset, path: Path) -> None:
+    """Draw records from all over the data set: the outline on the image, the expression above.
+
+    The mask is not tinted, so that colours look as expressions call them.
+    """
+    from matplotlib.figure import Figure  # which workers do not need
+
+    count = min(GRID[0] * GRID[1], len(dataset))
+    places = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    samples = [dataset[int(place)] for place in places]
+    columns = min(GRID[0], count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.7 * columns, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, sample in zip(axes.flat, samples, strict=False):
+        height, width = sample.target.size
+        axis.imshow(sample.image, extent=(0, width, height, 0))
+        for ring in sample.target.rings:
+            line = np.concatenate([ring, ring[:1]]) * (width, height)
+            axis.plot(*line.T, color="white", linewidth=3.0)
+            axis.plot(*line.T, color="#d6006c", linewidth=1.4)
+        caption = textwrap.fill(textwrap.shorten(sample.expression, 100, placeholder="…"), 34)
+        axis.set_title(caption, fontsize=9, loc="left", parse_math=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
+
+
+def draw_histograms(histograms: dict[str, Sequence[int]], path: Path) -> None:
+    """Draw how areas, scores, outlines and expressions of the records are distributed."""
+    from matplotlib.figure import Figure
+
+    titles = {
+        "area": "share of the image",
+        "score": "detection score",
+        "outline_iou": "IoU of outline and mask",
+        "vertices": "vertices",
+        "words": "words",
+    }
+    figure = Figure(figsize=(17, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(titles))
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        edges = BINS[name]
+        labels = [f"{edge:g}+" for edge in edges[:-1]]
+        axis.bar(labels, histograms[name], color="#2a9d8f")
+        axis.set(title=title, ylabel="records" if name == "area" else "")
+        axis.tick_params(axis="x", labelrotation=60, labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

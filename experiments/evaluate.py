@@ -31,11 +31,11 @@ from rich.table import Table
 from experiments.common.answer_length import AnswerLength, longest_answer
 from experiments.common.brief import brief_errors
 from experiments.common.files import write_json
-from experiments.common.questions import open_questions
 from experiments.evaluation.answers import Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
+from seg_env.envs.rules import open_questions
 from seg_env.frames import AUTO, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
 from seg_env.tasks.queries import QueryStyle

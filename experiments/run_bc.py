@@ -72,8 +72,7 @@ from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.frames import AUTO, AnswerFrame
-from seg_env.tasks import TEXT_TASKS, query_of
-from seg_env.tasks.mixture import TaskMixture
+from seg_env.tasks import TEXT_TASKS, TaskMixture, query_of
 from seg_env.tasks.queries import QueryStyle
 
 

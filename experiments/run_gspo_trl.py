@@ -24,9 +24,9 @@ from agents.training.checkpoints import latest_checkpoint
 from agents.trl_backend.gspo import TRLGSPO
 from agents.trl_backend.options import TRLOptions
 from experiments.common.answer_length import longest_answer
-from experiments.common.questions import open_questions
 from experiments.common.run import train_and_report
 from experiments.run_gspo import Args as NativeArgs
+from seg_env.envs.rules import open_questions
 
 HONOURED = {
     *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),

@@ -1,4 +1,4 @@
-"""The paper's recipe, from nothing: pre-train on annotated pictures, fine-tune, reinforce.
+"""The paper's recipe, from nothing: pre-train on annotated images, fine-tune, reinforce.
 
     annotate → pre-train → SFT → RL → one report
 
@@ -19,25 +19,33 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import annotate, run_bc, run_gspo
 from experiments.common.brief import brief_errors
-from experiments.common.files import write_json
-from experiments.pipeline_report import print_scores, write_report
-from experiments.pipeline_steps import Stage, Step
+from experiments.common.comparison import read_scores
+from experiments.common.files import write_atomically, write_json
+from experiments.common.tables import markdown_table, terminal_table
+from seg_env.errors import WrongOptionError
+from seg_env.types import Prediction
 
+Stage = Literal["annotate", "pretrain", "sft", "rl"]
+StageOptions = tyro.conf.UseAppendAction[tuple[str, ...]]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+TITLES = {"annotate": "annotate", "pretrain": "pre-train", "sft": "SFT", "rl": "RL"}
+SCRIPTS = {"annotate": "annotate", "pretrain": "run_bc", "sft": "run_bc", "rl": "run_gspo"}
 
 WEB_NOISE = ("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1")
-"""How wrong the labels of web pictures are."""
+"""How wrong the labels of web images are."""
 SCENES = "4000"
-"""Pictures to pre-train on, and as many others for fine-tuning."""
+"""Images to pre-train on, and as many others for fine-tuning."""
 CLONING = (
     *("--updates", "700", "--cloning.batch-size", "24"),
     *("--evaluate-every", "100", "--checkpoint-every", "100"),
@@ -60,22 +68,23 @@ SEEING = ("--cloning.points-until", "0", "--cloning.boxes-until", "0")
 
 @dataclass
 class Args:
-    """The paper's recipe, from nothing: pre-train on annotated pictures, fine-tune, reinforce."""
+    """The paper's recipe, from nothing: pre-train on annotated images, fine-tune, reinforce."""
 
     stages: tuple[Stage, ...] = STAGES
     """What to do, whatever the order it is named in."""
     skip: tuple[Stage, ...] = ()
     """Stages to leave out: the next one starts from what was made before."""
-    annotate: str = ""
-    """Options of experiments/annotate.py, in one word: ``--annotate="--scenes 2000"``."""
-    pretrain: str = ""
+    annotate: StageOptions = ()
+    """Options of experiments/annotate.py, in one word: ``--annotate="--scenes 2000"``. Given again,
+    as those of any stage, they are added."""
+    pretrain: StageOptions = ()
     """Options of experiments/run_bc.py for pre-training, in one word."""
-    sft: str = ""
+    sft: StageOptions = ()
     """Options of experiments/run_bc.py for fine-tuning, in one word."""
-    rl: str = ""
+    rl: StageOptions = ()
     """Options of experiments/run_gspo.py, in one word."""
     data: str | None = None
-    """Annotated pictures to pre-train on, a folder of experiments/annotate.py, or a .jsonl or
+    """Annotated images to pre-train on, a folder of experiments/annotate.py, or a .jsonl or
     .parquet file; nothing is annotated then."""
     policy: str | None = None
     """What the first trained stage starts from: ``embedded``, a transformers folder, a hub id. By
@@ -88,9 +97,36 @@ class Args:
     questions: int = 512
     """Held-out scenes after every stage; the first ones of the split."""
     seed: int = 0
-    """Seed of initial weights, batches and sampling; annotated pictures have one of their own."""
+    """Seed of initial weights, batches and sampling; annotated images have one of their own."""
     output_dir: Path = Path("runs/pipeline")
     """Folder of the report, and of a folder for each stage."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with its options."""
+
+    stage: Stage
+    """Which one."""
+    words: tuple[str, ...]
+    """Options of its script."""
+    folder: Path
+    """Where it writes."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether a policy comes of it."""
+        return self.stage != "annotate"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last file is there."""
+        return (self.folder / ("scores.json" if self.trains else "report.json")).exists()
+
+    @property
+    def script(self) -> Any:
+        """Module of its script; importing it takes seconds, which ``--help`` does not need."""
+        return import_module(f"experiments.{SCRIPTS[self.stage]}")
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -104,14 +140,14 @@ def main(args: Args) -> dict[str, Any]:
             console.print(f"{step.stage}: finished before, {step.folder}")
             continue
         console.rule(f"{step.stage}: {step.folder}")
-        if isinstance(settings, annotate.Args):
-            annotate.main(settings, step.words)
-        elif isinstance(settings, run_bc.Args):
-            run_bc.main(settings)
+        if step.trains:
+            step.script.main(settings)
         else:
-            run_gspo.main(settings)
-    scores = write_report(args.output_dir, steps, args.split, args.difficulty, args.seed)
-    print_scores(scores, console)
+            step.script.main(settings, step.words)
+    scores = write_report(args, steps)
+    if "stages" in scores:
+        title = f"{scores['dataset']} ({scores['split']}), seed {scores['seed']}"
+        console.print(terminal_table(table_cells(scores), title))
     console.print(f"report: {args.output_dir / 'report.md'}")
     return scores
 
@@ -120,14 +156,14 @@ def plan_steps(args: Args) -> list[Step]:
     """The stages that the arguments ask for, in order, each starting from the one before.
 
     Raises:
-        ValueError: Nothing is asked for, there are no pictures to pre-train on, or there are and
-            nothing is pre-trained.
+        WrongOptionError: Nothing is asked for, or there are no images to pre-train on, or there
+            are and nothing is pre-trained.
     """
     wanted = [stage for stage in STAGES if stage in args.stages and stage not in args.skip]
     records = args.output_dir / "annotate"
     if args.data is not None:
         if "pretrain" not in wanted:
-            raise ValueError(
+            raise WrongOptionError(
                 f"--data {args.data} is what pre-training learns from, and it is left out; SFT "
                 f"takes it by --sft='--data {args.data}'"
             )
@@ -135,11 +171,11 @@ def plan_steps(args: Args) -> list[Step]:
     elif (
         "pretrain" in wanted and "annotate" not in wanted and not (records / "report.json").exists()
     ):
-        raise ValueError(
-            f"pre-training without annotating needs pictures: --data FOLDER, or those of {records}"
+        raise WrongOptionError(
+            f"pre-training without annotating needs images: --data FOLDER, or those of {records}"
         )
     if not wanted:
-        raise ValueError(
+        raise WrongOptionError(
             f"no stage is left of --stages {' '.join(args.stages)} without {' '.join(args.skip)}"
         )
     steps, policy = [], args.policy
@@ -150,9 +186,8 @@ def plan_steps(args: Args) -> list[Step]:
             if args.policy is None and before.trains and before.finished:
                 policy = str(folder / "policy")
             continue
-        given: str = getattr(args, stage)
         words = [*DEFAULTS[stage], *shared_words(args, stage, args.data or str(records), policy)]
-        words += [*shlex.split(given), "--output-dir", str(folder)]
+        words += [*shlex.split(" ".join(getattr(args, stage))), "--output-dir", str(folder)]
         steps.append(Step(stage, tuple(words), folder))
         if stage != "annotate":
             policy = str(folder / "policy")
@@ -175,40 +210,187 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     return words
 
 
-def parse(step: Step) -> annotate.Args | run_bc.Args | run_gspo.Args:
+def parse(step: Step) -> Any:
     """Settings of a stage's script; trained stages go on where they were cut off.
 
     Raises:
         SystemExit: An option is not one of the script's; it is named on the error output.
     """
-    if step.stage == "annotate":
-        return tyro.cli(annotate.Args, args=step.words, prog="--annotate")
-    if step.stage == "rl":
-        settings = tyro.cli(run_gspo.Args, args=step.words, prog="--rl")
+    settings = tyro.cli(step.script.Args, args=step.words, prog=f"--{step.stage}")
+    if step.trains:
         settings.resume = True
-        return settings
-    cloning = tyro.cli(run_bc.Args, args=step.words, prog=f"--{step.stage}")
-    cloning.resume = True
-    return cloning
+    return settings
 
 
 def record_command(folder: Path, step: Step) -> None:
     """Keep the options that a stage was started with.
 
     Raises:
-        ValueError: It was started with others before, and something came of it.
+        WrongOptionError: It was started with others before, and something came of it.
     """
     path = folder / "commands.json"
     known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
     before = known.get(step.stage, list(step.words))
     begun = step.folder.exists() and any(step.folder.iterdir())
     if begun and before != list(step.words):
-        raise ValueError(
+        raise WrongOptionError(
             f"stage {step.stage} of {folder} was started with other options: {shlex.join(before)}, "
             f"now {shlex.join(step.words)}; go on with the same ones, remove {step.folder} to "
             f"start the stage anew, or use another --output-dir"
         )
     write_json(path, known | {step.stage: list(step.words)})
+
+
+# The report.
+
+DRAWN = 12
+"""Questions whose answers are drawn."""
+
+
+def write_report(args: Args, steps: Sequence[Step]) -> dict[str, Any]:
+    """Write ``scores.json``, ``report.md``, ``curve.png`` and ``outlines.png``.
+
+    Args:
+        args: The command line.
+        steps: The stages, all finished.
+
+    Returns:
+        What ``scores.json`` holds: ``stages`` with the scores after each trained one, and the
+        first and last of them once more as ``before`` and ``after``.
+    """
+    folder, kept = args.output_dir, ("greedy", "sampled", "updates", "minutes")
+    scores: dict[str, Any] = {"dataset": f"scenes-{args.difficulty}", "split": args.split}
+    scores["seed"] = args.seed
+    read = {str(step.stage): read_scores(step.folder) for step in steps if step.trains}
+    stages = {stage: {name: found[name] for name in kept} for stage, found in read.items()}
+    if stages:
+        found = list(stages.values())
+        scores |= {
+            "before": {**found[0]["greedy"], "sampled": found[0]["sampled"]},
+            "after": {**found[-1]["greedy"], "sampled": found[-1]["sampled"]},
+            "stages": stages,
+            "minutes": sum(each["minutes"] for each in found),
+        }
+        plot_curve(stages, folder)
+        draw_outlines(list(stages), folder, args.split, args.difficulty)
+    write_atomically(folder / "report.md", markdown(scores, steps))
+    write_json(folder / "scores.json", scores)
+    return scores
+
+
+def table_cells(scores: dict[str, Any]) -> list[list[str]]:
+    """Titles, and a row for each trained stage; scores in per cent."""
+    cells = [["after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]"]]
+    cells[0] += ["sampled gIoU [95 %]", "well-formed", "minutes"]
+    for stage, found in scores["stages"].items():
+        row = [TITLES[stage], str(found["updates"])]
+        for kind, name in (("greedy", "giou"), ("greedy", "ciou"), ("sampled", "giou")):
+            score, (low, high) = found[kind][name], found[kind][f"{name}_interval"]
+            row.append(f"{100 * score:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        row.append(f"{100 * found['greedy']['well_formed']:.1f}")
+        cells.append([*row, f"{found['minutes']:.1f}"])
+    return cells
+
+
+def markdown(scores: dict[str, Any], steps: Sequence[Step]) -> str:
+    """The report as text."""
+    names = " → ".join(TITLES[step.stage] for step in steps)
+    parts = [f"# {names}, seed {scores['seed']}"]
+    if "stages" in scores:
+        after = scores["after"]
+        parts += [
+            f"{after['questions']} held-out questions of `{scores['dataset']}` "
+            f"({scores['split']}), the same after every stage; sampled answers: "
+            f"{after['sampled']['answers_per_question']} each, at temperature 1. Intervals: "
+            "bootstrap over questions. An empty union counts as IoU 1.",
+            markdown_table(table_cells(scores)),
+        ]
+    parts += [_records(step) for step in steps if not step.trains]
+    commands = [f"experiments/{SCRIPTS[step.stage]}.py {shlex.join(step.words)}" for step in steps]
+    parts += ["Each stage by hand:", "\n".join(f"    python {command}" for command in commands)]
+    if "stages" in scores:
+        parts += [
+            "![Held-out gIoU across the stages](curve.png)",
+            "The target, then the greedy answer after each stage, on the first held-out questions:",
+            "![Outlines](outlines.png)",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _records(step: Step) -> str:
+    """What was annotated, and how right it is where the truth is known."""
+    report = json.loads((step.folder / "report.json").read_text())
+    text = (
+        f"Annotated: {report['pictures']['annotated']} images with "
+        f"{report['objects']['written']} records ([report](annotate/report.md))"
+    )
+    if truth := report.get("truth", {}).get("records"):
+        found = report["truth"]
+        text += (
+            f"; of {truth} compared with the truth, mask IoU {found['mask_iou']:.3f} on average, "
+            f"{found['right_expressions']:.1%} of expressions right"
+        )
+    return text + "."
+
+
+def plot_curve(stages: dict[str, Any], folder: Path) -> None:
+    """Held-out gIoU over the updates of each stage; stages are drawn equally wide."""
+    import matplotlib.pyplot as plt
+
+    from experiments.common.logs import read_metrics
+
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    for kind, color in (("greedy", "tab:orange"), ("sampled", "tab:blue")):
+        name = f"eval/{kind}_giou"
+        for number, (stage, found) in enumerate(stages.items()):
+            rows = [row for row in read_metrics(folder / stage) if name in row]
+            places = [number + row["update"] / found["updates"] for row in rows]
+            axis.plot(places, [row[name] for row in rows], ".-", color=color)
+            label = None if number else f"{kind}; diamonds: all questions"
+            axis.plot(number + 1, found[kind]["giou"], "D", color=color, label=label)
+    for number in range(1, len(stages)):
+        axis.axvline(number, color="gray", linewidth=0.8)
+    axis.set_xticks(
+        [number + 0.5 for number in range(len(stages))],
+        [f"{TITLES[stage]}\n{found['updates']} updates" for stage, found in stages.items()],
+    )
+    axis.set(ylabel="gIoU on held-out scenes", xlim=(0, len(stages) + 0.05))
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(frameon=False)
+    figure.savefig(folder / "curve.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_outlines(stages: Sequence[str], folder: Path, split: str, difficulty: str) -> None:
+    """Target and greedy answer after each stage, on the first questions, unselected."""
+    import matplotlib.pyplot as plt
+
+    from experiments.common.policies import open_policy
+    from experiments.common.report import draw_answers
+    from experiments.evaluation.loop import evaluate
+    from seg_env.envs.rules import open_questions
+
+    asked = []
+    for stage in stages:
+        policy = open_policy(str(folder / stage / "policy"), "auto")
+        held_out = {"split": split, "difficulty": difficulty, "frame": policy.answer_frame}
+        core = open_questions("SimpleSeg-Scenes-v0", **held_out)
+        asked.append((TITLES[stage], core, evaluate(policy, core, np.arange(DRAWN))))
+    size = (4.2 * (1 + len(stages)), 2.4 * (DRAWN // 2))
+    figure, axes = plt.subplots(DRAWN // 2, 2, figsize=size, layout="constrained")
+    for number, axis in enumerate(axes.flat):
+        answers: list[Prediction] = []
+        scored = []
+        for title, core, found in asked:
+            question = core.ask(number)
+            answers += core.read(found.texts[number], [question])
+            scored.append(f"{title} {found.iou[number, 0]:.2f}")
+        axis.imshow(draw_answers(question, answers))
+        text = f"{question.sample.expression}: target · {' · '.join(scored)}"
+        axis.set_title(text, fontsize=9)
+        axis.axis("off")
+    figure.savefig(folder / "outlines.png", dpi=80)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

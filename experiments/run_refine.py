@@ -33,11 +33,11 @@ from experiments.common.brief import brief_errors
 from experiments.common.launch import command_words, fit_to_deepspeed, launched
 from experiments.common.policies import SHIPPED
 from experiments.common.progress import progress_bar
-from experiments.common.questions import open_rules
 from experiments.common.run import train_and_report
 from experiments.evaluation.loop import answer, question_noise
 from seg_env.envs.left_out import LeftOut, ask_each
 from seg_env.envs.refine_rules import RefineRules
+from seg_env.envs.rules import open_rules
 
 BATCH = 64
 """Questions asked at a time."""

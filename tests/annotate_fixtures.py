@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from seg_env.data.annotate import Detection, Found, Job, Picture, Segment, write_scene_shards
+from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, write_scene_shards
 from seg_env.geometry.rle import Rle
 
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
@@ -23,7 +23,7 @@ def tar_source(path):
 
 
 def encoded(height=40, width=60, form="PNG", seed=0, **how):
-    """The bytes of a picture of noise."""
+    """The bytes of an image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form, **how)
@@ -42,9 +42,9 @@ def tar_bytes(members, form=tarfile.USTAR_FORMAT):
     return buffer.getvalue()
 
 
-def picture(height=40, width=60, key="0"):
-    """A decoded gray picture."""
-    return Picture(key, b"", ".png", np.full((height, width, 3), 128, dtype=np.uint8))
+def gray_image(height=40, width=60, key="0"):
+    """A decoded gray image."""
+    return DecodedImage(key, b"", ".png", np.full((height, width, 3), 128, dtype=np.uint8))
 
 
 def found(mask, score=1.0, mask_score=1.0, expression="the thing", box=None):
@@ -61,22 +61,22 @@ def rectangle(x0, y0, x1, y1, size=(40, 60)):
 
 
 class OneBox:
-    """A detector that finds the middle of every picture."""
+    """A detector that finds the middle of every image."""
 
-    def detect(self, pictures):
+    def detect(self, images):
         return [
             [Detection((w * 0.25, h * 0.25, w * 0.75, h * 0.75), 0.9, "box")]
-            for h, w in (each.size for each in pictures)
+            for h, w in (each.size for each in images)
         ]
 
 
 class FillBox:
     """A segmenter that takes the whole box."""
 
-    def segment(self, pictures, detections):
+    def segment(self, images, detections):
         return [
-            [self._fill(each.box, picture.size) for each in some]
-            for picture, some in zip(pictures, detections, strict=True)
+            [self._fill(each.box, image.size) for each in some]
+            for image, some in zip(images, detections, strict=True)
         ]
 
     def _fill(self, box, size):
@@ -85,12 +85,12 @@ class FillBox:
 
 
 class Failing(FillBox):
-    """A segmenter that breaks at the second picture it sees."""
+    """A segmenter that breaks at the second image it sees."""
 
     seen = 0
 
-    def segment(self, pictures, detections):
-        self.seen += len(pictures)
+    def segment(self, images, detections):
+        self.seen += len(images)
         if self.seen > 1:
             raise RuntimeError("out of memory")
-        return super().segment(pictures, detections)
+        return super().segment(images, detections)

@@ -8,22 +8,22 @@ import torch
 from transformers import GroundingDinoForObjectDetection
 
 from agents.annotators.loading import load_model, load_processor
-from seg_env.data.annotate.nouns import Detection, Picture
-from seg_env.data.annotate.text import clean_text
+from seg_env.data.annotate.describing import clean_text
+from seg_env.data.annotate.stages import DecodedImage, Detection
 
 LABELS = (
     "person", "animal", "vehicle", "food", "furniture", "plant", "clothing", "tool", "toy",
     "building", "sign", "electronic device", "container", "sports equipment", "instrument",
 )  # fmt: skip
-"""What is looked for where nothing is said: broad words that most web pictures contain."""
+"""What is looked for where nothing is said: broad words that most web images contain."""
 LONGEST_TEXT = 300
-"""Characters of a picture's own text that are asked about."""
+"""Characters of an image's own text that are asked about."""
 
 
 class GroundingDino:
     """Finds what words name (Liu et al., arXiv 2303.05499), through transformers.
 
-    Asked about labels, or about the text that a picture came with, in which it finds the phrases
+    Asked about labels, or about the text that an image came with, in which it finds the phrases
     that have an object.
     """
 
@@ -42,7 +42,7 @@ class GroundingDino:
         Args:
             model: Folder, or id on the hub.
             labels: What is looked for.
-            use_text: Look for what the picture's own text names; for labels where it has none.
+            use_text: Look for what the image's own text names; for labels where it has none.
             threshold: Least score of a box.
             text_threshold: Least score of a word to be part of a box's label.
             device: Where it runs; by default CUDA where there is one.
@@ -58,11 +58,11 @@ class GroundingDino:
         self._use_text = use_text
         self._threshold, self._text_threshold = threshold, text_threshold
 
-    def detect(self, pictures: Sequence[Picture]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """See `seg_env.data.annotate.stages.Detector`."""
         inputs = self._processor(
-            images=[picture.image for picture in pictures],
-            text=[self.question(picture) for picture in pictures],
+            images=[each.image for each in images],
+            text=[self.question(image) for image in images],
             padding=True,
             truncation=True,
             max_length=self._model.config.max_text_len,
@@ -75,7 +75,7 @@ class GroundingDino:
             inputs["input_ids"],
             threshold=self._threshold,
             text_threshold=self._text_threshold,
-            target_sizes=[picture.size for picture in pictures],
+            target_sizes=[image.size for image in images],
         )
         return [
             [
@@ -96,7 +96,7 @@ class GroundingDino:
             label = label.replace(token, " ")
         return " ".join(label.split())
 
-    def question(self, picture: Picture) -> str:
-        """What is asked about a picture: lower case, with a full stop behind it."""
-        text = clean_text(picture.text, LONGEST_TEXT).lower().rstrip(". ") if self._use_text else ""
+    def question(self, image: DecodedImage) -> str:
+        """What is asked about an image: lower case, with a full stop behind it."""
+        text = clean_text(image.text, LONGEST_TEXT).lower().rstrip(". ") if self._use_text else ""
         return f"{text}." if text else self._question

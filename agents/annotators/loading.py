@@ -11,12 +11,7 @@ from agents.policy.loading import check_checkpoint, explained, open_processor, q
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
-    """A model for inference.
-
-    Args:
-        kind: Class of transformers, such as ``SamModel``.
-        name_or_path: Folder, or id on the hub.
-        device: Where it runs; by default CUDA where there is one.
+    """A model for inference, of a class of transformers such as ``SamModel``.
 
     Raises:
         CheckpointError: There is no such folder or id, or it cannot be opened.

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from transformers import AutoConfig, Sam2Model, SamModel
 
 from agents.annotators.loading import load_model, load_processor, local_or_id
-from seg_env.data.annotate.nouns import Box, Detection, Picture, Segment
+from seg_env.data.annotate.stages import Box, DecodedImage, Detection, Segment
 from seg_env.geometry.rle import Rle
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +23,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Sam:
     """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (2408.00714).
 
-    Which of the two is told by the model's configuration. The picture is encoded once for all its
+    Which of the two is told by the model's configuration. The image is encoded once for all its
     boxes, and one mask is asked for each: a box leaves little doubt about what is meant.
     """
 
@@ -48,12 +48,12 @@ class Sam:
             raise ValueError(f"{model!r} is a {kind!r} model; use one of 'sam' or 'sam2'")
 
     def segment(
-        self, pictures: Sequence[Picture], detections: Sequence[Sequence[Detection]]
+        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
     ) -> list[list[Segment | None]]:
         """See `seg_env.data.annotate.stages.Segmenter`."""
         return [
-            self._of(picture.image, [each.box for each in some]) if some else []
-            for picture, some in zip(pictures, detections, strict=True)
+            self._of(each.image, [box.box for box in some]) if some else []
+            for each, some in zip(images, detections, strict=True)
         ]
 
     def _of(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> list[Segment | None]:
@@ -84,14 +84,14 @@ class _SamFrame:
         return found | {"input_boxes": found["input_boxes"].float()}
 
     def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """``(boxes, H, W)`` bool at the size of the picture."""
+        """``(boxes, H, W)`` bool at the size of the image."""
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         found: Tensor = self._processor.post_process_masks(list(logits), *sizes)[0][:, 0]
         return found
 
 
 class _Sam2Frame:
-    """What SAM 2's processor does, which needs torchvision: the picture becomes a square."""
+    """What SAM 2's processor does, which needs torchvision: the image becomes a square."""
 
     def __init__(self, side: int | Sequence[int]) -> None:
         self._side = side if isinstance(side, int) else side[0]
@@ -112,6 +112,6 @@ class _Sam2Frame:
         }
 
     def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """``(boxes, H, W)`` bool at the size of the picture."""
+        """``(boxes, H, W)`` bool at the size of the image."""
         size = inputs["original_sizes"][0].tolist()
         return interpolate(logits[0], size, mode="bilinear", align_corners=False)[:, 0] > 0

@@ -10,7 +10,7 @@ from agents.annotators.loading import local_or_id
 from agents.policy.families import model_inputs
 from agents.policy.model import Precision, VLMPolicy
 from seg_env.data.annotate.describing import PROMPT, highlight
-from seg_env.data.annotate.nouns import Found, Picture
+from seg_env.data.annotate.stages import DecodedImage, Found
 
 
 class VlmDescriber:
@@ -36,7 +36,7 @@ class VlmDescriber:
             model: Folder, or id on the hub, such as ``"Qwen/Qwen2.5-VL-7B-Instruct"``.
             prompt: What is asked.
             batch_size: Objects at a time.
-            longest_side: Pictures are reduced to it, in pixels.
+            longest_side: Images are reduced to it, in pixels.
             max_new_tokens: Longest description.
             precision: See `agents.policy.model.VLMPolicy`.
             device: Where it runs; by default CUDA where there is one.
@@ -49,13 +49,11 @@ class VlmDescriber:
         self._longest_side, self._max_new_tokens = longest_side, max_new_tokens
 
     def describe(
-        self, pictures: Sequence[Picture], objects: Sequence[Sequence[Found]]
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
     ) -> list[list[str]]:
         """See `seg_env.data.annotate.stages.Describer`."""
         pairs = [
-            (picture, found)
-            for picture, some in zip(pictures, objects, strict=True)
-            for found in some
+            (image, found) for image, some in zip(images, objects, strict=True) for found in some
         ]
         texts: list[str] = []
         for start in range(0, len(pairs), self._batch_size):
@@ -63,7 +61,7 @@ class VlmDescriber:
         flat = iter(texts)
         return [[next(flat) for _ in some] for some in objects]
 
-    def _ask(self, pairs: Sequence[tuple[Picture, Found]]) -> list[str]:
+    def _ask(self, pairs: Sequence[tuple[DecodedImage, Found]]) -> list[str]:
         policy = self._policy
         images = [highlight(*pair, self._longest_side) for pair in pairs]
         inputs = policy.prepare(images, [self._prompt] * len(pairs))
@@ -71,5 +69,5 @@ class VlmDescriber:
             tokens = policy.model.generate(
                 **model_inputs(inputs), max_new_tokens=self._max_new_tokens, do_sample=False
             )
-        written = tokens[:, inputs["input_ids"].shape[1] :]
-        return policy.tokenizer.batch_decode(written, skip_special_tokens=True)
+        completions = tokens[:, inputs["input_ids"].shape[1] :]
+        return policy.tokenizer.batch_decode(completions, skip_special_tokens=True)

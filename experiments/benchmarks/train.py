@@ -9,19 +9,26 @@ from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from rich.console import Console
+from rich.table import Table
 
-from experiments.benchmarks.train_legs import work_process
-from experiments.benchmarks.train_report import LEGS, Updates, plot, show, summarize
-from experiments.benchmarks.train_work import Work
 from experiments.common.files import write_json
 from experiments.common.progress import progress_bar
 
+if TYPE_CHECKING:  # with torch, which `--help` does not need
+    from experiments.benchmarks.train_legs import Work
+
 LegName = Literal["ours", "repeated", "trl"]
-ShapeName = Literal["matched", "small", "embedded", "30m", "2b"]
+LEGS = {"ours": "ours", "repeated": "ours, repeated", "trl": "TRL"}
+"""Contestants and their names in tables."""
+COLORS = {"ours": "tab:green", "repeated": "tab:olive", "trl": "tab:red"}
+PARTS = ("sampling", "scoring", "backward", "total")
+
+Updates = dict[str, list[dict[str, float]]]
+"""By leg: seconds of the parts of each update, and memory."""
 
 
 def benchmark_train(
@@ -33,7 +40,7 @@ def benchmark_train(
     prompts: int = 0,
     repetitions: int = 3,
     legs: tuple[LegName, ...] = ("ours", "repeated", "trl"),
-    shape: ShapeName = "matched",
+    shape: Literal["matched", "small", "embedded", "30m", "2b"] = "matched",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     attention: Literal["sdpa", "eager"] = "sdpa",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -41,12 +48,12 @@ def benchmark_train(
 ) -> None:
     """Time updates of this project's GSPO and of TRL's GRPOTrainer, and measure their memory.
 
-    One update: load and prepare the pictures, sample G answers to each question, score them in the
+    One update: load and prepare the images, sample G answers to each question, score them in the
     environment, make one optimizer step (AdamW) from one forward and one backward pass. All legs
     have a policy of LLaVA form with the same random weights, the same 16 questions to draw from,
     the same G, and answers of exactly the same length: the end token is forbidden. All of them are
     on-policy, so none computes log-probabilities a second time in float32; in bfloat16 ours does,
-    as it does in training, and that counts. Legs: `ours` encodes a picture and its question once
+    as it does in training, and that counts. Legs: `ours` encodes an image and its question once
     for the G answers, `repeated` is the same program with that turned off, `trl` is GRPOTrainer
     with sequence-level ratios as `run_gspo.py --backend trl` sets it up, without vLLM.
 
@@ -62,7 +69,7 @@ def benchmark_train(
         json: File to write the figures to.
         output_dir: Folder of train.json and train.png.
         seed: Seed of weights and sampling.
-        lengths: Comparisons as P:T. The picture gets the tokens of the largest square of at most P;
+        lengths: Comparisons as P:T. The image gets the tokens of the largest square of at most P;
             the question comes on top, and answers have T tokens.
         group_sizes: Answers per question, G.
         prompts: Questions per update; 0 takes 8 where P is at most 256, else 1.
@@ -76,37 +83,50 @@ def benchmark_train(
         threads: Threads of each leg; 0 leaves it to torch.
     """
     check(lengths, group_sizes, repetitions, legs)
+    import torch
+
+    from experiments.benchmarks.train_legs import Work
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
-    works = {
-        length: {
-            group_size: plan(
-                length,
-                group_size,
-                shape=shape,
-                prompts=prompts,
-                precision=precision,
-                attention=attention,
-                device=device,
-                seed=seed,
-            )
-            for group_size in sorted(set(group_sizes))
+    settings: dict[str, Any] = {"precision": precision, "attention": attention, "device": device}
+    settings["seed"] = seed
+    works: dict[str, dict[int, Work]] = {}
+    for length in lengths:
+        prompt_tokens, new_tokens = map(int, length.split(":"))
+        is_short = prompt_tokens <= 256
+        suited = "embedded" if is_short else "30m"
+        name, questions = suited if shape == "matched" else shape, prompts or (8 if is_short else 1)
+        works[length] = {
+            size: Work(name, prompt_tokens, new_tokens, size, questions, **settings)
+            for size in sorted(set(group_sizes))
         }
-        for length in lengths
-    }
     console = Console()
-    measured, facts = measure_all(works, legs, repetitions, threads, console)
+    measured: dict[str, dict[int, Updates]] = {length: {} for length in works}
+    sizes: dict[str, Any] = {}
+    cells = [(length, work) for length, row in works.items() for work in row.values()]
+    with progress_bar(console) as progress:
+        rounds = len(cells) * (repetitions + 1) * len(legs)
+        task = progress.add_task("updates", total=rounds, status="")
+        for length, work in cells:
+
+            def advance(leg: str, name: str = f"{length}, G={work.group_size}") -> None:
+                progress.update(task, advance=1, status=f"{name}: {LEGS[leg]}")
+
+            found, sizes[length] = compare(work, legs, repetitions, threads, advance)
+            measured[length][work.group_size] = found
+    processor = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     results = summarize(measured) | {
-        "sizes": facts,
+        "sizes": sizes,
         "settings": {
-            **{"seed": seed, "repetitions": repetitions, "precision": precision},
-            **{"attention": attention, "device": device, "threads": threads, "shape": shape},
+            **settings,
+            **{"repetitions": repetitions, "threads": threads, "shape": shape},
             "prompts": {length: row[min(group_sizes)].prompts for length, row in works.items()},
         },
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "trl")},
-        "machine": machine(device),
+        "machine": f"{processor}, Python {platform.python_version()}",
     }
     show(results, console)
     for path in (json, output_dir / "train.json"):
@@ -137,56 +157,6 @@ def check(
         )
 
 
-def plan(length: str, group_size: int, *, shape: str, prompts: int, **settings: Any) -> Work:
-    """The work of one comparison; ``"matched"`` and 0 prompts stand for what suits the length."""
-    prompt_tokens, new_tokens = map(int, length.split(":"))
-    is_short = prompt_tokens <= 256
-    return Work(
-        shape=("embedded" if is_short else "30m") if shape == "matched" else shape,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        group_size=group_size,
-        prompts=prompts or (8 if is_short else 1),
-        **settings,
-    )
-
-
-def machine(device: str) -> str:
-    """What this was measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    return f"{name}, Python {platform.python_version()}"
-
-
-def measure_all(
-    works: dict[str, dict[int, Work]],
-    legs: Sequence[str],
-    repetitions: int,
-    threads: int,
-    console: Console,
-) -> tuple[dict[str, dict[int, Updates]], dict[str, Any]]:
-    """Measure every comparison.
-
-    Returns:
-        Updates by length and group size, and real sizes by length.
-    """
-    measured: dict[str, dict[int, Updates]] = {}
-    facts: dict[str, Any] = {}
-    cells = [(length, group_size) for length, row in works.items() for group_size in row]
-    with progress_bar(console) as progress:
-        rounds = len(cells) * (repetitions + 1) * len(legs)
-        task = progress.add_task("updates", total=rounds, status="")
-        for length, group_size in cells:
-
-            def advance(leg: str, name: str = f"{length}, G={group_size}") -> None:
-                progress.update(task, advance=1, status=f"{name}: {LEGS[leg]}")
-
-            updates, facts[length] = compare(
-                works[length][group_size], legs, repetitions, threads, advance
-            )
-            measured.setdefault(length, {})[group_size] = updates
-    return measured, facts
-
-
 def compare(
     work: Work,
     legs: Sequence[str],
@@ -194,14 +164,7 @@ def compare(
     threads: int,
     advance: Callable[[str], None],
 ) -> tuple[Updates, dict[str, int]]:
-    """Let the legs take turns.
-
-    Args:
-        work: What each update does.
-        legs: Who takes part.
-        repetitions: Rounds after the first, which only warms up.
-        threads: Threads of each leg, 0 for torch's choice.
-        advance: Called after every update.
+    """Let the legs take turns; the first round only warms up.
 
     Returns:
         The updates that count, and real sizes.
@@ -222,6 +185,8 @@ def compare(
 @contextmanager
 def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str, Connection]]:
     """A process for each leg, ended with the block."""
+    from experiments.benchmarks.train_legs import work_process
+
     context = get_context("spawn")  # a forked process would inherit memory and locks
     connections, processes = {}, []
     for leg in legs:
@@ -257,3 +222,107 @@ def receive(leg: str, connection: Connection, expected: str) -> Any:
     if kind != expected:
         raise RuntimeError(f"leg {leg!r}: {content}")
     return content
+
+
+def summarize(measured: dict[str, dict[int, Updates]]) -> dict[str, Any]:
+    """Medians, ratios and growth; keys are strings, as in the file."""
+    results: dict[str, Any] = {"seconds_per_update": {}, "memory_mib": {}, "growth": {}}
+    for length, row in measured.items():
+        seconds = results["seconds_per_update"][length] = {
+            str(group_size): {
+                leg: {part: float(np.median([one[part] for one in found])) for part in PARTS}
+                for leg, found in updates.items()
+            }
+            for group_size, updates in row.items()
+        }
+        results["memory_mib"][length] = {
+            str(group_size): {
+                leg: max(one["memory"] for one in found) for leg, found in updates.items()
+            }
+            for group_size, updates in row.items()
+        }
+        results["growth"][length] = {
+            leg: seconds[str(max(row))][leg]["total"] / first["total"]
+            for leg, first in seconds[str(min(row))].items()
+        }
+        for group_size, updates in row.items():
+            for theirs in ("trl", "repeated"):
+                if not {theirs, "ours"} <= updates.keys():
+                    continue
+                middle, *ends = ratio(updates[theirs], updates["ours"])
+                for name, value in ((theirs, middle), (f"{theirs}_range", ends)):
+                    ratios = results.setdefault(f"ratio_vs_{name}", {})
+                    ratios.setdefault(length, {})[str(group_size)] = value
+    return results
+
+
+def ratio(theirs: list[dict[str, float]], ours: list[dict[str, float]]) -> tuple[float, ...]:
+    """Median, least and largest of ``theirs / ours`` over the rounds."""
+    found = [one["total"] / other["total"] for one, other in zip(theirs, ours, strict=True)]
+    return float(np.median(found)), min(found), max(found)
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the figures."""
+    settings = results["settings"]
+    for length, row in results["seconds_per_update"].items():
+        sizes = results["sizes"][length]
+        table = Table(
+            title=f"{length}: {sizes['prompt_tokens']} prompt tokens, "
+            f"{settings['prompts'][length]} questions per update, "
+            f"{sizes['parameters'] / 1e6:.3g} M parameters, {settings['precision']}",
+            caption="seconds per update (medians); memory beyond the loaded policy; theirs / ours",
+        )
+        table.add_column("G", justify="right")
+        table.add_column("")
+        for heading in (*PARTS, "MiB", "ratio"):
+            table.add_column(heading, justify="right")
+        for group_size, cell in row.items():
+            for number, (leg, seconds) in enumerate(cell.items()):
+                ratios = results.get(f"ratio_vs_{leg}")
+                table.add_row(
+                    "" if number else group_size,
+                    LEGS[leg],
+                    *(f"{seconds[part]:.3g}" for part in PARTS),
+                    f"{results['memory_mib'][length][group_size][leg]:.0f}",
+                    f"{ratios[length][group_size]:.2f}" if ratios else "",
+                    end_section=number == len(cell) - 1,
+                )
+        console.print(table)
+        grown = results["growth"][length]
+        first, last = min(row, key=int), max(row, key=int)
+        console.print(
+            f"cost of an update from G={first} to G={last}: "
+            + ", ".join(f"{LEGS[leg]} x {factor:.2f}" for leg, factor in grown.items())
+        )
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Seconds per update and memory against G, a column for each length."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = results["seconds_per_update"]
+    figure, axes = plt.subplots(
+        2, len(rows), figsize=(5.5 * len(rows), 7.5), layout="constrained", squeeze=False
+    )
+    for column, (length, row) in enumerate(rows.items()):
+        sizes = [int(group_size) for group_size in row]
+        for leg in next(iter(row.values())):
+            seconds = [cell[leg]["total"] for cell in row.values()]
+            memory = [results["memory_mib"][length][size][leg] for size in row]
+            style = {"marker": "o", "color": COLORS[leg], "label": LEGS[leg]}
+            axes[0, column].plot(sizes, seconds, **style)
+            axes[1, column].plot(sizes, memory, **style)
+        prompt = results["sizes"][length]["prompt_tokens"]
+        answer = length.split(":")[1]
+        axes[0, column].set_title(f"prompts of {prompt} tokens, answers of {answer}")
+        for axis, label in ((axes[0, column], "seconds per update"), (axes[1, column], "MiB")):
+            axis.set(xlabel="answers per question, G", ylabel=label, xticks=sizes, ylim=(0, None))
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,4 +1,4 @@
-"""The three contestants of the training benchmark, each in a process of its own.
+"""The contestants of the training benchmark, each in a process of its own, with the same work.
 
 A leg makes one update whenever it is told to and says how long its parts took. One update samples
 ``group_size`` answers of exactly ``new_tokens`` tokens to each of ``prompts`` questions, scores
@@ -7,11 +7,17 @@ them, and makes one optimizer step: one forward and one backward pass over all o
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,37 +25,152 @@ import gymnasium as gym
 import torch
 from transformers import TrainerCallback
 
-from agents.gspo import GSPO
+from agents.embedded.tiny import TinyConfig, build_model, build_processor
+from agents.gspo import GSPO, GSPOConfig
+from agents.policy.model import Precision, VLMPolicy
 from agents.trl_backend.gspo import TRLGSPO
-from experiments.benchmarks.train_memory import Memory
-from experiments.benchmarks.train_work import Pool, Work, make_policy
+from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.tasks import question
+from seg_env.types import Sample
 
 REWARDS = "mask_iou=1.0 format=0.1"
+SHAPES = {
+    "small": TinyConfig(vision_width=32, vision_layers=1, width=32, layers=2, heads=2),
+    "embedded": TinyConfig(),
+    "30m": TinyConfig(
+        patch_size=14,
+        vision_width=384,
+        vision_layers=6,
+        width=512,
+        layers=6,
+        heads=8,
+        initializer_range=0.02,
+    ),
+    "2b": TinyConfig(
+        patch_size=14,
+        vision_width=1024,
+        vision_layers=24,
+        width=2048,
+        layers=28,
+        heads=16,
+        initializer_range=0.02,
+    ),
+}
+"""Policies of LLaVA form with random weights: 60 thousand, 1.3, 32 and 1,800 million parameters."""
 
 
-class Turns:
-    """The leg's end of the line to whoever runs the benchmark."""
+@dataclass(frozen=True)
+class Work:
+    """What all legs of one comparison have to do."""
 
-    def __init__(self, connection: Connection, work: Work) -> None:
-        """Take turns over ``connection``."""
-        self.connection, self.work = connection, work
-        self.memory = Memory(work.device)
+    shape: str
+    """One of `SHAPES`."""
+    prompt_tokens: int
+    """The image has as many of these as a square can have; the question comes on top."""
+    new_tokens: int
+    """Tokens of every answer."""
+    group_size: int
+    """Answers per question."""
+    prompts: int
+    """Questions per update."""
+    precision: Precision
+    """Of forward and backward."""
+    attention: str
+    """Kernel of ordinary attention."""
+    device: str
+    """Where the policy is."""
+    seed: int
+    """Seed of the weights and of sampling."""
 
-    def ready(self, **facts: Any) -> None:
-        """Everything is loaded: what comes from here on is measured."""
-        self.memory.start()
-        self.connection.send(("ready", facts))
+    def model_config(self) -> TinyConfig:
+        """The shape with images of the wanted number of tokens."""
+        shape = SHAPES[self.shape]
+        return replace(shape, image_size=int(self.prompt_tokens**0.5) * shape.patch_size)
 
-    def wait(self) -> bool:
-        """Wait for the next turn; False when there is none."""
-        go: bool = self.connection.recv()
-        return go
+    def settings(self) -> GSPOConfig:
+        """Settings of one step per rollout."""
+        return GSPOConfig(
+            prompts_per_update=self.prompts,
+            group_size=self.group_size,
+            minibatches=1,
+            muon=False,
+            learning_rate=1e-6,
+            max_new_tokens=self.new_tokens,
+            seed=self.seed,
+        )
 
-    def report(self, seconds: dict[str, float]) -> None:
-        """Say how long the parts of an update took, and the memory it needed at most so far."""
-        self.connection.send(("update", seconds | {"memory": self.memory.growth_mib()}))
+
+class Pool:
+    """Scenes whose questions have equally many tokens, so that no prompt is padded."""
+
+    name, split = "scenes-pool", "train"
+
+    def __init__(self, processor: Any, size: int, count: int = 16) -> None:
+        """Choose ``count`` of the first scenes with images of ``size`` pixels."""
+        scenes = Scenes("train", size=max(size, 32))
+        found = [scenes[index] for index in range(8 * count)]
+        lengths = [len(processor.tokenizer.encode(question(s, "text->mask"))) for s in found]
+        usual = Counter(lengths).most_common(1)[0][0]
+        pairs = zip(found, lengths, strict=True)
+        self._samples = [sample for sample, length in pairs if length == usual][:count]
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One of them."""
+        return self._samples[index]
+
+
+def make_policy(work: Work) -> VLMPolicy:
+    """A policy with random weights that never ends an answer before its last token."""
+    config = work.model_config()
+    processor = build_processor(config)
+    torch.manual_seed(work.seed)
+    model = build_model(config, processor).to(work.device)
+    model.set_attn_implementation(work.attention)
+    policy = VLMPolicy(model, processor, precision=work.precision)
+    policy.forbidden[policy.end_ids] = True
+    return policy
+
+
+class Memory:
+    """Growth of a process's memory: of the GPU's where it is used, else of the resident set."""
+
+    def __init__(self, device: str) -> None:
+        """Watch ``"cuda"``, or the memory of the processor."""
+        self.on_gpu = device == "cuda"
+        self.baseline = 0.0
+
+    def start(self) -> None:
+        """Count from what is in use now."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.baseline = torch.cuda.memory_allocated() / 2**20
+        else:
+            self.baseline = resident_mib("VmRSS")
+
+    def growth_mib(self) -> float:
+        """The most that has been in use since, in MiB above the start."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated() / 2**20 - self.baseline
+        return resident_mib("VmHWM") - self.baseline
+
+
+def resident_mib(field: str) -> float:
+    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` at most so far.
+
+    Where the system does not tell the two apart, both are the most so far.
+    """
+    status = Path("/proc/self/status")  # without what the parent process had before this one
+    if status.exists():
+        found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class Stopwatch:
@@ -83,30 +204,44 @@ class Stopwatch:
 
 
 class Leg(ABC):
-    """One contestant."""
+    """One contestant, who makes an update whenever the other end of the line says so."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, connection: Connection) -> None:
         """Build the policy and its questions."""
-        self.work = work
+        self.work, self.connection = work, connection
         self.policy = make_policy(work)
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
         self.sampling, self.scoring = Stopwatch(work.device), Stopwatch(work.device)
+        self.memory = Memory(work.device)
 
-    def facts(self) -> dict[str, int]:
-        """Real sizes."""
+    @abstractmethod
+    def run(self) -> None:
+        """Make an update at every turn."""
+
+    def ready(self) -> None:
+        """Tell real sizes: everything is loaded, what comes from here on is measured."""
         sample = self.pool[0]
         inputs = self.policy.prepare([sample.image], [question(sample, "text->mask")])
-        return {
+        facts = {
             "prompt_tokens": int(inputs["attention_mask"].sum()),
             "parameters": sum(p.numel() for p in self.policy.model.parameters()),
         }
+        self.memory.start()
+        self.connection.send(("ready", facts))
 
-    def parts(self, total: float) -> dict[str, float]:
-        """What an update of ``total`` seconds was spent on."""
+    def wait(self) -> bool:
+        """Wait for the next turn; False when there is none."""
+        go: bool = self.connection.recv()
+        self.start = self.scoring.now()
+        return go
+
+    def report(self) -> None:
+        """Tell how long the parts of the update took, and the memory needed at most so far."""
+        total = self.scoring.now() - self.start
         sampling, scoring = self.sampling.take(), self.scoring.take()
-        backward = total - sampling - scoring
-        parts = {"sampling": sampling, "scoring": scoring, "backward": backward}
-        return parts | {"total": total}
+        parts = {"sampling": sampling, "scoring": scoring, "backward": total - sampling - scoring}
+        parts |= {"total": total, "memory": self.memory.growth_mib()}
+        self.connection.send(("update", parts))
 
     def check_lengths(self, tokens: Sequence[int]) -> None:
         """Make sure that the answers are as long as they should be.
@@ -118,17 +253,13 @@ class Leg(ABC):
         if list(tokens) != [self.work.new_tokens] * rows:
             raise RuntimeError(f"{rows} answers of {self.work.new_tokens} expected, got {tokens}")
 
-    @abstractmethod
-    def run(self, turns: Turns) -> None:
-        """Make an update at every turn."""
-
 
 class OurLeg(Leg):
-    """The GSPO agent of this project."""
+    """The GSPO agent of this project, with the prompt shared among its answers or repeated."""
 
-    def __init__(self, work: Work, *, shared: bool) -> None:
-        """With the prompt shared among its answers, or repeated for each."""
-        super().__init__(work)
+    def __init__(self, work: Work, connection: Connection, *, shared: bool) -> None:
+        """Build the agent."""
+        super().__init__(work, connection)
         self.policy.shared_prefix = shared
         envs: Any = gym.make_vec(
             "SimpleSeg-Scenes-v0",
@@ -139,58 +270,49 @@ class OurLeg(Leg):
         )
         self.agent = GSPO(self.policy, envs, work.settings())
 
-    def run(self, turns: Turns) -> None:
+    def run(self) -> None:
         """Make an update at every turn."""
         collect = self.sampling.timed(self.agent.collect)
         self.policy.score = self.scoring.timed(self.policy.score)  # type: ignore[method-assign]
-        turns.ready(**self.facts())
-        while turns.wait():
-            start = self.scoring.now()
+        self.ready()
+        while self.wait():
             rollout, _ = collect()
             self.agent.train(rollout, self.agent.config.learning_rate)
-            turns.report(self.parts(self.scoring.now() - start))
+            self.report()
             self.check_lengths(rollout.mask.sum(-1).tolist())
 
 
 class TRLLeg(Leg, TrainerCallback):
     """TRL's GRPOTrainer, set up as `agents.trl_backend.gspo` does."""
 
-    def run(self, turns: Turns) -> None:
+    def run(self) -> None:
         """Make an update at every turn."""
         core = ReferringCore(self.pool, rewards=REWARDS)
         agent = TRLGSPO(self.policy, core, self.work.settings())
-        self.turns, self.start = turns, 0.0
         with TemporaryDirectory() as folder:
-            trainer = agent.build_trainer(1_000, folder)
-            self._time(trainer)
+            trainer: Any = agent.build_trainer(1_000, folder)
+            generate = self.sampling.timed(trainer._generate_and_score_completions)
+
+            def sample(inputs: Any) -> Any:
+                batch = generate(inputs)
+                self.check_lengths(batch["completion_mask"].sum(-1).tolist())
+                return batch
+
+            trainer._generate_and_score_completions = sample
+            trainer.compute_loss = self.scoring.timed(trainer.compute_loss)
             trainer.add_callback(self)
-            turns.ready(**self.facts())
+            self.ready()
             trainer.train()
-
-    def _time(self, trainer: Any) -> None:
-        """Time the parts of an update."""
-        generate = self.sampling.timed(trainer._generate_and_score_completions)
-
-        def sample(inputs: Any) -> Any:
-            batch = generate(inputs)
-            self.check_lengths(batch["completion_mask"].sum(-1).tolist())
-            return batch
-
-        trainer._generate_and_score_completions = sample
-        trainer.compute_loss = self.scoring.timed(trainer.compute_loss)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: object) -> Any:
         """Wait for the first turn."""
-        return self._next(control)
+        control.should_training_stop = not self.wait()
+        return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: object) -> Any:
         """An update is done."""
-        self.turns.report(self.parts(self.scoring.now() - self.start))
-        return self._next(control)
-
-    def _next(self, control: Any) -> Any:
-        control.should_training_stop = not self.turns.wait()
-        self.start = self.scoring.now()
+        self.report()
+        control.should_training_stop = not self.wait()
         return control
 
 
@@ -199,7 +321,9 @@ def work_process(leg: str, work: Work, threads: int, connection: Connection) -> 
     try:
         if threads:
             torch.set_num_threads(threads)
-        contestant = TRLLeg(work) if leg == "trl" else OurLeg(work, shared=leg == "ours")
-        contestant.run(Turns(connection, work))
+        if leg == "trl":
+            TRLLeg(work, connection).run()
+        else:
+            OurLeg(work, connection, shared=leg == "ours").run()
     except Exception:
         connection.send(("error", traceback.format_exc()))

@@ -16,10 +16,11 @@ from experiments.common.answer_length import AnswerLength
 from experiments.common.constrained import GrammarOptions
 from experiments.common.policies import EMBEDDED, PrecisionChoice, answer_length, open_policy
 from experiments.common.run import EvaluationPlan
+from rewards.composite import DEFAULT_REWARDS
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
-from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture
+from seg_env.tasks import DEFAULT_TASK, TaskMixture
 from seg_env.tasks.queries import QueryStyle
 
 
@@ -44,7 +45,7 @@ class TrainingArguments:
     """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
     on_error: Literal["skip", "error"] = "skip"
     """Images that are broken or that the processor refuses: left out and counted, or an error."""
-    rewards: tuple[str, ...] = ("mask_iou=1.0", "centroid_distance=0.5", "format=0.1")
+    rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
     updates: int = 100
     """Updates to make."""

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.overlay import draw_overlay
+from seg_env.envs.render import draw_overlay
 from seg_env.metrics import giou, paired_bootstrap_interval
 from seg_env.types import Prediction
 

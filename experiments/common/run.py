@@ -23,7 +23,6 @@ from experiments.common.launch import TERMINATED, Termination
 from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
 from experiments.common.policies import SHIPPED
 from experiments.common.progress import progress_bar
-from experiments.common.questions import open_rules
 from experiments.common.report import (
     Evaluations,
     markdown_table,
@@ -35,6 +34,7 @@ from experiments.common.report import (
 from experiments.common.report_turns import report_turns
 from experiments.evaluation.loop import Evaluation, play_together
 from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.envs.rules import open_rules
 
 MOST_TRUNCATED = 0.05
 """Share of a rollout's answers that may be cut off without a warning."""

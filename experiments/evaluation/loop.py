@@ -26,7 +26,6 @@ from agents.screening import prepare_usable
 from agents.training.distributed import World
 from experiments.common.files import write_json
 from experiments.common.progress import progress_bar
-from experiments.common.questions import open_questions as open_questions
 from experiments.evaluation.answers import (
     AnswerRecord,
     append_answers,
@@ -38,9 +37,16 @@ from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
-from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
-from seg_env.metrics.reports import PRECISION_THRESHOLDS
-from seg_env.tasks.mixture import DEFAULT_TASK
+from seg_env.envs.rules import open_questions as open_questions
+from seg_env.metrics import (
+    PRECISION_THRESHOLDS,
+    bootstrap_interval,
+    ciou,
+    giou,
+    overlaps,
+    precision_at,
+)
+from seg_env.tasks import DEFAULT_TASK
 
 BATCH_SIZE = 64
 """Questions asked at a time, by default."""

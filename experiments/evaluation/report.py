@@ -16,7 +16,7 @@ from experiments.common.files import write_atomically, write_json
 from experiments.evaluation.scores import AnsweredQuestion, gain_rows, interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.overlay import draw_overlay
+from seg_env.envs.render import draw_overlay
 from seg_env.metrics import Columns, Failure
 from seg_env.tasks import Task, form_of
 from seg_env.types import Form, Sample

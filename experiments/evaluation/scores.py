@@ -21,6 +21,7 @@ from experiments.evaluation.reader import advise_frame
 from seg_env.envs.core import ReferringCore
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
+    PRECISION_THRESHOLDS,
     Columns,
     breakdown,
     ceiling,
@@ -34,7 +35,6 @@ from seg_env.metrics import (
     resampled_ratios,
     summarize,
 )
-from seg_env.metrics.reports import PRECISION_THRESHOLDS
 from seg_env.tasks import form_of
 from seg_env.types import Form, Target
 

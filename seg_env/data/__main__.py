@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from seg_env.data.base import Dataset
-from seg_env.data.export import Form, export_jsonlines
-from seg_env.data.leakage import held_out_images
-from seg_env.data.sources import DATASET_NAMES, open_dataset
+from seg_env.data.export import TargetForm, export_jsonlines
+from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
 
 SOURCE_ARGUMENTS = (
     "split",
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line, by default that of the process.
 
     Returns:
-        0, or 1 when the data set cannot be read.
+        0, or 2 when the data set cannot be read.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -53,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(f"wrote {path}")
     except (ValueError, OSError, ImportError) as error:
+        if options.debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     _describe(dataset)
     return 0
 
@@ -75,7 +76,7 @@ def _open(options: argparse.Namespace) -> Dataset:
 def _describe(dataset: Dataset) -> None:
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
     if excluded := getattr(dataset, "excluded", 0):
-        print(f"  left out for their picture: {excluded}")
+        print(f"  left out for their image: {excluded}")
     for fault, count in getattr(dataset, "skipped", {}).items():
         print(f"  left out for {fault}: {count}")
 
@@ -94,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     for command, on_error in ((check, "skip"), (export, None)):
         _add_source(command, on_error)
     export.add_argument("--output", required=True, help="folder to write into")
-    export.add_argument("--form", choices=get_args(Form), default="rle", help="how masks look")
+    export.add_argument(
+        "--form", choices=get_args(TargetForm), default="rle", help="how masks look"
+    )
     export.add_argument("--others", action="store_true", help="also write the other objects")
     export.add_argument("--limit", type=int, help="the first so many samples")
     return parser
@@ -104,18 +107,19 @@ def _add_source(parser: argparse.ArgumentParser, on_error: str | None) -> None:
     add = parser.add_argument
     add("--dataset", required=True, help=f"{', '.join(DATASET_NAMES)}, or a file")
     add("--data-root", help="folder of the data set; an id on the hub for parquet")
-    add("--image-root", help="folder of the pictures, where it is not the usual one")
+    add("--image-root", help="folder of the images, where it is not the usual one")
     add("--split")
     add("--split-by", help="of RefCOCO: unc, google, umd, berkeley")
     add("--per-reference", action="store_true", default=None, help="one sample a reference")
     add("--per-annotation", action="store_true", default=None, help="one sample an object")
     add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
-    add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's pictures")
+    add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")
     add("--exclude-root", help="folder of that data set, by default the same")
     add("--exclude-split-by", help="whose split of that data set")
     add("--difficulty", help="of scenes")
     add("--data-seed", type=int, help="of scenes")
     add("--size", type=int, help="of scenes")
+    add("--debug", action="store_true", help="show where an error comes from")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from seg_env.types import Sample, Target
 class Dataset(Protocol):
     """A finite, indexable source of samples.
 
-    Data sets are picklable (workers get a copy), hold no open files, and load pictures only when
+    Data sets are picklable (workers get a copy), hold no open files, and load images only when
     `Sample.image` is asked for.
     """
 
@@ -35,14 +35,14 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class KnowsOthers(Dataset, Protocol):
-    """A data set that also knows the other objects of a picture.
+    """A data set that also knows the other objects of an image.
 
     With them an evaluation can tell an answer that outlines the wrong object from a bad outline of
     the right one. The method is optional: ask by ``isinstance(dataset, KnowsOthers)``.
     """
 
     def others(self, index: int, /) -> list[Target]:
-        """Masks of the other known objects in the picture of sample ``index``, at its size.
+        """Masks of the other known objects in the image of sample ``index``, at its size.
 
         Raises:
             IndexError: Outside ``[-len, len)``.

@@ -22,19 +22,12 @@ from seg_env.data.readers.refer import embedded_root
 from seg_env.data.scenes import Scenes
 from seg_env.data.scenes.language import PLACES, SUPERLATIVES
 from seg_env.data.scenes.shapes import SHAPES
+from seg_env.data.sources import HELD_OUT_SPLITS
 from seg_env.geometry.polygon import roles
 from seg_env.types import Sample, Target
 
-PARTITIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "refcoco": {"unc": ("val", "testA", "testB"), "google": ("val", "test")},
-    "refcoco+": {"unc": ("val", "testA", "testB")},
-    "refcocog": {"umd": ("val", "test"), "google": ("val",)},
-    "refclef": {"unc": ("val", "testA", "testB", "testC"), "berkeley": ("val", "test")},
-}
-"""Splits beside ``"train"`` by data set and by who made the partition."""
-
-PICTURES = {"images/mscoco/images/train2014": 30, "images/saiapr_tc-12": 16}
-"""Number of pictures by folder."""
+IMAGE_FOLDERS = {"images/mscoco/images/train2014": 30, "images/saiapr_tc-12": 16}
+"""Number of images by folder."""
 SIZES = (128, 144, 160)
 QUALITY = 88
 OUTLINE_TOLERANCE = 0.004
@@ -42,7 +35,7 @@ OUTLINE_TOLERANCE = 0.004
 
 
 @dataclass(frozen=True, eq=False)
-class _Picture:
+class _CroppedScene:
     """One scene, its borders cut off where nothing is lost."""
 
     number: int
@@ -61,74 +54,73 @@ def write_embedded(root: Path) -> None:
     """Write the whole sample below ``root``."""
     from PIL import Image
 
-    for folder, count in PICTURES.items():
+    for folder, count in IMAGE_FOLDERS.items():
         of_clef = "saiapr" in folder
-        pictures = list(_pictures(count, seed=int(of_clef)))
+        scenes = list(_cropped_scenes(count, seed=int(of_clef)))
         (root / folder).mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            path = root / folder / _file_name(picture.number, of_clef)
+        for scene in scenes:
+            path = root / folder / _file_name(scene.number, of_clef)
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.pixels).save(path, quality=QUALITY, optimize=True)
-        for name, partitions in PARTITIONS.items():
-            if (name == "refclef") == of_clef:
-                _write_json(root / name / "instances.json", _instances(pictures, of_clef))
-                for split_by, held_out in partitions.items():
-                    records = _references(pictures, name, held_out)
-                    _write_json(root / name / f"refs({split_by}).json", records)
+            Image.fromarray(scene.pixels).save(path, quality=QUALITY, optimize=True)
+        for (name, split_by), held_out in HELD_OUT_SPLITS.items():
+            if name != "grefcoco" and (name == "refclef") == of_clef:
+                _write_json(root / name / "instances.json", _instances(scenes, of_clef))
+                records = _references(scenes, name, held_out)
+                _write_json(root / name / f"refs({split_by}).json", records)
 
 
-def _pictures(count: int, seed: int) -> Iterator[_Picture]:
+def _cropped_scenes(count: int, seed: int) -> Iterator[_CroppedScene]:
     for number in range(count):
         difficulty = ("medium", "hard")[number % 2]
-        scenes = Scenes("val", difficulty, seed=seed, size=SIZES[number % 3])  # type: ignore[arg-type]
-        samples = scenes.samples_of(number)
-        size = scenes.size
+        size = SIZES[number % 3]
+        dataset = Scenes("val", difficulty, seed=seed, size=size)  # type: ignore[arg-type]
+        samples = dataset.samples_of(number)
         rows = slice(0, size)
-        # "At the top" is said of the whole picture: such a scene stays whole.
+        # "At the top" is said of the whole image: such a scene stays whole.
         if not any(place in sample.expression for sample in samples for place in PLACES):
             masks = np.array([sample.target.mask() for sample in samples])
             filled = np.flatnonzero(masks.any(axis=(0, 2)))
             rows = slice(max(0, int(filled[0]) - 4), min(size, int(filled[-1]) + 5))
-        yield _Picture(number + 1, samples, rows)
+        yield _CroppedScene(number + 1, samples, rows)
 
 
 def _file_name(number: int, of_clef: bool) -> str:
     return f"{number % 3}/{number}.jpg" if of_clef else f"COCO_train2014_{number:012d}.jpg"
 
 
-def _ann_id(picture: _Picture, position: int) -> int:
-    return picture.number * 10 + position
+def _ann_id(scene: _CroppedScene, position: int) -> int:
+    return scene.number * 10 + position
 
 
 def _category_id(sample: Sample) -> int:
     return list(SHAPES).index(sample.metadata["shape"]) + 1
 
 
-def _instances(pictures: list[_Picture], of_clef: bool) -> dict[str, Any]:
-    images, annotations = [], []
-    for picture in pictures:
-        height, width = picture.pixels.shape[:2]
-        file_name = _file_name(picture.number, of_clef)
-        images.append(
-            {"id": picture.number, "file_name": file_name, "height": height, "width": width}
+def _instances(scenes: list[_CroppedScene], of_clef: bool) -> dict[str, Any]:
+    entries, annotations = [], []
+    for scene in scenes:
+        height, width = scene.pixels.shape[:2]
+        file_name = _file_name(scene.number, of_clef)
+        entries.append(
+            {"id": scene.number, "file_name": file_name, "height": height, "width": width}
         )
-        for position, sample in enumerate(picture.samples):
-            mask = picture.mask(sample)
-            annotations.append(_annotation(picture, position, sample, mask, of_clef))
+        for position, sample in enumerate(scene.samples):
+            mask = scene.mask(sample)
+            annotations.append(_annotation(scene, position, sample, mask, of_clef))
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(SHAPES)]
     info = {"description": "procedural scenes in the form of RefCOCO; not RefCOCO"}
-    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    return {"info": info, "images": entries, "annotations": annotations, "categories": categories}
 
 
 def _annotation(
-    picture: _Picture, position: int, sample: Sample, mask: NDArray[np.bool_], of_clef: bool
+    scene: _CroppedScene, position: int, sample: Sample, mask: NDArray[np.bool_], of_clef: bool
 ) -> dict[str, Any]:
     target = Target.from_mask(mask)
     x0, y0, x1, y1 = target.rle.bbox
     run_lengths = {"size": list(mask.shape), "counts": target.rle.to_string().decode("ascii")}
     return {
-        "id": _ann_id(picture, position),
-        "image_id": picture.number,
+        "id": _ann_id(scene, position),
+        "image_id": scene.number,
         "category_id": _category_id(sample),
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": target.area,
@@ -160,42 +152,42 @@ def _polygons(target: Target) -> list[list[int]]:
 
 
 def _references(
-    pictures: list[_Picture], name: str, held_out: tuple[str, ...]
+    scenes: list[_CroppedScene], name: str, held_out: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
-    for picture in pictures:
-        split = _split(picture.number, held_out)
-        for position, sample in enumerate(picture.samples):
+    for scene in scenes:
+        split = _split(scene.number, held_out)
+        for position, sample in enumerate(scene.samples):
             # RefCOCO+ was collected with the rule that words of location are forbidden.
             if name == "refcoco+" and _is_about_location(sample.expression):
                 continue
-            records.append(_reference(picture, position, sample, split, len(records)))
+            records.append(_reference(scene, position, sample, split, len(records)))
     return records
 
 
 def _reference(
-    picture: _Picture, position: int, sample: Sample, split: str, number: int
+    scene: _CroppedScene, position: int, sample: Sample, split: str, number: int
 ) -> dict[str, Any]:
     texts = [sample.expression, sample.expression.removeprefix("the ")]
     sentences = [
         {"sent_id": 2 * number + k, "sent": text, "raw": text, "tokens": text.split()}
         for k, text in enumerate(texts)
     ]
-    ann_id = _ann_id(picture, position)
+    ann_id = _ann_id(scene, position)
     return {
         "ref_id": number,
         "ann_id": ann_id,
-        "image_id": picture.number,
+        "image_id": scene.number,
         "category_id": _category_id(sample),
         "split": split,
-        "file_name": f"COCO_train2014_{picture.number:012d}_{ann_id}.jpg",
+        "file_name": f"COCO_train2014_{scene.number:012d}_{ann_id}.jpg",
         "sent_ids": [sentence["sent_id"] for sentence in sentences],
         "sentences": sentences,
     }
 
 
 def _split(number: int, held_out: tuple[str, ...]) -> str:
-    """Five pictures of eight are for training, the other three go around the other splits."""
+    """Five images of eight are for training, the other three go around the other splits."""
     block, slot = divmod(number - 1, 8)
     return "train" if slot < 5 else held_out[(3 * block + slot - 5) % len(held_out)]
 

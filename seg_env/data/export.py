@@ -15,29 +15,29 @@ from seg_env.data.base import Dataset
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
 
-Form = Literal["rle", "rings", "mask"]
-"""How targets are written: run lengths, exact outlines, or pictures."""
+TargetForm = Literal["rle", "rings", "mask"]
+"""How targets are written: run lengths, exact outlines, or images."""
 
 
 def export_jsonlines(
     dataset: Dataset,
     folder: str | os.PathLike[str],
     *,
-    form: Form = "rle",
+    form: TargetForm = "rle",
     others: bool = False,
     limit: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Write samples, their pictures and their masks below a folder.
+    """Write samples, their images and their masks below a folder.
 
-    A picture that lies in a file is copied as it is, once for all its questions; any other is saved
+    An image that lies in a file is copied as it is, once for all its questions; any other is saved
     as PNG. The file of lines appears under its name when it is complete.
 
     Args:
         dataset: Any data set.
         folder: Where to write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/``.
         form: How targets are written; each form reads back as the same pixels.
-        others: Also write the other objects of each picture, where the data set knows them.
+        others: Also write the other objects of each image, where the data set knows them.
         limit: Number of samples, by default all.
         progress: Called with the number written so far and in all.
 
@@ -45,10 +45,10 @@ def export_jsonlines(
         The file of lines.
 
     Raises:
-        ValueError: ``form`` is none of `Form`, or a record of the data set is broken.
+        ValueError: ``form`` is none of `TargetForm`, or a record of the data set is broken.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"form={form!r} is unknown; use one of {', '.join(get_args(Form))}")
+    if form not in get_args(TargetForm):
+        raise ValueError(f"form={form!r} is unknown; use one of {', '.join(get_args(TargetForm))}")
     root = Path(folder).expanduser()
     (root / "images").mkdir(parents=True, exist_ok=True)
     count = len(dataset) if limit is None else min(limit, len(dataset))
@@ -83,7 +83,7 @@ def run_lengths(rle: Rle) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.to_string().decode("ascii")}
 
 
-def _written_target(target: Target, form: Form, root: Path, name: str) -> Any:
+def _written_target(target: Target, form: TargetForm, root: Path, name: str) -> Any:
     if form == "rle":
         return run_lengths(target.rle)
     if form == "rings":
@@ -99,7 +99,7 @@ def _written_target(target: Target, form: Form, root: Path, name: str) -> Any:
 def _write_image(
     dataset: Dataset, index: int, sample: Sample, root: Path, copied: dict[Path, str]
 ) -> str:
-    """Copy or save the picture; returns its path relative to the root."""
+    """Copy or save the image; returns its path relative to the root."""
     photo_path = getattr(dataset, "photo_path", None)
     source: Path | None = photo_path(index) if photo_path is not None else None
     if source is None:
@@ -109,7 +109,7 @@ def _write_image(
         Image.fromarray(sample.image).save(root / place)
         return place
     if source not in copied:
-        # Folders of pictures may hold equal names: numbers tell them apart.
+        # Folders of images may hold equal names: numbers tell them apart.
         place = f"images/{source.name}"
         if place in copied.values():
             place = f"images/{len(copied)}-{source.name}"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.faults import Fault, RecordError, located
-from seg_env.data.readers.instances import describe
+from seg_env.data.records import Fault, RecordError, describe, located
 from seg_env.geometry.raster import toggles
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
 FAR_OUT = 0.5
-"""A vertex further out than this share of the picture's side belongs to another picture."""
+"""A vertex further out than this share of the image's side belongs to another image."""
 
 
 def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target:
@@ -48,8 +48,8 @@ def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target
 def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Target:
     """The target of an object that must be there, as `target_from_segmentation`.
 
-    COCO's fill rule cuts off what reaches out of the picture. A polygon that lies beside it, or
-    reaches out by more than half its side, was drawn on another picture or another size of it.
+    COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
+    reaches out by more than half its side, was drawn on another image or another size of it.
 
     Args:
         segmentation: See `target_from_segmentation`.
@@ -62,7 +62,7 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
     with located(where):
         parts = segmentation if isinstance(segmentation, list) else []
         for index, part in enumerate(parts):
-            if isinstance(part, list) and part:
+            if isinstance(part, list | array) and part:
                 check_inside(_points(part), size, f"part {index} of the segmentation")
         target = target_from_segmentation(segmentation, size)
         if not target.area:
@@ -75,7 +75,7 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
 
 
 def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) -> None:
-    """Raise when a polygon cannot belong to a picture of this size.
+    """Raise when a polygon cannot belong to a image of this size.
 
     Args:
         points: ``(V, 2)`` vertices in pixels.
@@ -95,15 +95,30 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) 
         (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()
         raise RecordError(
             f"{what} is a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in a "
-            f"picture of {size[1]} x {size[0]} (width x height)",
+            f"image of {size[1]} x {size[0]} (width x height)",
             Fault.OUTSIDE,
         )
+
+
+def parse_points(value: object) -> NDArray[np.float64]:
+    """``(V, 2)`` points from a list of pairs of finite numbers.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        points = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.zeros(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ValueError("expected a list of finite pairs [x, y]")
+    return points
 
 
 def _part(part: Any, size: tuple[int, int]) -> Rle:
     if isinstance(part, dict):
         return _run_lengths(part, size)
-    if isinstance(part, list):
+    if isinstance(part, list | array):
         return fill_polygon(_points(part), size)
     raise ValueError(
         f"expected a polygon [x0, y0, x1, y1, ...] or {{'size', 'counts'}}, got {describe(part)}"

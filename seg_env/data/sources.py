@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 from seg_env.data.base import Dataset
-from seg_env.data.faults import OnError
+from seg_env.data.readers.annotated_images import AnnotatedImages, images_of
+from seg_env.data.readers.coco import Coco
+from seg_env.data.readers.hub import Parquet
+from seg_env.data.readers.jsonlines import JsonLines
+from seg_env.data.readers.labelme import LabelMe
+from seg_env.data.readers.reasonseg import ReasonSeg
+from seg_env.data.readers.refer import DEFAULT_SPLIT_BY, GRefCoco, load_refer
+from seg_env.data.records import OnError
+from seg_env.data.scenes import Scenes
 
-REFER_NAMES = ("refcoco", "refcoco+", "refcocog", "refclef")
-FILE_NAMES = ("grefcoco", "reasonseg", "coco", "labelme", "parquet", "jsonl")
-DATASET_NAMES = ("scenes", *REFER_NAMES, *FILE_NAMES)
+_OF_FILES = ("split", "data_root", "exclude_images", "on_error")
+_OF_REFER = (*_OF_FILES, "split_by", "image_root", "per_reference")
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "scenes": ("split", "difficulty", "data_seed", "size", "negatives"),
+    **dict.fromkeys(DEFAULT_SPLIT_BY, _OF_REFER),
+    "grefcoco": _OF_REFER,
+    "reasonseg": (*_OF_FILES, "per_reference"),
+    "coco": (*_OF_FILES, "image_root", "per_annotation"),
+    "labelme": (*_OF_FILES, "per_annotation"),
+    "parquet": (*_OF_FILES, "image_root", "per_reference"),
+    "jsonl": (*_OF_FILES, "image_root"),
+}
+"""Which arguments of `open_dataset` each data set takes."""
+_READERS: dict[str, Callable[..., AnnotatedImages]] = {
+    "grefcoco": GRefCoco,
+    "reasonseg": ReasonSeg,
+    "coco": Coco,
+    "labelme": LabelMe,
+    "parquet": Parquet,
+    "jsonl": JsonLines,
+}
+DATASET_NAMES = tuple(_ARGUMENTS)
 """Names that `open_dataset` knows."""
-
 FILE_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet"}
 """What a path in place of a name is read as."""
+HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("refcoco", "unc"): ("val", "testA", "testB"),
+    ("refcoco", "google"): ("val", "test"),
+    ("refcoco+", "unc"): ("val", "testA", "testB"),
+    ("refcocog", "umd"): ("val", "test"),
+    ("refcocog", "google"): ("val",),
+    ("refclef", "unc"): ("val", "testA", "testB", "testC"),
+    ("refclef", "berkeley"): ("val", "test"),
+    ("grefcoco", "unc"): ("val", "testA", "testB"),
+}
+"""What is for evaluation, by data set and by who made the partition.
+
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO are drawn from the same images of COCO and partition them
+differently: a third of what one evaluates on, another trains on.
+"""
 
 
 def open_dataset(
@@ -50,27 +91,22 @@ def open_dataset(
         data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
             names. Without either, an embedded sample stands in for the RefCOCO family, see
             `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
-        image_root: Folder of pictures, where it is not the usual one.
+        image_root: Folder of images, where it is not the usual one.
         per_reference: One sample for each reference instead of each sentence.
         per_annotation: One sample for each object instead of each category.
-        exclude_images: Pictures to leave out, see `seg_env.data.leakage`.
-        on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.faults.OnError`.
+        exclude_images: Images to leave out, see `held_out_images`.
+        on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.records.OnError`.
         difficulty: Of scenes: ``"easy"``, ``"medium"`` or ``"hard"``.
         data_seed: Of scenes: the number that all of them depend on.
-        size: Of scenes: side of the square pictures in pixels.
+        size: Of scenes: side of the square images in pixels.
         negatives: Of scenes: share of questions about an object that is not there.
 
     Raises:
         ValueError: The name is unknown, or an argument does not apply to that data set.
         FileNotFoundError: A ``data_root`` was given and something is missing in it.
     """
-    of_scenes = {
-        "difficulty": difficulty,
-        "data_seed": data_seed,
-        "size": size,
-        "negatives": negatives,
-    }
-    of_files = {
+    arguments = {
+        "split": split,
         "split_by": split_by,
         "data_root": data_root,
         "image_root": image_root,
@@ -78,91 +114,74 @@ def open_dataset(
         "per_annotation": per_annotation,
         "exclude_images": exclude_images,
         "on_error": on_error,
+        "difficulty": difficulty,
+        "data_seed": data_seed,
+        "size": size,
+        "negatives": negatives,
     }
+    given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(dataset, str):
-        _reject({"split": split, **of_files, **of_scenes}, "a data set object", "the object itself")
+        _refuse_unused(given, (), "a data set object")
         return dataset
-    if dataset == "scenes":
-        _reject(of_files, "dataset='scenes'", "a data set in files, such as RefCOCO")
-        return _open_scenes(split or "train", of_scenes)
-    _reject(of_scenes, f"dataset={dataset!r}", "the Scenes environment")
-    given: dict[str, Any] = {name: each for name, each in of_files.items() if each is not None}
-    if split is not None:
-        given["split"] = split
-    if dataset in REFER_NAMES:
-        _reject({"per_annotation": per_annotation}, f"dataset={dataset!r}", "'coco' and 'labelme'")
-        # Loaders are imported when needed: most runs use one of them.
-        from seg_env.data.readers.refer import load_refer
-
-        return load_refer(dataset, **given)
-    return _open_files(dataset, given)
-
-
-def _open_scenes(split: str, given: Mapping[str, object]) -> Dataset:
-    from seg_env.data.scenes import Scenes
-
-    names = {"data_seed": "seed"}
-    chosen: dict[str, Any] = {
-        names.get(name, name): value for name, value in given.items() if value is not None
-    }
-    # Scenes checks its arguments itself, and says which splits and difficulties there are.
-    return cast("Dataset", Scenes(split=cast("Any", split), **chosen))
-
-
-def _open_files(dataset: str, given: dict[str, Any]) -> Dataset:
-    """Open a data set that lies in files, by name or by path."""
-    kind = FILE_ENDINGS.get(Path(dataset).suffix)
-    if kind is not None:
-        _reject({"data_root": given.get("data_root")}, f"dataset={dataset!r}", "a name")
-        given["data_root"] = dataset
-        given.setdefault("split", Path(dataset).stem)
-    elif dataset not in FILE_NAMES:
+    kind = FILE_ENDINGS.get(Path(dataset).suffix, dataset)
+    if kind not in _ARGUMENTS:
         raise ValueError(
             f"dataset={dataset!r} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
             f"{' or '.join(FILE_ENDINGS)} file, or pass an object with __len__, __getitem__, name "
             "and split"
         )
+    is_path = kind != dataset
+    taken = [name for name in _ARGUMENTS[kind] if not (is_path and name == "data_root")]
+    _refuse_unused(given, taken, f"dataset={dataset!r}")
+    if kind == "scenes":
+        return Scenes(seed=given.pop("data_seed", 0), **given)
+    if kind in DEFAULT_SPLIT_BY:
+        return load_refer(kind, **given)
+    if is_path:
+        given = {"split": Path(dataset).stem, **given, "data_root": dataset}
     given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
     if not given["data_root"]:
         raise ValueError(f"dataset={dataset!r} needs data_root=, or the variable SIMPLESEG_DATA")
-    loader, options = _loader(kind or dataset)
-    unknown = {name: value for name, value in given.items() if name not in options}
-    _reject(unknown, f"dataset={dataset!r}", "another data set")
-    return cast("Dataset", loader(**given))
+    return _READERS[kind](**given)
 
 
-def _loader(kind: str) -> tuple[Any, tuple[str, ...]]:
-    """A class of data sets and the arguments that it has."""
-    common = ("data_root", "split", "exclude_images", "on_error")
-    match kind:
-        case "grefcoco":
-            from seg_env.data.readers.grefcoco import GRefCoco
-
-            return GRefCoco, (*common, "split_by", "image_root", "per_reference")
-        case "reasonseg":
-            from seg_env.data.readers.reasonseg import ReasonSeg
-
-            return ReasonSeg, (*common, "per_reference")
-        case "coco":
-            from seg_env.data.readers.coco import Coco
-
-            return Coco, (*common, "image_root", "per_annotation")
-        case "labelme":
-            from seg_env.data.readers.labelme import LabelMe
-
-            return LabelMe, (*common, "per_annotation")
-        case "parquet":
-            from seg_env.data.readers.hub import Parquet
-
-            return Parquet, (*common, "image_root", "per_reference")
-        case _:
-            from seg_env.data.readers.jsonlines import JsonLines
-
-            return JsonLines, (*common, "image_root")
-
-
-def _reject(arguments: Mapping[str, object], what: str, where: str) -> None:
+def _refuse_unused(given: dict[str, Any], taken: Collection[str], what: str) -> None:
     """Refuse arguments that would be ignored silently."""
-    given = [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
-    if given:
-        raise ValueError(f"{', '.join(given)} cannot be used with {what}; it belongs to {where}")
+    others = [f"{name}={value!r}" for name, value in given.items() if name not in taken]
+    if others:
+        takes = f"; it takes {', '.join(taken)}" if taken else ", which is used as it is"
+        raise ValueError(f"{', '.join(others)} cannot be used with {what}{takes}")
+
+
+def held_out_images(
+    dataset: str,
+    splits: Collection[str] | None = None,
+    *,
+    data_root: str | PathLike[str],
+    split_by: str | None = None,
+) -> frozenset[str]:
+    """The images that a data set on disk evaluates on, for another's ``exclude_images=``.
+
+    Args:
+        dataset: A name that `open_dataset` knows.
+        splits: Which splits to collect; by default those of `HELD_OUT_SPLITS`.
+        data_root: Its folder.
+        split_by: Whose split, for the RefCOCO family.
+
+    Raises:
+        FileNotFoundError: Something is missing in the folder.
+        ValueError: The data set has no such split, or its splits have to be named.
+    """
+    if splits is None:
+        splits = HELD_OUT_SPLITS.get((dataset, split_by or DEFAULT_SPLIT_BY.get(dataset, "unc")))
+        if splits is None:
+            raise ValueError(
+                f"which splits of {dataset!r} ({split_by or 'default'}) are for evaluation is not "
+                "known; name them by splits="
+            )
+    # A generator: of each split only the names stay in memory.
+    opened = (
+        open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
+        for split in splits
+    )
+    return images_of(cast("AnnotatedImages", each) for each in opened)

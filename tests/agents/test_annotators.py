@@ -37,7 +37,7 @@ from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
 from agents.rows import DemonstrationRows
 from seg_env.data import open_dataset
-from seg_env.data.annotate import Detection, Found, Job, Picture, Segment, annotate
+from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, annotate
 from seg_env.geometry.rle import Rle
 
 SIDE = 64
@@ -163,17 +163,17 @@ def vlm(tmp_path_factory):
 
 
 def photo(height, width, text="", seed=0):
-    """A picture of noise."""
+    """An image of noise."""
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Picture(f"{seed}", b"", ".png", image, text)
+    return DecodedImage(f"{seed}", b"", ".png", image, text)
 
 
 @pytest.mark.parametrize("size", [(48, 80), (90, 30)])
-def test_boxes_are_the_models_own_in_pixels_of_the_picture(dino, size):
-    picture = photo(*size)
-    (found,) = GroundingDino(dino, LABELS, threshold=0.0, device="cpu").detect([picture])
+def test_boxes_are_the_models_own_in_pixels_of_the_image(dino, size):
+    image = photo(*size)
+    (found,) = GroundingDino(dino, LABELS, threshold=0.0, device="cpu").detect([image])
     inputs = GroundingDinoProcessor.from_pretrained(dino, backend="pil")(
-        images=picture.image, text="red star. dog. green ring.", return_tensors="pt"
+        images=image.image, text="red star. dog. green ring.", return_tensors="pt"
     )
     with torch.no_grad():
         raw = GroundingDinoForObjectDetection.from_pretrained(dino).eval()(**inputs)
@@ -197,7 +197,7 @@ def test_a_threshold_keeps_the_sure_ones_and_labels_are_words_of_the_question(di
     assert all(each.score > limit for each in fewer)
 
 
-def test_the_text_of_a_picture_is_what_is_looked_for(dino):
+def test_the_text_of_an_image_is_what_is_looked_for(dino):
     detector = GroundingDino(dino, LABELS, use_text=True, device="cpu")
     assert detector.question(photo(40, 40, "A Dog\x00 on\u202e grass.\n")) == "a dog on grass."
     assert detector.question(photo(40, 40)) == "red star. dog. green ring."
@@ -245,13 +245,13 @@ def test_colours_are_normalised_alike(sam, sam2):
 @pytest.mark.parametrize("family", ["sam", "sam2"])
 def test_masks_of_several_boxes_are_those_of_each_box(family, request):
     segmenter = Sam(request.getfixturevalue(family), device="cpu")
-    picture = photo(48, 80)
+    image = photo(48, 80)
     detections = [Detection((4.0, 4.0, 40.0, 30.0), 0.9), Detection((30.0, 10.0, 79.0, 47.0), 0.8)]
-    together, none = segmenter.segment([picture, picture], [detections, []])
+    together, none = segmenter.segment([image, image], [detections, []])
     assert none == []
     assert [segment.rle.size for segment in together] == [(48, 80)] * 2
     for detection, segment in zip(detections, together, strict=True):
-        ((alone,),) = segmenter.segment([picture], [[detection]])
+        ((alone,),) = segmenter.segment([image], [[detection]])
         assert alone.rle == segment.rle
         assert 0 <= alone.score <= 1
         assert alone.score == pytest.approx(segment.score, abs=1e-5)
@@ -267,11 +267,11 @@ def test_descriptions_are_what_the_model_generates(vlm):
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:30, 20:40] = True
     found = Found(Detection((20, 10, 40, 30), 1.0), Segment(Rle.from_mask(mask)))
-    pictures = [photo(40, 60), photo(40, 60, seed=1), photo(40, 60, seed=2)]
-    texts = describer.describe(pictures, [[found, found], [], [found]])
+    images = [photo(40, 60), photo(40, 60, seed=1), photo(40, 60, seed=2)]
+    texts = describer.describe(images, [[found, found], [], [found]])
     assert [len(some) for some in texts] == [2, 0, 1]
     assert texts[0][0] == texts[0][1]
-    assert describer.describe(pictures[2:], [[found]]) == texts[2:]
+    assert describer.describe(images[2:], [[found]]) == texts[2:]
 
 
 @pytest.mark.parametrize("family", ["sam", "sam2"])

@@ -23,8 +23,8 @@ from agents.trl_backend.gspo import LOSSES, TRLGSPO
 from agents.trl_backend.options import TRLOptions
 from agents.trl_backend.rows import EnvironmentReward, QuestionRows
 from experiments import run_gspo_trl
-from experiments.common.questions import open_questions
 from rewards import Reward
+from seg_env.envs.rules import open_questions
 from seg_env.grammar import encode
 
 REWARDS = "mask_iou=1.0 format=0.1"

@@ -22,11 +22,11 @@ def test_scenes_come_back_as_they_were(tmp_path):
     assert report["this_run"]["pictures"] == 6
     assert json.loads((tmp_path / "report.json").read_text()) == report
     text = (tmp_path / "report.md").read_text()
-    assert "6 pictures read" in text
+    assert "6 images read" in text
     assert "2 of 2 shards done" in text
     for name in ("contact_sheet.png", "histograms.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 200
     before = (tmp_path / "train.jsonl").read_bytes()
     again = main(Args(**SMALL, output_dir=tmp_path))
     assert again["this_run"]["pictures"] == 0
@@ -57,7 +57,7 @@ def test_a_run_without_records_has_a_report(tmp_path):
     assert "| too small |" in (tmp_path / "report.md").read_text()
 
 
-def test_pictures_of_ones_own(tmp_path):
+def test_images_of_ones_own(tmp_path):
     (tmp_path / "web").mkdir()
     (tmp_path / "web/0.tar").write_bytes(tar_bytes([("a.png", encoded()), ("b.png", b"rubbish")]))
     stages = {"detector": "annotate_fixtures:OneBox", "segmenter": "annotate_fixtures:FillBox"}
@@ -90,9 +90,7 @@ def test_sources_are_recognised(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "*.png", "missing"])
 def test_other_places_are_told_what_a_source_is(tmp_path, name):
     (tmp_path / "a.png").write_bytes(encoded())
-    with pytest.raises(
-        FileNotFoundError, match=r"is no folder; give a folder of pictures, a \.tar"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"is no folder; give a folder of images, a \.tar"):
         find_source(str(tmp_path / name), per_shard=5)
 
 
@@ -102,7 +100,7 @@ def test_workers_are_checked_before_anything_is_rendered(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_models_are_the_default_for_pictures(tmp_path):
+def test_models_are_the_default_for_images(tmp_path):
     job = build_job(Args("tar{}", describer="label"), tmp_path)
     assert (job.detector, job.segmenter, job.describer) == ("grounding_dino", "sam", "label")
     with pytest.raises(ValueError, match="need a --describer"):

@@ -25,7 +25,7 @@ from rewards import Reward
 from seg_env.data import open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError
-from seg_env.frames import PermilleFrame, find_answer_frame
+from seg_env.frames import PERMILLE, find_answer_frame
 from seg_env.grammar import decode
 from seg_env.tasks import answer
 from seg_env.tasks.queries import QueryStyle
@@ -339,7 +339,7 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
     tokenizer = build_processor(SMALL).tokenizer
     (dialogue,) = found[0].dialogues
     text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
-    assert decode(text, PermilleFrame()).valid
+    assert decode(text, PERMILLE).valid
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
         demonstrate_pictures(pictures, **settings, console=console, left_out=LeftOut("error"))
 

@@ -1,7 +1,11 @@
 """The reward benchmark measures what it says and finds no score that differs."""
 
 import json
+import sys
 
+import pytest
+
+from experiments import benchmark
 from experiments.benchmarks.rewards import BATCHED, OURS, benchmark_rewards
 
 
@@ -15,3 +19,21 @@ def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
     assert {OURS, BATCHED, "rasterio, full frame"} <= set(figures)
     assert all(0 < figure["min"] <= figure["median"] for figure in figures.values())
     assert "differ from pycocotools" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["rewards", "train", "evaluate"])
+def test_every_benchmark_explains_itself(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        benchmark.main()
+    told = capsys.readouterr().out
+    assert "--json" in told
+    assert len(told.splitlines()) <= 60
+
+
+def test_a_benchmark_that_there_is_not_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "cloning"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        benchmark.main()
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("rewards", "train", "evaluate"))

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from agents.embedded import tiny
-from experiments.benchmarks.train import benchmark_train, compare
-from experiments.benchmarks.train_memory import Memory
-from experiments.benchmarks.train_report import LEGS, summarize
-from experiments.benchmarks.train_work import SHAPES, Pool, Work, make_policy
+from experiments.benchmarks.train import LEGS, benchmark_train, compare, summarize
+from experiments.benchmarks.train_legs import SHAPES, Memory, Pool, Work, make_policy
 from seg_env.tasks import question
 
 WORK = Work("small", 20, 6, 2, 2, "float32", "sdpa", "cpu", seed=0)

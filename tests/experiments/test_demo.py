@@ -85,8 +85,8 @@ def test_an_answer_about_a_picture_of_ones_own_is_not_judged(address):
         ({"expression": "a" * 301}, "301 characters"),
         ({"difficulty": "simple"}, "difficulty"),
         ({"index": 10**6}, "scene 1000000"),
-        ({"picture": "data:image/png;base64,AAAA"}, "cannot be read as a picture"),
-        ({"picture": "no picture"}, "cannot be read as a picture"),
+        ({"picture": "data:image/png;base64,AAAA"}, "cannot be read as an image"),
+        ({"picture": "no picture"}, "cannot be read as an image"),
     ],
 )
 def test_what_is_not_allowed_is_said_to_the_page(address, asked, complaint):

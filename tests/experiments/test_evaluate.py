@@ -13,7 +13,6 @@ from agents_fixtures import THREADS, small_policy
 from PIL import Image
 from shapely.geometry import Polygon
 
-from experiments.common.questions import open_questions
 from experiments.evaluate import Args, main, parse
 from experiments.evaluation import scores as evaluate_scores
 from experiments.evaluation.answers import (
@@ -23,7 +22,8 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from experiments.evaluation.scores import load_samples, score
-from seg_env.frames import PixelFrame, find_answer_frame, write_tokens
+from seg_env.envs.rules import open_questions
+from seg_env.frames import find_answer_frame, pixel_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of
 from seg_env.tasks.queries import QueryStyle
@@ -137,7 +137,7 @@ def test_frames_follow_the_model_and_the_picture_it_sees():
     reader = find_answer_frame("auto", model_type="qwen2_5_vl")
     assert "picked by model type qwen2_5_vl" in reader.description
     (sample,) = scene_samples()[:1]
-    assert reader.for_image(sample.target.size) == PixelFrame(140, 140)
+    assert reader.for_image(sample.target.size) == pixel_frame(140, 140)
     letterboxed = find_answer_frame("auto", model_type="qwen2_5_vl").on_canvas((64, 100))
     assert (
         letterboxed.for_image(sample.target.size).name
@@ -389,7 +389,7 @@ def box_outline(target):
     return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
 
 
-@pytest.mark.filterwarnings("ignore::seg_env.data.readers.official_counts.CountWarning")
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
 @pytest.mark.skipif(
     not (DATA / "mini_refcoco").is_dir(),
     reason="no real photos: set SIMPLESEG_TEST_DATA to the folder that holds mini_refcoco/",

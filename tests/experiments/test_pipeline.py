@@ -17,9 +17,9 @@ from PIL import Image
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from experiments import run_pipeline
+from experiments.common.comparison import read_scores
 from experiments.common.logs import read_metrics
 from experiments.evaluation.loop import evaluate, open_questions
-from experiments.pipeline_steps import Step, read_scores
 
 ROOT = Path(__file__).parents[2]
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "
@@ -71,6 +71,16 @@ def test_every_stage_starts_from_the_one_before(tmp_path):
     assert (splits, questions) == (["test", "test"], [6, 6])
 
 
+def test_options_that_are_given_again_are_added(tmp_path):
+    given = parse(tmp_path, "--sft=--data web.jsonl", "--sft=--updates 9")
+    settings = {step.stage: run_pipeline.parse(step) for step in run_pipeline.plan_steps(given)}
+    assert (settings["sft"].data, settings["sft"].updates, settings["sft"].scenes) == (
+        *("web.jsonl", 9),
+        16,
+    )
+    assert settings["pretrain"].updates == 6
+
+
 @pytest.mark.parametrize(
     ("given", "stages", "starts"),
     [
@@ -94,7 +104,7 @@ def test_stages_can_be_left_out(given, stages, starts, tmp_path):
 
 
 def test_what_cannot_be_done_is_said_before_anything_is(tmp_path, capsys):
-    with pytest.raises(ValueError, match="without annotating needs pictures"):
+    with pytest.raises(ValueError, match="without annotating needs images"):
         run_pipeline.main(parse(tmp_path / "a", "--skip", "annotate"))
     with pytest.raises(ValueError, match="no stage is left"):
         run_pipeline.main(parse(tmp_path / "a", "--stages", "sft", "--skip", "sft"))
@@ -157,14 +167,16 @@ def test_a_stage_that_was_started_otherwise_is_refused(finished):
 
 def test_options_that_nothing_came_of_can_be_corrected(tmp_path):
     folder = tmp_path / "rl"
-    run_pipeline.record_command(tmp_path, Step("rl", ("--rewards", "nonsense"), folder))
-    corrected = Step("rl", ("--rewards", "mask_iou=1"), folder)
+    run_pipeline.record_command(
+        tmp_path, run_pipeline.Step("rl", ("--rewards", "nonsense"), folder)
+    )
+    corrected = run_pipeline.Step("rl", ("--rewards", "mask_iou=1"), folder)
     run_pipeline.record_command(tmp_path, corrected)
     assert json.loads((tmp_path / "commands.json").read_text()) == {"rl": [*corrected.words]}
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="other options"):
-        run_pipeline.record_command(tmp_path, Step("rl", ("--updates", "3"), folder))
+        run_pipeline.record_command(tmp_path, run_pipeline.Step("rl", ("--updates", "3"), folder))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,6 @@ def test_the_frame_is_that_of_the_image_the_processor_makes(family, tree):
     patch = policy.processor.image_processor.patch_size
     frame = policy.answer_frame.for_image(sample.target.size)
     if WRITES[name] == "qwen2.5-vl":
-        assert (frame.height, frame.width) == (grid[1] * patch, grid[2] * patch) == (112, 224)
+        assert frame.size[::-1] == (grid[1] * patch, grid[2] * patch) == (112, 224)
     else:
         assert frame.limits == (1000, 1000)

@@ -2,31 +2,37 @@
 
 import numpy as np
 import pytest
-from annotate_fixtures import found, picture, rectangle
+from annotate_fixtures import found, gray_image, rectangle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seg_env.data.annotate import Detection, Filter, Found, Segment, load_stage
-from seg_env.data.annotate.describing import LabelDescriber, highlight
+from seg_env.data.annotate.describing import (
+    LONGEST,
+    LabelDescriber,
+    clean_expression,
+    clean_text,
+    highlight,
+)
 from seg_env.data.annotate.filters import (
     Agreement,
     Area,
     Ceiling,
+    Distinct,
     Duplicates,
     MaskScore,
     Score,
+    WordingFilter,
     mask_iou,
 )
-from seg_env.data.annotate.filters_text import Distinct, WordingFilter
 from seg_env.data.annotate.stages import DEFAULT_FILTERS
-from seg_env.data.annotate.text import LONGEST, clean_expression, clean_text
 from seg_env.geometry.rle import Rle
 
 SQUARE = rectangle(10, 10, 30, 30)
 
 
 def judge(judge, *objects):
-    return judge.judge(picture(), objects)
+    return judge.judge(gray_image(), objects)
 
 
 def test_defaults_are_filters():
@@ -37,7 +43,7 @@ def test_defaults_are_filters():
 def test_score():
     objects = [Found(Detection((0, 0, 9, 9), score)) for score in (0.29, 0.3, float("nan"))]
     low = "low detection score"
-    assert Score(least=0.3).judge(picture(), objects) == [low, None, low]
+    assert Score(least=0.3).judge(gray_image(), objects) == [low, None, low]
 
 
 def test_area():
@@ -174,12 +180,12 @@ def test_text_of_any_length_is_cut_first():
 
 def test_labels_as_descriptions():
     named = [Found(Detection((0, 0, 1, 1), 1.0, label)) for label in ("dog", "")]
-    assert LabelDescriber().describe([picture()], [named]) == [["the dog", ""]]
-    assert LabelDescriber("{label} {0}").describe([picture()], [named[:1]]) == [["dog {0}"]]
+    assert LabelDescriber().describe([gray_image()], [named]) == [["the dog", ""]]
+    assert LabelDescriber("{label} {0}").describe([gray_image()], [named[:1]]) == [["dog {0}"]]
 
 
 def test_the_object_is_shown_by_its_outline():
-    gray = picture(400, 600)
+    gray = gray_image(400, 600)
     mask = rectangle(100, 100, 300, 300, (400, 600))
     shown = highlight(gray, found(mask), longest_side=300)
     assert shown.shape == (200, 300, 3)

@@ -1,4 +1,4 @@
-"""Pictures from outside: every layout is read, nothing does harm, all faults are counted."""
+"""Images from outside: every layout is read, nothing does harm, all faults are counted."""
 
 import gzip
 import io
@@ -19,19 +19,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from seg_env.data.annotate import ImageSource, RawPicture, Reason, Rejected, load_stage
-from seg_env.data.annotate.pictures import Limits, open_picture
-from seg_env.data.annotate.source_folder import Folder
-from seg_env.data.annotate.source_tar import TarShards
-from seg_env.data.annotate.tar_members import leads_out
+from seg_env.data.annotate import ImageSource, RawImage, Reason, Rejected, load_stage
+from seg_env.data.annotate.sources import Folder, TarShards, leads_out, open_image
 
 
 def read(source):
-    """All pictures of a source, and its faults counted."""
+    """All images of a source, and its faults counted."""
     assert isinstance(source, ImageSource)
     found = [each for shard in source.shards() for each in source.read(shard)]
     faults = Counter(each.reason for each in found if isinstance(each, Rejected))
-    return [each for each in found if isinstance(each, RawPicture)], dict(faults)
+    return [each for each in found if isinstance(each, RawImage)], dict(faults)
 
 
 def read_tar(tmp_path, content):
@@ -41,7 +38,7 @@ def read_tar(tmp_path, content):
 
 
 def open_bytes(data, **limits):
-    return open_picture(RawPicture("key", data), Limits(**limits))
+    return open_image(RawImage("key", data), **limits)
 
 
 SAMPLES = [
@@ -60,15 +57,15 @@ SAMPLES = [
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_webdataset_archives(tmp_path, form, compress):
-    pictures, faults = read_tar(tmp_path, compress(tar_bytes(SAMPLES, form)))
-    assert [each.key for each in pictures] == ["000", "001", "003"]
-    assert [each.text for each in pictures] == ["a café", "a dog", ""]
-    assert [each.data for each in pictures] == [SAMPLES[0][1], SAMPLES[4][1], SAMPLES[8][1]]
-    assert [each.metadata for each in pictures] == [{"url": "http://x/1"}, {"license": "CC0"}, {}]
-    assert faults == {Reason.NO_PICTURE: 1}
+    images, faults = read_tar(tmp_path, compress(tar_bytes(SAMPLES, form)))
+    assert [each.key for each in images] == ["000", "001", "003"]
+    assert [each.text for each in images] == ["a café", "a dog", ""]
+    assert [each.data for each in images] == [SAMPLES[0][1], SAMPLES[4][1], SAMPLES[8][1]]
+    assert [each.metadata for each in images] == [{"url": "http://x/1"}, {"license": "CC0"}, {}]
+    assert faults == {Reason.NO_IMAGE: 1}
 
 
-def test_names_with_dots_are_pictures_too_and_part_no_sample(tmp_path):
+def test_names_with_dots_are_images_too_and_part_no_sample(tmp_path):
     members = [
         ("7.jpg", encoded(form="JPEG")),
         ("7.seg.png", encoded(seed=1)),
@@ -84,20 +81,20 @@ def test_names_with_dots_are_pictures_too_and_part_no_sample(tmp_path):
         ("twice.png", encoded(seed=5)),
         (".hidden.png", encoded(seed=6)),
     ]
-    pictures, faults = read_tar(tmp_path, tar_bytes(members))
-    texts = {each.key: each.text for each in pictures}
+    images, faults = read_tar(tmp_path, tar_bytes(members))
+    texts = {each.key: each.text for each in images}
     assert texts == {
         "7": "a cat", "8": "", "img.001": "a dog", "img.v1.2": "", "twice": "", ".hidden": ""
     }  # fmt: skip
-    assert len(pictures) == len(texts) + 1, "both pictures of a name that comes twice"
+    assert len(images) == len(texts) + 1, "both images of a name that comes twice"
     assert not faults
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_longer_than_a_header(tmp_path, form):
     long = "folder/" * 30 + "x" * 120
-    pictures, faults = read_tar(tmp_path, tar_bytes([(f"{long}.png", encoded())], form))
-    assert pictures[0].key == "x" * 120
+    images, faults = read_tar(tmp_path, tar_bytes([(f"{long}.png", encoded())], form))
+    assert images[0].key == "x" * 120
     assert not faults
 
 
@@ -120,8 +117,8 @@ def test_members_that_would_do_harm_are_counted_and_passed_over(tmp_path):
         ("huge.png", b"\0" * ((1 << 25) + 1)),
         ("last.png", encoded()),
     ]
-    pictures, faults = read_tar(tmp_path, tar_bytes(members))
-    assert [each.key for each in pictures] == ["ok", "last"]
+    images, faults = read_tar(tmp_path, tar_bytes(members))
+    assert [each.key for each in images] == ["ok", "last"]
     assert faults == {Reason.UNSAFE_NAME: 3, Reason.NOT_A_FILE: 3, Reason.TOO_MANY_BYTES: 1}
     assert sorted(os.listdir(tmp_path)) == ["shard.tar"]
 
@@ -137,15 +134,15 @@ def test_an_archive_cut_anywhere_gives_what_came_before(tmp_path):
     full, faults = read_tar(tmp_path, whole)
     assert (len(full), faults) == (3, {})
     for cut in range(0, len(whole) - 10_240, 997):
-        pictures, faults = read_tar(tmp_path, whole[:cut])
+        images, faults = read_tar(tmp_path, whole[:cut])
         assert faults == {Reason.TRUNCATED: 1}
-        assert [p.data for p in pictures] == [p.data for p in full[: len(pictures)]]
+        assert [p.data for p in images] == [p.data for p in full[: len(images)]]
 
 
 def test_a_compressed_archive_cut_short(tmp_path):
     whole = gzip.compress(tar_bytes([(f"{n}.png", encoded(seed=n)) for n in range(3)]))
-    pictures, faults = read_tar(tmp_path, whole[: len(whole) * 2 // 3])
-    assert len(pictures) in (1, 2)
+    images, faults = read_tar(tmp_path, whole[: len(whole) * 2 // 3])
+    assert len(images) in (1, 2)
     assert faults == {Reason.TRUNCATED: 1}
 
 
@@ -161,9 +158,9 @@ def test_flipped_bytes_never_raise(tmp_path_factory, data):
     content = bytearray(tar_bytes(SAMPLES, tarfile.PAX_FORMAT))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    pictures, _ = read_tar(tmp_path_factory.mktemp("tar"), bytes(content))
-    for each in pictures:
-        open_picture(each, Limits())
+    images, _ = read_tar(tmp_path_factory.mktemp("tar"), bytes(content))
+    for each in images:
+        open_image(each)
 
 
 def extended_header(size, kind=tarfile.XHDTYPE):
@@ -192,6 +189,64 @@ def test_extended_headers_of_rubbish(tmp_path, content):
     assert set(faults) <= {Reason.CORRUPT, Reason.TRUNCATED}
 
 
+def pax_header(**records):
+    content = b""
+    for key, value in records.items():
+        record = f" {key}={value}\n".encode()
+        length = len(record) + 2
+        content += f"{length:02d}".encode() + record
+    return extended_header(len(content)) + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("size", [-512, -1024, "1e3", "9" * 30])
+def test_sizes_that_are_none_do_not_turn_the_reader_back(tmp_path, size, compress):
+    content = pax_header(size=size) + tar_bytes([("a.png", encoded())])
+    assert read_tar(tmp_path, compress(content)) == ([], {Reason.CORRUPT: 1})
+    negative = tarfile.TarInfo("a.png")
+    negative.size = -512
+    content = negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    assert read_tar(tmp_path, compress(content)) == ([], {Reason.CORRUPT: 1})
+
+
+def test_sizes_and_names_in_extended_headers_hold(tmp_path):
+    image = encoded()
+    member = tarfile.TarInfo("short.png")  # whose own header says 0 bytes
+    content = pax_header(size=len(image), path="a/long.png") + member.tobuf()
+    content += image + bytes(-len(image) % 512) + tar_bytes([("b.png", image)])
+    images, faults = read_tar(tmp_path, content)
+    assert [(each.key, each.data) for each in images] == [("long", image), ("b", image)]
+    assert not faults
+
+
+def test_a_chain_of_extended_headers_is_given_up(tmp_path):
+    chain = pax_header(path="a.png") * 5000 + tar_bytes([("b.png", encoded())])
+    assert read_tar(tmp_path, chain) == ([], {Reason.CORRUPT: 1})
+
+
+def test_headers_about_all_members_are_passed_over(tmp_path):
+    about_all = extended_header(512, tarfile.XGLTYPE) + b"13 path=evil\n".ljust(512, b"\0")
+    images, faults = read_tar(tmp_path, about_all + tar_bytes([("a.png", encoded())]))
+    assert [each.key for each in images] == ["a"]
+    assert not faults
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE])
+def test_files_with_holes_are_not_read(tmp_path, kind):
+    header = extended_header(0, kind)
+    if kind == tarfile.XHDTYPE:
+        header = pax_header(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0})
+    content = header + tar_bytes([("a.png", encoded())])
+    assert read_tar(tmp_path, content) == ([], {Reason.CORRUPT: 1})
+
+
+def test_a_member_that_claims_more_than_the_archive_has_is_not_looked_for(tmp_path):
+    member = tarfile.TarInfo("a.bin")
+    member.size = 1 << 62
+    content = member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    assert read_tar(tmp_path, content) == ([], {Reason.TRUNCATED: 1})
+
+
 def test_an_archive_that_unpacks_without_end_is_given_up(tmp_path):
     member = tarfile.TarInfo("a.bin")
     member.size = 1 << 40
@@ -211,7 +266,7 @@ def test_several_archives_by_folder_and_pattern(tmp_path):
         TarShards(str(tmp_path / "*.tgz"))
 
 
-def test_a_folder_of_pictures_with_texts(tmp_path):
+def test_a_folder_of_images_with_texts(tmp_path):
     web = tmp_path / "web"
     (web / "deep").mkdir(parents=True)
     for number in range(5):
@@ -223,9 +278,9 @@ def test_a_folder_of_pictures_with_texts(tmp_path):
     (web / "z.png").symlink_to(tmp_path / "secret.png")
     source = Folder(str(web), per_shard=3)
     assert [len(shard.paths) for shard in source.shards()] == [3, 3, 1]
-    pictures, faults = read(source)
-    assert [each.key for each in pictures] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
-    assert (pictures[0].text, pictures[0].metadata) == ("the text", {"url": "http://x"})
+    images, faults = read(source)
+    assert [each.key for each in images] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
+    assert (images[0].text, images[0].metadata) == ("the text", {"url": "http://x"})
     assert faults == {Reason.NOT_A_FILE: 1}
 
 
@@ -236,24 +291,24 @@ def test_links_that_loop_and_names_too_long_for_a_sidecar_cost_themselves_only(t
     long = "x" * 251  # with .json it has more bytes than a name may have
     for name in ("a.png", f"{long}.png"):
         (tmp_path / name).write_bytes(encoded())
-    pictures, faults = read(Folder(str(tmp_path)))
-    assert [(each.key, each.text) for each in pictures] == [("a.png", ""), (f"{long}.png", "")]
+    images, faults = read(Folder(str(tmp_path)))
+    assert [(each.key, each.text) for each in images] == [("a.png", ""), (f"{long}.png", "")]
     assert sum(faults.values()) == 1
-    assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_PICTURE}  # as this Python sees a loop
+    assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_IMAGE}  # as this Python sees a loop
 
 
-def test_parquet_with_pictures(tmp_path):
+def test_parquet_with_images(tmp_path):
     image = encoded()
     laion = [{"key": "7", "jpg": image, "caption": "a cat", "url": "http://x", "status": "success"}]
     laion += [{**laion[0], "key": "8", "jpg": None, "status": "failed"}]
     hub = [{"image": {"bytes": image, "path": "x.png"}, "text": None, "id": 3}]
     for number, rows in enumerate((laion, hub)):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
-    pictures, faults = read(load_stage(f'parquet{{"path": "{tmp_path}"}}', ImageSource))
-    assert [(each.key, each.text) for each in pictures] == [("7", "a cat"), ("3", "")]
-    assert all(each.data == image for each in pictures)
-    assert pictures[0].metadata == {"url": "http://x"}
-    assert faults == {Reason.NO_PICTURE: 1}
+    images, faults = read(load_stage(f'parquet{{"path": "{tmp_path}"}}', ImageSource))
+    assert [(each.key, each.text) for each in images] == [("7", "a cat"), ("3", "")]
+    assert all(each.data == image for each in images)
+    assert images[0].metadata == {"url": "http://x"}
+    assert faults == {Reason.NO_IMAGE: 1}
 
 
 def test_corrupt_parquet_costs_the_row_group_only(tmp_path):
@@ -267,8 +322,8 @@ def test_corrupt_parquet_costs_the_row_group_only(tmp_path):
     content[start : start + 200] = os.urandom(200)
     path.write_bytes(content)
     source = load_stage(f'parquet{{"path": "{path}"}}', ImageSource)
-    pictures, faults = read(source)
-    assert [each.key for each in pictures] == ["0", "1", "2", "6", "7", "8"]
+    images, faults = read(source)
+    assert [each.key for each in images] == ["0", "1", "2", "6", "7", "8"]
     assert faults == {Reason.CORRUPT_TABLE: 1}
     for rubbish in (b"", b"PAR1" + os.urandom(300) + b"PAR1", bytes(content[:-100])):
         path.write_bytes(rubbish)
@@ -284,7 +339,7 @@ def test_parquet_of_addresses_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("form", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"), ("BMP", ".bmp")]
 )
-def test_pictures_keep_their_bytes(form, suffix):
+def test_images_keep_their_bytes(form, suffix):
     data = encoded(form=form)
     opened = open_bytes(data)
     assert (opened.data, opened.suffix, opened.size) == (data, suffix, (40, 60))
@@ -337,7 +392,7 @@ def test_decompression_bombs_are_not_decoded(side):
         (encoded(height=20), Reason.TOO_SMALL),
     ],
 )
-def test_what_is_no_picture(data, reason):
+def test_what_is_no_image(data, reason):
     assert open_bytes(data) == Rejected(reason)
 
 

@@ -1,37 +1,35 @@
-"""From web pictures to training data: detect, segment, outline, describe, sort out, write.
+"""From web images to training data: detect, segment, outline, describe, sort out, write.
 
 Every stage is a small class behind a protocol (`stages`), named by a word or an import path, so any
 of them can be replaced. Output is what `seg_env.data.open_dataset` opens.
 """
 
-from seg_env.data.annotate.job import Job
-from seg_env.data.annotate.nouns import (
+from seg_env.data.annotate.job import Job, Tally
+from seg_env.data.annotate.pipeline import Progress, annotate
+from seg_env.data.annotate.stages import (
+    DEFAULT_FILTERS,
     Box,
+    DecodedImage,
+    Describer,
     Detection,
+    Detector,
+    Filter,
     Found,
-    Picture,
-    RawPicture,
+    ImageSource,
+    RawImage,
     Reason,
     Rejected,
     Segment,
-    Shard,
-)
-from seg_env.data.annotate.run import Progress, annotate
-from seg_env.data.annotate.stages import (
-    DEFAULT_FILTERS,
-    Describer,
-    Detector,
-    Filter,
-    ImageSource,
     Segmenter,
+    Shard,
     load_stage,
 )
-from seg_env.data.annotate.tally import Tally
 from seg_env.data.annotate.truth import write_scene_shards
 
 __all__ = [
     "DEFAULT_FILTERS",
     "Box",
+    "DecodedImage",
     "Describer",
     "Detection",
     "Detector",
@@ -39,9 +37,8 @@ __all__ = [
     "Found",
     "ImageSource",
     "Job",
-    "Picture",
     "Progress",
-    "RawPicture",
+    "RawImage",
     "Reason",
     "Rejected",
     "Segment",

@@ -1,7 +1,9 @@
-"""What describers have in common: how an object is shown to a model, and what is asked."""
+"""Descriptions: how an object is shown and asked about, and how text from outside is cleaned."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,15 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from seg_env.data.annotate.nouns import Found, Picture
+from seg_env.data.annotate.stages import DecodedImage, Found
 
 PROMPT = (
     "One object in this picture has a red outline. Write a short phrase, of at most 15 words, that "
     "refers to this object and to no other object in the picture: what it is, its look, its place. "
     "Write the phrase only, and do not mention the outline."
 )
-"""What a model is asked about a picture from `highlight`."""
+"""What a model is asked about an image from `highlight`."""
 RED = (255, 0, 0)
+
+LONGEST_INPUT = 10_000
+"""Characters that are looked at; the rest is cut off first."""
+LONGEST = 300
+"""Characters that are kept."""
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Categories of characters that nobody sees: control characters, marks that turn the direction of
+writing, halves of pairs that no encoding can write, private and unassigned ones."""
+_QUOTES = "\"'`“”‘’«»„ "
 
 
 @dataclass(frozen=True)
@@ -28,38 +40,59 @@ class LabelDescriber:
     """How the phrase is worded."""
 
     def describe(
-        self, pictures: Sequence[Picture], objects: Sequence[Sequence[Found]]
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
     ) -> list[list[str]]:
         """See `seg_env.data.annotate.stages.Describer`."""
+        labels = [[found.detection.label for found in some] for some in objects]
         return [
-            [
-                self.template.replace("{label}", found.detection.label)
-                if found.detection.label
-                else ""
-                for found in some
-            ]
-            for some in objects
+            [self.template.replace("{label}", label) if label else "" for label in some]
+            for some in labels
         ]
 
 
-def highlight(picture: Picture, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
-    """The picture with a red outline around an object.
+def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
+    """A copy of an image with a red outline around an object.
 
-    Args:
-        picture: The picture; not changed.
-        found: The object, with its mask.
-        longest_side: Larger pictures are reduced to it, in pixels.
-
-    Returns:
-        ``(H', W', 3) uint8`` with the proportions of the picture.
+    Larger images are reduced until their longer side has ``longest_side`` pixels.
     """
-    height, width = picture.size
+    height, width = image.size
     scale = min(1.0, longest_side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    drawn = Image.fromarray(picture.image).resize(size, Image.Resampling.BICUBIC)
+    drawn = Image.fromarray(image.image).resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
     thick = max(2, round(max(size) / 200))
     for ring in found.target.outline():
         points = [(float(x), float(y)) for x, y in ring * size]
         pen.line([*points, points[0]], fill=RED, width=thick, joint="curve")
     return np.asarray(drawn).copy()
+
+
+def clean_text(text: str, longest: int = LONGEST) -> str:
+    """One line of visible characters, in Unicode's composed form.
+
+    Args:
+        text: Any text, of any length and content.
+        longest: Characters that are kept; the cut is made at a space where there is one.
+    """
+    visible = (
+        " " if character.isspace() else character
+        for character in text[:LONGEST_INPUT]
+        if character.isspace() or unicodedata.category(character) not in _HIDDEN
+    )
+    line = " ".join(unicodedata.normalize("NFC", "".join(visible)).split())
+    if len(line) <= longest:
+        return line
+    cut = line[: longest + 1].rpartition(" ")[0]
+    return cut or line[:longest]
+
+
+def clean_expression(text: str) -> str:
+    """A description as an expression: `clean_text` without quotes around it or a stop behind it.
+
+    Text that is too long is not cut but kept as far as filters need to see that it is: half a
+    sentence is no expression.
+    """
+    line = clean_text(text, 2 * LONGEST)
+    line = re.sub(r"^(?:answer|description|expression)\s*:\s*", "", line, flags=re.IGNORECASE)
+    line = line.strip(_QUOTES)
+    return line[:-1].strip(_QUOTES) if line.endswith(".") and not line.endswith("..") else line

@@ -7,29 +7,32 @@ import io
 import json
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException, HTTPMessage
-from typing import IO, Any
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from seg_env.data.annotate.arguments import check_between, check_whole
 from seg_env.data.annotate.describing import PROMPT, highlight
-from seg_env.data.annotate.nouns import Found, Picture
+from seg_env.data.annotate.stages import DecodedImage, Found, check_between, check_whole
+
+try:
+    import httpx2
+    import openai
+except ImportError as error:
+    raise ImportError(
+        f"servers are asked through the OpenAI client ({error}): "
+        "pip install 'simpleseg-rl[describe]'"
+    ) from error
 
 MOST_BYTES = 1 << 20
 """Longest answer of a server that is read."""
 MOST_REFUSED = 20
 """So many requests refused one after another mean that something is wrong with all of them."""
-LONGEST_WAIT = 60.0
-"""Seconds between two tries at most, whatever the server asks for."""
 LONGEST_TIMEOUT = 86_400.0
 """Seconds that an answer may take at most."""
-_TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _THIS_REQUEST = (400, 413, 415, 422)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -53,7 +56,6 @@ class EndpointDescriber:
         parallel: int = 4,
         tries: int = 6,
         timeout: float = 120.0,
-        pause: float = 1.0,
         longest_side: int = 768,
         max_tokens: int = 60,
     ) -> None:
@@ -68,8 +70,7 @@ class EndpointDescriber:
             parallel: Requests at a time, 1 or more.
             tries: How often a request is made before a failing server stops the run, 1 or more.
             timeout: Seconds that an answer may take, above 0.
-            pause: Seconds before the second try, from 0; doubled every time.
-            longest_side: Pictures are reduced to it, in pixels, 1 or more.
+            longest_side: Images are reduced to it, in pixels, 1 or more.
             max_tokens: Longest description, 1 or more.
 
         Raises:
@@ -78,28 +79,45 @@ class EndpointDescriber:
         """
         check_whole(1, parallel=parallel, tries=tries)
         check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
-        check_between(0.0, LONGEST_TIMEOUT, timeout=timeout, pause=pause)
+        check_between(0.0, LONGEST_TIMEOUT, timeout=timeout)
         if not timeout:
             raise ValueError(f"timeout={timeout}; use a number of seconds above 0")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
-        self._key = os.environ.get(api_key_variable, "")
-        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
+        key = os.environ.get(api_key_variable, "")
+        if key and parts.scheme == "http" and parts.hostname not in _LOCAL:
             raise ValueError(
                 f"url={url!r} would send the key in {api_key_variable} unencrypted: use https, or "
                 "unset the variable"
             )
-        self._address = f"{url.rstrip('/')}/chat/completions"
-        self._model, self._prompt = model, prompt
-        self._parallel, self._tries, self._timeout, self._pause = parallel, tries, timeout, pause
-        self._longest_side, self._max_tokens = longest_side, max_tokens
+        self._url, self._parallel = url, parallel
+        self._longest_side, self._prompt = longest_side, prompt
         self._refused = 0
-        # A redirected request would carry the key to wherever the server says.
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        headers: dict[str, Any] = {"Accept-Encoding": "identity"}
+        if not key:
+            headers["Authorization"] = openai.Omit()
+        client = openai.OpenAI(
+            base_url=url,
+            api_key=key or "none",
+            max_retries=tries - 1,
+            timeout=timeout,
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # they would carry the key to wherever the server says
+                timeout=timeout,
+                event_hooks={"response": [partial(_bound, seconds=timeout)]},
+            ),
+        )
+        self._create = partial(
+            client.chat.completions.with_raw_response.create,
+            model=model,
+            max_tokens=max_tokens,
+            temperature=0,
+            extra_headers=headers,
+        )
 
     def describe(
-        self, pictures: Sequence[Picture], objects: Sequence[Sequence[Found]]
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
     ) -> list[list[str]]:
         """See `seg_env.data.annotate.stages.Describer`.
 
@@ -107,108 +125,78 @@ class EndpointDescriber:
             ConnectionError: The server does not answer, or refuses everything; says what it said.
         """
         pairs = [
-            (picture, found)
-            for picture, some in zip(pictures, objects, strict=True)
-            for found in some
+            (image, found) for image, some in zip(images, objects, strict=True) for found in some
         ]
         with ThreadPoolExecutor(self._parallel) as pool:
             texts = iter(list(pool.map(lambda pair: self._ask(*pair), pairs)))
         return [[next(texts) for _ in some] for some in objects]
 
-    def _ask(self, picture: Picture, found: Found) -> str:
-        request = urllib.request.Request(self._address, self._question(picture, found))
-        request.add_header("Content-Type", "application/json")
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
-        for attempt in range(self._tries):
-            wait = self._pause * 2.0**attempt
-            try:
-                return self._accept(self._read(request))
-            except urllib.error.HTTPError as error:
-                problem = f"{error.code} {error.reason}: {_said(error)}"
-                if error.code in _THIS_REQUEST:
-                    return self._refuse(problem)
-                if error.code not in _TRY_AGAIN:
-                    raise ConnectionError(f"{self._address} answered {problem}") from error
-                wait = max(wait, _seconds(error.headers.get("Retry-After")))
-            except (OSError, HTTPException) as error:  # no connection, timeout, half an answer
-                problem = f"{type(error).__name__}: {error}"
-            if attempt + 1 < self._tries:
-                time.sleep(min(wait, LONGEST_WAIT))
-        raise ConnectionError(
-            f"{self._address} failed {self._tries} times, last with {problem}; shards that are "
-            "done stay, run again to go on"
-        )
-
-    def _read(self, request: urllib.request.Request) -> bytes:
-        """The answer; a server that dribbles is given up like one that is silent."""
-        end = time.monotonic() + self._timeout
-        parts, left = [], MOST_BYTES + 1
-        with self._opener.open(request, timeout=self._timeout) as response:
-            while left > 0 and (part := response.read1(min(left, 1 << 16))):
-                parts.append(part)
-                left -= len(part)
-                if time.monotonic() > end:
-                    raise TimeoutError(f"an answer took more than {self._timeout} seconds")
-        return b"".join(parts)
-
-    def _accept(self, answer: bytes) -> str:
-        """The text in an answer, ``""`` where it has none."""
+    def _ask(self, image: DecodedImage, found: Found) -> str:
         try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
+            response = self._create(messages=[self._question(image, found)])
+        except openai.APIError as error:
+            problem = f"{error} {error.__cause__ or ''}"
+            if isinstance(error, openai.APIStatusError):
+                problem = f"{error.status_code}: {error.response.text[:500]}"
+                if error.status_code in _THIS_REQUEST:
+                    return self._refuse(problem)
+            tries = 1 + int(error.request.headers.get("X-Stainless-Retry-Count", 0))
+            raise ConnectionError(
+                f"{self._url} failed {'once' if tries == 1 else f'{tries} times'}, last with "
+                f"{problem}; shards that are done stay, run again to go on"
+            ) from error
+        try:
+            text = json.loads(response.content)["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, KeyError, IndexError, TypeError):
             text = None
         if not isinstance(text, str):
-            return self._refuse(f"no text in {answer[:500]!r}")
+            return self._refuse(f"no text in {response.content[:500]!r}")
         self._refused = 0
         return text
+
+    def _question(self, image: DecodedImage, found: Found) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        Image.fromarray(highlight(image, found, self._longest_side)).save(buffer, "JPEG")
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        content = [
+            {"type": "text", "text": self._prompt},
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
+        ]
+        return {"role": "user", "content": content}
 
     def _refuse(self, problem: str) -> str:
         self._refused += 1
         if self._refused >= MOST_REFUSED:
             raise ConnectionError(
-                f"{self._address} refused {self._refused} requests in a row, last with {problem}"
+                f"{self._url} refused {self._refused} requests in a row, last with {problem}"
             )
         return ""
 
-    def _question(self, picture: Picture, found: Found) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(highlight(picture, found, self._longest_side)).save(buffer, "JPEG")
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        content: list[dict[str, Any]] = [
-            {"type": "text", "text": self._prompt},
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
-        ]
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._max_tokens,
-            "temperature": 0,
-        }
-        return json.dumps(body).encode()
+
+class _Bounded(httpx2.SyncByteStream):
+    """An answer that is cut off at `MOST_BYTES`, and given up when it takes too long.
+
+    The client's own timeout is for each part of an answer: a server that dribbles would never end.
+    """
+
+    def __init__(self, stream: Any, seconds: float) -> None:
+        self._stream, self._seconds = stream, seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        end, left = time.monotonic() + self._seconds, MOST_BYTES
+        for part in self._stream:
+            yield part[:left]
+            left -= len(part)
+            if left <= 0:
+                return
+            if time.monotonic() > end:
+                raise httpx2.ReadTimeout(f"an answer took more than {self._seconds} seconds")
+
+    def close(self) -> None:
+        self._stream.close()
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> None:
-        """Follow nothing: the redirection itself becomes the error."""
-        return None
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """The start of what comes with an error; ``""`` where it breaks off, as the error counts."""
-    try:
-        return error.read(500).decode("utf-8", "replace")
-    except (OSError, HTTPException):
-        return ""
-
-
-def _seconds(text: str | None) -> float:
-    return float(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else 0.0
+def _bound(response: httpx2.Response, seconds: float) -> None:
+    """Bound an answer before it is read; one that is packed, perhaps a bomb, stays packed."""
+    response.headers.pop("Content-Encoding", None)
+    response.stream = _Bounded(response.stream, seconds)

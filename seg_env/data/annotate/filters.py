@@ -1,89 +1,88 @@
-"""Filters that look at boxes, masks and outlines."""
+"""Filters: what is wrong with boxes, masks, outlines and descriptions."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from seg_env.data.annotate.nouns import Box, Found, Picture
-from seg_env.data.annotate.stages import When
+from seg_env.data.annotate.stages import Box, DecodedImage, Found, When
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
 
 
+class _OneByOne:
+    """A filter that looks at each object on its own."""
+
+    def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
+        """See `seg_env.data.annotate.stages.Filter`."""
+        return [self._reason(image, found) for found in objects]
+
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Score:
+class Score(_OneByOne):
     """Drops boxes that the detector is not sure of."""
 
     least: float = 0.3
     """Lowest score that is kept."""
     after: ClassVar[When] = "detector"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """See `seg_env.data.annotate.stages.Filter`."""
-        return [
-            None if found.detection.score >= self.least else "low detection score"
-            for found in objects
-        ]
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        return None if found.detection.score >= self.least else "low detection score"
 
 
 @dataclass(frozen=True)
-class Area:
-    """Drops objects that are too small to outline, and those that are the whole picture."""
+class Area(_OneByOne):
+    """Drops objects that are too small to outline, and those that are the whole image."""
 
     least: float = 0.002
-    """Smallest share of the picture."""
+    """Smallest share of the image."""
     most: float = 0.9
-    """Largest share of the picture."""
+    """Largest share of the image."""
     least_pixels: int = 64
     """Fewest pixels."""
     after: ClassVar[When] = "segmenter"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """See `seg_env.data.annotate.stages.Filter`."""
-        pixels = math.prod(picture.size)
-        fewest = max(self.least * pixels, self.least_pixels)
-        return [
-            "too small" if area < fewest else "too large" if area > self.most * pixels else None
-            for area in (found.target.area for found in objects)
-        ]
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        area, pixels = found.target.area, math.prod(image.size)
+        if area < max(self.least * pixels, self.least_pixels):
+            return "too small"
+        return "too large" if area > self.most * pixels else None
 
 
 @dataclass(frozen=True)
-class MaskScore:
+class MaskScore(_OneByOne):
     """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
 
     least: float = 0.7
     """Lowest score that is kept."""
     after: ClassVar[When] = "segmenter"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """See `seg_env.data.annotate.stages.Filter`."""
-        scores = [found.segment.score if found.segment else 0.0 for found in objects]
-        return [None if score >= self.least else "low mask score" for score in scores]
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        score = found.segment.score if found.segment else 0.0
+        return None if score >= self.least else "low mask score"
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(_OneByOne):
     """Drops masks that leave the box they were made from, or fill a corner of it."""
 
     least: float = 0.5
     """Lowest IoU of the mask's bounding box with the detector's box."""
     after: ClassVar[When] = "segmenter"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """See `seg_env.data.annotate.stages.Filter`."""
-        return [
-            None
-            if box_iou(found.target.rle.bbox, found.detection.box) >= self.least
-            else "mask beside its box"
-            for found in objects
-        ]
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        overlap = box_iou(found.target.rle.bbox, found.detection.box)
+        return None if overlap >= self.least else "mask beside its box"
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,10 @@ class Duplicates:
     """Of masks that cover the same pixels, keeps the one with the best detection score."""
 
     most: float = 0.8
-    """Highest mask IoU that two objects of a picture may have."""
+    """Highest mask IoU that two objects of an image may have."""
     after: ClassVar[When] = "segmenter"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
+    def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
         """See `seg_env.data.annotate.stages.Filter`."""
         reasons: list[str | None] = [None] * len(objects)
         kept: list[Rle] = []
@@ -108,7 +107,7 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class Ceiling(_OneByOne):
     """Drops objects that text cannot say well.
 
     The mask is outlined as answers are taught, written, read and filled: what is left of its IoU is
@@ -125,16 +124,67 @@ class Ceiling:
     """Longest outline."""
     after: ClassVar[When] = "segmenter"
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """See `seg_env.data.annotate.stages.Filter`."""
-        return [self._reason(found) for found in objects]
-
-    def _reason(self, found: Found) -> str | None:
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
         rings = decode(encode(found.target.outline(self.epsilon), self.decimals)).rings
         if sum(map(len, rings)) > self.most_vertices:
             return "too many vertices"
         reached = iou_batch([rings], found.target.rle)[0]
         return None if reached >= self.least else "below representation ceiling"
+
+
+MARKUP = re.compile(r"<[^<>\s]{1,60}>|<\|.{0,60}?\|>|\[/?INST\]|```|\{\{|\}\}|\{%", re.IGNORECASE)
+"""What reads as a special token or a template: ``<image>``, ``<|im_end|>``, ``[INST]``."""
+COORDINATES = re.compile(r"\[\s*[\[\d.]|\d\s*,\s*0?\.\d")
+"""What reads as an outline: it would give the answer away within the question."""
+ADDRESS = re.compile(r"https?://|www\.|\S@\S+\.\w", re.IGNORECASE)
+"""Addresses of pages and mail."""
+REFUSAL = re.compile(
+    r"\b(?:i(?:'|’)?m sorry|i am sorry|i apologi[sz]e|i can(?:no|')?t|i cannot|i(?:'| a)m unable|"
+    r"as an? (?:ai|language model)|unable to (?:see|identify|determine)|not (?:visible|clear)|"
+    r"no (?:object|image|red outline)|the user|the outline|outlined)\b",
+    re.IGNORECASE,
+)
+"""What models say in place of a description, or about the outline that they were shown."""
+
+
+@dataclass(frozen=True)
+class WordingFilter(_OneByOne):
+    """Drops descriptions that are no short phrase about an object."""
+
+    most_words: int = 30
+    """Longest expression in words."""
+    most_characters: int = 200
+    """Longest expression in characters."""
+    after: ClassVar[When] = "describer"
+
+    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+        text = found.expression
+        if len(text) > self.most_characters or len(text.split()) > self.most_words:
+            return "description too long"
+        if not any(character.isalpha() for character in text):
+            return "description without words"
+        for reason, pattern in (
+            ("markup in description", MARKUP),
+            ("coordinates in description", COORDINATES),
+            ("address in description", ADDRESS),
+            ("refusal", REFUSAL),
+        ):
+            if pattern.search(text):
+                return reason
+        return None
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Drops objects that share their description with another object of the image."""
+
+    after: ClassVar[When] = "describer"
+
+    def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
+        """See `seg_env.data.annotate.stages.Filter`."""
+        texts = [found.expression.casefold() for found in objects]
+        counts = Counter(texts)
+        return ["ambiguous description" if counts[text] > 1 else None for text in texts]
 
 
 def box_iou(one: Box, two: Box) -> float:
@@ -148,11 +198,8 @@ def box_iou(one: Box, two: Box) -> float:
 
 def mask_iou(one: Rle, two: Rle) -> float:
     """IoU of two masks of one size, 0 where both are empty."""
-    if not _overlap(one.bbox, two.bbox):
+    a, b = one.bbox, two.bbox
+    if not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]):
         return 0.0
     union = Rle.union_of([one, two]).area
     return (one.area + two.area - union) / union
-
-
-def _overlap(one: Box, two: Box) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

@@ -1,4 +1,4 @@
-"""The stages of annotation, each replaceable by a class of your own.
+"""The stages of annotation and what passes between them; each stage can be a class of your own.
 
 A stage is named by a word (``score``) or an import path (``my_pkg.filters:Sharp``), followed by its
 arguments as a JSON object where it needs any: ``score{"least": 0.4}``.
@@ -7,34 +7,156 @@ arguments as a JSON object where it needs any: ``score{"least": 0.4}``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
 from importlib import import_module
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from seg_env.data.annotate.nouns import (
-    Detection,
-    Found,
-    Picture,
-    RawPicture,
-    Rejected,
-    Segment,
-    Shard,
-)
+import numpy as np
+from numpy.typing import NDArray
 
-When = Literal["detector", "segmenter", "describer"]
-"""The stage whose results a filter looks at."""
+from seg_env.geometry.rle import Rle
+from seg_env.types import Target
+
+Box = tuple[float, float, float, float]
+"""``x0, y0, x1, y1`` in pixels, end exclusive."""
+
+
+class Reason(StrEnum):
+    """Why something in a source did not become an image."""
+
+    UNREADABLE = "unreadable picture"
+    """Damaged, or of a format that is not read."""
+    TOO_MANY_PIXELS = "too many pixels"
+    """Larger than is decoded: perhaps a decompression bomb."""
+    TOO_SMALL = "picture too small"
+    """A side is shorter than asked for."""
+    NO_IMAGE = "no picture"
+    """Text or metadata without an image, as a failed download leaves it."""
+    TOO_MANY_BYTES = "file too large"
+    """A file, or a member of an archive, with more bytes than are read."""
+    UNSAFE_NAME = "unsafe name"
+    """A member of an archive whose name leads out of a folder."""
+    NOT_A_FILE = "link or device"
+    """A link or device in an archive, or a link that leads out of the folder."""
+    TRUNCATED = "truncated archive"
+    """An archive that stops before its end; what came before is used."""
+    CORRUPT = "corrupt archive"
+    """An archive with something in it that is no header; what came before is used."""
+    BOMB = "archive unpacks too large"
+    """A compressed archive of far more content than bytes; what came before is used."""
+    CORRUPT_TABLE = "corrupt parquet"
+    """A parquet file, or a row group of one, that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Something in a source that did not become an image."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that one worker annotates: whole, or not at all."""
+
+    number: int
+    """Its place in the source, from 0."""
+    name: str
+    """What manifests call it."""
+    paths: tuple[str, ...]
+    """Its files."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawImage:
+    """An encoded image as it lies in its source, not looked into."""
+
+    key: str
+    """Its name there. Data from outside: never a path, never unique for certain."""
+    data: bytes = field(repr=False)
+    """The encoded image."""
+    text: str = ""
+    """What the source says about it, such as the alternative text of a web page."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What else is kept of it: where it came from and under which licence."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """A decoded image with what its source says about it, see `RawImage`."""
+
+    key: str
+    data: bytes = field(repr=False)
+    """The encoded image as it will be written; it decodes to `image` without being turned."""
+    suffix: str
+    """Ending of a file with this content, such as ``".jpg"``."""
+    image: NDArray[np.uint8] = field(repr=False)
+    """``(H, W, 3) uint8``."""
+    text: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box around something."""
+
+    box: Box
+    score: float
+    """How sure the detector is, 0 to 1."""
+    label: str = ""
+    """What the detector calls it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The pixels of something."""
+
+    rle: Rle
+    """The mask at the size of the image."""
+    score: float = 1.0
+    """How good the segmenter thinks it is, 0 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One object on its way through the stages."""
+
+    detection: Detection
+    segment: Segment | None = None
+    """Its pixels, once it has been segmented."""
+    expression: str = ""
+    """Its description, once it has been described."""
+
+    @cached_property
+    def target(self) -> Target:
+        """The mask as a target, whose outline is traced once.
+
+        Raises:
+            ValueError: It has not been segmented yet.
+        """
+        if self.segment is None:
+            raise ValueError(f"{self.detection} has no mask yet: this needs the segmenter's output")
+        return Target(self.segment.rle)
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Where pictures come from."""
+    """Where images come from."""
 
     def shards(self) -> list[Shard]:
         """Its parts in a fixed order: the same for every worker and after every restart."""
         ...
 
-    def read(self, shard: Shard) -> Iterator[RawPicture | Rejected]:
-        """The pictures of a part, one after another in a fixed order; what is broken is reported.
+    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+        """The images of a part, one after another in a fixed order; what is broken is reported.
 
         Memory does not grow with the size of the part. Content never raises; a file that has
         disappeared does.
@@ -46,8 +168,8 @@ class ImageSource(Protocol):
 class Detector(Protocol):
     """Finds objects."""
 
-    def detect(self, pictures: Sequence[Picture]) -> list[list[Detection]]:
-        """Boxes in each of ``B`` pictures; boxes may reach out of the picture."""
+    def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
+        """Boxes in each of ``B`` images; boxes may reach out of the image."""
         ...
 
 
@@ -56,9 +178,9 @@ class Segmenter(Protocol):
     """Turns boxes into masks."""
 
     def segment(
-        self, pictures: Sequence[Picture], detections: Sequence[Sequence[Detection]]
+        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
     ) -> list[list[Segment | None]]:
-        """A mask, or None, for each box of each of ``B`` pictures, of the picture's size."""
+        """A mask, or None, for each box of each of ``B`` images, of the image's size."""
         ...
 
 
@@ -67,13 +189,17 @@ class Describer(Protocol):
     """Says what objects are."""
 
     def describe(
-        self, pictures: Sequence[Picture], objects: Sequence[Sequence[Found]]
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
     ) -> list[list[str]]:
-        """An expression for each object of each of ``B`` pictures; ``""`` where it has none.
+        """An expression for each object of each of ``B`` images; ``""`` where it has none.
 
         What it returns is cleaned and checked by others: a model's text is data.
         """
         ...
+
+
+When = Literal["detector", "segmenter", "describer"]
+"""The stage whose results a filter looks at."""
 
 
 @runtime_checkable
@@ -83,21 +209,21 @@ class Filter(Protocol):
     after: When
     """The stage that it follows; cheap stages first, descriptions only of what has passed."""
 
-    def judge(self, picture: Picture, objects: Sequence[Found]) -> list[str | None]:
-        """Why each of ``N`` objects of a picture is dropped; None keeps it."""
+    def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
+        """Why each of ``N`` objects of an image is dropped; None keeps it."""
         ...
 
 
 SHORT_NAMES = {
-    "folder": "seg_env.data.annotate.source_folder:Folder",
-    "tar": "seg_env.data.annotate.source_tar:TarShards",
-    "parquet": "seg_env.data.annotate.source_parquet:ParquetShards",
+    "folder": "seg_env.data.annotate.sources:Folder",
+    "tar": "seg_env.data.annotate.sources:TarShards",
+    "parquet": "seg_env.data.annotate.sources:ParquetShards",
     "true_boxes": "seg_env.data.annotate.truth:TrueBoxes",
     "true_masks": "seg_env.data.annotate.truth:TrueMasks",
     "true_expressions": "seg_env.data.annotate.truth:TrueExpressions",
-    "jittered_boxes": "seg_env.data.annotate.noise:JitteredBoxes",
-    "frayed_masks": "seg_env.data.annotate.noise:FrayedMasks",
-    "mixed_up_expressions": "seg_env.data.annotate.noise:MixedUpExpressions",
+    "jittered_boxes": "seg_env.data.annotate.truth:JitteredBoxes",
+    "frayed_masks": "seg_env.data.annotate.truth:FrayedMasks",
+    "mixed_up_expressions": "seg_env.data.annotate.truth:MixedUpExpressions",
     "grounding_dino": "agents.annotators.grounding_dino:GroundingDino",
     "sam": "agents.annotators.sam:Sam",
     "vlm": "agents.annotators.vlm:VlmDescriber",
@@ -109,8 +235,8 @@ SHORT_NAMES = {
     "agreement": "seg_env.data.annotate.filters:Agreement",
     "duplicates": "seg_env.data.annotate.filters:Duplicates",
     "ceiling": "seg_env.data.annotate.filters:Ceiling",
-    "wording": "seg_env.data.annotate.filters_text:WordingFilter",
-    "distinct": "seg_env.data.annotate.filters_text:Distinct",
+    "wording": "seg_env.data.annotate.filters:WordingFilter",
+    "distinct": "seg_env.data.annotate.filters:Distinct",
 }
 """Words that stand for the stages that come with the project."""
 
@@ -159,3 +285,26 @@ def load_stage(text: str, kind: type[Any]) -> Any:
     if not isinstance(made, kind):
         raise ValueError(f"{name!r} is no {kind.__name__}; see seg_env.data.annotate.stages")
     return made
+
+
+def check_whole(least: int, **values: object) -> None:
+    """Check arguments of a stage that are whole numbers.
+
+    Raises:
+        ValueError: One is below ``least``, or no whole number.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r}; use a whole number from {least}")
+
+
+def check_between(least: float, most: float, **values: object) -> None:
+    """Check arguments of a stage that are numbers.
+
+    Raises:
+        ValueError: One is out of range, or no number.
+    """
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and least <= cast("float", value) <= most):
+            raise ValueError(f"{name}={value!r}; use a number from {least:g} to {most:g}")

@@ -1,7 +1,9 @@
-"""Procedural scenes as a stand-in for the web, and their truth as a stand-in for models.
+"""Procedural scenes as a stand-in for the web, and their truth, or worse, as a stand-in for models.
 
-With them the whole path from archives of pictures to training data runs anywhere, and every record
-can be compared with what it should be.
+With them the whole path from archives of images to training data runs anywhere, and every record
+can be compared with what it should be. Noise makes labels as bad as those of the web: each class
+wraps another stage, and what it does follows from its seed and the image's name, so a run that was
+interrupted goes on with the noise it would have had.
 """
 
 from __future__ import annotations
@@ -11,17 +13,29 @@ import json
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from seg_env.data.annotate.filters import box_iou, mask_iou
-from seg_env.data.annotate.nouns import Detection, Found, Picture, Segment
-from seg_env.data.annotate.plan import unique
+from seg_env.data.annotate.job import temporary_path
+from seg_env.data.annotate.stages import (
+    DecodedImage,
+    Describer,
+    Detection,
+    Detector,
+    Found,
+    Segment,
+    Segmenter,
+    check_between,
+    check_whole,
+    load_stage,
+)
 from seg_env.data.scenes import Scenes, Split
 from seg_env.data.scenes.layout import Difficulty
 from seg_env.data.scenes.scene import Scene
@@ -48,9 +62,9 @@ def write_scene_shards(
         folder: Where ``scenes-<number>.tar`` are written, each under a temporary name first.
         count: Number of scenes.
         per_shard: Scenes in an archive.
-        difficulty: See `seg_env.data.scenes.Scenes`.
-        seed: Number that all scenes depend on.
-        size: Side of the pictures in pixels.
+        difficulty: See `seg_env.data.scenes.Scenes`, as for the following two.
+        seed: What all scenes depend on.
+        size: Side of the images in pixels.
         on_scene: Called with the number of scenes that are there.
 
     Returns:
@@ -62,7 +76,7 @@ def write_scene_shards(
     paths = []
     for start in range(0, count, per_shard):
         path = root / f"scenes-{start // per_shard:06d}.tar"
-        partial = unique(path)
+        partial = temporary_path(path)
         paths.append(path)
         numbers = range(start, min(start + per_shard, count))
         if not path.exists():
@@ -88,29 +102,25 @@ def _add_scene(archive: tarfile.TarFile, scenes: Scenes, number: int) -> None:
         archive.addfile(member, io.BytesIO(content))
 
 
+@lru_cache(maxsize=64)
 def scene_of(key: str, size: tuple[int, int]) -> Scene | None:
-    """The scene that a picture of `write_scene_shards` shows; None for any other name or size."""
+    """The scene that an image of `write_scene_shards` shows; None for any other name or size."""
     match = _KEY.fullmatch(key)
     if match is None or match[1] not in get_args(Difficulty) or match[2] not in get_args(Split):
         return None
-    return _scene(key) if size == (int(match[5]), int(match[5])) else None
-
-
-@lru_cache(maxsize=64)
-def _scene(key: str) -> Scene:
-    match = _KEY.fullmatch(key)
-    assert match is not None
-    number, seed, size = int(match[3]), int(match[4]), int(match[5])
-    scenes = Scenes(match[2], match[1], seed, length=number + 1, size=size)  # type: ignore[arg-type]
+    number, seed, side = int(match[3]), int(match[4]), int(match[5])
+    if size != (side, side):
+        return None
+    scenes = Scenes(match[2], match[1], seed, length=number + 1, size=side)  # type: ignore[arg-type]
     return scenes.scene(number)
 
 
 class TrueBoxes:
     """A detector that knows the scenes."""
 
-    def detect(self, pictures: Sequence[Picture]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """See `seg_env.data.annotate.stages.Detector`."""
-        return [self._of(scene_of(picture.key, picture.size)) for picture in pictures]
+        return [self._of(scene_of(image.key, image.size)) for image in images]
 
     def _of(self, scene: Scene | None) -> list[Detection]:
         if scene is None:
@@ -127,12 +137,12 @@ class TrueMasks:
     """A segmenter that knows the scenes: the object whose box overlaps most with the one given."""
 
     def segment(
-        self, pictures: Sequence[Picture], detections: Sequence[Sequence[Detection]]
+        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
     ) -> list[list[Segment | None]]:
         """See `seg_env.data.annotate.stages.Segmenter`."""
         return [
-            [self._of(scene_of(picture.key, picture.size), detection) for detection in some]
-            for picture, some in zip(pictures, detections, strict=True)
+            [self._of(scene_of(image.key, image.size), detection) for detection in some]
+            for image, some in zip(images, detections, strict=True)
         ]
 
     def _of(self, scene: Scene | None, detection: Detection) -> Segment | None:
@@ -148,12 +158,12 @@ class TrueExpressions:
     """A describer that knows the scenes: the expression of the object whose mask fits best."""
 
     def describe(
-        self, pictures: Sequence[Picture], objects: Sequence[Sequence[Found]]
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
     ) -> list[list[str]]:
         """See `seg_env.data.annotate.stages.Describer`."""
         return [
-            [self._of(scene_of(picture.key, picture.size), found) for found in some]
-            for picture, some in zip(pictures, objects, strict=True)
+            [self._of(scene_of(image.key, image.size), found) for found in some]
+            for image, some in zip(images, objects, strict=True)
         ]
 
     def _of(self, scene: Scene | None, found: Found) -> str:
@@ -168,3 +178,107 @@ def best_object(scene: Scene, mask: Rle) -> tuple[int, float]:
     overlaps = [mask_iou(Rle.from_mask(each), mask) for each in scene.masks]
     best = int(np.argmax(overlaps))
     return best, overlaps[best]
+
+
+class JitteredBoxes:
+    """Moves the sides of boxes."""
+
+    def __init__(self, stage: str, sigma: float = 0.05, seed: int = 0) -> None:
+        """Wrap a detector.
+
+        Args:
+            stage: The detector, as text.
+            sigma: Standard deviation of each side as a share of the box's width or height.
+            seed: What the noise depends on, with the names of the images.
+        """
+        check_between(0, 10, sigma=sigma)
+        check_whole(0, seed=seed)
+        self._inner: Detector = load_stage(stage, Detector)
+        self._sigma, self._seed = sigma, seed
+
+    def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
+        """See `seg_env.data.annotate.stages.Detector`."""
+        found = self._inner.detect(images)
+        return [
+            [self._moved(detection, rng) for detection in some]
+            for rng, some in zip(_rngs(images, self._seed, 0), found, strict=True)
+        ]
+
+    def _moved(self, detection: Detection, rng: np.random.Generator) -> Detection:
+        x0, y0, x1, y1 = detection.box
+        scale = self._sigma * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+        left, top, right, bottom = (detection.box + rng.normal(size=4) * scale).tolist()
+        box = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
+        return Detection(box, detection.score, detection.label)
+
+
+class FrayedMasks:
+    """Lets masks grow or shrink by some pixels."""
+
+    def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
+        """Wrap a segmenter: each mask grows by a whole number drawn from ``[-most, most]``."""
+        check_whole(0, most=most)
+        check_whole(0, seed=seed)
+        self._inner: Segmenter = load_stage(stage, Segmenter)
+        self._most, self._seed = most, seed
+
+    def segment(
+        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
+    ) -> list[list[Segment | None]]:
+        """See `seg_env.data.annotate.stages.Segmenter`."""
+        found = self._inner.segment(images, detections)
+        return [
+            [self._frayed(segment, rng) for segment in some]
+            for rng, some in zip(_rngs(images, self._seed, 1), found, strict=True)
+        ]
+
+    def _frayed(self, segment: Segment | None, rng: np.random.Generator) -> Segment | None:
+        pixels = int(rng.integers(-self._most, self._most + 1))
+        if segment is None or pixels == 0:
+            return segment
+        rank = ImageFilter.MaxFilter if pixels > 0 else ImageFilter.MinFilter
+        mask = Image.fromarray(segment.rle.to_mask().astype(np.uint8))
+        grown = np.asarray(mask.filter(rank(2 * abs(pixels) + 1))) != 0
+        return Segment(Rle.from_mask(grown), segment.score)
+
+
+class MixedUpExpressions:
+    """Gives some objects the description of another one."""
+
+    def __init__(self, stage: str, share: float = 0.1, seed: int = 0) -> None:
+        """Wrap a describer.
+
+        Args:
+            stage: The describer, as text.
+            share: Probability that an object is described wrongly: by what was said of another
+                object in the images that are annotated together.
+            seed: See `JitteredBoxes`.
+        """
+        check_between(0, 1, share=share)
+        check_whole(0, seed=seed)
+        self._inner: Describer = load_stage(stage, Describer)
+        self._share, self._seed = share, seed
+
+    def describe(
+        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
+    ) -> list[list[str]]:
+        """See `seg_env.data.annotate.stages.Describer`."""
+        texts = self._inner.describe(images, objects)
+        everything = sorted({text for some in texts for text in some})
+        return [
+            [self._perhaps_wrong(text, everything, rng) for text in some]
+            for rng, some in zip(_rngs(images, self._seed, 2), texts, strict=True)
+        ]
+
+    def _perhaps_wrong(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
+        wrong, draw = rng.random(2)
+        others = [each for each in all_texts if each != text]
+        return others[int(draw * len(others))] if wrong < self._share and others else text
+
+
+def _rngs(images: Sequence[DecodedImage], seed: int, stage: int) -> list[np.random.Generator]:
+    """One generator for each image, from its name."""
+    return [
+        np.random.default_rng([seed, stage, zlib.crc32(each.key.encode("utf-8", "replace"))])
+        for each in images
+    ]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from seg_env.data.faults import Fault, OnError, RecordError, check_on_error
-from seg_env.data.images import check_image, read_image, read_image_bytes
-from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.readers.hub_layouts import Picture, find_layout
-from seg_env.data.readers.parquet_rows import HubRows, ParquetRows, Rows
-from seg_env.data.readers.refer_layout import COCO_FOLDERS
+from seg_env.data.images import image_size, read_image, read_image_bytes
+from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
+from seg_env.data.readers.refer import COCO_FOLDERS
+from seg_env.data.records import (
+    OnError,
+    RecordError,
+    describe,
+    parse_json_object,
+    relative_path,
+    size_field,
+)
+from seg_env.data.segmentations import object_target
 from seg_env.types import Sample, Target
+
+MAX_OBJECTS = 1 << 20
+"""More objects than an image has; a row's number and an object's make one number."""
 
 
 class Parquet(AnnotatedImages):
@@ -34,7 +45,7 @@ class Parquet(AnnotatedImages):
       of objects of several parts it kept one, so scores differ from those on RefCOCO itself.
     - ``jxu124/refcoco`` and its like: ``ref_id, ann_id, image_id, category_id, split,
       sentences[{sent}], raw_anns, raw_image_info, image_path``; annotations are JSON texts and
-      there are no pictures: they are looked for below ``image_root``.
+      there are no images: they are looked for below ``image_root``.
     - ``moondream/refcoco-m``: ``image, image_id, file_name, samples[{id, category, sentences[],
       bbox, mask{counts, size}}]``; split ``validation``.
 
@@ -60,133 +71,369 @@ class Parquet(AnnotatedImages):
         Args:
             data_root: Folder, parquet file or id on the hub.
             split: Which part.
-            image_root: Where the pictures are, for tables without; by default the usual places of
+            image_root: Where the images are, for tables without; by default the usual places of
                 COCO below ``data_root``.
             per_reference: One sample for each object, with its first sentence.
-            exclude_images: Image ids or names of pictures to leave out, see
-                `seg_env.data.leakage`.
-            on_error: What to do about broken records, see `seg_env.data.faults.OnError`.
+            exclude_images: Image ids or names of images to leave out, see
+                `seg_env.data.held_out_images`.
+            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
 
         Raises:
             ImportError: The extra is not installed.
             FileNotFoundError: There is no file of the split.
             ValueError: The table is of no known layout, or a record is malformed.
         """
-        check_on_error(on_error)
         root = Path(data_root).expanduser()
         on_hub = not root.exists() and len(root.parts) == 2 and not root.is_absolute()
-        super().__init__("parquet" if not on_hub else str(data_root), split)
-        self._rows_of_table: Rows = (
-            HubRows(str(data_root), split) if on_hub else ParquetRows(_files(root, split))
+        super().__init__("parquet" if not on_hub else str(data_root), split, on_error)
+        self._table: HubTable | ParquetFiles = (
+            HubTable(str(data_root), split) if on_hub else ParquetFiles(_find_files(root, split))
         )
-        self._layout = find_layout(self._rows_of_table.columns, str(data_root))
+        self._layout = _find_layout(self._table.columns, str(data_root))
         self.per_reference = per_reference
         self._image_roots = [Path(image_root).expanduser().absolute()] if image_root else []
         if not image_root and not on_hub:
             self._image_roots = [root.absolute() / place for place in (*COCO_FOLDERS, "")]
-        self._photo_names: list[str] = []
-        self._questions = np.array(self._read_questions(on_error), dtype=np.int64).reshape(-1, 3)
-        self._choose_rows(np.arange(len(self._questions)), exclude_images, on_error)
+        self._image_names: list[str] = []
+        self._questions = np.array(self._read_questions(), dtype=np.int64).reshape(-1, 3)
+        self._choose_rows(range(len(self._questions)), exclude_images)
 
-    def _read_questions(self, on_error: OnError) -> list[tuple[int, int, int]]:
+    def _read_questions(self) -> list[tuple[int, int, int]]:
         """Number of the row, of its object and of the sentence, for each question."""
         found: list[tuple[int, int, int]] = []
-        table = self._rows_of_table
-        light = [name for name in self._layout.light if name in table.columns]
-        for number, row in enumerate(table.walk(light)):
-            self._photo_names.append(self._layout.file_name(row))
+        light = [name for name in self._layout.light if name in self._table.columns]
+        for number, record in enumerate(self._table.walk(light)):
+            self._image_names.append(_file_name(record))
             try:
-                objects = self._layout.sentences(row, table.where(number))
-            except RecordError:
-                if on_error == "raise":
-                    raise
-                self.skipped[Fault.MALFORMED] = self.skipped.get(Fault.MALFORMED, 0) + 1
+                objects = self._layout.objects(record, self._table.where(number))
+            except RecordError as error:
+                self._broken(error)
                 continue
-            for k, texts in enumerate(objects):
-                count = min(1, len(texts)) if self.per_reference else len(texts)
+            for k, each in enumerate(objects):
+                count = len(each.sentences)
+                if self.per_reference:
+                    count = min(1, count)
                 found += [(number, k, sentence) for sentence in range(count)]
         return found
 
-    def _sample(self, question: int) -> Sample:
-        number, k, sentence = self._questions[question].tolist()
-        row, where, picture = self._read(number)
-        texts = self._layout.sentences(row, where)[k]
+    def _sample(self, row: int) -> Sample:
+        number, k, sentence = self._questions[row].tolist()
+        objects, image = self._read(number)
+        asked = objects[k]
         identifier = f"{self.name}-{self.split}-{number}-{k}"
         metadata: dict[str, Any] = {
-            **self._layout.metadata(row, k),
-            "file_name": picture.file_name,
+            **asked.metadata,
+            "file_name": image.file_name,
             "row": number,
         }
         if self.per_reference:
-            metadata["sentences"] = texts
+            metadata["sentences"] = asked.sentences
         else:
             identifier += f"-{sentence}"
         return Sample(
             id=identifier,
-            expression=texts[sentence],
-            target=self._layout.target(row, k, picture, where),
+            expression=asked.sentences[sentence],
+            target=object_target(asked.segmentation, image.size, asked.where),
             load_image=(
-                partial(read_image, self._find(picture.file_name), picture.size)
-                if picture.data is None
-                else partial(read_image_bytes, picture.data, picture.size, f"{where}: image")
+                partial(read_image, self._find(image.file_name), image.size)
+                if image.data is None
+                else partial(
+                    read_image_bytes, image.data, image.size, f"{self._table.where(number)}: image"
+                )
             ),
             metadata=metadata,
         )
 
-    def _read(self, number: int) -> tuple[dict[str, Any], str, Picture]:
-        table = self._rows_of_table
-        row, where = table.row(number, table.columns), table.where(number)
-        return row, where, self._layout.picture(row, where)
+    def _read(self, number: int) -> tuple[list[HubObject], HubImage]:
+        record, where = self._table.row(number), self._table.where(number)
+        return self._layout.objects(record, where), _image(record, where)
 
     def _find(self, name: str) -> Path:
-        """The file of a picture; where it should be, if there is none."""
+        """The file of an image; where it should be, if there is none."""
         places = [root / name for root in self._image_roots] or [Path(name)]
         return next((place for place in places if place.is_file()), places[0])
 
     def _unit(self, row: int) -> int:
         return int(self._questions[row, 0]) * MAX_OBJECTS + int(self._questions[row, 1])
 
-    def _image_name(self, unit: int) -> str:
-        return self._photo_names[unit // MAX_OBJECTS]
+    def _image_name(self, row: int) -> str:
+        return self._image_names[int(self._questions[row, 0])]
 
-    def _photo(self, row: int) -> Path | None:
-        picture = self._read(int(self._questions[row, 0]))[2]
-        return self._find(picture.file_name) if picture.data is None else None
-
-    def _check(self, row: int) -> None:
-        self._sample(row)
-        picture = self._read(int(self._questions[row, 0]))[2]
-        if picture.data is None:
-            check_image(self._find(picture.file_name), picture.size)
+    def _image_path(self, row: int) -> Path | None:
+        _, image = self._read(int(self._questions[row, 0]))
+        return self._find(image.file_name) if image.data is None else None
 
     def _others(self, row: int) -> list[Target]:
         number, k, _ = self._questions[row].tolist()
-        record, where, picture = self._read(number)
-        found = []
-        for other in range(len(self._layout.sentences(record, where))):
-            if other != k:
-                try:
-                    found.append(self._layout.target(record, other, picture, where))
-                except RecordError:  # what nobody asks about need not be sound
-                    continue
-        return found
+        objects, image = self._read(number)
+        return valid_targets(
+            lambda each: object_target(each.segmentation, image.size, each.where),
+            objects[:k] + objects[k + 1 :],
+        )
 
 
-MAX_OBJECTS = 1 << 20
-"""More objects than a picture has; a row's number and an object's make one number."""
-
-
-def _files(root: Path, split: str) -> list[Path]:
+def _find_files(root: Path, split: str) -> list[Path]:
     root = root.absolute()
     if root.is_file():
         return [root]
-    for folder in (root / "data", root, root / "default" / split):
+    for folder in (root / "data", root):
         paths = sorted(folder.glob(f"{split}-*.parquet")) + sorted(folder.glob(f"{split}.parquet"))
-        if folder.name == split:
-            paths = sorted(folder.glob("*.parquet"))
         if paths:
             return paths
+    paths = sorted((root / "default" / split).glob("*.parquet"))
+    if paths:
+        return paths
     raise FileNotFoundError(
         f"there is no {split}-*.parquet in {root / 'data'} or {root}; or name a file, or an id on "
         "the hub such as 'moondream/refcoco-m'"
     )
+
+
+# --- how the columns of a table are to be read ----------------------------------------------------
+
+
+class HubObject(NamedTuple):
+    """An object of a row."""
+
+    sentences: list[str]
+    segmentation: Any
+    """In COCO's form; None while only the light columns are read."""
+    metadata: dict[str, Any]
+    """What is known about it."""
+    where: str
+    """What errors call it."""
+
+
+class HubImage(NamedTuple):
+    """The image of a row."""
+
+    size: tuple[int, int]
+    """``(H, W)``."""
+    file_name: str
+    """What it is called; ``""`` where it has no name."""
+    data: bytes | None
+    """Its content, or None where only its name is known."""
+
+
+class Layout(NamedTuple):
+    """How the rows of a table are to be read."""
+
+    columns: tuple[str, ...]
+    """What a table of this layout has."""
+    light: tuple[str, ...]
+    """Columns that hold sentences and names of images, but no images."""
+    objects: Callable[[dict[str, Any], str], list[HubObject]]
+    """The objects of a row."""
+
+
+def _lmms_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """One object a row; ``question`` is the same for all rows, ``answer`` holds the sentences."""
+    flat = record.get("segmentation")
+    metadata = {"question_id": str(record.get("question_id")), "bbox": record.get("bbox")}
+    sentences = _texts(record.get("answer"), where)
+    return [HubObject(sentences, [flat] if flat else [], metadata, where)]
+
+
+def _raw_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """One object a row; its annotation is a JSON text."""
+    listed = record.get("sentences")
+    if not isinstance(listed, list):
+        raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
+    texts = [each.get("sent") if isinstance(each, dict) else None for each in listed]
+    annotation = _parsed(record, "raw_anns", where) if "raw_anns" in record else {}
+    metadata = {key: record.get(key) for key in ("ref_id", "ann_id", "image_id", "category_id")}
+    return [HubObject(_texts(texts, where), annotation.get("segmentation"), metadata, where)]
+
+
+def _sample_objects(record: dict[str, Any], where: str) -> list[HubObject]:
+    """Several objects a row; masks are COCO's compressed run lengths."""
+    listed = record.get("samples")
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise RecordError(f"{where}: 'samples' must be a list of objects")
+    objects = []
+    for number, each in enumerate(listed):
+        of_object = f"{where}, sample {number}"
+        metadata = {key: each.get(key) for key in ("image_id", "category", "bbox")}
+        metadata = {"ann_id": each.get("id"), **metadata}
+        sentences = _texts(each.get("sentences"), of_object)
+        objects.append(HubObject(sentences, each.get("mask"), metadata, of_object))
+    return objects
+
+
+LAYOUTS = {
+    "lmms-lab": Layout(
+        columns=("question_id", "image", "answer", "segmentation"),
+        light=("question_id", "answer", "file_name"),
+        objects=_lmms_objects,
+    ),
+    "jxu124": Layout(
+        columns=("ref_id", "sentences", "raw_anns", "image_path"),
+        light=("ref_id", "sentences", "image_path"),
+        objects=_raw_objects,
+    ),
+    "moondream": Layout(
+        columns=("image", "samples"),
+        light=("samples", "file_name"),
+        objects=_sample_objects,
+    ),
+}
+"""Layouts by who publishes in them."""
+
+
+def _find_layout(columns: Sequence[str], where: str) -> Layout:
+    """The layout whose columns a table has."""
+    for layout in LAYOUTS.values():
+        if set(layout.columns) <= set(columns):
+            return layout
+    known = "; ".join(f"{name}: {', '.join(each.columns)}" for name, each in LAYOUTS.items())
+    raise ValueError(f"{where} has the columns {', '.join(columns)}; known layouts are {known}")
+
+
+def _file_name(record: dict[str, Any]) -> str:
+    """The name of a row's image; folders in front of it differ from disk to disk."""
+    if "image_path" in record:
+        return PurePosixPath(str(record["image_path"])).name
+    return str(record.get("file_name") or "")
+
+
+def _image(record: dict[str, Any], where: str) -> HubImage:
+    if "image_path" in record:
+        size = size_field(_parsed(record, "raw_image_info", where), f"{where}: raw_image_info")
+        return HubImage(size, relative_path(_file_name(record), where), None)
+    image = record.get("image")
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        raise RecordError(f"{where}: 'image' holds no image, got {describe(data)}")
+    return HubImage(image_size(data, f"{where}: image"), _file_name(record), data)
+
+
+def _texts(listed: object, where: str) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise RecordError(f"{where}: expected a list of sentences, got {describe(listed)}")
+    return listed
+
+
+def _parsed(record: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """The object in a column of JSON texts, or of objects already."""
+    value, where = record.get(key), f"{where}: {key}"
+    if isinstance(value, str):
+        return parse_json_object(value, where)
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: expected an object as JSON, got {describe(value)}")
+    return value
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+class ParquetFiles:
+    """Parquet files one after another; no file stays open, and one row group is kept in memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Read the footers.
+
+        Raises:
+            ImportError: ``pyarrow`` is missing; names the extra.
+            ValueError: A file is no parquet, or has other columns than the first.
+        """
+        parquet = require("pyarrow.parquet")
+        self.columns: tuple[str, ...] = ()
+        self._groups: list[tuple[Path, int, int]] = []  # file, row group, its first row in the file
+        self._starts: list[int] = []  # its first row in all files
+        length = 0
+        for path in paths:
+            try:
+                with parquet.ParquetFile(path) as file:
+                    names = tuple(file.schema_arrow.names)
+                    groups = range(file.num_row_groups)
+                    sizes = [file.metadata.row_group(group).num_rows for group in groups]
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{path} cannot be read as parquet: {error}") from error
+            if self.columns and set(names) != set(self.columns):
+                raise ValueError(f"{path} has other columns than {paths[0]}: {', '.join(names)}")
+            self.columns = names
+            for group in groups:
+                before = sum(sizes[:group])
+                self._groups.append((path, group, before))
+                self._starts.append(length + before)
+            length += sum(sizes)
+        self._cached: tuple[int, Any] = (-1, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the row group in memory."""
+        return {**self.__dict__, "_cached": (-1, None)}
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row; an image is ``{"bytes", "path"}``."""
+        group = bisect_right(self._starts, index) - 1
+        if self._cached[0] != group:
+            self._cached = (group, self._read(group, self.columns))
+        found: list[dict[str, Any]] = (
+            self._cached[1].slice(index - self._starts[group], 1).to_pylist()
+        )
+        return found[0]
+
+    def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Some columns of all rows in order."""
+        for group in range(len(self._groups)):
+            yield from self._read(group, columns).to_pylist()
+
+    def where(self, index: int) -> str:
+        """What errors call a row: the file and its number in it."""
+        group = bisect_right(self._starts, index) - 1
+        path, _, first = self._groups[group]
+        return f"{path}: row {first + index - self._starts[group]}"
+
+    def _read(self, group: int, columns: Sequence[str]) -> Any:
+        path, number, _ = self._groups[group]
+        try:
+            with require("pyarrow.parquet").ParquetFile(path) as file:
+                return file.read_row_group(number, columns=list(columns))
+        except OSError as error:
+            raise ValueError(f"{path}: row group {number} cannot be read: {error}") from error
+
+
+class HubTable:
+    """A data set of the hub, downloaded and cached by ``datasets``."""
+
+    def __init__(self, identifier: str, split: str) -> None:
+        """Download, or find in the cache.
+
+        Raises:
+            ImportError: ``datasets`` is missing; names the extra.
+            ValueError: There is no such data set or split.
+        """
+        datasets = require("datasets")
+        self._identifier = identifier
+        table = datasets.load_dataset(identifier, split=split)
+        for name, feature in table.features.items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(name, datasets.Image(decode=False))
+        self._table = table
+        self.columns: tuple[str, ...] = tuple(table.column_names)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row; an image is ``{"bytes", "path"}``."""
+        return dict(self._table[index])
+
+    def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Some columns of all rows in order."""
+        return iter(self._table.select_columns(list(columns)))
+
+    def where(self, index: int) -> str:
+        """What errors call a row."""
+        return f"{self._identifier}: row {index}"
+
+
+def require(module: str) -> Any:
+    """Import a module of the extra ``hub``.
+
+    Raises:
+        ImportError: It is not installed; says how to.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"data sets of the hub need {module.partition('.')[0]}: pip install 'simpleseg-rl[hub]'"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from functools import partial
@@ -10,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from seg_env.data.faults import Fault, OnError, RecordError, check_on_error, located
-from seg_env.data.images import check_image, image_size, read_image, read_mask
+from seg_env.data.images import image_size, read_image, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.readers.instances import describe, relative_path, text_field
-from seg_env.data.segmentations import check_inside, target_from_segmentation
+from seg_env.data.records import (
+    OnError,
+    RecordError,
+    describe,
+    located,
+    parse_json_object,
+    relative_path,
+    text_field,
+)
+from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
 from seg_env.types import Ring, Sample, Target
@@ -33,7 +38,7 @@ class JsonLines(AnnotatedImages):
         <data_root>/
           train.jsonl
           images/0.jpg ...
-          masks/0.png ...       (only where masks are pictures)
+          masks/0.png ...       (only where masks are images)
 
     and ``data_root`` may be the ``.jsonl`` file itself. Each line is an object::
 
@@ -43,10 +48,10 @@ class JsonLines(AnnotatedImages):
     ``image``: path relative to the file's folder, within it. ``expression``: text. The target is
     one of ``rle`` (COCO's run lengths, a string or a list), ``rings`` (an outline as answers have
     it: ``[[[x, y], ...], ...]``, x / width and y / height, holes turning the other way) and
-    ``mask`` (path of a picture of one channel, 0 outside of the object). Nothing in it, for example
+    ``mask`` (path of an image of one channel, 0 outside of the object). Nothing in it, for example
     ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the number of
-    the line), ``size`` (``[H, W]``, saves looking into the picture), ``ignore`` (run lengths of
-    void pixels), ``others`` (a list of run lengths, the other objects of the picture), and
+    the line), ``size`` (``[H, W]``, saves looking into the image), ``ignore`` (run lengths of
+    void pixels), ``others`` (a list of run lengths, the other objects of the image), and
     ``metadata`` (any object). Blank lines are passed over.
 
     Only the places of lines are kept in memory; metadata is that of the line and ``file_name``.
@@ -67,15 +72,14 @@ class JsonLines(AnnotatedImages):
             data_root: The folder that holds ``<split>.jsonl``, or a ``.jsonl`` file.
             split: Name of the file; of a file that was given, only what the split is called.
             image_root: The folder that paths are relative to, by default that of the file.
-            exclude_images: Names of pictures to leave out, see `seg_env.data.leakage`.
-            on_error: What to do about broken records, see `seg_env.data.faults.OnError`.
+            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
+            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: A line is too long; or malformed, and pictures are to be left out.
+            ValueError: A line is too long; or malformed, and images are to be left out.
         """
-        check_on_error(on_error)
-        super().__init__("jsonl", split)
+        super().__init__("jsonl", split, on_error)
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
@@ -88,19 +92,16 @@ class JsonLines(AnnotatedImages):
                 starts.append(position if line.strip() else -1)
                 position += len(line)
         self._starts = np.array(starts, dtype=np.int64)
-        rows = np.flatnonzero(self._starts >= 0)
+        rows = np.flatnonzero(self._starts >= 0).tolist()
         if exclude_images and on_error == "skip":
-            # Names of pictures are needed first, and lines without one cannot be judged.
-            sound = np.array([self._has_image(row) for row in rows.tolist()], dtype=np.bool_)
-            if not sound.all():
-                self.skipped = {str(Fault.MALFORMED): int((~sound).sum())}
-            rows = rows[sound]
-        self._choose_rows(rows, exclude_images, on_error)
+            # Names of images are needed first, and lines without one cannot be judged.
+            rows = [row for row in rows if self._has_image(row)]
+        self._choose_rows(rows, exclude_images)
 
     def _sample(self, row: int) -> Sample:
         record, where = self._record(row), self._where(row)
-        photo = self._file(record, "image", where)
-        size = _size_of(record, photo, where)
+        image = self._file(record, "image", where)
+        size = _size_of(record, image, where)
         extras = record.get("metadata", {})
         if not isinstance(extras, dict):
             raise RecordError(f"{where}: 'metadata' must be an object, got {describe(extras)}")
@@ -108,8 +109,8 @@ class JsonLines(AnnotatedImages):
             id=str(record.get("id", row)),
             expression=text_field(record, "expression", where),
             target=self._target(record, size, where),
-            load_image=partial(read_image, photo, size),
-            metadata={**extras, "file_name": self._image_name(row)},
+            load_image=partial(read_image, image, size),
+            metadata={**extras, "file_name": text_field(record, "image", where)},
         )
 
     def _target(self, record: dict[str, Any], size: tuple[int, int], where: str) -> Target:
@@ -129,17 +130,9 @@ class JsonLines(AnnotatedImages):
         return Target(rle, ignore=ignore)
 
     def _record(self, row: int) -> dict[str, Any]:
-        where = self._where(row)
         with self.path.open("rb") as stream:
             stream.seek(int(self._starts[row]))
-            line = stream.readline(MAX_LINE)
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{where} is not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise RecordError(f"{where}: expected an object {{...}}, got {describe(record)}")
-        return record
+            return parse_json_object(stream.readline(MAX_LINE), self._where(row))
 
     def _where(self, row: int) -> str:
         return f"{self.path}: line {row + 1}"
@@ -149,21 +142,17 @@ class JsonLines(AnnotatedImages):
 
     def _has_image(self, row: int) -> bool:
         try:
-            return bool(self._image_name(row))
-        except ValueError:
+            self._image_name(row)
+        except RecordError as error:
+            self._broken(error)
             return False
+        return True
 
-    def _unit(self, row: int) -> int:
-        return row
+    def _image_name(self, row: int) -> str:
+        return text_field(self._record(row), "image", self._where(row))
 
-    def _image_name(self, unit: int) -> str:
-        return text_field(self._record(unit), "image", self._where(unit))
-
-    def _photo(self, row: int) -> Path:
+    def _image_path(self, row: int) -> Path:
         return self._file(self._record(row), "image", self._where(row))
-
-    def _check(self, row: int) -> None:
-        check_image(self._photo(row), self._sample(row).target.size)
 
     def _others(self, row: int) -> list[Target]:
         record, where = self._record(row), self._where(row)
@@ -175,10 +164,10 @@ class JsonLines(AnnotatedImages):
             return [Target(_run_lengths(each, size)) for each in listed]
 
 
-def _size_of(record: dict[str, Any], photo: Path, where: str) -> tuple[int, int]:
+def _size_of(record: dict[str, Any], image: Path, where: str) -> tuple[int, int]:
     stated = record.get("size")
     if stated is None:
-        return image_size(photo)
+        return image_size(image)
     if (
         isinstance(stated, list)
         and len(stated) == 2
@@ -200,12 +189,10 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
     rings: list[Ring] = []
     scale = np.array([size[1], size[0]], dtype=np.float64)
     for number, listed in enumerate(value):
-        try:
-            ring: NDArray[np.float64] = np.array(listed, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            ring = np.zeros(0)
-        if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
-            raise RecordError(f"ring {number} must be a list of at least 3 finite pairs [x, y]")
+        with located(f"ring {number}"):
+            ring = parse_points(listed)
+            if len(ring) < 3:
+                raise RecordError(f"a ring has at least 3 points, got {len(ring)}")
         check_inside(ring * scale, size, f"ring {number}")
         rings.append(ring)
     return rings

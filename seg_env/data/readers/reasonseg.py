@@ -11,18 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.faults import Fault, OnError, RecordError, check_on_error
 from seg_env.data.images import image_size, read_image
 from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.readers.annotation_files import (
-    photo_beside,
-    points_of,
-    read_json_object,
-    shapes_of,
-    split_folder,
-)
-from seg_env.data.readers.inclusive_fill import fill_inclusive
-from seg_env.data.readers.instances import describe
+from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
+from seg_env.data.records import Fault, OnError, RecordError, describe
 from seg_env.data.segmentations import check_inside
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
@@ -35,7 +27,7 @@ class ReasonSeg(AnnotatedImages):
 
         <data_root>/
           ReasonSeg/
-            train/  00001_abc.jpg  00001_abc.json ...        (239 pictures)
+            train/  00001_abc.jpg  00001_abc.json ...        (239 images)
             val/    ...                                      (200)
             test/   ...                                      (779)
 
@@ -43,12 +35,11 @@ class ReasonSeg(AnnotatedImages):
     sentences, or one), ``is_sentence`` and ``shapes``, each with a ``label`` and ``points`` in
     pixels. A label that contains "ignore" marks void pixels (`Target.ignore`), a shape named "flag"
     is passed over, all others are the target. Shapes are painted from the largest to the smallest,
-    borders included, see `seg_env.data.readers.inclusive_fill`: pixels are those that the published
-    evaluation scores.
+    borders included, see `fill_inclusive`: pixels are those that the published evaluation scores.
 
-    A few pictures are left with an empty target, as in the published evaluation: there ``[]`` is
+    A few images are left with an empty target, as in the published evaluation: there ``[]`` is
     the right answer. The metadata holds ``file_name``, ``is_sentence`` and ``sentence`` (its
-    number), and ``sentences`` where samples are pictures.
+    number), and ``sentences`` where samples are images.
     """
 
     def __init__(
@@ -65,48 +56,45 @@ class ReasonSeg(AnnotatedImages):
         Args:
             data_root: The folder that holds ``ReasonSeg/``, or the splits themselves.
             split: ``"train"``, ``"val"`` or ``"test"``.
-            per_reference: One sample for each picture, with its first sentence, as the published
+            per_reference: One sample for each image, with its first sentence, as the published
                 evaluation has it.
-            exclude_images: Names of pictures to leave out, see `seg_env.data.leakage`.
-            on_error: What to do about broken records, see `seg_env.data.faults.OnError`.
+            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
+            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
 
         Raises:
             FileNotFoundError: There is no folder of the split, or nothing in it.
             ValueError: A record is malformed; names the file.
         """
-        check_on_error(on_error)
-        super().__init__("reasonseg", split)
+        super().__init__("reasonseg", split, on_error)
         root = Path(data_root).expanduser().absolute()
-        self.image_root = split_folder(root, split, ("ReasonSeg", ""))
+        self.image_root = _split_folder(root, split)
         self.per_reference = per_reference
         self._files = sorted(path.name for path in self.image_root.glob("*.json"))
         if not self._files:
             raise FileNotFoundError(f"{self.image_root} has no .json files")
-        rows: list[tuple[int, int]] = []  # number of the file, number of the sentence
-        for number in range(len(self._files)):
+        self._questions: list[tuple[int, int]] = []  # number of the file, of the sentence
+        for number, name in enumerate(self._files):
+            path = self.image_root / name
             try:
-                texts = _texts(read_json_object(self._path(number)), self._path(number))
-            except RecordError:
-                if on_error == "raise":
-                    raise
-                self.skipped[Fault.MALFORMED] = self.skipped.get(Fault.MALFORMED, 0) + 1
+                count = len(_texts(read_json_file(path), path))
+            except RecordError as error:
+                self._broken(error)
                 continue
-            count = 1 if per_reference else len(texts)
-            rows += [(number, sentence) for sentence in range(count)]
-        self._sentences = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        self._choose_rows(np.arange(len(rows)), exclude_images, on_error)
+            sentences = range(1 if per_reference else count)
+            self._questions += [(number, sentence) for sentence in sentences]
+        self._choose_rows(range(len(self._questions)), exclude_images)
 
     def _sample(self, row: int) -> Sample:
-        number, sentence = self._sentences[row].tolist()
-        path = self._path(number)
-        record = read_json_object(path)
+        number, sentence = self._questions[row]
+        path = self.image_root / self._files[number]
+        record = read_json_file(path)
         texts = _texts(record, path)
         if sentence >= len(texts):
             raise RecordError(f"{path} has changed since it was opened; open it again")
-        photo = photo_beside(path)
-        size = image_size(photo)
+        image = image_beside(path)
+        size = image_size(image)
         metadata: dict[str, Any] = {
-            "file_name": photo.name,
+            "file_name": image.name,
             "is_sentence": bool(record.get("is_sentence", True)),
             "sentence": sentence,
         }
@@ -119,37 +107,25 @@ class ReasonSeg(AnnotatedImages):
             id=identifier,
             expression=texts[sentence],
             target=painted_target(record, path, size),
-            load_image=partial(read_image, photo, size),
+            load_image=partial(read_image, image, size),
             metadata=metadata,
         )
 
-    def _path(self, number: int) -> Path:
-        return self.image_root / self._files[number]
-
     def _unit(self, row: int) -> int:
-        return int(self._sentences[row, 0])
+        return self._questions[row][0]
 
-    def _image_name(self, unit: int) -> str:
-        return self._files[unit]
+    def _image_name(self, row: int) -> str:
+        return self._files[self._unit(row)]
 
-    def _photo(self, row: int) -> Path:
-        return photo_beside(self._path(self._unit(row)))
+    def _image_path(self, row: int) -> Path:
+        return image_beside(self.image_root / self._files[self._unit(row)])
 
-    def _check(self, row: int) -> None:
-        self._sample(row)
+    def _others(self, row: int) -> list[Target]:
+        return []
 
 
 def painted_target(record: dict[str, Any], path: Path, size: tuple[int, int]) -> Target:
-    """Paint the shapes of a file, the largest first; later ones cover earlier ones.
-
-    Args:
-        record: The content of the file.
-        path: What errors call it.
-        size: ``(H, W)`` of the picture.
-
-    Raises:
-        RecordError: A shape is malformed or lies outside, or there are none.
-    """
+    """Paint the shapes of a file, the largest first; smaller ones cover larger ones."""
     layers: list[tuple[int, bool, NDArray[np.bool_]]] = []
     for number, shape in enumerate(shapes_of(record, path)):
         label = shape["label"].lower()
@@ -177,3 +153,87 @@ def _texts(record: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
         raise RecordError(f"{path}: 'text' must be a list of sentences, got {describe(listed)}")
     return texts
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    folders = [root / "ReasonSeg" / split, root / split]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    looked = ", ".join(str(folder) for folder in folders)
+    raise FileNotFoundError(f"there is no folder of the split {split!r}; looked for {looked}")
+
+
+def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Fill a polygon, borders included; even-odd where it crosses itself.
+
+    This is the fill rule of ReasonSeg's ground truth: OpenCV's ``polylines`` over ``fillPoly``.
+    LISA (arXiv 2308.00692) publishes polygons together with the code that paints them, so what that
+    code paints is the ground truth. It takes corners as centres of pixels and fills borders as
+    well; COCO's rule would leave out half a pixel all around, some percent of IoU on small objects.
+
+    Equal to OpenCV's pixels for polygons within the image. Of one that reaches out of it, OpenCV
+    moves the corners to the border first, by rules that differ between its versions; here what lies
+    outside is simply cut off.
+
+    Time and memory are bounded by the number of vertices times the sides of the image, whatever
+    the coordinates are.
+
+    Args:
+        points: ``(V, 2)`` vertices in pixels; fractions are cut off. One or two draw a point or a
+            line.
+        size: ``(H, W)`` of the image.
+
+    Returns:
+        ``(H, W) bool``.
+    """
+    height, width = size
+    mask = np.zeros(size, dtype=np.bool_)
+    if not len(points) or not mask.size:
+        return mask
+    corners = np.trunc(np.clip(points, -(2.0**30), 2.0**30)).astype(np.int64)
+    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        _toggle_right_of(mask, start, end)
+    np.logical_xor.accumulate(mask, axis=1, out=mask)
+    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        columns, rows = _line(start, end, (width, height))
+        mask[rows, columns] = True
+    return mask
+
+
+def _toggle_right_of(
+    mask: NDArray[np.bool_], start: NDArray[np.int64], end: NDArray[np.int64]
+) -> None:
+    """Toggle, in every row that an edge crosses, the first pixel that is not left of it."""
+    (x0, y0), (x1, y1) = (start.tolist(), end.tolist())
+    if y0 > y1:
+        x0, y0, x1, y1 = x1, y1, x0, y0
+    rows = np.arange(max(y0, 0), min(y1, mask.shape[0]))  # the lower end belongs to the next edge
+    columns = -((rows - y0) * (x0 - x1) // max(y1 - y0, 1)) + x0  # rounded up
+    inside = columns < mask.shape[1]
+    mask[rows[inside], np.maximum(columns[inside], 0)] ^= True
+
+
+def _line(
+    start: NDArray[np.int64], end: NDArray[np.int64], limits: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bresenham's line from left to right: columns and rows of its pixels within the image."""
+    if start[0] > end[0]:
+        start, end = end, start
+    steps = np.abs(end - start)
+    major = 0 if steps[0] >= steps[1] else 1
+    minor = 1 - major
+    signs = np.where(end >= start, 1, -1)
+    length, rise = int(steps[major]), int(steps[minor])
+    # Only the steps at which the line is beside neither of the two borders it runs across.
+    border = (-int(start[major])) * int(signs[major])
+    far = (limits[major] - 1 - int(start[major])) * int(signs[major])
+    first, last = max(0, min(border, far)), min(length, max(border, far))
+    along = np.arange(first, last + 1)
+    whole = max(length, 1)
+    across = (2 * along * rise + whole - 1) // (2 * whole)  # rounded to the nearest, halves down
+    pixels = np.empty((2, len(along)), dtype=np.int64)
+    pixels[major] = start[major] + signs[major] * along
+    pixels[minor] = start[minor] + signs[minor] * across
+    inside = (pixels[minor] >= 0) & (pixels[minor] < limits[minor])
+    return pixels[0, inside], pixels[1, inside]

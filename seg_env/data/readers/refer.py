@@ -1,40 +1,39 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as they lie on disk.
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO as they lie on disk.
 
-The data itself is not ours to give away: users point to their copy. See
-`seg_env.data.readers.refer_layout` for where each file is looked for.
+The data itself is not ours to give away: users point to their copy.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections.abc import Collection
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from seg_env.data.faults import Fault, OnError, check_on_error
-from seg_env.data.images import read_image
-from seg_env.data.readers.instance_images import InstanceImages
-from seg_env.data.readers.instances import Instances, read_instances
-from seg_env.data.readers.official_counts import check_counts
-from seg_env.data.readers.refer_index import ReferIndex, read_references
-from seg_env.data.readers.refer_layout import find_images, find_instances, find_references
-from seg_env.types import Sample, Target
+from seg_env.data.readers.coco import CocoImages, read_instances
+from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
+from seg_env.data.records import (
+    OnError,
+    RecordError,
+    describe,
+    garbage_collection_paused,
+    integer,
+    text_field,
+)
+from seg_env.types import Sample
 
+DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
+"""The data sets, and the partition papers report on."""
 EMBEDDED_NAME = "embedded-sample"
 """What the embedded sample is called in place of the data set that it stands in for."""
 
 
-def embedded_root() -> Path:
-    """The folder of the embedded sample, laid out as a ``data_root``."""
-    return Path(__file__).parents[1] / "embedded"
-
-
-class Refer(InstanceImages):
+class Refer(CocoImages):
     """One split of a data set of the RefCOCO family: one sample for each sentence.
 
     On disk, as the ``refer`` API and its data have it::
@@ -52,11 +51,11 @@ class Refer(InstanceImages):
     ann_id, image_id, category_id, split, sentences: [{sent_id, sent}]}``, and ``instances.json``
     COCO's ``{images, annotations, categories}``.
 
-    What is kept in memory is some forty bytes a sentence and twenty an annotation; polygons and
-    pictures are read when a sample is asked for. Pickling it copies that, no open files.
+    Images are read when a sample is asked for. Pickling it copies the annotations of the split, no
+    images and no open files.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("refcoco", "refcoco+", "refcocog", "refclef")
+    names: ClassVar[tuple[str, ...]] = tuple(DEFAULT_SPLIT_BY)
     """Data sets that are read by this class."""
     several_objects: ClassVar[bool] = False
     """Whether a reference names a list of objects."""
@@ -73,7 +72,7 @@ class Refer(InstanceImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Index the files of one split.
+        """Read the files of one split.
 
         Args:
             data_root: The folder that holds ``refcoco/``, ``images/``, and so on.
@@ -82,12 +81,12 @@ class Refer(InstanceImages):
                 has.
             split_by: Who made the partition: ``"unc"``, ``"umd"``, ``"google"``, ``"berkeley"``. By
                 default the one of `DEFAULT_SPLIT_BY`, or the only one there is.
-            image_root: The folder of pictures; by default found among the usual places.
+            image_root: The folder of images; by default found among the usual places.
             per_reference: One sample for each reference, with its first sentence (the longest would
                 be the easiest question); the others are in its metadata.
-            exclude_images: Pictures to leave out: image ids or names of files, see
-                `seg_env.data.leakage.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.faults.OnError`.
+            exclude_images: Images to leave out: image ids or names of files, see
+                `seg_env.data.held_out_images`.
+            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
 
         Raises:
             FileNotFoundError: A file or folder is missing; names it and the layout expected.
@@ -95,88 +94,149 @@ class Refer(InstanceImages):
         """
         if name not in self.names:
             raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
-        check_on_error(on_error)
-        super().__init__(name, split)
+        super().__init__(name, split, on_error)
         root = Path(data_root).expanduser().absolute()
-        broken: list[str] | None = [] if on_error == "skip" else None
-        references_path, self.split_by = find_references(root, name, split_by)
-        instances_path = find_instances(root, name)
-        self._index = read_references(
-            references_path, split, several=self.several_objects, broken=broken
+        path, self.split_by = _find_references(root, name, split_by)
+        instances_path = root / name / "instances.json"
+        if not instances_path.is_file():
+            raise _missing(instances_path, root, name)
+        self._references = read_references(
+            path, split, several=self.several_objects, on_broken=self._broken
         )
+        sentences = sum(len(reference.sentences) for reference in self._references)
         if root != embedded_root():
-            counts = len(self._index.reference_ids), len(self._index)
-            check_counts(name, self.split_by, split, *counts)
-        instances = read_instances(instances_path, broken)
-        self._instances = instances.only(self._index.image_ids)
-        linked = _linked(self._index, self._instances, strict=broken is None)
+            check_counts(name, self.split_by, split, len(self._references), sentences)
+        instances = read_instances(instances_path, self._broken)
+        self._instances = instances.only({reference.image_id for reference in self._references})
         self.per_reference = per_reference
-        rows = np.arange(len(self._index))
-        if per_reference:
-            rows = np.unique(self._index.references, return_index=True)[1]
-        of_linked = linked[self._index.references[rows]]
-        unlinked = len(broken or ()) + int((~of_linked).sum())
-        self.skipped = {str(Fault.MALFORMED): unlinked} if unlinked else {}
+        known = {
+            (image_id, annotation.id)
+            for image_id, annotations in self._instances.annotations.items()
+            for annotation in annotations
+        }
+        rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
+        for number, reference in enumerate(self._references):
+            count = len(reference.sentences)
+            if per_reference:
+                count = min(1, count)
+            if problem := self._unlinked(reference, known):
+                self._broken(RecordError(f"{path}: {problem}"), count)
+            else:
+                rows += [(number, sentence) for sentence in range(count)]
+        self._questions = np.array(rows, dtype=np.int64).reshape(-1, 2)
         first = next(iter(self._instances.images.values()), None)
-        self.image_root = find_images(root, name, image_root, first.file_name if first else "")
-        self._choose_rows(rows[of_linked], exclude_images, on_error)
+        self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
+        self._choose_rows(range(len(rows)), exclude_images)
 
-    def _sample(self, number: int) -> Sample:
+    def _unlinked(self, reference: Reference, known: set[tuple[int, int]]) -> str:
+        """What a reference names that is not there; empty if all is."""
+        image_id = reference.image_id
+        missing = [each for each in reference.annotation_ids if (image_id, each) not in known]
+        if not missing and image_id in self._instances.images:
+            return ""
+        annotation_ids = missing or reference.annotation_ids
+        what = f"annotation {annotation_ids[0]} of " if annotation_ids else ""
+        return (
+            f"ref_id {reference.id} names {what}image {image_id}, which is not in "
+            f"{self._instances.path}"
+        )
+
+    def _sample(self, row: int) -> Sample:
         """The sample of a sentence.
 
         Its metadata holds ``ref_id``, ``ann_id``, ``sent_id``, ``image_id``, ``category_id``,
-        ``category``, ``file_name`` and ``image_ann_ids`` (all annotated objects of the picture, see
+        ``category``, ``file_name`` and ``image_ann_ids`` (all annotated objects of the image, see
         `object_target`), and ``sentences`` where samples are references.
         """
-        table, row = self._index, self._unit(number)
-        image_id, objects = int(table.image_ids[row]), table.annotations_of(row)
-        image = self._image(image_id)
-        reference_id, sentence_id = int(table.reference_ids[row]), int(table.sentence_ids[number])
+        number, sentence = self._questions[row].tolist()
+        reference = self._references[number]
+        sentence_id, expression = reference.sentences[sentence]
+        image = self._instances.images[reference.image_id]
         metadata: dict[str, Any] = {
-            "ref_id": reference_id,
-            **self._described(row, objects),
+            "ref_id": reference.id,
+            **self._described(reference),
             "sent_id": sentence_id,
-            "image_id": image_id,
+            "image_id": reference.image_id,
             "file_name": image.file_name,
-            "image_ann_ids": self._instances.annotations_of(image_id),
+            "image_ann_ids": self._instances.annotations_of(reference.image_id),
         }
-        identifier = f"{self.name}-{self.split_by}-{self.split}-{reference_id}"
+        identifier = f"{self.name}-{self.split_by}-{self.split}-{reference.id}"
         if self.per_reference:
-            first, last = np.searchsorted(table.references, [row, row + 1]).tolist()
-            metadata["sentences"] = [table.sentence(k) for k in range(first, last)]
+            metadata["sentences"] = [text for _, text in reference.sentences]
         else:
             identifier += f"-{sentence_id}"
         return Sample(
             id=identifier,
-            expression=table.sentence(number),
-            target=self._united(image_id, objects),
-            load_image=partial(read_image, self.image_root / image.file_name, image.size),
+            expression=expression,
+            target=self._united(reference.image_id, reference.annotation_ids),
+            load_image=self._load_image(image),
             metadata=metadata,
         )
 
-    def _described(self, row: int, objects: list[int]) -> dict[str, Any]:
+    def _described(self, reference: Reference) -> dict[str, Any]:
         """What the metadata says about the objects of a reference."""
-        category_id = int(self._index.category_ids[row])
-        category = self._instances.categories.get(category_id, "")
-        return {"ann_id": objects[0], "category_id": category_id, "category": category}
+        category = self._instances.categories.get(reference.category_id, "")
+        return {
+            "ann_id": reference.annotation_ids[0],
+            "category_id": reference.category_id,
+            "category": category,
+        }
+
+    def _asked(self, row: int) -> tuple[int, Collection[int]]:
+        reference = self._references[self._unit(row)]
+        return reference.image_id, reference.annotation_ids
 
     def _unit(self, row: int) -> int:
-        return int(self._index.references[row])
+        return int(self._questions[row, 0])
 
-    def _image_name(self, unit: int) -> str:
-        return self._image(int(self._index.image_ids[unit])).file_name
 
-    def _photo(self, row: int) -> Path:
-        return self.image_root / self._image_name(self._unit(row))
+class GRefCoco(Refer):
+    """One split of gRefCOCO (Liu et al. 2023, arXiv 2306.00968): one sample for each sentence.
 
-    def _check(self, row: int) -> None:
-        self._sample(row)
-        self._check_photo(int(self._index.image_ids[self._unit(row)]))
+    On disk, as the ``grefer`` API has it::
 
-    def _others(self, row: int) -> list[Target]:
-        unit = self._unit(row)
-        image_id = int(self._index.image_ids[unit])
-        return self._others_than(image_id, self._index.annotations_of(unit))
+        <data_root>/
+          grefcoco/     instances.json  grefs(unc).json   (or .p)
+          images/train2014/COCO_train2014_000000581857.jpg ...   (or where `Refer` looks)
+
+    ``grefs(*)`` differs from ``refs(*)`` of RefCOCO in that ``ann_id`` is a list: of several
+    objects the union is asked for, and ``[-1]`` says that nothing in the image is meant
+    (``no_target``). Then the target is empty, and ``[]`` is the right answer.
+
+    Metadata is as that of `Refer`, but ``ann_id``, ``category_id`` and ``category`` are lists, and
+    ``no_target`` is added.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("grefcoco",)
+    several_objects: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike[str],
+        split: str = "train",
+        split_by: str | None = None,
+        image_root: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """Read the files of one split; arguments and errors are those of `Refer`."""
+        super().__init__(data_root, "grefcoco", split, split_by, image_root, **options)
+
+    def _described(self, reference: Reference) -> dict[str, Any]:
+        categories = [
+            self._instances.annotation(reference.image_id, each).category_id
+            for each in reference.annotation_ids
+        ]
+        return {
+            "ann_id": list(reference.annotation_ids),
+            "category_id": categories,
+            "category": [self._instances.categories.get(each, "") for each in categories],
+            "no_target": not reference.annotation_ids,
+        }
+
+
+def embedded_root() -> Path:
+    """The folder of the embedded sample, laid out as a ``data_root``."""
+    return Path(__file__).parents[1] / "embedded"
 
 
 def load_refer(
@@ -214,23 +274,244 @@ def load_refer(
     return dataset
 
 
-def _linked(index: ReferIndex, instances: Instances, *, strict: bool) -> NDArray[np.bool_]:
-    """``(R,)`` whether each reference names annotations of its own image.
+# --- where files lie ------------------------------------------------------------------------------
+
+COCO_FOLDERS = (
+    "images/mscoco/images/train2014",
+    "images/coco_2014/train2014",
+    "images/train2014",
+    "train2014",
+)
+CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
+
+
+def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path, str]:
+    """The file of references and who made its partition; JSON is preferred to a pickle."""
+    wanted = split_by or DEFAULT_SPLIT_BY.get(name, "unc")
+    prefix = _prefix(name)
+    present = {
+        path.stem.removeprefix(f"{prefix}(").removesuffix(")")
+        for pattern in (f"{prefix}(*).json", f"{prefix}(*).p")
+        for path in (root / name).glob(pattern)
+    }
+    if split_by is None and wanted not in present and len(present) == 1:
+        wanted = present.pop()
+    for suffix in (".json", ".p"):
+        path = root / name / f"{prefix}({wanted}){suffix}"
+        if path.is_file():
+            return path, wanted
+    there = f"split_by can be {', '.join(sorted(present))}. " if present else ""
+    raise _missing(path, root, name, there)
+
+
+def _find_images(
+    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str
+) -> Path:
+    """The folder in which the split's first image lies."""
+    if image_root is not None:
+        folders = [Path(image_root).expanduser()]
+    else:
+        places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
+        folders = [root / place for place in places]
+    for folder in folders:
+        if (folder / first).is_file():
+            return folder
+    looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
+    raise _missing(folders[0] / first, root, name, looked)
+
+
+def _prefix(name: str) -> str:
+    return "grefs" if name == "grefcoco" else "refs"
+
+
+def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundError:
+    """The error of a file that is not there, with the layout expected."""
+    folder, example = COCO_FOLDERS[0], "COCO_train2014_000000581857.jpg"
+    if name == "refclef":
+        folder, example = CLEF_FOLDERS[0], "38/images/38685.jpg"
+    return FileNotFoundError(
+        f"{path} is missing. {hint}data_root is {str(root)!r}; expected there:\n"
+        "<data_root>/\n"
+        f"  {name}/\n"
+        "    instances.json\n"
+        f"    {_prefix(name)}({DEFAULT_SPLIT_BY.get(name, 'unc')}).p   (or .json)\n"
+        f"  {folder}/\n"
+        f"    {example} ..."
+    )
+
+
+# --- the file of references -----------------------------------------------------------------------
+
+MAX_OBJECTS = 1000
+"""Most objects that one reference may name."""
+MAX_REPETITION = 8
+"""How many times its own size a file may unfold to: pickles can name one list many times."""
+SENTENCE_SIZE = 64
+"""What a sentence takes beside its text, which may be empty."""
+
+
+class Reference(NamedTuple):
+    """One entry of ``refs(*)``."""
+
+    id: int
+    image_id: int
+    category_id: int
+    """-1 where the category is that of the objects."""
+    annotation_ids: tuple[int, ...]
+    """None where it refers to nothing."""
+    sentences: tuple[tuple[int, str], ...]
+    """Id and text of each."""
+
+
+@garbage_collection_paused()
+def read_references(
+    path: Path, split: str, *, several: bool, on_broken: Callable[[ValueError], None]
+) -> list[Reference]:
+    """Read the references of one split from ``refs(*).p`` or ``refs(*).json``.
+
+    Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`.
+
+    Args:
+        path: The file.
+        split: Which references to keep.
+        several: The form of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the
+            category is that of the objects.
+        on_broken: Called with the error of a broken record, to raise it or to go on without.
 
     Raises:
-        ValueError: One does not, and ``strict``.
+        FileNotFoundError: There is no such file.
+        ValueError: The split is not in the file (names those that are), or the file is malformed,
+            or unfolds to more than `MAX_REPETITION` times its own size.
     """
-    image_ids, annotation_ids = instances.annotation_images, instances.annotation_ids
-    known = set(zip(image_ids.tolist(), annotation_ids.tolist(), strict=True))
-    found = np.ones(len(index.reference_ids), dtype=np.bool_)
-    for row, image_id in enumerate(index.image_ids.tolist()):
-        objects = index.annotations_of(row)
-        missing = [each for each in objects if (image_id, each) not in known]
-        found[row] = not missing and image_id in instances.images
-        if strict and not found[row]:
-            what = f"annotation {(missing or objects)[0]} of " if objects else ""
+    size = path.stat().st_size
+    splits: Counter[str] = Counter()
+    references: dict[int, Reference] = {}
+    room = size * MAX_REPETITION
+    for row, record in enumerate(_load(path, size)):
+        where = f"{path}: record {row}"
+        try:
+            found = text_field(record, "split", where)
+            splits[found] += 1
+            if found != split:
+                continue
+            reference = _reference(record, where, several, room)
+            if reference.id in references:
+                raise RecordError(f"{where}: ref_id {reference.id} appears twice")
+        except RecordError as error:
+            on_broken(error)
+        else:
+            references[reference.id] = reference
+            room -= sum(len(text) + SENTENCE_SIZE for _, text in reference.sentences)
+    if split not in splits:
+        present = ", ".join(f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20))
+        raise ValueError(f"{path} has no split {split!r}; it has {present or 'no references'}")
+    return list(references.values())
+
+
+def _load(path: Path, size: int) -> list[Any]:
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        try:
+            records = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+    else:
+        records = load_plain_pickle(data, str(path))
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected a list of references, got {describe(records)}")
+    return records
+
+
+def _reference(record: Any, where: str, several: bool, room: int) -> Reference:
+    identifier, image_id = integer(record, "ref_id", where), integer(record, "image_id", where)
+    category_id = -1 if several else integer(record, "category_id", where)
+    listed = record.get("ann_id")
+    if not several or isinstance(listed, int):  # the reader published with gRefCOCO takes both
+        listed = [integer(record, "ann_id", where)]
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
+        raise RecordError(
+            f"{where}: 'ann_id' must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target, "
+            f"got {describe(listed)}"
+        )
+    annotation_ids = tuple(integer({"ann_id": each}, "ann_id", where) for each in listed)
+    if several and annotation_ids == (-1,):
+        annotation_ids = ()
+    sentences = _sentences(record, where, room)
+    return Reference(identifier, image_id, category_id, annotation_ids, sentences)
+
+
+def _sentences(record: dict[str, Any], where: str, room: int) -> tuple[tuple[int, str], ...]:
+    listed = record.get("sentences")
+    if not isinstance(listed, list):
+        raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
+    found: dict[int, str] = {}
+    for each in listed:
+        identifier = integer(each, "sent_id", f"{where}, sentence")
+        text = text_field(each, "sent", f"{where}, sentence")
+        room -= len(text) + SENTENCE_SIZE
+        if room < 0:
             raise ValueError(
-                f"{index.path}: ref_id {index.reference_ids[row]} names {what}image {image_id}, "
-                f"which is not in {instances.path}"
+                f"{where}: the file unfolds to more than {MAX_REPETITION} times its own size"
             )
-    return found
+        # A lone half of a surrogate pair cannot be written anywhere.
+        found[identifier] = text.encode("utf-8", "replace").decode("utf-8")
+    if len(found) < len(listed):
+        raise RecordError(f"{where}: a sent_id appears twice")
+    return tuple(found.items())
+
+
+# --- what was published ---------------------------------------------------------------------------
+
+OFFICIAL_COUNTS: dict[tuple[str, str, str], tuple[int, int | None]] = {
+    ("refcoco", "unc", "train"): (42404, 120624),
+    ("refcoco", "unc", "val"): (3811, 10834),
+    ("refcoco", "unc", "testA"): (1975, 5657),
+    ("refcoco", "unc", "testB"): (1810, 5095),
+    ("refcoco", "google", "train"): (40000, None),
+    ("refcoco", "google", "val"): (5000, None),
+    ("refcoco", "google", "test"): (5000, None),
+    ("refcoco+", "unc", "train"): (42278, 120191),
+    ("refcoco+", "unc", "val"): (3805, 10758),
+    ("refcoco+", "unc", "testA"): (1975, 5726),
+    ("refcoco+", "unc", "testB"): (1798, 4889),
+    ("refcocog", "umd", "train"): (42226, 80512),
+    ("refcocog", "umd", "val"): (2573, 4896),
+    ("refcocog", "umd", "test"): (5023, 9602),
+    ("refcocog", "google", "train"): (44822, 85474),
+    ("refcocog", "google", "val"): (5000, 9536),
+}
+"""``(references, sentences)`` by data set, partition and split; None where not published.
+
+Numbers of references: the tables of TensorFlow Datasets (``ref_coco``), counted from the same
+files. Numbers of sentences: Yu et al. 2016 (arXiv 1608.00272) and the papers that evaluate on them;
+per data set they add up to 142,210 (RefCOCO), 141,564 (RefCOCO+) and 95,010 (RefCOCOg).
+"""
+
+
+class CountWarning(UserWarning):
+    """A split has not the published number of references or sentences."""
+
+
+def check_counts(name: str, split_by: str, split: str, references: int, sentences: int) -> None:
+    """Warn (`CountWarning`) when a split differs from what was published.
+
+    Scores on another selection cannot be compared with published ones. Nothing is said about splits
+    that `OFFICIAL_COUNTS` does not list.
+    """
+    official = OFFICIAL_COUNTS.get((name, split_by, split))
+    if official is None:
+        return
+    expected_references, expected_sentences = official
+    if references == expected_references and expected_sentences in (None, sentences):
+        return
+    published = f"{expected_references} references"
+    if expected_sentences is not None:
+        published += f" and {expected_sentences} sentences"
+    warnings.warn(
+        f"{name} ({split_by}) {split} was published with {published}; this copy has {references} "
+        f"and {sentences}: scores on it cannot be compared with published ones",
+        CountWarning,
+        stacklevel=3,
+    )

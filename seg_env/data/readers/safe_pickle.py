@@ -21,7 +21,6 @@ Protocols 0 to 5 are read. Strings of Python 2 become `str` (UTF-8, else Latin-1
 
 from __future__ import annotations
 
-import gc
 import io
 import pickle
 import pickletools
@@ -119,15 +118,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(data: bytes, encoding: str) -> Any:
     # The unpickler reads ahead only from files that can `peek`.
     stream = io.BufferedReader(io.BytesIO(data), buffer_size=1 << 18)
-    # A million new containers make the garbage collector look at all of them again and again,
-    # four times the cost of building them, and none can be garbage yet.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _PlainUnpickler(stream, encoding=encoding).load()
-    finally:
-        if collecting:
-            gc.enable()
+    return _PlainUnpickler(stream, encoding=encoding).load()
 
 
 def _slot_bits(size: int) -> int:

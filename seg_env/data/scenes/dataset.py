@@ -1,4 +1,4 @@
-"""Procedural scenes: an endless supply of pictures, expressions and exact masks.
+"""Procedural scenes: an endless supply of images, expressions and exact masks.
 
 Everything about scene ``i`` follows from ``(seed, split, difficulty, i)``, so a data set is a few
 numbers, needs no files, and costs one (easy) to eight (hard) milliseconds per scene.
@@ -13,8 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from seg_env.data.scenes.absent import describe_absent
-from seg_env.data.scenes.language import vocabulary
+from seg_env.data.scenes.language import describe_absent, vocabulary
 from seg_env.data.scenes.layout import Difficulty
 from seg_env.data.scenes.scene import Scene, compose
 from seg_env.types import Sample, Target
@@ -24,25 +23,20 @@ Split = Literal["train", "val", "test"]
 LENGTHS: dict[str, int] = {"train": 1_000_000, "val": 4096, "test": 4096}
 """Number of scenes of a split unless told otherwise; scenes are made when asked for."""
 SMALLEST_SIZE = 32
-"""Least side of a picture in pixels."""
+"""Least side of an image in pixels."""
 _ABSENT = 1  # Last part of the key by which absent objects are drawn, apart from the scene itself.
 
 
 class Scenes:
     """Data set of procedural scenes: sample ``i`` is one question about scene ``i``.
 
-    Attributes:
-        name: ``"scenes-easy"``, ``"scenes-medium"`` or ``"scenes-hard"``.
-        split: ``"train"``, ``"val"`` or ``"test"``; their scenes are drawn with different keys.
-        difficulty: ``"easy"``: one or two large flat shapes on plain gray, named by colour and
-            shape. ``"medium"``: two to four paper cut-outs of three sizes, some with textures,
-            that overlap a little; named also by size, texture, place and superlatives. ``"hard"``:
-            three to five on a cluttered ground under uneven light, often cut in two by a bar;
-            named also by their relation to another object.
-        seed: Number that all scenes depend on.
-        size: Side of the square pictures in pixels.
-        negatives: Share of the questions that are about an object that is not in the picture; the
-            answer is ``[]``. Pictures, and all other questions, are the same whatever the share.
+    Its name is ``"scenes-easy"``, ``"scenes-medium"`` or ``"scenes-hard"``.
+
+    - Easy: one or two large flat shapes on plain gray, named by colour and shape.
+    - Medium: two to four paper cut-outs of three sizes, some with textures, that overlap a little;
+      named also by size, texture, place and superlatives.
+    - Hard: three to five on a cluttered ground under uneven light, often cut in two by a bar; named
+      also by their relation to another object.
     """
 
     def __init__(
@@ -57,12 +51,13 @@ class Scenes:
         """Describe the data set; nothing is drawn yet.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
+            split: ``"train"``, ``"val"`` or ``"test"``; their scenes are drawn with different keys.
             difficulty: ``"easy"``, ``"medium"`` or ``"hard"``.
-            seed: Any number from 0.
+            seed: Number from 0 that all scenes depend on.
             length: Number of scenes; by default a million for training and 4096 otherwise.
-            size: Side of the pictures in pixels, at least 32.
-            negatives: Share of the questions about an absent object, 0 to 1.
+            size: Side of the square images in pixels, at least 32.
+            negatives: Share of the questions, 0 to 1, that are about an object that is not in the
+                image; the answer is ``[]``. Images and all other questions stay the same.
 
         Raises:
             ValueError: An argument outside what is listed here.
@@ -77,7 +72,7 @@ class Scenes:
             raise ValueError(f"negatives={negatives!r} is no share; use a number from 0 to 1")
         self.negatives = float(negatives)
         self.name = f"scenes-{difficulty}"
-        self.split: Split = split
+        self.split: str = split
         self.difficulty: Difficulty = difficulty
         self.seed = seed
         self.size = size
@@ -111,7 +106,7 @@ class Scenes:
         return f"{self.name} ({self.split}) scene {index}"
 
     def samples_of(self, index: int) -> list[Sample]:
-        """One sample for each object of scene ``index``, bottom first; they share the picture.
+        """One sample for each object of scene ``index``, bottom first; they share the image.
 
         The scene's own sample, ``self[index]``, is one of them; if that is about an absent object,
         it comes last.
@@ -140,7 +135,7 @@ class Scenes:
         ]
 
     def scene(self, index: int) -> Scene:
-        """Draw scene ``index``; the picture itself is painted when it is asked for.
+        """Draw scene ``index``; the image itself is painted when it is asked for.
 
         Raises:
             IndexError: Outside ``[-len, len)``.

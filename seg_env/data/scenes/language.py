@@ -8,13 +8,20 @@ description names an object if it certainly fits that one and possibly no other 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from seg_env.data.scenes.facts import Extension, Facts
-from seg_env.data.scenes.layout import COLORS, EASY_COLORS, EASY_SHAPES, TEXTURES
+from seg_env.data.scenes.layout import (
+    COLORS,
+    EASY_COLORS,
+    EASY_SHAPES,
+    TEXTURES,
+    Difficulty,
+    SceneObject,
+)
 from seg_env.data.scenes.shapes import SHAPES
 
 SUPERLATIVES = ("leftmost", "rightmost", "topmost", "bottommost", "largest", "smallest")
@@ -31,8 +38,10 @@ WEIGHTS: dict[str, dict[str, float]] = {
 }
 """How often each kind of description is chosen among those that fit, by difficulty."""
 
-PROPER = 0.75
+NOUN_SHARE = 0.75
 """How often ``"object"`` is avoided where a noun would do."""
+NEAR_MISS_SHARE = 0.75
+"""How often an absent object shares its colour or shape with one of the scene."""
 
 
 class Description(NamedTuple):
@@ -83,7 +92,7 @@ def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str,
         shares = np.array([weights[kind] for kind in options])
         texts = list(options.values())[rng.choice(len(options), p=shares / shares.sum())]
         proper = [text for text in texts if "object" not in text]
-        if proper and rng.random() < PROPER:
+        if proper and rng.random() < NOUN_SHARE:
             texts = proper
         expressions.append(f"the {texts[rng.integers(len(texts))]}")
     return tuple(expressions)
@@ -144,3 +153,28 @@ def _related(facts: Facts, phrases: list[Description], anchor: int) -> Iterator[
             for phrase in phrases:
                 text = f"{phrase.text} {relation} the {name}"
                 yield Description(kind, text, phrase.extension.both(related))
+
+
+def describe_absent(
+    objects: Sequence[SceneObject], difficulty: Difficulty, rng: np.random.Generator
+) -> str:
+    """Words for a colour and a shape that no object of the scene has together.
+
+    Most of them are near misses, so that neither colour nor shape alone gives the absence away.
+
+    Args:
+        objects: What is in the scene.
+        difficulty: Decides which colours and shapes there are.
+        rng: Chooses among the expressions.
+    """
+    easy = difficulty == "easy"
+    colors, shapes = (EASY_COLORS, EASY_SHAPES) if easy else (COLORS, tuple(SHAPES))
+    present = {(thing.color, thing.shape) for thing in objects}
+    seen_colors, seen_shapes = ({one[part] for one in present} for part in (0, 1))
+    absent = [
+        (color, shape) for color in colors for shape in shapes if (color, shape) not in present
+    ]
+    near = [pair for pair in absent if pair[0] in seen_colors or pair[1] in seen_shapes]
+    choices = near if rng.random() < NEAR_MISS_SHARE else absent
+    color, shape = choices[rng.integers(len(choices))]
+    return f"the {color} {shape}"

@@ -53,7 +53,7 @@ class SceneObject:
         return "small" if self.scale < 0.12 else "medium" if self.scale < 0.17 else "large"
 
     def cover(self, size: int) -> Patch:
-        """How much of each pixel it covers in a picture of ``size`` by ``size`` pixels."""
+        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels."""
         return cover(SHAPES[self.shape], self.center, self.radius, self.angle, size)
 
 
@@ -66,7 +66,7 @@ class Recipe:
     nearness: float
     """Smallest distance of two centres as a share of the sum of their radii."""
     overhang: float
-    """Largest share of its radius by which an object may stick out of the picture."""
+    """Largest share of its radius by which an object may stick out of the image."""
     crossing: float
     """Probability of a long bar that lies across another object."""
     textured: float
@@ -91,7 +91,7 @@ def arrange(rng: np.random.Generator, difficulty: Difficulty) -> list[SceneObjec
     while True:
         objects: list[SceneObject] = []
         for _ in range(count - crossed):
-            thing = _name(rng, objects, recipe)
+            thing = _draw_object(rng, objects, recipe)
             free = (_locate(rng, thing, recipe.overhang) for _ in range(20))
             placed = next((it for it in free if _is_free(it, objects, recipe.nearness)), None)
             if placed is None:
@@ -130,7 +130,9 @@ def _easy_names(rng: np.random.Generator) -> list[tuple[str, str]]:
     return [(colors[0], shapes[0]), second]
 
 
-def _name(rng: np.random.Generator, others: list[SceneObject], recipe: Recipe) -> SceneObject:
+def _draw_object(
+    rng: np.random.Generator, others: list[SceneObject], recipe: Recipe
+) -> SceneObject:
     """Draw everything but the place; often like an earlier object, so that one word won't do."""
     shape, color = str(rng.choice(list(SHAPES))), str(rng.choice(COLORS))
     if others:
@@ -145,7 +147,7 @@ def _name(rng: np.random.Generator, others: list[SceneObject], recipe: Recipe) -
 
 
 def _locate(rng: np.random.Generator, thing: SceneObject, overhang: float) -> SceneObject:
-    """Put an object somewhere in the picture."""
+    """Put an object somewhere in the image."""
     border = max(thing.radius * (1.0 - overhang), thing.scale) + 0.015
     x, y = rng.uniform(border, 1.0 - border, size=2)
     return replace(thing, center=(float(x), float(y)))

@@ -18,9 +18,9 @@ from seg_env.geometry.contour import trace
 from seg_env.geometry.polygon import ring_area
 
 SMALLEST_AREA = 0.01
-"""Least visible share of the picture that an object may have."""
+"""Least visible share of the image that an object may have."""
 SMALLEST_PART = 0.001
-"""Least share of the picture that each visible part or hole of an object may have."""
+"""Least share of the image that each visible part or hole of an object may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +43,14 @@ class Scene:
     """Seed of everything that only the painter decides."""
 
     @cached_property
-    def _picture(self) -> NDArray[np.uint8]:
+    def _painted(self) -> NDArray[np.uint8]:
         size = self.masks.shape[1]
         rng = np.random.default_rng(self.paint_seed)
         return paint(self.objects, self.patches, size, self.difficulty, rng)
 
     def image(self) -> NDArray[np.uint8]:
-        """The picture, ``(H, W, 3) uint8``: painted once, a new copy on every call."""
-        return self._picture.copy()
+        """The image, ``(H, W, 3) uint8``: painted once, a new copy on every call."""
+        return self._painted.copy()
 
     def describe(self, number: int) -> dict[str, Any]:
         """What is known of one object, JSON-able; ``bbox`` is x, y, width, height in pixels."""

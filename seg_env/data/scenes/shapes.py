@@ -2,7 +2,7 @@
 
 A shape is a few rings inside the unit circle around the origin, y down. Filling it with eight
 samples per pixel side gives a coverage in [0, 1]; a pixel belongs to the shape where that is at
-least one half, so mask and antialiased picture agree by construction.
+least one half, so mask and antialiased image agree by construction.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Patch:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture that the rectangle occupies."""
+        """Rows and columns of the image that the rectangle occupies."""
         height, width = self.coverage.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
@@ -161,10 +161,10 @@ def cover(
         center: ``(x, y)`` in the unit frame.
         radius: In the unit frame.
         angle: Rotation in radians, clockwise on screen.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
 
     Returns:
-        The coverage within the bounding rectangle, clipped to the picture.
+        The coverage within the bounding rectangle, clipped to the image.
     """
     outer = place(shape.outer, center, radius, angle) * size
     low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)

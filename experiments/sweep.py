@@ -1,0 +1,346 @@
+"""Compare settings over several seeds: make the runs that are missing, then table and plot.
+
+    python experiments/sweep.py optimizer
+    python experiments/sweep.py my_sweep.toml --seeds 0 1 2 3 --jobs 2
+    python experiments/sweep.py optimizer --options="--updates 20 --evaluation.questions 64"
+    python experiments/sweep.py runs/main-0 runs/main-1 runs/main-2 --output-dir runs/main
+
+A sweep is a TOML file of arms; those in experiments/sweeps are known by name and can be copied.
+Every run is an ordinary one in a folder of its own, so this command may be stopped at any time:
+finished runs are not made again, an interrupted one goes on from its last checkpoint. Differences
+are paired by seed. Runs that differ in more than their seed and what the sweep varies are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from experiments.common.brief import brief_errors
+from experiments.common.comparison import ArmResults, Comparison, Result
+from experiments.common.files import write_json
+from experiments.common.progress import progress_bar
+from seg_env.errors import ExplainedError
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = Path(__file__).parent / "sweeps"
+
+
+@dataclass
+class Args:
+    """Compare settings over several seeds."""
+
+    what: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A TOML file, the name of one that comes with the project, or the folders of finished runs
+    that differ in their seed."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of every arm, by default those of the file; an interval needs two or more."""
+    jobs: int = 1
+    """Runs at a time; each gets its share of the processor's cores."""
+    options: str = ""
+    """Options added to every run, in one word: ``--options="--updates 20"``."""
+    output_dir: Path | None = None
+    """Where runs, table and plot go, by default the folder that the file names."""
+    dry_run: bool = False
+    """Print the commands of the runs that are missing, and make none."""
+    report_only: bool = False
+    """Make no run: table and plot of those that are finished."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared."""
+
+    run: str
+    """Name of its runs' folders; arms may share runs."""
+    command: tuple[str, ...]
+    """Script and options of these runs, but for seed and folder."""
+    stage: str = ""
+    """The folder within the run's that has the scores; by default the run's own."""
+    paper: float | None = None
+    """gIoU in per cent that a paper reports."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a TOML file says."""
+
+    name: str
+    question: str
+    folder: Path
+    """Where the results go."""
+    arms: dict[str, Arm]
+    """The baseline first."""
+    seeds: tuple[int, ...]
+    scores: bool
+    """Whether scores after training are compared, in the place of gains over those before."""
+    varies: tuple[str, ...]
+    """Settings that arms may differ in."""
+    shared: dict[str, tuple[str, ...]]
+    """Commands that are made once for all runs, by the name of their folder."""
+
+    def comparison(self) -> Comparison:
+        """The results of the finished runs."""
+        arms = {
+            label: ArmResults(
+                [Result(self.folder / f"{arm.run}-{seed}", arm.stage) for seed in self.seeds],
+                shlex.join(arm.command),
+                arm.paper,
+            )
+            for label, arm in self.arms.items()
+        }
+        return Comparison(self.name, self.question, arms, self.scores, self.varies)
+
+
+def main(args: Args) -> dict[str, Any] | None:
+    """Make the runs that are missing, and report.
+
+    Returns:
+        What the JSON file holds; None for a dry run.
+
+    Raises:
+        ExplainedError: The sweep is wrong, a run failed, or runs cannot be compared.
+    """
+    console = Console()
+    if len(args.what) > 1:
+        folder = args.output_dir or Path("runs/summary")
+        results = [Result(Path(run)) for run in args.what]
+        question = f"What do {len(results)} seeds gain?"
+        return Comparison("seeds", question, {"": ArmResults(results)}).report(folder, console)
+    sweep = read_sweep(find_file(*args.what), args.options, args.output_dir, args.seeds)
+    if args.dry_run:
+        for command, folder in missing(sweep):
+            print(shlex.join(["python", *full_command(command, folder)]))
+        return None
+    if not args.report_only:
+        make_runs(sweep, args.jobs, console)
+    return sweep.comparison().report(sweep.folder, console)
+
+
+# What a file says.
+
+
+def known_sweeps() -> dict[str, str]:
+    """Questions of the sweeps that come with the project, by name."""
+    return {
+        path.stem: tomllib.loads(path.read_text("utf-8"))["question"]
+        for path in sorted(SWEEPS.glob("*.toml"))
+    }
+
+
+def find_file(name: str = "") -> Path:
+    """The file that a word of the command line means.
+
+    Raises:
+        ExplainedError: There is none.
+    """
+    for path in (Path(name), SWEEPS / f"{name}.toml"):
+        if path.is_file():
+            return path
+    if Path(name).is_dir() and name:
+        raise ExplainedError(f"{name} is one run: an interval over seeds needs 2 or more")
+    known = "\n".join(f"  {name}: {question}" for name, question in known_sweeps().items())
+    raise ExplainedError(f"there is no file and no sweep {name!r}; choose one of\n{known}")
+
+
+def read_sweep(
+    path: Path, options: str = "", output: Path | None = None, seeds: Sequence[int] | None = None
+) -> Sweep:
+    """Read a TOML file.
+
+    It has ``question``, ``script``, ``options`` of all runs, and ``arms``, the baseline first: for
+    each its own options, or a table of ``options`` and ``script``. Besides:
+
+    - ``seeds``, and ``folder`` for the results;
+    - ``measure = "score"`` compares scores after training and not the gains over those before;
+    - ``varies``: settings that arms differ in beside those that their options name;
+    - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
+    - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
+      is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
+
+    Args:
+        path: The file.
+        options: Options added to every run.
+        output: Folder of the results; by default the file's.
+        seeds: Of every arm; by default the file's.
+
+    Raises:
+        ExplainedError: The file is not of that form, or there is one seed only.
+    """
+    try:
+        given = tomllib.loads(path.read_text("utf-8"))
+        return _parse(path, given, shlex.split(options), output, seeds)
+    except tomllib.TOMLDecodeError as error:
+        raise ExplainedError(f"{path} is no TOML file: {error}") from error
+    except KeyError as error:
+        raise ExplainedError(f"{path} has no {error}") from error
+
+
+def _parse(
+    path: Path,
+    given: dict[str, Any],
+    options: list[str],
+    output: Path | None,
+    seeds: Sequence[int] | None,
+) -> Sweep:
+    check_keys(
+        *(path, given, "question", "script", "options", "arms", "seeds", "folder"),
+        *("measure", "varies", "shared", "runs"),
+    )
+    seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
+    if not 2 <= len(set(seeds)) == len(seeds):
+        raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
+    folder = output or Path(given.get("folder", f"runs/sweep-{path.stem}"))
+    shared = given.get("shared", {})
+
+    def words(text: str) -> list[str]:
+        for name in shared:
+            text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
+        return shlex.split(text)
+
+    common = words(given.get("options", ""))
+    varies = set(given.get("varies", ()))
+    commands: dict[str, tuple[str, ...]] = {}
+    arms = {}
+    for label, arm in given["arms"].items():
+        arm = {"options": arm} if isinstance(arm, str) else arm
+        made_of = ("run",) if "run" in arm else ("script", "options")
+        check_keys(path, arm, *made_of, "stage", "paper")
+        own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
+        script = arm.get("script") or given["script"]
+        run, command = arm.get("run") or folder_name(label), (script, *common, *own, *options)
+        if commands.setdefault(run, command) != command:
+            raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
+        arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
+        varies |= {setting_of(word) for word in own if word.startswith("--")}
+    return Sweep(
+        path.stem,
+        given["question"],
+        folder,
+        arms,
+        seeds,
+        scores=given.get("measure") == "score",
+        varies=tuple(varies),
+        shared={name: tuple(words(text)) for name, text in shared.items()},
+    )
+
+
+def check_keys(path: Path, table: dict[str, Any], *known: str) -> None:
+    """Refuse words that mean nothing, which are misspelt ones mostly."""
+    if unknown := sorted(set(table) - set(known)):
+        raise ExplainedError(f"{path}: {', '.join(unknown)} is not among {', '.join(known)}")
+
+
+def folder_name(label: str) -> str:
+    """An arm's label as the name of a folder."""
+    return "".join(letter if letter.isalnum() or letter in ".+-" else "_" for letter in label)
+
+
+def setting_of(option: str) -> str:
+    """The setting of an option: ``gspo.muon`` of ``--gspo.no-muon``."""
+    name = option.removeprefix("--").partition("=")[0].replace("-", "_")
+    group, dot, last = name.rpartition(".")
+    return group + dot + last.removeprefix("no_")
+
+
+# Making the runs.
+
+
+def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
+    """Commands that have to be run and their folders; what is shared comes first.
+
+    Raises:
+        ExplainedError: A finished run was made with other options.
+    """
+    runs: dict[Path, list[str]] = {}
+    for seed in sweep.seeds:
+        for arm in sweep.arms.values():
+            folder = sweep.folder / f"{arm.run}-{seed}"
+            command = [*arm.command, "--seed", str(seed)]
+            if not (folder / arm.stage / "scores.json").exists():
+                runs[folder] = command
+            elif not arm.stage:
+                check_command(folder, command)
+    shared = {
+        sweep.folder / name: list(command)
+        for name, command in sweep.shared.items()
+        if runs and not (sweep.folder / name / "report.json").exists()
+    }
+    return [(command, folder) for folder, command in (shared | runs).items()]
+
+
+def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
+    """Make the runs that are missing, several at a time."""
+    jobs = max(1, jobs)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    todo = missing(sweep)
+    shared = [pair for pair in todo if pair[1].name in sweep.shared]
+    with progress_bar(console) as progress, ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task(sweep.name, total=len(todo), status="")
+
+        def job(pair: tuple[list[str], Path]) -> None:
+            progress.update(task, status=pair[1].name)
+            run_script(*pair, threads=threads)
+            progress.advance(task)
+
+        for pair in shared:
+            job(pair)
+        list(pool.map(job, todo[len(shared) :]))
+
+
+def run_script(command: list[str], folder: Path, *, threads: int) -> None:
+    """Run a script in a process of its own, with ``--resume`` where it has begun before.
+
+    Raises:
+        ExplainedError: It failed; its output is in ``log.txt`` in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    script, *options = full_command(command, folder)
+    write_json(folder / "command.json", command)
+    with (folder / "log.txt").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *options],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        tail = (folder / "log.txt").read_text()[-2000:]
+        raise ExplainedError(f"{shlex.join(command)} failed in {folder}:\n{tail}")
+
+
+def full_command(command: list[str], folder: Path) -> list[str]:
+    """A command with its folder, which goes on with what is in there."""
+    resume = ["--resume"] if (folder / "config.json").exists() else []
+    return [*command, "--output-dir", str(folder), *resume]
+
+
+def check_command(folder: Path, command: list[str]) -> None:
+    """Refuse a finished run that was made by another command than the one that is asked for."""
+    path = folder / "command.json"
+    made = json.loads(path.read_text()) if path.exists() else command
+    if made != command:
+        raise ExplainedError(
+            f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
+            "use another --output-dir, or --report-only for what is there"
+        )
+
+
+if __name__ == "__main__":
+    listed = "\n".join(f"    {name}: {question}" for name, question in known_sweeps().items())
+    with brief_errors():
+        main(tyro.cli(Args, description=f"{__doc__}\nKnown by name:\n\n{listed}"))

@@ -1,1 +1,0 @@
-"""Arms of the comparisons."""

@@ -1,0 +1,464 @@
+"""Sweeps: what is run and what is left alone, what cannot be compared, numbers of the table."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from scipy import stats
+
+from experiments import annotate, run_gspo, run_pipeline, run_ppo, sweep
+from experiments.common.comparison import t_interval
+from seg_env.errors import ExplainedError
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = Path(options["--output-dir"])
+if options.get("--fail"):
+    raise SystemExit("out of luck")
+gain = float(options["--gain"]) + 0.01 * int(options["--seed"])
+after = {"giou": 0.5 + gain, "questions": 8, "sampled": {"giou": 0.4 + gain}}
+before = {"giou": 0.5, "questions": 8, "sampled": {"giou": 0.4}}
+row = {"update": 0, "eval/greedy_giou": 0.5, "eval/sampled_giou": 0.4}
+config = {"seed": int(options["--seed"]), "gain": options["--gain"], "output_dir": str(folder)}
+(folder / "config.json").write_text(json.dumps(config | json.loads(options.get("--more", "{}"))))
+(folder / "metrics.jsonl").write_text(json.dumps(row))
+(folder / "scores.json").write_text(
+    json.dumps({"before": before, "after": after, "minutes": 1.0, "updates": 5})
+)
+(folder / "count.txt").open("a").write("x")
+"""
+NAMES = ("agents", "constrained", "optimizer", "rewards", "spread-floor", "stages-data", "stages")
+
+
+def write_sweep(folder, first="--gain 0.1", second="--gain 0.3", more=""):
+    """A sweep of two arms of a script that takes no time."""
+    (folder / "job.py").write_text(SCRIPT)
+    path = folder / "toy.toml"
+    path.write_text(
+        f'question = "Is B better?"\nscript = "{folder / "job.py"}"\n{more}\n'
+        f"[arms]\nA = '{first}'\nB = '{second}'\n"
+    )
+    return str(path)
+
+
+def run(what, folder, **given):
+    return sweep.main(sweep.Args((what,), output_dir=folder, **given))
+
+
+def test_every_arm_runs_with_every_seed_and_is_compared_with_the_first(tmp_path):
+    found = run(write_sweep(tmp_path), tmp_path / "out", jobs=2)
+    score = found["arms"]["A"]["scores"]["greedy gIoU"]
+    assert score["each"] == pytest.approx([10, 11, 12])
+    low, high = stats.t.interval(0.95, 2, loc=11, scale=stats.sem(score["each"]))
+    assert score["interval"] == pytest.approx([low, high], abs=1e-2)
+    # Paired by seed: the seeds' own differences cancel.
+    score = found["arms"]["B"]["scores"]["sampled gIoU"]
+    assert score["difference"] == pytest.approx(20)
+    assert score["difference_interval"] == pytest.approx([20, 20])
+    assert found["seeds"] == [0, 1, 2]
+    text = (tmp_path / "out" / "toy.md").read_text()
+    assert "| B | sampled gIoU | 40.0 | 70.0, 71.0, 72.0 | +31.0 [+28.5, +33.5] | +20.0 [+" in text
+    assert (tmp_path / "out" / "toy.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "out" / "toy.json").read_text()) == found
+
+
+def test_finished_runs_are_not_made_again(tmp_path):
+    for _ in range(2):
+        run(write_sweep(tmp_path), tmp_path / "out", seeds=(0, 1))
+    assert (tmp_path / "out" / "A-0" / "count.txt").read_text() == "x"
+
+
+def test_finished_runs_of_other_options_are_not_taken_for_those_asked_for(tmp_path):
+    path = write_sweep(tmp_path)
+    run(path, tmp_path / "out", options="--updates 3")
+    with pytest.raises(ExplainedError, match=r"A-0 was made with other options.*--updates 3"):
+        run(path, tmp_path / "out")
+    run(path, tmp_path / "out", report_only=True)
+
+
+def test_a_run_that_was_begun_is_resumed(tmp_path):
+    script = tmp_path / "resumable.py"
+    script.write_text("import sys; print(sys.argv[-1]); sys.exit('--resume' != sys.argv[-1])")
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    sweep.run_script([str(script)], folder, threads=1)
+    assert (folder / "log.txt").read_text() == "--resume\n"
+
+
+def test_a_run_that_fails_shows_its_own_words(tmp_path):
+    with pytest.raises(ExplainedError, match="out of luck"):
+        run(write_sweep(tmp_path), tmp_path, options="--fail 1")
+
+
+def test_a_dry_run_prints_what_is_missing_and_makes_nothing(tmp_path, capsys):
+    path = write_sweep(tmp_path)
+    run(path, tmp_path / "out", seeds=(0, 1))
+    capsys.readouterr()
+    assert run(path, tmp_path / "out", seeds=(1, 2), dry_run=True) is None
+    script, out = tmp_path / "job.py", tmp_path / "out"
+    assert capsys.readouterr().out.splitlines() == [
+        f"python {script} --gain 0.1 --seed 2 --output-dir {out}/A-2",
+        f"python {script} --gain 0.3 --seed 2 --output-dir {out}/B-2",
+    ]
+    assert not (tmp_path / "out" / "A-2").exists()
+    with pytest.raises(ExplainedError, match=r"A-2/scores\.json is missing"):
+        run(path, tmp_path / "out", report_only=True)
+
+
+def test_the_report_needs_no_curves(tmp_path):
+    run(write_sweep(tmp_path), tmp_path / "out", seeds=(0, 1))
+    for path in (tmp_path / "out").rglob("metrics.jsonl"):
+        path.unlink()
+    found = run(write_sweep(tmp_path), tmp_path / "out", seeds=(0, 1), report_only=True)
+    assert found["arms"].keys() == {"A", "B"}
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+def test_intervals_over_seeds_are_students(count):
+    values = np.random.default_rng(count).normal(size=count)
+    expected = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert t_interval(values)[1:] == pytest.approx(expected, abs=2e-3)
+
+
+# What cannot be compared.
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Runs of three seeds that differ in nothing else."""
+    run(write_sweep(tmp_path), tmp_path / "out")
+    return [tmp_path / "out" / f"A-{seed}" for seed in (0, 1, 2)]
+
+
+def summarize(runs, folder):
+    return sweep.main(sweep.Args(tuple(map(str, runs)), output_dir=folder))
+
+
+def test_finished_runs_are_summarized(runs, tmp_path):
+    found = summarize(runs, tmp_path / "sum")["arms"][""]
+    assert found["runs"] == list(map(str, runs))
+    score = found["scores"]["sampled gIoU"]
+    assert score["before"] == [0.4] * 3
+    assert score["mean"] == pytest.approx(11)
+    assert "difference" not in score
+    text = (tmp_path / "sum" / "seeds.md").read_text()
+    assert "| | sampled gIoU | 40.0 | 50.0, 51.0, 52.0 | +11.0 [+8.5, +13.5] |" in text.replace(
+        "|  |", "| |"
+    )
+    assert "against" not in text
+    assert (tmp_path / "sum" / "seeds.png").stat().st_size > 5000
+
+
+def test_what_later_turns_add_is_summarized_too(runs, tmp_path):
+    for seed, run in enumerate(runs):
+        after = json.loads((run / "scores.json").read_text())["after"]
+        first = {"first": {"giou": after["giou"] - 0.02}, "sampled_first": {"giou": 0.4}}
+        edit(run / "scores.json", after=after | first, seed=seed)
+    scores = summarize(runs, tmp_path / "sum")["arms"][""]["scores"]
+    assert scores["greedy gIoU, later turns"]["each"] == pytest.approx([2, 2, 2])
+    assert scores["sampled gIoU, later turns"]["each"] == pytest.approx([10, 11, 12])
+    assert scores["sampled gIoU"]["mean"] == pytest.approx(11)
+
+
+def test_runs_that_were_not_measured_before_training_have_no_gain(runs, tmp_path):
+    for run in runs:
+        scores = json.loads((run / "scores.json").read_text())
+        del scores["before"]
+        (run / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(ExplainedError, match=r"A-0 was not measured before training"):
+        summarize(runs, tmp_path / "sum")
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(runs, tmp_path):
+    edit(runs[2] / "config.json", seed=1)
+    with pytest.raises(ExplainedError, match=r"A-1 and .*A-2 both have seed 1"):
+        summarize(runs, tmp_path / "sum")
+    with pytest.raises(ExplainedError, match="A-0 is one run"):
+        summarize(runs[:1], tmp_path / "sum")
+
+
+def test_runs_of_other_lengths_or_rewards_are_not_joined(runs, tmp_path):
+    edit(runs[0] / "config.json", updates=20, rewards=["mask_iou=1.0"], ppo={"seed": 0, "lam": 1})
+    edit(runs[1] / "config.json", updates=100, rewards=["format=1"], ppo={"seed": 1, "lam": 0.9})
+    message = r"A-0 and .*A-1 differ in more than their seed: ppo\.lam \(1, 0\.9\), rewards "
+    message += r"\(\['mask_iou=1\.0'\], \['format=1'\]\), updates \(20, 100\)$"
+    with pytest.raises(ExplainedError, match=message):
+        summarize(runs[:2], tmp_path / "sum")
+    assert not (tmp_path / "sum").exists()
+
+
+def test_runs_that_were_asked_other_questions_are_not_joined(runs, tmp_path):
+    scores = json.loads((runs[0] / "scores.json").read_text())
+    edit(runs[0] / "scores.json", dataset="scenes-easy", split="test")
+    summarize(runs, tmp_path / "sum")  # a name that only some recorded is no difference
+    asked = {"dataset": "scenes-hard", "split": "test", "after": scores["after"] | {"questions": 9}}
+    edit(runs[1] / "scores.json", **asked)
+    message = r"dataset\.name \(.*easy, .*hard\), measured\.questions \(8, 9\)$"
+    with pytest.raises(ExplainedError, match=message):
+        summarize(runs, tmp_path / "sum")
+
+
+def test_how_the_work_was_shared_out_is_no_difference(runs, tmp_path):
+    edit(runs[0] / "config.json", deepspeed="zero2", gspo={"prompts_per_forward": 1})
+    edit(runs[1] / "config.json", deepspeed=None, gspo={"prompts_per_forward": 4})
+    edit(runs[2] / "config.json", deepspeed=None, gspo={"prompts_per_forward": 4})
+    summarize(runs, tmp_path / "sum")
+
+
+def test_arms_may_differ_in_what_their_options_name_only(tmp_path):
+    second = """--gain 0.3 --more "{\\"updates\\": 9}" """
+    path = write_sweep(tmp_path, second=second)
+    message = r"A-0 and .*B-0 \(B\) differ in what is not compared: updates \(None, 9\)"
+    with pytest.raises(ExplainedError, match=message):
+        run(path, tmp_path / "out")
+    path = write_sweep(tmp_path, second=second, more='varies = ["upd*"]')
+    run(path, tmp_path / "out")
+
+
+def test_settings_that_another_algorithm_does_not_have_are_no_difference(tmp_path):
+    first = """--gain 0.3 --more "{\\"gspo\\": {\\"clip\\": 9}}" """
+    run(write_sweep(tmp_path, first, first.replace("gspo", "ppo")), tmp_path / "out")
+
+
+def test_runs_that_are_not_of_their_seed_are_found_out(runs, tmp_path):
+    edit(runs[2] / "config.json", seed=7)
+    with pytest.raises(ExplainedError, match=r"B-0 is of seeds \[0, 1, 2\].*A-0 of \[0, 1, 7\]"):
+        run(write_sweep(tmp_path), tmp_path / "out")
+
+
+def test_settings_that_were_not_recorded_are_not_taken_for_equal(runs, tmp_path):
+    (runs[1] / "config.json").unlink()
+    with pytest.raises(ExplainedError, match=r"A-1/config\.json is missing"):
+        summarize(runs, tmp_path / "sum")
+
+
+# What a file says.
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("optoins = '--updates 3'", "optoins is not among question, script, options"),
+        ("seeds = [1]", "needs 2 or more different"),
+        ("seeds = [1, 1]", "needs 2 or more different"),
+        ("seeds = [", "is no TOML file"),
+        ("[arms.C]\nrun = 'plain'\noptions = ''", "options is not among run, stage, paper"),
+        ("[arms.C]\nrun = 'plain'", "has no 'runs'"),
+        ("[arms]\n'A B' = '1'\n'A?B' = '2'", "two arms have runs of the name 'A_B'"),
+    ],
+)
+def test_a_file_that_is_wrong_says_so(tmp_path, more, message):
+    path = tmp_path / "toy.toml"
+    path.write_text(f'question = "Which?"\nscript = "job.py"\n{more}\n')
+    with pytest.raises(ExplainedError, match=message):
+        run(str(path), tmp_path / "out")
+
+
+def test_an_unknown_sweep_lists_those_that_there_are():
+    with pytest.raises(ExplainedError, match=r"(?s)no sweep 'optimiser'.*optimizer: Muon"):
+        sweep.main(sweep.Args(("optimiser",)))
+    assert tuple(sweep.known_sweeps()) == NAMES
+
+
+SCRIPTS = {"run_gspo.py": run_gspo, "run_ppo.py": run_ppo, "annotate.py": annotate}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sweep_runs(name, tmp_path, monkeypatch, capsys):
+    """All commands are understood by their scripts."""
+    monkeypatch.chdir(tmp_path)
+    sweep.main(sweep.Args((name,), dry_run=True))
+    commands = capsys.readouterr().out.splitlines()
+    found = sweep.read_sweep(sweep.find_file(name))
+    assert len({(*arm.command, arm.stage) for arm in found.arms.values()}) == len(found.arms)
+    made = {arm.run for arm in found.arms.values()}
+    assert len(commands) == len(found.shared) + 3 * len(made)
+    for command in commands:
+        _, script, *words = shlex.split(command)
+        assert (ROOT / script).is_file()
+        if script == "experiments/run_pipeline.py":
+            steps = run_pipeline.plan_steps(tyro.cli(run_pipeline.Args, args=words))
+            assert [run_pipeline.parse(step).output_dir for step in steps]
+        else:
+            tyro.cli(SCRIPTS[Path(script).name].Args, args=words)
+
+
+def test_the_help_fits_a_screen_and_needs_no_deep_learning_library():
+    code = (
+        "import sys, experiments.sweep; print([m for m in ('torch', 'scipy') if m in sys.modules])"
+    )
+    answers = [
+        subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for words in (["-c", code], ["experiments/sweep.py", "--help"])
+    ]
+    assert answers[0].stdout == "[]\n"
+    assert len(answers[1].stdout.splitlines()) <= 60
+    assert "optimizer: Muon" in answers[1].stdout
+
+
+# Stages of the recipe.
+
+GAINS = {"plain/sft": 0.30, "plain/rl": 0.36, "pretrained/pretrain": 0.2}
+GAINS |= {"pretrained/sft": 0.40, "pretrained/rl": 0.50, "made/sft": 0.29}
+STARTS = {"plain/rl": "sft", "pretrained/sft": "pretrain", "pretrained/rl": "sft"}
+
+
+def summary(value):
+    return {"questions": 64, "giou": value, "ciou": value + 0.05}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """What the runs of three seeds leave; the seeds differ by a point, and by nothing else."""
+    for seed in (0, 1, 2):
+        for name, value in GAINS.items():
+            run, stage = name.split("/")
+            value += 0.01 * seed
+            greedy, sampled = summary(value), summary(value - 0.1)
+            scores = {"greedy": greedy, "sampled": sampled, "updates": 5, "minutes": 1.0}
+            if stage == "rl":
+                scores = {"after": {**greedy, "sampled": sampled}, "updates": 5, "minutes": 1.0}
+            folder = tmp_path / f"{run}-{seed}" / stage
+            folder.mkdir(parents=True)
+            start = name in STARTS and str(folder.parent / STARTS[name] / "policy")
+            config = {
+                "seed": seed,
+                "policy": start or None,
+                "updates": 80 if stage == "rl" else 700,
+            }
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "scores.json").write_text(json.dumps(scores))
+    return tmp_path
+
+
+def test_finished_stages_are_compared_and_not_made_again(finished):
+    found = run("stages", finished)
+    arms = found["arms"]
+    score = arms["SFT"]["scores"]["greedy gIoU"]
+    assert score["each"] == pytest.approx([30, 31, 32])
+    low, high = stats.t.interval(0.95, 2, loc=31, scale=stats.sem(score["each"]))
+    assert score["interval"] == pytest.approx([low, high], abs=1e-2)
+    # Paired by seed: the seeds' own differences cancel.
+    score = arms["pre-train + SFT + RL"]["scores"]["greedy gIoU"]
+    assert score["difference"] == pytest.approx(20)
+    assert score["difference_interval"] == pytest.approx([20, 20])
+    assert [arm["paper"] for arm in arms.values()] == [65.5, 70.1, 75.2, 78.5]
+    text = (finished / "stages.md").read_text()
+    assert (
+        "| pre-train + SFT | greedy gIoU | 40.0, 41.0, 42.0 | 41.0 [38.5, 43.5] | +10.0 [" in text
+    )
+    assert "| 70.1 |" in text
+    assert "64 questions" in text
+    assert (finished / "stages.png").stat().st_size > 5000
+    assert json.loads((finished / "stages.json").read_text()) == found
+
+
+def test_made_data_are_compared_with_the_sft_runs_of_the_stages(finished):
+    arms = run("stages-data", finished)["arms"]
+    made = arms["made by the pipeline"]["scores"]["greedy gIoU"]
+    assert made["difference"] == pytest.approx(-1)
+    assert arms["clean scenes"]["runs"][0] == str(finished / "plain-0" / "sft")
+    wrong = arms["made with wrong labels"]["scores"]["greedy gIoU"]
+    assert wrong["difference"] == pytest.approx(-10)
+    assert "paper" not in (finished / "stages-data.md").read_text()
+
+
+def test_intervals_do_not_depend_on_the_order_of_seeds(finished):
+    found = run("stages", finished, seeds=(2, 0, 1))["arms"]["SFT"]["scores"]["greedy gIoU"]
+    assert np.sort(found["each"]) == pytest.approx([30, 31, 32])
+    assert found["mean"] == pytest.approx(31)
+
+
+def test_a_stage_that_came_of_another_one_is_told_from_it(finished):
+    """The settings of the stages before count as well."""
+    edit(finished / "pretrained-1" / "pretrain" / "config.json", updates=9)
+    message = r"pretrained-0/sft and .*pretrained-1/sft differ .*: pretrain\.updates \(700, 9\)"
+    with pytest.raises(ExplainedError, match=message):
+        run("stages", finished)
+
+
+def test_stages_of_the_same_name_must_be_alike_in_all_arms(finished):
+    for seed in (0, 1, 2):
+        edit(finished / f"plain-{seed}" / "sft" / "config.json", updates=9)
+    with pytest.raises(ExplainedError, match=r"\(pre-train \+ SFT\).*: sft\.updates \(9, 700\)"):
+        run("stages", finished)
+    with pytest.raises(ExplainedError, match=r"\(made by the pipeline\).*: updates \(9, 700\)"):
+        run("stages-data", finished)
+
+
+def plans(name, seed, output, options=""):
+    """The settings of every stage of every run of a sweep, by the run's name."""
+    found = {}
+    for arm in sweep.read_sweep(sweep.find_file(name), options, output).arms.values():
+        words = [*arm.command[1:], "--seed", str(seed)]
+        folder = output / f"{arm.run}-{seed}"
+        settings = tyro.cli(run_pipeline.Args, args=[*words, "--output-dir", str(folder)])
+        steps = run_pipeline.plan_steps(settings)
+        found[arm.run] = {step.stage: run_pipeline.parse(step) for step in steps}
+        annotated = {step.stage: step.words for step in steps}.get("annotate")
+        assert annotated is None, "that is shared"
+    return found
+
+
+def test_stages_are_trained_and_asked_alike(tmp_path):
+    found = plans("stages", 1, tmp_path, "--sft='--updates 7' --questions 9")
+    plain, pretrained = found["plain"], found["pretrained"]
+    assert (list(plain), list(pretrained)) == (["sft", "rl"], ["pretrain", "sft", "rl"])
+    assert pretrained["pretrain"].data == str(tmp_path / "images-web")
+    assert plain["sft"].policy is None
+    assert pretrained["sft"].policy == str(tmp_path / "pretrained-1" / "pretrain" / "policy")
+    for stage in ("sft", "rl"):
+        ours, theirs = vars(plain[stage]), vars(pretrained[stage])
+        differ = {name for name in ours if ours[name] != theirs[name]}
+        # What cannot see yet is shown where things are before their outlines.
+        assert differ <= {"policy", "output_dir", "cloning"}
+    assert plain["sft"].updates == pretrained["sft"].updates == 7
+    assert plain["sft"].seed == 1
+    assert plain["rl"].evaluation.split == pretrained["pretrain"].evaluation_split == "test"
+    assert plain["rl"].evaluation.questions == plain["sft"].evaluation_questions == 9
+
+
+def test_clean_and_made_data_differ_in_nothing_else(tmp_path):
+    found = plans("stages-data", 0, tmp_path, "--sft='--updates 7' --pretrain='--updates 7'")
+    clean, made = vars(found["plain"]["sft"]), vars(found["made"]["sft"])
+    assert {name for name in clean if clean[name] != made[name]} == {"data", "output_dir"}
+    assert made["data"] == str(tmp_path / "images-made")
+    wrong = vars(found["pretrained"]["pretrain"])
+    differ = {name for name in clean if clean[name] != wrong[name]}
+    assert differ == {"data", "output_dir", "scenes"}, "all records are used"
+    # What is in the other sweep as well is trained for both.
+    table = plans("stages", 0, tmp_path, "--sft='--updates 7' --pretrain='--updates 7'")
+    assert vars(table["plain"]["sft"]) == clean
+    assert vars(table["pretrained"]["pretrain"]) == wrong
+
+
+def test_annotated_images_are_those_of_the_pipeline(tmp_path):
+    data, stages = (
+        sweep.read_sweep(sweep.find_file(name), output=tmp_path).shared
+        for name in ("stages-data", "stages")
+    )
+    assert data["images-web"] == stages["images-web"]
+    ours, theirs = (
+        tyro.cli(annotate.Args, args=words)
+        for words in (stages["images-web"][1:], run_pipeline.DEFAULTS["annotate"])
+    )
+    assert vars(ours) == vars(theirs) | {"difficulty": "easy"}
+    made = tyro.cli(annotate.Args, args=data["images-made"][1:])
+    assert made.scenes == int(run_pipeline.SCENES), "as many as SFT takes"
+    assert made.mask_fray == 0, "the detector knows the truth"
