@@ -149,7 +149,7 @@ def main(args: Args) -> dict[str, Any]:
     from experiments.common.cloning_data import demonstrate_images, workers_of
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
-    from experiments.evaluation.together import evaluate_together
+    from experiments.evaluation.loop import evaluate_together
 
     with launched(args.deepspeed) as (world, console):
         with opening():

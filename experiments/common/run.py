@@ -50,8 +50,7 @@ from experiments.common.report import (
     rich_table,
     scores_of,
 )
-from experiments.evaluation.loop import Evaluation
-from experiments.evaluation.together import play_together
+from experiments.evaluation.loop import Evaluation, play_together
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_rules
 
@@ -256,7 +255,7 @@ class Run:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
 
             def advance(count: int) -> None:
-                progress.advance(task, count * self.world.size)
+                progress.advance(task, count)
 
             greedy = self._ask(self.questions, 0.0, 1, advance)
             sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)

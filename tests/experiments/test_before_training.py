@@ -18,8 +18,8 @@ from experiments import evaluate, run_gspo, run_ppo
 from experiments.common.arguments import EvaluationPlan
 from experiments.common.cloning_data import RecordedImages, demonstrate_images
 from experiments.common.policies import longest_answer
+from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluation.loop import evaluate as measure
-from experiments.evaluation.options import Args as EvaluateArgs
 from rewards import Reward
 from seg_env.data import open_dataset
 from seg_env.envs.core import ReferringCore
