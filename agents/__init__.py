@@ -1,9 +1,47 @@
-"""Agents that learn to write outlines: the policy, behaviour cloning, GSPO."""
+"""Agents that learn to write outlines, and the policy that they train.
+
+Names are imported when they are used: ``import agents`` imports neither torch nor transformers.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # Threads of GNU's OpenMP wait for each other by spinning, each time for milliseconds. As soon as
 # another process wants one of their cores they wait at every operation, and an update takes thirty
 # times as long. This number of turns is enough where cores are idle; it is read when torch is first
 # imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+if TYPE_CHECKING:
+    from agents.behavior_cloning import BehaviorCloning
+    from agents.gspo import GSPO
+    from agents.policy.model import VLMPolicy
+    from agents.ppo import PPO
+    from agents.settings import BehaviorCloningConfig, GSPOConfig, PPOConfig
+
+_HOMES = {
+    "BehaviorCloning": "agents.behavior_cloning",
+    "BehaviorCloningConfig": "agents.settings",
+    "GSPO": "agents.gspo",
+    "GSPOConfig": "agents.settings",
+    "PPO": "agents.ppo",
+    "PPOConfig": "agents.settings",
+    "VLMPolicy": "agents.policy.model",
+}
+
+__all__ = [
+    "GSPO",
+    "PPO",
+    "BehaviorCloning",
+    "BehaviorCloningConfig",
+    "GSPOConfig",
+    "PPOConfig",
+    "VLMPolicy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -15,22 +15,18 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4) -> Tensor:
-    """Rewards relative to the other answers of their group.
+    """Rewards ``(N,)`` relative to the other answers of their group, of mean 0 in every group.
 
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
     GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
     noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's spread leaves it small. Without a floor nothing is divided: Dr. GRPO's
-    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2), which weighs questions alike whatever
-    the spread of their answers.
+    group's standard deviation leaves it small. Without a floor nothing is divided: Dr. GRPO's
+    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2).
 
     Args:
-        rewards: ``(N,)`` float, the ``group_size`` answers of a prompt next to each other.
+        rewards: The ``group_size`` answers of a prompt are next to each other.
         group_size: Answers per prompt, ``G``.
         spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
-
-    Returns:
-        ``(N,)``, of mean 0 in every group.
 
     Raises:
         ValueError: ``N`` is not a multiple of ``G``, or the floor is not positive.
@@ -41,7 +37,7 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
     centred = groups - groups.mean(dim=1, keepdim=True)
     if spread_floor is None:
         return centred.flatten()
-    return (centred / group_spread(rewards, group_size)[:, None].clamp(min=spread_floor)).flatten()
+    return (centred / group_std(rewards, group_size)[:, None].clamp(min=spread_floor)).flatten()
 
 
 def against_others(rewards: Tensor, group_size: int) -> Tensor:
@@ -51,12 +47,8 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     arXiv 2402.14740, section 2.2).
 
     Args:
-        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part;
-            the ``group_size`` answers of a prompt next to each other.
+        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part.
         group_size: Answers per prompt, ``G``; a single answer has no others and stays as it is.
-
-    Returns:
-        ``(N, K)``.
 
     Raises:
         ValueError: ``N`` is not a multiple of ``G``.
@@ -70,7 +62,7 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     return (groups - others).view_as(rewards)
 
 
-def group_spread(rewards: Tensor, group_size: int) -> Tensor:
+def group_std(rewards: Tensor, group_size: int) -> Tensor:
     """Standard deviation (with ``G - 1``) of the rewards of every group, ``(N / G,)``."""
     groups = _groups(rewards, group_size)
     return groups.std(dim=1) if group_size > 1 else groups.new_zeros(len(groups))
@@ -78,50 +70,12 @@ def group_spread(rewards: Tensor, group_size: int) -> Tensor:
 
 def degenerate_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Which groups teach nothing, their rewards being all equal, ``(N / G,) bool``."""
-    return group_spread(rewards, group_size) < EXACT_TOLERANCE
+    return group_std(rewards, group_size) < EXACT_TOLERANCE
 
 
 def degenerate_fraction(rewards: Tensor, group_size: int) -> float:
     """Share of groups whose rewards are all equal: they teach nothing."""
     return degenerate_groups(rewards, group_size).float().mean().item()
-
-
-def segment_advantages(
-    token_rewards: Tensor,
-    ends: Tensor,
-    group_size: int,
-    spread_floor: float | None = 1e-4,
-) -> Tensor:
-    """Rewards of the parts of answers, relative to the parts of all answers of their group.
-
-    An answer is cut after each token of ``ends``; what a part earned counts for all of its tokens,
-    minus the mean over the group's parts, over their standard deviation as in `group_advantages`.
-    Tokens after the last cut have advantage 0.
-
-    Args:
-        token_rewards: ``(N, T)``, what each part earned, on its last token.
-        ends: ``(N, T) bool``, last tokens of parts.
-        group_size: Answers per prompt, ``G``.
-        spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
-
-    Returns:
-        ``(N, T)``.
-
-    Raises:
-        ValueError: As `group_advantages`.
-    """
-    if spread_floor is not None and spread_floor <= 0:
-        raise ValueError(f"spread_floor={spread_floor}, but it must be above 0")
-    if group_size < 1 or len(ends) % group_size:
-        raise ValueError(f"{len(ends)} answers do not split into groups of {group_size}")
-    width = ends.shape[1]
-    grouped, marks = (x.reshape(-1, group_size * width) for x in (token_rewards, ends))
-    count = marks.sum(dim=1, keepdim=True)
-    centred = (grouped - grouped.sum(dim=1, keepdim=True) / count.clamp(min=1)) * marks
-    if spread_floor is not None:
-        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-        centred = centred / variance.sqrt().clamp(min=spread_floor)
-    return _back_to_start(centred.view(-1, width), ends)
 
 
 def generalized_advantages(
@@ -155,13 +109,7 @@ def generalized_advantages(
 def masked_moments(
     values: Tensor, mask: Tensor, reduce: Reduce | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of values where the mask is 1, scalars.
-
-    Args:
-        values: Of any shape.
-        mask: Of the same shape.
-        reduce: Adds up over processes, so that all of them find the moments of everything.
-    """
+    """Mean and (biased) variance of values where the mask is 1, over all processes."""
 
     def total(terms: Tensor) -> Tensor:
         # float64, since it does not matter then how the terms are shared out among processes.
@@ -175,13 +123,7 @@ def masked_moments(
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the tokens that count; 0 elsewhere.
-
-    Args:
-        values: ``(N, T)``.
-        mask: ``(N, T)``.
-        reduce: See `masked_moments`.
-    """
+    """Shift and scale ``(N, T)`` to mean 0 and variance 1 over tokens that count; 0 elsewhere."""
     mean, variance = masked_moments(values, mask, reduce)
     return (values - mean) * (variance + EXACT_TOLERANCE).rsqrt() * mask
 
@@ -194,9 +136,9 @@ def explained_variance(
     1 for a perfect critic, 0 for a constant one; below 0 it is worse than none. 0 where all returns
     are equal.
     """
-    _, spread = masked_moments(returns, mask, reduce)
+    _, variance = masked_moments(returns, mask, reduce)
     _, missed = masked_moments(returns - values, mask, reduce)
-    return (1 - missed / spread).item() if spread > EXACT_TOLERANCE else 0.0
+    return (1 - missed / variance).item() if variance > EXACT_TOLERANCE else 0.0
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:
@@ -206,11 +148,3 @@ def _groups(rewards: Tensor, group_size: int) -> Tensor:
             f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}"
         )
     return rewards.view(-1, group_size)
-
-
-def _back_to_start(values: Tensor, ends: Tensor) -> Tensor:
-    """Spread what is known at the end of every part over the part, ``(N, T)``."""
-    # Parts are numbered by the cuts still to come; each has one nonzero place, its last token.
-    part = ends.long().flip(1).cumsum(1).flip(1)
-    sums = values.new_zeros(len(values), values.shape[1] + 1).scatter_add_(1, part, values * ends)
-    return sums.gather(1, part) * (part > 0)

@@ -38,16 +38,13 @@ class Agent(ABC):
     left_out: LeftOut
 
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
-        """Answer observations of an environment.
+        """One answer to each observation of an environment, single or vector.
 
-        Where weights are cut up (ZeRO-3), all ranks must call this, inside `whole_weights`.
+        Where weights are sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
 
         Args:
-            observations: ``image`` and ``prompt`` of a single environment or of a vector one.
+            observations: ``image`` and ``prompt``.
             temperature: 0 for the likeliest answer, 1 to sample from the policy.
-
-        Returns:
-            One answer per observation.
         """
         images, prompts = split_observations(observations)
         inputs = self.policy.prepare(images, prompts)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
-
-CriticKind = Literal["shared", "separate"]
+from agents.settings import CriticKind
 
 
 class ValueHead(nn.Module):
     """Hidden states to values; every value is 0 at first."""
 
     def __init__(self, width: int, hidden_width: int = 0, rate: float = 1.0) -> None:
-        """Make a linear head, or one with a hidden layer.
+        """Make a linear head on hidden states of a width, or one with a hidden layer.
 
         Args:
             width: Of the hidden states, ``D``.
             hidden_width: Units of the hidden layer; 0 for none.
-            rate: How many times faster the head learns than what is below it. Adam moves a weight
-                by about the learning rate whatever the gradient, so values move by ``rate`` times
-                as much if they are multiplied by it.
+            rate: How many times faster the head learns than what is below it: values are multiplied
+                by it, since Adam moves weights by the learning rate whatever the gradient.
         """
         super().__init__()
         self.rate = rate
@@ -80,15 +78,15 @@ class Critic(nn.Module):
         """What is expected before each token, ``(N, T)`` float32, 0 on padding.
 
         Args:
-            scores: The policy's, with hidden states.
-            part: Prompts and answers that were scored.
+            scores: The policy's for this part of a rollout, with hidden states.
+            part: What was scored.
             detach: Learn the head alone, nothing below it.
         """
         hidden = self.hidden(scores, part)
         return self.head(hidden.detach() if detach else hidden) * part.mask
 
     def hidden(self, scores: TokenScores, part: Rollout) -> Tensor:
-        """The states that values are read from, ``(N, T, D)``; arguments as those of `values`."""
+        """The states that values are read from, ``(N, T, D)``; arguments as for `values`."""
         if self._own is not None:
             scores = self._own.score(part.inputs, part.tokens, part.mask, hidden=True)
         assert scores.hidden is not None, "the policy was scored without hidden=True"
@@ -102,3 +100,40 @@ class ActorCritic(nn.Module):
         """Put them side by side; neither calls the other."""
         super().__init__()
         self.model, self.critic = model, critic
+
+
+class RidgeRegression:
+    """``y = x w + b`` with the least squared error, from sums over samples.
+
+    ``w`` is held small by ``ridge`` times the mean variance of the features; ``b`` is free.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        """Start without samples of ``width`` features."""
+        # One matrix of sums over (x, 1, y): all that is to be added up over processes.
+        self.sums = torch.zeros(width + 2, width + 2, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Take ``(M, D)`` features with ``(M,)`` targets into account."""
+        targets = targets[:, None]
+        rows = torch.cat([features, torch.ones_like(targets), targets], dim=1).double()
+        self.sums += rows.T @ rows
+
+    def solve(
+        self, ridge: float, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Weights ``(D,)`` and bias ``()``, float64.
+
+        Args:
+            ridge: Above 0; 0.1 adds a tenth of the mean variance of a feature to each of them.
+            reduce: Adds up over processes.
+        """
+        sums = self.sums if reduce is None else reduce(self.sums)
+        width = len(sums) - 2
+        means = sums[width] / sums[width, width].clamp(min=1)
+        centred = sums - torch.outer(sums[width], means)
+        variances = centred[:width, :width]
+        floor = ridge * variances.diagonal().mean() + torch.finfo(torch.float32).eps
+        damped = variances + floor * torch.eye(width, dtype=sums.dtype, device=sums.device)
+        weights = torch.linalg.solve(damped, centred[:width, width + 1])
+        return weights, means[width + 1] - means[:width] @ weights

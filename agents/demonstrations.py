@@ -1,4 +1,4 @@
-"""Demonstrations for behaviour cloning: tokenized questions and perfect answers about pictures."""
+"""Demonstrations for behaviour cloning: tokenized questions and perfect answers about images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.policy.model import VLMPolicy
 from agents.policy.processing import chat_text, prepare_inputs
+from seg_env.envs.core import Question
 from seg_env.envs.left_out import loading
+from seg_env.envs.refine_rules import RefineRules
 from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.tasks import Task, answer, askable, question
@@ -22,7 +25,7 @@ from seg_env.types import Sample
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One question with its answer, as tokens that follow the picture."""
+    """One question with its answer, as tokens that follow the image."""
 
     task: Task
     """What is asked."""
@@ -34,25 +37,25 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A picture with everything that is asked about it."""
+    """An image with everything that is asked about it."""
 
     inputs: dict[str, NDArray[Any]]
-    """What the processor makes of the picture, ``(1, ...)`` arrays, without any text; float16 in
+    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; float16 in
     the place of other floating-point numbers."""
     prefix: tuple[int, ...]
-    """Tokens up to the end of the picture: shared by all dialogues."""
+    """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
-    """Questions and answers about this picture."""
+    """Questions and answers about this image."""
 
 
 @dataclass(frozen=True)
 class DemonstrationBatch:
-    """``B`` pictures and ``N`` dialogues about them."""
+    """``B`` images and ``N`` dialogues about them."""
 
     inputs: dict[str, Tensor]
     """Model inputs of the shared prefixes, ``B`` rows."""
     rows: Tensor
-    """``(N,)`` index of the picture each dialogue is about."""
+    """``(N,)`` index of the image each dialogue is about."""
     tokens: Tensor
     """``(N, T)`` dialogue tokens, padded on the right."""
     mask: Tensor
@@ -78,12 +81,12 @@ def demonstrate(
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
 ) -> Demonstration:
-    """Ask every task of every sample; all samples must be about one picture.
+    """Ask every task of every sample.
 
     Args:
-        processor: The policy's processor, whose chat format is used.
-        samples: Samples that share their picture.
-        tasks: Tasks asked of each sample; what is not there is asked about by text.
+        processor: The policy's, whose chat format is used.
+        samples: All about one image.
+        tasks: Asked of each sample; what is not there is asked about by text.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
@@ -100,7 +103,60 @@ def demonstrate(
             prompt = question(sample, possible, place)
             reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad, frame=frame)
             dialogues.append(write_dialogue(processor, task, prompt, reply))
-    return show(processor, samples[0].image, dialogues)
+    return demonstration_of(processor, samples[0].image, dialogues)
+
+
+def demonstrate_refinement(
+    policy: VLMPolicy,
+    rules: RefineRules,
+    questions: Sequence[Question],
+    firsts: Sequence[str],
+    *,
+    content: float,
+    epsilon: float,
+    decimals: int,
+    pad: bool,
+) -> list[Demonstration]:
+    """The first turn and the second one of ``N`` episodes, each with the answer to be given.
+
+    Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
+    arXiv 1011.0686, section 3). In the first turn the answer is the true outline. The second is
+    asked about the outline of the first answer, as the environment draws and writes it: the answer
+    is ``done`` if it is good enough and else the true outline. It is left out where the first
+    answer was no outline.
+
+    Args:
+        policy: Whose processor is used.
+        rules: What episodes consist of.
+        questions: Asked in the first turn.
+        firsts: First answers, the policy's own.
+        content: Mask IoU from which an outline is good enough.
+        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
+        decimals: Digits of coordinates.
+        pad: Whether coordinates have a fixed width.
+
+    Returns:
+        At most ``2 N`` demonstrations.
+    """
+    begun = [rules.begin(question) for question in questions]
+    found = []
+    for start, outcome in zip(begun, rules.step(begun, firsts), strict=True):
+        truth = answer(
+            start.question.sample,
+            "text->mask",
+            epsilon=epsilon,
+            decimals=decimals,
+            pad=pad,
+            frame=rules.core.answer_frame,
+        )
+        replies = [(start, truth)]
+        if outcome.episode.outline is not None:
+            replies.append((outcome.episode, "done" if outcome.info["iou"] >= content else truth))
+        for episode, reply in replies:
+            seen = rules.observe(episode)
+            dialogue = write_dialogue(policy.processor, "text->mask", seen["prompt"], reply)
+            found.append(demonstration_of(policy.processor, seen["image"], [dialogue]))
+    return found
 
 
 def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialogue:
@@ -113,11 +169,13 @@ def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialog
     return Dialogue(task, tuple(tokens), start)
 
 
-def show(processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]) -> Demonstration:
-    """A picture ``(H, W, 3) uint8`` with what is said about it.
+def demonstration_of(
+    processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]
+) -> Demonstration:
+    """An image ``(H, W, 3) uint8`` with what is said about it.
 
     Raises:
-        UnusableSampleError: The processor refuses the picture.
+        UnusableSampleError: The processor refuses the image.
     """
     with loading():
         inputs = prepare_inputs(processor, [image], [""])
@@ -137,8 +195,8 @@ def _compact(values: NDArray[Any]) -> NDArray[Any]:
 def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """Make sure that demonstrations show the prompts that a policy is asked with.
 
-    Here prompts are cut behind the picture's tokens, the same for all questions about a picture,
-    and put together again. Families that write more around a picture, or words before it that
+    Here prompts are cut behind the image's tokens, the same for all questions about an image,
+    and put together again. Families that write more around an image, or words before it that
     depend on the rest, would be taught on another prompt than they are asked with.
 
     Raises:
@@ -146,11 +204,11 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """
     asked = "What is it?"
     whole = prepare_inputs(processor, [image], [asked])["input_ids"][0].tolist()
-    shown = show(processor, image, [write_dialogue(processor, "text->mask", asked, "")])
+    shown = demonstration_of(processor, image, [write_dialogue(processor, "text->mask", asked, "")])
     dialogue = shown.dialogues[0]
     if [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] != whole:
         raise WrongOptionError(
-            f"prompts of {type(processor).__name__} cannot be cut behind the picture, which this "
+            f"prompts of {type(processor).__name__} cannot be cut behind the image, which this "
             f"trainer does to share it among questions: use --backend trl"
         )
 
@@ -158,7 +216,7 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
 def collate(
     chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]], pad_id: int
 ) -> DemonstrationBatch:
-    """Stack pictures and the dialogues chosen for each; prefixes must be of one length."""
+    """Stack images and the dialogues chosen for each; prefixes must be of one length."""
     prefixes = torch.tensor([demonstration.prefix for demonstration, _ in chosen])
     inputs = {"input_ids": prefixes, "attention_mask": torch.ones_like(prefixes)}
     for key in chosen[0][0].inputs:
@@ -188,7 +246,7 @@ def draw_batch(
     rng: np.random.Generator,
     pad_id: int,
 ) -> DemonstrationBatch:
-    """A random batch of pictures; every object of a picture is asked one task drawn by weight."""
+    """A random batch of images; every object of an image is asked one task drawn by weight."""
     drawn = rng.choice(len(demonstrations), size=batch_size, replace=False, shuffle=False)
     picked = [demonstrations[index] for index in drawn]
     return collate([(one, _draw(one, task_weights, rng)) for one in picked], pad_id)

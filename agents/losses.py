@@ -1,37 +1,129 @@
-"""Policy-gradient losses as pure functions of log-probabilities: ``(loss, metrics)``.
-
-Here those with one importance ratio per completion, and what all losses share; those with a ratio
-per token are in `agents.token_losses`.
+"""Losses as pure functions of log-probabilities: ``(loss, metrics)``.
 
 Shapes: ``N`` completions of at most ``T`` tokens; masks are 1 on the tokens that count.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from agents.settings import LossName
+
 Metrics = dict[str, float]
 
+RatioLevel = Literal["sequence", "sequence_token", "token"]
+"""What has an importance ratio.
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``(N, T)`` values over the real tokens of every row, ``(N,)``."""
-    return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+``"sequence"``: a completion, ``s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t)))``.
+``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the value of the sequence's
+ratio with the gradient of the token.
+``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``.
+"""
 
 
-def sequence_log_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Length-normalised log ratio of whole completions, ``(N,)``.
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A row of `LOSSES`."""
 
-    ``log s_i = 1/|y_i| sum_t (log pi(y_t) - log pi_old(y_t))`` (GSPO, arXiv 2507.18071, eq. 7).
+    level: RatioLevel
+    """What has a ratio."""
+    normalizer: Literal["completion", "rollout", "longest"]
+    """What tokens are divided by: the length of their completion, the mean length of a rollout's
+    completions, or the longest length allowed."""
+    clips: tuple[float, float]
+    """How far ratios may leave 1 by default, downwards and upwards."""
+
+
+LOSSES: dict[LossName, PolicyLoss] = {
+    "gspo": PolicyLoss("sequence", "completion", (0.01, 0.015)),  # arXiv 2507.18071, eq. 5
+    "gspo_token": PolicyLoss("sequence_token", "completion", (0.01, 0.015)),  # eq. 13 and 14
+    "luspo": PolicyLoss("sequence", "rollout", (0.01, 0.015)),  # arXiv 2602.05261
+    "grpo": PolicyLoss("token", "completion", (0.2, 0.2)),  # arXiv 2402.03300, eq. 3
+    "dr_grpo": PolicyLoss("token", "longest", (0.2, 0.2)),  # arXiv 2503.20783, section 3.2
+    "dapo": PolicyLoss("token", "rollout", (0.2, 0.28)),  # arXiv 2503.14476, eq. 8
+}
+"""The losses that compare the answers of a group; PPO's (arXiv 1707.06347, eq. 7) is DAPO's.
+
+GSPO's published clips, 3e-4 and 4e-4, are for traces of thousands of tokens; outlines have a
+hundred, so their mean log ratio spreads more. LUSPO is published without a divisor; the mean length
+of a rollout keeps it on GSPO's scale.
+"""
+
+
+def policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    *,
+    level: RatioLevel,
+    weights: Tensor | None = None,
+    tokens_per_answer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The clipped objective of importance ratios, averaged over completions or over tokens.
+
+    With ``o = min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` of every completion or token, the
+    loss is ``-mean_i w_i 1/|y_i| sum_t o_it``, or ``-1/(N L) sum_i w_i sum_t o_it`` in which every
+    token weighs the same, whatever the length of its completion.
 
     Args:
-        log_probs: ``(N, T)`` under the policy being trained.
+        log_probs: ``(N, T)`` under the policy being trained, with gradient.
         old_log_probs: ``(N, T)`` under the policy that sampled.
+        advantages: ``(N,)``; with a ratio per token also ``(N, T)``.
         mask: ``(N, T)``.
+        clip_low: How far a ratio may fall below 1 and still be reinforced downwards.
+        clip_high: How far it may rise above 1.
+        level: What has a ratio.
+        weights: ``(N,)`` importance weights ``w``, see `truncated_importance_weights`; 1 if None.
+        tokens_per_answer: ``L``, of a whole rollout, so that its parts add up; None to average over
+            each completion, then over completions.
+
+    Returns:
+        Scalar loss, and ``policy_loss``, ``clip_fraction`` (share of ratios whose gradient the clip
+        removes), ``approx_kl`` (``mean(r - 1 - log r)``), ``ratio_max``.
     """
-    return masked_mean(log_probs - old_log_probs, mask)
+    # Padding may hold anything; a ratio of 1 there keeps exp() finite, and no inf is times zero.
+    log_ratio = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
+    if level != "token":
+        log_ratio = masked_mean(log_ratio, mask)
+    ratio = moving = log_ratio.exp()
+    if level == "sequence_token":
+        moving = (log_ratio.detach()[:, None] + log_probs - log_probs.detach()).exp()
+    if moving.ndim > 1 and advantages.ndim == 1:
+        advantages = advantages[:, None]
+    objective, clipped = clipped_objective(moving, advantages, clip_low, clip_high)
+
+    if tokens_per_answer is None:
+        completions = masked_mean(objective, mask) if moving.ndim > 1 else objective
+        loss = -(completions if weights is None else weights * completions).mean()
+    elif moving.ndim > 1:
+        if weights is not None:
+            objective = weights[:, None] * objective
+        loss = -_token_mean(objective, mask, tokens_per_answer)
+    else:
+        lengths = mask.sum(-1) / tokens_per_answer
+        loss = -((lengths if weights is None else weights * lengths) * objective).mean()
+
+    with torch.no_grad():
+        fractions, distances = clipped.float(), ratio - 1 - log_ratio
+        if level == "token":
+            fractions, distances = (_token_mean(x, mask) for x in (fractions, distances))
+            ratio = ratio * mask
+        elif level == "sequence_token":
+            fractions = masked_mean(fractions, mask)
+        metrics = {
+            "policy_loss": loss.item(),
+            "clip_fraction": fractions.mean().item(),
+            "approx_kl": distances.mean().item(),
+            "ratio_max": ratio.max().item(),
+        }
+    return loss, metrics
 
 
 def clipped_objective(
@@ -47,121 +139,42 @@ def clipped_objective(
     return torch.minimum(free, clipped), clipped < free
 
 
-def gspo_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
     mask: Tensor,
-    clip_low: float,
-    clip_high: float,
-    weights: Tensor | None = None,
+    clip: float,
+    tokens_per_answer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Group sequence policy optimisation (arXiv 2507.18071, eq. 5).
+    """Clipped squared error of a critic, as in PPO's reference implementation.
 
-    ``J = mean_i w_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)``; the loss is ``-J``.
+    ``1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)`` over tokens: a value that
+    has moved by more than ``c`` towards its return has no gradient.
 
     Args:
-        log_probs: ``(N, T)`` under the policy being trained, with gradient.
-        old_log_probs: ``(N, T)`` under the policy that sampled.
-        advantages: ``(N,)``.
-        mask: ``(N, T)``.
-        clip_low: How far a ratio may fall below 1 and still be reinforced downwards.
-        clip_high: How far it may rise above 1.
-        weights: ``(N,)`` importance weights ``w``, see `truncated_importance_weights`; 1 if None.
+        values: ``(N, T)`` of the critic being trained, with gradient; the next three alike.
+        old_values: Before the first step on this rollout.
+        returns: What values should have been.
+        mask: As in `policy_loss`.
+        clip: ``c``, in units of reward, above 0.
+        tokens_per_answer: As in `policy_loss`; by default the mean length of these completions.
 
     Returns:
-        Scalar loss, and ``policy_loss``, ``clip_fraction`` (share of completions whose gradient the
-        clip removes), ``approx_kl`` (``mean(s - 1 - log s)``), ``ratio_max``.
+        Scalar loss, and ``value_loss``, ``value_clip_fraction`` (share of tokens without gradient).
+
+    Raises:
+        ValueError: The clip is not positive.
     """
-    log_ratio = sequence_log_ratio(log_probs, old_log_probs, mask)
-    ratio = log_ratio.exp()
-    objective, clipped = clipped_objective(ratio, advantages, clip_low, clip_high)
-    loss = -(objective if weights is None else weights * objective).mean()
-    with torch.no_grad():
-        metrics = {
-            "policy_loss": loss.item(),
-            "clip_fraction": clipped.float().mean().item(),
-            "approx_kl": (ratio - 1 - log_ratio).mean().item(),
-            "ratio_max": ratio.max().item(),
-        }
-    return loss, metrics
-
-
-def luspo_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float,
-    clip_high: float,
-    weights: Tensor | None = None,
-    tokens_per_answer: float = 1.0,
-) -> tuple[Tensor, Metrics]:
-    """Length-unbiased sequence policy optimisation (arXiv 2602.05261): `gspo_loss` times length.
-
-    GSPO's gradient of a token is divided by the length of its completion, which favours short good
-    answers and long bad ones; ``J = mean_i |y_i| min(s_i A_i, clip(s_i) A_i)`` undoes that.
-
-    Args:
-        log_probs: ``(N, T)`` under the policy being trained, with gradient.
-        old_log_probs: ``(N, T)`` under the policy that sampled.
-        advantages: ``(N,)``.
-        mask: ``(N, T)``.
-        clip_low: See `gspo_loss`.
-        clip_high: See `gspo_loss`.
-        weights: ``(N,)`` importance weights.
-        tokens_per_answer: What lengths are divided by: 1 is the published form; the mean length of
-            a rollout keeps the loss on GSPO's scale.
-    """
-    lengths = mask.sum(-1) / tokens_per_answer
-    scaled = lengths if weights is None else weights * lengths
-    return gspo_loss(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, scaled)
-
-
-def gspo_token_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float,
-    clip_high: float,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Metrics]:
-    """GSPO with an advantage per token (arXiv 2507.18071, eq. 13 and 14).
-
-    ``J = mean_i w_i 1/|y_i| sum_t min(s_it A_it, clip(s_it) A_it)`` with
-    ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``: the value of the sequence's ratio with the gradient of
-    the token. Where the advantages of a completion are all equal, value and gradient are GSPO's.
-
-    Args:
-        log_probs: ``(N, T)`` under the policy being trained, with gradient.
-        old_log_probs: ``(N, T)`` under the policy that sampled.
-        advantages: ``(N, T)``, or ``(N,)`` for the same at every token.
-        mask: ``(N, T)``.
-        clip_low: See `gspo_loss`.
-        clip_high: See `gspo_loss`.
-        weights: ``(N,)`` importance weights.
-
-    Returns:
-        As `gspo_loss`; ``clip_fraction`` counts tokens within completions.
-    """
-    log_ratio = sequence_log_ratio(log_probs, old_log_probs, mask).detach()
-    ratio = (log_ratio[:, None] + log_probs - log_probs.detach()).exp()
-    objective, clipped = clipped_objective(ratio, per_token(advantages), clip_low, clip_high)
-    completions = masked_mean(objective, mask)
-    loss = -(completions if weights is None else weights * completions).mean()
-    metrics = {
-        "policy_loss": loss.item(),
-        "clip_fraction": masked_mean(clipped.float(), mask).mean().item(),
-        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
-        "ratio_max": log_ratio.exp().max().item(),
-    }
-    return loss, metrics
-
-
-def per_token(values: Tensor) -> Tensor:
-    """``(N,)`` of completions as ``(N, 1)``; ``(N, T)`` of tokens as it is."""
-    return values[:, None] if values.ndim == 1 else values
+    if clip <= 0:
+        raise ValueError(f"value clip {clip}, but it is a distance: use a number above 0, or inf")
+    moved = values - old_values
+    near = old_values + moved.clamp(-clip, clip)
+    errors, clipped_errors = (values - returns).square(), (near - returns).square()
+    loss = 0.5 * _token_mean(torch.maximum(errors, clipped_errors), mask, tokens_per_answer)
+    # Where nothing is clipped the two errors are equal up to rounding only.
+    clipped = _token_mean((moved.abs() > clip).float() * (clipped_errors > errors), mask)
+    return loss, {"value_loss": loss.item(), "value_clip_fraction": clipped.item()}
 
 
 def truncated_importance_weights(
@@ -169,15 +182,8 @@ def truncated_importance_weights(
 ) -> tuple[Tensor, Metrics]:
     """Weights of completions drawn by a sampler that is not quite the policy being trained.
 
-    ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of `sequence_log_ratio` from
-    sampler to policy: truncated importance sampling (Ionides 2008), at the level of sequences as
-    the rest of GSPO is.
-
-    Args:
-        log_probs: ``(N, T)`` of the policy before its first step.
-        sampler_log_probs: ``(N, T)`` as recorded while sampling.
-        mask: ``(N, T)``.
-        cap: Largest weight, at least 1.
+    ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of a sequence from sampler to
+    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at.
 
     Returns:
         Weights ``(N,)``, and how far the two are apart: ``sampler_kl`` (k3 estimate per token),
@@ -185,41 +191,27 @@ def truncated_importance_weights(
     """
     if cap < 1:
         raise ValueError(f"importance cap {cap}, but weights are 1 where nothing differs: use >= 1")
-    ratio = sequence_log_ratio(log_probs, sampler_log_probs, mask).exp()
+    difference = log_probs - sampler_log_probs
+    ratio = masked_mean(difference, mask).exp()
     metrics = {
         "sampler_kl": kl_penalty(sampler_log_probs, log_probs, mask).item(),
-        "sampler_difference": ((log_probs - sampler_log_probs) * mask).abs().max().item(),
+        "sampler_difference": (difference * mask).abs().max().item(),
         "truncated_fraction": (ratio > cap).float().mean().item(),
     }
     return ratio.clamp(max=cap), metrics
 
 
-KLEstimator = Literal["k1", "k2", "k3"]
-
-
 def kl_estimates(
-    log_probs: Tensor, reference_log_probs: Tensor, estimator: KLEstimator = "k3"
+    log_probs: Tensor, reference_log_probs: Tensor, estimator: Literal["k1", "k3"] = "k3"
 ) -> Tensor:
     """KL divergence from the policy to a reference, estimated at each token drawn from the policy.
 
     With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is
-    unbiased and of either sign, ``k2 = d^2 / 2`` biased and never negative, ``k3 = exp(d) - d - 1``
-    unbiased and never negative.
-
-    Args:
-        log_probs: Of any shape, under the policy that drew the tokens.
-        reference_log_probs: Of the same shape.
-        estimator: Which one.
-
-    Returns:
-        Estimates in nats, of that shape, with gradient.
+    of either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with
+    gradient, of the shape of the arguments.
     """
     difference = reference_log_probs - log_probs
-    if estimator == "k1":
-        return -difference
-    if estimator == "k2":
-        return difference.square() / 2
-    return difference.exp() - difference - 1
+    return -difference if estimator == "k1" else difference.exp() - difference - 1
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -229,3 +221,16 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> 
     completions.
     """
     return masked_mean(kl_estimates(log_probs, reference_log_probs), mask).mean()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``(N, T)`` values over the real tokens of every row, ``(N,)``."""
+    return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _token_mean(values: Tensor, mask: Tensor, tokens_per_answer: float | None = None) -> Tensor:
+    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one: a scalar."""
+    total = (values * mask).sum()
+    if tokens_per_answer is None:
+        return total / mask.sum().clamp(min=1)
+    return total / (len(mask) * tokens_per_answer)

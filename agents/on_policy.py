@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,27 +24,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.advantages import degenerate_fraction, group_std
 from agents.base import Agent, UpdateCallback, split_observations
-from agents.collect import answer_groups, choose_sources
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
-from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
 from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.sampling import sample
 from agents.rollout import Rollout, join
-from agents.screening import require_usable
+from agents.screening import NOT_THE_IMAGE, require_usable
+from agents.settings import OnPolicyConfig as OnPolicyConfig
+from agents.training import make_engine
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import OptimizerSettings, make_engine
-from agents.training.optim import cosine_with_warmup
-from seg_env.envs.left_out import (
-    TRIES,
-    LeftOut,
-    OnError,
-    UnusableSampleError,
-    loading,
-    name_of,
-)
+from seg_env.envs.left_out import TRIES, LeftOut, OnError, first_usable, loading
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-from seg_env.errors import ExplainedError
 
 
 class OnPolicyAgent(Agent):
@@ -52,11 +45,8 @@ class OnPolicyAgent(Agent):
     Subclasses say what an advantage is and what the loss is.
 
     Attributes:
-        env: Vector environment of ``prompts_per_update * group_size`` questions, of this rank's
-            share of them if there are several.
-        world: The processes that train together.
+        env: Asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
         engine: Makes the optimizer steps.
-        update: Updates made so far.
     """
 
     kl_in_loss: ClassVar[bool] = True
@@ -74,7 +64,7 @@ class OnPolicyAgent(Agent):
 
         Args:
             policy: Trained in place.
-            env: Asks and scores.
+            env: Vector environment that asks and scores.
             config: Settings.
             on_error: Whether samples whose image is broken, or refused by the processor, are
                 replaced by others and counted, or are an error.
@@ -94,19 +84,11 @@ class OnPolicyAgent(Agent):
             )
         self.max_new_tokens = config.max_new_tokens
         self._reference: VLMPolicy | None = None
-        if config.kl_coefficient:  # copied before DeepSpeed cuts the weights up
+        if config.kl_coefficient:  # copied before DeepSpeed shards the weights
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
-        settings = OptimizerSettings(
-            config.learning_rate,
-            config.weight_decay,
-            config.max_grad_norm,
-            config.muon,
-            config.muon_precision,
-            config.adam_epsilon,
-        )
-        self.engine = make_engine(self.trained_module(), settings, config.deepspeed)
+        self.engine = make_engine(self.trained_module(), config)
         self.update = 0
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
@@ -142,7 +124,7 @@ class OnPolicyAgent(Agent):
             start = time.perf_counter()
             rollout, metrics = self.collect()
             collected = time.perf_counter()
-            metrics |= self.train(rollout, self._schedule(updates))
+            metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
             self.update += 1
             now = time.perf_counter()
             metrics |= {"time/collect": collected - start, "time/train": now - collected}
@@ -182,54 +164,40 @@ class OnPolicyAgent(Agent):
             inputs = self._prepare(observations)
 
     def _ask(self, asked: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Ask about samples, one prompt each; those that cannot be used give way to others.
+        """Model inputs of ``(B,)`` samples, one prompt each; unusable ones give way to others.
 
         What takes the place of a sample follows from the seed, the update and the place, so that
         an interrupted run goes on with the questions it would have had, on any number of ranks.
 
-        Args:
-            asked: ``(B,)`` samples, this rank's share.
-
-        Returns:
-            The model's inputs, ``B`` prompts.
-
         Raises:
             UnusableSampleError: One cannot be used and is not to be left out, or none can be.
         """
-        asked, dataset = asked.copy(), self.env.unwrapped.dataset
-        start = self.config.prompts_of(self.world).start
-        for attempt in range(TRIES):
-            try:
-                return self._prepare(self._reset(asked.repeat(self.config.group_size)))
-            except (MemoryError, torch.OutOfMemoryError, ExplainedError):
-                raise
-            except Exception:
-                faults = {
-                    place: fault
-                    for place, index in enumerate(asked.tolist())
-                    if (fault := self._fault(index)) is not None
-                }
-                if not faults:
-                    raise
-            for place, fault in faults.items():
-                self.left_out.add(name_of(dataset, int(asked[place])), fault)
-                seeds = [self.config.seed, self.update, attempt, start + place]
-                asked[place] = np.random.default_rng(seeds).integers(len(dataset))
-        raise UnusableSampleError(
-            f"samples that cannot be used were replaced {TRIES} times over, and there still are "
-            f"some; {self.left_out.summary()}"
-        )
-
-    def _fault(self, index: int) -> UnusableSampleError | None:
-        """Why a sample cannot be used, None if it can be."""
+        size = self.config.group_size
         try:
-            with loading():
-                observations = self._reset(np.full(self.env.num_envs, index))
-            images, prompts = split_observations(observations)
-            require_usable(self.policy.prepare, images[0], prompts[0])
-        except UnusableSampleError as error:
-            return error
-        return None
+            return self._prepare(self._reset(asked.repeat(size)))
+        except NOT_THE_IMAGE:
+            raise
+        except Exception:
+            start = self.config.prompts_of(self.world).start
+            usable = np.array([self._usable(int(x), start + i) for i, x in enumerate(asked)])
+            if (usable == asked).all():
+                raise
+        return self._prepare(self._reset(usable.repeat(size)))
+
+    def _usable(self, index: int, place: int) -> int:
+        """A sample, or the first that can be used of those drawn for its place in the update."""
+        dataset = self.env.unwrapped.dataset
+        seeds = ([self.config.seed, self.update, attempt, place] for attempt in range(TRIES))
+        others = (int(np.random.default_rng(seed).integers(len(dataset))) for seed in seeds)
+        return first_usable(chain([index], others), self._check, dataset, self.left_out)
+
+    def _check(self, index: int) -> int:
+        """The sample itself, unless its image cannot be loaded or the processor refuses it."""
+        with loading():
+            observations = self._reset(np.full(self.env.num_envs, index))
+        images, prompts = split_observations(observations)
+        require_usable(self.policy.prepare, images[0], prompts[0])
+        return index
 
     def _reset(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
         options = {"indices": indices, "query_seed": self.update}
@@ -241,22 +209,40 @@ class OnPolicyAgent(Agent):
         size = self.config.group_size
         return self.policy.prepare(images[::size], prompts[::size])
 
-    def _answer(self, inputs: dict[str, Tensor]) -> tuple[Rollout, NDArray[Any], Metrics]:
-        """One turn: groups of answers to prepared prompts, and which episodes have ended."""
-        config = self.config
+    def _answer(self, inputs: dict[str, Tensor]) -> tuple[Rollout, NDArray[np.bool_], Metrics]:
+        """One turn: groups of answers to ``B`` prepared prompts, scored by the environment.
+
+        Returns:
+            The rollout, which episodes have ended ``(N,)``, and metrics.
+        """
+        config, policy = self.config, self.policy
         noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
         with self.whole_weights():
-            rollout, texts, ended, metrics = answer_groups(
-                self.policy,
-                self.env,
+            answers = sample(
+                policy,
                 inputs,
-                config.group_size,
+                group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
-                noise=noise.to(self.policy.device),
+                noise=noise.to(policy.device),
             )
+            texts = policy.texts(answers.tokens, answers.mask)
+            _, earned, terminated, truncated, infos = self.env.step(texts)
+        rollout = Rollout(
+            inputs=inputs,
+            tokens=answers.tokens,
+            mask=answers.mask,
+            free=answers.free,
+            sampler_log_probs=answers.log_probs,
+            old_log_probs=answers.log_probs,
+            rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
+        )
+        metrics = _rollout_metrics(rollout, infos)
+        ends = torch.tensor(policy.end_ids, device=policy.device)
+        ended = (torch.isin(rollout.tokens, ends) & rollout.mask.bool()).any(-1)
+        metrics["truncated"] = 1 - ended.float().mean().item()
         self.place_rewards(rollout, texts)
-        return rollout, ended, metrics
+        return rollout, terminated | truncated, metrics
 
     def _draw(self, *shape: int) -> Tensor:
         """Uniform noise in [0, 1) for each of this rank's prompts, ``(prompts, *shape)``."""
@@ -366,16 +352,6 @@ class OnPolicyAgent(Agent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)
 
-    def _schedule(self, updates: int) -> float:
-        config = self.config
-        return cosine_with_warmup(
-            self.update,
-            updates,
-            config.learning_rate,
-            warmup=config.warmup,
-            final=config.final_rate,
-        )
-
     def whole_weights(self) -> AbstractContextManager[None]:
         """See `Agent.whole_weights`; all ranks must enter it."""
         return self.engine.whole_weights()
@@ -413,3 +389,36 @@ class OnPolicyAgent(Agent):
         self._indices.bit_generator.state = facts["indices"]
         self.left_out.update(facts.get("left_out", {}))
         self.update = facts["update"]
+
+
+def choose_sources(
+    ended: NDArray[np.bool_], group_size: int, draws: NDArray[np.floating[Any]]
+) -> NDArray[np.int64]:
+    """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: one that is open.
+
+    All answers of a group's next turn start from one state, so that they can be compared with each
+    other and their prompt is computed once. A group whose episodes have all ended takes up one of
+    another group. The choices follow from ``(N / G,)`` draws in [0, 1).
+    """
+    everywhere = np.flatnonzero(~ended)
+    chosen = []
+    for group, draw in enumerate(draws):
+        own = everywhere[everywhere // group_size == group]
+        candidates = own if len(own) else everywhere
+        chosen.append(candidates[int(draw * len(candidates))])
+    return np.repeat(np.array(chosen, dtype=np.int64), group_size)
+
+
+def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
+    """What the answers are like and what they earned."""
+    metrics = {
+        "reward": rollout.rewards.mean().item(),
+        "iou": float(np.mean(infos["iou"])),
+        "valid": float(np.mean(infos["valid"])),
+        "vertices": float(np.mean(infos["num_vertices"])),
+        "tokens": rollout.mask.sum(-1).float().mean().item(),
+        "group_spread": group_std(rollout.rewards, rollout.group_size).mean().item(),
+        "degenerate_groups": degenerate_fraction(rollout.rewards, rollout.group_size),
+    }
+    rewards = (key for key in infos if key.startswith("reward/"))
+    return metrics | {key: float(np.mean(infos[key])) for key in rewards}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +15,12 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
-from agents.critic import ActorCritic, Critic, CriticKind
-from agents.kl_control import steer_coefficient
-from agents.least_squares import RidgeRegression
-from agents.losses import Metrics, kl_estimates
-from agents.on_policy import OnPolicyAgent, OnPolicyConfig
+from agents.critic import ActorCritic, Critic, RidgeRegression
+from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
+from agents.on_policy import OnPolicyAgent
 from agents.policy.model import TokenScores, VLMPolicy
 from agents.rollout import Rollout
-from agents.token_losses import token_mean_loss, value_loss
+from agents.settings import PPOConfig as PPOConfig
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
@@ -33,61 +29,6 @@ RIDGE = 0.1
 """Of the first fit of the critic: answers are few and their tokens much alike."""
 CRITIC = "critic."
 """Prefix of the critic's weights in a checkpoint."""
-
-
-@dataclass
-class PPOConfig(OnPolicyConfig):
-    """Settings of PPO."""
-
-    credit: Literal["answer", "vertex"] = "answer"
-    """Where rewards arise: on the last token of an answer, or on the token that completes each
-    vertex, which earns what the vertex added to the reward. They sum to the same."""
-    relative: bool = True
-    """Take rewards relative to what the other answers of the group earned at the same place: the
-    critic need not guess how hard a question is."""
-    learning_rate: float = 1.5e-4
-    """Peak learning rate."""
-    epochs: int = 1
-    """Passes over a rollout."""
-    clip_low: float = 0.2
-    """Token ratios below ``1 - clip_low`` are clipped."""
-    clip_high: float = 0.2
-    """Token ratios above ``1 + clip_high`` are clipped."""
-    gamma: float = 1.0
-    """Discount per token; below 1 long answers would be worth less."""
-    lam: float = 1.0
-    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone. A
-    critic that foresees little misleads below 1."""
-    whiten: bool = True
-    """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
-    critic: CriticKind = "shared"
-    """A value head on the policy's hidden states, or on those of a copy of the whole model."""
-    critic_layer: int = 0
-    """Units of a hidden layer of the value head; 0 for a linear one."""
-    critic_rate: float = 3.0
-    """How many times faster the value head learns than the policy."""
-    fit_critic: bool = True
-    """Spend the first update on fitting the value head to its rollout by least squares. As long as
-    a critic knows nothing, tokens late in an answer look good or bad whatever they are."""
-    value_coefficient: float = 0.1
-    """Weight of the critic's loss."""
-    value_clip: float = 0.2
-    """How far a value may move on one rollout, in units of reward."""
-    kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy training started from, taken from every token's
-    reward; 0 keeps no copy of it."""
-    target_kl: float = 0.0
-    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
-    kl_horizon: int = 10_000
-    """Answers over which kl_coefficient is steered; fewer steer harder."""
-    stop_kl: float = 0.05
-    """Remaining epochs are left out once the policy has moved this far from the one that sampled,
-    in nats per token; 0 never stops."""
-
-    @property
-    def credits_vertices(self) -> bool:
-        """See `OnPolicyConfig.credits_vertices`."""
-        return self.credit == "vertex"
 
 
 class PPO(OnPolicyAgent):
@@ -99,7 +40,7 @@ class PPO(OnPolicyAgent):
 
     Attributes:
         critic: The value head, with a model of its own or not.
-        kl_coefficient: Present weight of the KL divergence.
+        kl_coefficient: Present weight of the KL divergence; ``target_kl`` steers it.
     """
 
     config: PPOConfig
@@ -177,15 +118,16 @@ class PPO(OnPolicyAgent):
         assert part.advantages is not None
         assert part.values is not None
         assert part.returns is not None
-        objective, metrics = token_mean_loss(
+        objective, metrics = policy_loss(
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
             part.free,
             config.clip_low,
             config.clip_high,
-            part.weights,
-            self._lengths["free"],
+            level="token",
+            weights=part.weights,
+            tokens_per_answer=self._lengths["free"],
         )
         errors, found = value_loss(
             self.critic.values(scores, part, detach=self._only_fits),
@@ -267,3 +209,24 @@ class PPO(OnPolicyAgent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
         return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
+
+
+def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:
+    """Weight of a KL penalty, adapted to the divergence found (arXiv 1909.08593, section 2.2).
+
+    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``: too far away, and the penalty
+    grows; too near, and it shrinks. Ziegler et al. use a share of 0.1 per batch.
+
+    Args:
+        coefficient: ``beta`` so far.
+        found: Divergence of this rollout.
+        target: Divergence that is wanted, in the same unit, above 0.
+        share: Size of this rollout relative to the horizon of the controller.
+
+    Raises:
+        ValueError: The target is not positive.
+    """
+    if target <= 0:
+        raise ValueError(f"target_kl={target}, but a divergence is above 0")
+    error = min(max(found / target - 1, -0.2), 0.2)
+    return coefficient * (1 + share * error)

@@ -11,14 +11,14 @@ from torch.nn.functional import pad
 from agents.policy.families import IMAGE_ROWS, TEXT_INPUTS, select_prompts
 
 PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
-"""Inputs of pictures that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""
+"""Inputs of images that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""
 
 
 @dataclass
 class Rollout:
     """Answers to ``B`` prompts, ``N = B * G`` rows, the answers to one prompt next to each other.
 
-    Fields that are None are those that an agent does not use.
+    An agent leaves what it does not use None.
     """
 
     inputs: dict[str, Tensor]
@@ -104,7 +104,7 @@ def join_prompts(
     """Prepared prompts of two batches as one, padded on the left.
 
     Raises:
-        ValueError: The pictures of the two have been prepared in shapes that do not fit together.
+        ValueError: The images of the two have been prepared in shapes that do not fit together.
     """
     if IMAGE_ROWS in first or IMAGE_ROWS in second:
         first, second = _numbered(first), _numbered(second)
@@ -121,7 +121,7 @@ def join_prompts(
         elif parts[0].shape[1:] != parts[1].shape[1:]:
             raise ValueError(
                 f"{name} of two batches has shapes {tuple(parts[0].shape)} and "
-                f"{tuple(parts[1].shape)}: rollouts are joined from pictures of one shape, "
+                f"{tuple(parts[1].shape)}: rollouts are joined from images of one shape, "
                 f"give the environment an image_size"
             )
         joined[name] = torch.cat(parts)
@@ -135,9 +135,9 @@ def _numbered(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _are_tiles(name: str, parts: list[Tensor]) -> bool:
-    """Whether an input of two batches differs in the tiles per picture alone.
+    """Whether an input of two batches differs in the tiles per image alone.
 
-    Families that cut pictures into tiles fill up with zeros, which their models leave out.
+    Families that cut images into tiles fill up with zeros, which their models leave out.
     """
     return (
         name in PADDED_TILES

@@ -16,22 +16,8 @@ from seg_env.errors import ExplainedError
 
 Prepare = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], dict[str, Tensor]]
 """Makes a model's inputs of images and prompts, as `VLMPolicy.prepare` does."""
-
-
-def find_refusal(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> Exception | None:
-    """Why a processor refuses an image with a prompt, None if it does not.
-
-    Raises:
-        MemoryError: Memory does not suffice, which is no property of the image.
-        ExplainedError: The processor itself is at fault.
-    """
-    try:
-        prepare([image], [prompt])
-    except (MemoryError, torch.OutOfMemoryError, ExplainedError):
-        raise
-    except Exception as error:  # processors refuse in any way
-        return error
-    return None
+NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
+"""Errors in preparing a batch that are no property of an image."""
 
 
 def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> None:
@@ -39,8 +25,14 @@ def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> N
 
     Raises:
         UnusableSampleError: It refuses it.
+        MemoryError: Memory does not suffice.
+        ExplainedError: The processor itself is at fault.
     """
-    if (error := find_refusal(prepare, image, prompt)) is not None:
+    try:
+        prepare([image], [prompt])
+    except NOT_THE_IMAGE:
+        raise
+    except Exception as error:  # processors refuse in any way
         raise UnusableSampleError(describe(error)) from error
 
 
@@ -56,18 +48,26 @@ def prepare_usable(
         UnusableSampleError: One is refused, and samples are not to be left out.
         Exception: The batch cannot be prepared, though each of its images alone can be.
     """
-    left = list(questions)
-    while left:
-        try:
-            return left, policy.prepare([q.image for q in left], [q.prompt for q in left])
-        except (MemoryError, torch.OutOfMemoryError, ExplainedError):
-            raise
-        except Exception:
-            refused = [find_refusal(policy.prepare, each.image, each.prompt) for each in left]
-            if not any(refused):
-                raise
-        for question, error in zip(left, refused, strict=True):
-            if error is not None:
+    usable = list(questions)
+    try:
+        return usable, _prepare(policy, usable)
+    except NOT_THE_IMAGE:
+        raise
+    except Exception:
+        usable = []
+        for question in questions:
+            try:
+                require_usable(policy.prepare, question.image, question.prompt)
+            except UnusableSampleError as error:
                 left_out.add(question.sample.id, error)
-        left = [question for question, error in zip(left, refused, strict=True) if error is None]
-    return [], {}
+            else:
+                usable.append(question)
+        if len(usable) == len(questions):
+            raise
+    return usable, _prepare(policy, usable)
+
+
+def _prepare(policy: VLMPolicy, questions: Sequence[Question]) -> dict[str, Tensor]:
+    if not questions:
+        return {}
+    return policy.prepare([each.image for each in questions], [each.prompt for each in questions])

@@ -7,7 +7,9 @@ the end of a vertex and the start of the next, or a vertex may take six.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from itertools import takewhile
+from operator import eq
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.advantages import against_others
-
-
-class Credit(Protocol):
-    """What an environment says of one answer, as `seg_env.envs.credit.VertexCredit` does."""
-
-    @property
-    def ends(self) -> NDArray[np.int64]:
-        """``(K,)`` index behind the last character of each entry."""
-
-    @property
-    def rewards(self) -> NDArray[np.float64]:
-        """``(K,)`` what each entry earned."""
-
-    @property
-    def iou(self) -> NDArray[np.float64]:
-        """``(K,)`` what each entry added to the mask IoU."""
+from seg_env.envs.credit import VertexCredit
 
 
 class TokenAligner:
@@ -50,21 +37,18 @@ class TokenAligner:
         self._anchor_text = self._decode(self._anchor)
 
     def text_ends(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
-        """Characters of ``text`` that have been written after each token.
+        """Characters of an answer written after each of its tokens, ``(T,)``, never decreasing.
 
         Args:
-            tokens: ``T`` token ids of one answer; special ones write nothing.
+            tokens: Of one answer; special ones write nothing.
             text: The answer, decoded without special tokens.
-
-        Returns:
-            ``(T,)``, never decreasing, at most ``len(text)``.
         """
         pieces = [self._piece(token) for token in tokens]
-        written = "".join(pieces)
-        if not written.endswith(text) or written[: len(written) - len(text)].strip():
+        joined = "".join(pieces)
+        if not joined.endswith(text) or joined[: len(joined) - len(text)].strip():
             return self._decode_step_by_step(tokens, text)
         ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        return (ends - (len(written) - len(text))).clip(min=0)
+        return (ends - (len(joined) - len(text))).clip(min=0)
 
     def _piece(self, token: int) -> str:
         """Text that a token adds to what is before it."""
@@ -78,7 +62,7 @@ class TokenAligner:
         beginnings = [list(tokens[: count + 1]) for count in range(len(tokens))]
         decoded = self.tokenizer.batch_decode(beginnings, skip_special_tokens=True)
         # An unfinished character is decoded as a replacement: only what stays has been written.
-        agreed = [_common_length(beginning, text) for beginning in decoded]
+        agreed = [sum(takewhile(bool, map(eq, beginning, text))) for beginning in decoded]
         return np.maximum.accumulate(np.array(agreed, dtype=np.int64))
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -86,19 +70,12 @@ class TokenAligner:
         return text
 
 
-def _common_length(first: str, second: str) -> int:
-    """Characters that two texts have in common from their start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    differing = (place for place, (one, other) in pairs if one != other)
-    return next(differing, min(len(first), len(second)))
-
-
 def completing_tokens(
     aligner: TokenAligner,
     tokens: Tensor,
     mask: Tensor,
     texts: Sequence[str],
-    credits: Sequence[Credit],
+    credits: Sequence[VertexCredit],
 ) -> tuple[Tensor, Tensor]:
     """Places of the tokens that complete the entries of each answer's credit.
 
@@ -134,17 +111,17 @@ def place_credit(
     tokens: Tensor,
     mask: Tensor,
     texts: Sequence[str],
-    credits: Sequence[Credit],
+    credits: Sequence[VertexCredit],
     group_size: int = 1,
 ) -> Tensor:
     """Rewards of vertices on the tokens that complete them.
 
     Args:
         aligner: As in `completing_tokens`, also the next four.
-        tokens: ``(N, T)``.
-        mask: ``(N, T)``.
-        texts: ``N`` answers.
-        credits: ``N`` credits.
+        tokens: As there.
+        mask: As there.
+        texts: As there.
+        credits: As there.
         group_size: Above 1, the first vertex earns what it did better than the first vertices of
             the group's other answers, the second than the second ones, and so on; what others
             earned with vertices that an answer lacks is set against its last token.
@@ -156,49 +133,26 @@ def place_credit(
     rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
     earned = np.concatenate([credit.rewards for credit in credits])
     if group_size == 1:
-        return scatter(mask, rows, places, earned)
+        return _scatter(mask, rows, places, earned)
     counts = torch.tensor([len(credit.ends) for credit in credits])
     real = torch.arange(int(counts.max())) < counts[:, None]  # (N, K)
     padded = torch.zeros(real.shape, dtype=torch.float64)
     padded[real] = torch.from_numpy(earned)
     relative = against_others(padded, group_size)
-    placed = scatter(mask, rows, places, relative[real].numpy())
+    placed = _scatter(mask, rows, places, relative[real].numpy())
     missing = (relative * ~real).sum(-1).to(placed)
     last = mask.sum(-1, keepdim=True) - 1
     return placed.scatter_add(1, last, missing[:, None])
 
 
-def place_improvements(
-    aligner: TokenAligner,
-    tokens: Tensor,
-    mask: Tensor,
-    texts: Sequence[str],
-    credits: Sequence[Credit],
-) -> tuple[Tensor, Tensor]:
-    """Growth of the IoU by vertex on the tokens that complete them, and which tokens these are.
-
-    Answers that were not taken apart, since they were malformed, have none.
-
-    Arguments are those of `completing_tokens`.
-
-    Returns:
-        ``(N, T)`` float32, and ``(N, T)`` bool.
-    """
-    rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
-    apart = np.concatenate([np.full(len(credit.ends), len(credit.ends) > 1) for credit in credits])
-    improvements = np.concatenate([credit.iou for credit in credits]) * apart
-    improved = scatter(mask, rows, places, improvements)
-    return improved, scatter(mask, rows, places, apart) > 0
-
-
-def scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:
+def _scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:
     """Values added up at their places in a ``(N, T)`` float32 tensor, on the device of ``mask``."""
     result = torch.zeros(mask.shape)
     result.index_put_((rows, places), torch.as_tensor(values, dtype=torch.float32), accumulate=True)
     return result.to(mask.device)
 
 
-def credits_of(env: Any, texts: Sequence[str]) -> list[Credit]:
+def credits_of(env: Any, texts: Sequence[str]) -> list[VertexCredit]:
     """What each vertex of the answers to a vector environment's questions earned.
 
     Raises:
@@ -210,5 +164,5 @@ def credits_of(env: Any, texts: Sequence[str]) -> list[Credit]:
             f"{type(environment).__name__} has no vertex_credit(texts): credit whole answers, or "
             f"use an environment of seg_env"
         )
-    found: list[Credit] = environment.vertex_credit(texts)
+    found: list[VertexCredit] = environment.vertex_credit(texts)
     return found

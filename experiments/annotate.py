@@ -29,20 +29,14 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import Progress as Bars
 
-from experiments.common.brief import brief_errors
-from experiments.common.files import write_atomically, write_json
-from experiments.common.progress import progress_bar
+from experiments.common.command import brief_errors
+from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
 from seg_env.data.annotate.job import BINS, parse_part
+from seg_env.data.annotate.sources import ParquetShards, TarShards
 from seg_env.data.annotate.truth import best_object, scene_of
-
-TRUTH = ("true_boxes", "true_masks", "true_expressions")
-"""Detector, segmenter and describer of scenes."""
-GRID = (6, 4)
-"""Columns and rows of the contact sheet."""
 
 
 @dataclass
@@ -100,9 +94,7 @@ class Args:
 def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the job; returns what ``report.json`` holds.
 
-    Args:
-        args: What to do.
-        words: The command line that the report shows; by default that of this process.
+    The report shows ``words`` as the command line, by default those of this process.
     """
     console = Console()
     part = parse_part(args.shard)
@@ -114,7 +106,16 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
     images = 0
     with progress_bar(console) as progress:
         if not args.images:
-            render(args, web, progress)
+            rendering = progress.add_task("rendering scenes", total=args.scenes, status="")
+            write_scene_shards(
+                web,
+                args.scenes,
+                per_shard=args.per_shard,
+                difficulty=args.difficulty,
+                seed=args.seed,
+                size=args.size,
+                on_scene=lambda count: progress.update(rendering, completed=count),
+            )
         task = progress.add_task("annotating shards", total=None, status="")
         start = time.perf_counter()
 
@@ -137,12 +138,8 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def build_job(args: Args, web: Path) -> Job:
-    """The job that the arguments ask for.
-
-    Raises:
-        ValueError: Images of one's own and no describer, or a value that is not allowed.
-    """
-    detector, segmenter, describer = TRUTH
+    """The job that the arguments ask for, on scenes below ``web`` or images of one's own."""
+    detector, segmenter, describer = "true_boxes", "true_masks", "true_expressions"
     source = _stage("tar", path=str(web.absolute()))
     if args.images:
         source = find_source(args.images, args.per_shard)
@@ -177,19 +174,15 @@ def build_job(args: Args, web: Path) -> Job:
 
 
 def find_source(images: str, per_shard: int) -> str:
-    """The source that a path stands for; a name or import path of a source stays as it is.
-
-    Raises:
-        FileNotFoundError: There is no such folder, and it names no archive or table.
-    """
+    """The source that a path stands for; a name or import path of a source stays as it is."""
     place = Path(images).expanduser()
     if not place.exists() and (":" in images or "{" in images):
         return images
     names = [place.name]
     if place.is_dir():
         names = [each.name for each in place.iterdir()]
-    for kind, endings in (("tar", (".tar", ".tar.gz", ".tgz")), ("parquet", (".parquet",))):
-        if any(name.endswith(endings) for name in names):
+    for kind, source in (("tar", TarShards), ("parquet", ParquetShards)):
+        if any(name.endswith(source.endings) for name in names):
             return _stage(kind, path=images)
     if not place.is_dir():
         raise FileNotFoundError(
@@ -197,20 +190,6 @@ def find_source(images: str, per_shard: int) -> str:
             "or a folder or a quoted pattern of those, such as '/data/*.tar'"
         )
     return _stage("folder", path=images, per_shard=per_shard)
-
-
-def render(args: Args, web: Path, progress: Bars) -> None:
-    """Render the scenes; archives that are there stay."""
-    task = progress.add_task("rendering scenes", total=args.scenes, status="")
-    write_scene_shards(
-        web,
-        args.scenes,
-        per_shard=args.per_shard,
-        difficulty=args.difficulty,
-        seed=args.seed,
-        size=args.size,
-        on_scene=lambda count: progress.update(task, completed=count),
-    )
 
 
 def _stage(name: str, **arguments: Any) -> str:
@@ -222,14 +201,8 @@ def write_annotation_report(
 ) -> dict[str, Any]:
     """Write ``report.md``, ``report.json``, ``histograms.png`` and ``contact_sheet.png``.
 
-    Args:
-        folder: Folder of the run.
-        job: What was done.
-        report: The manifest with ``command`` and ``this_run``.
-        console: Gets a summary.
-
-    Returns:
-        What ``report.json`` holds: where the truth is known, with a comparison.
+    ``report`` is the manifest with ``command`` and ``this_run``; returned with a comparison where
+    the truth is known.
     """
     if report["objects"]["written"]:
         if job.container == "parquet":
@@ -249,11 +222,7 @@ def write_annotation_report(
 
 
 def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
-    """Compare the records of scenes with the scenes.
-
-    Args:
-        dataset: The records, read back.
-        objects: Number of objects in all scenes.
+    """Compare the records of scenes with the scenes, in which there are so many objects.
 
     Returns:
         ``mask_iou`` (mean), ``worst_mask_iou`` and ``share_above_95`` of the masks that records
@@ -287,9 +256,9 @@ def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
 
 
 def report_text(report: dict[str, Any], job: Job) -> str:
-    """The report as text."""
-    images, objects, done = report["pictures"], report["objects"], report["this_run"]
-    shards = report["shards"]
+    """The report as Markdown."""
+    images, objects, shards = report["pictures"], report["objects"], report["shards"]
+    done = report["this_run"]
     speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
     lines = [
         "# Annotation",
@@ -335,10 +304,10 @@ def draw_contact_sheet(dataset: Dataset, path: Path) -> None:
     """
     from matplotlib.figure import Figure  # which workers do not need
 
-    count = min(GRID[0] * GRID[1], len(dataset))
+    count = min(24, len(dataset))
     places = np.linspace(0, len(dataset) - 1, count).round().astype(int)
     samples = [dataset[int(place)] for place in places]
-    columns = min(GRID[0], count)
+    columns = min(6, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(2.7 * columns, 3.0 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)

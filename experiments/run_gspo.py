@@ -1,4 +1,4 @@
-"""Main job: improve a policy by GSPO and show what changed.
+r"""Main job: improve a policy by GSPO and show what changed.
 
 With no arguments it takes the embedded warm-started policy, asks it for outlines of easy procedural
 scenes, trains it for some minutes on two cores, and writes a report to ``runs/gspo``:
@@ -14,74 +14,116 @@ On many GPUs, each with its share of the prompts (see ``experiments/common/launc
     torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
     deepspeed --hostfile hosts experiments/run_gspo.py --deepspeed zero3
 
-With vLLM, FSDP or LoRA, through TRL's GRPOTrainer:
+With vLLM, FSDP or LoRA, through TRL's GRPOTrainer; docs/scaling.md tells how they are used:
 
-    python experiments/run_gspo.py --backend trl --help
+    python experiments/run_gspo.py --backend trl --policy FOLDER --gspo.no-muon --trl.lora-rank 16
+    torchrun --nproc_per_node 8 experiments/run_gspo.py --backend trl --policy FOLDER \
+        --gspo.no-muon --trl.fsdp full_shard --trl.use-vllm --trl.vllm-mode server
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import tyro
+from agents.settings import GSPOConfig, TRLOptions
+from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.command import opening, run_command
+from seg_env.errors import WrongOptionError
 
-from agents.gspo import GSPO, GSPOConfig
-from experiments.common.answer_length import longest_answer
-from experiments.common.arguments import TrainingArguments
-from experiments.common.brief import brief_errors
-from experiments.common.constrained import constrain
-from experiments.common.launch import command_words, fit_to_deepspeed, launched
-from experiments.common.run import train_and_report
+HONOURED = {
+    *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
+    *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
+    *("frame", "max_new_tokens", "vision_check", "on_error"),
+    *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
+}
+"""Arguments that TRL carries out; any other must be left at its default."""
+
+
+@dataclass
+class GSPOSettings(SetByTheRun, GSPOConfig):
+    """Settings of GSPO and of other losses that compare the answers of a group."""
 
 
 @dataclass
 class Args(TrainingArguments):
     """Improve a policy by GSPO and show what changed."""
 
-    gspo: GSPOConfig = field(default_factory=GSPOConfig)
+    gspo: GSPOConfig = field(default_factory=GSPOSettings)
     """Settings of the algorithm."""
+    backend: Literal["plain", "trl"] = "plain"
+    """Who trains: this project, or TRL's GRPOTrainer."""
+    trl: TRLOptions = field(default_factory=TRLOptions)
+    """What only TRL has."""
     output_dir: Path = Path("runs/gspo")
-    """Folder of the run."""
+    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
-    with launched(args.deepspeed) as (world, console):
-        args.gspo = fit_to_deepspeed(args.gspo, args.deepspeed, console)
-        args.gspo.seed = args.seed
+    if args.backend == "trl":
+        return train_on_trl(args)
+    if args.trl != TRLOptions():
+        raise WrongOptionError("--trl… has no counterpart without --backend trl: leave it out")
+    from agents.gspo import GSPO
+    from experiments.common.run import train_on_policy
+
+    return train_on_policy(args, "gspo", GSPO, "GSPO")
+
+
+def train_on_trl(args: Args) -> dict[str, Any]:
+    """Run the job under TRL, in each of its processes; the first one measures and writes.
+
+    Raises:
+        WrongOptionError: An argument has no counterpart in TRL.
+    """
+    refuse_others(args)
+    from agents.training.distributed import World
+    from agents.trl_backend.gspo import TRLGSPO
+    from experiments.common.launch import trainer_process
+    from experiments.common.policies import longest_answer
+    from experiments.common.run import Run
+    from seg_env.envs.rules import open_questions
+
+    args.gspo.seed = args.seed
+    if args.trl.fsdp != "off":
+        args.evaluation.every = 0  # no process has a whole policy to ask while weights are sharded
+    leads, console = trainer_process()
+    with opening():
         policy = args.open_policy(console)
-        envs = args.open_environment(args.gspo, world, policy.answer_frame)
+        policy.model.float()  # steps at these learning rates are too small for bfloat16 weights
+        core = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
         length = args.answer_length(args.gspo.max_new_tokens)
-        args.gspo.max_new_tokens = longest_answer(length, policy, envs.core, console)
-        frame = envs.core.answer_frame
-        longest = args.gspo.max_new_tokens
-        constrain(policy, args.policy, args.grammar, longest, frame, console)
-        agent = GSPO(policy, envs, args.gspo, on_error=args.on_error)
-        return train_and_report(agent, args, title="GSPO", console=console, length=length)
+        args.gspo.max_new_tokens = longest_answer(length, policy, core, console)
+    run = Run(args, policy, console, World(), length, leads=leads)
+    with opening():
+        agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
+        agent.share_out(int(os.environ.get("WORLD_SIZE", "1")))  # or tells how it could be
+    return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")
+
+
+def refuse_others(args: Args) -> None:
+    """Make sure that nothing was asked for that would silently not happen.
+
+    Raises:
+        WrongOptionError: An argument has no counterpart in TRL.
+    """
+    for one in fields(args):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name not in HONOURED and getattr(args, one.name) != default:
+            raise WrongOptionError(
+                f"--{one.name.replace('_', '-')} has no counterpart under --backend trl: leave it "
+                "out, or leave --backend trl out"
+            )
 
 
 def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the backend that the command line names, with the rest of its words.
-
-    Args:
-        words: What is read instead of the command line.
-    """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--backend", choices=("plain", "trl"), default="plain")
-    chosen, rest = parser.parse_known_args(command_words(words))
-    if chosen.backend == "trl":
-        from experiments import run_gspo_trl
-
-        return run_gspo_trl.main(
-            tyro.cli(run_gspo_trl.Args, args=rest, description=run_gspo_trl.__doc__)
-        )
-    return main(tyro.cli(Args, args=rest, description=__doc__))
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, FIRST, words)
 
 
 if __name__ == "__main__":
-    with brief_errors():
-        command_line()
+    command_line()

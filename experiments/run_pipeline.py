@@ -29,9 +29,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.common.brief import brief_errors
+from experiments.common.command import brief_errors
 from experiments.common.comparison import markdown_table, read_scores, terminal_table
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import read_metrics, write_atomically, write_json
 from seg_env.errors import WrongOptionError
 from seg_env.types import Prediction
 
@@ -45,7 +45,7 @@ SCENES = "4000"
 """Images to pre-train on, and as many others for fine-tuning."""
 CLONING = (
     *("--updates", "700", "--cloning.batch-size", "24"),
-    *("--evaluate-every", "100", "--checkpoint-every", "100"),
+    *("--evaluation.every", "100", "--checkpoint-every", "100"),
 )
 DEFAULTS: dict[Stage, tuple[str, ...]] = {
     # Seed 1, as the other stages learn from scenes of seed 0; labels as wrong as those of the web.
@@ -187,9 +187,8 @@ def shared_words(args: Args, stage: Stage, data: str, policy: str | None) -> lis
     if stage == "annotate":
         return words
     words += ["--seed", str(args.seed)]
-    dotted = "." if stage == "rl" else "-"
-    words += [f"--evaluation{dotted}split", args.split]
-    words += [f"--evaluation{dotted}questions", str(args.questions)]
+    words += ["--evaluation.split", args.split]
+    words += ["--evaluation.questions", str(args.questions)]
     words += ["--data", data] if stage == "pretrain" else []
     words += ["--policy", policy] if policy is not None else []
     if stage != "rl":
@@ -314,8 +313,6 @@ def plot_curve(stages: dict[str, Any], folder: Path) -> None:
     """Held-out gIoU over the updates of each stage; stages are drawn equally wide."""
     import matplotlib.pyplot as plt
 
-    from experiments.common.logs import read_metrics
-
     figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
     for kind, color in (("greedy", "tab:orange"), ("sampled", "tab:blue")):
         name = f"eval/{kind}_giou"
@@ -343,9 +340,9 @@ def draw_outlines(stages: Sequence[str], folder: Path, split: str, difficulty: s
     import matplotlib.pyplot as plt
 
     from experiments.common.policies import open_policy
-    from experiments.common.questions import open_questions
     from experiments.common.report import draw_answers
     from experiments.evaluation.loop import evaluate
+    from seg_env.envs.rules import open_questions
 
     asked = []
     for stage in stages:

@@ -13,34 +13,36 @@ a second turn earns nothing:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 
-from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
-from agents.demonstrations import Demonstration, require_plain_prompts
-from agents.policy.model import VLMPolicy
-from agents.refinement import demonstrate_refinement
-from agents.screening import prepare_usable
-from experiments.common.answer_length import longest_answer
-from experiments.common.arguments import TrainingArguments
-from experiments.common.before_training import require_vision
-from experiments.common.brief import brief_errors
-from experiments.common.launch import command_words, fit_to_deepspeed, launched
-from experiments.common.policies import SHIPPED
-from experiments.common.progress import progress_bar
-from experiments.common.questions import open_rules
-from experiments.common.run import train_and_report
-from experiments.evaluation.loop import answer, question_noise
+from agents.settings import BehaviorCloningConfig
+from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.command import opening, run_command
+from experiments.common.constrained import GrammarOptions
+from experiments.common.logs import progress_bar
 from seg_env.envs.left_out import LeftOut, ask_each
 from seg_env.envs.refine_rules import RefineRules
+from seg_env.envs.rules import open_rules
+from seg_env.errors import WrongOptionError
+
+if TYPE_CHECKING:
+    from agents.demonstrations import Demonstration
+    from agents.policy.model import VLMPolicy
 
 BATCH = 64
 """Questions asked at a time."""
+
+
+@dataclass
+class CloningSettings(SetByTheRun, BehaviorCloningConfig):
+    """How a policy is taught from demonstrations."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Args(TrainingArguments):
     """Prompt from the second outline on: short, as the embedded policy reads letter by letter what
     it was not taught as words."""
     cloning: BehaviorCloningConfig = field(
-        default_factory=lambda: BehaviorCloningConfig(
+        default_factory=lambda: CloningSettings(
             batch_size=32, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
         )
     )
@@ -70,29 +72,42 @@ class Args(TrainingArguments):
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     decimals: int = 2
     """Digits of coordinates."""
+    rewards: tyro.conf.Suppress[tuple[str, ...]] = ("mask_iou=1.0",)
+    grammar: tyro.conf.Suppress[GrammarOptions] = field(default_factory=GrammarOptions)
     output_dir: Path = Path("runs/bc-refine")
     """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
-    with launched(args.deepspeed) as (_, console):
-        args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
-        args.cloning.seed = args.seed
-        policy = args.open_policy(console)
-        rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
-        if not isinstance(rules, RefineRules):
-            raise SystemExit(f"--env {args.env} has one turn; use a SimpleSegRefine environment")
-        length = args.answer_length()
-        longest = longest_answer(length, policy, rules.core, console)
-        require_plain_prompts(policy.processor, rules.core.ask(0).image)
-        if args.vision_check and args.policy not in SHIPPED and not args.resume:
-            require_vision(policy, rules.core, console)  # before thousands of answers are sampled
+    from agents.behavior_cloning import BehaviorCloning
+    from agents.demonstrations import require_plain_prompts
+    from experiments.common.launch import fit_to_deepspeed, launched
+    from experiments.common.policies import longest_answer
+    from experiments.common.run import Run
+
+    with launched(args.deepspeed) as (world, console):
+        with opening():
+            args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
+            args.cloning.seed = args.seed
+            policy = args.open_policy(console)
+            rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
+            if not isinstance(rules, RefineRules):
+                raise WrongOptionError(
+                    f"--env {args.env} has one turn; use a SimpleSegRefine environment"
+                )
+            length = args.answer_length()
+            longest = longest_answer(length, policy, rules.core, console)
+            require_plain_prompts(policy.processor, rules.core.ask(0).image)
+        run = Run(args, policy, console, world, length)
+        run.claim_folder()  # before thousands of answers are sampled
         left_out = LeftOut(args.on_error)
         demonstrations = own_demonstrations(policy, rules, args, longest, console, left_out)
-        agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
+        with opening():
+            agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
         agent.left_out = left_out
-        return train_and_report(agent, args, title="Looking again", console=console, length=length)
+        dataset = rules.core.dataset
+        return run.train(agent, "Looking again", learned_from=f"{dataset.name} ({args.split})")
 
 
 def own_demonstrations(
@@ -104,6 +119,10 @@ def own_demonstrations(
     left_out: LeftOut,
 ) -> list[Demonstration]:
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
+    from agents.demonstrations import demonstrate_refinement
+    from agents.screening import prepare_usable
+    from experiments.evaluation.loop import answer, question_noise
+
     count = min(args.scenes, len(rules.core.dataset))
     order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
     found: list[Demonstration] = []
@@ -139,6 +158,10 @@ def own_demonstrations(
     return found
 
 
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, FIRST, words)
+
+
 if __name__ == "__main__":
-    with brief_errors():
-        main(tyro.cli(Args, args=command_words(), description=__doc__))
+    command_line()

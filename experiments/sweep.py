@@ -29,10 +29,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from experiments.common.brief import brief_errors
+from experiments.common.command import brief_errors
 from experiments.common.comparison import Arm, Result, Sweep, report
-from experiments.common.files import write_json
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar, write_json
 from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent

@@ -1,10 +1,10 @@
-"""What a reward is: a name, and one call for a whole batch of answers."""
+"""What a reward is: a name, and one call for a whole batch of answers, of one form or several."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +53,32 @@ class Reward(ABC):
         Returns:
             ``(N,) float64``, finite.
         """
+
+
+Measure: TypeAlias = "Callable[[Sequence[Prediction], Sequence[Target]], NDArray[np.float64]]"
+"""A score of ``N`` answers of one form, ``(N,)``."""
+
+
+def score_by_form(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    mask: Measure,
+    bbox: Measure,
+    point: Measure,
+) -> NDArray[np.float64]:
+    """Score answers of any forms, ``(N,)``, by the measure of what each was asked for.
+
+    Each measure is called at most once.
+    """
+    measures = {"mask": mask, "bbox": bbox, "point": point}
+    forms = [prediction.form for prediction in predictions]
+    asked = dict.fromkeys(forms)
+    if len(asked) <= 1:
+        return measures[next(iter(asked), "mask")](predictions, targets)
+    scores = np.zeros(len(forms), dtype=np.float64)
+    for form in asked:
+        rows = [row for row, each in enumerate(forms) if each == form]
+        some = [predictions[row] for row in rows]
+        scores[rows] = measures[form](some, [targets[row] for row in rows])
+    return scores

@@ -57,11 +57,7 @@ class BoundaryF(Reward):
     """
 
     def __init__(self, tolerance_ratio: float = 0.008) -> None:
-        """Set the tolerance.
-
-        Args:
-            tolerance_ratio: How far boundaries may be apart, as a share of the image diagonal.
-        """
+        """Set how far boundaries may be apart, as a share of the image diagonal."""
         self.tolerance_ratio = tolerance_ratio
 
     def __call__(

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.base import Reward
-from rewards.forms import score_by_form
+from rewards.base import Reward, score_by_form
+from rewards.centroid_distance import stack_rings
 from rewards.registry import register_reward
-from rewards.ring_moments import stack_rings
 from seg_env.types import Prediction, Target
 
 

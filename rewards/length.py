@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rewards.base import Reward
 from rewards.registry import register_reward
-from seg_env.metrics import overlaps, reference_outline, vertex_counts
+from seg_env.metrics import overlaps, vertex_counts
 from seg_env.metrics.scores import answer_areas
 from seg_env.types import Prediction, Target
 
@@ -25,14 +25,7 @@ class LengthPenalty(Reward):
     """
 
     def __init__(self, scale: float = 1000.0) -> None:
-        """Set the length at which the penalty is full.
-
-        Args:
-            scale: Characters.
-
-        Raises:
-            ValueError: The scale is not a positive number.
-        """
+        """Set the number of characters at which the penalty is full."""
         if not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"length_penalty: scale must be a positive number, got {scale!r}")
         self.scale = float(scale)
@@ -63,9 +56,6 @@ class VertexBudget(Reward):
                 the best of SimpleSeg's ablation.
             slack: Vertices granted for each of that outline's.
             least: Vertices granted to every target.
-
-        Raises:
-            ValueError: An argument is not positive, or not finite.
         """
         for name, value in (("epsilon", epsilon), ("slack", slack), ("least", least)):
             if not (np.isfinite(value) and value > 0):
@@ -79,16 +69,10 @@ class VertexBudget(Reward):
         if not len(predictions):
             return np.zeros(0, dtype=np.float64)
         spent = vertex_counts(prediction.rings for prediction in predictions)
-        needed = vertex_counts(reference_outline(target, self.epsilon) for target in targets)
+        needed = vertex_counts(target.outline(self.epsilon) for target in targets)
         budgets = np.maximum(self.slack * needed, self.least)
         scores: NDArray[np.float64] = np.clip(2.0 - spent / budgets, 0.0, 1.0)
-        for index in np.flatnonzero(self._fills_nothing(predictions, targets)).tolist():
-            answered = not targets[index].area and predictions[index].valid
-            scores[index] = float(answered)
+        areas = answer_areas(overlaps(predictions, targets), targets)
+        for index in np.flatnonzero(areas == 0).tolist():
+            scores[index] = float(not targets[index].area and predictions[index].valid)
         return scores
-
-    @staticmethod
-    def _fills_nothing(
-        predictions: Sequence[Prediction], targets: Sequence[Target]
-    ) -> NDArray[np.bool_]:
-        return np.asarray(answer_areas(overlaps(predictions, targets), targets) == 0)

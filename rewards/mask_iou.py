@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.base import Reward
-from rewards.forms import score_by_form
+from rewards.base import Reward, score_by_form
 from rewards.registry import register_reward
 from seg_env.metrics import iou, overlaps, points_inside, written_box_iou
 from seg_env.types import Prediction, Target

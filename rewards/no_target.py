@@ -23,7 +23,7 @@ class NoTarget(Reward):
 
     The means over absent and over present objects are N-acc and T-acc (Liu et al., "GRES", CVPR
     2023) but for answers that fill no pixel: those metrics count a line as nothing, and unreadable
-    text about a present object as something (see `seg_env.metrics.no_target_accuracy`).
+    text about a present object as something (see `seg_env.metrics.summarize`).
     """
 
     def __call__(

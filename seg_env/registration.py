@@ -7,7 +7,7 @@ import gymnasium as gym
 SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
 BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
 REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
-REFINE_BATCHED = "seg_env.envs.refine_vector:RefineVectorEnv"
+REFINE_BATCHED = "seg_env.envs.refine:RefineVectorEnv"
 
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",

@@ -145,11 +145,11 @@ class Target:
         return trace(self.mask())
 
     def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
-        """The outline simplified by Douglas-Peucker with tolerance ``epsilon * perimeter``."""
-        # Asked for again by every task that gives the outline or wants it.
+        """The outline simplified with tolerance ``epsilon * perimeter``; kept in the cache."""
         key = f"outline:{epsilon}"
         if key not in self.cache:
-            self.cache[key] = simplify_rings(self.rings, self.size, epsilon)
+            # Not `rings`, which would keep the far larger exact outline as well.
+            self.cache[key] = simplify_rings(trace(self.mask()), self.size, epsilon)
         found: tuple[Ring, ...] = self.cache[key]
         return found
 
@@ -165,11 +165,11 @@ class Sample:
     target: Target
     """What the expression refers to."""
     load_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    """Returns the ``(H, W, 3) uint8`` picture; called on first use of `image`."""
+    """Returns the ``(H, W, 3) uint8`` image; called on first use of `image`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able extras a loader knows: category, reference id, other objects of the image."""
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
-        """The picture, ``(H, W, 3) uint8``."""
+        """The image, ``(H, W, 3) uint8``."""
         return self.load_image()

@@ -5,13 +5,15 @@ Muon amplifies small singular values several hundred times. Here it orthogonalis
 bfloat16 the last bit of a gradient may make a difference of 1 in 256 to begin with.
 """
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from agents.training.engine import OptimizerSettings, make_engine
+from agents.training import make_engine
+from agents.training.settings import OptimizerSettings
 
 WIDTHS = (41, 24, 40, 24, 41)
 """Of input, hidden layers and output; half of the hidden elements end amid a row of the second."""
@@ -71,7 +73,7 @@ def train(choice=None, resumed=None, halfway=None):
         Norms of the gradients, and the engine.
     """
     network = Network()
-    engine = make_engine(network, SETTINGS, choice)
+    engine = make_engine(network, replace(SETTINGS, deepspeed=choice))
     if resumed is not None:
         saved = torch.load(resumed, weights_only=True)
         with engine.whole_weights(change=True):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GroundingDinoForObjectDetection
 
-from agents.annotators.loading import load_model, load_processor
+from agents.annotators.loading import load_model, local_or_id
+from agents.policy.loading import open_processor
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, Detection
 
@@ -15,17 +16,11 @@ LABELS = (
     "person", "animal", "vehicle", "food", "furniture", "plant", "clothing", "tool", "toy",
     "building", "sign", "electronic device", "container", "sports equipment", "instrument",
 )  # fmt: skip
-"""What is looked for where nothing is said: broad words that most web images contain."""
-LONGEST_TEXT = 300
-"""Characters of an image's own text that are asked about."""
+"""What is looked for by default: broad words that most web images contain."""
 
 
 class GroundingDino:
-    """Finds what words name (Liu et al., arXiv 2303.05499), through transformers.
-
-    Asked about labels, or about the text that an image came with, in which it finds the phrases
-    that have an object.
-    """
+    """Finds what labels, or the text that an image came with, name (arXiv 2303.05499)."""
 
     def __init__(
         self,
@@ -41,19 +36,17 @@ class GroundingDino:
 
         Args:
             model: Folder, or id on the hub.
-            labels: What is looked for.
+            labels: What is looked for: phrases without full stops, which separate them.
             use_text: Look for what the image's own text names; for labels where it has none.
             threshold: Least score of a box.
             text_threshold: Least score of a word to be part of a box's label.
-            device: Where it runs; by default CUDA where there is one.
-
-        Raises:
-            ValueError: There are no labels, or one contains a full stop, which separates them.
+            device: By default CUDA where there is one.
         """
         if isinstance(labels, str) or not labels or any("." in label for label in labels):
             raise ValueError(f"labels={labels!r} must be a list of phrases without full stops")
+        model = local_or_id(model)
         self._model = load_model(GroundingDinoForObjectDetection, model, device)
-        self._processor = load_processor(model)
+        self._processor = open_processor(model)
         self._question = ". ".join(label.strip().lower() for label in labels) + "."
         self._use_text = use_text
         self._threshold, self._text_threshold = threshold, text_threshold
@@ -98,5 +91,5 @@ class GroundingDino:
 
     def question(self, image: DecodedImage) -> str:
         """What is asked about an image: lower case, with a full stop behind it."""
-        text = clean_text(image.text, LONGEST_TEXT).lower().rstrip(". ") if self._use_text else ""
+        text = clean_text(image.text).lower().rstrip(". ") if self._use_text else ""
         return f"{text}." if text else self._question

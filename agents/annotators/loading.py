@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from agents.policy.loading import check_checkpoint, explained, open_processor, quiet_progress
+from agents.policy.loading import check_checkpoint, explained, quiet_progress
+
+
+def local_or_id(name_or_path: str) -> str:
+    """A folder with ``~`` written out, or an id as it is."""
+    path = Path(name_or_path).expanduser()
+    return str(path) if path.exists() else name_or_path
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
@@ -16,20 +22,7 @@ def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
     Raises:
         CheckpointError: There is no such folder or id, or it cannot be opened.
     """
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = local_or_id(name_or_path)
-    check_checkpoint(found)
-    with quiet_progress(), explained(found):
-        model = kind.from_pretrained(found, dtype=torch.float32)
-    return model.to(place).eval()
-
-
-def load_processor(name_or_path: str) -> Any:
-    """The processor of a model, see `agents.policy.loading.open_processor`."""
-    return open_processor(local_or_id(name_or_path))
-
-
-def local_or_id(name_or_path: str) -> str:
-    """A folder with ``~`` written out, or an id as it is."""
-    path = Path(name_or_path).expanduser()
-    return str(path) if path.exists() else name_or_path
+    check_checkpoint(name_or_path)
+    with quiet_progress(), explained(name_or_path):
+        model = kind.from_pretrained(name_or_path, dtype=torch.float32)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

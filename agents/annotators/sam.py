@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, Sam2Model, SamModel
 
-from agents.annotators.loading import load_model, load_processor, local_or_id
+from agents.annotators.loading import load_model, local_or_id
+from agents.policy.loading import open_processor
 from seg_env.data.annotate.stages import Box, DecodedImage, Detection, Segment
 from seg_env.geometry.rle import Rle
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the colours of ImageNet, which all published SAM 2 models were trained with."""
 
 
 class Sam:
-    """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (2408.00714).
+    """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (arXiv 2408.00714).
 
-    Which of the two is told by the model's configuration. The image is encoded once for all its
-    boxes, and one mask is asked for each: a box leaves little doubt about what is meant.
+    An image is encoded once for all its boxes. One mask is asked for each: a box leaves little
+    doubt about what is meant.
     """
 
     def __init__(self, model: str = "facebook/sam-vit-base", device: str | None = None) -> None:
@@ -32,14 +33,12 @@ class Sam:
 
         Args:
             model: Folder, or id on the hub, such as ``"facebook/sam2.1-hiera-large"``.
-            device: Where it runs; by default CUDA where there is one.
-
-        Raises:
-            ValueError: The model is neither SAM nor SAM 2.
+            device: By default CUDA where there is one.
         """
-        kind = AutoConfig.from_pretrained(local_or_id(model)).model_type
+        model = local_or_id(model)
+        kind = AutoConfig.from_pretrained(model).model_type
         if kind == "sam":
-            self._frame: _SamFrame | _Sam2Frame = _SamFrame(load_processor(model))
+            self._frame: _SamFrame | _Sam2Frame = _SamFrame(open_processor(model))
             self._model = load_model(SamModel, model, device)
         elif kind in ("sam2", "sam2_video"):
             self._model = load_model(Sam2Model, model, device)
@@ -70,13 +69,12 @@ class Sam:
 
 
 class _SamFrame:
-    """SAM's own processor: the longer side is resized, the rest is padding."""
+    """Inputs, and ``(boxes, H, W)`` masks, by SAM's own processor, which pads to a square."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
     def inputs(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> dict[str, Tensor]:
-        """Model inputs, and the sizes that `masks` needs."""
         listed = [[list(box) for box in boxes]]
         found: dict[str, Tensor] = dict(
             self._processor(images=[image], input_boxes=listed, return_tensors="pt")
@@ -84,26 +82,24 @@ class _SamFrame:
         return found | {"input_boxes": found["input_boxes"].float()}
 
     def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """``(boxes, H, W)`` bool at the size of the image."""
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         found: Tensor = self._processor.post_process_masks(list(logits), *sizes)[0][:, 0]
         return found
 
 
 class _Sam2Frame:
-    """What SAM 2's processor does, which needs torchvision: the image becomes a square."""
+    """The same for SAM 2, which resizes to a square; its own processor needs torchvision."""
 
     def __init__(self, side: int | Sequence[int]) -> None:
         self._side = side if isinstance(side, int) else side[0]
 
     def inputs(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> dict[str, Tensor]:
-        """Model inputs, and the size that `masks` needs."""
         height, width = image.shape[:2]
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
         size = (self._side, self._side)
         pixels = interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
         pixels = pixels.round().clamp(0, 255) / 255
-        mean, deviation = torch.tensor([MEAN, DEVIATION])[..., None, None]
+        mean, deviation = torch.tensor([MEAN, STANDARD_DEVIATION])[..., None, None]
         scale = torch.tensor([self._side / width, self._side / height] * 2)
         return {
             "pixel_values": (pixels - mean) / deviation,
@@ -112,6 +108,5 @@ class _Sam2Frame:
         }
 
     def masks(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """``(boxes, H, W)`` bool at the size of the image."""
         size = inputs["original_sizes"][0].tolist()
         return interpolate(logits[0], size, mode="bilinear", align_corners=False)[:, 0] > 0

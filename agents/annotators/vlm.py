@@ -16,7 +16,7 @@ from seg_env.data.annotate.stages import DecodedImage, Found
 class VlmDescriber:
     """Asks any image-text-to-text model of transformers about each object, shown by a red outline.
 
-    Answers are greedy, so a run that is resumed gives the same ones.
+    Decoding is greedy, so a run that is resumed gives the same descriptions.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class VlmDescriber:
 
         Args:
             model: Folder, or id on the hub, such as ``"Qwen/Qwen2.5-VL-7B-Instruct"``.
-            prompt: What is asked.
+            prompt: What is asked about an image from `highlight`.
             batch_size: Objects at a time.
-            longest_side: Images are reduced to it, in pixels.
+            longest_side: Larger images are reduced to it, in pixels.
             max_new_tokens: Longest description.
             precision: See `agents.policy.model.VLMPolicy`.
-            device: Where it runs; by default CUDA where there is one.
+            device: By default CUDA where there is one.
         """
         self._policy = VLMPolicy.from_pretrained(
             local_or_id(model), device=device, precision=precision

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -22,6 +21,8 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
+
+from agents.embedded import TinyConfig as TinyConfig
 
 PAD, END, IMAGE, USER, ASSISTANT = "<pad>", "<end>", "<image>", "<user>", "<assistant>"
 SPECIAL_TOKENS = (PAD, END, IMAGE, USER, ASSISTANT)
@@ -52,30 +53,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """Shape of the embedded policy."""
-
-    image_size: int = 64
-    """Side of the square the picture is resized to, in pixels."""
-    patch_size: int = 8
-    """Side of one image token, in pixels."""
-    vision_width: int = 128
-    """Hidden size of the vision tower."""
-    vision_layers: int = 2
-    """Layers of the vision tower."""
-    width: int = 128
-    """Hidden size of the decoder."""
-    layers: int = 4
-    """Layers of the decoder."""
-    heads: int = 4
-    """Attention heads of tower and decoder."""
-    initializer_range: float = 0.05
-    """Standard deviation of initial weights; .02 is too small for widths like these."""
-    more_words: tuple[str, ...] = ()
-    """Words that are single tokens besides `PROMPT_WORDS`, such as `PLACE_WORDS`."""
 
 
 def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.training.deepspeed_configuration import read_configuration, zero_stage
 from agents.training.distributed import join_world
-from agents.training.engine import Engine, OptimizerSettings
-from agents.training.optim import adamw
-from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.engine import Engine
+from agents.training.optim import MASTER, OptimizerState, adamw, usable_states
 from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
+from agents.training.settings import OptimizerSettings, read_configuration, zero_stage
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -53,8 +52,7 @@ MUON_MOMENTS = ("momentum_buffer",)
 class PassThrough(nn.Module):
     """A module whose forward pass is any function of the module inside.
 
-    DeepSpeed watches the forward pass of one module. Ours consists of several: one over prompts,
-    one over the answers that continue them, perhaps one of a critic.
+    DeepSpeed watches the forward pass of one module; ours are several, over prompts and answers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -79,19 +77,15 @@ class DeepSpeedEngine(Engine):
         hybrid: The optimizer with Muon; None if AdamW is all there is.
     """
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings, choice: str) -> None:
-        """Share out a module's training.
-
-        Args:
-            module: Trained in place.
-            settings: Of the optimizer; Muon must be off at stage 3.
-            choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a DeepSpeed configuration.
+    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
+        """Share out the training of a module, as the DeepSpeed configuration of settings says.
 
         Raises:
             ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
             FileNotFoundError: There is no such configuration.
         """
-        self._stage = zero_stage(choice)
+        assert settings.deepspeed is not None
+        self._stage = zero_stage(settings.deepspeed)
         if settings.muon and self._stage == 3:
             raise ValueError(
                 "Muon needs whole matrices, of which no rank has even the weights at stage 3 of "
@@ -103,23 +97,14 @@ class DeepSpeedEngine(Engine):
         }
         dtype = next(iter(self._parameters.values())).dtype
         self._keeps_master = dtype != torch.float32
-        config = read_configuration(choice, settings, dtype)
+        config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
         self.world = join_world(deepspeed=True)
-        rate, decay, epsilon = settings.learning_rate, settings.weight_decay, settings.adam_epsilon
-        self.hybrid: PartitionedHybridOptimizer | None = None
-        if settings.muon:
-            self.hybrid = PartitionedHybridOptimizer(
-                module,
-                rate,
-                decay,
-                muon_precision=settings.muon_precision,
-                adam_epsilon=epsilon,
-            )
+        self.hybrid = PartitionedHybridOptimizer(module, settings) if settings.muon else None
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
                 model=PassThrough(module),
-                optimizer=self.hybrid or adamw(self._parameters.values(), rate, decay, epsilon),
+                optimizer=self.hybrid or adamw(self._parameters.values(), settings),
                 config=config,
             )
         self._zero = self._engine.optimizer

@@ -40,15 +40,13 @@ class World:
     """Number of this process, from 0."""
     size: int = 1
     """Number of processes."""
-    local_rank: int = 0
-    """Number of this process on its machine."""
 
     @classmethod
     def current(cls) -> World:
-        """The world that `join_world` met; a single process without it."""
+        """The processes that `join_world` met; a single one without it."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+        return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def is_main(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,26 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.training.distributed import World
-from agents.training.muon import MuonPrecision
-from agents.training.optim import EPSILON, HybridOptimizer
-
-
-@dataclass
-class OptimizerSettings:
-    """What an optimizer needs to know."""
-
-    learning_rate: float
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    muon: bool = True
-    """Muon on hidden matrices; False for AdamW everywhere."""
-    muon_precision: MuonPrecision = "auto"
-    """What Muon orthogonalises in."""
-    adam_epsilon: float = EPSILON
-    """Of AdamW."""
+from agents.training.optim import HybridOptimizer
+from agents.training.settings import OptimizerSettings
 
 
 class Engine:
@@ -42,30 +23,18 @@ class Engine:
     parallelism. `DeepSpeedEngine` shares out what it takes to train.
 
     Attributes:
-        module: What is trained.
+        module: Trained in place.
         settings: Of the optimizer.
         world: The processes that train together.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Make the optimizer of a module's trainable parameters; rank 0's weights are everybody's.
-
-        Args:
-            module: Trained in place.
-            settings: Of the optimizer.
-        """
+        """Make the optimizer of a module's parameters; rank 0's weights are everybody's."""
         self.module, self.settings, self.world = module, settings, World.current()
         if self.world.size > 1:
             for tensor in chain(module.parameters(), module.buffers()):
                 dist.broadcast(tensor.data, 0)
-        self.optimizer = HybridOptimizer(
-            module,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.muon,
-            muon_precision=settings.muon_precision,
-            adam_epsilon=settings.adam_epsilon,
-        )
+        self.optimizer = HybridOptimizer(module, settings)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Call a function that passes through the module, as often as it likes.
@@ -87,8 +56,10 @@ class Engine:
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad.div_(self.world.size))
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        self.optimizer.set_learning_rate(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
+        self.optimizer.zero_grad()
         return norm.item()
 
     @contextmanager
@@ -105,26 +76,8 @@ class Engine:
 
         Every rank must call this; only the main process gets the whole state.
         """
-        return self.optimizer.state_dict()
+        return self.optimizer.named_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, of an engine of any kind and of any number of ranks."""
-        self.optimizer.load_state_dict(state)
-
-
-def make_engine(
-    module: nn.Module, settings: OptimizerSettings, deepspeed: str | None = None
-) -> Engine:
-    """The engine that a configuration asks for.
-
-    Args:
-        module: Trained in place.
-        settings: Of the optimizer.
-        deepspeed: ``"zero1"``, ``"zero2"``, ``"zero3"``, the path of a DeepSpeed configuration, or
-            None for plain PyTorch.
-    """
-    if deepspeed is None:
-        return Engine(module, settings)
-    from agents.training.deepspeed_engine import DeepSpeedEngine  # takes seconds to import
-
-    return DeepSpeedEngine(module, settings, deepspeed)
+        self.optimizer.load_named_state(state)

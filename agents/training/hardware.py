@@ -54,12 +54,7 @@ def fit_threads() -> int:
 
 
 def usable_cores(processors: Path = PROCESSORS, quota: Path = QUOTA) -> int:
-    """Cores that this process may use, whatever the number of their threads.
-
-    Args:
-        processors: Folder that tells which processors are threads of one core.
-        quota: File that tells how much processor time there is.
-    """
+    """Cores that this process may use, whatever the number of their threads."""
     allowed = _allowed_processors()
     siblings = {
         index: processors / f"cpu{index}" / "topology" / "thread_siblings_list" for index in allowed

@@ -1,99 +1,176 @@
-"""Optimizers: Muon for hidden matrices with AdamW for the rest, and the learning-rate schedule."""
+"""Optimizers: Muon for hidden matrices with AdamW for the rest.
+
+Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit where it is computed in
+bfloat16. That one knows no other type, and a processor without bfloat16 instructions is then busier
+with a small policy's optimizer than with its gradients.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from agents.training.muon import Muon, MuonPrecision
-from agents.training.optimizer_state import MASTER, OptimizerState, usable_states
+from agents.training.hardware import multiplies_bfloat16
+from agents.training.settings import MuonPrecision, OptimizerSettings
 
 BETAS = (0.9, 0.95)
 """Of AdamW."""
-EPSILON = 1e-8
-"""Of AdamW."""
+MOMENTUM = 0.95
+"""Of Muon, with Nesterov's look ahead."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic iteration, chosen for its slope at zero: five rounds bring singular values between
+0.7 and 1.2, not to 1."""
+ROUNDS = 5
+SMALLEST_NORM = 1e-7
+"""A matrix is divided by its norm, but by no less."""
+MASTER = "master"
+"""Key of the float32 weights that ZeRO keeps beside weights of lower precision."""
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""By the names of parameters: ``step``, ``exp_avg`` and ``exp_avg_sq`` of AdamW, or the
+``momentum_buffer`` of Muon, and `MASTER`, all but ``step`` of the parameter's shape."""
 
 
-class HybridOptimizer:
+class HybridOptimizer(torch.optim.Optimizer):
     """Muon on hidden matrices and AdamW on everything else, stepped as one.
 
-    Muon (Jordan 2024; update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names)
-    orthogonalises the momentum of two-dimensional hidden weights. Embeddings, the output head,
-    norms, biases and convolutions have no such structure and stay with AdamW.
+    Muon (update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names) orthogonalises
+    the momentum of two-dimensional hidden weights. Embeddings, the output head, norms, biases and
+    convolutions have no such structure and stay with AdamW.
+
+    The parameter groups are those of the two parts, so a scheduler that sets a learning rate sets
+    theirs; the state is one dictionary that both share, so a checkpoint holds all of it.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+        """Sort the parameters of a model; without Muon all go to AdamW."""
+        hidden, rest = split_parameters(model, settings.muon)
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.hidden = frozenset(self.names[id(parameter)] for parameter in hidden)
+        self.parts: list[torch.optim.Optimizer] = [adamw(rest, settings)]
+        if hidden:
+            rate, decay = settings.learning_rate, settings.weight_decay
+            self.parts.append(Muon(hidden, rate, decay, settings.muon_precision))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Apply the gradients; ``closure`` computes them anew and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Give every part its groups and the common state; loading a state replaces both."""
+        start = 0
+        for part in self.parts:
+            end = start + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[start:end], self.state
+            start = end
+
+    def named_state(self) -> OptimizerState:
+        """State by the names of parameters; those that never had a gradient have none."""
+        return {self.names[id(parameter)]: dict(state) for parameter, state in self.state.items()}
+
+    def load_named_state(self, states: OptimizerState) -> None:
+        """Go on from a state; a warning names what is of no use, which starts afresh."""
+        trained = [parameter for group in self.param_groups for parameter in group["params"]]
+        found = usable_states(states, [self.names[id(each)] for each in trained], self.hidden)
+        self.state.clear()
+        for parameter in trained:
+            state = found.get(self.names[id(parameter)], {})
+            moved = {key: state[key].to(parameter.device, copy=True) for key in state}
+            moved.pop(MASTER, None)
+            if moved:
+                self.state[parameter] = moved
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps hidden matrices by their orthogonalised momentum.
+
+    Updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size of
+    AdamW's (arXiv 2502.16982, equation 4).
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        matrices: Iterable[nn.Parameter],
         learning_rate: float,
         weight_decay: float = 0.0,
-        muon: bool = True,
-        *,
-        muon_precision: MuonPrecision = "auto",
-        adam_epsilon: float = EPSILON,
+        precision: MuonPrecision = "auto",
     ) -> None:
-        """Sort the parameters of a model; with ``muon`` False all go to AdamW."""
-        hidden, rest = split_parameters(model, muon)
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.optimizers: list[torch.optim.Optimizer] = [
-            adamw(rest, learning_rate, weight_decay, adam_epsilon)
-        ]
-        if hidden:
-            self.optimizers.append(Muon(hidden, learning_rate, weight_decay, muon_precision))
+        """Take parameters of shape ``(rows, columns)``; weight decay is decoupled."""
+        super().__init__(matrices, {"lr": learning_rate, "weight_decay": weight_decay})
+        self.precision: MuonPrecision = precision
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Use this rate from the next step on."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-
-    def step(self) -> None:
-        """Apply the gradients and clear them."""
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> OptimizerState:
-        """State of every parameter; those that never had a gradient have none."""
-        return {
-            self.names[id(parameter)]: dict(state)
-            for optimizer in self.optimizers
-            for parameter, state in optimizer.state.items()
-        }
-
-    def load_state_dict(self, states: OptimizerState) -> None:
-        """Go on from a state; a warning names what is of no use, which starts afresh."""
-        adamw, *muon = (self._names_of(optimizer) for optimizer in self.optimizers)
-        hidden = muon[0] if muon else []
-        found = usable_states(states, [*adamw, *hidden], hidden)
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    state = found.get(self.names[id(parameter)], {})
-                    moved = {key: state[key].to(parameter.device, copy=True) for key in state}
-                    moved.pop(MASTER, None)
-                    if moved:
-                        optimizer.state[parameter] = moved
-
-    def _names_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        groups = optimizer.param_groups
-        return [self.names[id(each)] for group in groups for each in group["params"]]
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply the gradients."""
+        for group in self.param_groups:
+            for weights in group["params"]:
+                if weights.grad is None:
+                    continue
+                state = self.state[weights]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weights.grad)
+                momentum = state["momentum_buffer"].lerp_(weights.grad, 1 - MOMENTUM)
+                update = weights.grad.lerp(momentum, MOMENTUM)
+                weights.mul_(1 - group["lr"] * group["weight_decay"])
+                weights.add_(
+                    orthogonalize(update, self.precision), alpha=-step_size(update, group["lr"])
+                )
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter],
-    learning_rate: float,
-    weight_decay: float,
-    epsilon: float = EPSILON,
-) -> torch.optim.AdamW:
+def step_size(matrix: Tensor, learning_rate: float) -> float:
+    """What an orthogonal matrix of this shape is multiplied by."""
+    return learning_rate * 0.2 * math.sqrt(max(matrix.shape))
+
+
+def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
+    """A matrix ``(rows, columns)`` with its singular values near 1, in the type of a precision."""
+    first, third, fifth = COEFFICIENTS
+    found = matrix.to(chosen_type(precision, matrix.device))
+    tall = len(found) > found.shape[1]
+    if tall:
+        found = found.T
+    found = found / found.norm().clamp(min=SMALLEST_NORM)
+    for _ in range(ROUNDS):
+        gram = found @ found.T
+        change = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
+        found = torch.addmm(found, change, found, beta=first)
+    return found.T if tall else found
+
+
+def chosen_type(precision: MuonPrecision, device: torch.device) -> torch.dtype:
+    """The type that a precision stands for on a device."""
+    if precision == "auto":
+        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """The AdamW that everything but hidden matrices is trained by."""
     return torch.optim.AdamW(
-        parameters, learning_rate, BETAS, epsilon, weight_decay=weight_decay, fused=True
+        parameters,
+        settings.learning_rate,
+        BETAS,
+        settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
@@ -118,20 +195,31 @@ def _output_heads(model: nn.Module) -> list[nn.Module]:
     return [head for head in heads if head is not None]
 
 
-def cosine_with_warmup(
-    update: int, updates: int, peak: float, *, warmup: float = 0.03, final: float = 0.04
-) -> float:
-    """Learning rate of update ``update`` of ``updates``.
+def usable_states(
+    states: OptimizerState, names: Collection[str], hidden: Collection[str] = ()
+) -> OptimizerState:
+    """The part of a saved state that an optimizer can go on from; warns of what is lost.
 
     Args:
-        update: Index from 0.
-        updates: Length of the schedule.
-        peak: Highest rate.
-        warmup: Share of the updates spent rising linearly (SimpleSeg: 0.03).
-        final: Last rate as a share of ``peak`` (SimpleSeg: 5e-5 to 2e-6, which is 0.04).
+        states: What was saved.
+        names: Parameters that are trained.
+        hidden: Those of them that Muon trains.
     """
-    rising = max(1, round(warmup * updates))
-    if update < rising:
-        return peak * (update + 1) / rising
-    progress = (update - rising) / max(1, updates - rising)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    known = {name: state for name, state in states.items() if name in names and state}
+    found = {
+        name: state
+        for name, state in known.items()
+        if ("momentum_buffer" in state) == (name in hidden)
+    }
+    _warn(known.keys() - found.keys(), "were trained by another optimizer (Muon, AdamW) before")
+    _warn(states.keys() - names, "are not trained here")
+    return found
+
+
+def _warn(names: Collection[str], why: str) -> None:
+    if names:
+        warnings.warn(
+            f"the optimizer state of {len(names)} parameters in the checkpoint is lost, they {why}:"
+            f" {min(names)}{', …' if len(names) > 1 else ''}",
+            stacklevel=3,
+        )

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.training.distributed import World
-from agents.training.muon import MOMENTUM, MuonPrecision, orthogonalize, step_size
-from agents.training.optim import BETAS, EPSILON, split_parameters
+from agents.training.optim import BETAS, MOMENTUM, orthogonalize, split_parameters, step_size
+from agents.training.settings import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,18 @@ class PartitionedHybridOptimizer(torch.optim.AdamW):
         matrices: The same, with who has what of them, once that is known.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        *,
-        muon_precision: MuonPrecision = "auto",
-        adam_epsilon: float = EPSILON,
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         """Sort the trainable parameters of a model, as `split_parameters` does."""
         self.hidden, rest = split_parameters(model, muon=True)
         self.matrices: list[Matrix] = []
-        self._muon_precision: MuonPrecision = muon_precision
+        self._muon_precision = settings.muon_precision
         groups = [{"params": rest, "hidden": False}, {"params": self.hidden, "hidden": True}]
         super().__init__(
             [group for group in groups if group["params"]],
-            learning_rate,
+            settings.learning_rate,
             BETAS,
-            adam_epsilon,
-            weight_decay=weight_decay,
+            settings.adam_epsilon,
+            weight_decay=settings.weight_decay,
             fused=True,
         )
 

@@ -1,6 +1,6 @@
 """GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings, for fleets.
 
-The agent in `agents.gspo` encodes each picture once per group and is faster where it fits (see
+The agent in `agents.gspo` encodes each image once per group and is faster where it fits (see
 ``experiments/benchmark.py train``). This one is for what TRL brings along: sampling with vLLM,
 weights sharded by FSDP, adapters by PEFT. What differs from `agents.gspo`:
 
@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PrinterCallback
+import numpy as np
+import torch
 
-from agents.gspo import CLIPS, GSPOConfig, LossName
+from agents.advantages import degenerate_fraction, group_advantages, group_std
+from agents.losses import LOSSES
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.policy.processing import special_tokens
-from agents.training.joint_optimizer import JointOptimizer
+from agents.settings import GSPOConfig, LossName, TRLOptions
 from agents.training.optim import HybridOptimizer
-from agents.trl_backend.options import TRLOptions
-from agents.trl_backend.rows import EnvironmentReward, QuestionRows
+from agents.trl_backend.rows import QuestionRows
 from agents.trl_backend.trainer import TrainerAgent
-from seg_env.envs.core import ReferringCore
+from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, OnError
 
 HONOURED = {
@@ -39,7 +42,7 @@ HONOURED = {
 }
 """Settings of GSPO that this backend carries out; any other must be left at its default."""
 
-LOSSES: dict[LossName, tuple[str, str]] = {
+LOSS_TYPES: dict[LossName, tuple[str, str]] = {
     "gspo": ("grpo", "sequence"),
     "grpo": ("grpo", "token"),
     "dr_grpo": ("dr_grpo", "token"),
@@ -50,7 +53,7 @@ how tokens are averaged; "grpo" is the mean over each completion, then over comp
 
 
 class TRLGSPO(TrainerAgent):
-    """GSPO, or another of `LOSSES`, through GRPOTrainer.
+    """GSPO, or another of `LOSS_TYPES`, through GRPOTrainer.
 
     One update is one rollout, ``minibatches * epochs`` optimizer steps, as in `agents.gspo`.
     ``prompts_per_update`` counts the prompts of all processes.
@@ -81,7 +84,7 @@ class TRLGSPO(TrainerAgent):
 
         Args:
             policy: Trained in place; its ``precision`` decides about mixed precision.
-            core: Questions and scores, as `open_questions` returns them.
+            core: Questions and scores.
             config: Settings of the algorithm; a process takes whole groups.
             options: What only TRL has.
             on_error: Whether samples that cannot be used give way to others, or are an error.
@@ -94,10 +97,10 @@ class TRLGSPO(TrainerAgent):
         self.left_out = LeftOut(on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
-        if config.loss not in LOSSES:
+        if config.loss not in LOSS_TYPES:
             raise ValueError(
                 f"loss={config.loss!r} has no counterpart in TRL's GRPOTrainer: use one of "
-                f"{', '.join(LOSSES)}, or agents.gspo"
+                f"{', '.join(LOSS_TYPES)}, or agents.gspo"
             )
         if policy.constraint is not None:
             raise ValueError(
@@ -151,27 +154,21 @@ class TRLGSPO(TrainerAgent):
             self.left_out,
         )
         table.set_transform(rows)
-        floor = None if config.loss == "dr_grpo" else config.spread_floor
-        trainer = GRPOTrainer(
+        optimizer = HybridOptimizer(self.policy.model, config) if config.muon else None
+        return GRPOTrainer(
             self.policy.model,
             reward_funcs=EnvironmentReward(
-                self.core, config.group_size, floor, self.policy.end_ids
+                self.core, config.group_size, config.advantage_floor, self.policy.end_ids
             ),
             args=arguments,
             train_dataset=table,
             processing_class=self.policy.processor,
-            optimizers=(self._muon() if config.muon else None, None),
-            peft_config=self.options.adapters(),
+            optimizers=(optimizer, None),
+            peft_config=self._adapters(),
         )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
 
     def trainer_arguments(self, updates: int, folder: str | Path) -> Any:
-        """Our settings as TRL's ``GRPOConfig``.
-
-        Args:
-            updates: Length of the schedule.
-            folder: Where the trainer may write.
+        """Our settings as TRL's ``GRPOConfig``; arguments are those of `build_trainer`.
 
         Raises:
             ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
@@ -180,14 +177,11 @@ class TRLGSPO(TrainerAgent):
         from trl import GRPOConfig
 
         config, policy, options = self.config, self.policy, self.options
-        on_cpu = policy.device.type == "cpu"
-        forbidden = policy.forbidden.nonzero().flatten().tolist()
+        loss_type, level = LOSS_TYPES[config.loss]
+        low, high = LOSSES[config.loss].clips
         special = special_tokens(policy.tokenizer)
         words = [text for index, text in special.items() if index not in policy.end_ids]
-        loss_type, level = LOSSES[config.loss]
-        low, high = CLIPS[config.loss]
-        settings: dict[str, Any] = {
-            "output_dir": str(folder),
+        settings = self.common_arguments(folder) | {
             "max_steps": updates * self.steps_per_update,
             "num_generations": config.group_size,
             "num_iterations": config.epochs,
@@ -202,29 +196,14 @@ class TRLGSPO(TrainerAgent):
             "beta": config.kl_coefficient,
             "vllm_importance_sampling_mode": "sequence_truncate",
             "vllm_importance_sampling_clip_max": config.importance_cap,
-            "learning_rate": config.learning_rate,
-            "lr_scheduler_type": "cosine_with_min_lr",
-            "lr_scheduler_kwargs": {"min_lr_rate": config.final_rate},
-            "warmup_steps": config.warmup,
-            "weight_decay": config.weight_decay,
-            "adam_beta2": 0.95,
             "adam_epsilon": config.adam_epsilon,
-            "max_grad_norm": config.max_grad_norm,
-            "bf16": policy.precision == "bfloat16",
-            "use_cpu": on_cpu,
-            "dataloader_pin_memory": not on_cpu,
             "shuffle_dataset": False,  # the rows are in random order already
-            "remove_unused_columns": False,  # the rows' columns appear when they are read
-            "save_strategy": "no",
             "logging_steps": self.steps_per_update,
-            "report_to": "none",
-            "disable_tqdm": True,
             "ddp_timeout": 7200,  # the first process measures the policy while the others wait
-            "seed": config.seed,
-            **options.trainer_arguments(words, forbidden),
         }
+        settings |= arguments_of(options, words, policy.forbidden.nonzero().flatten().tolist())
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if options.fsdp != "off" and (on_cpu or world_size == 1):
+        if options.fsdp != "off" and (policy.device.type == "cpu" or world_size == 1):
             raise ValueError(
                 f"fsdp={options.fsdp!r} shards over several GPUs, and this is one of {world_size} "
                 f"processes on {policy.device.type}: start it by torchrun --nproc_per_node N, or "
@@ -233,13 +212,7 @@ class TRLGSPO(TrainerAgent):
         return GRPOConfig(**settings, **self.share_out(world_size))
 
     def share_out(self, world_size: int) -> dict[str, int]:
-        """How many answers each process takes at a time.
-
-        Args:
-            world_size: Number of processes.
-
-        Returns:
-            Arguments of ``GRPOConfig``.
+        """How many answers each process takes at a time, as arguments of ``GRPOConfig``.
 
         Raises:
             ValueError: They do not share out evenly.
@@ -269,17 +242,18 @@ class TRLGSPO(TrainerAgent):
             "steps_per_generation": steps * config.minibatches,
         }
 
-    def _muon(self) -> JointOptimizer:
-        """The optimizer with Muon."""
-        config = self.config
-        return JointOptimizer(
-            HybridOptimizer(
-                self.policy.model,
-                config.learning_rate,
-                config.weight_decay,
-                muon_precision=config.muon_precision,
-                adam_epsilon=config.adam_epsilon,
-            )
+    def _adapters(self) -> Any:
+        """What PEFT should add to the model, or None."""
+        options = self.options
+        if not options.lora_rank:
+            return None
+        peft = import_module("peft")  # not installed with this project
+        return peft.LoraConfig(
+            r=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=options.lora_targets,
+            exclude_modules=["lm_head"],
         )
 
     def finish(self, trainer: Any, folder: Path) -> None:
@@ -297,3 +271,106 @@ class TRLGSPO(TrainerAgent):
                 device = str(self.policy.device)
                 self.policy.model = VLMPolicy.from_pretrained(folder, device=device).model
             trainer.accelerator.wait_for_everyone()
+
+
+def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) -> dict[str, Any]:
+    """Options as arguments of ``GRPOConfig``.
+
+    Args:
+        options: Those about vLLM have the names that they have in ``GRPOConfig``.
+        special: Special tokens that no answer may contain, as text.
+        forbidden: All tokens that no answer may contain, by their ids. A sampled image placeholder
+            would end training: "Image features and image tokens do not match".
+    """
+    vllm = {name: value for name, value in vars(options).items() if "vllm" in name}
+    sleep = vllm.pop("vllm_sleep")
+    settings = vllm | {
+        "vllm_enable_sleep_mode": sleep,
+        # vLLM takes words and knows no rows beyond the tokenizer; transformers takes ids.
+        "generation_kwargs": (
+            {"bad_words": special} if options.use_vllm else {"suppress_tokens": forbidden}
+        ),
+        "activation_checkpointing": options.gradient_checkpointing and options.fsdp == "off",
+        "dataloader_num_workers": options.workers,
+    }
+    if options.fsdp != "off":
+        settings["fsdp"] = True
+        settings["fsdp_config"] = {
+            "reshard_after_forward": options.fsdp == "full_shard",
+            "cpu_offload": options.fsdp_offload,
+            "activation_checkpointing": options.gradient_checkpointing,
+        }
+    return settings
+
+
+class EnvironmentReward:
+    """What the environment makes of answers, as a reward function of TRL.
+
+    It returns finished advantages, `group_advantages` with our floor, which GRPOTrainer has no
+    setting for. Told not to scale rewards, it subtracts the mean of each group, which is 0 already.
+    The rewards themselves are logged under the names that our own agents use.
+    """
+
+    __name__ = "advantage"
+
+    def __init__(
+        self,
+        core: ReferringCore,
+        group_size: int,
+        spread_floor: float | None,
+        end_ids: Collection[int],
+    ) -> None:
+        """Score by ``core``; see `group_advantages` for group size and floor.
+
+        Answers without one of the tokens ``end_ids`` have been cut off.
+        """
+        self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
+        self.end_ids = frozenset(end_ids)
+
+    def __call__(
+        self,
+        *,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        completion_ids: Sequence[Sequence[int]],
+        question: Sequence[Question],
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """Score whole groups of answers, the answers to one question next to each other.
+
+        Args:
+            completions: ``N`` conversations of one answer each.
+            completion_ids: Tokens of the answers.
+            question: ``N`` questions, a column of `QuestionRows`.
+            log_metric: Takes the name and the value of a figure.
+            others: What else TRL passes to every reward function.
+
+        Raises:
+            ValueError: The answers do not come in whole groups.
+        """
+        groups = [
+            question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
+        ]
+        if len(question) % self.group_size or any(one is not g[0] for g in groups for one in g):
+            raise ValueError(
+                f"{len(question)} answers do not come in whole groups of {self.group_size}: "
+                "advantages are relative to the other answers to the same question"
+            )
+        scores = self.core.score([answer[0]["content"] for answer in completions], question)
+        rewards = torch.tensor(scores.total, dtype=torch.float32)
+        figures = {
+            "reward": rewards.mean().item(),
+            "iou": scores.iou.mean(),
+            "valid": np.mean([prediction.valid for prediction in scores.predictions]),
+            "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
+            "tokens": np.mean([len(tokens) for tokens in completion_ids]),
+            "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
+            "group_spread": group_std(rewards, self.group_size).mean().item(),
+            "degenerate_groups": degenerate_fraction(rewards, self.group_size),
+            **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
+        }
+        for name, value in figures.items():
+            log_metric(f"rollout/{name}", float(value))
+        advantages = group_advantages(rewards, self.group_size, self.spread_floor)
+        found: list[float] = advantages.tolist()
+        return found

@@ -1,26 +1,71 @@
-"""The environment under TRL's GRPOTrainer: questions as rows, its scores as rewards."""
+"""Rows that TRL's trainers read, made on demand: questions, and questions with perfect answers.
+
+Questions and answer sentences are those of the paper's released data script (arXiv 2601.19228),
+unless the environments' own are wanted. It words outlines only; boxes and points are asked for in
+the same sentences.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from agents.advantages import degenerate_fraction, group_advantages, group_spread
+from agents.policy.model import VLMPolicy
 from agents.policy.processing import harmless, special_tokens
 from agents.screening import Prepare, require_usable
+from agents.settings import Wording
+from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
+from seg_env.frames import UNIT_ANSWERS, AnswerFrame
+from seg_env.tasks import TASKS, Task, answer, askable, form_of, query_of, question
+from seg_env.tasks import read_task_weights as read_task_weights
+from seg_env.tasks.queries import QueryStyle, check_places, refer_to
+from seg_env.types import Form, Sample
+
+Row = dict[str, Any]
+"""``prompt`` and ``completion``, a list of one message each, and ``images``, a list of one."""
+
+QUESTIONS: tuple[str, ...] = (
+    '"{expression}"\'s {thing}',
+    "What is the {thing} of {expression} in the image?",
+    "Output the {numbers} of {expression} in the image.",
+    "Tell me the {numbers} of {expression} in the image.",
+    "Give me the {numbers} of {expression} in the image.",
+    "Help me locate the {thing} of {expression}.",
+    "Locate the {thing} of {expression}.",
+)
+"""Each is drawn equally often."""
+
+ANSWERS: tuple[str, ...] = (
+    "{answer}.",
+    "{answer}.",
+    "Sure, you can find it at {answer}.",
+    "It is found at {answer}.",
+    "It is at {answer}.",
+)
+"""Each is drawn equally often: the bare answer stands twice, as in the paper's script."""
+
+NAMES: dict[Form, tuple[str, str]] = {
+    "mask": ("polygon", "polygon coordinates"),
+    "bbox": ("bounding box", "bounding box"),
+    "point": ("center point", "center point"),
+}
+"""What is asked for, as a ``thing`` and as ``numbers``."""
 
 
 class QuestionRows:
     """An endless, ordered supply of questions, drawn with equal probability.
 
     Row ``i`` follows from the seed and ``i`` alone: an interrupted run goes on with the questions
-    it would have had. Pictures are loaded when a batch is asked for and kept until the next one: a
-    group, and every pass over it, reads its picture once.
+    it would have had. Images are loaded when a batch is asked for and kept until the next one: a
+    group, and every pass over it, reads its image once.
     """
 
     def __init__(
@@ -36,10 +81,9 @@ class QuestionRows:
         Args:
             core: Whose questions.
             tokenizer: The policy's.
-            prepare: Makes model inputs of an image and a prompt, see `VLMPolicy.prepare_on_cpu`.
+            prepare: Tells which images the processor refuses, see `VLMPolicy.prepare_on_cpu`.
             seed: What the choice of questions depends on.
-            left_out: Told of samples that cannot be used, which give way to others; by default they
-                are an error.
+            left_out: Told of samples that cannot be used; by default they are an error.
         """
         self.core, self.seed = core, seed
         self.left_out = LeftOut("error") if left_out is None else left_out
@@ -85,78 +129,143 @@ class QuestionRows:
         return first_usable(choices, load, self.core.dataset, self.left_out)
 
 
-class EnvironmentReward:
-    """What the environment makes of answers, as a reward function of TRL.
+@dataclass(frozen=True)
+class DemonstrationRows:
+    """An endless, ordered supply of questions with perfect answers about a data set.
 
-    It returns finished advantages, `group_advantages` with our floor, which GRPOTrainer has no
-    setting for. Told not to scale rewards, it subtracts the mean of each group, which is 0 already.
-    The rewards themselves are logged under the names that our own agents use.
+    Row ``i`` follows from the seed and ``i`` alone: every pass over the data has an order, tasks
+    and wordings of its own, and a run that was interrupted goes on with the rows it would have had.
+    Images are loaded, and outlines traced, when a row is asked for.
     """
 
-    __name__ = "advantage"
+    dataset: Dataset
+    """What is asked about."""
+    task_weights: Mapping[Task, float]
+    """How often each task is asked, relative to the others."""
+    special: tuple[str, ...] = ()
+    """Tokens of the policy that are no text; see `rows_for`."""
+    wording: Wording = "plain"
+    """In which words."""
+    epsilon: float = 0.005
+    """Outline tolerance, see `seg_env.tasks.answer`."""
+    decimals: int = 3
+    """Digits of coordinates."""
+    pad: bool = False
+    """Whether coordinates have a fixed width."""
+    seed: int = 0
+    """What everything random depends on."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How places that questions give are drawn and written."""
+    frame: AnswerFrame = UNIT_ANSWERS
+    """What numbers in questions and answers mean."""
+    prepare: Prepare | None = None
+    """Makes model inputs of an image and a prompt: tells which images the processor refuses."""
+    left_out: LeftOut = field(default_factory=lambda: LeftOut("error"))
+    """Told of samples that cannot be used, which give way to others; by default an error."""
+    _usable: set[int] = field(default_factory=set, repr=False)
 
-    def __init__(
-        self,
-        core: ReferringCore,
-        group_size: int,
-        spread_floor: float | None,
-        end_ids: Collection[int],
-    ) -> None:
-        """Score by ``core``, the one scoring path of all.
+    def __post_init__(self) -> None:
+        """Refuse tasks whose questions cannot be written in the frame."""
+        check_places([task for task, weight in self.task_weights.items() if weight], self.frame)
 
-        Args:
-            core: Scores the answers.
-            group_size: See `group_advantages`.
-            spread_floor: See `group_advantages`.
-            end_ids: Tokens that end an answer; those without one have been cut off.
-        """
-        self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
-        self.end_ids = frozenset(end_ids)
+    def __getitem__(self, index: int) -> Row:
+        """Row ``index``, any number from 0."""
+        epoch, place = divmod(index, len(self.dataset))
+        chosen = int(_order(len(self.dataset), self.seed, epoch)[place])
+        others = (
+            int(np.random.default_rng([self.seed, index, attempt]).integers(len(self.dataset)))
+            for attempt in range(TRIES)
+        )
+        rng = np.random.default_rng([self.seed, index])
+        load = partial(self._write, rng=rng)
+        return first_usable(chain([chosen], others), load, self.dataset, self.left_out)
 
-    def __call__(
-        self,
-        *,
-        completions: Sequence[Sequence[Mapping[str, str]]],
-        completion_ids: Sequence[Sequence[int]],
-        question: Sequence[Question],
-        log_metric: Callable[[str, float], None],
-        **others: object,
-    ) -> list[float]:
-        """Score whole groups of answers, the answers to one question next to each other.
-
-        Args:
-            completions: ``N`` conversations of one answer each.
-            completion_ids: Tokens of the answers.
-            question: ``N`` questions, a column of `QuestionRows`.
-            log_metric: Takes the name and the value of a figure.
-            others: What else TRL passes to every reward function.
+    def _write(self, chosen: int, rng: np.random.Generator) -> Row:
+        """A question about one sample with its answer.
 
         Raises:
-            ValueError: The answers do not come in whole groups.
+            UnusableSampleError: Its image cannot be loaded, or the processor refuses it.
         """
-        groups = [
-            question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
-        ]
-        if len(question) % self.group_size or any(one is not g[0] for g in groups for one in g):
-            raise ValueError(
-                f"{len(question)} answers do not come in whole groups of {self.group_size}: "
-                "advantages are relative to the other answers to the same question"
-            )
-        scores = self.core.score([answer[0]["content"] for answer in completions], question)
-        rewards = torch.tensor(scores.total, dtype=torch.float32)
-        figures = {
-            "reward": rewards.mean().item(),
-            "iou": scores.iou.mean(),
-            "valid": np.mean([prediction.valid for prediction in scores.predictions]),
-            "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
-            "tokens": np.mean([len(tokens) for tokens in completion_ids]),
-            "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
-            "group_spread": group_spread(rewards, self.group_size).mean().item(),
-            "degenerate_groups": degenerate_fraction(rewards, self.group_size),
-            **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
+        with loading():
+            sample = self.dataset[chosen]
+            image = sample.image
+            self.frame.for_image(sample.target.size)
+        task = self._draw_task(sample, rng)
+        reference = self._refer(sample, task, rng)
+        asked = word_question(sample, task, self.wording, rng, reference)
+        if self.prepare is not None and chosen not in self._usable:
+            require_usable(self.prepare, image, asked)
+            self._usable.add(chosen)
+        reply = answer(
+            sample,
+            task,
+            epsilon=self.epsilon,
+            decimals=self.decimals,
+            pad=self.pad,
+            frame=self.frame,
+        )
+        reply = word_answer(reply, self.wording, rng)
+        return {
+            "prompt": [{"role": "user", "content": harmless(asked, self.special)}],
+            "completion": [{"role": "assistant", "content": reply}],
+            "images": [image],
         }
-        for name, value in figures.items():
-            log_metric(f"rollout/{name}", float(value))
-        advantages = group_advantages(rewards, self.group_size, self.spread_floor)
-        found: list[float] = advantages.tolist()
-        return found
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Rows whose numbers are in column ``row``, as columns: a transform of ``datasets``."""
+        rows = [self[index] for index in batch["row"]]
+        return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
+
+    def _draw_task(self, sample: Sample, rng: np.random.Generator) -> Task:
+        """A task by weight; what is not there is asked about by text."""
+        weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
+        return askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
+
+    def _refer(self, sample: Sample, task: Task, rng: np.random.Generator) -> str:
+        """How the question speaks of the object; a place is another one in every pass."""
+        seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
+        numbers = self.frame.for_image(sample.target.size)
+        return refer_to(sample, task, seed, style=self.queries, frame=numbers)
+
+
+def rows_for(policy: VLMPolicy, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
+    """Rows for a policy, in its frame; arguments are those of the class."""
+    return DemonstrationRows(
+        dataset,
+        special=tuple(special_tokens(policy.tokenizer).values()),
+        frame=policy.answer_frame,
+        prepare=policy.prepare_on_cpu,
+        **arguments,
+    )
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which one pass goes over ``length`` samples."""
+    return np.random.default_rng([seed, epoch, length]).permutation(length)
+
+
+def word_question(
+    sample: Sample,
+    task: Task,
+    wording: Wording,
+    rng: np.random.Generator,
+    reference: str | None = None,
+) -> str:
+    """The question that asks for ``task`` of a sample, in words that ``rng`` chooses.
+
+    How it speaks of the object is ``reference``, as for `seg_env.tasks.question`.
+    """
+    if wording == "plain":
+        return question(sample, task, reference)
+    thing, numbers = NAMES[form_of(task)]
+    template = QUESTIONS[rng.integers(len(QUESTIONS))]
+    reference = sample.expression if reference is None else reference
+    return template.format(expression=reference, thing=thing, numbers=numbers)
+
+
+def word_answer(answer: str, wording: Wording, rng: np.random.Generator) -> str:
+    """The sentence that gives an answer; `decode_answer` of `seg_env` reads them all."""
+    if wording == "plain":
+        return answer
+    return ANSWERS[rng.integers(len(ANSWERS))].format(answer=answer)

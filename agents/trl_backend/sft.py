@@ -1,29 +1,25 @@
 """Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
 
-`BehaviorCloning` shares each picture among its questions and is faster for what fits one device.
+`BehaviorCloning` shares each image among its questions and is faster for what fits one device.
 This one takes the road that large models need: gradient checkpointing, mixed precision, and the
 launchers that TRL knows (``torchrun``, ``accelerate launch``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
-
 from agents.policy.model import VLMPolicy
-from agents.rows import read_task_weights, rows_for
-from agents.training.joint_optimizer import JointOptimizer
+from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
+from agents.settings import with_papers_optimizer as with_papers_optimizer
 from agents.training.optim import HybridOptimizer
+from agents.training.settings import OptimizerSettings
+from agents.trl_backend.rows import read_task_weights, rows_for
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
-from agents.wording import Wording
 from seg_env.data.base import Dataset
 from seg_env.envs.left_out import LeftOut, OnError
 
-PAPER_BATCH = 256
-"""Questions in an update of the paper's fine-tuning, over all devices."""
 METRICS = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -32,68 +28,6 @@ METRICS = {
     "entropy": "train/entropy",
 }
 """Names that SFTTrainer gives its figures, and ours."""
-
-
-@dataclass
-class SupervisedFineTuningConfig:
-    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
-
-    batch_size: int = 8
-    """Questions per device and step; the paper's batch is 256 over all devices and steps."""
-    accumulation: int = 1
-    """Steps whose gradients make one update; see `with_papers_optimizer`."""
-    tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
-    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Those that
-    give a place are named in full, ``point->mask=0.1``."""
-    wording: Wording = "paper"
-    """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
-    epsilon: float = 0.005
-    """Douglas-Peucker tolerance of outlines, as a share of the perimeter (the paper's best)."""
-    decimals: int = 3
-    """Digits of coordinates."""
-    pad: bool = False
-    """Write every coordinate with all its digits."""
-    learning_rate: float = 5e-5
-    """Peak learning rate."""
-    warmup: float = 0.03
-    """Share of the updates in which the learning rate rises."""
-    final_rate: float = 0.04
-    """Last learning rate as a share of the peak."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; the paper publishes none."""
-    muon: bool = False
-    """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    gradient_checkpointing: bool = True
-    """Compute activations twice instead of keeping them."""
-    workers: int = 0
-    """Processes that load pictures and trace outlines; 0 does it between the steps."""
-    seed: int = 0
-    """Seed of the order of samples, tasks and wordings."""
-
-
-def with_papers_optimizer(
-    config: SupervisedFineTuningConfig, world_size: int
-) -> SupervisedFineTuningConfig:
-    """Settings with the paper's optimizer: Muon, on 256 questions in every update.
-
-    Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
-
-    Args:
-        config: As given; ``accumulation`` follows from its ``batch_size``.
-        world_size: Number of processes.
-
-    Raises:
-        ValueError: 256 questions do not share out evenly.
-    """
-    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
-    if left or not accumulation:
-        raise ValueError(
-            f"batch_size={config.batch_size} on {world_size} processes does not share out the "
-            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
-        )
-    return replace(config, accumulation=accumulation, muon=True)
 
 
 class SupervisedFineTuning(TrainerAgent):
@@ -138,62 +72,40 @@ class SupervisedFineTuning(TrainerAgent):
         )
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
-        from datasets import Dataset as Table
-        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
-
-        config, on_cpu = self.config, self.policy.device.type == "cpu"
-        arguments = SFTConfig(
-            output_dir=str(folder),
-            max_steps=updates,
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulation,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": config.final_rate},
-            warmup_steps=config.warmup,
-            weight_decay=config.weight_decay,
-            adam_beta2=0.95,
-            max_grad_norm=config.max_grad_norm,
-            activation_checkpointing=config.gradient_checkpointing,
-            bf16=self.policy.precision == "bfloat16",
-            use_cpu=on_cpu,
-            max_length=None,  # cutting a sequence would cut the picture's tokens
-            completion_only_loss=True,
-            train_sampling_strategy="sequential",  # the rows are in random order already
-            remove_unused_columns=False,  # the rows' columns appear when they are read
-            dataloader_num_workers=config.workers,
-            dataloader_pin_memory=not on_cpu,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            seed=config.seed,
-        )
-        per_update = config.batch_size * config.accumulation * arguments.world_size
-        table = Table.from_dict({"row": range(updates * per_update)})
-        table.set_transform(self.rows)
-        trainer = SFTTrainer(
-            self.policy.model,
-            args=arguments,
-            train_dataset=table,
-            processing_class=self.policy.processor,
-            optimizers=(self._muon(arguments) if config.muon else None, None),
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    def _muon(self, arguments: Any) -> JointOptimizer:
-        """The optimizer with Muon.
+        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`.
 
         Raises:
             ValueError: Weights are sharded, and Muon needs whole matrices.
         """
-        if arguments.deepspeed_plugin is not None or arguments.fsdp:
-            raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        from datasets import Dataset as Table
+        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
+
         config = self.config
-        return JointOptimizer(
-            HybridOptimizer(self.policy.model, config.learning_rate, config.weight_decay)
+        arguments = SFTConfig(
+            **self.common_arguments(folder),
+            max_steps=updates,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            activation_checkpointing=config.gradient_checkpointing,
+            max_length=None,  # cutting a sequence would cut the image's tokens
+            completion_only_loss=True,
+            train_sampling_strategy="sequential",  # the rows are in random order already
+            dataloader_num_workers=config.workers,
+            logging_steps=1,
+        )
+        if config.muon and (arguments.deepspeed_plugin is not None or arguments.fsdp):
+            raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
+        settings = OptimizerSettings(config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = HybridOptimizer(self.policy.model, settings) if config.muon else None
+        per_update = config.batch_size * config.accumulation * arguments.world_size
+        table = Table.from_dict({"row": range(updates * per_update)})
+        table.set_transform(self.rows)
+        return SFTTrainer(
+            self.policy.model,
+            args=arguments,
+            train_dataset=table,
+            processing_class=self.policy.processor,
+            optimizers=(optimizer, None),
         )
 
     def save_policy(self, path: str | Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from agents.base import Agent, UpdateCallback
 from agents.policy.frame_record import copy_record
 from agents.policy.model import VLMPolicy, quiet_progress
+from agents.training.optim import BETAS
 from seg_env.envs.left_out import LeftOut
 
 TRAINER_PICKLE = "training_args.bin"
@@ -24,11 +25,7 @@ TRAINER_PICKLE = "training_args.bin"
 
 
 class TrainerAgent(Agent):
-    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours.
-
-    Attributes:
-        update: Updates made so far.
-    """
+    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours."""
 
     metric_names: ClassVar[dict[str, str]]
     """Names that the trainer gives its figures, and ours; those under ``rollout/`` are ours."""
@@ -59,7 +56,7 @@ class TrainerAgent(Agent):
 
     @abstractmethod
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """A trainer that is ready for ``updates`` updates; it prints nothing.
+        """A trainer that is ready for ``updates`` updates.
 
         It wraps the model's ``forward``; `learn` undoes that at its end.
 
@@ -68,15 +65,38 @@ class TrainerAgent(Agent):
             folder: Where the trainer may write; it writes when told to.
         """
 
+    def common_arguments(self, folder: str | Path) -> dict[str, Any]:
+        """Arguments of any configuration of TRL that follow from the agent's settings."""
+        config, on_cpu = self.config, self.policy.device.type == "cpu"
+        return {
+            "output_dir": str(folder),
+            "learning_rate": config.learning_rate,
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": config.final_rate},
+            "warmup_steps": config.warmup,
+            "weight_decay": config.weight_decay,
+            "adam_beta2": BETAS[1],
+            "max_grad_norm": config.max_grad_norm,
+            "bf16": self.policy.precision == "bfloat16",
+            "use_cpu": on_cpu,
+            "dataloader_pin_memory": not on_cpu,
+            "remove_unused_columns": False,  # the rows' columns appear when they are read
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": config.seed,
+        }
+
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
         """Train until ``updates`` updates have been made in all; the schedule spans them."""
         if self.update >= updates:
             return
-        with TemporaryDirectory() as folder, _as_found(self.policy):
+        with TemporaryDirectory() as folder, _restored(self.policy):
             if self._trainer is not None:
                 self._checkpoint = Path(folder) / "so_far"
                 self.save(self._checkpoint)
             trainer = self._trainer = self.build_trainer(updates, folder)
+            trainer.remove_callback(PrinterCallback)
             trainer.add_callback(_Progress(self, on_update))
             if not (self.trainer_holds_weights or trainer.is_deepspeed_enabled):
                 # `load` has read the weights. The trainer would look for them by their names in
@@ -177,7 +197,7 @@ class _Progress(TrainerCallback):
 
 
 @contextmanager
-def _as_found(policy: VLMPolicy) -> Iterator[None]:
+def _restored(policy: VLMPolicy) -> Iterator[None]:
     """Undo what trainers leave on a model: a wrapped forward, checkpointing, training mode."""
     forward: Callable[..., Any] | None = vars(policy.model).get("forward")
     try:

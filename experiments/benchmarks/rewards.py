@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_json
+from experiments.common.logs import write_json
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode

@@ -15,8 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_json
-from experiments.common.progress import progress_bar
+from experiments.common.logs import progress_bar, write_json
 
 if TYPE_CHECKING:  # with torch, which `--help` does not need
     from experiments.benchmarks.train_legs import Work

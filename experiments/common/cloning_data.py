@@ -1,4 +1,4 @@
-"""Pictures that behaviour cloning learns from: rendered scenes, or annotated ones in files."""
+"""Images that behaviour cloning learns from: rendered scenes, or annotated ones in files."""
 
 from __future__ import annotations
 
@@ -15,42 +15,40 @@ from rich.console import Console
 
 from agents.demonstrations import Demonstration, demonstrate, require_plain_prompts
 from agents.embedded.tiny import TinyConfig, build_processor
+from experiments.common.logs import progress_bar
 from experiments.common.policies import open_processor
-from experiments.common.progress import progress_bar
 from seg_env.data import open_dataset
 from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, loading
-from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.tasks import Task
-from seg_env.tasks.queries import QueryStyle
+from seg_env.frames import UNIT_ANSWERS
 from seg_env.types import Sample
 
 CHUNK = 250
 
 
-class Pictures(Protocol):
-    """Pictures with samples about each; goes to worker processes."""
+class LabelledImages(Protocol):
+    """Images with samples about each; goes to worker processes."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def samples_of(self, index: int) -> list[Sample]:
-        """One sample for each object of picture ``index``; they share the picture."""
+        """One sample for each object of image ``index``; they share the image."""
 
     def name_of(self, index: int) -> str:
-        """What picture ``index`` is called in reports."""
+        """What image ``index`` is called in reports."""
 
 
-class RecordedPictures:
-    """The pictures of a data set in files, whose samples stand one object a record."""
+class RecordedImages:
+    """The images of a data set in files, whose samples stand one object a record."""
 
     def __init__(self, path: str, most: int | None = None) -> None:
-        """Find out which records are about which picture.
+        """Find out which records are about which image.
 
         Args:
             path: Folder of ``experiments/annotate.py``, or a ``.jsonl`` or ``.parquet`` file.
-            most: Pictures that are used, the first ones; by default all.
+            most: LabelledImages that are used, the first ones; by default all.
 
         Raises:
             FileNotFoundError: There is no such file, or none in the folder.
@@ -59,20 +57,20 @@ class RecordedPictures:
         self.dataset = open_records(path)
         groups: dict[str, list[int]] = {}
         for index in range(len(self.dataset)):
-            groups.setdefault(_picture_of(self.dataset, index), []).append(index)
+            groups.setdefault(_image_of(self.dataset, index), []).append(index)
         self._groups = list(groups.values())[:most]
         self._names = list(groups)[:most]
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._groups)
 
     def name_of(self, index: int) -> str:
-        """The file of picture ``index``, or the id of a sample about it."""
+        """The file of image ``index``, or the id of a sample about it."""
         return self._names[index]
 
     def samples_of(self, index: int) -> list[Sample]:
-        """The samples about picture ``index``; those whose object is absent are left out.
+        """The samples about image ``index``; those whose object is absent are left out.
 
         Nobody can point at what is not there.
         """
@@ -96,8 +94,8 @@ def open_records(path: str, split: str = "train") -> Dataset:
     return open_dataset("parquet", data_root=place, split=split)
 
 
-def _picture_of(dataset: Dataset, index: int) -> str:
-    """What tells pictures apart."""
+def _image_of(dataset: Dataset, index: int) -> str:
+    """What tells images apart."""
     photo = dataset.photo_path(index) if isinstance(dataset, AnnotatedImages) else None
     if photo is not None:
         return str(photo)
@@ -105,58 +103,39 @@ def _picture_of(dataset: Dataset, index: int) -> str:
     return str(sample.metadata.get("file_name", sample.id))
 
 
-def demonstrate_pictures(
-    pictures: Pictures,
+def demonstrate_images(
+    images: LabelledImages,
     policy: str | None,
     model: TinyConfig,
     *,
-    tasks: Sequence[Task],
-    queries: QueryStyle,
-    epsilon: float,
-    decimals: int,
     workers: int,
     console: Console,
     left_out: LeftOut | None = None,
-    frame: AnswerFrame = UNIT_ANSWERS,
+    **how: Any,
 ) -> list[Demonstration]:
-    """Write questions and answers about pictures on several cores, in their order.
+    """Write questions and answers about images on several cores, in their order.
 
     Args:
-        pictures: What is asked about; those without an object are left out.
+        images: What is asked about; those without an object are left out.
         policy: Whose processor is used; None for a new policy.
         model: Shape of a new policy.
-        tasks: What is asked of every object.
-        queries: How places that questions give are drawn and written.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
-        decimals: Digits of coordinates.
         workers: Processes.
         console: Where the progress bar is drawn.
-        left_out: Told of pictures that are broken, or that the processor refuses; by default they
+        left_out: Told of images that are broken, or that the processor refuses; by default they
             are an error.
-        frame: What numbers in questions and answers mean.
+        **how: Arguments of `agents.demonstrations.demonstrate`; coordinates have all their digits.
 
     Raises:
-        UnusableSampleError: One is, and pictures are not to be left out.
+        UnusableSampleError: One is, and images are not to be left out.
     """
     left_out = LeftOut("error") if left_out is None else left_out
-    count = len(pictures)
+    how = {"frame": UNIT_ANSWERS, "pad": True, "on_error": left_out.on_error, **how}
+    work = partial(_demonstrate_chunk, images, policy, model, **how)
+    count = len(images)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    work = partial(
-        _demonstrate_chunk,
-        pictures,
-        policy,
-        model,
-        tasks=tasks,
-        queries=queries,
-        epsilon=epsilon,
-        decimals=decimals,
-        pad=True,
-        frame=frame,
-        on_error=left_out.on_error,
-    )
     found: list[Demonstration] = []
     with progress_bar(console) as progress:
-        task = progress.add_task("reading pictures", total=count, status="")
+        task = progress.add_task("reading images", total=count, status="")
         parts = _in_order(work, chunks, workers)
         for chunk, (part, reasons) in zip(chunks, parts, strict=True):
             found += part
@@ -171,7 +150,7 @@ def workers_of(ranks: int) -> int:
 
 
 _Part = tuple[list[Demonstration], dict[str, str]]
-"""Demonstrations of some pictures, and why others were left out, by their names."""
+"""Demonstrations of some images, and why others were left out, by their names."""
 
 
 def _in_order(
@@ -189,7 +168,7 @@ def _in_order(
 
 
 def _demonstrate_chunk(
-    pictures: Pictures,
+    images: LabelledImages,
     policy: str | None,
     model: TinyConfig,
     indices: Sequence[int],
@@ -197,14 +176,14 @@ def _demonstrate_chunk(
     on_error: OnError,
     **how: Any,
 ) -> _Part:
-    """Demonstrations of some pictures; ``how`` are arguments of `demonstrate`."""
+    """Demonstrations of some images; ``how`` are arguments of `demonstrate`."""
     processor = build_processor(model) if policy is None else open_processor(policy)
     found: list[Demonstration] = []
     left_out, checked = LeftOut(on_error), False
     for index in indices:
         try:
             with loading():
-                samples = pictures.samples_of(index)
+                samples = images.samples_of(index)
                 if not samples:
                     continue
                 how["frame"].for_image(samples[0].image.shape[:2])
@@ -213,5 +192,5 @@ def _demonstrate_chunk(
                 checked = True
             found.append(demonstrate(processor, samples, **how))
         except UnusableSampleError as error:
-            left_out.add(pictures.name_of(index), error)
+            left_out.add(images.name_of(index), error)
     return found, left_out.reasons

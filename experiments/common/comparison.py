@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.files import write_atomically, write_json
+from experiments.common.logs import MAY_CHANGE, read_metrics, write_atomically, write_json
 from seg_env.errors import ExplainedError
 
 GAINS = (
@@ -70,8 +70,6 @@ class Result:
 
     def settings(self, by_stage: bool) -> dict[str, Any]:
         """What runs of several seeds share, as ``gspo.lam``, or by stage as ``sft.gspo.lam``."""
-        from experiments.common.logs import MAY_CHANGE  # with torch, which `--help` does not need
-
         found = {
             f"{stage}.{name}" if by_stage else name: value
             for stage, settings in self.stages.items()
@@ -261,8 +259,6 @@ def _with_interval(value: float, interval: Sequence[float], sign: str) -> str:
 
 def _plot_curves(axis: Any, results: Sequence[Result], name: str, color: str, label: str) -> None:
     """A held-out score over updates: each seed thin, their mean thick."""
-    from experiments.common.logs import read_metrics
-
     rows = [read_metrics(result.folder) for result in results]
     curves = [{row["update"]: row[name] for row in each if name in row} for each in rows]
     updates = sorted(set.intersection(*(set(curve) for curve in curves)))

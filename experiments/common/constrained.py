@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from agents.policy.model import VLMPolicy
-from agents.policy.token_grammar import TokenGrammar
 from experiments.common.policies import SHIPPED
 from seg_env.frames import AnswerFrame
+
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
 
 SHIPPED_DECIMALS = 2
 """Digits that the shipped policies were taught to write, all of them always."""
@@ -54,6 +55,8 @@ def constrain(
     """
     if not options.constrained:
         return
+    from agents.policy.token_grammar import TokenGrammar
+
     if frame.writes_tokens:
         raise ValueError(
             f"--grammar.constrained allows bracketed numbers, and frame "

@@ -9,20 +9,21 @@ On several machines the output folder must be one that all of them see.
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import Protocol, TypeVar
 
+import torch
 from rich.console import Console
 
-from agents.training.deepspeed_configuration import zero_stage
 from agents.training.distributed import World, is_lost_peer, join_world, leave_world
 from agents.training.hardware import fit_threads
+from agents.training.settings import zero_stage
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
@@ -39,20 +40,11 @@ class TrainingConfig(Protocol):
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
-def command_words(words: Sequence[str] | None = None) -> list[str]:
-    """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
-    given = sys.argv[1:] if words is None else words
-    return [word for word in given if not word.startswith("--local_rank=")]
-
-
 @contextmanager
 def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
     """Meet the other ranks; inside the block only the main one prints.
 
     A rank that finds another one gone ends with a message and status 1.
-
-    Args:
-        deepspeed: What the command line says of DeepSpeed.
     """
     fit_threads()
     world = join_world(deepspeed=deepspeed is not None)
@@ -69,17 +61,22 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
     leave_world()
 
 
+def trainer_process() -> tuple[bool, Console]:
+    """Take this process's device for a trainer of TRL, which meets the other processes itself.
+
+    Returns:
+        Whether this is the first process, and a console that only prints there.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    leads = os.environ.get("RANK", "0") == "0"
+    return leads, Console(quiet=not leads)
+
+
 def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
     """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate.
 
-    Args:
-        config: As given.
-        choice: What the command line says of DeepSpeed; None changes nothing.
-        console: Where the change is told.
-
-    Raises:
-        ValueError: The configuration is not one of ZeRO.
-        FileNotFoundError: There is no such configuration.
+    Without a choice they stay as they are.
     """
     if choice is None:
         return config

@@ -1,20 +1,38 @@
-"""The folder of a run: configuration, metrics, checkpoints, and going on after an interruption."""
+"""What a run leaves and shows on its way: its folder, its metrics, its progress bar.
+
+No deep-learning library is imported before a log is opened.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-from agents.training.checkpoints import whole_checkpoints
-from experiments.common.files import write_atomically, write_json
+from seg_env.errors import ExplainedError, WrongOptionError
 
 MAY_CHANGE = ("deepspeed", "prompts_per_forward")
 """Settings that a resumed run may change: they say how the work is done, and not which."""
+
+
+class RunExistsError(ExplainedError, FileExistsError):
+    """The folder of a new run holds another one."""
 
 
 class RunLog:
@@ -22,7 +40,8 @@ class RunLog:
 
     def __init__(self, folder: Path, *, start: int = 0) -> None:
         """Open the log; lines of updates after ``start`` belong to work that was lost and go."""
-        self.folder = folder
+        from torch.utils.tensorboard import SummaryWriter
+
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["update"] <= start]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -60,15 +79,15 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     How the work is shared out (``deepspeed``, ``prompts_per_forward``) may change on the way.
 
     Raises:
-        FileExistsError: There is a run already and ``resume`` is False.
-        ValueError: A run is resumed with another configuration.
+        RunExistsError: There is a run already and ``resume`` is False.
+        WrongOptionError: A run is resumed with another configuration.
     """
     recorded = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     wanted.pop("resume", None)
     if recorded.exists():
         if not resume:
-            raise FileExistsError(
+            raise RunExistsError(
                 f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
             )
         found, asked = _flat(json.loads(recorded.read_text())), _flat(wanted)
@@ -78,7 +97,7 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
             if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
         ]
         if changed:
-            raise ValueError(
+            raise WrongOptionError(
                 f"{folder} was started with other values of {', '.join(changed)}: resume with the "
                 "same ones, or start another --output-dir"
             )
@@ -97,5 +116,68 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def keep_latest(folder: Path, count: int = 2) -> None:
     """Remove all checkpoints of a folder but the last ones."""
+    from agents.training.checkpoints import whole_checkpoints
+
     for old in whole_checkpoints(folder)[:-count]:
         shutil.rmtree(old)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename it."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar whose tasks carry a ``status`` field; it fits 80 columns with one of 25 letters."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimesColumn(),
+        console=console,
+    )
+
+
+class TimesColumn(ProgressColumn):
+    """How long a task has taken, and how long it will take at the mean pace so far.
+
+    What is left counts down between two steps, however long one takes.
+    """
+
+    def __init__(self) -> None:
+        """No task has been seen yet."""
+        super().__init__(Column(no_wrap=True))
+        self._steps: dict[int, tuple[float, float, float]] = {}
+
+    def render(self, task: Task) -> Text:
+        """Such as ``1:05 elapsed, 2:10 left``."""
+        elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+        text = f"{clock(elapsed)} elapsed"
+        if task.finished or task.total is None:
+            return Text(text)
+        # What a resumed run has done before it did not do in this time.
+        before, done, when = self._steps.get(task.id, (task.completed, task.completed, 0.0))
+        if task.completed != done:
+            done, when = task.completed, elapsed
+        self._steps[task.id] = before, done, when
+        if done <= before:
+            return Text(f"{text}, estimating")
+        left = when / (done - before) * (task.total - done) - (elapsed - when)
+        return Text(f"{text}, {clock(max(left, 0.0))} left")
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as in ``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,20 +1,30 @@
-"""Opening the policy that a command line names."""
+"""The policy that a command line names: opened, asked whether it sees, and how long it answers.
+
+Needs no deep-learning library before a policy is opened.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from rich.console import Console
 
-from agents.policy.loading import CheckpointMissingError, open_policy_processor
-from agents.policy.model import Precision, VLMPolicy
-from agents.training.hardware import computes_in_bfloat16
-from experiments.common.answer_length import AnswerLength
+from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
+from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO
+from seg_env.tasks import Task, answer
+
+if TYPE_CHECKING:
+    from agents.policy.model import Precision, VLMPolicy
+    from agents.policy.vision_check import VisionReport
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+AnswerLength = int | Literal["auto"]
+"""Tokens of the longest answer, or ``"auto"``."""
 
 EMBEDDED = "embedded"
 """The policy that reinforcement learning starts from: outlines, boxes and points by expression."""
@@ -27,11 +37,14 @@ SHIPPED = {
 """Folders of the policies that come with the project, by the names that command lines know."""
 LONGEST_OUTLINE = 128
 """Tokens that the longest honest outline of an easy scene needs, with some room."""
-
-
-def answer_length(choice: AnswerLength, name: str) -> AnswerLength:
-    """What ``"auto"`` stands for: a number for one of `SHIPPED`, else it has to be measured."""
-    return LONGEST_OUTLINE if choice == "auto" and name in SHIPPED else choice
+QUESTIONS = 8
+"""True answers that are scored with and without their image."""
+CANDIDATES = 64
+"""Samples that they are chosen from, spread evenly over the data set."""
+SAMPLES = 256
+"""True answers whose length is measured."""
+QUANTILE, ROOM = 0.99, 1.2
+"""Share of the true answers that must fit, and how much longer than those an answer may be."""
 
 
 def open_policy(
@@ -42,19 +55,15 @@ def open_policy(
     console: Console | None = None,
     trust_remote_code: bool = False,
 ) -> VLMPolicy:
-    """Load one of `SHIPPED`, a folder, or a hub id.
-
-    Args:
-        name: Which one.
-        precision: Of forward and backward passes.
-        frame: What its numbers mean, see `seg_env.frames.find_answer_frame`.
-        console: Where the frame is told.
-        trust_remote_code: Run code that comes with a hub model.
+    """Load one of `SHIPPED`, a folder, or a hub id, and say what its numbers mean.
 
     Raises:
         CheckpointError: It cannot be opened; says in one line what is missing.
         ValueError: There is no such frame.
     """
+    from agents.policy.loading import CheckpointMissingError
+    from agents.policy.model import VLMPolicy
+
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise CheckpointMissingError(
             f"--policy {name}: no such folder; give one, a hub id, or {' or '.join(SHIPPED)}"
@@ -73,6 +82,8 @@ def open_policy(
 
 def open_processor(name: str) -> Any:
     """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
+    from agents.policy.loading import open_policy_processor
+
     return open_policy_processor(_place(name))
 
 
@@ -85,5 +96,149 @@ def choose_precision(choice: PrecisionChoice) -> Precision:
     """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32."""
     if choice != "auto":
         return choice
+    import torch
+
+    from agents.training.hardware import computes_in_bfloat16
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return "bfloat16" if computes_in_bfloat16(device) else "float32"
+
+
+class TooFewImagesError(WrongOptionError):
+    """There are not two images to compare."""
+
+
+def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport:
+    """Score true answers to some questions with their image, with another one and a blank one.
+
+    Raises:
+        TooFewImagesError: There are not two questions about different images.
+        UnusableSampleError: None of the samples looked at can be used.
+    """
+    from agents.policy.vision_check import compare_images
+
+    chosen = _different_images(policy, core)
+    answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in chosen]
+    images, prompts = [one.image for one in chosen], [one.prompt for one in chosen]
+    return compare_images(policy, images, prompts, answers)
+
+
+def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
+    """Make sure that images reach the model; says aloud what was found.
+
+    Returns:
+        The figures, empty where there are not two images to compare.
+
+    Raises:
+        BlindPolicyError: They do not.
+        UnusableSampleError: None of the samples looked at can be used.
+    """
+    from agents.policy.vision_check import BlindPolicyError
+
+    try:
+        report = compare_on_questions(policy, core)
+    except TooFewImagesError as error:
+        console.print(
+            f"[yellow]not checked whether the policy sees: {error}[/yellow]", soft_wrap=True
+        )
+        return {}
+    if not report.sees:
+        raise BlindPolicyError(f"{report.sentence} --no-vision-check trains it all the same.")
+    console.print(report.sentence, highlight=False, soft_wrap=True)
+    return report.to_json()
+
+
+def _different_images(policy: VLMPolicy, core: ReferringCore) -> list[Question]:
+    """Some questions about things that are there, each about an image of its own."""
+    from agents.screening import prepare_usable
+
+    places = spread_evenly(len(core.dataset), CANDIDATES)
+    found: dict[bytes, Question] = {}
+    left_out = LeftOut()
+    for index in places:
+        for question in ask_each(core, [index], left_out):
+            usable, _ = prepare_usable(policy, [question], left_out)
+            if usable and question.sample.target.area:
+                found.setdefault(question.image.tobytes(), question)
+        if len(found) == QUESTIONS:
+            break
+    if len(left_out) == len(places):
+        raise UnusableSampleError(f"no sample can be used: {left_out.summary()}")
+    if len(found) < 2:
+        raise TooFewImagesError(
+            f"{core.dataset.name} ({core.dataset.split}) has not two images with an object to ask "
+            f"about"
+        )
+    return list(found.values())
+
+
+def answer_length(choice: AnswerLength, name: str | None) -> AnswerLength:
+    """What ``"auto"`` stands for: a number for tiny policies, else it has to be measured.
+
+    Args:
+        choice: What the command line says.
+        name: Which policy; None for a new one of the shape of `SHIPPED`.
+    """
+    tiny = name is None or name in SHIPPED
+    return LONGEST_OUTLINE if choice == "auto" and tiny else choice
+
+
+def longest_answer(
+    choice: AnswerLength, policy: VLMPolicy, core: ReferringCore, console: Console
+) -> int:
+    """Tokens of the longest answer, the end token included; says aloud what was measured.
+
+    Raises:
+        WrongOptionError: No answer can be written with the number given.
+        UnusableSampleError: No target can be read.
+    """
+    if choice != "auto":
+        if choice < 1:
+            raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
+        return choice
+    lengths = true_lengths(policy, core)
+    high = max(float(np.quantile(some, QUANTILE)) for some in lengths.values())
+    count = min(map(len, lengths.values()))
+    found = math.ceil(high * ROOM)
+    console.print(
+        f"longest answer: {found} tokens ({QUANTILE:.0%} of {count} true answers of "
+        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return found
+
+
+def spread_evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, the first and the last among them."""
+    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    return found
+
+
+def true_lengths(
+    policy: VLMPolicy, core: ReferringCore, count: int = SAMPLES
+) -> dict[Task, list[int]]:
+    """Tokens of true answers by task, in the policy's frame, the end token included.
+
+    They are of ``count`` samples, spread evenly over the data set.
+
+    Raises:
+        UnusableSampleError: No sample can be read.
+    """
+    places = spread_evenly(len(core.dataset), count)
+    lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
+    left_out = LeftOut()
+    for index in places:
+        try:
+            with loading():
+                sample = core.dataset[index]
+                texts = {task: answer(sample, task, frame=core.answer_frame) for task in lengths}
+        except UnusableSampleError as error:  # counted where it is asked about
+            left_out.add(str(index), error)
+            continue
+        for task, text in texts.items():
+            tokens = policy.tokenizer(text, add_special_tokens=False).input_ids
+            lengths[task].append(len(tokens) + 1)
+    if len(left_out) == len(places):
+        raise UnusableSampleError(f"no true answer can be written: {left_out.summary()}")
+    return lengths

@@ -1,8 +1,9 @@
-"""What a run leaves to look at: curves, outlines before and after, and a table."""
+"""What a run leaves to look at: a table, curves, outlines before and after, and what turns did."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.overlay import draw_overlay
+from seg_env.envs.render import draw_overlay
 from seg_env.metrics import giou, paired_bootstrap_interval
 from seg_env.types import Prediction
 
@@ -38,6 +39,37 @@ ROWS = (
 
 The first two are for episodes of several turns only."""
 
+BORDERS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
+"""Of the classes of first outlines, by IoU."""
+LEARNING_PANELS = (
+    ("Cross-entropy per answer token", ["train/loss"]),
+    ("Sampled answers", ["rollout/iou", "rollout/reward"]),
+    ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou", "eval/first_giou"]),
+    ("Reward terms", ["reward/"]),
+    ("Clip fraction, approximate KL", ["train/clip_fraction", "train/approx_kl"]),
+    ("Entropy, group spread", ["train/entropy", "rollout/group_spread"]),
+    (
+        "Well-formed, degenerate groups",
+        ["rollout/valid", "eval/well_formed", "rollout/degenerate_groups"],
+    ),
+)
+"""Curves of any run: titles, and names of metrics; all that contain one ending in a slash."""
+CRITIC_PANELS = (
+    ("Value loss", ["train/value_loss"]),
+    ("Explained variance", ["train/explained_variance"]),
+    ("Reward, and what the critic expects per token", ["rollout/reward", "train/value"]),
+    ("KL to the sampling policy, per token", ["train/approx_kl"]),
+    (
+        "KL to the warm start, per answer, and its weight",
+        ["train/reference_kl", "train/kl_coefficient"],
+    ),
+    ("Clip fractions", ["train/clip_fraction", "train/value_clip_fraction"]),
+    ("Entropy per token", ["train/entropy"]),
+    ("Gradient norm", ["train/grad_norm"]),
+)
+"""Curves of what happens inside PPO's updates: titles, and names of metrics."""
+
+Panels = Sequence[tuple[str, list[str]]]
 Evaluations = dict[str, Evaluation]
 """``greedy`` and ``sampled`` evaluations of one policy; of several turns, also
 ``first`` and ``sampled_first``, those of the first turn."""
@@ -110,51 +142,30 @@ def markdown_table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot_learning(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Curves of a run: reward and IoU of sampled answers, held-out scores, health of the update."""
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
-    panels = [
-        ("Sampled answers", ["rollout/iou", "rollout/reward"]),
-        ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou", "eval/first_giou"]),
-        ("Reward terms", sorted({k for row in metrics for k in row if "reward/" in k})),
-        ("Clip fraction, approximate KL", ["train/clip_fraction", "train/approx_kl"]),
-        ("Entropy, group spread", ["train/entropy", "rollout/group_spread"]),
-        ("Well-formed, degenerate groups", ["rollout/valid", "rollout/degenerate_groups"]),
-    ]
-    for axis, (title, names) in zip(axes.flat, panels, strict=True):
+def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
+    """Draw metrics of a run over its updates.
+
+    Args:
+        metrics: Rows of ``metrics.jsonl``.
+        panels: Titles and names of metrics; those of which none was logged are left out.
+        path: PNG to write.
+    """
+    logged = sorted({name for row in metrics for name in row})
+    found = []
+    for title, names in panels:
+        parts = [name for name in names if name.endswith("/")]
+        names = [name for name in names if name in logged]
+        names += [name for name in logged if any(part in name for part in parts)]
+        if names:
+            found.append((title, names))
+    rows = 2 if len(panels) > 3 else 1
+    columns = -(-len(found or panels) // rows)
+    size = (5 * columns, 3.75 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, (title, names) in zip(axes.flat, found, strict=False):
         plot_panel(axis, metrics, title, names)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def plot_cloning(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Curves of behaviour cloning: loss per answer token, and held-out scores."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    panels = [
-        ("Cross-entropy per answer token", ["train/loss"]),
-        ("Held-out scenes", ["eval/greedy_giou", "eval/well_formed"]),
-    ]
-    for axis, (title, names) in zip(axes, panels, strict=True):
-        plot_panel(axis, metrics, title, names)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def plot_seeds(runs: list[list[dict[str, Any]]], path: Path) -> None:
-    """Held-out gIoU of runs with different seeds: each thin, their mean thick."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, color in (("eval/sampled_giou", "tab:blue"), ("eval/greedy_giou", "tab:orange")):
-        curves = [{row["update"]: row[name] for row in rows if name in row} for rows in runs]
-        updates = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = np.array([[curve[update] for update in updates] for curve in curves])
-        for row in values:
-            axis.plot(updates, row, color=color, alpha=0.3, linewidth=1)
-        if updates:
-            label = f"{name.split('/')[1].replace('_', ' ')}, mean of {len(runs)} seeds"
-            axis.plot(updates, values.mean(axis=0), color=color, linewidth=2.5, label=label)
-    axis.set(xlabel="update", ylabel="gIoU on held-out scenes")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -214,11 +225,73 @@ def plot_before_after(
 
 
 def draw_answers(question: Question, answers: Sequence[Prediction]) -> NDArray[np.uint8]:
-    """Pictures side by side: the target of a question, and every answer to it."""
+    """Images side by side: the target of a question, and every answer to it."""
     target, image = question.sample.target, question.sample.image
-    pictures = [draw_overlay(image, target, short_side=256)]
+    drawn = [draw_overlay(image, target, short_side=256)]
     for prediction in answers:
-        pictures.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
-    gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
-    between = [part for picture in pictures for part in (gap, picture)]
+        drawn.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
+    gap = np.full((drawn[0].shape[0], 6, 3), 255, dtype=np.uint8)
+    between = [part for each in drawn for part in (gap, each)]
     return np.concatenate(between[1:], axis=1)
+
+
+def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
+    """Draw ``turns.png`` and ``first_last.png``; returns the part of the report that shows them."""
+    pairs = {
+        "greedy": (side["first"], side["greedy"]),
+        "sampled": (side["sampled_first"], side["sampled"]),
+    }
+    plot_turns(pairs, folder / "turns.png")
+    plot_before_after(
+        core, *pairs["greedy"], path=folder / "first_last.png", names=("first", "last")
+    )
+    return f"""
+What the later turns did to the outlines of the first one, after training, greedy:
+
+{turns_table(*pairs["greedy"])}
+
+and sampled:
+
+{turns_table(*pairs["sampled"])}
+
+![IoU of first and last outlines](turns.png)
+
+The target, the first outline and the last, on the first held-out questions:
+
+![First and last outlines](first_last.png)
+"""
+
+
+def turns_table(first: Evaluation, last: Evaluation) -> str:
+    """How often outlines were changed, and what became of those, by IoU of the first outline."""
+    before, after = first.iou.ravel(), last.iou.ravel()
+    changed = (np.array(first.texts) != np.array(last.texts)).ravel()
+    lines = [
+        "| IoU of the first outline | outlines | changed | first, of those changed | last |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    classes = [
+        (f"{low:g} to {high:g}", (before >= low) & ((before < high) | (high == BORDERS[-1])))
+        for low, high in pairwise(BORDERS)
+    ]
+    for name, chosen in [*classes, ("all", np.ones_like(changed))]:
+        both = chosen & changed
+        cells = [name, f"{chosen.sum()}"]
+        cells.append(f"{100 * changed[chosen].mean():.0f} %" if chosen.any() else "–")
+        pair = (before, after) if both.any() else ()
+        cells += [f"{100 * values[both].mean():.1f}" for values in pair] or ["–", "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot_turns(pairs: dict[str, tuple[Evaluation, Evaluation]], path: Path) -> None:
+    """IoU of last outlines over that of first ones; what was left alone lies on the diagonal."""
+    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
+    for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+        axis.scatter(first.iou.ravel(), last.iou.ravel(), s=8, alpha=0.4)
+        axis.set(title=name, xlabel="IoU of the first outline", ylabel="IoU of the last")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,4 +1,4 @@
-"""What every reinforcement-learning experiment does around an agent: evaluate, train, report.
+"""The one loop around all that train: evaluate, train, checkpoint, resume, report.
 
 With several ranks all of them call the functions here; the main one writes files.
 """
@@ -6,126 +6,230 @@ With several ranks all of them call the functions here; the main one writes file
 from __future__ import annotations
 
 import json
+import platform
+import shlex
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from agents.base import Agent
+from agents.behavior_cloning import BehaviorCloning
+from agents.on_policy import OnPolicyAgent
+from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint, write_policy
-from experiments.common.answer_length import AnswerLength, longest_answer
-from experiments.common.before_training import require_vision
-from experiments.common.files import write_atomically, write_json
-from experiments.common.launch import TERMINATED, Termination
-from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
-from experiments.common.policies import SHIPPED
-from experiments.common.progress import progress_bar
-from experiments.common.questions import open_rules
+from agents.training.distributed import World
+from experiments.common.arguments import RunArguments, TrainingArguments
+from experiments.common.command import opening
+from experiments.common.constrained import constrain
+from experiments.common.launch import TERMINATED, Termination, fit_to_deepspeed, launched
+from experiments.common.logs import (
+    RunLog,
+    clock,
+    keep_latest,
+    progress_bar,
+    read_metrics,
+    start_run,
+    write_atomically,
+    write_json,
+)
+from experiments.common.policies import SHIPPED, AnswerLength, longest_answer, require_vision
 from experiments.common.report import (
+    CRITIC_PANELS,
+    LEARNING_PANELS,
     Evaluations,
     markdown_table,
     plot_before_after,
-    plot_learning,
+    plot_curves,
+    report_turns,
     rich_table,
     scores_of,
 )
-from experiments.common.report_turns import report_turns
-from experiments.evaluation.loop import Evaluation
-from experiments.evaluation.together import play_together
-from seg_env.envs.left_out import LeftOut, OnError
+from experiments.evaluation.loop import Evaluation, play_together
+from seg_env.envs.left_out import LeftOut
+from seg_env.envs.rules import open_rules
 
 MOST_TRUNCATED = 0.05
 """Share of a rollout's answers that may be cut off without a warning."""
+PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
+"""Whose versions a report names, where they are installed."""
 
 
-@dataclass
-class EvaluationPlan:
-    """What is measured on held-out questions."""
+def train_on_policy(
+    args: TrainingArguments, name: str, agent_type: Callable[..., OnPolicyAgent], title: str
+) -> dict[str, Any]:
+    """Open what the command line names, train an on-policy agent on it, and report.
 
-    split: str = "val"
-    """Split to evaluate on."""
-    questions: int = 512
-    """Questions before and after; the first ones of the split."""
-    answers: int = 4
-    """Sampled answers per question, at temperature 1."""
-    every: int = 25
-    """Updates between the small evaluations of the learning curve; 0 for none."""
-    curve_questions: int = 128
-    """Questions of the small evaluations, one greedy and one sampled answer each."""
+    Args:
+        args: The command line.
+        name: Of the agent's settings among the arguments.
+        agent_type: Which agent.
+        title: Of the report.
 
-
-class RunArgs(Protocol):
-    """What the loop needs to know of an experiment's arguments."""
-
-    env: str
-    updates: int
-    policy: str
-    vision_check: bool
-    on_error: OnError
-    evaluation: EvaluationPlan
-    checkpoint_every: int
-    seed: int
-    output_dir: Path
-    resume: bool
-
-    def environment(self) -> dict[str, Any]:
-        """Arguments of the environment."""
+    Returns:
+        What ``scores.json`` holds.
+    """
+    with launched(args.deepspeed) as (world, console):
+        with opening():
+            config = fit_to_deepspeed(getattr(args, name), args.deepspeed, console)
+            config.seed = args.seed
+            setattr(args, name, config)
+            policy = args.open_policy(console)
+            envs = args.open_environment(config, world, policy.answer_frame)
+            length = args.answer_length(config.max_new_tokens)
+            longest = longest_answer(length, policy, envs.core, console)
+            config.max_new_tokens = longest
+            frame = envs.core.answer_frame
+            constrain(policy, args.policy, args.grammar, longest, frame, console)
+        run = Run(args, policy, console, world, length)
+        with opening():
+            agent = agent_type(policy, envs, config, on_error=args.on_error)
+        return run.train(agent, title, learned_from=f"{envs.core.dataset.name} ({args.split})")
 
 
 class Run:
-    """One run of an agent: its folder, its held-out questions and its progress bar."""
+    """One run: its folder, its held-out questions and its progress bar.
+
+    Open it, build the agent, then call `train`. What is wrong with the policy or the folder is
+    found out before anything that takes long.
+    """
 
     def __init__(
-        self, agent: Agent, args: RunArgs, console: Console, length: AnswerLength | None = None
+        self,
+        args: RunArguments,
+        policy: VLMPolicy,
+        console: Console,
+        world: World,
+        length: AnswerLength,
+        *,
+        leads: bool = True,
     ) -> None:
-        """Open or resume the run and measure the policy that training starts from.
+        """Open the held-out questions and make sure that the policy sees.
 
         Args:
-            agent: Who learns.
             args: The command line.
+            policy: The one that training starts from.
             console: Where progress is shown.
-            length: Tokens of the longest answer when the policy is measured, ``"auto"`` to find out
-                on the held-out questions; by default the agent's.
+            world: The ranks that measure and save together.
+            length: Tokens of the longest answer when the policy is measured, or ``"auto"`` to find
+                out on the held-out questions.
+            leads: Whether this process measures and writes. Under TRL all but the first one only
+                train, and save when the first does.
 
         Raises:
             BlindPolicyError: Images do not reach the model.
         """
-        self.agent, self.args, self.console = agent, args, console
-        self.folder, self.world = args.output_dir, agent.world
-        plan, policy = args.evaluation, agent.policy
-        held_out = {**args.environment(), "split": plan.split, "frame": policy.answer_frame}
-        self.rules = open_rules(args.env, **held_out)
+        self.args, self.console, self.leads = args, console, leads
+        self.folder, self.world = args.output_dir, world
+        held_out = {
+            **args.environment(),
+            "split": args.evaluation.split,
+            "frame": policy.answer_frame,
+        }
+        with opening():
+            self.rules = open_rules(args.env, **held_out)
         self.core = self.rules.core
         self.turns = self.rules.turns
+        self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
-        self.max_new_tokens = agent.max_new_tokens
-        if length is not None:
+        self.max_new_tokens = 0
+        self._vision: dict[str, Any] = {}
+        self._warned = self._claimed = False
+        self._start = time.perf_counter()
+        if leads:
             self.max_new_tokens = longest_answer(length, policy, self.core, console)
-        vision: dict[str, Any] = {}
-        if args.vision_check and args.policy not in SHIPPED and not args.resume:
-            with agent.whole_weights():
-                vision = require_vision(policy, self.core, console)
-        # Only now, so that what was refused leaves no folder behind.
-        if self.world.is_main:
-            start_run(self.folder, args, resume=args.resume)
-            if vision:
-                write_json(self.folder / "vision.json", vision)
-        self.questions = np.arange(min(plan.questions, len(self.core.dataset)))
-        checkpoint = latest_checkpoint(self.folder / "checkpoints") if args.resume else None
+            shipped = args.policy is None or args.policy in SHIPPED
+            if args.vision_check and not shipped and not args.resume:
+                self._vision = require_vision(policy, self.core, console)
+
+    def claim_folder(self) -> None:
+        """Make the folder of the run, or find it as it was left; `train` does so at the latest.
+
+        Not before the agent has been built or all else is known to be right: what is refused leaves
+        no folder behind that the next try would find taken.
+        """
+        if self._claimed or not self._writes:
+            return
+        self._claimed = True
+        start_run(self.folder, self.args, resume=self.args.resume)
+        if self._vision:
+            write_json(self.folder / "vision.json", self._vision)
+
+    @property
+    def _writes(self) -> bool:
+        return self.leads and self.world.is_main
+
+    def train(
+        self,
+        agent: Agent,
+        title: str,
+        *,
+        learned_from: str,
+        save_policy: Callable[[Path], None] | None = None,
+        more_scores: Callable[[], dict[str, Any]] = dict,
+    ) -> dict[str, Any]:
+        """Evaluate, train, evaluate again, and write the report.
+
+        Args:
+            agent: Who learns.
+            title: Of the report.
+            learned_from: The data, for the report.
+            save_policy: Writes the finished policy; by default it is written from memory.
+            more_scores: What ``scores.json`` holds besides, of the finished policy.
+
+        Returns:
+            What ``scores.json`` holds; nothing in a process that does not lead.
+        """
+        self.agent = agent
+        self.claim_folder()
+        before = self._begin()
+        try:
+            self._learn()
+        except KeyboardInterrupt:
+            self.console.print(
+                f"interrupted after update {agent.update}; --resume goes on from a checkpoint"
+            )
+            raise SystemExit(130) from None
+        after = self.evaluate("after training")
+        self._save_policy(save_policy)
+        if not self.leads:
+            return {}
+        agent.gather_left_out()
+        scores = (scores_of(before, after) if before else {}) | {
+            "dataset": self.core.dataset.name,
+            "split": self.core.dataset.split,
+            "updates": agent.update,
+            "seed": self.args.seed,
+            "minutes": (time.perf_counter() - self._start) / 60,
+            "frame": agent.policy.answer_frame.description,
+            "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
+            "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
+            **more_scores(),
+        }
+        if self._writes:
+            self._write_report(before, after, scores, title, learned_from)
+        self._tell(scores, title)
+        return scores
+
+    def _begin(self) -> Evaluations:
+        """Measure the policy that training starts from, or go on from the last checkpoint."""
+        checkpoint = latest_checkpoint(self.folder / "checkpoints") if self.args.resume else None
         checkpoint = self.world.broadcast(checkpoint)
-        self.before = self._first_evaluation(checkpoint is None)
+        before = self._first_evaluation(checkpoint is None)
         if checkpoint is not None:
-            agent.load(checkpoint)
-            console.print(f"resumed after update {agent.update}")
-        self._warned = False
+            self.agent.load(checkpoint)
+            self.console.print(f"resumed after update {self.agent.update}")
         self.log: RunLog | None = None
-        if self.world.is_main:
-            self.log = RunLog(self.folder, start=-1 if checkpoint is None else agent.update)
-        if checkpoint is None and plan.every:
-            self._write(0, self._curve(0))
+        if self._writes:
+            self.log = RunLog(self.folder, start=-1 if checkpoint is None else self.agent.update)
+        if checkpoint is None and (curve := self._curve(0)):
+            self._write(0, curve)
+        return before
 
     def _first_evaluation(self, fresh: bool) -> Evaluations:
         """Measure the policy that training starts from; kept, since a resumed run needs it too."""
@@ -135,24 +239,26 @@ class Run:
             stored = json.loads(text)
             return {kind: Evaluation.from_json(value) for kind, value in stored.items()}
         before = self.evaluate("before training")
-        if self.world.is_main:
+        if self._writes and before:
             write_json(store, {kind: value.to_json() for kind, value in before.items()})
         return before
 
     def evaluate(self, when: str) -> Evaluations:
         """Greedy and sampled answers to all held-out questions; of several turns the last counts.
 
-        Then ``first`` and ``sampled_first`` are those of the first turn.
+        Then ``first`` and ``sampled_first`` are those of the first turn. Without questions there is
+        nothing.
         """
-        plan = self.args.evaluation
+        if not (self.leads and len(self.questions)):
+            return {}
         with progress_bar(self.console) as progress:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
 
             def advance(count: int) -> None:
-                progress.advance(task, count * self.world.size)
+                progress.advance(task, count)
 
             greedy = self._ask(self.questions, 0.0, 1, advance)
-            sampled = self._ask(self.questions, 1.0, plan.answers, advance)
+            sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
         first = {"first": greedy[0], "sampled_first": sampled[0]}
         return found | (first if self.turns > 1 else {})
@@ -172,30 +278,39 @@ class Run:
             left_out=self.left_out,
         )
 
-    def learn(self) -> None:
+    def _learn(self) -> None:
         """Train with a progress bar, logging and saving on the way.
 
         Raises:
             SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
         """
+        updates, began, before = self.args.updates, time.perf_counter(), self.agent.update
         with progress_bar(self.console) as progress, Termination(self.world) as termination:
-            task = progress.add_task(
-                "training", total=self.args.updates, completed=self.agent.update, status=""
-            )
+            task = progress.add_task("training", total=updates, completed=before, status="")
 
             def on_update(update: int, metrics: dict[str, float]) -> None:
                 self._warn(metrics)
-                self._write(update, metrics | self._curve(update))
+                curve = self._curve(update)
+                self._write(update, metrics | curve)
                 progress.update(task, completed=update, status=_status(metrics))
+                if curve:
+                    elapsed = time.perf_counter() - began
+                    left = elapsed / (update - before) * (updates - update)
+                    self.console.print(
+                        f"update {update} of {updates}: held-out gIoU "
+                        f"{curve['eval/greedy_giou']:.3f} (greedy); {clock(elapsed)} elapsed, "
+                        f"{clock(left)} left",
+                        highlight=False,
+                    )
                 terminated = termination.agreed()
-                due = update % self.args.checkpoint_every == 0 and update < self.args.updates
+                due = update % self.args.checkpoint_every == 0 and update < updates
                 if due or terminated:
-                    self.checkpoint(update)
+                    self._checkpoint(update)
                 if terminated:
                     self.console.print(f"terminated after update {update}; --resume goes on there")
                     raise SystemExit(TERMINATED)
 
-            self.agent.learn(self.args.updates, on_update)
+            self.agent.learn(updates, on_update)
         if self.log is not None:
             self.log.close()
 
@@ -219,104 +334,120 @@ class Run:
     def _curve(self, update: int) -> dict[str, float]:
         """The small evaluation of the learning curve, when one is due."""
         plan = self.args.evaluation
-        if not plan.every or update % plan.every:
-            return {}
         some = self.questions[: plan.curve_questions]
+        if not (self.leads and len(some) and plan.every) or update % plan.every:
+            return {}
         greedy, sampled = self._ask(some, 0.0, 1), self._ask(some, 1.0, 1)
         curve = {
             "eval/greedy_giou": float(greedy[-1].iou.mean()),
             "eval/sampled_giou": float(sampled[-1].iou.mean()),
+            "eval/well_formed": float(greedy[-1].valid.mean()),
         }
         if self.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
         return curve
 
-    def checkpoint(self, update: int) -> None:
+    def _checkpoint(self, update: int) -> None:
         """Write a checkpoint and remove the oldest beyond those kept."""
         folder = self.folder / "checkpoints"
         self.agent.save(folder / f"update_{update:06d}")
-        if self.world.is_main:
+        if self._writes:
             keep_latest(folder)
 
+    def _save_policy(self, save: Callable[[Path], None] | None) -> None:
+        """Write the finished policy; every process may have a share of its weights."""
+        if save is not None:
+            save(self.folder / "policy")
+        elif self.leads:
+            with self.agent.whole_weights():
+                write_policy(self.folder / "policy", self.agent.policy, self.world)
 
-def train_and_report(
-    agent: Agent,
-    args: RunArgs,
-    *,
-    title: str,
-    console: Console,
-    length: AnswerLength | None = None,
-) -> dict[str, Any]:
-    """Evaluate, train, evaluate again, and write the report; ``length`` is that of `Run`.
+    def _write_report(
+        self,
+        before: Evaluations,
+        after: Evaluations,
+        scores: dict[str, Any],
+        title: str,
+        learned_from: str,
+    ) -> None:
+        """Scores, curves, images and text of a finished run."""
+        write_json(self.folder / "scores.json", scores)
+        metrics = read_metrics(self.folder)
+        plot_curves(metrics, LEARNING_PANELS, self.folder / "learning_curve.png")
+        text = f"# {title}: {scores['updates']} updates, seed {scores['seed']}\n"
+        if before:
+            text += _measured(scores)
+        text += "\n![Learning curve](learning_curve.png)\n"
+        if before:
+            pair = before["greedy"], after["greedy"]
+            plot_before_after(self.core, *pair, self.folder / "before_after.png")
+            text += (
+                "\nThe target, the answer before and the answer after, on the first held-out "
+                "questions:\n\n![Before and after](before_after.png)\n"
+            )
+        if before and self.turns > 1:
+            text += report_turns(self.core, after, self.folder)
+        if any("train/value_loss" in row for row in metrics):
+            plot_curves(metrics, CRITIC_PANELS, self.folder / "training_curves.png")
+            text += (
+                "\nThe critic (what it foresees of the rewards), the distance to the policy that "
+                "sampled and to the one\nthat training started from, and what is clipped:\n\n"
+                "![Training curves](training_curves.png)\n"
+            )
+        text += self._origin(scores, learned_from)
+        write_atomically(self.folder / "report.md", text)
 
-    Returns:
-        What ``scores.json`` holds.
-    """
-    start = time.perf_counter()
-    run = Run(agent, args, console, length)
-    try:
-        run.learn()
-    except KeyboardInterrupt:
-        console.print(
-            f"interrupted after update {agent.update}; --resume goes on from a checkpoint"
-        )
-        raise SystemExit(130) from None
-    after = run.evaluate("after training")
-    with agent.whole_weights():
-        write_policy(run.folder / "policy", agent.policy, agent.world)
-    agent.gather_left_out()
-    scores = scores_of(run.before, after) | {
-        "dataset": run.core.dataset.name,
-        "split": run.core.dataset.split,
-        "updates": agent.update,
-        "seed": args.seed,
-        "minutes": (time.perf_counter() - start) / 60,
-        "frame": agent.policy.answer_frame.description,
-        "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": run.max_new_tokens},
-        "left_out": {"measuring": run.left_out.reasons, "learning": agent.left_out.reasons},
-    }
-    if agent.world.is_main:
-        _write_report(run, after, scores, title)
-    console.print(
-        rich_table(scores, f"{title} on {run.core.dataset.name} ({args.updates} updates)")
-    )
-    for line in left_out_lines(scores):
-        console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
-    console.print(f"report: {run.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)")
-    return scores
+    def _origin(self, scores: dict[str, Any], learned_from: str) -> str:
+        """The part of the report that says how the run was made."""
+        cloned = isinstance(self.agent, BehaviorCloning)
+        rewards = () if cloned else getattr(self.args, "rewards", ())
+        lines = {
+            "Command": f"`{shlex.join(['python', *sys.argv])}`",
+            "Policy": f"`{self.args.policy or 'new'}`, "
+            f"{self.agent.policy.model.num_parameters() / 1e6:.2f} M parameters",
+            "Frame of the numbers": scores["frame"],
+            "Learned from": learned_from,
+            "Measured on": f"{scores['dataset']} ({scores['split']})",
+            "Rewards": f"`{' '.join(rewards)}`" if rewards else "none: answers are demonstrated",
+            "Versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
+            "Time": f"{scores['minutes']:.1f} minutes",
+        }
+        rows = "".join(f"- {name}: {value}\n" for name, value in lines.items())
+        return "\nHow this was made:\n\n" + rows
 
-
-def _write_report(run: Run, after: Evaluations, scores: dict[str, Any], title: str) -> None:
-    """Scores, pictures and text of a finished run."""
-    write_json(run.folder / "scores.json", scores)
-    metrics = read_metrics(run.folder)
-    plot_learning(metrics, run.folder / "learning_curve.png")
-    plot_before_after(
-        run.core, run.before["greedy"], after["greedy"], run.folder / "before_after.png"
-    )
-    turns = report_turns(run.core, after, run.folder) if run.turns > 1 else ""
-    write_atomically(run.folder / "report.md", _report(title, scores) + turns)
-
-
-def _report(title: str, scores: dict[str, Any]) -> str:
-    return f"""# {title}: {scores["updates"]} updates, seed {scores["seed"]}
-
-{scores["before"]["questions"]} held-out questions of `{scores["dataset"]}` ({scores["split"]});
-sampled answers: {scores["before"]["sampled"]["answers_per_question"]} each, at temperature 1.
-An empty union counts as IoU 1. {scores["minutes"]:.1f} minutes.
-Frame of the numbers: {scores["frame"]}.
-{"".join(line + chr(10) for line in left_out_lines(scores))}
-{markdown_table(scores)}
-
-![Learning curve](learning_curve.png)
-
-The target, the answer before and the answer after, on the first held-out questions:
-
-![Before and after](before_after.png)
-"""
+    def _tell(self, scores: dict[str, Any], title: str) -> None:
+        """Print what came of the run."""
+        if "after" in scores:
+            name = f"{title} on {self.core.dataset.name} ({self.args.updates} updates)"
+            self.console.print(rich_table(scores, name))
+        for line in _left_out_lines(scores):
+            self.console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
+        report = self.folder / "report.md"
+        self.console.print(f"report: {report}  ({scores['minutes']:.1f} minutes)")
 
 
-def left_out_lines(scores: dict[str, Any]) -> list[str]:
+def _measured(scores: dict[str, Any]) -> str:
+    """The part of the report that has the scores."""
+    lines = [
+        "",
+        f"{scores['before']['questions']} held-out questions of `{scores['dataset']}` "
+        f"({scores['split']});",
+        f"sampled answers: {scores['before']['sampled']['answers_per_question']} each, at "
+        "temperature 1.",
+        "An empty union counts as IoU 1.",
+        *_left_out_lines(scores),
+        "",
+        markdown_table(scores),
+    ]
+    if "tasks" in scores:
+        lines += ["", "How well answers fit what every task asks for, after training:", ""]
+    for task, found in scores.get("tasks", {}).items():
+        low, high = found["interval"]
+        lines.append(f"- {task}: {100 * found['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+    return "\n".join(lines) + "\n"
+
+
+def _left_out_lines(scores: dict[str, Any]) -> list[str]:
     """What could not be asked about, when learning and when measuring."""
     lines = []
     for when, reasons in scores["left_out"].items():
@@ -327,11 +458,19 @@ def left_out_lines(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _versions() -> list[str]:
+    """Names and versions of packages that decide about the numbers."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def _status(metrics: dict[str, float]) -> str:
+    """How an update went, in at most 25 letters."""
     if "train/loss" in metrics:  # of behaviour cloning
         return f"loss per token {metrics['train/loss']:.3f}"
-    clipped = metrics.get("train/clip_fraction", float("nan"))
-    return (
-        f"reward {metrics['rollout/reward']:.3f}  IoU {metrics['rollout/iou']:.3f}  "
-        f"clipped {clipped:.2f}"
-    )
+    return f"reward {metrics['rollout/reward']:.2f} IoU {metrics['rollout/iou']:.2f}"

@@ -5,28 +5,39 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from PIL import Image
 
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.observation import letterbox
-from seg_env.envs.render import Answer, draw_panel, write_report
+from seg_env.envs.render import ScoredAnswer, draw_panel, write_report
 from seg_env.envs.scoring import Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.frames import AnswerFrame, Frame
-from seg_env.tasks import PROMPTS, Task, askable, form_of, prompt_for, query_of
-from seg_env.tasks.mixture import DEFAULT_TASK, TaskMixture, TaskSpec, check_task
+from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
+from seg_env.tasks import (
+    DEFAULT_TASK,
+    PROMPTS,
+    Task,
+    TaskMixture,
+    TaskSpec,
+    askable,
+    form_of,
+    prompt_for,
+    query_of,
+)
 from seg_env.tasks.queries import QueryStyle, check_places, draw_task, refer_to
 from seg_env.types import Form, Prediction, Sample
 
 Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
+
+PADDING_GRAY = 127
+"""Brightness of the padding: the middle of the range, neither dark nor light."""
 
 _TYPICAL_SIZE = (480, 640)  # of images that are of no common size, for samples of the spaces
 _LONGEST_PROMPT = 1 << 17  # characters of a question that gives an outline of most vertices
@@ -41,7 +52,7 @@ class Question:
     sample: Sample
     """What is asked about."""
     image: NDArray[np.uint8]
-    """Picture as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
+    """Image as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
     prompt: str
     """The question as text."""
     frame: Frame
@@ -64,7 +75,7 @@ class ReferringCore:
         queries: How places that questions give are drawn and written.
         scorer: Scores answers.
         answer_frame: What the numbers in answers mean; gives the frame of every question.
-        canvas_size: ``(H, W)`` that pictures are letterboxed to, None for native sizes.
+        canvas_size: ``(H, W)`` that images are letterboxed to, None for native sizes.
         observation_space: Space of one observation.
         action_space: Space of one answer.
     """
@@ -73,40 +84,28 @@ class ReferringCore:
         self,
         dataset: str | Dataset = "scenes",
         *,
-        split: str | None = None,
-        split_by: str | None = None,
-        data_root: str | PathLike[str] | None = None,
-        difficulty: str | None = None,
-        data_seed: int | None = None,
-        size: int | None = None,
-        negatives: float | None = None,
         rewards: RewardSpec = DEFAULT_REWARDS,
         task: TaskSpec = DEFAULT_TASK,
         queries: Mapping[str, object] | QueryStyle | None = None,
         image_size: int | Sequence[int] | None = None,
         frame: str | Frame | AnswerFrame = "unit",
         prompt_template: str = PROMPTS["text->mask"],
+        **source: Any,
     ) -> None:
         """Open the data set and set up scoring.
 
         Args:
-            dataset: Name or object; see `open_dataset`, also for the seven arguments after it.
-            split: Part of the data set.
-            split_by: Whose split of a RefCOCO data set.
-            data_root: Folder of a RefCOCO data set.
-            difficulty: Of scenes.
-            data_seed: Of scenes.
-            size: Of scenes.
-            negatives: Of scenes.
+            dataset: Name of a data set, or a data set object.
             rewards: Any form that `RewardSum.from_spec` reads.
             task: What is given and asked for, ``"text->mask"``, or several tasks with weights; see
                 `TaskMixture.from_spec`.
             queries: Fields of `QueryStyle`, for tasks that give a place.
-            image_size: Side, or ``(H, W)``, that pictures are letterboxed to; None keeps them.
+            image_size: Side, or ``(H, W)``, that images are letterboxed to; None keeps them.
             frame: What the numbers in answers mean: a name of `seg_env.frames.FAMILIES`, a model
                 type, ``"pixel:WxH"``, a `Frame`, or an `AnswerFrame`.
             prompt_template: Question for outlines that contains ``{expression}``; boxes and points
                 are asked for in the words of `seg_env.tasks.PROMPTS`.
+            **source: ``split``, ``data_root`` and the others of `open_dataset`.
 
         Raises:
             ValueError: An argument is not one of what is listed here.
@@ -119,16 +118,7 @@ class ReferringCore:
                 f"prompt_template={prompt_template!r} never mentions what is asked for; put "
                 f"{{expression}} where the referring expression belongs"
             )
-        self.dataset = open_dataset(
-            dataset,
-            split=split,
-            split_by=split_by,
-            data_root=data_root,
-            difficulty=difficulty,
-            data_seed=data_seed,
-            size=size,
-            negatives=negatives,
-        )
+        self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
         self.canvas_size = _parse_size(image_size)
@@ -158,12 +148,7 @@ class ReferringCore:
         return int(generator.integers(2**31)) if self.tasks.is_random else 0
 
     def check_index(self, value: object, what: str) -> int:
-        """A sample index as a Python number.
-
-        Raises:
-            TypeError: It is not a whole number.
-            IndexError: There is no such sample.
-        """
+        """A sample index as a Python number; TypeError or IndexError if it is none."""
         if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
             raise TypeError(f"{what} is {value!r} of {type(value).__name__}; use a whole number")
         index = operator.index(value)
@@ -181,9 +166,7 @@ class ReferringCore:
         task: Task | None = None,
         query_seed: int = 0,
     ) -> Question:
-        """Load sample ``index`` and the picture of it that the agent sees.
-
-        Everything about the question follows from the arguments.
+        """Load a sample and the image that the agent sees; all follows from the arguments.
 
         Args:
             index: Position in the data set.
@@ -199,7 +182,7 @@ class ReferringCore:
         native = sample.image
         if native.shape != (*sample.target.size, 3) or native.dtype != np.uint8:
             raise ValueError(
-                f"sample {sample.id!r} has a picture of shape {native.shape} {native.dtype} and a "
+                f"sample {sample.id!r} has an image of shape {native.shape} {native.dtype} and a "
                 f"target of size {sample.target.size}; expected {(*sample.target.size, 3)} uint8"
             )
         frame = self.answer_frame.for_image(sample.target.size)
@@ -210,12 +193,12 @@ class ReferringCore:
             index,
             sample,
             native if self.canvas_size is None else letterbox(native, self.canvas_size),
-            self._word(sample, task, query_seed, frame),
+            self._prompt(sample, task, query_seed, frame),
             frame,
             task,
         )
 
-    def _word(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
+    def _prompt(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
         form = form_of(task)
         template = self.prompt_template if form == "mask" else prompt_for(form)
         reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
@@ -227,10 +210,6 @@ class ReferringCore:
         Args:
             what: Who needs it, for the message.
             bracketed: Whether vertices must be written in brackets, too.
-
-        Raises:
-            ValueError: One of the environment's tasks asks for something else, or answers consist
-                of location tokens.
         """
         if bracketed and self.answer_frame.writes_tokens:
             raise ValueError(
@@ -243,12 +222,7 @@ class ReferringCore:
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
-        return self.scorer(
-            texts,
-            [question.sample for question in questions],
-            [question.frame for question in questions],
-            [question.form for question in questions],
-        )
+        return self.judge(self.read(texts, questions), questions)
 
     def read(self, texts: Sequence[str], questions: Sequence[Question]) -> tuple[Prediction, ...]:
         """Decode ``N`` answers to ``N`` questions without scoring them."""
@@ -286,7 +260,7 @@ class ReferringCore:
         }
 
     def render(
-        self, mode: str | None, question: Question, answer: Answer | None
+        self, mode: str | None, question: Question, answer: ScoredAnswer | None
     ) -> NDArray[np.uint8] | str | None:
         """Draw a question, and the answer if there is one; None without a mode."""
         weights = self.scorer.rewards.terms
@@ -295,8 +269,8 @@ class ReferringCore:
         return write_report(question.sample, weights, answer) if mode == "ansi" else None
 
     def _image_space(self) -> spaces.Space[NDArray[np.uint8]]:
-        """A `Box` when all pictures have one size that is known beforehand."""
-        # A data set whose pictures are all squares of one size says so by this attribute.
+        """A `Box` when all images have one size that is known beforehand."""
+        # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
         size = self.canvas_size or ((side, side) if isinstance(side, int) else None)
         if size is None:
@@ -304,9 +278,31 @@ class ReferringCore:
         return spaces.Box(0, 255, (*size, 3), dtype=np.uint8)
 
 
-def scored_answer(scores: Scores, row: int) -> Answer:
-    """Answer ``row`` as far as a picture shows it."""
-    return Answer(
+def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale an image into a canvas without changing its proportions, and pad with gray.
+
+    The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
+    Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
+
+    The result, ``(H', W', 3) uint8``, is always newly allocated.
+    """
+    if image.shape[:2] == canvas_size:
+        return image.copy()
+    height, width = image.shape[:2]
+    left, top, new_width, new_height = letterbox_geometry((height, width), canvas_size)
+    # Pillow's bilinear filter widens with the scale; `reducing_gap` halves most of the cost of
+    # photos that are much larger than the canvas and changes values by less than a level.
+    scaled = Image.fromarray(image).resize(
+        (new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0
+    )
+    canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
+    return canvas
+
+
+def scored_answer(scores: Scores, row: int) -> ScoredAnswer:
+    """Answer ``row`` as far as an image shows it."""
+    return ScoredAnswer(
         scores.predictions[row],
         float(scores.iou[row]),
         float(scores.total[row]),
@@ -315,11 +311,7 @@ def scored_answer(scores: Scores, row: int) -> Answer:
 
 
 def check_query_seed(value: object) -> int | None:
-    """The number a reset option gives, None if it gives none.
-
-    Raises:
-        ValueError: It is no whole number from 0.
-    """
+    """The number that a reset option gives, None if it gives none."""
     if value is None:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
@@ -327,22 +319,8 @@ def check_query_seed(value: object) -> int | None:
     return operator.index(value)
 
 
-def find_task(value: object) -> Task | None:
-    """The task a reset option gives, None if it gives none.
-
-    Raises:
-        ValueError: There is no such task.
-    """
-    return None if value is None else check_task(value)
-
-
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Options of a reset, none of them misspelt.
-
-    Raises:
-        TypeError: They are not a mapping.
-        ValueError: One of them is not ``allowed``.
-    """
+    """Options of a reset, none of them misspelt."""
     if options is None:
         return {}
     if not isinstance(options, Mapping):

@@ -55,9 +55,6 @@ def vertex_credit(
 
     Returns:
         ``N`` credits of at most `MAX_ENTRIES` + 1 entries each.
-
-    Raises:
-        ValueError: The sequences differ in length, or a question does not ask for an outline.
     """
     other = next((question.task for question in questions if question.form != "mask"), None)
     if other is not None:

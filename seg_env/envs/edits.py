@@ -1,4 +1,7 @@
-"""The little language in which an outline is corrected: ``move 3 0.5 0.2; delete 7``."""
+"""Outlines kept as text, so that nothing is rounded, and the edits that correct them.
+
+An edit is written ``move 3 0.5 0.2``, ``insert 3 0.5 0.2`` or ``delete 7``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seg_env.envs.written import NUMBER, WrittenRing
+from seg_env.types import Prediction
+
+NUMBER = r"-?+[0-9]{1,6}+(?:\.[0-9]{1,17}+)?+"
+"""Regular expression of a coordinate: a plain decimal below a million."""
+
+RingText = tuple[tuple[str, str], ...]
+"""The vertices of one ring, two numbers as written each."""
 
 MAX_EDITS = 64
 """Most edits in one turn."""
@@ -15,6 +24,34 @@ _SEPARATOR = re.compile(r"[;\n]")
 _EDIT = re.compile(
     rf"(?:(move|insert) ++([0-9]{{1,6}}+) ++({NUMBER}) ++({NUMBER})|(delete) ++([0-9]{{1,6}}+))"
 )
+
+
+def write_outline(rings: Sequence[RingText]) -> str:
+    """Rings as an answer, ``[[[0.1,0.2],...],...]``, without spaces; ``[]`` for none."""
+    texts = (",".join(f"[{x},{y}]" for x, y in ring) for ring in rings)
+    return "[" + ",".join(f"[{text}]" for text in texts) + "]"
+
+
+def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
+    """The numbers of a valid answer as its text writes them, ring by ring.
+
+    Args:
+        prediction: An answer that was read without any issue.
+
+    Returns:
+        As many rings as ``prediction.rings``, each of the same length: a last vertex that only
+        repeats the first is left out.
+    """
+    if not prediction.rings:
+        return ()
+    text = "".join(prediction.text.split())
+    # What was read without issue has exactly these brackets, and words only before them.
+    inside = text[text.index("[[[") + 3 : text.rindex("]]]")]
+    found = []
+    for part, ring in zip(inside.split("]],[["), prediction.rings, strict=True):
+        pairs = [vertex.split(",") for vertex in part.split("],[")]
+        found.append(tuple((x, y) for x, y in pairs[: len(ring)]))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +69,7 @@ class Edit:
 
 
 def parse_edits(text: str) -> tuple[Edit, ...] | None:
-    """Read edits separated by ``;`` or line breaks.
-
-    Args:
-        text: ``move i x y``, ``insert i x y`` and ``delete i``, numbers as in the outline.
-
-    Returns:
-        One to `MAX_EDITS` edits, or None if anything in the text is something else.
-    """
+    """Read one to `MAX_EDITS` edits separated by ``;`` or line breaks; None if there is more."""
     # One more piece than allowed shows that there are too many, however long the text is.
     pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
     statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
@@ -55,17 +85,11 @@ def parse_edits(text: str) -> tuple[Edit, ...] | None:
     return tuple(edits)
 
 
-def apply_edits(
-    rings: Sequence[WrittenRing], edits: Sequence[Edit]
-) -> tuple[WrittenRing, ...] | None:
+def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingText, ...] | None:
     """Correct an outline, one edit after the other; each numbers the vertices it finds.
 
     ``insert`` takes the number after the last vertex, too, to add to the last ring. A ring that is
     left with two vertices would fill nothing and goes as a whole.
-
-    Args:
-        rings: The outline as written.
-        edits: What to change.
 
     Returns:
         The corrected outline, or None if an edit names a vertex that is not there.

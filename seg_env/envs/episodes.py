@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import Space
 
 from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.render import Answer
+from seg_env.envs.render import ScoredAnswer
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Outcome(Generic[EpisodeType]):
     """The episode was cut off."""
     info: dict[str, Any]
     """Strings, bools, ints and floats; the same keys for every action of these rules."""
-    answer: Answer
+    answer: ScoredAnswer
     """The outline as it stands, scored; for drawing."""
 
 
@@ -87,7 +87,7 @@ class EpisodeRules(ABC, Generic[EpisodeType]):
         return self.core.reset_info(episode.question)
 
 
-def own_observation(observation: Observation) -> Observation:
+def copy_observation(observation: Observation) -> Observation:
     """An observation that shares no memory with any other."""
     return {
         key: value.copy() if isinstance(value, np.ndarray) else value

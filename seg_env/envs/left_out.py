@@ -48,15 +48,7 @@ class LeftOut:
         return len(self.reasons)
 
     def add(self, name: str, error: Exception) -> None:
-        """Leave a sample out.
-
-        Args:
-            name: Its id.
-            error: Why.
-
-        Raises:
-            UnusableSampleError: Samples are not to be left out.
-        """
+        """Leave a sample out, or raise UnusableSampleError where samples are not to be."""
         reason = str(error) if isinstance(error, UnusableSampleError) else describe(error)
         if self.on_error == "error":
             raise UnusableSampleError(
@@ -127,9 +119,6 @@ def first_usable(
         load: Loads one; `UnusableSampleError` says that it cannot be used.
         dataset: Where they are from.
         left_out: Told of those that cannot be used.
-
-    Raises:
-        UnusableSampleError: None can be, or one cannot and is not to be left out.
     """
     tried = 0
     for index in choices:
@@ -142,11 +131,7 @@ def first_usable(
 
 
 def ask_each(core: ReferringCore, indices: Sequence[int], left_out: LeftOut) -> list[Question]:
-    """Load the questions about some samples; those that cannot be loaded are left out.
-
-    Raises:
-        UnusableSampleError: One cannot be, and samples are not to be left out.
-    """
+    """Load the questions about some samples; those that cannot be loaded are left out."""
     found = []
     for index in indices:
         try:

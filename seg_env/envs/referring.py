@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -10,23 +11,24 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Observation, check_options, check_query_seed, find_task
-from seg_env.envs.episodes import Episode, EpisodeRules, own_observation
-from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
-from seg_env.envs.step_modes import find_rules
+from seg_env.envs.core import Observation, check_options, check_query_seed
+from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
+from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.rules import find_rules
+from seg_env.tasks import check_task
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
     """Answer a referring expression with the outline of the object it means.
 
     ## Description
-    The agent sees a picture and a question such as "Output the polygon coordinates of the red star
+    The agent sees an image and a question such as "Output the polygon coordinates of the red star
     in the image.", and answers with text: a list of rings, each a list of ``[x, y]`` vertices. This
     is the task of SimpleSeg (arXiv 2601.19228): no mask decoder, the outline is the answer.
 
     ## Action Space
     `PolygonText`: any string. A good one looks like ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``.
-    Coordinates are ``x / W`` and ``y / H`` of the picture seen, y downwards; with
+    Coordinates are ``x / W`` and ``y / H`` of the image seen, y downwards; with
     ``frame="permille"`` they run from 0 to 1000. A ring inside another one and of opposite
     orientation is a hole. Faults in the text are reported in ``info["issues"]``, never raised;
     what can still be read is scored.
@@ -34,15 +36,15 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ## Observation Space
     A dictionary with
 
-    - ``image``: ``(H, W, 3) uint8``. A `Box` if all pictures have one size (``image_size`` is
+    - ``image``: ``(H, W, 3) uint8``. A `Box` if all images have one size (``image_size`` is
       given, or the data set draws squares of one size), otherwise an `ImageSpace`. With
-      ``image_size`` the picture keeps its proportions and is padded with gray; answers are about
-      the padded picture and are mapped back to the native one exactly.
+      ``image_size`` the image keeps its proportions and is padded with gray; answers are about
+      the padded image and are mapped back to the native one exactly.
     - ``prompt``: the question, a string.
 
     ## Rewards
-    The weighted sum of the rewards named by ``rewards``, computed at the picture's native size. By
-    default ``mask_iou=1.0 centroid_distance=0.2 format=0.1``: the three rewards of the paper,
+    The weighted sum of the rewards named by ``rewards``, computed at the image's native size. By
+    default ``mask_iou=1.0 centroid_distance=0.5 format=0.1``: the three rewards of the paper,
     which publishes no weights. ``info`` has every reward by itself as ``reward/<name>``, and
     ``iou``, the mask IoU, whatever the rewards are.
 
@@ -65,7 +67,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       ``SIMPLESEG_DATA`` names the folder; without both, a small embedded sample is used, which
       ``info["dataset"]`` and a warning say.
     - ``difficulty``, ``data_seed``, ``size``: for Scenes, ``"easy"`` to ``"hard"``, the seed of the
-      scenes and the side of the pictures.
+      scenes and the side of the images.
     - ``dataset``: a data set object in place of the one that the id names.
     - ``rewards``: ``"name=weight package.module:Class=weight"``, a mapping, or a `RewardSum`.
     - ``task``: ``"text->mask"``, or another of `seg_env.tasks.TASKS`, or several with weights,
@@ -74,7 +76,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - ``queries``: how places that questions give are drawn and written, see
       `seg_env.tasks.queries.QueryStyle`, as a dictionary.
     - ``negatives``: of Scenes, the share of questions about an object that is not there.
-    - ``image_size``: side or ``(H, W)`` to letterbox pictures to; None keeps native sizes.
+    - ``image_size``: side or ``(H, W)`` to letterbox images to; None keeps native sizes.
     - ``frame``: what the numbers in answers mean: ``"unit"`` (default), ``"permille"``, another of
       `seg_env.frames.FAMILIES`, ``"pixel:WxH"``, or an object of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
@@ -89,7 +91,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
 
     - Observations have a third key, ``outline``: the answer so far as text, brackets open. With
-      ``render_outline`` it is drawn on the picture, too.
+      ``render_outline`` it is drawn on the image, too.
     - The reward of an action is what it adds to the reward of the outline so far with its brackets
       closed, starting from 0. The return of an episode is the reward of the same text given as one
       answer.
@@ -121,6 +123,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     }
     observation_space: gym.Space[Observation]
     action_space: gym.Space[str]
+    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -135,22 +138,15 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             dataset: Name of a data set, or a data set object.
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
             **arguments: Those listed in the text of this class.
-
-        Raises:
-            ValueError: An argument is not one of what is allowed.
         """
         self.render_mode = check_render_mode(render_mode)
-        self._rules = self._make_rules(dataset, **arguments)
+        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
         self._core = self._rules.core
         self.observation_space = self._rules.observation_space
         self.action_space = self._rules.action_space
         self._episode: Episode | None = None
-        self._answer: Answer | None = None
+        self._answer: ScoredAnswer | None = None
         self._has_ended = False
-
-    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
-        """What an episode consists of."""
-        return find_rules(dataset, **arguments)
 
     @property
     def dataset(self) -> Dataset:
@@ -167,19 +163,13 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             options: ``{"index": i}`` asks about sample ``i`` and draws nothing; ``"task"`` fixes
                 what is asked, and ``"query_seed"`` (0 where the index is given) what the task and
                 the place that it gives are drawn by.
-
-        Returns:
-            Observation and info.
-
-        Raises:
-            ValueError: Another option is given, or there is no such task or seed.
-            TypeError: The index is not a whole number.
-            IndexError: There is no such sample.
         """
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
-        task, query_seed = find_task(given.get("task")), check_query_seed(given.get("query_seed"))
-        chosen = given.get("index")
+        task, chosen = given.get("task"), given.get("index")
+        if task is not None:
+            task = check_task(task)
+        query_seed = check_query_seed(given.get("query_seed"))
         if chosen is None:
             index = self._core.draw(self.np_random)
             drawn = self._core.draw_seed(self.np_random)
@@ -189,21 +179,14 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         question = self._core.ask(index, task=task, query_seed=query_seed)
         self._episode = self._rules.begin(question)
         self._answer, self._has_ended = None, False
-        observation = own_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._rules.observe(self._episode))
         return observation, self._rules.reset_info(self._episode)
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score an answer and end the episode; or, step by step, take the next action.
 
-        Args:
-            action: The answer, or action, as the model wrote it.
-
-        Returns:
-            Observation (after an answer, the question again), reward, terminated, truncated, info.
-
         Raises:
             ResetNeeded: No question is open: the episode has ended, or none has begun.
-            TypeError: The action is not a string.
         """
         if self._episode is None:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
@@ -216,7 +199,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         outcome = self._rules.step([self._episode], [action])[0]
         self._episode, self._answer = outcome.episode, outcome.answer
         self._has_ended = outcome.terminated or outcome.truncated
-        observation = own_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._rules.observe(self._episode))
         return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:
@@ -224,9 +207,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
         Returns:
             ``(H, W, 3) uint8`` for ``"rgb_array"``, text for ``"ansi"``, None without render mode.
-
-        Raises:
-            ResetNeeded: There is no question yet.
         """
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")

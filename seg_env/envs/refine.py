@@ -1,12 +1,13 @@
-"""The environment of several turns, one question at a time."""
+"""The environments in which an outline is improved over several turns, single and batched."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from seg_env.data.base import Dataset
+from seg_env.envs.credit import VertexCredit
 from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.refine_rules import RefineRules, find_refine_rules
+from seg_env.envs.rules import find_refine_rules
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
 class RefineEnv(ReferringSegmentationEnv):
@@ -14,7 +15,7 @@ class RefineEnv(ReferringSegmentationEnv):
 
     ## Description
     As in `ReferringSegmentationEnv` an expression is given and an outline asked for. But the
-    episode goes on: the agent sees its outline drawn on the picture and reads it in the prompt, and
+    episode goes on: the agent sees its outline drawn on the image and reads it in the prompt, and
     answers with a better one, with edits, or with the word that it is content.
 
     ## Action Space
@@ -34,7 +35,7 @@ class RefineEnv(ReferringSegmentationEnv):
     ## Observation Space
     That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
     ``prompt``, in which it is written, with the number of the turn. Before there is an outline it
-    is the plain picture and the plain question.
+    is the plain image and the plain question.
 
     ## Rewards
     What the turn improved the weighted reward of the outline by (the rewards of
@@ -76,6 +77,41 @@ class RefineEnv(ReferringSegmentationEnv):
     * v0: first version
     """
 
-    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> RefineRules:
-        """What an episode consists of."""
-        return find_refine_rules(dataset, **arguments)
+    _find_rules = staticmethod(find_refine_rules)
+
+
+class RefineVectorEnv(ReferringSegmentationVectorEnv):
+    """``N`` environments of `RefineEnv` whose outlines are scored together.
+
+    Everything is as in `ReferringSegmentationVectorEnv`, but that episodes have several steps and
+    end when they want. Trainers disable autoreset and step until all episodes have ended, with None
+    in place of an action where one has:
+
+    ```python
+    >>> import gymnasium as gym
+    >>> name = "seg_env:SimpleSegRefine-Scenes-v0"
+    >>> envs = gym.make_vec(name, num_envs=2, autoreset_mode="Disabled")
+    >>> observations, infos = envs.reset(options={"indices": [7, 8]})
+    >>> triangle = "[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]"
+    >>> observations, rewards, ended, truncated, infos = envs.step(["done", triangle])
+    >>> ended.tolist()
+    [True, False]
+    >>> observations, rewards, ended, truncated, infos = envs.step([None, "done"])
+    >>> ended.tolist(), infos["_iou"].tolist()
+    ([True, True], [False, True])
+
+    ```
+    """
+
+    _find_rules = staticmethod(find_refine_rules)
+
+    def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
+        """Not to be told: a turn earns an improvement, and may be an edit.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "vertices of a turn have no rewards of their own, as a turn earns what it improved: "
+            "credit whole answers here"
+        )

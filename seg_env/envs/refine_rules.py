@@ -1,4 +1,4 @@
-"""Episodes of several turns: answer, look at the outline drawn on the picture, correct it."""
+"""Episodes of several turns: answer, look at the outline drawn on the image, correct it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from seg_env.data.base import Dataset
 from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.edits import apply_edits, parse_edits
+from seg_env.envs.edits import (
+    RingText,
+    apply_edits,
+    parse_edits,
+    split_outline,
+    write_outline,
+)
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
-from seg_env.envs.observation import draw_outline
+from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText
-from seg_env.envs.written import WrittenRing, as_written, write_outline
 from seg_env.grammar import decode
 from seg_env.types import Prediction
 
@@ -59,15 +63,15 @@ class RefineEpisode(Episode):
     """Turns taken."""
     outline: Prediction | None = None
     """The last outline that was read, None before the first."""
-    written: tuple[WrittenRing, ...] = ()
-    """Its vertices as written."""
+    rings: tuple[RingText, ...] = ()
+    """Its vertices as they are written."""
     value: float = 0.0
     """Its reward; 0 before the first."""
 
     @property
     def text(self) -> str:
         """The outline without spaces or words; empty before the first."""
-        return "" if self.outline is None else write_outline(self.written)
+        return "" if self.outline is None else write_outline(self.rings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +108,6 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             max_characters: Longest action that is read and longest outline that is kept.
             refine_template: Prompt from the second turn on, with ``{question}`` and ``{outline}``,
                 and ``{turn}`` and ``{turns}`` where wanted.
-
-        Raises:
-            ValueError: A number is out of range, or the template lacks a placeholder.
         """
         super().__init__(core)
         core.require_outlines("improving an answer turn by turn", bracketed=True)
@@ -132,12 +133,12 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         return RefineEpisode(question)
 
     def observe(self, episode: RefineEpisode) -> Observation:
-        """Picture and question, from the first outline on with the outline in both."""
+        """Image and question, from the first outline on with the outline in both."""
         observation = super().observe(episode)
         if episode.outline is None:
             return observation
         seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
-        rings = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.written]
+        rings = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in episode.rings]
         words = {
             "question": episode.question.prompt,
             "outline": episode.text,
@@ -169,7 +170,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
                 after = replace(
                     after,
                     outline=turn.outline,
-                    written=as_written(turn.outline),
+                    rings=split_outline(turn.outline),
                     value=float(scores.total[row]),
                 )
             info = self.core.answer_info(after.question, scores, row)
@@ -197,7 +198,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         edits = parse_edits(action)
         if edits is None:
             return _Turn(fault=TurnFault.UNREADABLE)
-        rings = apply_edits(episode.written, edits)
+        rings = apply_edits(episode.rings, edits)
         if rings is None:
             return _Turn(fault=TurnFault.NO_SUCH_VERTEX)
         return self._check(write_outline(rings), episode)
@@ -218,28 +219,3 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             "turn": episode.turn,
             "turns_left": self.turns - episode.turn,
         }
-
-
-def find_refine_rules(
-    dataset: str | Dataset = "scenes",
-    *,
-    turns: int = 3,
-    max_characters: int = DEFAULT_MAX_CHARACTERS,
-    refine_template: str = REFINE_PROMPT,
-    **arguments: Any,
-) -> RefineRules:
-    """The rules of refinement of a data set, from the arguments of an environment.
-
-    Args:
-        dataset: Name of a data set, or a data set object.
-        turns: See `RefineRules`, also for the next two.
-        max_characters: Of actions and outlines.
-        refine_template: From the second turn on.
-        **arguments: Those of `ReferringCore`.
-    """
-    return RefineRules(
-        ReferringCore(dataset, **arguments),
-        turns=turns,
-        max_characters=max_characters,
-        refine_template=refine_template,
-    )

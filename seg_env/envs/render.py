@@ -1,38 +1,45 @@
-"""What `render` returns: a picture with a strip of scores below it, or a few lines of text."""
+"""Everything that is drawn: outlines on images, and what `render` returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from rewards.composite import Term
-from seg_env.envs.overlay import ANSWER_COLOR, INK, TARGET_COLOR, WHITE, draw_overlay, font
 from seg_env.geometry.raster import rasterize
-from seg_env.types import Prediction, Sample
-
-__all__ = [
-    "RENDER_MODES",
-    "Answer",
-    "check_render_mode",
-    "draw_overlay",
-    "draw_panel",
-    "write_report",
-]
+from seg_env.types import Prediction, Ring, Sample, Target
 
 RENDER_MODES = ("rgb_array", "ansi")
 
+Color = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+TARGET_COLOR: Color = (0, 190, 160)
+ANSWER_COLOR: Color = (255, 96, 48)
+WHITE: Color = (255, 255, 255)
+INK: Color = (22, 26, 34)
+
+SHORT_SIDE = 384
+"""Smallest side of a drawing in pixels; smaller images are enlarged."""
+LONG_SIDE = 1600
+"""Largest side of a drawing in pixels; larger images are reduced."""
+_FINER = 3
+"""Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
+_MOST_VERTICES = 200
+"""Answers with more vertices are drawn without dots, which would hide the outline."""
 _MUTED = (150, 158, 172)
 _TRACK = (52, 59, 72)
 _BAD = (255, 138, 128)
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """One scored answer, as far as a picture shows it."""
+class ScoredAnswer:
+    """One scored answer, as far as an image shows it."""
 
     prediction: Prediction
     """The decoded answer."""
@@ -50,31 +57,97 @@ class Answer:
 
 
 def check_render_mode(mode: str | None) -> str | None:
-    """The mode itself.
-
-    Raises:
-        ValueError: It is neither None nor one of `RENDER_MODES`.
-    """
+    """The mode itself, if there is such a mode."""
     if mode is not None and mode not in RENDER_MODES:
         raise ValueError(f"render_mode={mode!r} is unknown; use None, or one of {RENDER_MODES}")
     return mode
 
 
-def draw_panel(
-    sample: Sample, weights: Mapping[str, Term], answer: Answer | None = None
+def draw_overlay(
+    image: NDArray[np.uint8],
+    target: Target | None = None,
+    prediction: Prediction | None = None,
+    *,
+    short_side: int = SHORT_SIDE,
+    numbered: bool = True,
 ) -> NDArray[np.uint8]:
-    """Draw a question and its scored answer.
+    """Draw a target and an answer on their image.
 
-    Before the answer only the picture and the expression are shown, since the truth is what is
-    asked for. The size is that of the drawing after the answer, so that frames can form a video.
+    The target is tinted green within its exact outline; the answer is tinted orange within a line
+    with white borders, its vertices dots with numbers as far as there is room for them. The start
+    of a ring, vertex 0, is a white dot, and so is an answer that is a point.
 
     Args:
-        sample: What is asked about.
-        weights: The rewards with their weights, by name.
-        answer: The answer, None while the question is open.
+        image: ``(H, W, 3) uint8``; not changed.
+        target: What should be outlined, None to leave it out.
+        prediction: The answer, rings in the unit frame of the image, None to leave it out.
+        short_side: Smaller images are enlarged so that their shorter side has this many pixels.
+        numbered: Write numbers beside the vertices.
 
     Returns:
-        ``(H, W, 3) uint8``.
+        ``(H', W', 3) uint8`` with the proportions of the image.
+    """
+    width, height = _drawing_size(image.shape[1], image.shape[0], short_side)
+    drawing = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    scale = min(width, height) / SHORT_SIDE
+    if target is not None:
+        tint = Image.fromarray(target.mask()).resize((width, height), Image.Resampling.NEAREST)
+        drawing.paste(TARGET_COLOR, mask=tint.convert("L").point(lambda value: value * 90 // 255))
+    if prediction is not None and prediction.rings:
+        filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
+        drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
+    lines = Image.new("RGBA", (width * _FINER, height * _FINER))
+    if target is not None:
+        _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
+    if prediction is not None:
+        _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
+        point = () if prediction.point is None else (prediction.point[None],)
+        _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
+    lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
+    drawing.paste(lines, mask=lines)
+    if numbered and prediction is not None:
+        _draw_numbers(drawing, prediction.rings, scale)
+    return np.asarray(drawing).copy()
+
+
+def draw_outline(
+    image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
+) -> NDArray[np.uint8]:
+    """Draw the outline so far on an image of what is seen, at the image's own size.
+
+    The lines are thin and nothing is filled, so that the object stays visible. The first vertex of
+    each ring is a white dot: with it, the direction of the lines can be told.
+
+    Args:
+        image: ``(H, W, 3) uint8``; not changed.
+        rings: Closed rings, ``(V, 2)`` in the unit frame of the image seen.
+        open_ring: A ring that is still being drawn, ``(V, 2)``, joined to nothing at its end.
+
+    Returns:
+        ``(H, W, 3) uint8``, newly allocated.
+    """
+    drawing = Image.fromarray(image)
+    draw = ImageDraw.Draw(drawing)
+    height, width = image.shape[:2]
+    thickness = max(1, round(min(height, width) / 200))
+    paths = [(ring, True) for ring in rings]
+    if open_ring is not None and len(open_ring):
+        paths.append((open_ring, False))
+    for ring, closed in paths:
+        corners = _pixels(ring, (width, height))
+        draw.line(corners + corners[:1] * closed, fill=ANSWER_COLOR, width=thickness)
+        (x, y), radius = corners[0], thickness + 0.5
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=WHITE)
+    return np.asarray(drawing).copy()
+
+
+def draw_panel(
+    sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
+) -> NDArray[np.uint8]:
+    """Draw a question and its scored answer, ``(H, W, 3) uint8``.
+
+    Before the answer only the image and the expression are shown, since the truth is what is
+    asked for. The size is that of the drawing after the answer, so that frames can form a video.
     """
     shown = (sample.target, answer.prediction) if answer else (None, None)
     overlay = draw_overlay(sample.image, *shown)
@@ -103,14 +176,10 @@ def draw_panel(
     return np.asarray(panel).copy()
 
 
-def write_report(sample: Sample, weights: Mapping[str, Term], answer: Answer | None = None) -> str:
-    """The same in a few lines of text, with a map of the two masks.
-
-    Args:
-        sample: What is asked about.
-        weights: The rewards with their weights, by name.
-        answer: The answer, None while the question is open.
-    """
+def write_report(
+    sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
+) -> str:
+    """The same in a few lines of text, with a map of the two masks."""
     height, width = sample.target.size
     lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
     if answer is None:
@@ -142,7 +211,7 @@ def _weight_text(term: Term | None) -> str:
     return "gate" if term.weight == "gate" else f"x {term.weight:g}"
 
 
-def _map_of_masks(sample: Sample, answer: Answer, columns: int = 48) -> list[str]:
+def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> list[str]:
     """Rows of characters: ``#`` both, ``o`` only target, ``+`` only answer, ``X`` a point."""
     height, width = sample.target.size
     rows = int(np.clip(round(columns * height / width / 2), 4, 40))  # letters are twice as high
@@ -160,7 +229,7 @@ def _map_of_masks(sample: Sample, answer: Answer, columns: int = 48) -> list[str
     return ["".join(letter for letter in line) for line in letters] + [key]
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: Answer) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer) -> None:
     """Colours of target and answer, with the answer's size or faults."""
     vertices = sum(len(ring) for ring in answer.prediction.rings)
     size = f"{vertices} vertices" if answer.prediction.form != "point" else "a point"
@@ -205,3 +274,81 @@ def _write_fitting(
             text = text[:-1]
         text = text.rstrip() + "…”"
     draw.text(place, text, WHITE, letters, "lm")
+
+
+@lru_cache(maxsize=32)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def _drawing_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height of the drawing of an image."""
+    scale = max(1.0, short_side / min(width, height))
+    scale = min(scale, LONG_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """A ring in pixels of a canvas ``(width, height)``; what is far outside is moved nearer.
+
+    Lines of any length would take any time.
+    """
+    points = np.clip(np.nan_to_num(ring), -1.0, 2.0) * size
+    return [(x, y) for x, y in points.tolist()]
+
+
+def _draw_rings(
+    lines: Image.Image, rings: tuple[Ring, ...], color: Color, border: Color, width: float
+) -> None:
+    """Closed outlines with a border on both sides, so that they show on any background."""
+    draw = ImageDraw.Draw(lines)
+    for paint, share in ((border, 2.2), (color, 1.0)):
+        thickness = max(1, round(width * share * _FINER))
+        for ring in rings:
+            points = _pixels(ring, lines.size)
+            draw.line([*points, *points[:2]], fill=(*paint, 255), width=thickness, joint="curve")
+
+
+def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -> None:
+    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
+        return
+    draw = ImageDraw.Draw(lines)
+    for ring in rings:
+        points = _pixels(ring, lines.size)
+        for number, (x, y) in reversed(list(enumerate(points))):
+            fill, border = (WHITE, ANSWER_COLOR) if number == 0 else (ANSWER_COLOR, WHITE)
+            size = radius * _FINER * (1.4 if number == 0 else 1.0)
+            draw.ellipse(
+                (x - size, y - size, x + size, y + size),
+                fill=(*fill, 255),
+                outline=(*border, 255),
+                width=max(1, round(size / 2.5)),
+            )
+
+
+def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
+    """Vertex numbers beside their dots, away from the middle of the ring, never overlapping."""
+    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
+        return
+    draw = ImageDraw.Draw(drawing)
+    letters = font(max(9, round(11 * scale)))
+    taken: list[Box] = []
+    for ring in rings:
+        points = np.array(_pixels(ring, drawing.size))
+        outwards = points - points.mean(axis=0)
+        outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-9)
+        places = points + outwards * 12.0 * scale
+        for number, (x, y) in enumerate(places.tolist()):
+            box = draw.textbbox((x, y), str(number), font=letters, anchor="mm", stroke_width=2)
+            inside = box[0] >= 0 and box[1] >= 0
+            inside = inside and box[2] <= drawing.width and box[3] <= drawing.height
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                draw.text(
+                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=INK
+                )
+
+
+def _overlap(one: Box, two: Box) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

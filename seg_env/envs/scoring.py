@@ -52,9 +52,6 @@ class Scorer:
             rewards: Specification string such as ``"mask_iou=1.0 format=0.1"``, or any other form
                 that `RewardSum.from_spec` reads.
             frame: What the numbers in answers mean, see `AnswerFrame.from_spec`.
-
-        Raises:
-            ValueError: A reward or the frame is unknown, or a weight is malformed.
         """
         self.rewards = RewardSum.from_spec(rewards)
         self.answer_frame = AnswerFrame.from_spec(frame)
@@ -74,9 +71,6 @@ class Scorer:
                 object: what is prepared for its target is then prepared once.
             frames: ``N`` coordinate frames; by default those of the answer frame for each sample.
             forms: ``N`` times what was asked for; by default outlines.
-
-        Returns:
-            The scores, in the order of the answers.
 
         Raises:
             ValueError: The sequences differ in length.
@@ -106,19 +100,7 @@ class Scorer:
         return tuple(map(decode_answer, plain, forms, frames))
 
     def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:
-        """Score ``N`` decoded answers in one call of each reward.
-
-        Args:
-            predictions: ``N`` answers, rings in the unit frame of their sample's image.
-            samples: ``N`` samples asked about.
-
-        Returns:
-            The scores, in the order of the answers.
-
-        Raises:
-            ValueError: The sequences differ in length.
-            Exception: Whatever a reward raises.
-        """
+        """Score ``N`` decoded answers in one call of each reward."""
         targets = [sample.target for sample in samples]
         scored = self.rewards.score(predictions, targets)
         # The IoU is almost always one of the rewards already.

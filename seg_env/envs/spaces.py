@@ -1,4 +1,4 @@
-"""Spaces that Gymnasium lacks: outlines written as text, free text, pictures of any size."""
+"""Spaces that Gymnasium lacks: outlines written as text, free text, images of any size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,7 @@ class FreeText(spaces.Text):
     """
 
     def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
-        """Describe the space.
-
-        Args:
-            max_length: Largest number of characters; the smallest is 0.
-            seed: Seed for sampling.
-        """
+        """Describe the space of all strings up to a length."""
         super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
 
     def contains(self, x: Any) -> bool:
@@ -58,26 +53,14 @@ class PolygonText(FreeText):
         forms: tuple[Form, ...] = ("mask",),
         seed: int | None = None,
     ) -> None:
-        """Describe the space.
-
-        Args:
-            max_length: Nominal length in characters; nothing is rejected for being longer.
-            frame: Coordinate frame in which samples are written.
-            decimals: Digits after the decimal point in samples.
-            forms: What samples are.
-            seed: Seed for sampling.
-        """
+        """Describe the space by the frame, the decimals and the forms of its samples."""
         super().__init__(max_length, seed=seed)
         self.frame = frame
         self.decimals = decimals
         self.forms = forms
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``.
-
-        Raises:
-            ValueError: If a mask or a probability is given; neither has a meaning for outlines.
-        """
+        """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``."""
         if mask is not None or probability is not None:
             raise ValueError("PolygonText.sample takes no mask and no probability; call sample()")
         form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
@@ -116,26 +99,18 @@ class PolygonText(FreeText):
 
 
 class ImageSpace(spaces.Space[NDArray[np.uint8]]):
-    """Pictures ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
+    """Images ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
 
     def __init__(self, max_side: int = 16384, *, seed: int | None = None) -> None:
-        """Describe the space.
-
-        Args:
-            max_side: Largest height and width in pixels; the smallest is 1.
-            seed: Seed for sampling.
-
-        Raises:
-            ValueError: If ``max_side`` is below 1.
-        """
+        """Describe the space of images whose sides have 1 to ``max_side`` pixels."""
         if max_side < 1:
-            raise ValueError(f"max_side={max_side}, but a picture has at least 1 pixel")
+            raise ValueError(f"max_side={max_side}, but an image has at least 1 pixel")
         super().__init__(shape=None, dtype=np.uint8, seed=seed)
         self.max_side = int(max_side)
 
     @property
     def is_np_flattenable(self) -> bool:
-        """False: pictures of different sizes have no common length."""
+        """False: images of different sizes have no common length."""
         return False
 
     def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.uint8]:

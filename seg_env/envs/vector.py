@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,15 @@ from numpy.typing import NDArray
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
-from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, own_observation
-from seg_env.envs.infos import Infos, mask_of, merge_infos, pack_infos
-from seg_env.envs.render import RENDER_MODES, Answer, check_render_mode
-from seg_env.envs.step_modes import find_rules
-from seg_env.envs.vector_arguments import (
-    check_actions,
-    check_indices,
-    check_mask,
-    check_seeds,
-    check_tasks,
-    find_mode,
-)
-from seg_env.tasks import Task
+from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
+from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.rules import find_rules
+from seg_env.tasks import Task, check_task
 
 BatchedObservation = dict[str, Any]
-"""``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` pictures; ``prompt``: ``N`` strings."""
+"""``image``: ``(N, H, W, 3) uint8``, or a tuple of ``N`` images; ``prompt``: ``N`` strings."""
+Infos = dict[str, Any]
+"""An ``(N,)`` array for each key, and under ``_key`` a mask of where it holds."""
 Step = tuple[BatchedObservation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
 
 
@@ -74,6 +67,7 @@ class ReferringSegmentationVectorEnv(
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -94,19 +88,16 @@ class ReferringSegmentationVectorEnv(
             render_mode: ``"rgb_array"``, ``"ansi"`` or None.
             max_episode_steps: Accepted as ``make_vec`` may pass it; episodes end by themselves.
             **arguments: Those of `ReferringSegmentationEnv`.
-
-        Raises:
-            ValueError: An argument is not one of what is allowed.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps={max_episode_steps}; an episode has one step")
-        self._mode = find_mode(autoreset_mode)
+        self._mode = _find_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self._rules = self._make_rules(dataset, **arguments)
+        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
         self._core = self._rules.core
         self.single_observation_space = self._rules.observation_space
         self.single_action_space = self._rules.action_space
@@ -116,11 +107,7 @@ class ReferringSegmentationVectorEnv(
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
         self._episodes: list[Episode | None] = [None] * num_envs
         self._open = [False] * num_envs  # which environments wait for an action
-        self._shown: list[tuple[Question, Answer | None]] = []  # what `render` draws
-
-    def _make_rules(self, dataset: str | Dataset, **arguments: Any) -> EpisodeRules[Any]:
-        """What an episode consists of."""
-        return find_rules(dataset, **arguments)
+        self._shown: list[tuple[Question, ScoredAnswer | None]] = []  # what `render` draws
 
     @property
     def core(self) -> ReferringCore:
@@ -149,22 +136,16 @@ class ReferringSegmentationVectorEnv(
                 where indices are given; equal indices, tasks and seeds are one question. Every
                 option may be left out.
 
-        Returns:
-            Batched observations and infos.
-
         Raises:
-            ValueError: A length is not ``N``, another option is given, or there is no such task.
-            TypeError: An index is not a whole number, or the mask not an array of bool.
-            IndexError: There is no such sample.
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
-        chosen = check_mask(given.get("reset_mask"), self.num_envs)
-        indices = check_indices(given.get("indices"), self.num_envs, self._core)
-        tasks = check_tasks(given.get("tasks"), self.num_envs)
+        chosen = _check_mask(given.get("reset_mask"), self.num_envs)
+        indices = self._check_indices(given.get("indices"))
+        tasks = _check_tasks(given.get("tasks"), self.num_envs)
         query_seed = check_query_seed(given.get("query_seed"))
         rows = np.flatnonzero(chosen).tolist()
-        self._seed(check_seeds(seed, self.num_envs), rows)
+        self._seed(_check_seeds(seed, self.num_envs), rows)
         self._ask(
             rows,
             None if indices is None else [indices[row] for row in rows],
@@ -189,10 +170,8 @@ class ReferringSegmentationVectorEnv(
         Raises:
             ResetNeeded: There is an action for an environment without an open question, or no
                 environment has one.
-            TypeError: An action is not a string.
-            ValueError: There are not ``N`` actions.
         """
-        rows, texts = check_actions(actions, self._open)
+        rows, texts = _check_actions(actions, self._open)
         episodes = self._current()
         outcomes = self._rules.step([episodes[row] for row in rows], texts)
         rewards = np.zeros(self.num_envs)
@@ -203,7 +182,7 @@ class ReferringSegmentationVectorEnv(
             rewards[row] = outcome.reward
             terminated[row], truncated[row] = outcome.terminated, outcome.truncated
             self._open[row] = not (outcome.terminated or outcome.truncated)
-        infos = pack_infos(self.num_envs, rows, [outcome.info for outcome in outcomes])
+        infos = _pack_infos(self.num_envs, rows, [outcome.info for outcome in outcomes])
         if self._mode is AutoresetMode.SAME_STEP:
             self._start_next(outcomes, infos)
         return self._observe(), rewards, terminated, truncated, infos
@@ -216,14 +195,6 @@ class ReferringSegmentationVectorEnv(
         Args:
             sources: ``N`` whole numbers: environment ``i`` takes over the episode of environment
                 ``sources[i]``, which goes on being its own as well.
-
-        Returns:
-            Batched observations.
-
-        Raises:
-            ResetNeeded: There is no episode yet.
-            ValueError: There are not ``N`` sources.
-            IndexError: There is no such environment.
         """
         if len(sources) != self.num_envs:
             raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
@@ -242,27 +213,12 @@ class ReferringSegmentationVectorEnv(
         Args:
             texts: ``N`` whole answers to the current questions: the ones that are open or, if
                 autoreset is disabled, were answered last.
-
-        Returns:
-            ``N`` credits; see `seg_env.envs.credit.vertex_credit`.
-
-        Raises:
-            ResetNeeded: There is no question yet.
-            ValueError: There are not ``N`` answers, or a question is not about an outline.
         """
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self._core, questions, texts)
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw what was answered last, or the open questions if nothing was.
-
-        Returns:
-            ``N`` pictures or texts as `ReferringSegmentationEnv.render` gives them; None without
-            render mode.
-
-        Raises:
-            ResetNeeded: There is no question yet.
-        """
+        """Draw what was answered last, or the open questions if nothing was."""
         if self.render_mode is None:
             return None
         self._current()
@@ -270,6 +226,23 @@ class ReferringSegmentationVectorEnv(
             self._core.render(self.render_mode, question, answer)
             for question, answer in self._shown
         )
+
+    def _check_indices(self, indices: object) -> list[int] | None:
+        """``N`` samples to ask about; None if they are drawn."""
+        if indices is None:
+            return None
+        values = np.asarray(indices)
+        if values.dtype.kind not in "iu":
+            raise TypeError(f'options["indices"] is {indices!r:.200}; use whole numbers')
+        if values.shape != (self.num_envs,):
+            raise ValueError(
+                f'options["indices"] has shape {values.shape}; use one index for each of the '
+                f"{self.num_envs} environments"
+            )
+        return [
+            self._core.check_index(value, f'options["indices"][{row}]')
+            for row, value in enumerate(values)
+        ]
 
     def _ask(
         self,
@@ -304,12 +277,12 @@ class ReferringSegmentationVectorEnv(
             return
         final_obs = np.empty(self.num_envs, dtype=object)
         for row in rows:
-            final_obs[row] = own_observation(self._rules.observe(outcomes[row].episode))
-        infos["final_obs"], infos["_final_obs"] = final_obs, mask_of(self.num_envs, rows)
-        infos["final_info"] = pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
-        infos["_final_info"] = mask_of(self.num_envs, rows)
+            final_obs[row] = copy_observation(self._rules.observe(outcomes[row].episode))
+        infos["final_obs"], infos["_final_obs"] = final_obs, _mask_of(self.num_envs, rows)
+        infos["final_info"] = _pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
+        infos["_final_info"] = _mask_of(self.num_envs, rows)
         self._ask(rows, None, [None] * len(rows))
-        merge_infos(infos, self._reset_infos(rows))
+        _merge_infos(infos, self._reset_infos(rows))
 
     def _current(self) -> list[Episode]:
         """The episode of each environment, those that have ended included."""
@@ -336,7 +309,7 @@ class ReferringSegmentationVectorEnv(
     def _reset_infos(self, rows: Sequence[int]) -> Infos:
         episodes = self._current()
         infos = [self._rules.reset_info(episodes[row]) for row in rows]
-        return pack_infos(self.num_envs, rows, infos)
+        return _pack_infos(self.num_envs, rows, infos)
 
     def _seed(self, seeds: Sequence[int | None] | None, rows: Sequence[int]) -> None:
         """Give environments new generators, environment ``i`` that of its own seed."""
@@ -345,3 +318,114 @@ class ReferringSegmentationVectorEnv(
         for row in rows:
             if seeds[row] is not None:
                 self._generators[row] = seeding.np_random(seeds[row])[0]
+
+
+def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
+    """Infos of some environments as Gymnasium packs them, but a column at a time.
+
+    All have the same keys, and values that are str, bool, int or float. Strings become arrays of
+    objects; where nothing is known, arrays are zero.
+    """
+    packed: Infos = {}
+    where = list(rows)
+    for key in infos[0]:
+        kind = type(infos[0][key])
+        column = np.full(num_envs, None) if kind is str else np.zeros(num_envs, dtype=kind)
+        column[where] = [info[key] for info in infos]
+        packed[key], packed[f"_{key}"] = column, _mask_of(num_envs, rows)
+    return packed
+
+
+def _merge_infos(infos: Infos, newer: Infos) -> None:
+    """Write packed infos into others of as many environments, only where the newer ones hold."""
+    for key, column in newer.items():
+        if key.startswith("_"):
+            continue
+        holds = newer[f"_{key}"]
+        if key in infos:
+            infos[key][holds] = column[holds]
+            infos[f"_{key}"] |= holds
+        else:
+            infos[key], infos[f"_{key}"] = column, holds
+
+
+def _mask_of(num_envs: int, rows: Sequence[int]) -> NDArray[np.bool_]:
+    """``(N,) bool``, True in the rows."""
+    mask = np.zeros(num_envs, dtype=np.bool_)
+    mask[list(rows)] = True
+    return mask
+
+
+def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The autoreset mode of a name."""
+    allowed = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
+    for known in allowed:
+        if mode in (known, known.value):
+            return known
+    raise ValueError(
+        f"autoreset_mode={mode!r}; use one of {[known.value for known in allowed]}: next-step "
+        f"autoreset would waste every second step of episodes that have one step"
+    )
+
+
+def _check_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
+    """``(N,) bool``, the environments to reset; None stands for all of them."""
+    if mask is None:
+        return np.ones(num_envs, dtype=np.bool_)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
+    if mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(
+            f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
+            f"shape ({num_envs},) with at least one True"
+        )
+    return mask
+
+
+def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
+    """``N`` tasks to ask; None where the environment should draw one."""
+    if tasks is None:
+        return [None] * num_envs
+    if isinstance(tasks, str):
+        return [check_task(tasks)] * num_envs
+    if not isinstance(tasks, Sequence | np.ndarray) or len(tasks) != num_envs:
+        raise ValueError(
+            f'options["tasks"] is {tasks!r:.200}; use one task, or one for each of the {num_envs} '
+            f"environments"
+        )
+    return [None if task is None else check_task(task) for task in tasks]
+
+
+def _check_seeds(
+    seed: int | Sequence[int | None] | None, num_envs: int
+) -> Sequence[int | None] | None:
+    """One seed for each environment, counted up from a single one."""
+    if seed is None:
+        return None
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + row for row in range(num_envs)]
+    if len(seed) != num_envs:
+        raise ValueError(f"{len(seed)} seeds for {num_envs} environments; give one each")
+    return seed
+
+
+def _check_actions(
+    actions: Sequence[str | None], is_open: Sequence[bool]
+) -> tuple[list[int], list[str]]:
+    """The environments that wait for an action, and an action for each of them."""
+    if isinstance(actions, str):
+        raise TypeError(f"the actions are a single str; give {len(is_open)} answers")
+    texts = list(actions)
+    if len(texts) != len(is_open):
+        raise ValueError(f"{len(texts)} answers for {len(is_open)} environments; give one each")
+    closed = [row for row, waits in enumerate(is_open) if not waits]
+    if len(closed) == len(texts) or any(texts[row] is not None for row in closed):
+        raise ResetNeeded(f"Environments {closed} have no open question: call reset() first")
+    rows = [row for row, waits in enumerate(is_open) if waits]
+    chosen: list[str] = []
+    for row in rows:
+        text = texts[row]
+        if not isinstance(text, str):
+            raise TypeError(f"answer {row} is a {type(text).__name__}; use a str")
+        chosen.append(text)
+    return rows, chosen

@@ -12,10 +12,10 @@ import numpy as np
 from gymnasium import spaces
 
 from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.edits import NUMBER, RingText, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
-from seg_env.envs.observation import draw_outline
+from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText
-from seg_env.envs.written import NUMBER, WrittenRing, write_outline
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import MAX_VERTICES
 from seg_env.types import Ring
@@ -48,9 +48,9 @@ class VertexEpisode(Episode):
 
     vertices_left: int
     """Actions left before the outline is closed by force."""
-    rings: tuple[WrittenRing, ...] = ()
+    rings: tuple[RingText, ...] = ()
     """Rings that are complete."""
-    open_ring: WrittenRing = ()
+    open_ring: RingText = ()
     """Vertices of the ring that is being drawn; none if the next vertex begins a ring."""
     value: float = 0.0
     """Reward of the outline so far if it were closed; 0 at the start."""
@@ -71,27 +71,17 @@ class VertexEpisode(Episode):
 class VertexText(FreeText):
     """Actions of ``step_mode="vertex"``: any string at all, sampled as legal actions.
 
-    Most samples are vertices inside the picture, some close the outline or a ring.
+    Most samples are vertices inside the image, some close the outline or a ring.
     """
 
     def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
-        """Describe the space.
-
-        Args:
-            frame: Coordinate frame in which samples are written.
-            decimals: Digits after the decimal point, none in frames of whole numbers.
-            seed: Seed for sampling.
-        """
+        """Describe the space by the frame and the decimals in which samples are written."""
         super().__init__(_CHARACTERS_OF_A_VERTEX, seed=seed)
         self.frame = frame
         self.decimals = decimals
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw ``[x,y]``, ``],[`` or ``]``.
-
-        Raises:
-            ValueError: If a mask or a probability is given.
-        """
+        """Draw ``[x,y]``, ``],[`` or ``]``."""
         if mask is not None or probability is not None:
             raise ValueError("VertexText.sample takes no mask and no probability; call sample()")
         kind = self.np_random.random()
@@ -141,10 +131,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             core: Asks and scores.
             max_vertices: Actions (vertices, ring ends and faults) before an outline that is still
                 open is closed by force.
-            render_outline: Draw the outline so far on the picture that is observed.
-
-        Raises:
-            ValueError: An outline of so many vertices cannot be drawn or would not be read.
+            render_outline: Draw the outline so far on the image that is observed.
         """
         super().__init__(core)
         core.require_outlines('step_mode="vertex"', bracketed=True)
@@ -162,7 +149,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         return VertexEpisode(question, self.max_vertices)
 
     def observe(self, episode: VertexEpisode) -> Observation:
-        """Picture, question, and the outline so far."""
+        """Image, question, and the outline so far."""
         observation = super().observe(episode) | {"outline": episode.text}
         if self.render_outline:
             seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
@@ -202,8 +189,8 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         return outcomes
 
 
-def _points(ring: WrittenRing, seen: Frame) -> Ring:
-    """A ring in the unit frame of the picture seen."""
+def _points(ring: RingText, seen: Frame) -> Ring:
+    """A ring in the unit frame of the image seen."""
     return seen.to_unit(np.array(ring, dtype=np.float64))
 
 

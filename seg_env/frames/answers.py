@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field, replace
 
 from seg_env.errors import WrongOptionError
-from seg_env.frames.letterbox import LetterboxFrame
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,
@@ -18,7 +17,7 @@ from seg_env.frames.models import (
     normalize_tokens,
     write_tokens,
 )
-from seg_env.frames.plain import Frame, PixelFrame
+from seg_env.frames.plain import Frame, letterbox_frame, pixel_frame
 from seg_env.types import Form
 
 AUTO = "auto"
@@ -54,9 +53,6 @@ class AnswerFrame:
         Args:
             spec: One of `FAMILIES`, a transformers model type such as ``"qwen3_vl"``,
                 ``"pixel:WxH"``, a `Frame`, or an answer frame.
-
-        Raises:
-            ValueError: There is no frame of that name.
         """
         if isinstance(spec, AnswerFrame):
             return spec
@@ -87,15 +83,11 @@ class AnswerFrame:
         return replace(self, canvas_size=canvas_size)
 
     def for_view(self, image_size: tuple[int, int]) -> Frame:
-        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels.
-
-        Raises:
-            ValueError: The processor would refuse the image.
-        """
+        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels."""
         if self.fixed is not None:
             return self.fixed
         if pixels := _PIXELS.fullmatch(self.family):
-            return PixelFrame(int(pixels[1]), int(pixels[2]))
+            return pixel_frame(int(pixels[1]), int(pixels[2]))
         return family_frame(self.family, self.canvas_size or image_size, self.resize)
 
     def for_image(self, image_size: tuple[int, int]) -> Frame:
@@ -104,12 +96,15 @@ class AnswerFrame:
         Raises:
             ValueError: The processor would refuse the image.
         """
-        return frame_of_view(self.for_view(image_size), image_size, self.canvas_size)
+        seen = self.for_view(image_size)
+        if self.canvas_size in (None, image_size):
+            return seen
+        return letterbox_frame(seen, image_size, self.canvas_size)
 
     def widest(self) -> Frame:
         """Frame whose limits hold for images of every size: that of answers, or a larger one."""
         if self.depends_on_image:
-            return PixelFrame(_LARGEST_SIDE, _LARGEST_SIDE)
+            return pixel_frame(_LARGEST_SIDE, _LARGEST_SIDE)
         return self.for_view((1, 1))
 
     def normalize(self, text: str, form: Form = "mask") -> str:
@@ -141,9 +136,6 @@ def find_answer_frame(
         model_name: Its folder or hub id.
         recorded: The frame that its configuration records.
         resize: How its processor resizes images.
-
-    Raises:
-        ValueError: There is no such frame.
     """
     resize = resize or ResizeSettings()
     if name == AUTO:
@@ -166,21 +158,6 @@ def is_frame_name(name: str) -> bool:
     """Whether a name is one of `FAMILIES` or ``pixel:WxH`` with positive sides."""
     match = _PIXELS.fullmatch(name)
     return name in FAMILIES or (match is not None and int(match[1]) > 0 and int(match[2]) > 0)
-
-
-def frame_of_view(
-    inner: Frame, image_size: tuple[int, int], canvas_size: tuple[int, int] | None
-) -> Frame:
-    """Frame that maps numbers about the image seen to the unit frame of the native image.
-
-    Args:
-        inner: Frame of the numbers relative to the image seen.
-        image_size: ``(H, W)`` of the native image.
-        canvas_size: ``(H, W)`` of the image seen, None for the native image itself.
-    """
-    if canvas_size is None or canvas_size == image_size:
-        return inner
-    return LetterboxFrame(inner, image_size, canvas_size)
 
 
 def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:

@@ -8,28 +8,57 @@ from dataclasses import dataclass
 from typing import Any
 
 from seg_env.frames.plain import (
+    PERMILLE,
     UNIT,
-    BinFrame,
     Frame,
-    PermilleFrame,
-    PixelFrame,
-    RowFirstFrame,
+    bin_frame,
     check_size,
+    pixel_frame,
+    row_first_frame,
 )
 from seg_env.types import Form
 
-FAMILIES = {
-    "unit": "fractions of the image, x/W and y/H",
-    "permille": "whole numbers from 0 to 1000 relative to the image",
-    "pixels": "pixels of the image itself",
-    "qwen2.5-vl": "pixels of the image as the processor resizes it",
-    "florence": "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
-    "paligemma": "tokens <loc0000> to <loc1023> from border to border, y before x",
+
+@dataclass(frozen=True)
+class _Family:
+    """What models of one family write."""
+
+    meaning: str
+    frame: Frame | None = None
+    """Frame for images of all sizes, None for pixels."""
+    token: str = ""
+    """Regular expression of a location token, empty for bracketed numbers."""
+    token_format: str = ""
+    separator: str = ""
+    """What stands between the rings of an answer in tokens."""
+
+
+_TABLE = {
+    "unit": _Family("fractions of the image, x/W and y/H", UNIT),
+    "permille": _Family("whole numbers from 0 to 1000 relative to the image", PERMILLE),
+    "pixels": _Family("pixels of the image itself"),
+    "qwen2.5-vl": _Family("pixels of the image as the processor resizes it"),
+    "florence": _Family(
+        "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
+        bin_frame(1000),
+        r"<loc_([0-9]{1,4})>",
+        "<loc_{}>",
+        "<sep>",
+    ),
+    "paligemma": _Family(
+        "tokens <loc0000> to <loc1023> from border to border, y before x",
+        row_first_frame(1023),
+        r"<loc([0-9]{4})>",
+        "<loc{:0>4}>",
+        " ; ",
+    ),
 }
+
+FAMILIES = {name: family.meaning for name, family in _TABLE.items()}
 """Families of models by the numbers that they write, and what these mean."""
-TOKEN_FAMILIES = ("florence", "paligemma")
+TOKEN_FAMILIES = tuple(name for name, family in _TABLE.items() if family.token)
 """Those that write location tokens in place of bracketed numbers."""
-IMAGE_DEPENDENT = ("pixels", "qwen2.5-vl")
+IMAGE_DEPENDENT = tuple(name for name, family in _TABLE.items() if family.frame is None)
 """Those whose limits are other ones for images of another size."""
 
 FAMILY_OF_MODEL = {
@@ -51,22 +80,20 @@ FAMILY_OF_MODEL = {
 Checkpoints of SimpleSeg write fractions whatever they were made from."""
 
 _LONGEST_TEXT = 1 << 18  # What `seg_env.grammar.decode` reads; longer texts are not worth the work.
-_TOKENS = {"florence": r"<loc_([0-9]{1,4})>", "paligemma": r"<loc([0-9]{4})>"}
-_WRITTEN = {"florence": ("<loc_{}>", "<sep>"), "paligemma": ("<loc{:0>4}>", " ; ")}
 _NUMBERS = {"bbox": 4, "point": 2}
 _KNOWN_TAGS = re.compile(r"</?(?:poly|sep|s|pad|eos|bos)>")
 
 
 @dataclass(frozen=True)
 class ResizeSettings:
-    """How a Qwen2-VL or Qwen2.5-VL processor resizes pictures; defaults as the models ship."""
+    """How a Qwen2-VL or Qwen2.5-VL processor resizes images; defaults as the models ship."""
 
     factor: int = 28
     """Both sides become multiples of this: patch size times merge size."""
     min_pixels: int = 56 * 56
-    """Fewest pixels of a resized picture."""
+    """Fewest pixels of a resized image."""
     max_pixels: int = 28 * 28 * 16384
-    """Most pixels of a resized picture."""
+    """Most pixels of a resized image."""
 
     @classmethod
     def from_processor(cls, image_processor: Any) -> ResizeSettings:
@@ -86,22 +113,19 @@ class ResizeSettings:
 
 
 def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) -> tuple[int, int]:
-    """Size that a Qwen2-VL or Qwen2.5-VL processor gives to a picture before the model sees it.
+    """Size that a Qwen2-VL or Qwen2.5-VL processor gives to a image before the model sees it.
 
     Both sides are rounded to multiples of the factor; if the area is then outside of what is
-    allowed, the picture is scaled to the nearer bound first and the sides rounded towards the
+    allowed, the image is scaled to the nearer bound first and the sides rounded towards the
     inside. Equal to transformers' rule of the same name.
 
     Args:
-        size: ``(H, W)`` of the picture in pixels.
+        size: ``(H, W)`` of the image in pixels.
         settings: Those of the processor.
-
-    Returns:
-        ``(H, W)`` of the resized picture.
 
     Raises:
         ValueError: A side is not positive, or one is more than 200 times the other: the processor
-            refuses such pictures too.
+            refuses such images too.
     """
     check_size("smart_resize", size)
     if max(size) > 200 * min(size):
@@ -128,27 +152,21 @@ def family_of_model(model_type: str) -> str:
 def family_frame(
     family: str, image_size: tuple[int, int], settings: ResizeSettings | None = None
 ) -> Frame:
-    """Frame of a family for one picture.
+    """Frame of a family for one image.
 
     Args:
         family: One of `FAMILIES`.
-        image_size: ``(H, W)`` of the picture handed to the processor.
+        image_size: ``(H, W)`` of the image handed to the processor.
         settings: How the processor resizes.
 
     Raises:
-        ValueError: There is no such family, or the processor would refuse the picture.
+        ValueError: There is no such family, or the processor would refuse the image.
     """
-    _check_family(family)
-    if family in IMAGE_DEPENDENT:
-        resized = smart_resize(image_size, settings) if family == "qwen2.5-vl" else image_size
-        return PixelFrame(width=resized[1], height=resized[0])
-    of_any_size: dict[str, Frame] = {
-        "unit": UNIT,
-        "permille": PermilleFrame(),
-        "florence": BinFrame(),
-        "paligemma": RowFirstFrame(),
-    }
-    return of_any_size[family]
+    frame = _find(family).frame
+    if frame is not None:
+        return frame
+    height, width = smart_resize(image_size, settings) if family == "qwen2.5-vl" else image_size
+    return pixel_frame(width, height)
 
 
 def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
@@ -170,14 +188,10 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
 
     Returns:
         The rewritten text. Time is linear in its length; very long texts are returned unchanged.
-
-    Raises:
-        ValueError: There is no such family.
     """
-    _check_family(family)
-    if family not in _TOKENS or len(text) > _LONGEST_TEXT:
+    token = _find(family).token
+    if not token or len(text) > _LONGEST_TEXT:
         return text
-    token = _TOKENS[family]
     rings, runs = [], []
     for run in re.finditer(rf"(?:{token}\s*+)++", text):
         numbers = [str(int(number)) for number in re.findall(token, run[0])]
@@ -204,23 +218,20 @@ def write_tokens(text: str, family: str) -> str:
         text: What `seg_env.grammar.encode` or `seg_env.grammar.answers.encode_numbers` wrote in the
             family's frame; ``[]``, "no target", stays as it is.
         family: One of `FAMILIES`; those that write no tokens get the text itself.
-
-    Raises:
-        ValueError: There is no such family.
     """
-    _check_family(family)
-    if family not in _WRITTEN or text == "[]":
+    tokens = _find(family)
+    if not tokens.token or text == "[]":
         return text
-    form, separator = _WRITTEN[family]
-    rings = text.split("]],[[")
-    return separator.join(
-        "".join(form.format(number) for number in re.findall(r"[0-9]+", ring)) for ring in rings
+    return tokens.separator.join(
+        "".join(tokens.token_format.format(number) for number in re.findall(r"[0-9]+", ring))
+        for ring in text.split("]],[[")
     )
 
 
-def _check_family(family: str) -> None:
-    if family not in FAMILIES:
+def _find(family: str) -> _Family:
+    if family not in _TABLE:
         raise ValueError(f"family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
+    return _TABLE[family]
 
 
 def _entry(size: Any, key: str) -> int | None:

@@ -1,9 +1,8 @@
-"""Frames whose numbers are fractions, parts of a thousand, pixels or bins of the picture seen."""
+"""The affine map between the numbers of an answer and the unit frame of its image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,234 +11,162 @@ Points = NDArray[np.float64]
 """``(V, 2)`` points ``(x, y)``; the unit depends on the frame."""
 
 
-class Frame(Protocol):
-    """How the numbers of an answer relate to the unit frame of the image asked about."""
-
-    @property
-    def name(self) -> str:
-        """Short name for logs and configuration files."""
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Largest legal x and the largest legal y; the smallest is 0 for both."""
-
-    @property
-    def limit(self) -> float:
-        """The larger of `limits`."""
-
-    @property
-    def integer(self) -> bool:
-        """True when answers in this frame are written with whole numbers."""
-
-    def to_unit(self, points: Points) -> Points:
-        """Map ``(V, 2)`` numbers as written to the unit frame."""
-
-    def from_unit(self, points: Points) -> Points:
-        """Map ``(V, 2)`` unit-frame points to (unrounded) numbers of this frame."""
-
-
 @dataclass(frozen=True, slots=True)
-class UnitFrame:
-    """``x / W`` and ``y / H``, the frame of SimpleSeg (arXiv 2601.19228) and of this library."""
+class Frame:
+    """How the numbers of an answer relate to the unit frame of the image asked about.
 
-    @property
-    def name(self) -> str:
-        """Always ``"unit"``."""
-        return "unit"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """``(1, 1)``."""
-        return 1.0, 1.0
-
-    @property
-    def limit(self) -> float:
-        """1."""
-        return 1.0
-
-    @property
-    def integer(self) -> bool:
-        """False: numbers are decimal fractions."""
-        return False
-
-    def to_unit(self, points: Points) -> Points:
-        """Return the points themselves, not a copy."""
-        return points
-
-    def from_unit(self, points: Points) -> Points:
-        """Return the points themselves, not a copy."""
-        return points
-
-
-@dataclass(frozen=True, slots=True)
-class PermilleFrame:
-    """Whole numbers 0-1000 relative to the image (Qwen2-VL, Qwen3-VL)."""
-
-    @property
-    def name(self) -> str:
-        """Always ``"permille"``."""
-        return "permille"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """``(1000, 1000)``."""
-        return 1000.0, 1000.0
-
-    @property
-    def limit(self) -> float:
-        """1000."""
-        return 1000.0
-
-    @property
-    def integer(self) -> bool:
-        """True: numbers are whole."""
-        return True
-
-    def to_unit(self, points: Points) -> Points:
-        """Divide by 1000."""
-        return points / 1000.0
-
-    def from_unit(self, points: Points) -> Points:
-        """Multiply by 1000."""
-        return points * 1000.0
-
-
-@dataclass(frozen=True, slots=True)
-class PixelFrame:
-    """Pixels of the picture the model sees (Qwen2.5-VL: after its own resizing).
-
-    Raises:
-        ValueError: if a side is not positive.
+    Numbers are ``size * points + origin`` of the unit frame. Where the policy saw the image inside
+    a canvas, those are pixels of the canvas, and ``inner`` says how such pixels are written.
     """
 
-    width: int
-    """Width of that picture in pixels."""
-    height: int
-    """Height of that picture in pixels."""
-
-    def __post_init__(self) -> None:
-        """Reject an empty picture."""
-        check_size("PixelFrame", (self.height, self.width))
-
-    @property
-    def name(self) -> str:
-        """For example ``"pixels-640x480"``, width first."""
-        return f"pixels-{self.width}x{self.height}"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """``(width, height)``: the right and the lower border are legal positions."""
-        return float(self.width), float(self.height)
-
-    @property
-    def limit(self) -> float:
-        """The longer side."""
-        return float(max(self.width, self.height))
-
-    @property
-    def integer(self) -> bool:
-        """True: numbers are whole."""
-        return True
+    name: str
+    """Short name for logs and configuration files."""
+    limits: tuple[float, float]
+    """Largest legal x and y as written, in the order written; the smallest is 0 for both."""
+    integer: bool = True
+    """Whether answers are written with whole numbers."""
+    size: tuple[float, float] = (1.0, 1.0)
+    """What the width and the height of the image are in numbers of this frame."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """The numbers of the image's top left corner."""
+    row_first: bool = False
+    """Whether a point is written ``(y, x)``."""
+    inner: Frame | None = None
+    """Frame of the numbers relative to the whole canvas; None without a canvas."""
+    canvas: tuple[int, int] = (1, 1)
+    """``(width, height)`` of the canvas in pixels."""
 
     def to_unit(self, points: Points) -> Points:
-        """Divide x by the width and y by the height."""
-        return points / (self.width, self.height)
+        """Map ``(V, 2)`` numbers as written to the unit frame; no copy where nothing changes."""
+        if self == UNIT:
+            return points
+        if self.inner is not None:
+            points = self.inner.to_unit(points) * self.canvas
+        if self.row_first:
+            points = points[:, ::-1]
+        return (points - self.origin) / self.size
 
     def from_unit(self, points: Points) -> Points:
-        """Multiply x by the width and y by the height."""
-        return points * (self.width, self.height)
+        """Map ``(V, 2)`` unit-frame points to unrounded numbers; no copy if nothing changes."""
+        if self == UNIT:
+            return points
+        points = points * self.size + self.origin
+        if self.row_first:
+            points = points[:, ::-1]
+        return points if self.inner is None else self.inner.from_unit(points / self.canvas)
 
 
-@dataclass(frozen=True, slots=True)
-class BinFrame:
+UNIT = Frame("unit", (1.0, 1.0), integer=False)
+"""``x / W`` and ``y / H``: the default, of SimpleSeg (arXiv 2601.19228) and of this library."""
+
+PERMILLE = Frame("permille", (1000.0, 1000.0), size=(1000.0, 1000.0))
+"""Whole numbers 0-1000 relative to the image (Qwen2-VL, Qwen3-VL)."""
+
+
+def pixel_frame(width: int, height: int) -> Frame:
+    """Pixels of the image the model sees (Qwen2.5-VL: after its own resizing).
+
+    Raises:
+        ValueError: A side is not positive.
+    """
+    check_size("pixel_frame", (height, width))
+    size = float(width), float(height)
+    return Frame(f"pixels-{width}x{height}", size, size=size)
+
+
+def bin_frame(bins: int = 1000) -> Frame:
     """Numbers of equal bins, each standing for its middle (Florence-2: 1000 bins a side).
 
     Source: the quantizer of Florence-2's processor: ``floor(x / W * bins)`` is written and
-    ``(bin + 0.5) / bins * W`` read.
+    ``(bin + 0.5) / bins * W`` read. `Frame.from_unit` gives -0.5 to ``bins - 0.5``; rounded and cut
+    to the limits it is the bin of the point.
 
     Raises:
-        ValueError: if there is no bin.
+        ValueError: There is no bin.
     """
-
-    bins: int = 1000
-    """Bins along each side."""
-
-    def __post_init__(self) -> None:
-        """Reject a picture without bins."""
-        if self.bins < 1:
-            raise ValueError(f"BinFrame: bins={self.bins}, but at least 1 is needed")
-
-    @property
-    def name(self) -> str:
-        """For example ``"bins-1000"``."""
-        return f"bins-{self.bins}"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The last bin, twice."""
-        return self.limit, self.limit
-
-    @property
-    def limit(self) -> float:
-        """The last bin."""
-        return float(self.bins - 1)
-
-    @property
-    def integer(self) -> bool:
-        """True: numbers are whole."""
-        return True
-
-    def to_unit(self, points: Points) -> Points:
-        """The middle of each bin."""
-        return (points + 0.5) / self.bins
-
-    def from_unit(self, points: Points) -> Points:
-        """From -0.5 to ``bins - 0.5``; rounded and cut to `limits` it is the bin of the point."""
-        return points * self.bins - 0.5
+    if bins < 1:
+        raise ValueError(f"bin_frame: bins={bins}, but at least 1 is needed")
+    last, size = float(bins - 1), float(bins)
+    return Frame(f"bins-{bins}", (last, last), size=(size, size), origin=(-0.5, -0.5))
 
 
-@dataclass(frozen=True, slots=True)
-class RowFirstFrame:
+def row_first_frame(largest: int = 1023) -> Frame:
     """Points written as ``(y, x)``, whole numbers from one border to the other (PaliGemma).
 
     Source: the preprocessing of big_vision's PaliGemma, which writes ``round(y / H * 1023)`` before
     ``round(x / W * 1023)``. Readers that divide by 1024 are off by up to a thousandth of the image.
+
+    Args:
+        largest: What the right and the lower border are written as.
     """
-
-    largest: int = 1023
-    """What the right and the lower border are written as."""
-
-    @property
-    def name(self) -> str:
-        """For example ``"row-first-1023"``."""
-        return f"row-first-{self.largest}"
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The same for both."""
-        return self.limit, self.limit
-
-    @property
-    def limit(self) -> float:
-        """The number of the right and the lower border."""
-        return float(self.largest)
-
-    @property
-    def integer(self) -> bool:
-        """True: numbers are whole."""
-        return True
-
-    def to_unit(self, points: Points) -> Points:
-        """Divide, and put x first."""
-        return points[:, ::-1] / self.largest
-
-    def from_unit(self, points: Points) -> Points:
-        """Multiply, and put y first."""
-        return points[:, ::-1] * self.largest
+    size = float(largest), float(largest)
+    return Frame(f"row-first-{largest}", size, size=size, row_first=True)
 
 
-UNIT = UnitFrame()
-"""The default frame."""
+def letterbox_frame(
+    inner: Frame, source_size: tuple[int, int], canvas_size: tuple[int, int]
+) -> Frame:
+    """Answers about an image that was scaled into a canvas and padded, mapped to the source image.
+
+    The placement is that of `letterbox_geometry`, so code that draws the canvas and this frame
+    agree to the pixel. Numbers that point at the padding are legal and map outside [0, 1].
+
+    Args:
+        inner: Frame of the answers relative to the whole canvas.
+        source_size: ``(H, W)`` of the source image in pixels.
+        canvas_size: ``(H, W)`` of the canvas in pixels.
+
+    Returns:
+        The frame, named for example ``"letterbox-640x480-in-224x224-unit"``, widths first.
+
+    Raises:
+        ValueError: A side is not positive.
+    """
+    left, top, width, height = letterbox_geometry(source_size, canvas_size)
+    canvas_height, canvas_width = canvas_size
+    placement = f"{source_size[1]}x{source_size[0]}-in-{canvas_width}x{canvas_height}"
+    return Frame(
+        f"letterbox-{placement}-{inner.name}",
+        inner.limits,
+        inner.integer,
+        size=(width, height),
+        origin=(left, top),
+        inner=inner,
+        canvas=(canvas_width, canvas_height),
+    )
+
+
+def letterbox_geometry(
+    source_size: tuple[int, int], canvas_size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Place an image centrally in a canvas, as large as it fits, in whole pixels.
+
+    The side that limits the scale fills the canvas exactly; the other is rounded half up in integer
+    arithmetic (so every platform agrees) and is at least one pixel.
+
+    Args:
+        source_size: ``(H, W)`` of the image in pixels.
+        canvas_size: ``(H, W)`` of the canvas in pixels.
+
+    Returns:
+        ``(left, top, width, height)`` of the scaled image in canvas pixels.
+
+    Raises:
+        ValueError: A side is not positive.
+    """
+    check_size("source_size", source_size)
+    check_size("canvas_size", canvas_size)
+    (source_height, source_width), (canvas_height, canvas_width) = source_size, canvas_size
+    width, height = canvas_width, canvas_height
+    if source_width * canvas_height >= source_height * canvas_width:
+        height = max(1, _divide_half_up(source_height * canvas_width, source_width))
+    else:
+        width = max(1, _divide_half_up(source_width * canvas_height, source_height))
+    return (canvas_width - width) // 2, (canvas_height - height) // 2, width, height
+
+
+def _divide_half_up(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def check_size(what: str, size: tuple[int, int]) -> None:

@@ -34,9 +34,6 @@ def trace(mask: NDArray[np.bool_]) -> tuple[Ring, ...]:
     Returns:
         Rings in the unit frame in canonical order (see `seg_env.geometry.polygon.canonical`), only
         vertices where the direction changes. Empty for an empty mask.
-
-    Raises:
-        ValueError: The array is not two-dimensional.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.polygon import Ring, ring_area, roles
-from seg_env.geometry.raster import ring_spans, toggles, union_spans
-from seg_env.geometry.rle import Rle
+from seg_env.geometry.raster import ring_spans, toggles
+from seg_env.geometry.rle import Rle, union_spans
 
 _MAX_LAYERS = 8  # With more runs than this in one column, searching the runs is faster.
 _MAX_CROSSINGS = 1 << 22  # Upper bound of crossings worked on at once (several predictions).

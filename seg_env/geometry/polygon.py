@@ -21,11 +21,7 @@ MAX_COORDINATE = 1e6
 
 
 def ring_area(ring: Ring) -> float:
-    """Signed area by the shoelace formula, positive when clockwise on screen (y down).
-
-    Args:
-        ring: ``(V, 2)`` vertices, not closed. Fewer than three give 0.
-    """
+    """Signed area by the shoelace formula, positive when clockwise on screen (y down)."""
     if len(ring) < 3:
         return 0.0
     x, y = ring[:, 0] - ring[0, 0], ring[:, 1] - ring[0, 1]
@@ -36,36 +32,6 @@ def ring_perimeter(ring: Ring) -> float:
     """Length of the closed ring, in the units of its coordinates."""
     steps = np.diff(ring, axis=0, append=ring[:1])
     return float(np.hypot(steps[:, 0], steps[:, 1]).sum())
-
-
-def ring_centroid(ring: Ring) -> NDArray[np.float64]:
-    """Centroid ``(2,)`` of the enclosed area; the mean vertex when the area is 0.
-
-    Raises:
-        ValueError: The ring has no vertex.
-    """
-    if not len(ring):
-        raise ValueError("the centroid of a ring without vertices is undefined")
-    area = ring_area(ring)
-    # Relative to the first vertex, so that the products do not cancel far from the origin.
-    local = ring - ring[0]
-    x, y = local[:, 0], local[:, 1]
-    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
-    scale = float(np.abs(local).max()) ** 2
-    if abs(area) <= 1e-12 * scale or area == 0.0:
-        return np.asarray(ring.mean(axis=0), dtype=np.float64)
-    moments = ((local[:-1] + local[1:]) * cross[:, None]).sum(axis=0)
-    return np.asarray(ring[0] + moments / (6.0 * area), dtype=np.float64)
-
-
-def bbox(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
-    """``(x0, y0, x1, y1)`` around all vertices; all 0 when there is none."""
-    points = [ring for ring in rings if len(ring)]
-    if not points:
-        return 0.0, 0.0, 0.0, 0.0
-    stacked = np.concatenate(points)
-    low, high = stacked.min(axis=0), stacked.max(axis=0)
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
 def is_simple(ring: Ring) -> bool:

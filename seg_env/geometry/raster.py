@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.polygon import Ring, ring_area, roles
-from seg_env.geometry.rle import Rle
+from seg_env.geometry.rle import Rle, union_spans
 
 LIMIT = float(1 << 26)
 """Largest absolute coordinate on the five times finer grid; farther vertices are moved there.
@@ -172,17 +172,6 @@ def _exact_rows(
     return np.asarray(np.floor((fine_row + 2.0) / 5.0))
 
 
-def union_spans(spans: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Unite spans that may overlap: pairs of start and end, the pairs in any order."""
-    # Starts sort before ends at one place, so spans that touch become one.
-    events = spans.astype(np.int64) * 2
-    events[1::2] += 1
-    events.sort()
-    depth = np.cumsum(1 - 2 * (events & 1))
-    outermost = (depth == 0) | ((depth == 1) & (events & 1 == 0))
-    return np.asarray(events[outermost] >> 1)
-
-
 def _paint(
     spans: NDArray[np.integer], other: NDArray[np.integer], *, add: bool
 ) -> NDArray[np.int64]:
@@ -234,12 +223,7 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
 
 
 def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Number of pixels ``(R,)`` that each ring encloses by itself.
-
-    Args:
-        rings: R finite rings in the unit frame, each of at least one vertex.
-        size: ``(H, W)`` of the raster.
-    """
+    """Number of pixels ``(R,)`` that each of some finite rings encloses by itself."""
     if not rings:
         return np.zeros(0, dtype=np.int64)
     points = np.concatenate(rings) * (float(size[1]), float(size[0]))
@@ -250,12 +234,7 @@ def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int6
 
 
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:
-    """Fill rings by COCO's rule, holes taken out, as run lengths.
-
-    Args:
-        rings: Rings in the unit frame, any orientation.
-        size: ``(H, W)`` of the mask in pixels.
-    """
+    """Fill rings of the unit frame by COCO's rule, holes taken out, as run lengths."""
     height, width = size
     spans = ring_spans(rings, size)
     flat = spans - spans // (height + 1)  # Column-major pixel index.
@@ -263,10 +242,5 @@ def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:
 
 
 def rasterize(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill rings by COCO's rule, holes taken out, as an ``(H, W)`` boolean mask.
-
-    Args:
-        rings: Rings in the unit frame, any orientation.
-        size: ``(H, W)`` of the mask in pixels.
-    """
+    """Fill rings of the unit frame by COCO's rule, holes taken out, as an ``(H, W)`` mask."""
     return rasterize_rle(rings, size).to_mask()

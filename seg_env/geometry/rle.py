@@ -53,11 +53,7 @@ class Rle:
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Rle:
-        """Encode an ``(H, W)`` mask; any non-zero value is foreground.
-
-        Raises:
-            ValueError: The array is not two-dimensional.
-        """
+        """Encode an ``(H, W)`` mask; any non-zero value is foreground."""
         mask = np.asarray(mask)
         if mask.ndim != 2:
             raise ValueError(f"a mask has shape (H, W), got {mask.shape}")
@@ -69,11 +65,7 @@ class Rle:
 
     @classmethod
     def from_counts(cls, size: Sequence[int], counts: ArrayLike) -> Rle:
-        """Read COCO's uncompressed form, ``{"size": [H, W], "counts": [...]}``.
-
-        Raises:
-            ValueError: Negative or non-integer runs, or runs that do not sum to ``H * W``.
-        """
+        """Read COCO's uncompressed form, ``{"size": [H, W], "counts": [...]}``."""
         try:
             array = np.asarray(counts)
         except (ValueError, OverflowError) as error:
@@ -114,29 +106,14 @@ class Rle:
 
     @classmethod
     def union_of(cls, masks: Iterable[Rle]) -> Rle:
-        """The union of one or more masks of one size.
-
-        Raises:
-            ValueError: No mask is given, or the sizes differ.
-        """
+        """The union of one or more masks of one size."""
         masks = list(masks)
         if not masks:
             raise ValueError("the union of no masks has no size; pass at least one Rle")
         if len({mask.size for mask in masks}) > 1:
             raise ValueError(f"masks of different sizes: {sorted({mask.size for mask in masks})}")
-        starts, ends = zip(*(mask.runs for mask in masks), strict=True)
-        return cls._from_runs(masks[0].size, np.concatenate(starts), np.concatenate(ends))
-
-    @classmethod
-    def _from_runs(
-        cls, size: tuple[int, int], starts: NDArray[np.int64], ends: NDArray[np.int64]
-    ) -> Rle:
-        # Sweep: starts sort before ends at one place, so runs that touch become one.
-        events = np.concatenate((starts * 2, ends * 2 + 1))
-        events.sort()
-        depth = np.cumsum(1 - 2 * (events & 1))
-        opens = (depth == 1) & (events & 1 == 0)
-        return cls._from_boundaries(size, events[opens | (depth == 0)] >> 1)
+        runs = np.concatenate([np.stack(mask.runs, axis=1) for mask in masks])
+        return cls._from_boundaries(masks[0].size, union_spans(runs.ravel()))
 
     @classmethod
     def _from_boundaries(cls, size: tuple[int, int], boundaries: NDArray[np.int64]) -> Rle:
@@ -199,6 +176,17 @@ class Rle:
     def __hash__(self) -> int:
         """Hash of size and mask."""
         return hash((self.size, self.counts.tobytes()))
+
+
+def union_spans(spans: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Unite spans that may overlap: pairs of start and end, the pairs in any order."""
+    # Starts sort before ends at one place, so spans that touch become one.
+    events = spans.astype(np.int64) * 2
+    events[1::2] += 1
+    events.sort()
+    depth = np.cumsum(1 - 2 * (events & 1))
+    outermost = (depth == 0) | ((depth == 1) & (events & 1 == 0))
+    return np.asarray(events[outermost] >> 1)
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -19,13 +19,10 @@ def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.
-        frame: Frame of the numbers; its limits become part of the expression.
+        frame: Frame of the numbers; its limits, whole numbers, become part of the expression.
 
     Returns:
         The expression, without anchors.
-
-    Raises:
-        ValueError: if a limit of the frame is not a whole number.
     """
     digits, zeros = rf"(?:\.[0-9]{{1,{decimals}}})?", rf"(?:\.0{{1,{decimals}}})?"
 
@@ -50,13 +47,7 @@ def grammar_ebnf(decimals: int = 3, frame: Frame = UNIT) -> str:
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.
-        frame: Frame of the numbers; its limits become part of the grammar.
-
-    Returns:
-        The grammar, one rule a line.
-
-    Raises:
-        ValueError: if a limit of the frame is not a whole number.
+        frame: Frame of the numbers; its limits, whole numbers, become part of the grammar.
     """
     digits = '("." ' + " ".join(["[0-9]"] + ["[0-9]?"] * (decimals - 1)) + ")?"
     zeros = '("." ' + " ".join(['"0"'] + ['"0"?'] * (decimals - 1)) + ")?"

@@ -1,15 +1,16 @@
-"""The slow half of `seg_env.grammar.decode`: what is usable in an answer that is not well formed.
+"""The slow half of reading answers: what is usable in one that is not well formed.
 
 The text is hostile until shown otherwise. It is read once from left to right, never recursively, in
-time linear in its length, and no number in it decides how much is allocated. The innermost bracket
-groups ``[...]`` are taken as vertices; the text between two of them says what lies between: another
-vertex of the ring, a new ring, the end of the list, or damage.
+time linear in its length, and no number in it decides how much is allocated. In outlines the
+innermost bracket groups ``[...]`` are taken as vertices; the text between two of them says what
+lies between: another vertex of the ring, a new ring, the end of the list, or damage.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from itertools import islice
 
 import numpy as np
 
@@ -28,17 +29,22 @@ MAX_RINGS = 256
 MAX_MAGNITUDE = 1e6
 """Numbers beyond are no coordinate in any frame: their vertex is dropped."""
 
-_MAX_GROUPS = MAX_VERTICES + 1024  # bounds the work on groups that are no vertex, too
-GROUP = re.compile(r"\[([^\[\]]*+)\]")
-"""An innermost pair of brackets and what is between them."""
-LENIENT_NUMBER = (
-    r"([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)"
+NUMBERS_OF_FORM = {"point": 2, "bbox": 4}
+"""How many numbers an answer of each short form has."""
+Numbers = list[float]
+"""Coordinates as written, x and y in turn; empty for "no target"."""
+
+_MAX_GROUPS = MAX_VERTICES + 1024  # Bounds the work on groups that are no vertex, too.
+_MAX_SHORT_GROUPS = 64  # More bracket groups than that are an outline, or nothing at all.
+_SPACE = string.whitespace
+_NUMBER_CHARACTERS = ".+-eE" + string.digits
+_GROUP = re.compile(r"\[([^\[\]]*+)\]")  # An innermost pair of brackets.
+_NUMBER = (  # A coordinate in any usual notation.
+    r"\s*+([+-]?+(?:[0-9]{1,32}+\.?+[0-9]{0,32}+|\.[0-9]{1,32}+)(?:[eE][+-]?+[0-9]{1,3}+)?+)\s*+"
 )
-"""Regular expression of a coordinate in any usual notation."""
-_VERTEX = re.compile(rf"\s*+{LENIENT_NUMBER}\s*+,\s*+{LENIENT_NUMBER}\s*+", re.ASCII)
+_LISTS = {count: re.compile(",".join([_NUMBER] * count), re.ASCII) for count in (2, 4)}
+_VERTEX = _LISTS[2]
 _SEPARATOR = re.compile(r"\]*+,\[*+")
-SPACE = string.whitespace
-NUMBER_CHARACTERS = ".+-eE" + string.digits
 
 
 def close_ring(points: list[list[float]]) -> Ring:
@@ -59,17 +65,13 @@ def are_unit_numbers(rings: list[Ring]) -> bool:
 
 
 def salvage(text: str, frame: Frame) -> tuple[list[Ring], tuple[ParseIssue, ...]]:
-    """Read what can be read of any text.
-
-    Args:
-        text: The answer.
-        frame: Frame its numbers should be in.
+    """Read what can be read of any text as an outline.
 
     Returns:
         The rings with their numbers as written (not yet mapped to the unit frame), and the first
         fault of each kind in reading order.
     """
-    reader = _Reader(frame.limits)
+    reader = _OutlineReader(frame)
     if not text or text.isspace():
         reader.note(IssueKind.EMPTY, 0)
     else:
@@ -78,27 +80,66 @@ def salvage(text: str, frame: Frame) -> tuple[list[Ring], tuple[ParseIssue, ...]
         reader.note_unread_rest()
     if frame.integer and are_unit_numbers(reader.rings):
         reader.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
-    issues = tuple(sorted(reader.issues.values(), key=lambda issue: issue.position))
-    return ([] if IssueKind.WRONG_FRAME in reader.issues else reader.rings), issues
+    return ([] if IssueKind.WRONG_FRAME in reader.issues else reader.rings), reader.found()
+
+
+def salvage_numbers(text: str, count: int, frame: Frame) -> tuple[Numbers, tuple[ParseIssue, ...]]:
+    """Read what can be read of any text as one list of so many numbers.
+
+    Args:
+        text: The answer.
+        count: 2 for a point, 4 for a box.
+        frame: Frame its numbers should be in.
+
+    Returns:
+        The numbers as written (not mapped to the unit frame), empty if there is nothing usable, and
+        the first fault of each kind in reading order.
+    """
+    reader = _NumbersReader(count, frame)
+    if not text or text.isspace():
+        reader.note(IssueKind.EMPTY, 0)
+        return [], reader.found()
+    if len(text) > MAX_CHARACTERS:
+        detail = f"only the first {MAX_CHARACTERS} characters are read"
+        reader.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
+    numbers = reader.read(text[:MAX_CHARACTERS])
+    return reader.checked(numbers), reader.found()
 
 
 class _Reader:
-    """State of one pass over one answer."""
+    """The faults found in one pass over one answer."""
 
-    def __init__(self, limits: tuple[float, float]) -> None:
-        self.rings: list[Ring] = []
+    def __init__(self, frame: Frame) -> None:
         self.issues: dict[IssueKind, ParseIssue] = {}
-        self._limits = limits
-        self._ring: list[list[float]] = []
-        self._vertices = 0
-        self._full = False
-        self._empty_list = False
+        self.frame = frame
 
     def note(self, kind: IssueKind, position: int, detail: str = "", quote: str = "") -> None:
         """Remember a fault, unless one of its kind is known; `quote` is text from the answer."""
         if kind not in self.issues:
             # In printable ASCII, because logs and reports would choke on some strings.
             self.issues[kind] = ParseIssue(kind, position, detail or ascii(quote[:16])[:78])
+
+    def found(self) -> tuple[ParseIssue, ...]:
+        """The faults in reading order."""
+        return tuple(sorted(self.issues.values(), key=lambda issue: issue.position))
+
+    def check_lead(self, lead: str, position: int = 0) -> None:
+        """Judge the words before the numbers."""
+        words = lead.rstrip("[" + _SPACE).lstrip()
+        if words and words not in ANSWER_LEADS:
+            self.note(IssueKind.SURROUNDING_TEXT, position, quote=words)
+
+
+class _OutlineReader(_Reader):
+    """State of one pass over an outline."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame)
+        self.rings: list[Ring] = []
+        self._ring: list[list[float]] = []
+        self._vertices = 0
+        self._full = False
+        self._empty_list = False
 
     def note_unread_rest(self) -> None:
         """Say that the text goes on behind the part that was read, unless that is implied."""
@@ -114,16 +155,16 @@ class _Reader:
         vertex counts as words, too.
         """
         end, depth, started = 0, 0, False  # depth: brackets open around the next group
-        for count, group in enumerate(GROUP.finditer(text), start=1):
+        for count, group in enumerate(_GROUP.finditer(text), start=1):
             gap, content, position = text[end : group.start()], group[1], group.start()
             if started and gap not in (",", ", "):
                 depth, started = self._cross(gap, depth, end)
                 if not started and self._vertices:
                     break  # the list is complete; what follows is not part of the answer
             if not started:
-                depth = gap.count("[", len(gap.rstrip("[" + SPACE)))
+                depth = gap.count("[", len(gap.rstrip("[" + _SPACE)))
                 started = depth > 0 or _VERTEX.fullmatch(content) is not None
-                self._check_lead(gap, end)
+                self.check_lead(gap, end)
             if started:
                 self._take(content, depth, position)
             else:
@@ -138,12 +179,6 @@ class _Reader:
             self._check_tail(text, end, depth)
         else:
             self._check_unread(text, end)
-
-    def _check_lead(self, lead: str, position: int) -> None:
-        """Judge the words before the list."""
-        words = lead.rstrip("[" + SPACE).lstrip()
-        if words and words not in ANSWER_LEADS:
-            self.note(IssueKind.SURROUNDING_TEXT, position, quote=words)
 
     def _skip(self, content: str, position: int) -> None:
         """Pass over a group in the words before the list, such as the reference ``[1]``."""
@@ -163,7 +198,7 @@ class _Reader:
         damaged, separator = bool(bare.strip("[],")), _SEPARATOR.fullmatch(bare)
         closing, bracket, rest = bare.partition("[")
         floor = depth - closing.count("]")  # brackets that stay open between the groups
-        if damaged and not bare.strip("[]," + NUMBER_CHARACTERS):
+        if damaged and not bare.strip("[]," + _NUMBER_CHARACTERS):
             floor += bool(closing.strip("],"))  # a vertex that lost its "[": its "]" closes nothing
         if floor <= 0 and not separator:
             return depth, False
@@ -198,7 +233,7 @@ class _Reader:
 
     def _add(self, x: float, y: float, position: int) -> None:
         """Add a vertex of two floats (that may still be infinite) to the current ring."""
-        (x_limit, y_limit), largest = self._limits, max(abs(x), abs(y))
+        (x_limit, y_limit), largest = self.frame.limits, max(abs(x), abs(y))
         if largest > MAX_MAGNITUDE:
             self.note(IssueKind.BAD_NUMBER, position, "too large for a coordinate")
             return
@@ -222,7 +257,7 @@ class _Reader:
 
     def _check_tail(self, text: str, end: int, depth: int) -> None:
         """Judge what follows the last vertex: closing brackets, then at most a full stop."""
-        rest = text[end:].lstrip("]," + SPACE)
+        rest = text[end:].lstrip("]," + _SPACE)
         run = text[end : len(text) - len(rest)]
         brackets = run[: run.rfind("]") + 1]
         closed = brackets.count("]")
@@ -240,8 +275,104 @@ class _Reader:
         if self._empty_list:
             if text[end:].strip() not in ("", "."):
                 self.note(IssueKind.SURROUNDING_TEXT, end, quote=text[end:])
-        elif bracket and not rest.strip("[]," + NUMBER_CHARACTERS + SPACE):
-            self._check_lead(words, end)
+        elif bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
+            self.check_lead(words, end)
             self.note(IssueKind.TRUNCATED, len(text), "no complete vertex")
         else:
             self.note(IssueKind.NO_POLYGON, end)
+
+
+class _NumbersReader(_Reader):
+    """State of one pass over a point or a box."""
+
+    def __init__(self, count: int, frame: Frame) -> None:
+        super().__init__(frame)
+        self._count = count
+
+    def read(self, text: str) -> Numbers:
+        """Find the one bracket group that can be meant, and judge what stands around it."""
+        groups = list(islice(_GROUP.finditer(text), _MAX_SHORT_GROUPS + 1))
+        written = [
+            group for group in groups if not group[1].strip(",;" + _SPACE + _NUMBER_CHARACTERS)
+        ]
+        filled = [group for group in written if group[1].strip()]
+        if not filled:
+            return self._read_nothing(text, written)
+        first, last = filled[0], filled[-1]
+        fitting = [group for group in filled if _LISTS[self._count].fullmatch(group[1])]
+        if len(fitting) == 1:
+            chosen = fitting[0]
+            if any(self._are_joined(text, chosen, other) for other in filled):
+                self.note(IssueKind.BAD_NESTING, first.start(), "a list where one was asked for")
+                return []
+            self._judge_surroundings(text, chosen.start(), chosen.end())
+            return self._numbers(chosen[1])
+        corners = [_LISTS[2].fullmatch(group[1]) for group in filled]
+        joined = len(filled) > 1 and self._are_joined(text, first, filled[1])
+        if self._count == 4 and len(filled) == 2 and all(corners) and joined:
+            self.note(IssueKind.BAD_NESTING, first.start(), "a box as two corners")
+            self._judge_surroundings(text, first.start(), last.end())
+            return [float(value) for pair in corners if pair for value in pair.groups()]
+        if joined or len(fitting) > 1:
+            self.note(IssueKind.BAD_NESTING, first.start(), "a list where one was asked for")
+        elif first[1].count(",") == self._count - 1:
+            self.note(IssueKind.BAD_NUMBER, first.start(), quote=first[1])
+        else:
+            self.note(IssueKind.BAD_VERTEX, first.start(), f"not {self._count} numbers")
+        return []
+
+    def _read_nothing(self, text: str, empty: list[re.Match[str]]) -> Numbers:
+        """Judge a text without a bracket group of numbers."""
+        words, bracket, rest = text.partition("[")
+        odd = next((group for group in _GROUP.finditer(text) if group[1].strip()), None)
+        if odd is not None and odd[1].count(",") == self._count - 1:
+            self.note(IssueKind.BAD_NUMBER, odd.start(), quote=odd[1])
+        elif empty:  # "[]" says that there is no target, whatever else is said
+            self._judge_surroundings(text, empty[0].start(), empty[0].end())
+        elif bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
+            self.check_lead(words)
+            self.note(IssueKind.TRUNCATED, len(text), "no closing bracket")
+        else:
+            self.note(IssueKind.NO_POLYGON, 0, "no numbers in brackets")
+        return []
+
+    @staticmethod
+    def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
+        """Whether two groups are different and nothing but punctuation stands between them."""
+        low, high = sorted((one, other), key=lambda group: group.start())
+        return low.start() != high.start() and not text[low.end() : high.start()].strip(
+            "[]," + _SPACE
+        )
+
+    def _judge_surroundings(self, text: str, start: int, end: int) -> None:
+        """Judge the words and brackets before and after the numbers."""
+        before, after = text[:start], text[end:]
+        self.check_lead(before)
+        rest = after.lstrip("]," + _SPACE)
+        if rest.strip() not in ("", "."):
+            self.note(IssueKind.SURROUNDING_TEXT, len(text) - len(rest), quote=rest)
+        run = before[len(before.rstrip("[" + _SPACE)) :]
+        closing = after[: len(after) - len(rest)]
+        if "[" in run or "]" in closing or "," in closing:
+            self.note(IssueKind.BAD_NESTING, start, "brackets or commas too many")
+
+    def _numbers(self, content: str) -> Numbers:
+        match = _LISTS[self._count].fullmatch(content)
+        return [] if match is None else [float(value) for value in match.groups()]
+
+    def checked(self, numbers: Numbers) -> Numbers:
+        """The numbers if they can be meant as places in this frame; none otherwise."""
+        if not numbers:
+            return []
+        if max(map(abs, numbers)) > MAX_MAGNITUDE:
+            self.note(IssueKind.BAD_NUMBER, 0, "too large for a coordinate")
+            return []
+        for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
+            if not 0 <= number <= limit:
+                near = -limit <= number <= 2 * limit
+                kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
+                self.note(kind, 0, quote=f"{number:g}")
+        whole = all(number == int(number) for number in numbers)
+        if self.frame.integer and max(numbers) <= 1.0 and not whole:
+            self.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
+        return [] if IssueKind.WRONG_FRAME in self.issues else numbers

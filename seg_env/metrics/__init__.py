@@ -1,13 +1,5 @@
 """Scores of segmentation answers, how sure they are, and why answers fail."""
 
-from seg_env.metrics.bootstrap import (
-    Interval,
-    Statistic,
-    bootstrap_interval,
-    paired_bootstrap_interval,
-    percentile_interval,
-    resampled_ratios,
-)
 from seg_env.metrics.boundary import (
     band_radius,
     boundary_f,
@@ -15,46 +7,47 @@ from seg_env.metrics.boundary import (
     hausdorff95,
     match_tolerance,
 )
-from seg_env.metrics.failures import Failure, failures
-from seg_env.metrics.grounding import (
-    point_distances,
-    pointing_accuracy,
-    points_inside,
-    written_box_iou,
+from seg_env.metrics.intervals import (
+    Interval,
+    Statistic,
+    bootstrap_interval,
+    paired_bootstrap_interval,
+    percentile_interval,
+    resampled_ratios,
 )
 from seg_env.metrics.outlines import (
     ceiling,
     polis,
-    reference_outline,
     vertex_counts,
     vertex_ratio,
 )
 from seg_env.metrics.records import (
     Columns,
+    Failure,
     apply_empty_union,
+    failures,
     join_columns,
     measure,
     size_class,
 )
 from seg_env.metrics.reports import Group, breakdown, ceiling_class, compare, summarize
 from seg_env.metrics.scores import (
+    PRECISION_THRESHOLDS,
     Overlaps,
     box_iou,
     ciou,
     giou,
     iou,
     iou_of_boxes,
-    issue_histogram,
-    no_target_accuracy,
     overlaps,
+    point_distances,
+    points_inside,
     precision_at,
-    rec_accuracy,
-    says_absent,
-    target_accuracy,
-    well_formed_share,
+    written_box_iou,
 )
 
 __all__ = [
+    "PRECISION_THRESHOLDS",
     "Columns",
     "Failure",
     "Group",
@@ -77,28 +70,20 @@ __all__ = [
     "hausdorff95",
     "iou",
     "iou_of_boxes",
-    "issue_histogram",
     "join_columns",
     "match_tolerance",
     "measure",
-    "no_target_accuracy",
     "overlaps",
     "paired_bootstrap_interval",
     "percentile_interval",
     "point_distances",
-    "pointing_accuracy",
     "points_inside",
     "polis",
     "precision_at",
-    "rec_accuracy",
-    "reference_outline",
     "resampled_ratios",
-    "says_absent",
     "size_class",
     "summarize",
-    "target_accuracy",
     "vertex_counts",
     "vertex_ratio",
-    "well_formed_share",
     "written_box_iou",
 ]

@@ -1,4 +1,7 @@
-"""How well boundaries agree: boundary IoU, boundary F and the 95 % Hausdorff distance."""
+"""How well boundaries agree: boundary IoU, boundary F and the 95 % Hausdorff distance.
+
+As in `seg_env.metrics.scores`, ``N`` answers and ``N`` targets give ``(N,)``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.metrics.distances import nearest_distances
 from seg_env.metrics.regions import Region, region_pairs
 from seg_env.types import Prediction, Target
 
@@ -49,12 +51,6 @@ def boundary_iou(
         limited_by_mask: Return ``min(mask IoU, boundary IoU)``, as COCO's boundary AP does: a thick
             band does not see a hole deep inside an object, nor a filled one.
         empty_union: Score where answer and target are both empty. Where one is, the score is 0.
-
-    Returns:
-        ``(N,)`` in ``[0, 1]``.
-
-    Raises:
-        ValueError: The two differ in length, or the ratio is not a positive number.
     """
     _check_ratio("dilation_ratio", dilation_ratio)
     scores = np.zeros(len(predictions))
@@ -88,12 +84,6 @@ def boundary_f(
         targets: ``N`` targets.
         tolerance_ratio: Tolerance as a share of the image diagonal.
         empty_union: Score where answer and target are both empty. Where one is, the score is 0.
-
-    Returns:
-        ``(N,)`` in ``[0, 1]``.
-
-    Raises:
-        ValueError: The two differ in length, or the ratio is not a positive number.
     """
     _check_ratio("tolerance_ratio", tolerance_ratio)
     scores = np.zeros(len(predictions))
@@ -116,16 +106,9 @@ def hausdorff95(
     interpolated linearly. (The plain Hausdorff distance takes the maximum, which one stray pixel
     decides. Some tools pool both directions before taking the percentile; this does not.)
 
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets.
-
     Returns:
         ``(N,)`` in pixels; 0 where answer and target are both empty, the image diagonal, which
         nothing exceeds, where one of them is.
-
-    Raises:
-        ValueError: The two differ in length.
     """
     scores = np.zeros(len(predictions))
     for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
@@ -158,13 +141,14 @@ def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> E
     Args:
         answer: A region.
         target: Another of the same image.
-        limit: Distances up to here are exact; others may come out too large.
+        limit: Distances up to here are exact; others may be infinite.
     """
     if not answer.area or not target.area:
         return None
-    mine, theirs = answer.edge, target.edge
+    bound = np.nextafter(limit, math.inf)  # SciPy finds what is nearer than its bound.
     return EdgeDistances(
-        nearest_distances(mine, theirs, limit), nearest_distances(theirs, mine, limit)
+        target.edge_tree.query(answer.edge, distance_upper_bound=bound)[0],
+        answer.edge_tree.query(target.edge, distance_upper_bound=bound)[0],
     )
 
 

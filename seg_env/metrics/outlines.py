@@ -23,34 +23,23 @@ REFERENCE_EPSILON = 0.005
 _PAIRS_AT_ONCE = 1 << 18  # Pairs of a point and an edge worked on at a time.
 
 
-def polis(
-    predictions: Sequence[Prediction],
-    targets: Sequence[Target],
-    *,
-    reference_epsilon: float = REFERENCE_EPSILON,
-) -> NDArray[np.float64]:
+def polis(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
     """PoLiS: mean distance of either outline's vertices to the other outline, in pixels.
 
     Source: Avbelj, Müller and Bamler, "A Metric for Polygon Comparison and Building Extraction
     Evaluation" (IEEE GRSL 2015): half the mean over the answer's vertices plus half the mean over
     the target's. An outline of several rings, holes among them, is taken as a whole.
 
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets. A mask has no vertices of its own; those of its simplified outline
-            are used, made once and kept in the target's ``cache``.
-        reference_epsilon: Tolerance of that outline as a share of its perimeter.
+    A mask has no vertices of its own: those of its outline are used, simplified with the tolerance
+    `REFERENCE_EPSILON`.
 
     Returns:
         ``(N,)`` in pixels; 0 where answer and target have no usable ring, the image diagonal where
         one of them has none. Larger values, possible far outside of the image, are cut to it.
-
-    Raises:
-        ValueError: The two differ in length.
     """
     check_lengths(predictions, targets)
     distances = [
-        polis_distance(prediction.rings, reference_outline(target, reference_epsilon), target.size)
+        polis_distance(prediction.rings, target.outline(REFERENCE_EPSILON), target.size)
         for prediction, target in zip(predictions, targets, strict=True)
     ]
     return np.array(distances, dtype=np.float64)
@@ -86,32 +75,13 @@ def _vertex_distances(rings: Sequence[Ring], others: Sequence[Ring]) -> NDArray[
     return np.concatenate(nearest)
 
 
-def reference_outline(target: Target, epsilon: float = REFERENCE_EPSILON) -> tuple[Ring, ...]:
-    """A target's simplified outline in the unit frame, made once and kept in its ``cache``."""
-    key = f"outline:{epsilon}"
-    outline: tuple[Ring, ...] | None = target.cache.get(key)
-    if outline is None:
-        # Not `Target.outline`, which would keep the far larger exact outline as well.
-        outline = simplify_rings(trace(target.mask()), target.size, epsilon)
-        target.cache[key] = outline
-    return outline
-
-
 def vertex_counts(outlines: Iterable[Sequence[Ring]]) -> NDArray[np.int64]:
     """``(N,)`` number of vertices in all rings of each outline."""
     return np.array([sum(map(len, rings)) for rings in outlines], dtype=np.int64)
 
 
 def vertex_ratio(vertices: ArrayLike, target_vertices: ArrayLike) -> NDArray[np.float64]:
-    """Vertices spent for each vertex of the target's simplified outline.
-
-    Args:
-        vertices: ``(...)`` vertices of the answers.
-        target_vertices: ``(...)`` vertices of `reference_outline`.
-
-    Returns:
-        ``(...)`` from 0, 1 when both spend the same; NaN where the target has no outline.
-    """
+    """Vertices spent for each of the target's simplified outline; NaN where it has none."""
     wanted = np.asarray(target_vertices, dtype=np.float64)
     return np.asarray(vertices) / np.where(wanted > 0, wanted, np.nan)
 
@@ -125,17 +95,13 @@ def ceiling(
 ) -> NDArray[np.float64]:
     """Best mask IoU that text allows: of each target's own outline, written and read again.
 
+    The mean is the gIoU of a model without faults.
+
     Args:
         samples: ``N`` samples (a data set) or targets.
         epsilon: Tolerance of the outline's simplification as a share of its perimeter.
         decimals: Digits written after the point.
         empty_union: Score of a target without pixels.
-
-    Returns:
-        ``(N,)`` IoU in ``[0, 1]``; its mean is the gIoU of a model without faults.
-
-    Raises:
-        ValueError: ``epsilon`` is negative or ``decimals`` is out of range.
     """
     scores = []
     for sample in samples:

@@ -1,15 +1,17 @@
-"""Everything measured about each answer, as columns, and the report made of them."""
+"""Everything measured about each answer, as columns: its scores, and how it failed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.metrics.boundary import (
     band_iou,
@@ -19,16 +21,23 @@ from seg_env.metrics.boundary import (
     hd95_of,
     match_tolerance,
 )
-from seg_env.metrics.failures import failures
-from seg_env.metrics.grounding import point_distances, points_inside, written_box_iou
 from seg_env.metrics.outlines import (
     REFERENCE_EPSILON,
     polis_distance,
-    reference_outline,
     vertex_counts,
 )
 from seg_env.metrics.regions import Region, check_lengths
-from seg_env.metrics.scores import answer_areas, groups_of, iou, iou_of_boxes, overlaps
+from seg_env.metrics.scores import (
+    Overlaps,
+    answer_areas,
+    groups_of,
+    iou,
+    iou_of_boxes,
+    overlaps,
+    point_distances,
+    points_inside,
+    written_box_iou,
+)
 from seg_env.types import Prediction, Target
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
@@ -43,6 +52,26 @@ UNION_SCORES = ("iou", "box_iou", "boundary_iou", "boundary_f")
 _ANSWERS_AT_ONCE = 256  # Bitmaps held at a time, however many answers one target has.
 
 
+class Failure(StrEnum):
+    """What became of an answer. Every answer is exactly one of these, the first that applies."""
+
+    MALFORMED = "malformed"
+    """The text had issues, and not one pixel is filled: no usable ring came of it."""
+    FALSE_ALARM = "false_alarm"
+    """Pixels are filled though the object asked for is not there."""
+    MISSED = "missed"
+    """The object is there, and a well-formed answer fills nothing: ``[]``, or a mere line."""
+    GOOD = "good"
+    """Mask IoU with the target (box IoU of boxes) is at least the threshold, the point is on the
+    target, or the absence was recognised."""
+    WRONG_OBJECT = "wrong_object"
+    """Another known object of the image is overlapped better (higher IoU) than the target."""
+    WRONG_OUTLINE = "wrong_outline"
+    """The target is overlapped, and no other object better: the right one, badly outlined."""
+    NO_OBJECT = "no_object"
+    """Neither the target nor any other known object is overlapped at all."""
+
+
 def measure(
     predictions: Sequence[Prediction],
     targets: Sequence[Target],
@@ -50,7 +79,6 @@ def measure(
     others: Sequence[Sequence[Rle] | None] | None = None,
     boundaries: bool = True,
     outlines: bool = True,
-    reference_epsilon: float = REFERENCE_EPSILON,
     empty_union: float = 1.0,
 ) -> Columns:
     """Measure every answer; targets are worked through one by one, so memory stays flat.
@@ -61,7 +89,6 @@ def measure(
         others: Masks of the other objects in each image, as for `failures`.
         boundaries: Add ``boundary_iou``, ``boundary_f`` and ``hd95``.
         outlines: Add ``polis`` and ``target_vertices``.
-        reference_epsilon: Tolerance of the targets' outlines for those two.
         empty_union: Score where answer and target are both empty, see `apply_empty_union`.
 
     Returns:
@@ -71,9 +98,6 @@ def measure(
         `size_class`), ``failure`` (see `Failure`), and what ``boundaries`` and ``outlines`` add.
         If points were asked for, also ``given`` (there is a point), ``inside`` (see
         `points_inside`) and ``distance`` (see `point_distances`).
-
-    Raises:
-        ValueError: The arguments differ in length.
     """
     check_lengths(predictions, targets)
     if others is not None and len(others) != len(targets):
@@ -83,7 +107,6 @@ def measure(
         boundaries=boundaries,
         outlines=outlines,
         points=any(prediction.form == "point" for prediction in predictions),
-        epsilon=reference_epsilon,
     )
     if not predictions:  # The same columns, without rows.
         nothing = Target.from_mask(np.zeros((1, 1), dtype=np.bool_))
@@ -112,7 +135,6 @@ def _measure_group(
     boundaries: bool,
     outlines: bool,
     points: bool,
-    epsilon: float,
 ) -> Columns:
     """Columns of the answers to one target, by the rule that an empty union counts 1."""
     with _leaving_no_cache(target):
@@ -123,7 +145,7 @@ def _measure_group(
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
-            reference = reference_outline(target, epsilon)
+            reference = target.outline(REFERENCE_EPSILON)
             distances = [polis_distance(each.rings, reference, target.size) for each in answers]
             columns["polis"] = np.array(distances)
             columns["target_vertices"] = np.repeat(vertex_counts([reference]), len(answers))
@@ -198,11 +220,7 @@ def _leaving_no_cache(target: Target) -> Iterator[None]:
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:
-    """Columns of several calls of `measure`, one call after another.
-
-    Raises:
-        ValueError: There are none, or they have different columns.
-    """
+    """Columns of several calls of `measure`, one call after another."""
     if len({frozenset(part) for part in parts}) != 1:
         raise ValueError(
             f"columns of {len(parts)} calls of measure do not go together; give at least one, all "
@@ -225,14 +243,93 @@ def apply_empty_union(columns: Columns, empty_union: float) -> Columns:
 
 
 def size_class(areas: ArrayLike) -> NDArray[np.str_]:
-    """COCO's size class of each target: small (below 32² pixels), medium (below 96²) or large.
-
-    Args:
-        areas: ``(N,)`` pixels of the targets at native size; 0 gives "none".
-
-    Returns:
-        ``(N,)`` strings.
-    """
+    """COCO's size class of targets of so many pixels at native size; "none" for 0."""
     limits = [1, *SIZE_LIMITS.values()]
     names = np.array(["none", *SIZE_LIMITS, "large"])
     return np.asarray(names[np.searchsorted(limits, np.asarray(areas), side="right")])
+
+
+def failures(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    others: Sequence[Sequence[Rle] | None] | None = None,
+    *,
+    counts: Overlaps | None = None,
+    threshold: float = 0.5,
+) -> NDArray[np.str_]:
+    """Split answers into good ones and kinds of failure.
+
+    An answer with issues that still fills pixels is judged by those pixels.
+
+    Args:
+        predictions: ``N`` answers.
+        targets: ``N`` targets.
+        others: For each sample the masks of the other objects in its image, at the target's size,
+            or None where they are not known. Without them `Failure.WRONG_OBJECT` cannot be told
+            from `Failure.NO_OBJECT` and `Failure.WRONG_OUTLINE`, and is never returned. The
+            target itself may be among them.
+        counts: `overlaps` of answers and targets, if known already.
+        threshold: IoU from which an answer is good.
+
+    Returns:
+        ``(N,)`` values of `Failure`.
+    """
+    check_lengths(predictions, targets)
+    others = [None] * len(targets) if others is None else others
+    if len(others) != len(targets):
+        raise ValueError(f"other objects of {len(others)} images for {len(targets)} targets")
+    counts = counts or overlaps(predictions, targets)
+    areas, scores = answer_areas(counts, targets).tolist(), iou(*counts).tolist()
+    boxes = [index for index, answer in enumerate(predictions) if answer.form == "bbox"]
+    fits = np.array(scores)
+    fits[boxes] = written_box_iou(
+        [predictions[index] for index in boxes], [targets[index] for index in boxes]
+    )
+    judged = []
+    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        if prediction.point is not None:
+            judged.append(_judge_point(prediction.point, target, others[index] or ()))
+        elif not areas[index]:
+            judged.append(_judge_empty(prediction, target))
+        elif not target.area:
+            judged.append(Failure.FALSE_ALARM)
+        elif fits[index] >= threshold:
+            judged.append(Failure.GOOD)
+        else:
+            judged.append(_judge_bad(prediction, target, others[index] or (), scores[index]))
+    return np.array(judged, dtype=f"<U{max(map(len, Failure))}")
+
+
+def _judge_empty(prediction: Prediction, target: Target) -> Failure:
+    """An answer that fills nothing."""
+    if not prediction.valid:
+        return Failure.MALFORMED
+    return Failure.MISSED if target.area else Failure.GOOD
+
+
+def _judge_point(point: NDArray[np.float64], target: Target, others: Sequence[Rle]) -> Failure:
+    """A point on the target, on something else, or on nothing known."""
+    if not target.area:
+        return Failure.FALSE_ALARM
+    if target.contains(point):
+        return Failure.GOOD
+    on_other = any(Target(other).contains(point) for other in others)
+    return Failure.WRONG_OBJECT if on_other else Failure.NO_OBJECT
+
+
+def _judge_bad(
+    prediction: Prediction, target: Target, others: Sequence[Rle], score: float
+) -> Failure:
+    """An answer that fills something else than the target."""
+    if any(_iou_with(other, prediction, target) > score for other in others):
+        return Failure.WRONG_OBJECT
+    return Failure.WRONG_OUTLINE if score > 0 else Failure.NO_OBJECT
+
+
+def _iou_with(other: Rle, prediction: Prediction, target: Target) -> float:
+    if other.size != target.size:
+        raise ValueError(
+            f"another object has the size {other.size} and the target {target.size}; give masks "
+            f"of the same image"
+        )
+    return float(iou_batch([prediction.rings], other, empty_union=0.0)[0])

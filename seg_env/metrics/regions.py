@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +38,6 @@ class Bitmap:
         mine = self.words[start - self.left : end - self.left]
         theirs = other.words[start - other.left : end - other.left]
         return int(np.bitwise_count(mine & theirs).sum())
-
-
-class Pixels(NamedTuple):
-    """A set of pixels as coordinates."""
-
-    rows: NDArray[np.int64]
-    """``(N,)``"""
-    columns: NDArray[np.int64]
-    """``(N,)`` never falling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +109,8 @@ class Region:
         return self._bands[radius]
 
     @cached_property
-    def edge(self) -> Pixels:
-        """The one-pixel boundary: pixels of which one of the four neighbours is outside.
+    def edge(self) -> NDArray[np.int64]:
+        """``(N, 2)`` rows and columns of the pixels of which one of the four neighbours is outside.
 
         What lies beyond the border of the image is outside.
         """
@@ -129,7 +120,14 @@ class Region:
             words[1:-1] &= ~inside
         bits = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), bitorder="little")
         columns, rows = np.divmod(np.flatnonzero(bits.view(np.bool_)), 64 * words.shape[1])
-        return Pixels(rows, columns + self.box[0])
+        return np.stack((rows, columns + self.box[0]), axis=1)
+
+    @cached_property
+    def edge_tree(self) -> Any:
+        """A ``scipy.spatial.KDTree`` of `edge`."""
+        from scipy.spatial import KDTree  # Slow to import, and few metrics need it.
+
+        return KDTree(self.edge, balanced_tree=False)  # Built faster, found as fast.
 
     def _shrunk_upright(self, margin: int) -> NDArray[np.uint64]:
         """``(C, K)`` bits of the region's columns, each span shortened at both of its ends."""

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seg_env.metrics.bootstrap import (
+from seg_env.metrics.intervals import (
     Interval,
-    Statistic,
     bootstrap_interval,
     percentile_interval,
     resampled_ratios,
 )
 from seg_env.metrics.outlines import vertex_ratio
 from seg_env.metrics.records import Columns, apply_empty_union
-from seg_env.metrics.scores import giou, samples
-
-PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+from seg_env.metrics.scores import PRECISION_THRESHOLDS, giou, samples
 
 
 class Group(NamedTuple):
@@ -59,9 +55,9 @@ def summarize(
         ``well_formed``, each as far as it was measured, and None where no sample decides it, as
         ``n_acc`` without absent objects; ``intervals`` with ``[low, high]`` by score; ``failures``
         and ``issues`` with counts by kind, and ``sizes`` with the gIoU by size class.
-
-    Raises:
-        ValueError: There is no sample, or an argument is out of range.
+        N-acc and T-acc are those of gRefCOCO (Liu et al., "GRES", CVPR 2023): the shares of absent
+        objects answered with "nothing there" (well-formed, no pixel filled, no point given), and
+        of present objects not answered so.
     """
     columns = apply_empty_union(columns, empty_union)
     ratios = _ratios(columns)
@@ -100,20 +96,13 @@ def compare(
 ) -> dict[str, Interval]:
     """Gains of a model over another on the same samples, with paired bootstrap intervals.
 
-    Args:
-        before: Columns of the one.
-        after: Columns of the other, sample by sample in the same order.
-        empty_union: Score where answer and target are both empty.
-        resamples: Number of bootstrap resamples.
-        confidence: Probability that an interval should cover.
-        seed: Equal seeds give equal intervals.
+    Both hold the samples in the same order; the other arguments are those of `summarize`.
 
     Returns:
         ``after - before`` for each score of `summarize` that both have; NaN where undefined.
 
     Raises:
-        ValueError: The two have different numbers of samples, or targets, or an argument is out of
-            range.
+        ValueError: The two are not about the same targets.
     """
     if not np.array_equal(before["target_area"], after["target_area"]):
         raise ValueError(
@@ -131,40 +120,24 @@ def compare(
     }
 
 
-def breakdown(
-    values: ArrayLike,
-    groups: ArrayLike,
-    *,
-    statistic: Statistic = giou,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Group]:
-    """A score by group: by size class, by kind of failure, by the ceiling of the representation.
+def breakdown(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Group]:
+    """Means by group: by size class, by kind of failure, by the ceiling of the representation.
 
     Args:
         values: ``(N,)`` a value of each sample, such as its IoU.
         groups: ``(N,)`` a label of each sample, such as `size_class` or `ceiling_class`.
-        statistic: Score of some values; their mean by default.
-        resamples: As for `bootstrap_interval`.
-        confidence: As for `bootstrap_interval`.
-        seed: As for `bootstrap_interval`.
+        seed: Of the bootstrap.
 
     Returns:
         Number and score of each group that occurs, by sorted label.
-
-    Raises:
-        ValueError: There are not as many labels as values, or an argument is out of range.
     """
     values, groups = np.asarray(values), np.asarray(groups)
     if values.shape != groups.shape or values.ndim != 1:
         raise ValueError(f"values of shape {values.shape} for groups of shape {groups.shape}")
-    options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
     found = {}
     for label in np.unique(groups):
         members = values[groups == label]
-        score = bootstrap_interval(statistic, members, **options)
-        found[str(label)] = Group(len(members), score)
+        found[str(label)] = Group(len(members), bootstrap_interval(giou, members, seed=seed))
     return found
 
 
@@ -173,9 +146,7 @@ def ceiling_class(
 ) -> NDArray[np.str_]:
     """Labels such as ``"0.90-0.95"`` that say between which edges a representation's best IoU is.
 
-    Args:
-        ceilings: ``(N,)`` from `ceiling`.
-        edges: Increasing IoU; a value on an edge belongs to the range above it.
+    A value on an edge belongs to the range above it.
     """
     ends = (0.0, *edges, 1.0)
     names = [f"{low:.2f}-{high:.2f}" for low, high in pairwise(ends)]

@@ -18,8 +18,7 @@ from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT, AnswerFrame, Frame
 from seg_env.grammar import MAX_DECIMALS, encode
 from seg_env.grammar.answers import decode_answer, encode_numbers
-from seg_env.tasks.mixture import TaskMixture
-from seg_env.tasks.tasks import REFERENCES, TASKS, Task, box_of, query_of
+from seg_env.tasks.tasks import REFERENCES, TASKS, Task, TaskMixture, box_of, query_of
 from seg_env.types import Sample, Target
 
 _TRIES = 16  # Points drawn until one is still on the object when it is written.
@@ -40,11 +39,7 @@ class QueryStyle:
     is uniform in both directions, and the box stays in the image."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: One of them is left.
-        """
+        """Check the ranges."""
         if not _is_number(self.decimals, Integral) or not 1 <= self.decimals <= MAX_DECIMALS:
             raise ValueError(
                 f"queries: decimals={self.decimals!r}; use a whole number from 1 to {MAX_DECIMALS}"
@@ -58,11 +53,7 @@ class QueryStyle:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object] | QueryStyle | None) -> QueryStyle:
-        """A style from a mapping of its fields; None gives the default.
-
-        Raises:
-            ValueError: It is no mapping, there is no such field, or a value is out of range.
-        """
+        """A style from a mapping of its fields; None gives the default."""
         if isinstance(spec, QueryStyle):
             return spec
         known = tuple(cls.__dataclass_fields__)
@@ -87,11 +78,7 @@ def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
 
 
 def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:
-    """Make sure that questions can give the places that tasks are about.
-
-    Raises:
-        WrongOptionError: They would be location tokens, which questions do not have.
-    """
+    """Raise WrongOptionError if questions had to give places in location tokens."""
     given = next((task for task in tasks if query_of(task) != "text"), None)
     if given is not None and frame.writes_tokens:
         raise WrongOptionError(
@@ -114,15 +101,8 @@ def refer_to(
     each side moved a little; an outline is the object's, simplified. Numbers are written in the
     frame that answers are about, clipped to the image.
 
-    Args:
-        sample: What is asked about; its target must have a pixel if the task gives a place.
-        task: What is given and asked for.
-        seed: Any number from 0; with the sample it decides about the place.
-        style: How places are drawn and written.
-        frame: Frame of the numbers.
-
-    Raises:
-        ValueError: The task gives a place and there is no object, see `seg_env.tasks.askable`.
+    The target must have a pixel if the task gives a place, see `seg_env.tasks.askable`; sample and
+    seed, any number from 0, decide about it.
     """
     kind = query_of(task)
     if kind == "text":
@@ -138,7 +118,7 @@ def refer_to(
         corners = jittered_box(sample.target, style.jitter, rng).reshape(2, 2)
         written = encode_numbers(corners, style.decimals, frame=frame, pad=style.pad)
     else:
-        written = _written_point(sample.target, style, frame, rng)
+        written = _point_on_target(sample.target, style, frame, rng)
     return REFERENCES[kind].format(query=written)
 
 
@@ -161,7 +141,7 @@ def interior_point(target: Target, rng: np.random.Generator) -> NDArray[np.float
     return np.array([(column + 0.5) / width, (row + 0.5) / height])
 
 
-def _written_point(
+def _point_on_target(
     target: Target, style: QueryStyle, frame: Frame, rng: np.random.Generator
 ) -> str:
     """A point that is on the target as it is written, if a few draws find one."""

@@ -35,7 +35,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from agents.annotators.grounding_dino import GroundingDino
 from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
-from agents.rows import DemonstrationRows
+from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import open_dataset
 from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, annotate
 from seg_env.geometry.rle import Rle
@@ -162,7 +162,7 @@ def vlm(tmp_path_factory):
     return str(folder)
 
 
-def photo(height, width, text="", seed=0):
+def noise(height, width, text="", seed=0):
     """An image of noise."""
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return DecodedImage(f"{seed}", b"", ".png", image, text)
@@ -170,7 +170,7 @@ def photo(height, width, text="", seed=0):
 
 @pytest.mark.parametrize("size", [(48, 80), (90, 30)])
 def test_boxes_are_the_models_own_in_pixels_of_the_image(dino, size):
-    image = photo(*size)
+    image = noise(*size)
     (found,) = GroundingDino(dino, LABELS, threshold=0.0, device="cpu").detect([image])
     inputs = GroundingDinoProcessor.from_pretrained(dino, backend="pil")(
         images=image.image, text="red star. dog. green ring.", return_tensors="pt"
@@ -187,23 +187,23 @@ def test_boxes_are_the_models_own_in_pixels_of_the_image(dino, size):
 
 def test_a_threshold_keeps_the_sure_ones_and_labels_are_words_of_the_question(dino):
     everything = GroundingDino(dino, LABELS, threshold=0.0, text_threshold=0.0, device="cpu")
-    (found,) = everything.detect([photo(64, 64)])
+    (found,) = everything.detect([noise(64, 64)])
     asked = {"red", "star", "dog", "green", "ring"}
     assert found
     assert all(set(each.label.split()) <= asked for each in found)
     limit = sorted(each.score for each in found)[3]
-    (fewer,) = GroundingDino(dino, LABELS, threshold=limit, device="cpu").detect([photo(64, 64)])
+    (fewer,) = GroundingDino(dino, LABELS, threshold=limit, device="cpu").detect([noise(64, 64)])
     assert len(fewer) < len(found)
     assert all(each.score > limit for each in fewer)
 
 
 def test_the_text_of_an_image_is_what_is_looked_for(dino):
     detector = GroundingDino(dino, LABELS, use_text=True, device="cpu")
-    assert detector.question(photo(40, 40, "A Dog\x00 on\u202e grass.\n")) == "a dog on grass."
-    assert detector.question(photo(40, 40)) == "red star. dog. green ring."
-    long = photo(40, 40, "dog " * 5000)
+    assert detector.question(noise(40, 40, "A Dog\x00 on\u202e grass.\n")) == "a dog on grass."
+    assert detector.question(noise(40, 40)) == "red star. dog. green ring."
+    long = noise(40, 40, "dog " * 5000)
     assert len(detector.question(long)) < 400
-    assert len(detector.detect([long, photo(40, 40)])) == 2
+    assert len(detector.detect([long, noise(40, 40)])) == 2
 
 
 @pytest.mark.parametrize("labels", [[], "dog", ["a. b"]])
@@ -219,7 +219,7 @@ def test_masks_come_back_where_boxes_lie(family, size, request):
     frame = Sam(request.getfixturevalue(family), device="cpu")._frame
     height, width = size
     box = (0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height)
-    inputs = frame.inputs(photo(height, width).image, [box, (0, 0, 1, 1)])
+    inputs = frame.inputs(noise(height, width).image, [box, (0, 0, 1, 1)])
     assert inputs["pixel_values"].shape == (1, 3, SIDE, SIDE)
     x0, y0, x1, y1 = (inputs["input_boxes"][0, 0] / SIDE * 16).tolist()
     places = torch.arange(16) + 0.5
@@ -245,7 +245,7 @@ def test_colours_are_normalised_alike(sam, sam2):
 @pytest.mark.parametrize("family", ["sam", "sam2"])
 def test_masks_of_several_boxes_are_those_of_each_box(family, request):
     segmenter = Sam(request.getfixturevalue(family), device="cpu")
-    image = photo(48, 80)
+    image = noise(48, 80)
     detections = [Detection((4.0, 4.0, 40.0, 30.0), 0.9), Detection((30.0, 10.0, 79.0, 47.0), 0.8)]
     together, none = segmenter.segment([image, image], [detections, []])
     assert none == []
@@ -267,7 +267,7 @@ def test_descriptions_are_what_the_model_generates(vlm):
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:30, 20:40] = True
     found = Found(Detection((20, 10, 40, 30), 1.0), Segment(Rle.from_mask(mask)))
-    images = [photo(40, 60), photo(40, 60, seed=1), photo(40, 60, seed=2)]
+    images = [noise(40, 60), noise(40, 60, seed=1), noise(40, 60, seed=2)]
     texts = describer.describe(images, [[found, found], [], [found]])
     assert [len(some) for some in texts] == [2, 0, 1]
     assert texts[0][0] == texts[0][1]
@@ -279,7 +279,7 @@ def test_the_whole_path_with_models(family, dino, vlm, tmp_path, request):
     web = tmp_path / "web"
     web.mkdir()
     for number in range(3):
-        Image.fromarray(photo(48, 64 + number, seed=number).image).save(web / f"{number}.png")
+        Image.fromarray(noise(48, 64 + number, seed=number).image).save(web / f"{number}.png")
     (web / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
     folder = request.getfixturevalue(family)
     options = {"model": dino, "labels": LABELS, "threshold": 0.0, "device": "cpu"}

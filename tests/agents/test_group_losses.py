@@ -1,14 +1,14 @@
-"""GSPO's relatives as settings of the agent: losses, credit by vertex, dynamic sampling."""
+"""GSPO's relatives as settings of the agent: losses and dynamic sampling."""
 
 import numpy as np
 import pytest
 import torch
 from agents_fixtures import cloned_policy, same_parameters, scene_environment, small_inputs
-from identity_tasks import OneToken, TenVertices, digits_policy
+from identity_tasks import OneToken, digits_policy
 
-from agents.advantages import degenerate_fraction, group_advantages
-from agents.dynamic_sampling import replace_degenerate
-from agents.gspo import CLIPS, GSPO, TOKEN_LOSSES, GSPOConfig
+from agents.advantages import degenerate_fraction
+from agents.gspo import GSPO, GSPOConfig, replace_degenerate
+from agents.losses import LOSSES
 from agents.rollout import Rollout, join_prompts
 
 
@@ -26,7 +26,7 @@ def make_agent(policy=None, env=None, **settings):
     return GSPO(policy or cloned_policy(), env or scene_environment(config), config)
 
 
-@pytest.mark.parametrize("loss", CLIPS)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_and_reports_the_same_metrics(loss):
     rows = []
     agent = make_agent(loss=loss)
@@ -44,10 +44,10 @@ def test_clips_are_those_of_the_loss_unless_given():
     assert make_agent(clip_low=0.0).clips == (0.0, 0.015)
 
 
-def test_gspo_token_without_vertices_has_the_loss_and_gradient_of_gspo():
+def test_gspo_token_has_the_loss_and_gradient_of_gspo():
     found = []
     for loss in ("gspo", "gspo_token"):
-        agent = make_agent(loss=loss, vertex_weight=0.0)
+        agent = make_agent(loss=loss)
         rollout, _ = agent.collect()
         agent.credit(rollout)
         # As if a step had been made since: ratios differ from 1, and some are clipped.
@@ -68,35 +68,6 @@ def test_dr_grpo_does_not_divide_by_the_spread():
     groups = rollout.rewards.view(4, 4)
     expected = (groups - groups.mean(1, keepdim=True)).flatten()
     torch.testing.assert_close(rollout.advantages, expected)
-
-
-def test_vertices_add_to_the_advantage_of_their_own_tokens():
-    agent = make_agent(
-        digits_policy(),
-        TenVertices(8),
-        prompts_per_update=1,
-        group_size=8,
-        max_new_tokens=20,
-        loss="gspo_token",
-        vertex_weight=0.5,
-        spread_floor=1.0,
-    )
-    rollout, _ = agent.collect()
-    agent.credit(rollout)
-    texts = agent.policy.texts(rollout.tokens, rollout.mask)
-    earned = torch.tensor([agent.env.earned(0, text) for text in texts])
-    assert earned.sum() > 0, "the case must show a vertex"
-    whole = group_advantages(rollout.rewards, 8, 1.0)
-    expected = whole[:, None] + 0.5 * (earned - earned.mean())  # spreads are below the floor
-    torch.testing.assert_close(
-        rollout.advantages, expected.float().repeat_interleave(2, dim=1), atol=1e-6, rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("loss", [loss for loss in CLIPS if loss not in TOKEN_LOSSES])
-def test_a_loss_with_one_advantage_per_answer_cannot_credit_vertices(loss):
-    with pytest.raises(ValueError, match=f"vertex_weight=0.5 with loss='{loss}'.*gspo_token"):
-        make_agent(loss=loss, vertex_weight=0.5)
 
 
 def rollout_of(policy, rewards, first_prompt, width):

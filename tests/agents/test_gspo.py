@@ -13,7 +13,7 @@ from agents_fixtures import (
 
 from agents.gspo import GSPO, GSPOConfig
 from agents.on_policy import Rollout
-from agents.training.optim import cosine_with_warmup
+from agents.training.settings import OptimizerSettings
 from rewards import Reward
 
 
@@ -153,9 +153,10 @@ def test_splitting_a_minibatch_to_save_memory_changes_nothing_but_rounding():
 def test_metrics_and_the_learning_rate_of_every_update():
     agent = make_agent(learning_rate=1e-3, warmup=0.4)
     rows = learn(agent, 3)
+    schedule = OptimizerSettings(1e-3, warmup=0.4, final_rate=0.1)
     for update, row in enumerate(rows):
         assert all(np.isfinite(value) for value in row.values())
-        expected = cosine_with_warmup(update, 3, 1e-3, warmup=0.4, final=0.1)
+        expected = schedule.rate_at(update, 3)
         assert row["train/learning_rate"] == pytest.approx(expected)
     expected = {
         *("rollout/reward", "rollout/iou", "rollout/valid", "rollout/tokens", "rollout/vertices"),

@@ -16,8 +16,10 @@ SEQUENCE, TOKEN = {"clip_low": 0.05, "clip_high": 0.1}, {"clip_low": 0.2, "clip_
 GROUP = {"epochs": 2, "spread_floor": 0.02}
 CRITIC = {"epochs": 3, "kl_coefficient": 0.0, "stop_kl": 0.0, "critic_rate": 3.0, **TOKEN}
 AGENTS = {
-    **{loss: (GSPO, {"loss": loss, **SEQUENCE, **GROUP}) for loss in ("gspo", "luspo")},
-    "gspo_token": (GSPO, {"loss": "gspo_token", "vertex_weight": 1.0, **SEQUENCE, **GROUP}),
+    **{
+        loss: (GSPO, {"loss": loss, **SEQUENCE, **GROUP})
+        for loss in ("gspo", "gspo_token", "luspo")
+    },
     **{loss: (GSPO, {"loss": loss, **TOKEN, **GROUP}) for loss in ("grpo", "dr_grpo", "dapo")},
     "ppo": (PPO, CRITIC),
     "ppo_vertex": (PPO, {"credit": "vertex", **CRITIC}),

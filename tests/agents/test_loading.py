@@ -12,7 +12,7 @@ from agents_fixtures import QUESTIONS, random_images, small_policy
 from huggingface_hub import constants as hub_settings
 from transformers import AutoProcessor
 
-from agents.annotators.loading import load_model, load_processor
+from agents.annotators.loading import load_model
 from agents.policy import loading
 from agents.policy.loading import (
     CheckpointError,
@@ -22,7 +22,7 @@ from agents.policy.loading import (
     open_policy_processor,
 )
 from agents.policy.model import VLMPolicy
-from experiments.common.brief import brief_errors
+from experiments.common.command import brief_errors
 from experiments.common.policies import EMBEDDED, SHIPPED, open_policy, open_processor
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,6 @@ def test_all_ways_to_open_a_processor_prepare_images_alike(folder):
     opened = [
         open_policy_processor(folder),
         open_processor(str(folder)),
-        load_processor(str(folder)),
         VLMPolicy.from_pretrained(folder, device="cpu").processor,
         open_checkpoint(folder, dtype=torch.float32)[1],
         AutoProcessor.from_pretrained(folder, backend="pil"),  # works where there is no video part
@@ -191,7 +190,7 @@ def test_the_chat_template_is_found_wherever_it_lies(folder, place):
 def test_annotators_say_the_same(tmp_path):
     for load in (
         lambda: load_model(object, str(tmp_path / "x"), "cpu"),
-        lambda: load_processor("./x"),
+        lambda: open_processor("./x"),
     ):
         with pytest.raises(CheckpointMissingError, match="no such folder"):
             load()
@@ -213,7 +212,8 @@ def test_read_only_images_are_taken_without_a_warning(folder, recwarn):
 def test_scripts_end_with_one_line(capsys):
     with pytest.raises(SystemExit) as ended, brief_errors():
         open_policy("./nowhere", "float32")
-    assert str(ended.value).startswith("error: --policy ./nowhere: no such folder")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --policy ./nowhere: no such folder")
     with pytest.raises(ValueError, match="another"), brief_errors():
         raise ValueError("another error keeps its traceback")
 
@@ -227,7 +227,7 @@ def test_the_command_line_prints_one_line(script, tmp_path):
     command = [sys.executable, f"experiments/{name}.py", *words, "--policy", "nowhere/x"]
     command += ["--output-dir", str(tmp_path / "out")]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
+    assert ran.returncode == 2
     (line,) = [line for line in ran.stderr.splitlines() if line.strip()][-1:]
     assert line.startswith("error: nowhere/x: ")
     assert "Traceback" not in ran.stderr

@@ -14,10 +14,8 @@ from agents_fixtures import (
 )
 from identity_tasks import TenVertices, digits_policy
 
-from agents.critic import ValueHead
-from agents.kl_control import steer_coefficient
-from agents.least_squares import RidgeRegression
-from agents.ppo import PPO, PPOConfig
+from agents.critic import RidgeRegression, ValueHead
+from agents.ppo import PPO, PPOConfig, steer_coefficient
 
 
 def make_agent(policy=None, **settings):

@@ -20,7 +20,7 @@ from processor_families import PROCESSOR_FAMILIES, qwen2_vl_processor, real_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLProcessor
 from transformers.utils import is_torchvision_available
 
-from agents.demonstrations import require_plain_prompts, show, write_dialogue
+from agents.demonstrations import demonstration_of, require_plain_prompts, write_dialogue
 from agents.policy.families import FAMILIES, select_prompts
 from agents.policy.image_tokens import ImageTokensError, count_image_features, count_image_tokens
 from agents.policy.loading import CheckpointError
@@ -442,7 +442,9 @@ def test_cloning_shows_the_prompts_that_policies_are_asked_with_or_refuses(famil
             require_plain_prompts(processor, image)
         return
     require_plain_prompts(processor, image)
-    shown = show(processor, image, [write_dialogue(processor, "text->mask", asked, "[]")])
+    shown = demonstration_of(
+        processor, image, [write_dialogue(processor, "text->mask", asked, "[]")]
+    )
     (dialogue,) = shown.dialogues
     assert [*shown.prefix, *dialogue.tokens[: dialogue.answer_start]] == whole
     grids = {key: value for key, value in shown.inputs.items() if "grid" in key}

@@ -19,10 +19,10 @@ from agents.policy.frame_record import recorded_frame
 from agents.policy.model import VLMPolicy
 from agents.policy.processing import prepare_inputs
 from agents.training.checkpoints import write_policy
-from agents.wording import ANSWERS
+from agents.trl_backend.rows import ANSWERS
 from experiments.common.policies import open_policy
+from experiments.evaluate import Args
 from experiments.evaluate import main as evaluate
-from experiments.evaluation.options import Args
 from seg_env.frames import find_answer_frame
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.grammar import decode, encode

@@ -8,8 +8,7 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import demonstrate
 from agents.embedded.tiny import PLACE_WORDS, TinyConfig, build_tokenizer
 from agents.gspo import GSPO, GSPOConfig
-from agents.rows import DemonstrationRows
-from agents.wording import word_question
+from agents.trl_backend.rows import DemonstrationRows, word_question
 from experiments.common.arguments import TrainingArguments
 from experiments.common.policies import EMBEDDED_TASKS, SHIPPED, open_policy
 from experiments.evaluation.loop import evaluate, open_questions

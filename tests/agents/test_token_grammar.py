@@ -13,7 +13,7 @@ from agents.embedded.tiny import build_tokenizer
 from agents.policy.model import VLMPolicy
 from agents.policy.token_grammar import TokenGrammar
 from seg_env.data.scenes import Scenes
-from seg_env.frames import PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, pixel_frame
 from seg_env.grammar import decode, encode
 from seg_env.grammar.automaton import AnswerRules
 
@@ -23,7 +23,7 @@ RULES = {
     "padded": AnswerRules(decimals=2, pad=True, max_rings=3),
     "plain": AnswerRules(decimals=3),
     "spaced": AnswerRules(decimals=2, spaces=True, max_vertices=9, max_rings=2),
-    "pixels": AnswerRules(frame=PixelFrame(1344, 73), allow_empty=False, max_ring_vertices=4),
+    "pixels": AnswerRules(frame=pixel_frame(1344, 73), allow_empty=False, max_ring_vertices=4),
 }
 
 
@@ -33,7 +33,7 @@ def outlines():
     scenes, texts = Scenes("train", size=64), []
     for index in range(40):
         rings = scenes[index].target.outline(0.01)
-        texts += [encode(rings), encode(rings, 2, pad=True), encode(rings, frame=PermilleFrame())]
+        texts += [encode(rings), encode(rings, 2, pad=True), encode(rings, frame=PERMILLE)]
     return texts + [text.replace(",", ", ") for text in texts]
 
 
@@ -161,7 +161,7 @@ def test_every_answer_ends_within_the_budget_and_has_no_issue(tokenizer, rules, 
 def test_outlines_are_accepted_as_the_tokenizer_writes_them(tokenizer, compiled):
     scenes = Scenes("val", "hard", size=64)
     found = [scenes[index].target.outline(0.01) for index in range(8)]
-    permille = PermilleFrame()
+    permille = PERMILLE
     for rules, texts in (
         (RULES["plain"], ["[]", *map(encode, found)]),
         (RULES["padded"], [encode(rings, 2, pad=True) for rings in found]),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from agents.embedded.tiny import build_tokenizer
 from agents.policy.token_grammar import TokenGrammar
 from agents.policy.token_grammar_cache import cache_key, default_cache_dir
-from seg_env.frames import PermilleFrame, PixelFrame
+from seg_env.frames import PERMILLE, pixel_frame
 from seg_env.grammar import decode
 from seg_env.grammar.automaton import AnswerRules
 
@@ -102,7 +102,7 @@ def test_the_key_depends_on_rules_vocabulary_and_decoding():
     other.add_tokens(["0.5"])
     spaced.backend_tokenizer.decoder = decoders.WordPiece()
     rules = [RULES, AnswerRules(decimals=2), AnswerRules(decimals=3, pad=True)]
-    rules += [AnswerRules(frame=frame) for frame in (PermilleFrame(), PixelFrame(1000, 999))]
+    rules += [AnswerRules(frame=frame) for frame in (PERMILLE, pixel_frame(1000, 999))]
     keys = [cache_key(TOKENIZER, some) for some in rules]
     keys += [cache_key(one, RULES) for one in (other, spaced)]
     assert len(set(keys)) == len(keys)

@@ -19,7 +19,6 @@ from agents.vertex_credit import (
     completing_tokens,
     credits_of,
     place_credit,
-    place_improvements,
 )
 from seg_env.envs.credit import VertexCredit
 
@@ -160,17 +159,6 @@ def test_vertices_can_be_compared_with_those_of_the_same_number():
     assert placed[1].tolist() == pytest.approx([0, 0, 0, -first - second, 0, 0, 0])
     assert placed[2].tolist() == pytest.approx([0, 0, 1.0, 0, 0, 0, 0])
     assert placed[3].tolist() == pytest.approx([0, 0, 0, -1.0, 0, 0, 0])
-
-
-def test_improvements_leave_out_answers_that_were_not_taken_apart():
-    tokenizer = build_tokenizer()
-    texts = ["[1][2]", "oops"]
-    tokens, mask = tokens_of(tokenizer, texts)
-    given = [credit([3, 6], [9, 9], [0.0, 0.25]), credit([4], [9], [0.5])]
-    improvements, ends = place_improvements(TokenAligner(tokenizer), tokens, mask, texts, given)
-    assert ends.tolist() == [[False, False, True, False, False, False, True], [False] * 7]
-    assert improvements[0, -1] == 0.25
-    assert not improvements[1].any()
 
 
 def test_sampled_answers_of_a_policy_and_the_environment_fit_together():

@@ -13,19 +13,18 @@ from scripted_policy import OUTLINES, SIZES, scripted_policy, write_tree
 from agents.embedded.tiny import build_processor
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.vision_check import BlindPolicyError, compare_images
-from agents.rows import rows_for
-from agents.trl_backend.rows import QuestionRows
+from agents.trl_backend.rows import QuestionRows, rows_for
 from experiments import evaluate, run_gspo, run_ppo
-from experiments.common.answer_length import longest_answer
-from experiments.common.cloning_data import RecordedPictures, demonstrate_pictures
-from experiments.common.run import EvaluationPlan
+from experiments.common.arguments import EvaluationPlan
+from experiments.common.cloning_data import RecordedImages, demonstrate_images
+from experiments.common.policies import longest_answer
+from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluation.loop import evaluate as measure
-from experiments.evaluation.options import Args as EvaluateArgs
 from rewards import Reward
 from seg_env.data import open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError
-from seg_env.frames import PermilleFrame, find_answer_frame
+from seg_env.frames import PERMILLE, find_answer_frame
 from seg_env.grammar import decode
 from seg_env.tasks import answer
 from seg_env.tasks.queries import QueryStyle
@@ -329,9 +328,9 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
     }
     console = Console(record=True, width=300)
     frame = find_answer_frame("permille")
-    pictures = RecordedPictures(str(records))
+    pictures = RecordedImages(str(records))
     left_out = LeftOut()
-    found = demonstrate_pictures(
+    found = demonstrate_images(
         pictures, **settings, console=console, left_out=left_out, frame=frame
     )
     assert len(found) == 5
@@ -339,9 +338,9 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
     tokenizer = build_processor(SMALL).tokenizer
     (dialogue,) = found[0].dialogues
     text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
-    assert decode(text, PermilleFrame()).valid
+    assert decode(text, PERMILLE).valid
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
-        demonstrate_pictures(pictures, **settings, console=console, left_out=LeftOut("error"))
+        demonstrate_images(pictures, **settings, console=console, left_out=LeftOut("error"))
 
 
 def test_files_of_answers_are_scored_without_images_that_have_no_frame(odd_tree, tmp_path):

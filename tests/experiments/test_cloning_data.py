@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agents.embedded.tiny import build_processor
 from experiments import run_bc
-from experiments.common.cloning_data import RecordedPictures, demonstrate_pictures
+from experiments.common.cloning_data import RecordedImages, demonstrate_images
 from seg_env.data.annotate import Job, annotate, write_scene_shards
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import TEXT_TASKS
@@ -39,7 +39,7 @@ def records(request, tmp_path_factory):
 
 
 def test_records_of_a_picture_come_together_with_their_truth(records):
-    pictures = RecordedPictures(str(records))
+    pictures = RecordedImages(str(records))
     scenes = Scenes("train", "medium", length=SCENES, size=64)
     assert 0 < len(pictures) <= SCENES
     for index in range(len(pictures)):
@@ -52,11 +52,11 @@ def test_records_of_a_picture_come_together_with_their_truth(records):
 
 
 def test_records_teach_what_scenes_teach(records):
-    pictures = RecordedPictures(str(records), most=2)
+    pictures = RecordedImages(str(records), most=2)
     assert len(pictures) == 2
-    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
+    found = demonstrate_images(pictures, None, SMALL, **SETTINGS)
     scenes = Scenes("train", "medium", length=2, size=64)
-    wanted = demonstrate_pictures(scenes, None, SMALL, **SETTINGS)
+    wanted = demonstrate_images(scenes, None, SMALL, **SETTINGS)
     assert [one.dialogues for one in found] == [one.dialogues for one in wanted]
     tokens = build_processor(SMALL).tokenizer
     assert len(found[0].dialogues) == len(TEXT_TASKS) * len(scenes.samples_of(0))
@@ -73,9 +73,9 @@ def test_what_is_not_there_is_not_asked_for(tmp_path):
     lines = [{"image": name, "expression": said, "rings": drawn} for name, said, drawn in rows]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pictures = RecordedPictures(str(path))
+    pictures = RecordedImages(str(path))
     assert [[s.expression for s in pictures.samples_of(i)] for i in (0, 1)] == [["the star"], []]
-    found = demonstrate_pictures(pictures, None, SMALL, **SETTINGS)
+    found = demonstrate_images(pictures, None, SMALL, **SETTINGS)
     assert len(found) == 1
 
 
@@ -105,5 +105,5 @@ def test_a_wrong_option_leaves_no_folder_that_the_right_one_is_refused(wrong, tm
 
 def test_the_shipped_policy_is_made_by_the_defaults():
     args = run_bc.Args()
-    assert (args.policy, args.data, args.evaluation_split) == (None, None, "val")
-    assert (args.updates, args.scenes, args.evaluation_questions) == (1600, 20_000, 512)
+    assert (args.policy, args.data, args.evaluation.split) == (None, None, "val")
+    assert (args.updates, args.scenes, args.evaluation.questions) == (1600, 20_000, 512)

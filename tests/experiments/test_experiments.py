@@ -19,6 +19,7 @@ from PIL import Image
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from experiments import run_bc, run_gspo
+from experiments.common.arguments import EvaluationPlan
 from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
@@ -41,12 +42,12 @@ def arguments(policy, output):
     ]
 
 
-def start(script, *options):
+def start(script, *options, columns="200"):
     """Run a script as a user does, in its own process."""
     return subprocess.Popen(
         [sys.executable, f"experiments/{script}", *options],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": "200"},
+        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": columns},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,6 +119,9 @@ def test_pictures_and_report_can_be_looked_at(finished):
     report = (folder / "report.md").read_text()
     assert f"| greedy gIoU | {100 * scores['before']['giou']:.1f} |" in report
     assert "8 held-out questions of `scenes-easy` (val)" in report
+    for told in ("Command: `python ", "Policy: `", "Learned from: scenes-easy (train)", "torch 2."):
+        assert told in report
+    assert "Rewards: `mask_iou=1.0 centroid_distance=0.5 format=0.1`" in report
 
 
 def test_the_policy_was_trained(finished, policy_folder):
@@ -175,7 +179,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(policy_f
 
 def test_help_explains_every_option():
     scripts = {"run_gspo.py": run_gspo, "run_bc.py": run_bc}
-    running = {name: start(name, "--help") for name in scripts}
+    running = {name: start(name, "--help-all", columns="100") for name in scripts}
     for name, process in running.items():
         text, _ = process.communicate(timeout=120)
         assert process.returncode == 0, text
@@ -256,22 +260,25 @@ def test_the_warm_start_writes_a_policy_that_loads_and_can_be_resumed(tmp_path):
     def args(name, **settings):
         return run_bc.Args(
             **{"updates": 4, "scenes": 60, "precision": "float32", "model": SMALL, **settings},
-            evaluation_scenes=8,
-            evaluate_every=2,
+            evaluation=EvaluationPlan(questions=32, every=2, curve_questions=8),
             checkpoint_every=2,
             output_dir=tmp_path / name,
         )
 
     scores = run_bc.main(args("whole"))
-    assert scores["greedy"]["questions"] == 512
+    assert scores["after"]["questions"] == scores["before"]["questions"] == 32
+    assert (scores["dataset"], scores["split"]) == ("scenes-easy", "val")
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {"config.json", "metrics.jsonl", "scores.json", "learning_curve.png", "policy"} <= names
+    report = (tmp_path / "whole" / "report.md").read_text()
+    assert "32 held-out questions of `scenes-easy` (val)" in report
+    assert "Learned from: 60 easy scenes (train)" in report
     whole = VLMPolicy.from_pretrained(tmp_path / "whole" / "policy")
 
-    # What an interruption after update 2 leaves.
-    (tmp_path / "whole" / "checkpoints" / "update_000004").rename(tmp_path / "lost")
+    kept = [path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()]
+    assert kept == ["update_000002"], "what an interruption after update 2 leaves"
     resumed = run_bc.main(args("whole", resume=True))
-    assert resumed["greedy"] == scores["greedy"]
+    assert resumed["after"] == scores["after"]
     again = VLMPolicy.from_pretrained(tmp_path / "whole" / "policy")
     assert same_parameters(again, whole)
     assert torch.equal(again.forbidden, whole.forbidden)

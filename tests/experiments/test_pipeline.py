@@ -24,7 +24,7 @@ from experiments.evaluation.loop import evaluate, open_questions
 ROOT = Path(__file__).parents[2]
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "
 SHAPE += "--model.layers 2 --model.heads 2"
-CLONING = "--updates 6 --evaluate-every 3 --evaluation-scenes 4 --cloning.batch-size 8 "
+CLONING = "--updates 6 --evaluation.every 3 --evaluation.curve-questions 4 --cloning.batch-size 8 "
 CLONING += "--checkpoint-every 1 --precision float32"
 RL = "--updates 2 --evaluation.every 1 --evaluation.curve-questions 4 --evaluation.answers 2 "
 RL += "--gspo.prompts-per-update 2 --gspo.group-size 3 --gspo.max-new-tokens 30 "
@@ -66,8 +66,8 @@ def test_every_stage_starts_from_the_one_before(tmp_path):
         assert settings[stage].seed == 2
         assert settings[stage].resume
         assert settings[stage].output_dir == tmp_path / stage
-    splits = [settings["sft"].evaluation_split, settings["rl"].evaluation.split]
-    questions = [settings["sft"].evaluation_questions, settings["rl"].evaluation.questions]
+    splits = [settings["sft"].evaluation.split, settings["rl"].evaluation.split]
+    questions = [settings["sft"].evaluation.questions, settings["rl"].evaluation.questions]
     assert (splits, questions) == (["test", "test"], [6, 6])
 
 

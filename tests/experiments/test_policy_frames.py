@@ -8,15 +8,15 @@ from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.frame_record import recorded_frame
-from experiments.demo_answers import Demo
+from experiments.demo import Demo
+from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import run_task
 from experiments.evaluation.loop import evaluate
-from experiments.evaluation.options import Args as EvaluateArgs
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.scoring import Scorer
 from seg_env.errors import WrongOptionError
-from seg_env.frames import FAMILIES, AnswerFrame, PixelFrame, ResizeSettings, find_answer_frame
+from seg_env.frames import FAMILIES, AnswerFrame, ResizeSettings, find_answer_frame, pixel_frame
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import TEXT_TASKS, answer, form_of
 from seg_env.types import Sample, Target
@@ -124,7 +124,7 @@ def test_images_may_be_letterboxed(policy, tree, size):
     assert (inner <= np.add(seen.limits, 1e-9)).all()
     if policy.answer_frame.family == "pixels":
         side = [size, size] if isinstance(size, int) else size
-        assert seen == PixelFrame(height=side[0], width=side[1])
+        assert seen == pixel_frame(height=side[0], width=side[1])
 
 
 @frames
@@ -153,11 +153,11 @@ def test_questions_give_no_places_in_location_tokens(tree):
 def test_names_and_objects_make_the_same_frame():
     for name in (*FAMILIES, "qwen3_vl", "pixel:64x32"):
         assert AnswerFrame.from_spec(name) == find_answer_frame(name)
-    given = PixelFrame(100, 50)
+    given = pixel_frame(100, 50)
     assert AnswerFrame.from_spec(given).for_image((10, 20)) is given
     resize = ResizeSettings(factor=8, max_pixels=80 * 96)
     frame = find_answer_frame("qwen2_5_vl", resize=resize)
-    assert frame.for_image((160, 192)) == PixelFrame(width=96, height=80)
+    assert frame.for_image((160, 192)) == pixel_frame(width=96, height=80)
 
 
 def test_vertices_are_no_location_tokens(tree):
@@ -178,7 +178,7 @@ def test_a_frame_that_depends_on_the_image_holds_when_answers_are_improved(tree)
     terms = env.unwrapped._core.scorer.rewards.terms.values()
     assert reward == pytest.approx(sum(term.weight for term in terms))
     outline = env.unwrapped._core.answer_frame.for_view((160, 192))
-    assert (outline.width, outline.height) == (96, 80)
+    assert outline.size == (96, 80)
 
 
 @pytest.mark.parametrize(("updates", "recorded"), [(0, None), (1, "permille")])

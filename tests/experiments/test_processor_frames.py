@@ -14,8 +14,8 @@ from scripted_policy import ScriptedPolicy, write_tree
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.model import VLMPolicy
 from experiments import evaluate, run_gspo
-from experiments.common.run import EvaluationPlan
-from experiments.evaluation.options import Args as EvaluateArgs
+from experiments.common.arguments import EvaluationPlan
+from experiments.evaluate import Args as EvaluateArgs
 from seg_env.data import open_dataset
 
 pytestmark = pytest.mark.processors
@@ -131,6 +131,6 @@ def test_the_frame_is_that_of_the_image_the_processor_makes(family, tree):
     patch = policy.processor.image_processor.patch_size
     frame = policy.answer_frame.for_image(sample.target.size)
     if WRITES[name] == "qwen2.5-vl":
-        assert (frame.height, frame.width) == (grid[1] * patch, grid[2] * patch) == (112, 224)
+        assert frame.size[::-1] == (grid[1] * patch, grid[2] * patch) == (112, 224)
     else:
         assert frame.limits == (1000, 1000)

@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from experiments import evaluate, run_bc, run_gspo, run_ppo
-from experiments.evaluation.options import Args as EvaluateArgs
-from seg_env.frames import PixelFrame
+from experiments.evaluate import Args as EvaluateArgs
+from seg_env.frames import pixel_frame
 from seg_env.grammar import decode
 
 pytestmark = pytest.mark.processors
@@ -137,4 +137,4 @@ def test_borders_of_images_of_all_sizes_are_beyond_the_grammar_and_it_says_so(
     before = json.loads((tmp_path / "before.json").read_text())
     texts = [text for answers in before["sampled"]["texts"] for text in answers]
     for text in texts:
-        assert decode(text, PixelFrame(9999, 9999)).valid, text
+        assert decode(text, pixel_frame(9999, 9999)).valid, text

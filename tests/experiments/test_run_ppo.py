@@ -11,7 +11,7 @@ from PIL import Image
 from agents.ppo import PPO
 from experiments import run_ppo
 from experiments.common.logs import read_metrics
-from experiments.common.report_curves import PANELS, plot_training
+from experiments.common.report import CRITIC_PANELS, plot_curves
 
 
 def arguments(policy, output, *more):
@@ -59,7 +59,7 @@ def test_every_curve_is_of_a_metric_that_is_logged(finished):
     rows = read_metrics(finished[0])
     assert [row["update"] for row in rows] == [1, 2, 3]
     for row in rows:
-        assert {name for _, names in PANELS for name in names} <= row.keys()
+        assert {name for _, names in CRITIC_PANELS for name in names} <= row.keys()
 
 
 def test_a_run_goes_on_to_the_numbers_it_would_have_had(
@@ -74,7 +74,7 @@ def test_a_run_goes_on_to_the_numbers_it_would_have_had(
             return super().collect()
 
     folder = tmp_path / "half"
-    monkeypatch.setattr(run_ppo, "PPO", Tired)
+    monkeypatch.setattr("agents.ppo.PPO", Tired)
     with pytest.raises(SystemExit):
         run_ppo.main(arguments(policy_folder, folder))
     monkeypatch.undo()
@@ -85,5 +85,5 @@ def test_a_run_goes_on_to_the_numbers_it_would_have_had(
 
 
 def test_a_run_without_metrics_is_drawn_as_empty_panels(tmp_path):
-    plot_training([], tmp_path / "curves.png")
+    plot_curves([], CRITIC_PANELS, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 1000

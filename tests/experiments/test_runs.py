@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.common.files import write_atomically, write_json
-from experiments.common.logs import RunLog, keep_latest, read_metrics, start_run
+from experiments.common.logs import (
+    RunLog,
+    keep_latest,
+    read_metrics,
+    start_run,
+    write_atomically,
+    write_json,
+)
 
 
 @dataclass

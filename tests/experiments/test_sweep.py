@@ -428,8 +428,8 @@ def test_stages_are_trained_and_asked_alike(tmp_path):
         assert differ <= {"policy", "output_dir", "cloning"}
     assert plain["sft"].updates == pretrained["sft"].updates == 7
     assert plain["sft"].seed == 1
-    assert plain["rl"].evaluation.split == pretrained["pretrain"].evaluation_split == "test"
-    assert plain["rl"].evaluation.questions == plain["sft"].evaluation_questions == 9
+    assert plain["rl"].evaluation.split == pretrained["pretrain"].evaluation.split == "test"
+    assert plain["rl"].evaluation.questions == plain["sft"].evaluation.questions == 9
 
 
 def test_clean_and_made_data_differ_in_nothing_else(tmp_path):

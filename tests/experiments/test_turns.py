@@ -10,18 +10,17 @@ import tyro
 from agents_fixtures import cloned_policy, same_parameters
 from identity_tasks import TwoTurns, act_turns, digits_policy
 
-from agents.collect import choose_sources
+from agents.demonstrations import demonstrate_refinement
 from agents.gspo import GSPO, GSPOConfig
+from agents.on_policy import choose_sources
 from agents.ppo import PPO, PPOConfig
-from agents.refinement import demonstrate_refinement
 from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
-from experiments.common.questions import open_rules
-from experiments.common.report_turns import turns_table
+from experiments.common.report import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
-from seg_env.envs.refine import RefineEnv
-from seg_env.envs.refine_vector import RefineVectorEnv
+from seg_env.envs.refine import RefineEnv, RefineVectorEnv
+from seg_env.envs.rules import open_rules
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
@@ -298,7 +297,7 @@ def test_a_single_turn_is_refused_where_two_are_taught(tmp_path):
     arguments = run_refine.Args(
         env="SimpleSeg-Scenes-v0", turns=None, refine_template=None, output_dir=tmp_path
     )
-    with pytest.raises(SystemExit, match="has one turn"):
+    with pytest.raises(ValueError, match="has one turn"):
         run_refine.main(arguments)
 
 

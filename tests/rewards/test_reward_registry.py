@@ -67,7 +67,7 @@ def test_default_rewards_are_the_three_of_the_paper():
     terms = RewardSum.from_spec(DEFAULT_REWARDS).terms
     assert {name: term.weight for name, term in terms.items()} == {
         "mask_iou": 1.0,
-        "centroid_distance": 0.2,
+        "centroid_distance": 0.5,
         "format": 0.1,
     }
 

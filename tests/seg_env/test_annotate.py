@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from annotate_fixtures import TRUTH, encoded, scene_job, tar_bytes, tar_source
 
-from agents.rows import DemonstrationRows
+from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import JsonLines, Scenes, images_of, open_dataset
 from seg_env.data.annotate import Detector, Job, Tally, annotate, load_stage
 from seg_env.data.annotate.job import parse_part, part_of

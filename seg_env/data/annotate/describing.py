@@ -1,4 +1,4 @@
-"""Descriptions: how an object is shown and asked about, and how text from outside is cleaned."""
+"""How an object is shown and asked about, and how text from outside is cleaned."""
 
 from __future__ import annotations
 
@@ -19,17 +19,8 @@ PROMPT = (
     "Write the phrase only, and do not mention the outline."
 )
 """What a model is asked about an image from `highlight`."""
-RED = (255, 0, 0)
-
-LONGEST_INPUT = 10_000
-"""Characters that are looked at; the rest is cut off first."""
 LONGEST = 300
-"""Characters that are kept."""
-
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Categories of characters that nobody sees: control characters, marks that turn the direction of
-writing, halves of pairs that no encoding can write, private and unassigned ones."""
-_QUOTES = "\"'`“”‘’«»„ "
+"""Characters of a text from outside that are kept."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,6 @@ class LabelDescriber:
     """Takes the detector's phrase as description; costs nothing and says little."""
 
     template: str = "the {label}"
-    """How the phrase is worded."""
 
     def describe(
         self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
@@ -51,10 +41,7 @@ class LabelDescriber:
 
 
 def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
-    """A copy of an image with a red outline around an object.
-
-    Larger images are reduced until their longer side has ``longest_side`` pixels.
-    """
+    """A copy of an image, at most ``longest_side`` pixels long, with an object outlined in red."""
     height, width = image.size
     scale = min(1.0, longest_side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -63,21 +50,23 @@ def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDA
     thick = max(2, round(max(size) / 200))
     for ring in found.target.outline():
         points = [(float(x), float(y)) for x, y in ring * size]
-        pen.line([*points, points[0]], fill=RED, width=thick, joint="curve")
+        pen.line([*points, points[0]], fill=(255, 0, 0), width=thick, joint="curve")
     return np.asarray(drawn).copy()
 
 
 def clean_text(text: str, longest: int = LONGEST) -> str:
-    """One line of visible characters, in Unicode's composed form.
+    """One line of the visible characters of any text, in Unicode's composed form.
 
-    Args:
-        text: Any text, of any length and content.
-        longest: Characters that are kept; the cut is made at a space where there is one.
+    Only the first 10,000 characters are looked at. What exceeds ``longest`` characters is cut off,
+    at a space where there is one.
     """
+    # Control characters, marks that turn the direction of writing, halves of pairs that no
+    # encoding can write, private and unassigned characters, separators of lines.
+    hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     visible = (
         " " if character.isspace() else character
-        for character in text[:LONGEST_INPUT]
-        if character.isspace() or unicodedata.category(character) not in _HIDDEN
+        for character in text[:10_000]
+        if character.isspace() or unicodedata.category(character) not in hidden
     )
     line = " ".join(unicodedata.normalize("NFC", "".join(visible)).split())
     if len(line) <= longest:
@@ -87,12 +76,10 @@ def clean_text(text: str, longest: int = LONGEST) -> str:
 
 
 def clean_expression(text: str) -> str:
-    """A description as an expression: `clean_text` without quotes around it or a stop behind it.
-
-    Text that is too long is not cut but kept as far as filters need to see that it is: half a
-    sentence is no expression.
-    """
+    """A description as an expression: `clean_text` without quotes around it or a stop behind it."""
+    quotes = "\"'`“”‘’«»„ "
+    # Filters must see that a text is too long: half a sentence is no expression.
     line = clean_text(text, 2 * LONGEST)
     line = re.sub(r"^(?:answer|description|expression)\s*:\s*", "", line, flags=re.IGNORECASE)
-    line = line.strip(_QUOTES)
-    return line[:-1].strip(_QUOTES) if line.endswith(".") and not line.endswith("..") else line
+    line = line.strip(quotes)
+    return line[:-1].strip(quotes) if line.endswith(".") and not line.endswith("..") else line

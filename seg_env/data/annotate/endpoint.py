@@ -31,19 +31,14 @@ MOST_BYTES = 1 << 20
 """Longest answer of a server that is read."""
 MOST_REFUSED = 20
 """So many requests refused one after another mean that something is wrong with all of them."""
-LONGEST_TIMEOUT = 86_400.0
-"""Seconds that an answer may take at most."""
-_THIS_REQUEST = (400, 413, 415, 422)
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class EndpointDescriber:
     """Asks ``<url>/chat/completions`` about each object: vLLM, llama.cpp, a commercial service.
 
-    The object is shown by a red outline. Answers are data: their length is bounded here, and the
-    annotator cleans and checks their content. A request that the server refuses (for its content,
-    for example) leaves an object without description; a server that is down is asked again and
-    again with growing pauses, and then stops the run, which can be resumed.
+    A red outline shows the object. A request that the server refuses, for its content perhaps,
+    leaves an object without description. A server that is down is asked again with growing pauses,
+    and then stops the run, which can be resumed.
     """
 
     def __init__(
@@ -59,19 +54,19 @@ class EndpointDescriber:
         longest_side: int = 768,
         max_tokens: int = 60,
     ) -> None:
-        """Describe the server; nothing is sent yet.
+        """Set up the client; nothing is sent yet.
 
         Args:
             url: Up to the version, for example ``"http://localhost:8000/v1"``.
             model: What the server calls the model.
-            api_key_variable: Environment variable with the key; unset or empty sends none. Keys are
-                never written anywhere.
-            prompt: What is asked.
-            parallel: Requests at a time, 1 or more.
-            tries: How often a request is made before a failing server stops the run, 1 or more.
-            timeout: Seconds that an answer may take, above 0.
-            longest_side: Images are reduced to it, in pixels, 1 or more.
-            max_tokens: Longest description, 1 or more.
+            api_key_variable: Environment variable with the key, which is written nowhere; unset or
+                empty sends none.
+            prompt: What is asked about an image from `highlight`.
+            parallel: Requests at a time.
+            tries: How often a request is made before a failing server stops the run.
+            timeout: Seconds that an answer may take.
+            longest_side: Larger images are reduced to it, in pixels.
+            max_tokens: Longest description.
 
         Raises:
             ValueError: The address is not one of http or https, or would send a key unencrypted to
@@ -79,14 +74,15 @@ class EndpointDescriber:
         """
         check_whole(1, parallel=parallel, tries=tries)
         check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
-        check_between(0.0, LONGEST_TIMEOUT, timeout=timeout)
+        check_between(0.0, 86_400.0, timeout=timeout)
         if not timeout:
             raise ValueError(f"timeout={timeout}; use a number of seconds above 0")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
         key = os.environ.get(api_key_variable, "")
-        if key and parts.scheme == "http" and parts.hostname not in _LOCAL:
+        is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if key and parts.scheme == "http" and not is_local:
             raise ValueError(
                 f"url={url!r} would send the key in {api_key_variable} unencrypted: use https, or "
                 "unset the variable"
@@ -122,7 +118,7 @@ class EndpointDescriber:
         """See `seg_env.data.annotate.stages.Describer`.
 
         Raises:
-            ConnectionError: The server does not answer, or refuses everything; says what it said.
+            ConnectionError: The server does not answer, or refuses everything.
         """
         pairs = [
             (image, found) for image, some in zip(images, objects, strict=True) for found in some
@@ -138,7 +134,7 @@ class EndpointDescriber:
             problem = f"{error} {error.__cause__ or ''}"
             if isinstance(error, openai.APIStatusError):
                 problem = f"{error.status_code}: {error.response.text[:500]}"
-                if error.status_code in _THIS_REQUEST:
+                if error.status_code in (400, 413, 415, 422):  # about this request only
                     return self._refuse(problem)
             tries = 1 + int(error.request.headers.get("X-Stainless-Retry-Count", 0))
             raise ConnectionError(

@@ -1,4 +1,7 @@
-"""Filters: what is wrong with boxes, masks, outlines and descriptions."""
+"""Filters: what is wrong with boxes, masks, outlines and descriptions.
+
+Each drops an object for the reasons that its method returns, which reports count.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
 
 
-class _OneByOne:
+class _ObjectFilter:
     """A filter that looks at each object on its own."""
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
@@ -29,11 +32,10 @@ class _OneByOne:
 
 
 @dataclass(frozen=True)
-class Score(_OneByOne):
+class Score(_ObjectFilter):
     """Drops boxes that the detector is not sure of."""
 
     least: float = 0.3
-    """Lowest score that is kept."""
     after: ClassVar[When] = "detector"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
@@ -41,15 +43,13 @@ class Score(_OneByOne):
 
 
 @dataclass(frozen=True)
-class Area(_OneByOne):
+class Area(_ObjectFilter):
     """Drops objects that are too small to outline, and those that are the whole image."""
 
     least: float = 0.002
-    """Smallest share of the image."""
+    """Share of the image, as `most`."""
     most: float = 0.9
-    """Largest share of the image."""
     least_pixels: int = 64
-    """Fewest pixels."""
     after: ClassVar[When] = "segmenter"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
@@ -60,11 +60,10 @@ class Area(_OneByOne):
 
 
 @dataclass(frozen=True)
-class MaskScore(_OneByOne):
+class MaskScore(_ObjectFilter):
     """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
 
     least: float = 0.7
-    """Lowest score that is kept."""
     after: ClassVar[When] = "segmenter"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
@@ -73,7 +72,7 @@ class MaskScore(_OneByOne):
 
 
 @dataclass(frozen=True)
-class Agreement(_OneByOne):
+class Agreement(_ObjectFilter):
     """Drops masks that leave the box they were made from, or fill a corner of it."""
 
     least: float = 0.5
@@ -90,7 +89,7 @@ class Duplicates:
     """Of masks that cover the same pixels, keeps the one with the best detection score."""
 
     most: float = 0.8
-    """Highest mask IoU that two objects of an image may have."""
+    """Mask IoU that two objects of an image may have."""
     after: ClassVar[When] = "segmenter"
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
@@ -107,21 +106,18 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
-class Ceiling(_OneByOne):
-    """Drops objects that text cannot say well.
+class Ceiling(_ObjectFilter):
+    """Drops masks that a written outline cannot express, such as hair-thin ones.
 
-    The mask is outlined as answers are taught, written, read and filled: what is left of its IoU is
-    the best score that a policy could get for it. Masks in tatters and hair-thin ones fail.
+    The IoU of the mask with its own outline, written and read, is the best score that a policy
+    could get for it.
     """
 
     least: float = 0.85
-    """Lowest IoU of the written outline with the mask."""
     epsilon: float = 0.005
     """Tolerance of the outline, see `seg_env.types.Target.outline`."""
     decimals: int = 3
-    """Digits written."""
     most_vertices: int = 400
-    """Longest outline."""
     after: ClassVar[When] = "segmenter"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
@@ -132,29 +128,31 @@ class Ceiling(_OneByOne):
         return None if reached >= self.least else "below representation ceiling"
 
 
-MARKUP = re.compile(r"<[^<>\s]{1,60}>|<\|.{0,60}?\|>|\[/?INST\]|```|\{\{|\}\}|\{%", re.IGNORECASE)
-"""What reads as a special token or a template: ``<image>``, ``<|im_end|>``, ``[INST]``."""
-COORDINATES = re.compile(r"\[\s*[\[\d.]|\d\s*,\s*0?\.\d")
-"""What reads as an outline: it would give the answer away within the question."""
-ADDRESS = re.compile(r"https?://|www\.|\S@\S+\.\w", re.IGNORECASE)
-"""Addresses of pages and mail."""
-REFUSAL = re.compile(
-    r"\b(?:i(?:'|’)?m sorry|i am sorry|i apologi[sz]e|i can(?:no|')?t|i cannot|i(?:'| a)m unable|"
-    r"as an? (?:ai|language model)|unable to (?:see|identify|determine)|not (?:visible|clear)|"
-    r"no (?:object|image|red outline)|the user|the outline|outlined)\b",
-    re.IGNORECASE,
-)
-"""What models say in place of a description, or about the outline that they were shown."""
+_NO_DESCRIPTION = {
+    # What reads as a special token or a template: <image>, <|im_end|>, [INST].
+    "markup in description": re.compile(
+        r"<[^<>\s]{1,60}>|<\|.{0,60}?\|>|\[/?INST\]|```|\{\{|\}\}|\{%", re.IGNORECASE
+    ),
+    # An outline would give the answer away within the question.
+    "coordinates in description": re.compile(r"\[\s*[\[\d.]|\d\s*,\s*0?\.\d"),
+    "address in description": re.compile(r"https?://|www\.|\S@\S+\.\w", re.IGNORECASE),
+    # What models say in place of a description, or about the outline that they were shown.
+    "refusal": re.compile(
+        r"\b(?:i(?:'|’)?m sorry|i am sorry|i apologi[sz]e|i can(?:no|')?t|i cannot|"
+        r"i(?:'| a)m unable|as an? (?:ai|language model)|unable to (?:see|identify|determine)|"
+        r"not (?:visible|clear)|no (?:object|image|red outline)|the user|the outline|outlined)\b",
+        re.IGNORECASE,
+    ),
+}
+"""Patterns of text that is not about an object, by reason."""
 
 
 @dataclass(frozen=True)
-class WordingFilter(_OneByOne):
+class WordingFilter(_ObjectFilter):
     """Drops descriptions that are no short phrase about an object."""
 
     most_words: int = 30
-    """Longest expression in words."""
     most_characters: int = 200
-    """Longest expression in characters."""
     after: ClassVar[When] = "describer"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
@@ -163,15 +161,8 @@ class WordingFilter(_OneByOne):
             return "description too long"
         if not any(character.isalpha() for character in text):
             return "description without words"
-        for reason, pattern in (
-            ("markup in description", MARKUP),
-            ("coordinates in description", COORDINATES),
-            ("address in description", ADDRESS),
-            ("refusal", REFUSAL),
-        ):
-            if pattern.search(text):
-                return reason
-        return None
+        matching = (reason for reason, each in _NO_DESCRIPTION.items() if each.search(text))
+        return next(matching, None)
 
 
 @dataclass(frozen=True)

@@ -30,40 +30,29 @@ class Job:
     """
 
     source: str
-    """Where images come from."""
     detector: str
-    """Finds boxes."""
     segmenter: str
-    """Turns boxes into masks."""
     describer: str
-    """Says what objects are."""
     filters: tuple[str, ...] = DEFAULT_FILTERS
-    """Decide which objects are good enough, in this order after each stage."""
     split: str = "train"
-    """Name of the files of records, and of the split that data sets are opened with."""
+    """Names the files of records."""
     container: Literal["jsonl", "parquet"] = "jsonl"
     """JSON lines beside images, or parquet with the images in it."""
     form: Literal["rings", "rle"] = "rings"
-    """How JSON lines hold masks: as outlines, or as run lengths, which parquet always holds."""
+    """How JSON lines hold masks: as outlines, or exactly, as parquet always does."""
     epsilon: float = 0.001
     """Tolerance of written outlines as a share of the perimeter."""
     decimals: int = 4
-    """Digits of written outlines."""
     batch_size: int = 8
     """Images that the stages see at a time."""
     most_objects: int = 32
     """Boxes of an image that are looked at, best scores first."""
     least_side: int = 32
-    """Images with a shorter side are left out."""
+    """Images with a shorter side are left out, as those with more than `most_pixels`."""
     most_pixels: int = 1 << 25
-    """Images with more pixels are left out."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without loading a stage.
-
-        Raises:
-            ValueError: Names the field, its value and what is allowed.
-        """
+        """Raise ValueError for what can be seen to be wrong without loading a stage."""
         for name, allowed in (("container", ("jsonl", "parquet")), ("form", ("rings", "rle"))):
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
@@ -81,17 +70,22 @@ class Job:
 
 
 def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
-    """What is to be done, as ``plan.json`` has it."""
+    """The content of ``plan.json``, with a digest of the names and sizes of all files."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{shard.number} {shard.name}\n".encode("utf-8", "surrogateescape"))
+        for path in shard.paths:
+            line = f"{Path(path).name} {os.path.getsize(path) if os.path.exists(path) else 0}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
     settings = {**asdict(job), "filters": list(job.filters)}
-    return {"job": settings, "shards": len(shards), "source": _fingerprint(shards)}
+    return {"job": settings, "shards": len(shards), "source": digest.hexdigest()}
 
 
 def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
-    """Write down what is to be done, or compare it with what was written down before.
+    """Write ``plan.json``, or compare with the one that is there.
 
     Workers on several machines may do so at the same time: the first one's plan stays, so record
-    one only when its stages could be built. Where the source lies may differ between machines; the
-    names and sizes of its files may not.
+    one only when its stages could be built.
 
     Raises:
         ValueError: See `check_plan`.
@@ -109,7 +103,9 @@ def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
 
 
 def check_plan(output: Path, plan: Mapping[str, Any]) -> None:
-    """Compare what is to be done with what was written down; a folder without a plan takes any.
+    """Compare a plan with the one of the folder, if there is one.
+
+    Where the source lies may differ between machines; the names and sizes of its files may not.
 
     Raises:
         ValueError: The folder holds a run of another job, or its source has changed since.
@@ -131,23 +127,8 @@ def check_plan(output: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _fingerprint(shards: Sequence[Shard]) -> str:
-    """A digest of the names and sizes of all files of a source, not of where they lie."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.number} {shard.name}\n".encode("utf-8", "surrogateescape"))
-        for path in shard.paths:
-            line = f"{Path(path).name} {os.path.getsize(path) if os.path.exists(path) else 0}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
 def parse_part(text: str) -> tuple[int, int]:
-    """Read ``"i/n"``: part ``i`` of ``n``, counted from 0.
-
-    Raises:
-        ValueError: It is not that, or there is no such part.
-    """
+    """Read ``"i/n"``, part ``i`` of ``n`` counted from 0; ValueError if it is not that."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if part >= parts:
@@ -171,7 +152,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def stale_paths(path: Path) -> list[Path]:
-    """Temporary names beside a path that processes of this machine left when they were killed."""
+    """What processes of this machine left beside a path when they were killed."""
     found = []
     for place in path.parent.glob(f"{path.name}.partial-{socket.gethostname()}-*"):
         number = place.name.rpartition("-")[2]
@@ -187,7 +168,7 @@ def _is_alive(process: int) -> bool:
         return False
     except OSError:
         return True
-    try:  # one that has ended and that nobody has asked after is still listed
+    try:  # one that has ended is listed until its parent asks after it
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return True
@@ -209,13 +190,11 @@ class Tally:
     """What became of images and objects; counts add up over shards, workers and machines."""
 
     read: int = 0
-    """Images that were decoded."""
     annotated: int = 0
     """Images with at least one record."""
     rejected: Counter[str] = field(default_factory=Counter)
     """What did not become an image, by `seg_env.data.annotate.stages.Reason`."""
     detected: int = 0
-    """Boxes that the detector gave."""
     written: int = 0
     """Objects that became records."""
     dropped: Counter[str] = field(default_factory=Counter)

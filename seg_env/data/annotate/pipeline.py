@@ -1,8 +1,8 @@
 """Annotating a source: all stages, shard by shard, in one process or several, joined at the end.
 
-A shard is annotated into a folder that gets its name when everything is in it, so a run can be
-stopped in any way and goes on where it was. What comes out depends on the job alone, not on the
-number of workers and machines.
+A shard is annotated into a folder that gets its name when everything is in it, so a run that was
+stopped in any way goes on where it was. What comes out depends on the job alone, not on the number
+of workers and machines.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from seg_env.data.annotate.stages import (
     Filter,
     Found,
     ImageSource,
+    RawImage,
     Rejected,
     Segmenter,
     Shard,
@@ -54,9 +55,6 @@ from seg_env.data.annotate.stages import (
     load_stage,
 )
 from seg_env.data.annotate.writers import WRITERS
-
-_LOOK_EVERY = 0.25
-"""Seconds between two looks at what the workers have done."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,15 @@ def annotate(
 ) -> dict[str, Any]:
     """Annotate the shards of a source that are not done yet, and join all that are.
 
-    Running it again goes on where it stopped, however it was stopped: shards that are done stay,
-    the others are begun anew. Machines that share a folder take parts ``(0, n)`` to ``(n - 1, n)``;
-    those that do not copy what they wrote below ``shards`` into one folder, and run it there.
+    Machines that share a folder take parts ``(0, n)`` to ``(n - 1, n)``; those that do not copy
+    what they wrote below ``shards`` into one folder, and run it there.
 
     Args:
         job: What is to be done.
         output: Folder of the run; holds the records in the end.
-        workers: Processes, 1 or more; each loads the models and takes shards of its own.
+        workers: Processes; each loads the models and takes shards of its own.
         part: Number of this machine, from 0, and how many there are.
-        on_progress: Told about progress several times a second.
+        on_progress: Called several times a second.
 
     Returns:
         The manifest: counts over everything that is done, by whichever machine.
@@ -133,10 +130,10 @@ def _in_this_process(
 ) -> Steps:
     images = 0
     if shards:
-        annotator = Annotator(job)
+        annotator = Annotator(job, source)
         record_plan(root, plan)  # a stage that cannot be built must not claim the folder
         for done, shard in enumerate(shards):
-            for new in _annotate_shard(job, source, annotator, shard, root):
+            for new in annotator.annotate_shard(shard, root):
                 images += new
                 yield done, images
     yield len(shards), images
@@ -153,7 +150,7 @@ def _in_processes(
         pending = {pool.submit(_work, shard) for shard in shards}
         try:
             while pending:
-                done, pending = wait(pending, _LOOK_EVERY, FIRST_EXCEPTION)
+                done, pending = wait(pending, 0.25, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
                 yield len(shards) - len(pending), shared.images.value
@@ -169,7 +166,6 @@ class _Shared(NamedTuple):
     job: Job
     root: str
     plan: dict[str, Any]
-    """What is recorded by the first of them that could build the stages."""
     images: Any
     """A counter of images that have been annotated."""
     stop: Any
@@ -181,16 +177,16 @@ _shared: _Shared
 
 
 def _begin_worker(shared: _Shared, workers: int) -> None:
-    """Prepare a worker process: it leaves with its parent, and shares the cores."""
+    """Prepare a worker process: it ends with its parent, and shares the cores."""
     global _shared
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Libraries read this when they are imported, which the stages do.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     _shared = shared
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it has been killed: nobody would ever tell it."""
+def _exit_with_parent() -> None:
+    """End this process when the one that started it has been killed."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -198,78 +194,19 @@ def _leave_with_parent() -> None:
 
 
 @cache
-def _load_stages() -> tuple[ImageSource, Annotator]:
-    """The stages of a worker process, loaded with its first shard: here errors find their way."""
-    loaded = load_stage(_shared.job.source, ImageSource), Annotator(_shared.job)
+def _load_annotator() -> Annotator:
+    """The annotator of a worker process, loaded with its first shard to have errors reported."""
+    annotator = Annotator(_shared.job, load_stage(_shared.job.source, ImageSource))
     record_plan(Path(_shared.root), _shared.plan)
-    return loaded
+    return annotator
 
 
 def _work(shard: Shard) -> None:
-    for new in _annotate_shard(_shared.job, *_load_stages(), shard, Path(_shared.root)):
+    for new in _load_annotator().annotate_shard(shard, Path(_shared.root)):
         with _shared.images.get_lock():
             _shared.images.value += new
         if _shared.stop.is_set():
             raise InterruptedError("another worker failed")
-
-
-def _annotate_shard(
-    job: Job, source: ImageSource, annotator: Annotator, shard: Shard, output: Path
-) -> Iterator[int]:
-    """Annotate the images of a shard into a folder of its own: all of it, or nothing.
-
-    Where another process was faster, its folder stays: both hold the same.
-
-    Yields:
-        After each batch, how many images it had.
-    """
-    final = shard_folder(output, shard.number)
-    for old in stale_paths(final):
-        shutil.rmtree(old, ignore_errors=True)
-    folder = temporary_path(final)
-    folder.mkdir()
-    tally = Tally()
-    numbered = enumerate(_decoded(job, source, shard, tally))
-    with closing(WRITERS[job.container](folder, job, final.name, tally)) as writer:
-        while taken := list(islice(numbered, job.batch_size)):
-            batch = [(number, each) for number, each in taken if isinstance(each, DecodedImage)]
-            found = annotator.annotate([image for _, image in batch], tally) if batch else []
-            with tally.timed("write"):
-                for (number, image), objects in zip(batch, found, strict=True):
-                    tally.annotated += bool(objects)
-                    if objects:
-                        writer.write(number, image, objects)
-            yield len(batch)
-    manifest = {"shard": shard.name, **tally.to_json()}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    try:
-        os.rename(folder, final)
-    except OSError:  # a folder with content is never replaced
-        if not final.exists():
-            raise
-        shutil.rmtree(folder)
-
-
-def _decoded(
-    job: Job, source: ImageSource, shard: Shard, tally: Tally
-) -> Iterator[DecodedImage | Rejected]:
-    """Everything in a shard in its order, so that places in it are names that last."""
-    raws = source.read(shard)
-    while True:
-        with tally.timed("read"):
-            raw = next(raws, None)
-            if raw is None:
-                return
-            image = (
-                raw
-                if isinstance(raw, Rejected)
-                else open_image(raw, job.least_side, job.most_pixels)
-            )
-        if isinstance(image, Rejected):
-            tally.rejected[image.reason] += 1
-        else:
-            tally.read += 1
-        yield image
 
 
 Batch = list[list[Found]]
@@ -279,26 +216,61 @@ Batch = list[list[Found]]
 class Annotator:
     """Finds, cuts out, describes and sorts the objects of images."""
 
-    def __init__(self, job: Job) -> None:
-        """Load the stages; models are loaded here.
-
-        Raises:
-            ValueError: A stage cannot be built, see `seg_env.data.annotate.stages.load_stage`.
-        """
+    def __init__(self, job: Job, source: ImageSource) -> None:
+        """Load the stages with their models."""
+        self._job, self._source = job, source
         self._detector: Detector = load_stage(job.detector, Detector)
         self._segmenter: Segmenter = load_stage(job.segmenter, Segmenter)
         self._describer: Describer = load_stage(job.describer, Describer)
         self._filters: list[Filter] = [load_stage(text, Filter) for text in job.filters]
-        self._most_objects = job.most_objects
 
-    def annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
-        """The objects of ``B`` images that pass all filters, each with mask and expression.
+    def annotate_shard(self, shard: Shard, output: Path) -> Iterator[int]:
+        """Annotate a shard into a folder of its own; yields the number of images of each batch."""
+        final = shard_folder(output, shard.number)
+        for old in stale_paths(final):
+            shutil.rmtree(old, ignore_errors=True)
+        folder = temporary_path(final)
+        folder.mkdir()
+        tally = Tally()
+        numbered = enumerate(self._decode(shard, tally))
+        with closing(WRITERS[self._job.container](folder, self._job, final.name, tally)) as writer:
+            while taken := list(islice(numbered, self._job.batch_size)):
+                batch = [(number, each) for number, each in taken if isinstance(each, DecodedImage)]
+                found = self._annotate([image for _, image in batch], tally) if batch else []
+                with tally.timed("write"):
+                    for (number, image), objects in zip(batch, found, strict=True):
+                        tally.annotated += bool(objects)
+                        if objects:
+                            writer.write(number, image, objects)
+                yield len(batch)
+        manifest = {"shard": shard.name, **tally.to_json()}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        try:
+            os.rename(folder, final)
+        except OSError:  # another process was faster; its folder stays, for both hold the same
+            if not final.exists():
+                raise
+            shutil.rmtree(folder)
 
-        What is found and why it is dropped is counted.
+    def _decode(self, shard: Shard, tally: Tally) -> Iterator[DecodedImage | Rejected]:
+        """Everything in a shard in its order, so that records can be named by their place."""
+        raws = self._source.read(shard)
+        while True:
+            image: RawImage | DecodedImage | Rejected | None
+            with tally.timed("read"):
+                image = next(raws, None)
+                if image is not None and not isinstance(image, Rejected):
+                    image = open_image(image, self._job.least_side, self._job.most_pixels)
+            if image is None:
+                return
+            if isinstance(image, Rejected):
+                tally.rejected[image.reason] += 1
+            else:
+                tally.read += 1
+            yield image
 
-        Raises:
-            ValueError: A stage returned something of the wrong length or size.
-        """
+    def _annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
+        """The objects of images that pass all filters, each with mask and expression."""
         found = self._detect(images, tally)
         found = self._filter("detector", images, found, tally)
         found = self._segment(images, found, tally)
@@ -313,9 +285,11 @@ class Annotator:
         batch: Batch = []
         for image, some in zip(images, boxes, strict=True):
             tally.detected += len(some)
-            ranked = sorted(some, key=lambda each: -_finite(each.score))
-            tally.dropped["too many objects"] += len(ranked[self._most_objects :])
-            clipped = [_clip(each, image.size) for each in ranked[: self._most_objects]]
+            ranked = sorted(
+                some, key=lambda each: -each.score if math.isfinite(each.score) else math.inf
+            )
+            tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
+            clipped = [_clip(each, image.size) for each in ranked[: self._job.most_objects]]
             tally.dropped["no box within the picture"] += clipped.count(None)
             batch.append([Found(each) for each in clipped if each is not None])
         return batch
@@ -335,7 +309,7 @@ class Annotator:
                     tally.dropped["no mask"] += 1
                 elif segment.rle.size != image.size:
                     raise ValueError(
-                        f"the segmenter gave a mask of {segment.rle.size} for a image of "
+                        f"the segmenter gave a mask of {segment.rle.size} for an image of "
                         f"{image.size} (height, width)"
                     )
                 else:
@@ -365,10 +339,10 @@ class Annotator:
         self, after: When, images: Sequence[DecodedImage], found: Batch, tally: Tally
     ) -> Batch:
         with tally.timed("filter"):
-            for each in self._filters:
-                if each.after == after:
+            for judge in self._filters:
+                if judge.after == after:
                     found = [
-                        _kept(each, image, some, tally)
+                        _kept(judge, image, some, tally)
                         for image, some in zip(images, found, strict=True)
                     ]
         return found
@@ -391,10 +365,6 @@ def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
     return replace(detection, box=box) if box[2] > box[0] and box[3] > box[1] else None
 
 
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else -math.inf
-
-
 def _check_length(stage: str, results: Sequence[object], wanted: Sequence[object]) -> None:
     if len(results) != len(wanted):
         raise ValueError(f"the {stage} gave {len(results)} results for {len(wanted)} inputs")
@@ -403,8 +373,7 @@ def _check_length(stage: str, results: Sequence[object], wanted: Sequence[object
 def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Join the shards that are done into ``<split>.jsonl`` (or ``data/``) and ``manifest.json``.
 
-    What comes out depends on which shards are done and on nothing else, so it does not matter how
-    many workers and machines there were, or which of them joins last.
+    What comes out depends on which shards are done and on nothing else.
     """
     split, container = plan["job"]["split"], plan["job"]["container"]
     for name in (PLAN, MANIFEST, f"{split}.jsonl"):

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Self, cast
+from typing import IO, Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Rejected, Shard
@@ -29,21 +29,10 @@ from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
-"""Endings of images, in lower case."""
 TEXT_ENDINGS = ("txt", "caption", "text")
-"""Endings of alternative texts in archives."""
+"""Of alternative texts in archives."""
 MOST_IMAGE_BYTES = 1 << 25
-"""Larger encoded images are left out."""
 MOST_TEXT_BYTES = 1 << 20
-"""Longer texts and records are left out."""
-MOST_HEADER_BYTES = 1 << 16
-"""Longest extended header of an archive that is read."""
-MOST_RATIO = 20
-"""A compressed archive may unpack to so many times its bytes; images hardly compress at all."""
-SPARE = 1 << 26
-"""Bytes that any compressed archive may unpack to."""
-MOST_GROUP_BYTES = 1 << 33
-"""Row groups of parquet files that unpack to more are not read."""
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
 """What LAION, COYO and img2dataset call the alternative text."""
@@ -55,7 +44,31 @@ KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
 """Columns that name a row."""
 
 
-class TarShards:
+class _FileShards:
+    """Files that are a shard each: one, those of a folder, or of a pattern like ``"/a/*.tar"``."""
+
+    endings: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: str) -> None:
+        place = Path(path).expanduser()
+        self._paths = [place.absolute()]
+        if not place.is_file():
+            folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
+            self._paths = sorted(
+                each.absolute()
+                for each in folder.glob(pattern)
+                if each.name.endswith(self.endings) and each.is_file()
+            )
+        if not self._paths:
+            endings = " or ".join(self.endings)
+            raise FileNotFoundError(f"{path!r} names no file that ends in {endings}")
+
+    def shards(self) -> list[Shard]:
+        """One for each file, by name."""
+        return [Shard(n, path.name, (str(path),)) for n, path in enumerate(self._paths)]
+
+
+class TarShards(_FileShards):
     """Tar archives in WebDataset's layout, such as img2dataset writes for LAION and COYO.
 
     Each archive is a shard. Members that follow each other and share a key are one sample::
@@ -64,24 +77,14 @@ class TarShards:
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    As in WebDataset a key ends at the first dot. Where what follows is none of these endings and
-    what follows the last dot is, the key ends there: ``img.001.png`` is an image ``img.001``,
-    unless there is a sample ``img`` beside it, whose segmentation map or the like it then is.
+    As in WebDataset a key ends at the first dot. Where only what follows the last dot is one of
+    these endings, the key ends there: ``img.001.png`` is an image ``img.001``, unless there is a
+    sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
     Archives may be compressed by gzip. They are read forward in one pass.
     """
 
-    def __init__(self, path: str) -> None:
-        """Find the archives: one, those of a folder, or of a pattern like ``"/data/laion/*.tar"``.
-
-        Raises:
-            FileNotFoundError: There are none.
-        """
-        self._paths = _find_files(path, (".tar", ".tar.gz", ".tgz"))
-
-    def shards(self) -> list[Shard]:
-        """One for each archive."""
-        return [Shard(n, path.name, (str(path),)) for n, path in enumerate(self._paths)]
+    endings = (".tar", ".tar.gz", ".tgz")
 
     def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
         """The samples of an archive; see `seg_env.data.annotate.stages.ImageSource`."""
@@ -91,15 +94,19 @@ class TarShards:
                 yield Rejected(member)
                 continue
             name, data = member
-            group = dotted if name.dotted else plain
-            if name.key != group.key or name.ending in group.members:
-                if not name.dotted:
-                    yield from plain.sample()
-                if name.dotted or not dotted.belongs_to(name.key):
+            if name.dotted:
+                if dotted.is_closed_by(name):
                     yield from dotted.sample(beside=plain.key)
-                    dotted.begin(None)
-                group.begin(name.key)
-            group.members[name.ending] = data
+                    dotted = _Group(name.key)
+                dotted.members[name.ending] = data
+            else:
+                if plain.is_closed_by(name):
+                    yield from plain.sample()
+                    if not dotted.is_about(name.key):
+                        yield from dotted.sample(beside=plain.key)
+                        dotted = _Group()
+                    plain = _Group(name.key)
+                plain.members[name.ending] = data
         yield from plain.sample()
         yield from dotted.sample(beside=plain.key)
 
@@ -133,22 +140,19 @@ class _Group:
     key: str | None = None
     members: dict[str, bytes] = field(default_factory=dict)
 
-    def begin(self, key: str | None) -> None:
-        """Forget the members: those of another key follow."""
-        self.key, self.members = key, {}
+    def is_closed_by(self, name: _Name) -> bool:
+        return name.key != self.key or name.ending in self.members
 
-    def belongs_to(self, key: str | None) -> bool:
-        """Whether the members are more about the sample of another key: 7.seg.png is about 7."""
+    def is_about(self, key: str | None) -> bool:
+        """Whether it adds to the sample of another key: 7.seg.png is about 7."""
         return self.key is not None and key is not None and self.key.startswith(f"{key}.")
 
     def sample(self, beside: str | None = None) -> Iterator[RawImage | Rejected]:
-        """The image with its texts, or a fault if there is none.
+        """The image with its texts, or a fault if there is none; nothing if about ``beside``.
 
-        Args:
-            beside: Key of the sample beside it, of whose members there is nothing to say, nor of
-                dotted texts alone: ``7.meta.json`` is no failed download.
+        Dotted texts alone, such as ``7.meta.json``, are no failed download.
         """
-        if self.key is None or self.belongs_to(beside):
+        if self.key is None or self.is_about(beside):
             return
         members, key = self.members, self.key.rpartition("/")[2]
         data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
@@ -162,14 +166,14 @@ class _Group:
 class _Header(tarfile.TarInfo):
     """A header of an archive that is not trusted.
 
-    As it is, `tarfile` takes a broken header behind the first for the end of the archive, reads
+    `tarfile` itself takes a broken header behind the first for the end of the archive, reads
     extended headers of any size into memory, and in older releases of Python takes time and memory
     that grow with the square of their size.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read a header; only the mark at its end ends an archive."""
+        """Read a header; only the mark at the end ends an archive."""
         block = b""
         try:
             block = cast("IO[bytes]", archive.fileobj).read(tarfile.BLOCKSIZE)
@@ -190,7 +194,7 @@ class _Header(tarfile.TarInfo):
         if self.type == tarfile.XGLTYPE:  # about all members: passed over like one
             return self._proc_builtin(archive)  # type: ignore[attr-defined, no-any-return]
         if self.type in (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            if self.size > MOST_HEADER_BYTES:
+            if self.size > 1 << 16:
                 raise ValueError(f"an extended header of {self.size} bytes")
             if self.type in _PAX:
                 return self._read_pax(archive)
@@ -237,14 +241,10 @@ def _pax_records(content: bytes) -> dict[str, str]:
 
 
 def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
-    """The files of an archive, plain or compressed by gzip, that have an ending that is read.
+    """Names and contents of the files of an archive that have an ending that is read.
 
-    Yields:
-        Name and content; a reason for each that is left out for being too large, a link or device,
-        or of a name that leads out; last, perhaps, why the rest could not be read.
-
-    Raises:
-        OSError: The file cannot be opened, or the disk fails.
+    A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
+    OSError only where the file cannot be opened, or the disk fails.
     """
     with ExitStack() as stack:
         file: IO[bytes] = stack.enter_context(path.open("rb"))
@@ -252,7 +252,8 @@ def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if zipped:
-            end, beyond = MOST_RATIO * end + SPARE, Reason.BOMB
+            # Images hardly compress at all; 64 MiB are allowed in any case.
+            end, beyond = 20 * end + (1 << 26), Reason.BOMB
             file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
         try:
             archive = tarfile.TarFile(
@@ -290,7 +291,7 @@ def leads_out(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
-class ParquetShards:
+class ParquetShards(_FileShards):
     """Parquet files with encoded images, such as img2dataset writes for LAION and COYO.
 
     Each file is a shard. One column holds the image (``image``, ``jpg``, ...), as bytes or as
@@ -299,19 +300,12 @@ class ParquetShards:
     for example by img2dataset. Needs ``pip install 'simpleseg-rl[hub]'``.
     """
 
+    endings = (".parquet",)
+
     def __init__(self, path: str) -> None:
-        """Find the files: one, those of a folder, or of a pattern.
-
-        Raises:
-            FileNotFoundError: There are none.
-            ImportError: ``pyarrow`` is missing; names the extra.
-        """
+        """Find the files; ImportError if ``pyarrow`` is missing."""
         require("pyarrow.parquet")
-        self._paths = _find_files(path, (".parquet",))
-
-    def shards(self) -> list[Shard]:
-        """One for each file."""
-        return [Shard(n, path.name, (str(path),)) for n, path in enumerate(self._paths)]
+        super().__init__(path)
 
     def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
         """The rows of a file; see `seg_env.data.annotate.stages.ImageSource`.
@@ -329,7 +323,7 @@ class ParquetShards:
                 return
             columns = _columns(file.schema_arrow.names, path)
             for group in range(file.num_row_groups):
-                if file.metadata.row_group(group).total_byte_size > MOST_GROUP_BYTES:
+                if file.metadata.row_group(group).total_byte_size > 1 << 33:
                     yield Rejected(Reason.TOO_MANY_BYTES)
                     continue
                 try:
@@ -372,12 +366,7 @@ class Folder:
     """
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
-        """Name the folder; it is searched by `shards`.
-
-        Raises:
-            FileNotFoundError: There is no such folder.
-            ValueError: ``per_shard`` is below 1.
-        """
+        """Name the folder, which must exist; it is searched by `shards`."""
         self._root = Path(path).expanduser().absolute()
         self._per_shard = per_shard
         if not self._root.is_dir():
@@ -386,11 +375,7 @@ class Folder:
             raise ValueError(f"per_shard={per_shard}; a shard has at least 1 image")
 
     def shards(self) -> list[Shard]:
-        """The images by name, cut into equal parts.
-
-        Raises:
-            FileNotFoundError: There is no image.
-        """
+        """The images by name, cut into equal parts; FileNotFoundError if there are none."""
         found = sorted(
             os.path.join(folder, name)
             for folder, _, names in os.walk(self._root)
@@ -443,26 +428,6 @@ class Folder:
         return data if len(data) <= most else Reason.TOO_MANY_BYTES
 
 
-def _find_files(path: str, endings: tuple[str, ...]) -> list[Path]:
-    """Files by name, folder or pattern, sorted.
-
-    Raises:
-        FileNotFoundError: There are none with one of the endings.
-    """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place.absolute()]
-    folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
-    found = sorted(
-        each.absolute()
-        for each in folder.glob(pattern)
-        if each.name.endswith(endings) and each.is_file()
-    )
-    if not found:
-        raise FileNotFoundError(f"{path!r} names no file that ends in {' or '.join(endings)}")
-    return found
-
-
 def _record(content: bytes) -> dict[str, Any]:
     """The JSON object in a record; an empty one where it holds anything else."""
     try:
@@ -484,28 +449,14 @@ def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) ->
     return RawImage(key, data, text.decode("utf-8", "replace") or recorded, kept)
 
 
-SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
-"""Endings of files by Pillow's name of the format."""
-ORIENTATION = 0x0112
-"""EXIF tag that says how an image is to be turned."""
-
-
 def open_image(
     raw: RawImage, least_side: int = 32, most_pixels: int = 1 << 25
 ) -> DecodedImage | Rejected:
-    """Decode an image.
+    """Decode an image, or say why it is none.
 
-    The size is read first: nothing is allocated for an image that claims too many pixels. An image
-    that its EXIF data say is to be turned is turned and encoded anew, because data sets read pixels
-    as they are stored; all others keep their bytes.
-
-    Args:
-        raw: As the source has it.
-        least_side: Images with a shorter side are left out.
-        most_pixels: Images with more pixels are not decoded; 2**25 take 100 MB.
-
-    Returns:
-        The image, or why it is none.
+    The size is read first: nothing is allocated for an image of more than ``most_pixels`` (2**25
+    take 100 MB). An image that its EXIF data say is to be turned is turned and encoded anew,
+    because data sets read pixels as they are stored; all others keep their bytes.
     """
     try:
         with warnings.catch_warnings():
@@ -527,24 +478,19 @@ def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | 
             return Rejected(Reason.TOO_SMALL)
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
-            suffix = SUFFIX_OF[str(file.format)]
+            suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
             return DecodedImage(raw.key, raw.data, suffix, pixels, raw.text, raw.metadata)
-        data = _turn(file)
-    with Image.open(io.BytesIO(data)) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGB")
+    upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
+    buffer = io.BytesIO()
+    upright.save(buffer, "JPEG", quality=95, subsampling=0)
+    with Image.open(buffer) as file:
         pixels = np.array(file.convert("RGB"))
-    return DecodedImage(raw.key, data, ".jpg", pixels, raw.text, raw.metadata)
+    return DecodedImage(raw.key, buffer.getvalue(), ".jpg", pixels, raw.text, raw.metadata)
 
 
 def _orientation(file: Image.Image) -> int:
     try:
-        return int(file.getexif().get(ORIENTATION, 1))
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # an image with damaged EXIF data is still an image
         return 1
-
-
-def _turn(file: Image.Image) -> bytes:
-    upright = ImageOps.exif_transpose(file).convert("RGB")
-    upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
-    buffer = io.BytesIO()
-    upright.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from importlib import import_module
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,30 +25,26 @@ Box = tuple[float, float, float, float]
 
 
 class Reason(StrEnum):
-    """Why something in a source did not become an image."""
+    """Why something in a source did not become an image.
+
+    Of a damaged archive, what comes before the fault is used.
+    """
 
     UNREADABLE = "unreadable picture"
-    """Damaged, or of a format that is not read."""
     TOO_MANY_PIXELS = "too many pixels"
-    """Larger than is decoded: perhaps a decompression bomb."""
     TOO_SMALL = "picture too small"
-    """A side is shorter than asked for."""
     NO_IMAGE = "no picture"
     """Text or metadata without an image, as a failed download leaves it."""
     TOO_MANY_BYTES = "file too large"
-    """A file, or a member of an archive, with more bytes than are read."""
     UNSAFE_NAME = "unsafe name"
-    """A member of an archive whose name leads out of a folder."""
+    """The name of an archive's member leads out of a folder."""
     NOT_A_FILE = "link or device"
-    """A link or device in an archive, or a link that leads out of the folder."""
+    """In an archive, or a link that leads out of the folder."""
     TRUNCATED = "truncated archive"
-    """An archive that stops before its end; what came before is used."""
     CORRUPT = "corrupt archive"
-    """An archive with something in it that is no header; what came before is used."""
     BOMB = "archive unpacks too large"
-    """A compressed archive of far more content than bytes; what came before is used."""
     CORRUPT_TABLE = "corrupt parquet"
-    """A parquet file, or a row group of one, that cannot be read."""
+    """A parquet file, or one of its row groups."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,7 @@ class Shard:
     number: int
     """Its place in the source, from 0."""
     name: str
-    """What manifests call it."""
     paths: tuple[str, ...]
-    """Its files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +71,10 @@ class RawImage:
     key: str
     """Its name there. Data from outside: never a path, never unique for certain."""
     data: bytes = field(repr=False)
-    """The encoded image."""
     text: str = ""
     """What the source says about it, such as the alternative text of a web page."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What else is kept of it: where it came from and under which licence."""
+    """Where it came from and under which licence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +85,7 @@ class DecodedImage:
     data: bytes = field(repr=False)
     """The encoded image as it will be written; it decodes to `image` without being turned."""
     suffix: str
-    """Ending of a file with this content, such as ``".jpg"``."""
+    """File ending, such as ``".jpg"``."""
     image: NDArray[np.uint8] = field(repr=False)
     """``(H, W, 3) uint8``."""
     text: str = ""
@@ -106,42 +99,32 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class Detection:
-    """A box around something."""
+    """A box around something, with the detector's score (0 to 1) and word for it."""
 
     box: Box
     score: float
-    """How sure the detector is, 0 to 1."""
     label: str = ""
-    """What the detector calls it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The pixels of something."""
+    """A mask at the size of the image, with the segmenter's score for it (0 to 1)."""
 
     rle: Rle
-    """The mask at the size of the image."""
     score: float = 1.0
-    """How good the segmenter thinks it is, 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """One object on its way through the stages."""
+    """One object on its way through the stages, each of which fills in a field."""
 
     detection: Detection
     segment: Segment | None = None
-    """Its pixels, once it has been segmented."""
     expression: str = ""
-    """Its description, once it has been described."""
 
     @cached_property
     def target(self) -> Target:
-        """The mask as a target, whose outline is traced once.
-
-        Raises:
-            ValueError: It has not been segmented yet.
-        """
+        """The mask as a target, whose outline is traced once; ValueError before it has a mask."""
         if self.segment is None:
             raise ValueError(f"{self.detection} has no mask yet: this needs the segmenter's output")
         return Target(self.segment.rle)
@@ -153,15 +136,13 @@ class ImageSource(Protocol):
 
     def shards(self) -> list[Shard]:
         """Its parts in a fixed order: the same for every worker and after every restart."""
-        ...
 
     def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
-        """The images of a part, one after another in a fixed order; what is broken is reported.
+        """The images of a part in a fixed order; what is broken is reported.
 
         Memory does not grow with the size of the part. Content never raises; a file that has
         disappeared does.
         """
-        ...
 
 
 @runtime_checkable
@@ -170,7 +151,6 @@ class Detector(Protocol):
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """Boxes in each of ``B`` images; boxes may reach out of the image."""
-        ...
 
 
 @runtime_checkable
@@ -181,7 +161,6 @@ class Segmenter(Protocol):
         self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
     ) -> list[list[Segment | None]]:
         """A mask, or None, for each box of each of ``B`` images, of the image's size."""
-        ...
 
 
 @runtime_checkable
@@ -193,9 +172,8 @@ class Describer(Protocol):
     ) -> list[list[str]]:
         """An expression for each object of each of ``B`` images; ``""`` where it has none.
 
-        What it returns is cleaned and checked by others: a model's text is data.
+        It may be any text: the pipeline cleans and checks it.
         """
-        ...
 
 
 When = Literal["detector", "segmenter", "describer"]
@@ -207,11 +185,9 @@ class Filter(Protocol):
     """Decides which objects are good enough."""
 
     after: When
-    """The stage that it follows; cheap stages first, descriptions only of what has passed."""
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
         """Why each of ``N`` objects of an image is dropped; None keeps it."""
-        ...
 
 
 SHORT_NAMES = {
@@ -254,15 +230,11 @@ DEFAULT_FILTERS = (
 
 
 def load_stage(text: str, kind: type[Any]) -> Any:
-    """Build a stage from its name and arguments.
-
-    Args:
-        text: See the module.
-        kind: The protocol that it must have.
+    """Build a stage from its name and arguments, as described at the top of this module.
 
     Raises:
         ValueError: The text is neither a known word nor an import path, its arguments are no JSON
-            object or not those of the class, or the class is of another kind.
+            object or not those of the class, or the class does not have the protocol ``kind``.
     """
     name, brace, rest = text.strip().partition("{")
     path = SHORT_NAMES.get(name.strip(), name.strip())
@@ -287,24 +259,16 @@ def load_stage(text: str, kind: type[Any]) -> Any:
     return made
 
 
-def check_whole(least: int, **values: object) -> None:
-    """Check arguments of a stage that are whole numbers.
-
-    Raises:
-        ValueError: One is below ``least``, or no whole number.
-    """
+def check_whole(least: int, **values: Any) -> None:
+    """Raise ValueError unless all arguments are whole numbers of at least ``least``."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r}; use a whole number from {least}")
 
 
-def check_between(least: float, most: float, **values: object) -> None:
-    """Check arguments of a stage that are numbers.
-
-    Raises:
-        ValueError: One is out of range, or no number.
-    """
+def check_between(least: float, most: float, **values: Any) -> None:
+    """Raise ValueError unless all arguments are numbers in the range."""
     for name, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and least <= cast("float", value) <= most):
+        if not (is_number and least <= value <= most):
             raise ValueError(f"{name}={value!r}; use a number from {least:g} to {most:g}")

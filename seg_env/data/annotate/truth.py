@@ -1,9 +1,8 @@
-"""Procedural scenes as a stand-in for the web, and their truth, or worse, as a stand-in for models.
+"""Procedural scenes in place of web images, and their truth, with noise, in place of models.
 
-With them the whole path from archives of images to training data runs anywhere, and every record
-can be compared with what it should be. Noise makes labels as bad as those of the web: each class
-wraps another stage, and what it does follows from its seed and the image's name, so a run that was
-interrupted goes on with the noise it would have had.
+With them every record can be compared with what it should be. Each class of noise wraps another
+stage; the noise depends on its seed and the image's name, so a run that was interrupted goes on
+with the noise it would have had.
 """
 
 from __future__ import annotations
@@ -37,13 +36,9 @@ from seg_env.data.annotate.stages import (
     load_stage,
 )
 from seg_env.data.scenes import Scenes, Split
+from seg_env.data.scenes.dataset import Scene
 from seg_env.data.scenes.layout import Difficulty
-from seg_env.data.scenes.scene import Scene
 from seg_env.geometry.rle import Rle
-
-_KEY = re.compile(
-    r"scenes-([a-z]{1,9})-([a-z]{1,9})-([0-9]{1,9})-seed([0-9]{1,9})-size([0-9]{1,4})"
-)
 
 
 def write_scene_shards(
@@ -56,19 +51,10 @@ def write_scene_shards(
     size: int = 128,
     on_scene: Callable[[int], object] | None = None,
 ) -> list[Path]:
-    """Render scenes into tar archives in WebDataset's layout; archives that are there stay.
+    """Render scenes into tar archives in WebDataset's layout; returns the paths of all of them.
 
-    Args:
-        folder: Where ``scenes-<number>.tar`` are written, each under a temporary name first.
-        count: Number of scenes.
-        per_shard: Scenes in an archive.
-        difficulty: See `seg_env.data.scenes.Scenes`, as for the following two.
-        seed: What all scenes depend on.
-        size: Side of the images in pixels.
-        on_scene: Called with the number of scenes that are there.
-
-    Returns:
-        The archives in order.
+    Archives that are in the folder stay. For ``difficulty``, ``seed`` and ``size`` see
+    `seg_env.data.scenes.Scenes`; ``on_scene`` is called with the number of scenes that are there.
     """
     scenes = Scenes("train", difficulty, seed, length=count, size=size)
     root = Path(folder)
@@ -105,7 +91,9 @@ def _add_scene(archive: tarfile.TarFile, scenes: Scenes, number: int) -> None:
 @lru_cache(maxsize=64)
 def scene_of(key: str, size: tuple[int, int]) -> Scene | None:
     """The scene that an image of `write_scene_shards` shows; None for any other name or size."""
-    match = _KEY.fullmatch(key)
+    match = re.fullmatch(
+        r"scenes-([a-z]{1,9})-([a-z]{1,9})-([0-9]{1,9})-seed([0-9]{1,9})-size([0-9]{1,4})", key
+    )
     if match is None or match[1] not in get_args(Difficulty) or match[2] not in get_args(Split):
         return None
     number, seed, side = int(match[3]), int(match[4]), int(match[5])
@@ -125,12 +113,12 @@ class TrueBoxes:
     def _of(self, scene: Scene | None) -> list[Detection]:
         if scene is None:
             return []
-        found = []
-        for number, mask in enumerate(scene.masks):
-            facts = scene.describe(number)
-            x0, y0, x1, y1 = Rle.from_mask(mask).bbox
-            found.append(Detection((x0, y0, x1, y1), 1.0, f"{facts['color']} {facts['shape']}"))
-        return found
+        labels = [
+            "{color} {shape}".format_map(scene.describe(number))
+            for number in range(len(scene.masks))
+        ]
+        boxes = [Rle.from_mask(mask).bbox for mask in scene.masks]
+        return [Detection(box, 1.0, label) for box, label in zip(boxes, labels, strict=True)]
 
 
 class TrueMasks:
@@ -181,16 +169,13 @@ def best_object(scene: Scene, mask: Rle) -> tuple[int, float]:
 
 
 class JitteredBoxes:
-    """Moves the sides of boxes."""
+    """Moves the sides of boxes.
+
+    ``sigma`` is the standard deviation of each side as a share of the box's width or height.
+    """
 
     def __init__(self, stage: str, sigma: float = 0.05, seed: int = 0) -> None:
-        """Wrap a detector.
-
-        Args:
-            stage: The detector, as text.
-            sigma: Standard deviation of each side as a share of the box's width or height.
-            seed: What the noise depends on, with the names of the images.
-        """
+        """Wrap a detector."""
         check_between(0, 10, sigma=sigma)
         check_whole(0, seed=seed)
         self._inner: Detector = load_stage(stage, Detector)
@@ -213,12 +198,11 @@ class JitteredBoxes:
 
 
 class FrayedMasks:
-    """Lets masks grow or shrink by some pixels."""
+    """Lets each mask grow by a whole number of pixels drawn from ``[-most, most]``."""
 
     def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
-        """Wrap a segmenter: each mask grows by a whole number drawn from ``[-most, most]``."""
-        check_whole(0, most=most)
-        check_whole(0, seed=seed)
+        """Wrap a segmenter."""
+        check_whole(0, most=most, seed=seed)
         self._inner: Segmenter = load_stage(stage, Segmenter)
         self._most, self._seed = most, seed
 
@@ -243,17 +227,10 @@ class FrayedMasks:
 
 
 class MixedUpExpressions:
-    """Gives some objects the description of another one."""
+    """Gives a share of the objects the description of another one in the same batch of images."""
 
     def __init__(self, stage: str, share: float = 0.1, seed: int = 0) -> None:
-        """Wrap a describer.
-
-        Args:
-            stage: The describer, as text.
-            share: Probability that an object is described wrongly: by what was said of another
-                object in the images that are annotated together.
-            seed: See `JitteredBoxes`.
-        """
+        """Wrap a describer."""
         check_between(0, 1, share=share)
         check_whole(0, seed=seed)
         self._inner: Describer = load_stage(stage, Describer)
@@ -266,11 +243,11 @@ class MixedUpExpressions:
         texts = self._inner.describe(images, objects)
         everything = sorted({text for some in texts for text in some})
         return [
-            [self._perhaps_wrong(text, everything, rng) for text in some]
+            [self._mixed_up(text, everything, rng) for text in some]
             for rng, some in zip(_rngs(images, self._seed, 2), texts, strict=True)
         ]
 
-    def _perhaps_wrong(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
+    def _mixed_up(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
         wrong, draw = rng.random(2)
         others = [each for each in all_texts if each != text]
         return others[int(draw * len(others))] if wrong < self._share and others else text

@@ -15,29 +15,18 @@ from seg_env.data.readers.hub import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
-_GROUP_ROWS = 32
-"""Images in a row group of parquet files."""
-
 
 class _Writer:
-    """What both writers do: naming records and counting them."""
+    """Writes the records of a shard into an empty folder; names start with the shard's."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        """Open a file of records in an empty folder; identifiers start with the shard's name."""
         self._folder, self._job, self._shard, self._tally = folder, job, shard, tally
 
     def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        """Write the objects of an image.
-
-        Args:
-            number: The image's place in the shard; files and records are named after it.
-            image: The image.
-            objects: Its objects, at least one.
-        """
+        """Write the objects of the image at a place in the shard."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is left."""
         raise NotImplementedError
 
     def _outline(self, found: Found) -> tuple[str, float]:
@@ -55,17 +44,15 @@ class _Writer:
         return text, round(outline_iou, 4)
 
 
-class JsonLinesWriter(_Writer):
+class _JsonLinesWriter(_Writer):
     """Lines as `seg_env.data.readers.jsonlines.JsonLines` reads them, and images beside them."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        """Open ``<split>.jsonl``."""
         super().__init__(folder, job, shard, tally)
         (folder / "images").mkdir()
         self._file = (folder / f"{job.split}.jsonl").open("w", encoding="utf-8")
 
     def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        """See `_Writer`."""
         # Readers tell images apart by the names of files, whatever folder these are in.
         name = f"{self._shard}-{number:06d}"
         place = f"images/{name}{image.suffix}"
@@ -94,19 +81,13 @@ class JsonLinesWriter(_Writer):
             self._file.write(line + "\n")
 
     def close(self) -> None:
-        """See `_Writer`."""
         self._file.close()
 
 
-class ParquetWriter(_Writer):
+class _ParquetWriter(_Writer):
     """Rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
 
     def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        """Open ``<split>.parquet``.
-
-        Raises:
-            ImportError: ``pyarrow`` is missing; names the extra.
-        """
         super().__init__(folder, job, shard, tally)
         arrow = require("pyarrow")
         text = arrow.string()
@@ -135,7 +116,6 @@ class ParquetWriter(_Writer):
         self._file = require("pyarrow.parquet").ParquetWriter(path, self._schema)
 
     def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        """See `_Writer`."""
         name, key = f"{self._shard}-{number:06d}", clean_text(image.key)
         samples = []
         for k, found in enumerate(objects):
@@ -155,7 +135,7 @@ class ParquetWriter(_Writer):
         self._rows.append(
             {"image": encoded, "image_id": key, "file_name": encoded["path"], "samples": samples}
         )
-        if len(self._rows) == _GROUP_ROWS:
+        if len(self._rows) == 32:  # a row group
             self._flush()
 
     def _flush(self) -> None:
@@ -164,10 +144,9 @@ class ParquetWriter(_Writer):
             self._rows = []
 
     def close(self) -> None:
-        """See `_Writer`."""
         self._flush()
         self._file.close()
 
 
-WRITERS: dict[str, type[_Writer]] = {"jsonl": JsonLinesWriter, "parquet": ParquetWriter}
+WRITERS: dict[str, type[_Writer]] = {"jsonl": _JsonLinesWriter, "parquet": _ParquetWriter}
 """Writers by container."""

@@ -1,0 +1,329 @@
+"""Settings of all agents: what experiments put on their command lines.
+
+Nothing here imports torch or transformers, so that help pages need not wait for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from agents.training.settings import OptimizerSettings
+from seg_env.tasks import TASKS, Task, TaskMixture
+
+if TYPE_CHECKING:
+    from agents.training.distributed import World
+
+CriticKind = Literal["shared", "separate"]
+LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
+Wording = Literal["plain", "paper"]
+"""``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
+one of the paper's questions, and one of its answer sentences."""
+PAPER_BATCH = 256
+"""Questions in an update of the paper's fine-tuning, over all devices."""
+
+
+@dataclass
+class OnPolicyConfig(OptimizerSettings):
+    """What all on-policy agents need to know. SimpleSeg publishes none of these values for RL."""
+
+    prompts_per_update: int = 32
+    """Prompts per rollout, of all ranks together."""
+    group_size: int = 8
+    """Answers per prompt, G."""
+    minibatches: int = 2
+    """Optimizer steps per pass over a rollout; groups are never split."""
+    epochs: int = 1
+    """Passes over a rollout."""
+    prompts_per_forward: int = 2
+    """Prompts per forward pass of a rank: fewer bound memory, and spare padding since those with
+    answers of like length go together; 0 takes its whole minibatch at once."""
+    final_rate: float = 0.05
+    """Last learning rate as a share of the peak."""
+    temperature: float = 1.0
+    """Sampling temperature; scoring uses the same."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
+    importance_cap: float = 2.0
+    """Where the scorer's log-probabilities differ from the sampler's, answers are weighted by their
+    ratio, at most by this."""
+    seed: int = 0
+    """Seed of the choice of prompts and of sampling."""
+
+    @property
+    def credits_vertices(self) -> bool:
+        """Whether vertices are credited with what they earned, and not only whole answers."""
+        return False
+
+    def prompts_of(self, world: World) -> slice:
+        """Which of an update's prompts a rank asks: a contiguous block.
+
+        Raises:
+            ValueError: They cannot be shared out so that minibatches are of the same prompts as in
+                a single process, every ``minibatches``-th of all.
+        """
+        count, parts = self.prompts_per_update, world.size * self.minibatches
+        if world.size > 1 and count % parts:
+            raise ValueError(
+                f"prompts_per_update={count} cannot be shared out among {world.size} processes "
+                f"times minibatches={self.minibatches}: make it a multiple of {parts}"
+            )
+        return world.block(count, "prompts_per_update")
+
+    def rows_of(self, world: World) -> int:
+        """How many questions the vector environment of a rank asks: whole groups."""
+        share = self.prompts_of(world)
+        return (share.stop - share.start) * self.group_size
+
+
+@dataclass
+class GSPOConfig(OnPolicyConfig):
+    """Settings of GSPO and of other losses that compare the answers of a group."""
+
+    loss: LossName = "gspo"
+    """gspo: a ratio per answer; gspo_token: the same, its gradient taken token by token; luspo: the
+    same times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a
+    constant, or over tokens. dr_grpo does not divide by the standard deviation of a group."""
+    clip_low: float | None = None
+    """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
+    clip_high: float | None = None
+    """Ratios above ``1 + clip_high`` are clipped; by default what suits the loss, 0.015 for
+    gspo."""
+    spread_floor: float = 0.2
+    """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
+    which turns groups in which every answer misses into full-strength noise."""
+    dynamic_sampling: bool = False
+    """Ask other questions in place of those whose answers all earned the same."""
+    dynamic_rounds: int = 3
+    """Most further rounds of questions of an update."""
+
+    @property
+    def advantage_floor(self) -> float | None:
+        """What advantages are divided by at least; None where they are not divided."""
+        return None if self.loss == "dr_grpo" else self.spread_floor
+
+
+@dataclass
+class PPOConfig(OnPolicyConfig):
+    """Settings of PPO."""
+
+    credit: Literal["answer", "vertex"] = "answer"
+    """Where rewards arise: on the last token of an answer, or on the token that completes each
+    vertex, which earns what the vertex added to the reward. They sum to the same."""
+    relative: bool = True
+    """Take rewards relative to what the other answers of the group earned at the same place: the
+    critic need not guess how hard a question is."""
+    learning_rate: float = 1.5e-4
+    """Peak learning rate."""
+    clip_low: float = 0.2
+    """Token ratios below ``1 - clip_low`` are clipped."""
+    clip_high: float = 0.2
+    """Token ratios above ``1 + clip_high`` are clipped."""
+    gamma: float = 1.0
+    """Discount per token; below 1 long answers would be worth less."""
+    lam: float = 1.0
+    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone. A
+    critic that foresees little misleads below 1."""
+    whiten: bool = True
+    """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
+    critic: CriticKind = "shared"
+    """A value head on the policy's hidden states, or on those of a copy of the whole model."""
+    critic_layer: int = 0
+    """Units of a hidden layer of the value head; 0 for a linear one."""
+    critic_rate: float = 3.0
+    """How many times faster the value head learns than the policy."""
+    fit_critic: bool = True
+    """Spend the first update on fitting the value head to its rollout by least squares. As long as
+    a critic knows nothing, tokens late in an answer look good or bad whatever they are."""
+    value_coefficient: float = 0.1
+    """Weight of the critic's loss."""
+    value_clip: float = 0.2
+    """How far a value may move on one rollout, in units of reward."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence to the policy training started from, taken from every token's
+    reward; 0 keeps no copy of it."""
+    target_kl: float = 0.0
+    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
+    kl_horizon: int = 10_000
+    """Answers over which kl_coefficient is steered; fewer steer harder."""
+    stop_kl: float = 0.05
+    """Remaining epochs are left out once the policy has moved this far from the one that sampled,
+    in nats per token; 0 never stops."""
+
+    @property
+    def credits_vertices(self) -> bool:
+        """See `OnPolicyConfig.credits_vertices`."""
+        return self.credit == "vertex"
+
+
+@dataclass
+class BehaviorCloningConfig(OptimizerSettings):
+    """How a policy is taught from demonstrations."""
+
+    batch_size: int = 24
+    """Images per step, of all ranks together; every object of an image is asked one question."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    points_until: float = 0.12
+    """Share of the updates in which only centre points are asked."""
+    boxes_until: float = 0.2
+    """Share of the updates up to which points and boxes are asked; then mostly outlines."""
+    outline_share: float = 0.8
+    """Share of outlines among the questions after that."""
+    tasks: str | None = None
+    """What is asked after that in place of outlines, boxes and points by expression, as in
+    ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
+    seed: int = 0
+    """Seed of the order of images and questions."""
+
+    @property
+    def demonstrated(self) -> tuple[Task, ...]:
+        """Every task that is asked at some time, in the order of `TASKS`."""
+        progresses = (0.0, self.points_until, self.boxes_until)
+        asked = {task for progress in progresses for task in self.task_weights(progress)}
+        return tuple(task for task in TASKS if task in asked)
+
+    def task_weights(self, progress: float) -> dict[Task, float]:
+        """The curriculum, by the share of updates made: where, how large, what outline."""
+        if progress < self.points_until:
+            return {"text->point": 1.0}
+        if progress < self.boxes_until:
+            return {"text->point": 0.5, "text->bbox": 0.5}
+        if self.tasks is not None:
+            return dict(TaskMixture.from_spec(self.tasks).weights)
+        rest = (1 - self.outline_share) / 2
+        return {"text->mask": self.outline_share, "text->point": rest, "text->bbox": rest}
+
+
+@dataclass
+class SupervisedFineTuningConfig:
+    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
+
+    batch_size: int = 8
+    """Questions per device and step; the paper's batch is 256 over all devices and steps."""
+    accumulation: int = 1
+    """Steps whose gradients make one update; see `with_papers_optimizer`."""
+    tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
+    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Those that
+    give a place are named in full, ``point->mask=0.1``."""
+    wording: Wording = "paper"
+    """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
+    epsilon: float = 0.005
+    """Douglas-Peucker tolerance of outlines, as a share of the perimeter (the paper's best)."""
+    decimals: int = 3
+    """Digits of coordinates."""
+    pad: bool = False
+    """Write every coordinate with all its digits."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the updates in which the learning rate rises."""
+    final_rate: float = 0.04
+    """Last learning rate as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; the paper publishes none."""
+    muon: bool = False
+    """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them."""
+    workers: int = 0
+    """Processes that load images and trace outlines; 0 does it between the steps."""
+    seed: int = 0
+    """Seed of the order of samples, tasks and wordings."""
+
+
+def with_papers_optimizer(
+    config: SupervisedFineTuningConfig, world_size: int
+) -> SupervisedFineTuningConfig:
+    """Settings with the paper's optimizer: Muon, on 256 questions in every update.
+
+    Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
+
+    Args:
+        config: As given; ``accumulation`` follows from its ``batch_size``.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: 256 questions do not share out evenly.
+    """
+    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
+    if left or not accumulation:
+        raise ValueError(
+            f"batch_size={config.batch_size} on {world_size} processes does not share out the "
+            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
+        )
+    return replace(config, accumulation=accumulation, muon=True)
+
+
+NEEDS = {
+    "vllm": ("--trl.use-vllm", 'pip install "vllm>=0.22,<=0.31"', "leave --trl.use-vllm off"),
+    "peft": ("--trl.lora-rank", "pip install peft", "use --trl.lora-rank 0"),
+}
+"""Packages that are not installed with this project: which option needs each, and two ways out."""
+
+
+@dataclass
+class TRLOptions:
+    """How TRL's GRPOTrainer samples, what it trains and how it shares out the weights."""
+
+    use_vllm: bool = False
+    """Sample with vLLM instead of ``model.generate``."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """On the training GPUs, or on servers started by ``trl vllm-serve``."""
+    vllm_server_base_url: str | None = None
+    """Such as http://node7:8000; by default this machine's port 8000."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """Colocated: share of each GPU's memory that vLLM takes."""
+    vllm_tensor_parallel_size: int = 1
+    """Colocated: GPUs that one copy of the model is spread over."""
+    vllm_max_model_length: int | None = None
+    """Colocated: longest prompt and answer together, in tokens; by default the model's limit."""
+    vllm_sleep: bool = False
+    """Colocated: give vLLM's memory back while the trainer needs it."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank (PEFT) instead of all weights; 0 for all weights. The
+    policy that is saved has them merged."""
+    lora_alpha: int = 32
+    """Adapters are scaled by this over their rank."""
+    lora_dropout: float = 0.0
+    """Dropout in front of the adapters."""
+    lora_targets: str = "all-linear"
+    """Layers that get adapters, all-linear or a regular expression; the output layer never does."""
+    fsdp: Literal["off", "full_shard", "shard_grad_op"] = "off"
+    """Shard weights, gradients and optimizer over all processes (full_shard), or gather the weights
+    once per forward and backward (shard_grad_op)."""
+    fsdp_offload: bool = False
+    """Keep shards in the processor's memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    rows_per_forward: int = 0
+    """Answers per device and forward pass; 0 takes those of ``prompts_per_forward`` prompts."""
+    workers: int = 0
+    """Processes that load images; 0 does it between the steps."""
+
+    def check(self) -> None:
+        """Make sure that the options agree and what they need is installed.
+
+        Raises:
+            ModuleNotFoundError: It is not; the message names the package and the way out.
+            ValueError: They do not agree.
+        """
+        if self.lora_rank and self.fsdp != "off":
+            raise ValueError(
+                f"lora_rank={self.lora_rank} with fsdp={self.fsdp!r}: adapters are small, so every "
+                "process keeps the model; use --trl.fsdp off, or --trl.lora-rank 0"
+            )
+        wanted = {"vllm": self.use_vllm, "peft": self.lora_rank > 0}
+        for package, needed in wanted.items():
+            if needed and find_spec(package) is None:
+                option, install, otherwise = NEEDS[package]
+                raise ModuleNotFoundError(
+                    f"{option} needs the package {package}, which is not installed: "
+                    f"{install}, or {otherwise}",
+                    name=package,
+                )

@@ -1,0 +1,106 @@
+"""Settings of optimizers and of DeepSpeed, read without importing torch or DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CONFIGURATIONS = Path(__file__).parent / "deepspeed"
+
+MuonPrecision = Literal["auto", "float32", "bfloat16"]
+"""What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
+
+
+@dataclass
+class OptimizerSettings:
+    """How an agent's weights are moved; the agents' configurations add what they need."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the updates in which the learning rate rises."""
+    final_rate: float = 0.04
+    """Last learning rate as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    muon: bool = True
+    """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
+    muon_precision: MuonPrecision = "auto"
+    """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
+    adam_epsilon: float = 1e-8
+    """Added to what AdamW divides gradients by: those far below it make no steps."""
+    deepspeed: str | None = None
+    """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
+
+    def rate_at(self, update: int, updates: int) -> float:
+        """Learning rate of an update, counted from 0: a linear warm-up, then a cosine."""
+        peak, final = self.learning_rate, self.final_rate
+        rising = max(1, round(self.warmup * updates))
+        if update < rising:
+            return peak * (update + 1) / rising
+        progress = (update - rising) / max(1, updates - rising)
+        return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def read_file(choice: str) -> dict[str, Any]:
+    """A DeepSpeed configuration as it is written.
+
+    Args:
+        choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a JSON file.
+
+    Raises:
+        ValueError: The file has an optimizer or a scheduler of its own, or is not one of ZeRO.
+        FileNotFoundError: There is no such file.
+    """
+    shipped = CONFIGURATIONS / f"{choice}.json"
+    path = shipped if shipped.exists() else Path(choice)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--deepspeed {choice}: no such file; give zero1, zero2, zero3, or the path of a "
+            "DeepSpeed configuration (JSON)"
+        )
+    config: dict[str, Any] = json.loads(path.read_text())
+    if found := {"optimizer", "scheduler"} & config.keys():
+        raise ValueError(f"{path} sets {', '.join(found)}, which is the agent's: remove it")
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
+        raise ValueError(
+            f"{path} has zero_optimization.stage {zero.get('stage')}: use 1, 2 or 3, or leave "
+            "--deepspeed out for plain data parallelism"
+        )
+    return config
+
+
+def zero_stage(choice: str) -> int:
+    """Stage of ZeRO, 1 to 3, that a configuration asks for; see `read_file`."""
+    stage: int = read_file(choice)["zero_optimization"]["stage"]
+    return stage
+
+
+def read_configuration(settings: OptimizerSettings, *, bfloat16: bool) -> dict[str, Any]:
+    """A DeepSpeed configuration, completed by what the agent decides.
+
+    ``"auto"`` stands for the agent's value. Gradients are accumulated over whatever parts a batch
+    is split into, so DeepSpeed must not count them (``managed_gradient_accumulation``).
+
+    Args:
+        settings: Name the configuration.
+        bfloat16: Whether weights are bfloat16.
+    """
+    assert settings.deepspeed is not None
+    config = read_file(settings.deepspeed)
+    if config.get("gradient_clipping", "auto") == "auto":
+        config["gradient_clipping"] = settings.max_grad_norm
+    bf16 = config.setdefault("bf16", {})
+    if bf16.get("enabled", "auto") == "auto":
+        bf16["enabled"] = bfloat16
+    config["zero_optimization"].setdefault("overlap_comm", False)
+    config.setdefault("zero_force_ds_cpu_optimizer", False)
+    config.setdefault("train_micro_batch_size_per_gpu", 1)
+    config.setdefault("steps_per_print", 1_000_000_000)
+    return config | {"managed_gradient_accumulation": False, "gradient_accumulation_steps": 1}

@@ -1,0 +1,206 @@
+"""Running a command: its arguments, its help pages, and how it ends when something was wrong.
+
+A script has a dataclass of arguments, a ``main``, and this at its end:
+
+    def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+        return run_command(Args, main, __doc__, FIRST, words)
+
+    if __name__ == "__main__":
+        command_line()
+
+``FIRST`` names, by groups, the options that people want first, as ``{"Policy": ("policy", …)}``;
+nested ones have dots, and those that ``Args`` has not are passed over. ``--help`` shows them on one
+screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
+
+What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
+under ``--debug``: an `ExplainedError` anywhere, and whatever is raised about the command line's
+words inside a block of `opening`. Every other exception is a bug and keeps its traceback.
+
+No deep-learning library is imported here; a script whose help is to be quick imports those inside
+``main``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import gymnasium as gym
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from seg_env.errors import ExplainedError
+
+Args = TypeVar("Args")
+Result = TypeVar("Result")
+FirstOptions = Mapping[str, Sequence[str]]
+"""Names of options by the titles of their groups."""
+
+
+def run_command(
+    args_type: type[Args],
+    main: Callable[[Args], Result],
+    description: str | None,
+    first: FirstOptions | None = None,
+    words: Sequence[str] | None = None,
+) -> Result:
+    """Run a command as its command line says.
+
+    Args:
+        args_type: Dataclass of its arguments, each with a docstring.
+        main: What it does.
+        description: Docstring of the script.
+        first: Options that ``--help`` shows; by default all.
+        words: What is read instead of the command line.
+
+    Raises:
+        SystemExit: After a help page, with status 0; where the user got something wrong, with 2.
+    """
+    words = command_words(words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if first is not None and not {"-h", "--help"}.isdisjoint(words):
+        print_first_options(args_type, description, first)
+        raise SystemExit(0)
+    words = ["--help" if word == "--help-all" else word for word in words]
+    args = tyro.cli(args_type, args=words, description=description)
+    if sys.stderr.isatty():
+        print("loading libraries …", file=sys.stderr)  # that takes seconds
+    with brief_errors(debug=debug):
+        return main(args)
+
+
+def command_words(words: Sequence[str] | None = None) -> list[str]:
+    """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
+    given = sys.argv[1:] if words is None else words
+    return [word for word in given if not word.startswith("--local_rank=")]
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Inside the block things that the command line names are opened, and may be wrong.
+
+    Errors that tell what is wrong with them (wrong values, missing files and packages) pass through
+    unchanged, and `brief_errors` ends the script with what they say.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        error.__dict__["explained"] = True
+        raise
+
+
+@contextmanager
+def brief_errors(*, debug: bool = False) -> Iterator[None]:
+    """End the script with status 2 and one line where something from outside is at fault.
+
+    Args:
+        debug: Let all exceptions pass, with their tracebacks.
+    """
+    try:
+        yield
+    except Exception as error:
+        explained = isinstance(error, ExplainedError) or hasattr(error, "explained")
+        if debug or not explained:
+            raise
+        message = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def print_first_options(args_type: type[Any], description: str | None, first: FirstOptions) -> None:
+    """Print the short help page."""
+    console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
+    console.print(f"usage: {script} [options]\n\n{_opening_of(description or '')}")
+    rows = dict(_options(args_type))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for title, names in first.items():
+        if known := [rows[name] for name in names if name in rows]:
+            table.add_row()
+            table.add_row(Text(title, style="bold"))
+            for typed, text in known:
+                table.add_row(f"  {typed}", text)
+    table.add_row()
+    table.add_row("  --help-all", "All options.")
+    table.add_row("  --debug", "Show where an error arose.")
+    console.print(table)
+
+
+def _opening_of(description: str) -> str:
+    """Paragraphs of a docstring up to its first example, with that."""
+    found = []
+    for paragraph in description.strip().split("\n\n"):
+        example = paragraph.startswith("    ")
+        found.append(paragraph if example else " ".join(paragraph.split()))
+        if example:
+            break
+    return "\n\n".join(found).replace("``", "")
+
+
+def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Options of a dataclass by name: how each is typed, and its first sentence with its default.
+
+    Args:
+        cls: The dataclass.
+        default: One of it that the defaults are taken from; by default those of its fields.
+    """
+    kinds, texts = get_type_hints(cls, include_extras=True), _docstrings(cls)
+    for field in fields(cls):
+        name, kind = field.name.replace("_", "-"), kinds[field.name]
+        factory: Any = field.default_factory
+        value = field.default if factory is MISSING else factory()
+        value = value if default is None else getattr(default, field.name)
+        if tyro.conf.Suppress in get_args(kind):
+            continue
+        if is_dataclass(value):
+            inner = _options(type(value), value)
+            for below, (typed, text) in inner:
+                yield f"{name}.{below}", (f"--{name}.{typed[2:]}", text)
+            continue
+        sentence = re.split(r"(?<=[.;])\s", texts.get(field.name, ""), maxsplit=1)[0].rstrip(".;")
+        if value is MISSING:
+            sentence += " (required)"
+        elif value is not None and value is not False and value not in ((), ""):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            sentence += f" (default: {shown})"
+        yield name, (f"--{name} {_placeholder(kind)}".rstrip(), sentence.replace("``", ""))
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for the value of an option of some type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return "|".join(_placeholder(one) for one in inner if one is not type(None))
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin is not None:  # a tuple, or an annotated type
+        return _placeholder(inner[0]) + (" …" if origin is tuple else "")
+    return "" if kind is bool else kind.__name__.upper()
+
+
+def _docstrings(cls: type[Any]) -> dict[str, str]:
+    """The strings below the fields of a dataclass and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, text in pairwise(body.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                    found[name] = " ".join(words.split())
+    return found

@@ -1,0 +1,240 @@
+"""Commands: short and long help, what a user got wrong, bugs, and how progress is told."""
+
+import io
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import tyro
+from rich.console import Console
+
+from experiments import run_bc, run_gspo, run_ppo, run_refine
+from experiments.common.command import opening, run_command
+from experiments.common.logs import TimesColumn, clock, progress_bar
+from seg_env.errors import WrongOptionError
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    "run_gspo": [],
+    "run_ppo": [],
+    "run_refine": [],
+    "run_bc": [],
+    "run_bc under TRL": ["--backend", "trl"],
+}
+
+
+@dataclass
+class Inner:
+    rate: float = 0.5
+    """How fast. No faster."""
+    hidden: tyro.conf.Suppress[int] = 3
+
+
+@dataclass
+class Base:
+    name: str | None = None
+    """Whom to greet; nobody else."""
+
+
+@dataclass
+class Args(Base):
+    inner: Inner = field(default_factory=Inner)
+    """Details."""
+    kind: Literal["a", "b"] = "a"
+    """Which of ``two``."""
+    wrong: bool = False
+    """Do something wrong."""
+
+
+FIRST = {"Whom": ("name", "nobody"), "How": ("inner.rate", "inner.hidden", "kind", "wrong")}
+
+
+def run(words, main=vars, first=FIRST):
+    return run_command(Args, main, "Greets.\n\nAt length.", first, words)
+
+
+def test_words_become_arguments():
+    found = run(["--inner.rate", "2", "--name", "x", "--local_rank=1"])
+    assert (found["inner"].rate, found["name"], found["inner"].hidden) == (2.0, "x", 3)
+
+
+def test_the_short_help_shows_the_first_options_with_their_first_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        run(["--help"])
+    assert ended.value.code == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        *("Greets.", "Whom", "--name STR Whom to greet", "How"),
+        *("--inner.rate FLOAT How fast (default: 0.5)", "--kind a|b Which of two (default: a)"),
+        "--wrong Do something wrong",
+    ):
+        assert line in lines
+    assert not [line for line in lines if "hidden" in line or "nobody" in line]
+
+
+def test_the_long_help_shows_all_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["--help-all"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "How fast. No faster." in text
+    assert "hidden" not in text
+
+
+@pytest.mark.parametrize("error", [WrongOptionError("too far"), FileNotFoundError("too far")])
+def test_what_a_user_got_wrong_is_one_sentence(error, capsys):
+    def main(args):
+        with opening():
+            raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run([], main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: too far\n"
+    with pytest.raises(type(error), match="too far"):
+        run(["--debug"], main)
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    def main(args):
+        with opening():
+            (tmp_path / "gone.json").read_text()
+
+    with pytest.raises(SystemExit):
+        run([], main)
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path / 'gone.json'}: No such file or directory\n"
+    )
+
+
+def test_bugs_keep_their_traceback():
+    def main(args):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        run([], main)
+
+    def opens(args):
+        with opening():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run([], opens)
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_of_training_commands_fits_a_screen(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    script = sys.modules[f"experiments.{name.split()[0]}"]
+    assert script in (run_bc, run_gspo, run_ppo, run_refine)
+    with pytest.raises(SystemExit) as ended:
+        script.command_line([*SCRIPTS[name], "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 60
+    for option in ("policy", "updates", "seed", "output-dir", "resume", "help-all"):
+        assert f"--{option}" in text
+
+
+@pytest.mark.parametrize("script", ["run_gspo", "run_ppo", "run_refine", "run_bc"])
+def test_help_waits_for_no_deep_learning_library(script):
+    code = f"""
+import sys, resource
+sys.argv = ["{script}.py", "--help"]
+from experiments.{script} import command_line
+try:
+    command_line()
+except SystemExit:
+    pass
+heavy = {{"torch", "transformers", "trl", "deepspeed", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--gspo.seed", "3"],
+        ["--env", "CartPole-v1"],
+        ["--split", "no-such-split"],
+        ["--env", "SimpleSeg-RefCOCO-v0", "--data-root", "/nowhere"],
+        ["--rewards", "no_such_reward=1.0"],
+        ["--frame", "no-such-frame"],
+        ["--deepspeed", "no-such-stage"],
+        ["--max-new-tokens", "0"],
+        ["--turns", "3"],
+        ["--evaluation.split", "no-such-split"],
+    ],
+    ids=lambda words: words[-2],
+)
+def test_wrong_options_of_the_main_job_end_it_with_a_sentence(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_gspo.command_line([*words, "--output-dir", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_taken_is_said_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        run_gspo.command_line(["--evaluation.questions", "1", "--output-dir", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "holds a run already: pass --resume" in capsys.readouterr().err
+
+
+def times(steps, total=4, start=0):
+    """What the column of times says, where it is asked at every moment of ``steps``."""
+    moment = [0.0]
+    console = Console(file=io.StringIO(), width=80)
+    progress = progress_bar(console)
+    progress.get_time = lambda: moment[0]
+    (column,) = [each for each in progress.columns if isinstance(each, TimesColumn)]
+    column.max_refresh = None
+    progress.add_task("training", total=total, completed=start, status="")
+    (task,) = progress.tasks
+    said = []
+    for now, completed in [(0.0, start), *steps]:
+        moment[0] = now
+        progress.update(task.id, completed=completed)
+        said.append(column.render(task).plain)
+    return said[1:]
+
+
+def test_progress_says_which_time_is_which():
+    assert times([(5, 0), (60, 1), (90, 1), (120, 2), (180, 3), (240, 4)]) == [
+        "0:05 elapsed, estimating",
+        "1:00 elapsed, 3:00 left",
+        "1:30 elapsed, 2:30 left",
+        "2:00 elapsed, 2:00 left",
+        "3:00 elapsed, 1:00 left",
+        "4:00 elapsed",
+    ]
+
+
+def test_what_was_done_before_a_run_was_resumed_took_no_time_of_this_one():
+    assert times([(5, 10), (60, 11)], total=14, start=10) == [
+        "0:05 elapsed, estimating",
+        "1:00 elapsed, 3:00 left",
+    ]
+
+
+def test_a_bar_fits_80_columns_with_its_status_and_times():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with progress_bar(console) as progress:
+        status = "reward 0.51 IoU 0.43"
+        progress.add_task("training", total=1600, completed=800, status=status)
+        progress.refresh()
+    shown = [line for line in console.file.getvalue().splitlines() if "training" in line]
+    for part in ("800/1600", "reward 0.51 IoU 0.43", "elapsed, estimating"):
+        assert part in shown[-1]
+
+
+def test_hours_are_told_apart_from_minutes():
+    assert [clock(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
