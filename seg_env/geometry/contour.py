@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.geometry.polygon import (
-    Ring,
-    order_rings,
-    start_topmost,
-)
+from seg_env.geometry.polygon import Ring, order_rings, start_topmost
 
 # What happens at a corner of the pixel grid, by its four pixels (top left 1, top right 2, bottom
 # left 4, bottom right 8). The outline keeps the object on its right. Value: does it leave
@@ -26,10 +22,7 @@ def trace(mask: NDArray[np.bool_]) -> tuple[Ring, ...]:
 
     Parts are 4-connected, so that two pixels which touch only at a corner belong to two rings; no
     ring touches itself. Filling the result by `seg_env.geometry.raster.rasterize` gives the mask
-    back, pixel for pixel.
-
-    Args:
-        mask: ``(H, W)``; any non-zero value is foreground.
+    back, pixel for pixel. Any non-zero value of the ``(H, W)`` mask is foreground.
 
     Returns:
         Rings in the unit frame in canonical order (see `seg_env.geometry.polygon.canonical`), only
@@ -61,7 +54,6 @@ def _loops(crop: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
     times = _IS_CORNER[kind]
     x, y, kind = np.repeat(x, times), np.repeat(y, times), np.repeat(kind, times)
     double = np.flatnonzero((kind == 6) | (kind == 9))
-    kind = kind.copy()
     # In reading order the corner whose horizontal edge lies to the left comes first.
     pairs = double.reshape(-1, 2)
     is_six = kind[pairs[:, 0]] == 6

@@ -95,16 +95,13 @@ def prepare(rle: Rle) -> PreparedTarget:
     runs_in_column = np.bincount(columns, minlength=width)
     depth = int(runs_in_column.max())
     layers = np.zeros((2, depth if depth <= _MAX_LAYERS else 0, width), dtype=np.int32)
-    if depth > _MAX_LAYERS:
-        return PreparedTarget(
-            rle.size, rle.area, layers[0], layers[1], runs_in_column, starts, ends
-        )
-    layer: int | NDArray[np.int64] = 0
-    if depth > 1:
-        before = np.cumsum(runs_in_column) - runs_in_column
-        layer = np.arange(len(columns)) - before[columns]
-    layers[0, layer, columns] = starts
-    layers[1, layer, columns] = ends
+    if depth <= _MAX_LAYERS:
+        layer: int | NDArray[np.int64] = 0
+        if depth > 1:
+            before = np.cumsum(runs_in_column) - runs_in_column
+            layer = np.arange(len(columns)) - before[columns]
+        layers[0, layer, columns] = starts
+        layers[1, layer, columns] = ends
     return PreparedTarget(rle.size, rle.area, layers[0], layers[1], runs_in_column, starts, ends)
 
 
@@ -112,15 +109,11 @@ def prepare(rle: Rle) -> PreparedTarget:
 def overlap_batch(
     predictions: Sequence[Sequence[Ring]], target: PreparedTarget | Rle
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Intersection with one target and area of many predictions, in pixels.
+    """Intersections with one target and areas of N predictions, in pixels, each ``(N,)``.
 
-    Args:
-        predictions: N lists of rings in the unit frame. Rings of fewer than three vertices or with
-            coordinates that are not finite fill nothing; holes are taken out.
-        target: The target, best prepared once by `prepare`.
-
-    Returns:
-        ``(intersections, areas)``, each ``(N,)`` int64.
+    Predictions are lists of rings in the unit frame. Rings of fewer than three vertices or with
+    coordinates that are not finite fill nothing; holes are taken out. A target of several batches
+    is best prepared once by `prepare`.
     """
     if isinstance(target, Rle):
         target = prepare(target)
@@ -150,16 +143,10 @@ def iou_batch(
     *,
     empty_union: float = 1.0,
 ) -> NDArray[np.float64]:
-    """Mask IoU of many predictions with one target, equal to pycocotools' to the last bit.
+    """Mask IoU ``(N,)`` of predictions with one target, equal to pycocotools' to the last bit.
 
-    Args:
-        predictions: N lists of rings in the unit frame.
-        target: The target, best prepared once by `prepare`.
-        empty_union: Score when both masks are empty. Text4Seg and LISA count 1 (a correct "no
-            target"), VisionReasoner 0, pycocotools 0.
-
-    Returns:
-        ``(N,)`` IoU in ``[0, 1]``.
+    ``empty_union`` is the score when both masks are empty. Text4Seg and LISA count 1 (a correct "no
+    target"), VisionReasoner 0, pycocotools 0. See `overlap_batch` for predictions and target.
     """
     prepared = prepare(target) if isinstance(target, Rle) else target
     intersections, areas = overlap_batch(predictions, prepared)

@@ -54,9 +54,6 @@ def roles(rings: Sequence[Ring]) -> NDArray[np.bool_]:
     container is filled. A ring of the same orientation as its container has the container's role;
     of opposite orientation, the opposite role. So rings may be written in either orientation.
 
-    Args:
-        rings: R rings, ``(V, 2)`` each, in any one frame.
-
     Returns:
         ``(R,)`` bool, True where the ring is filled, False where it is a hole.
     """

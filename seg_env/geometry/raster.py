@@ -99,12 +99,9 @@ def _edge_keys(
 ) -> NDArray[np.float64]:
     """Keys of all crossings of some edges, in no order.
 
-    Args:
-        edges: ``(6, E)``: x, y of both ends on the fine grid, first column passed, key of the ring.
-        counts: ``(E,)`` number of columns each edge passes.
-        height: H of the raster.
-        reach: Largest absolute coordinate on the fine grid.
-        inside: No vertex lies above or below the raster.
+    ``edges`` is ``(6, E)``: x, y of both ends on the fine grid, first column passed, key of the
+    ring. ``counts`` is ``(E,)``: the number of columns each edge passes. ``reach`` is the largest
+    absolute coordinate on it; ``inside`` means that no vertex lies above or below the raster.
     """
     x, y, x_end, y_end, first, base = edges
     begin = np.cumsum(counts) - counts
@@ -146,10 +143,8 @@ def _exact_rows(
 ) -> NDArray[np.float64]:
     """Rows of crossings by exactly the floating-point operations of the C code, not clipped.
 
-    Args:
-        ends: ``(4, K)`` x, y, x, y of an edge's two ends on the fine grid.
-        columns: ``(K,)`` the column it crosses.
-        slack: How many steps too late rounding can make the first guess on a steep edge.
+    ``ends`` is ``(4, K)``: x, y, x, y of an edge on the fine grid; ``columns`` what it crosses;
+    ``slack`` how many steps too late rounding can make the first guess on a steep edge.
     """
     run, rise = ends[2:] - ends[:2]
     steep = np.abs(rise) > np.abs(run)
@@ -194,12 +189,8 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     """Spans of what a list of rings fills, holes taken out.
 
     Rings are painted from the largest to the smallest: a filled ring adds its even-odd interior, a
-    hole removes it (see `seg_env.geometry.polygon.roles`).
-
-    Args:
-        rings: Rings in the unit frame. Rings of fewer than three vertices or with a coordinate that
-            is not finite fill nothing.
-        size: ``(H, W)`` of the raster.
+    hole removes it (see `seg_env.geometry.polygon.roles`). Rings of fewer than three vertices or
+    with a coordinate that is not finite fill nothing.
 
     Returns:
         ``(2 * S,)`` spans as keys, none of them empty, none overlapping.

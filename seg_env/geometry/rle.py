@@ -70,7 +70,7 @@ class Rle:
             array = np.asarray(counts)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"RLE counts must be a flat list of integers: {error}") from error
-        return cls((size[0], size[1]) if len(size) == 2 else tuple(size), array)  # type: ignore[arg-type]
+        return cls(tuple(size), array)  # type: ignore[arg-type]  # one of another length is refused
 
     @classmethod
     def from_string(cls, size: Sequence[int], text: str | bytes) -> Rle:
@@ -168,13 +168,11 @@ class Rle:
         return x0, int((starts % height).min()), x1, int(((ends - 1) % height).max()) + 1
 
     def __eq__(self, other: object) -> bool:
-        """Equal when the sizes and the masks are equal."""
         if not isinstance(other, Rle):
             return NotImplemented
         return self.size == other.size and np.array_equal(self.counts, other.counts)
 
     def __hash__(self) -> int:
-        """Hash of size and mask."""
         return hash((self.size, self.counts.tobytes()))
 
 
