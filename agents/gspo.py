@@ -17,7 +17,8 @@ from agents.advantages import (
 from agents.dynamic_sampling import replace_degenerate
 from agents.losses import Metrics, gspo_loss, gspo_token_loss, luspo_loss
 from agents.on_policy import OnPolicyAgent, OnPolicyConfig
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.model import VLMPolicy
+from agents.policy.scoring import TokenScores
 from agents.rollout import Rollout
 from agents.token_losses import grpo_loss, token_mean_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_improvements

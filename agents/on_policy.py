@@ -27,7 +27,9 @@ from agents.base import Agent, UpdateCallback, split_observations
 from agents.collect import answer_groups, choose_sources
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
 from agents.on_policy_config import OnPolicyConfig as OnPolicyConfig
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.checks import try_sharing
+from agents.policy.model import VLMPolicy
+from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout, join
 from agents.screening import require_usable
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
@@ -93,11 +95,16 @@ class OnPolicyAgent(Agent):
                 + (f" on each of {self.world.size} ranks" if self.world.size > 1 else "")
             )
         self.max_new_tokens = config.max_new_tokens
+        self.update = 0
+        if policy.needs_trial:
+            first = np.arange(config.prompts_per_update) % len(env.dataset)
+            try_sharing(policy, self._ask(first[config.prompts_of(self.world)]))
         self._reference: VLMPolicy | None = None
         if config.kl_coefficient:  # copied before DeepSpeed cuts the weights up
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
+            self._reference.sharing_trial = policy.sharing_trial
         settings = OptimizerSettings(
             config.learning_rate,
             config.weight_decay,
@@ -107,7 +114,6 @@ class OnPolicyAgent(Agent):
             config.adam_epsilon,
         )
         self.engine = make_engine(self.trained_module(), settings, config.deepspeed)
-        self.update = 0
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
 
@@ -364,7 +370,7 @@ class OnPolicyAgent(Agent):
         return found
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
-        return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)
+        return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)
 
     def _schedule(self, updates: int) -> float:
         config = self.config

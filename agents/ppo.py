@@ -22,7 +22,8 @@ from agents.kl_control import steer_coefficient
 from agents.least_squares import RidgeRegression
 from agents.losses import Metrics, kl_estimates
 from agents.on_policy import OnPolicyAgent, OnPolicyConfig
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.model import VLMPolicy
+from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout
 from agents.token_losses import token_mean_loss, value_loss
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
@@ -266,4 +267,4 @@ class PPO(OnPolicyAgent):
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
-        return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
+        return score(policy, part.inputs, part.tokens, part.mask, temperature, hidden=True)

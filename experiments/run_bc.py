@@ -43,7 +43,7 @@ from rich.console import Console
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import Demonstration
 from agents.embedded.tiny import PLACE_WORDS, TinyConfig, build_model, build_processor
-from agents.policy.frame_record import policy_frame
+from agents.policy.loading import policy_frame
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agents.policy.families import answer_positions, complete_inputs, model_inputs, select_prompts
-from agents.policy.shared_attention import exchanged
-from agents.policy.shared_prefix import SharedPrefixCache
+from agents.policy.shared_prefix import SharedPrefixCache, replace_attention
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
@@ -69,7 +68,7 @@ def sample(
     shares = policy.shares_prefix(inputs, max_new_tokens)
     if noise is None and temperature:
         noise = torch.rand(rows, max_new_tokens, device=policy.device)
-    with resting(policy.model):
+    with evaluation_mode(policy.model):
         writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
         write = write_shared if shares else write_plain
         write(policy, inputs, group_size, writer)
@@ -168,7 +167,7 @@ def write_shared(
     cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
     starts = prefix.next_positions.repeat_interleave(group_size)
     # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
-    with policy.autocast(), exchanged(policy.model, cache):
+    with policy.autocast(), replace_attention(policy.model, cache):
         while True:
             tokens, going = writer.write(logits)
             if not len(writer.rows):
@@ -233,7 +232,7 @@ def _neutral_generation(policy: VLMPolicy) -> Iterator[None]:
 
 
 @contextmanager
-def resting(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Evaluation mode inside the block, each part of the model as it was afterwards.
 
     In training mode layers with gradient checkpointing would neither fill nor read a cache.

@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 from transformers import PrinterCallback
 
 from agents.gspo import CLIPS, GSPOConfig, LossName
-from agents.policy.model import VLMPolicy, quiet_progress
+from agents.policy.loading import quiet_progress
+from agents.policy.model import VLMPolicy
 from agents.policy.processing import special_tokens
 from agents.training.joint_optimizer import JointOptimizer
 from agents.training.optim import HybridOptimizer

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.policy.checks import BlindPolicyError, VisionReport, compare_images
 from agents.policy.model import VLMPolicy
-from agents.policy.vision_check import BlindPolicyError, VisionReport, compare_images
 from agents.screening import prepare_usable
 from experiments.common.answer_length import spread_evenly
 from seg_env.envs.core import Question, ReferringCore

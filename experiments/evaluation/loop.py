@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
@@ -117,6 +118,7 @@ def answer(
     Returns:
         The texts, those to one question next to each other, and how many tokens each one has.
     """
+    try_sharing(policy, inputs)
     completions = sample(
         policy,
         inputs,

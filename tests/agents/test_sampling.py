@@ -8,6 +8,7 @@ from test_policy import grouped_query_policy
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.sampling import invert_distribution, sample
+from agents.policy.scoring import score, score_plain
 
 LONGEST = 60
 
@@ -63,7 +64,7 @@ def test_log_probs_of_the_sampler_equal_those_of_the_scorer(make_policy, tempera
         temperature=temperature,
         noise=noise_of(12),
     )
-    scores = policy.score(inputs, drawn.tokens, drawn.mask, temperature)
+    scores = score(policy, inputs, drawn.tokens, drawn.mask, temperature)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
 
 
@@ -254,8 +255,8 @@ def test_a_constraint_is_kept(constrained):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, shared):
     policy, drawn = constrained
-    score = policy.score if shared else policy.score_plain
-    scores = score(inputs, drawn.tokens, drawn.mask, 1.3)
+    compute = score if shared else score_plain
+    scores = compute(policy, inputs, drawn.tokens, drawn.mask, 1.3)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
     assert torch.equal(scores.free, drawn.free)
     # Where the rule leaves no choice, nothing was chosen.
@@ -270,7 +271,7 @@ def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, s
 
 def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
     policy, drawn = constrained
-    scores = policy.score(inputs, drawn.tokens, drawn.mask, 1.3)
+    scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3)
     rule, policy.constraint = policy.constraint, None
     logits = policy.encode(inputs).next_logits.repeat_interleave(8, dim=0)
     wanted = (logits[:, rule.sets[0]] / 1.3).log_softmax(-1)
@@ -281,4 +282,4 @@ def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
 
 def test_without_a_constraint_every_token_is_free(group, policy, inputs):
     assert torch.equal(group.free, group.mask)
-    assert torch.equal(policy.score(inputs, group.tokens, group.mask).free, group.mask)
+    assert torch.equal(score(policy, inputs, group.tokens, group.mask).free, group.mask)

@@ -18,6 +18,7 @@ from agents.advantages import group_advantages
 from agents.gspo import GSPOConfig
 from agents.losses import gspo_loss
 from agents.policy.model import VLMPolicy
+from agents.policy.scoring import score
 from agents.token_losses import grpo_loss, token_mean_loss
 from agents.trl_backend.gspo import LOSSES, TRLGSPO
 from agents.trl_backend.options import TRLOptions
@@ -80,7 +81,7 @@ def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
     advantages = torch.randn(12, generator=generator)
     with torch.no_grad():
         noise = 0.3 * torch.randn(12, 7, generator=generator)
-        old_log_probs = policy.score(inputs, tokens, mask).log_probs + noise * mask
+        old_log_probs = score(policy, inputs, tokens, mask).log_probs + noise * mask
 
     policy.model.eval()  # as in training, but for the number of accumulated steps
     theirs = trainer.compute_loss(
@@ -98,7 +99,7 @@ def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
         },
     )
     their_gradient = gradient_of(theirs, policy)
-    scores = policy.score(inputs, tokens, mask)
+    scores = score(policy, inputs, tokens, mask)
     ours, metrics = OUR_LOSSES[loss](
         scores.log_probs, old_log_probs, advantages, mask, config.clip_low, config.clip_high
     )
