@@ -41,7 +41,7 @@ from agents.policy.vision_cache import ImageFeatures
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 
 if TYPE_CHECKING:
-    from agents.policy.constraints import TokenConstraint
+    from agents.policy.constraint import TokenConstraint
 
 Precision = Literal["float32", "bfloat16"]
 FORBIDDEN_LOGIT = -1e9
@@ -280,40 +280,6 @@ class VLMPolicy:
         """
         excluded = self.forbidden if allowed is None else ~allowed
         return torch.log_softmax(logits.masked_fill(excluded, FORBIDDEN_LOGIT) / temperature, -1)
-
-    def allowed_now(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens that the constraint allows next, and where that leaves a choice.
-
-        Args:
-            states: ``(n, K)`` states of the constraint; None without one.
-
-        Returns:
-            ``(n, V)`` bool and ``(n,)`` bool, both None without a constraint.
-        """
-        if self.constraint is None or states is None:
-            return None, None
-        allowed = self.constraint.allowed(states) & ~self.forbidden
-        return allowed, allowed.sum(-1) > 1
-
-    def allowed_along(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What `allowed_now` says before each of the ``M`` real tokens of ``(N, T)`` answers.
-
-        Returns:
-            ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real
-            tokens that were chosen among several.
-        """
-        free = mask.long().clone()
-        if self.constraint is None:
-            return None, free
-        states, before = self.constraint.start(len(tokens)), []
-        for step, real in enumerate(mask.bool().unbind(1)):
-            before.append(states)
-            states = states.clone()
-            states[real] = self.constraint.advance(states[real], tokens[real, step])
-        allowed, chosen = self.allowed_now(torch.stack(before, 1)[mask.bool()])
-        if chosen is not None:
-            free[mask.bool()] = chosen.long()
-        return allowed, free
 
     def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
         """Answers as text, without the end token."""

@@ -99,7 +99,7 @@ class AnswerWriter:
         self._mask = torch.zeros_like(self._tokens)
         self._free = torch.zeros_like(self._tokens)
         self._log_probs = torch.zeros(rows, room, device=policy.device)
-        self._states = None if policy.constraint is None else policy.constraint.start(rows)
+        self._walk = None if policy.constraint is None else policy.constraint.walk(rows)
         self._step = 0
 
     def write(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,15 +112,18 @@ class AnswerWriter:
             The tokens ``(n,)``, and which of the ``n`` answers go on ``(n,)``.
         """
         policy, rows, step = self._policy, self.rows, self._step
-        allowed, free = policy.allowed_now(None if self._states is None else self._states[rows])
+        allowed, free = None, torch.ones_like(rows)
+        if self._walk is not None:
+            allowed = self._walk.allowed(rows) & ~policy.forbidden
+            free = (allowed.sum(-1) > 1).long()
         scores = policy.log_softmax(logits.float(), self._temperature or 1.0, allowed)
         tokens = self._choose(scores)
         self._tokens[rows, step] = tokens
         self._mask[rows, step] = 1
-        self._free[rows, step] = 1 if free is None else free.long()
+        self._free[rows, step] = free
         self._log_probs[rows, step] = scores.gather(-1, tokens[:, None]).squeeze(-1)
-        if policy.constraint is not None and self._states is not None:
-            self._states[rows] = policy.constraint.advance(self._states[rows], tokens)
+        if self._walk is not None:
+            self._walk.advance(rows, tokens)
         going = ~torch.isin(tokens, self._ends)
         self._step += 1
         self.rows = rows[going] if self._step < self.room else rows[:0]

@@ -203,7 +203,7 @@ def _token_scores(
 ) -> TokenScores:
     """Put predictions about real tokens where the tokens are."""
     real = mask.bool()
-    allowed, free = policy.allowed_along(tokens, mask)
+    allowed, free = _allowed_tokens(policy, tokens, mask)
     scores = policy.log_softmax(found.logits.float(), temperature, allowed)
     chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
     with torch.no_grad():
@@ -215,3 +215,26 @@ def _token_scores(
 
     hidden = None if found.hidden is None else place(found.hidden.float())
     return TokenScores(place(chosen), place(entropies), free, hidden)
+
+
+def _allowed_tokens(
+    policy: VLMPolicy, tokens: Tensor, mask: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """What the constraint allows before each of the ``M`` real tokens of ``(N, T)`` answers.
+
+    Returns:
+        ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real tokens
+        that were chosen among several.
+    """
+    real, free = mask.bool(), mask.long().clone()
+    if policy.constraint is None:
+        return None, free
+    walk = policy.constraint.walk(len(tokens))
+    place = real.flatten().cumsum(0).view(mask.shape) - 1
+    allowed = torch.empty(int(real.sum()), len(policy.forbidden), dtype=torch.bool).to(mask.device)
+    for step in range(mask.shape[1]):
+        rows = real[:, step].nonzero().squeeze(-1)
+        allowed[place[rows, step]] = walk.allowed(rows) & ~policy.forbidden
+        walk.advance(rows, tokens[rows, step])
+    free[real] = (allowed.sum(-1) > 1).long()
+    return allowed, free

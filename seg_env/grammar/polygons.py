@@ -10,7 +10,6 @@ from functools import lru_cache
 import numpy as np
 
 from seg_env.frames import UNIT, Frame
-from seg_env.grammar.automaton import AnswerRules, GrammarAutomaton
 from seg_env.grammar.export import GRAMMAR_EBNF, GRAMMAR_REGEX, grammar_ebnf, grammar_regex
 from seg_env.grammar.salvage import (
     ANSWER_LEADS,
@@ -31,8 +30,6 @@ __all__ = [
     "MAX_DECIMALS",
     "MAX_RINGS",
     "MAX_VERTICES",
-    "AnswerRules",
-    "GrammarAutomaton",
     "decode",
     "encode",
     "grammar_ebnf",

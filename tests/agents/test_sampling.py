@@ -207,10 +207,7 @@ def test_the_ordinary_attention_is_back_after_sampling(policy, inputs):
 
 
 class Alternating:
-    """Answers take tokens from two sets in turn; after a comma a quote must follow, then the end.
-
-    A state is the number of tokens so far and the last token.
-    """
+    """Tokens come from two sets in turn; after a comma a quote must follow, then the end."""
 
     def __init__(self, policy):
         ids = policy.tokenizer.convert_tokens_to_ids
@@ -218,18 +215,26 @@ class Alternating:
         self.sets = [ids(list("0123456789")), ids(list("abc,"))]
         self.size = len(policy.forbidden)
 
-    def start(self, rows):
-        return torch.zeros(rows, 2, dtype=torch.long)
+    def walk(self, rows):
+        return AlternatingWalk(self, rows)
 
-    def allowed(self, states):
-        allowed = torch.zeros(len(states), self.size, dtype=torch.bool)
-        for row, (count, last) in enumerate(states.tolist()):
-            after = {self.comma: [self.quote], self.quote: [self.end]}
-            allowed[row, after.get(last, self.sets[count % 2])] = True
+
+class AlternatingWalk:
+    """What is known of each answer: the number of tokens so far and the last token."""
+
+    def __init__(self, rule, rows):
+        self.rule, self.states = rule, torch.zeros(rows, 2, dtype=torch.long)
+
+    def allowed(self, rows):
+        rule = self.rule
+        allowed = torch.zeros(len(rows), rule.size, dtype=torch.bool)
+        for row, (count, last) in enumerate(self.states[rows].tolist()):
+            after = {rule.comma: [rule.quote], rule.quote: [rule.end]}
+            allowed[row, after.get(last, rule.sets[count % 2])] = True
         return allowed
 
-    def advance(self, states, tokens):
-        return torch.stack([states[:, 0] + 1, tokens], 1)
+    def advance(self, rows, tokens):
+        self.states[rows] = torch.stack([self.states[rows, 0] + 1, tokens], 1)
 
 
 @pytest.fixture
