@@ -59,7 +59,7 @@ class TinyConfig:
     """Shape of the embedded policy."""
 
     image_size: int = 64
-    """Side of the square the picture is resized to, in pixels."""
+    """Side of the square that images are resized to, in pixels."""
     patch_size: int = 8
     """Side of one image token, in pixels."""
     vision_width: int = 128
@@ -123,7 +123,7 @@ def build_model(config: TinyConfig, processor: LlavaProcessor) -> LlavaForCondit
     """A model with random weights; positions of the tower start from two-dimensional sines.
 
     Seed torch before calling. Learned positions that start random cost a policy its first
-    hundreds of updates: it cannot tell neighbours from strangers.
+    hundreds of updates: it does not know which patches are next to each other.
     """
     tokenizer = processor.tokenizer
     vision = SiglipVisionConfig(

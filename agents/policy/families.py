@@ -1,7 +1,7 @@
 """What differs between families of vision-language models: a table, and what shows from outside.
 
 Nothing else in the project asks which family a model is of. Families in the table are tested;
-others are tried once on the first prompts they get (see `agents.policy.sharing`).
+others are tried when an agent is built (see `agents.policy.checks.try_sharing`).
 """
 
 from __future__ import annotations

@@ -304,8 +304,9 @@ def _check_folder(path: Path) -> None:
             _read_settings(path / name)
         return
     if (path / "adapter_config.json").is_file():
+        base = _read_settings(path / "adapter_config.json").get("base_model_name_or_path")
         raise CheckpointError(
-            f"{path}: holds an adapter of {_base_model(path)} and no model; merge the two first "
+            f"{path}: holds an adapter of {base} and no model; merge the two first "
             "(PEFT's merge_and_unload, then save_pretrained with the processor), or give the base "
             "model itself"
         )
@@ -325,11 +326,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__} instead of settings")
     return found
-
-
-def _base_model(path: Path) -> str:
-    """Name of the model that an adapter belongs to."""
-    return str(_read_settings(path / "adapter_config.json").get("base_model_name_or_path"))
 
 
 def _check_processor_files(name_or_path: str | Path) -> None:
@@ -358,12 +354,8 @@ def _has_pillow_variant(processor: Any) -> bool:
         return False
     kind = type(getattr(processor, "image_processor", None))
     ours = type(processor).__module__.startswith("transformers.")
-    return ours and kind.__module__.startswith("transformers.") and _pillow_class_exists(kind)
-
-
-def _pillow_class_exists(kind: type) -> bool:
-    """Whether transformers has an image processor of the same name for Pillow."""
-    return not kind.__name__.endswith("Pil") and hasattr(transformers, f"{kind.__name__}Pil")
+    ours = ours and kind.__module__.startswith("transformers.")
+    return ours and hasattr(transformers, f"{kind.__name__}Pil")
 
 
 def _is_downloaded(name: str) -> bool:

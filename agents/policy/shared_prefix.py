@@ -489,6 +489,10 @@ class FusedAnswerAttention(torch.autograd.Function):
     Prompt and answer are attended to separately and merged by their normalizers; in the backward
     pass each part is given output and normalizer of the whole, which makes its gradients those of
     the whole (as ring attention does between devices, arXiv 2310.01889, section 3).
+
+    On the embedded policy a forward and backward pass takes as long as with `AnswerAttention`
+    (median ratio .96 of 15 pairs, one thread). Log-probabilities differ by up to 2e-5 between the
+    two, so runs on CPUs stay what they were only as long as this one is taken there.
     """
 
     @staticmethod

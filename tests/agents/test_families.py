@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from agents_fixtures import cloned_policy, scene_environment
 from family_models import (
     FAMILIES,
     aya_vision,
@@ -15,6 +16,8 @@ from family_models import (
     short_window,
 )
 
+from agents.gspo import GSPO, GSPOConfig
+from agents.policy import families
 from agents.policy.checks import try_sharing
 from agents.policy.families import select_prompts
 from agents.policy.sampling import sample
@@ -140,6 +143,19 @@ def test_an_unknown_family_that_nobody_has_tried_does_not_share():
         assert not case.policy.shares_prefix(case.batch, 7)
     case.policy.shared_prefix = False
     assert not case.policy.needs_trial
+
+
+def test_an_agent_tries_an_unknown_family_when_it_is_built(monkeypatch):
+    monkeypatch.delitem(families.FAMILIES, "llava")
+    policy = cloned_policy()
+    config = GSPOConfig(
+        prompts_per_update=2, group_size=2, max_new_tokens=8, muon=False, kl_coefficient=0.1
+    )
+    agent = GSPO(policy, scene_environment(config), config)
+    assert policy.sharing_trial == agent._reference.sharing_trial == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        agent.learn(1)
 
 
 def test_an_unknown_family_that_fails_is_found_out():
