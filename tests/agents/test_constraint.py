@@ -10,6 +10,7 @@ import regex
 import torch
 from agents_fixtures import small_inputs, small_policy
 from ebnf import ebnf_to_regex
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +19,9 @@ from agents.policy.constraint import OutlineConstraint
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.policy.scoring import score, score_plain
+from experiments.common import constrained
 from seg_env.data.scenes import Scenes
+from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT, PermilleFrame, PixelFrame
 from seg_env.grammar import decode, encode, grammar_ebnf
 
@@ -344,6 +347,16 @@ def test_outlines_are_scored_as_they_were_sampled():
         scores = compute(policy, inputs, drawn.tokens, drawn.mask, 1.3)
         torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
         assert torch.equal(scores.free, drawn.free)
+
+
+def test_without_xgrammar_the_command_line_names_it(monkeypatch):
+    policy, options = small_policy(), constrained.GrammarOptions(constrained=True)
+    monkeypatch.setattr(constrained, "find_spec", lambda name: None)
+    with pytest.raises(WrongOptionError, match=r"simpleseg-rl\[grammar\]"):
+        constrained.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
+    monkeypatch.undo()
+    constrained.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
+    assert policy.constraint.token_budget == 20
 
 
 def test_answers_may_end_in_several_ways():
