@@ -15,7 +15,7 @@ import seg_env  # noqa: F401  (registers the environments)
 from agents.embedded.tiny import IMAGE, build_tokenizer
 from agents.policy import loading
 from agents.policy.families import select_prompts
-from agents.policy.frame_record import recorded_frame
+from agents.policy.loading import recorded_frame
 from agents.policy.model import VLMPolicy
 from agents.policy.processing import prepare_inputs
 from agents.training.checkpoints import write_policy
