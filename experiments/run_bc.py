@@ -217,7 +217,7 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
     import torch
 
     from agents.embedded.tiny import build_model, build_processor
-    from agents.policy.frame_record import policy_frame
+    from agents.policy.loading import policy_frame
     from agents.policy.model import VLMPolicy
 
     if args.policy is not None:

@@ -100,7 +100,7 @@ def build_model(config: TinyConfig, processor: LlavaProcessor) -> LlavaForCondit
     """A model with random weights; positions of the tower start from two-dimensional sines.
 
     Seed torch before calling. Learned positions that start random cost a policy its first
-    hundreds of updates: it cannot tell neighbours from strangers.
+    hundreds of updates: it does not know which patches are next to each other.
     """
     tokenizer = processor.tokenizer
     vision = SiglipVisionConfig(

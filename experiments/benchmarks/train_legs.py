@@ -234,9 +234,9 @@ class OurLeg(Leg):
             dataset=self.pool,
             rewards=REWARDS,
         )
-        agent = GSPO(self.policy, envs, self.work.settings())
+        agent: Any = GSPO(self.policy, envs, self.work.settings())
         collect = self.timed("sampling", agent.collect)
-        self.policy.score = self.timed("scoring", self.policy.score)  # type: ignore[method-assign]
+        agent._score = self.timed("scoring", agent._score)
         self.ready()
         while self.wait():
             rollout, _ = collect()

@@ -19,8 +19,8 @@ from seg_env.frames import AUTO
 from seg_env.tasks import Task, answer
 
 if TYPE_CHECKING:
+    from agents.policy.checks import VisionReport
     from agents.policy.model import Precision, VLMPolicy
-    from agents.policy.vision_check import VisionReport
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 AnswerLength = int | Literal["auto"]
@@ -115,7 +115,7 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
         TooFewImagesError: There are not two questions about different images.
         UnusableSampleError: None of the samples looked at can be used.
     """
-    from agents.policy.vision_check import compare_images
+    from agents.policy.checks import compare_images
 
     chosen = _different_images(policy, core)
     answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in chosen]
@@ -133,7 +133,7 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
         BlindPolicyError: They do not.
         UnusableSampleError: None of the samples looked at can be used.
     """
-    from agents.policy.vision_check import BlindPolicyError
+    from agents.policy.checks import BlindPolicyError
 
     try:
         report = compare_on_questions(policy, core)

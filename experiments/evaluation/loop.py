@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from agents.base import Agent
+from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
@@ -144,6 +145,7 @@ def answer(
     Returns:
         The texts, those to one question next to each other, and how many tokens each one has.
     """
+    try_sharing(policy, inputs)
     completions = sample(
         policy,
         inputs,

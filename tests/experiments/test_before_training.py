@@ -12,7 +12,7 @@ from scripted_policy import OUTLINES, SIZES, scripted_policy, write_tree
 
 from agents.embedded.tiny import build_processor
 from agents.gspo import GSPO, GSPOConfig
-from agents.policy.vision_check import BlindPolicyError, compare_images
+from agents.policy.checks import BlindPolicyError, compare_images
 from agents.trl_backend.rows import QuestionRows, rows_for
 from experiments import evaluate, run_gspo, run_ppo
 from experiments.common.arguments import EvaluationPlan

@@ -7,7 +7,7 @@ from rich.console import Console
 from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
-from agents.policy.frame_record import recorded_frame
+from agents.policy.loading import recorded_frame
 from experiments.demo import Demo
 from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import run_task
