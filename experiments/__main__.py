@@ -23,7 +23,6 @@ COMMANDS = {
     "demo": ("experiments.demo", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
-"""Name of a command, its module and what it does."""
 
 
 def usage() -> str:

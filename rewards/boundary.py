@@ -1,4 +1,4 @@
-"""Rewards for the boundary, where mask IoU of large objects hardly looks."""
+"""Rewards for the boundary, which hardly counts in the mask IoU of large objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BoundaryIoU(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` boundary IoU of each answer with its target."""
+        """Return the boundary IoU of each answer, ``(N,)``."""
         scores = boundary_iou(
             predictions,
             targets,
@@ -52,8 +52,7 @@ class BoundaryIoU(Reward):
 class BoundaryF(Reward):
     """Boundary F in ``[0, 1]`` (DAVIS, Perazzi et al. 2016), see `seg_env.metrics.boundary_f`.
 
-    Where neither answer nor target has a pixel, an answer that was read without issue scores 1 and
-    any other 0, as for `mask_iou`.
+    Empty answers to empty targets score as for `BoundaryIoU`.
     """
 
     def __init__(self, tolerance_ratio: float = 0.008) -> None:
@@ -63,7 +62,7 @@ class BoundaryF(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` boundary F of each answer with its target."""
+        """Return the boundary F of each answer, ``(N,)``."""
         scores = boundary_f(
             predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=_UNDECIDED
         )
@@ -71,7 +70,7 @@ class BoundaryF(Reward):
 
 
 def _decided(scores: NDArray[np.float64], predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """Scores with those of empty unions replaced by whether the text was read without issue."""
+    """Scores in which whether the text was read without issue decides over empty unions."""
     for index in np.flatnonzero(scores == _UNDECIDED).tolist():
         scores[index] = float(predictions[index].valid)
     return scores

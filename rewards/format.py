@@ -27,7 +27,7 @@ class Format(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return ``(N,)`` zeros and ones."""
+        """Return zeros and ones, ``(N,)``."""
         return score_by_form(predictions, targets, mask=_drawn, bbox=_given, point=_given)
 
 

@@ -14,15 +14,12 @@ from seg_env.frames import UNIT, Frame
 def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     """Regular expression of strict answers, to be matched against the full text.
 
-    Only plain groups, classes, alternatives and counted repeats up to `decimals` are used, so it
-    means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
+    It has no anchors, and only plain groups, classes, alternatives and counted repeats up to
+    `decimals`, so it means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.
         frame: Frame of the numbers; its limits, whole numbers, become part of the expression.
-
-    Returns:
-        The expression, without anchors.
     """
     digits, zeros = rf"(?:\.[0-9]{{1,{decimals}}})?", rf"(?:\.0{{1,{decimals}}})?"
 
@@ -42,12 +39,7 @@ def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
 def grammar_ebnf(decimals: int = 3, frame: Frame = UNIT) -> str:
     """The same language in GBNF, the EBNF dialect of xgrammar (vLLM) and llama.cpp.
 
-    Rules are ``name ::= ...``, the start rule is ``root``; ``|``, ``?``, ``*``, ``+``, quoted
-    literals and character classes have their usual meaning.
-
-    Args:
-        decimals: Most digits after the point; ignored in integer frames.
-        frame: Frame of the numbers; its limits, whole numbers, become part of the grammar.
+    The start rule is ``root``; the arguments are those of `grammar_regex`.
     """
     digits = '("." ' + " ".join(["[0-9]"] + ["[0-9]?"] * (decimals - 1)) + ")?"
     zeros = '("." ' + " ".join(['"0"'] + ['"0"?'] * (decimals - 1)) + ")?"
@@ -77,11 +69,7 @@ def grammar_ebnf(decimals: int = 3, frame: Frame = UNIT) -> str:
 
 
 def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
-    """Spell the whole numbers from 0 as sequences of digits and digit classes.
-
-    Returns:
-        The sequences that together mean every number below `limit`, and the digits of `limit`.
-    """
+    """Sequences of digits and digit classes for all numbers below the limit, and its digits."""
     if limit != int(limit) or limit < 1:
         raise ValueError(f"limit {limit} of the frame, but a whole number of at least 1 is needed")
     top = str(int(limit))
