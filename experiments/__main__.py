@@ -27,16 +27,8 @@ COMMANDS = {
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: simpleseg COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "simpleseg COMMAND --help: its options",
-        ]
-    )
+    lines = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: simpleseg COMMAND [OPTIONS]\n\n{lines}\n\nsimpleseg COMMAND --help: its options"
 
 
 def main() -> None:

@@ -5,13 +5,7 @@ Vision-language models disagree about the numbers they were trained to write: Si
 border, here and nowhere else; everything inside the library lives in the unit frame.
 """
 
-from seg_env.frames.answers import (
-    AUTO,
-    UNIT_ANSWERS,
-    AnswerFrame,
-    find_answer_frame,
-    is_frame_name,
-)
+from seg_env.frames.answers import AUTO, UNIT_ANSWERS, AnswerFrame, find_answer_frame, is_frame_name
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,

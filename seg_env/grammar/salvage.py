@@ -47,14 +47,17 @@ _SEPARATOR = re.compile(r"\]*+,\[*+")
 
 
 def close_ring(points: list[list[float]]) -> Ring:
-    """The ``(V, 2)`` array of one ring, without the first vertex repeated at the end."""
+    """Make the ``(V, 2)`` array of one ring; many models repeat the first vertex at the end."""
     if len(points) > 3 and points[0] == points[-1]:
         points.pop()
     return np.array(points, dtype=np.float64)
 
 
 def are_unit_numbers(rings: list[Ring]) -> bool:
-    """Whether the numbers can only be fractions of the image: all at most 1 and not all whole."""
+    """Whether all numbers are at most 1 and not all are whole.
+
+    In a frame of whole numbers such an outline would lie within a single pixel.
+    """
     if not rings or max(ring.max() for ring in rings) > 1.0:
         return False
     return any((ring % 1.0).any() for ring in rings)
