@@ -12,8 +12,6 @@ from rewards.registry import register_reward
 from seg_env.metrics import boundary_f, boundary_iou
 from seg_env.types import Prediction, Target
 
-_UNDECIDED = -1.0  # Stands for an empty union until the answer's text decides.
-
 
 @register_reward("boundary_iou")
 class BoundaryIoU(Reward):
@@ -43,9 +41,9 @@ class BoundaryIoU(Reward):
             targets,
             dilation_ratio=self.dilation_ratio,
             limited_by_mask=self.limited_by_mask,
-            empty_union=_UNDECIDED,
+            empty_union=np.nan,
         )
-        return _decided(scores, predictions)
+        return _settle_empty(scores, predictions)
 
 
 @register_reward("boundary_f")
@@ -64,13 +62,13 @@ class BoundaryF(Reward):
     ) -> NDArray[np.float64]:
         """Return the boundary F of each answer, ``(N,)``."""
         scores = boundary_f(
-            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=_UNDECIDED
+            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=np.nan
         )
-        return _decided(scores, predictions)
+        return _settle_empty(scores, predictions)
 
 
-def _decided(scores: NDArray[np.float64], predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """Scores in which whether the text was read without issue decides over empty unions."""
-    for index in np.flatnonzero(scores == _UNDECIDED).tolist():
-        scores[index] = float(predictions[index].valid)
-    return scores
+def _settle_empty(
+    scores: NDArray[np.float64], predictions: Sequence[Prediction]
+) -> NDArray[np.float64]:
+    """Scores in which NaN, an empty union, becomes whether the text was read without issue."""
+    return np.where(np.isnan(scores), [answer.valid for answer in predictions], scores)

@@ -71,7 +71,6 @@ FAMILY_OF_MODEL = {
 Checkpoints of SimpleSeg write fractions whatever they were made from."""
 
 _LONGEST_TEXT = 1 << 18  # What `seg_env.grammar.decode` reads; longer texts are not worth the work.
-_KNOWN_TAGS = re.compile(r"</?(?:poly|sep|s|pad|eos|bos)>")
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
         rings.append("[" + ",".join(f"[{','.join(point)}]" for point in points) + "]")
     if not rings:
         return text
-    rest = _KNOWN_TAGS.sub("", re.sub(token, "", text))
+    rest = re.sub(r"</?(?:poly|sep|s|pad|eos|bos)>", "", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
     is_short = len(runs) == 1 and len(runs[0]) == {"bbox": 4, "point": 2}.get(form)
     found = f"[{','.join(runs[0] if is_short else rings)}]"

@@ -219,7 +219,8 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
     if _on_one_line(vertices):
         corner = int(limits[0]), int(limits[1])
         vertices = _thin_outline(min(vertices), max(vertices), corner)
-        if _signed_area(points) < 0:
+        x, y = points.T
+        if x @ np.roll(y, -1) < y @ np.roll(x, -1):  # counter-clockwise on screen (y down)
             vertices = vertices[:1] + vertices[:0:-1]
     # Compared with the next one, so that of a closed ring the last vertex goes, not the start.
     pairs = zip(vertices, vertices[1:] + vertices[:1], strict=True)
@@ -229,12 +230,6 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
         if vertex != following
     )
     return f"[{','.join(written)}]"
-
-
-def _signed_area(points: Ring) -> float:
-    """Shoelace area, positive for clockwise on screen (y down)."""
-    x, y = points.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _on_one_line(vertices: list[tuple[int, int]]) -> bool:
