@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
-BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
-REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
-REFINE_BATCHED = "seg_env.envs.refine:RefineVectorEnv"
-
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",
     "SimpleSeg-RefCOCO-v0": "refcoco",
@@ -33,14 +28,18 @@ def register_environments() -> None:
     the end after one answer as a truncation too.
     """
     for names, single, batched in (
-        (ENVIRONMENT_IDS, SINGLE, BATCHED),
-        (REFINE_IDS, REFINE_SINGLE, REFINE_BATCHED),
+        (
+            ENVIRONMENT_IDS,
+            "referring:ReferringSegmentationEnv",
+            "vector:ReferringSegmentationVectorEnv",
+        ),
+        (REFINE_IDS, "refine:RefineEnv", "refine:RefineVectorEnv"),
     ):
         for identifier, dataset in zip(names, DATASETS.values(), strict=True):
             if identifier not in gym.registry:
                 gym.register(
                     id=identifier,
-                    entry_point=single,
-                    vector_entry_point=batched,
+                    entry_point=f"seg_env.envs.{single}",
+                    vector_entry_point=f"seg_env.envs.{batched}",
                     kwargs={"dataset": dataset},
                 )

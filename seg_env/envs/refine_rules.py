@@ -30,11 +30,6 @@ REFINE_PROMPT = (
     "outline, with edits (move i x y; insert i x y; delete i), or with done. "
     "Turn {turn} of {turns}."
 )
-"""What is asked from the second turn on."""
-MAX_TURNS = 64
-"""Most turns of an episode."""
-DEFAULT_MAX_CHARACTERS = 1 << 14
-"""Longest action that is read and longest outline that is kept, if not said otherwise."""
 
 _PLACEHOLDER = re.compile(r"\{(question|outline|turns?)\}")
 _NOTHING = Prediction((), (), "[]")
@@ -44,7 +39,6 @@ class TurnFault(StrEnum):
     """Why a turn left the outline as it was. Values are stable: ``info["fault"]`` has them."""
 
     NONE = ""
-    """There was no fault."""
     TOO_LONG = "too_long"
     """The action, or the outline it leads to, has too many characters."""
     UNREADABLE = "unreadable"
@@ -85,10 +79,7 @@ class _Turn:
 
 
 class RefineRules(EpisodeRules[RefineEpisode]):
-    """Up to ``turns`` turns; each earns what it improved the reward of the outline by.
-
-    An episode's return is the reward of the outline it ends with, 0 if there was none.
-    """
+    """Up to ``turns`` turns; each earns what it improved the reward of the outline by."""
 
     last_action = "last turn"
 
@@ -97,22 +88,14 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         core: ReferringCore,
         *,
         turns: int = 3,
-        max_characters: int = DEFAULT_MAX_CHARACTERS,
+        max_characters: int = 1 << 14,
         refine_template: str = REFINE_PROMPT,
     ) -> None:
-        """Set the limits.
-
-        Args:
-            core: Asks and scores.
-            turns: Turns of an episode, 1 to `MAX_TURNS`.
-            max_characters: Longest action that is read and longest outline that is kept.
-            refine_template: Prompt from the second turn on, with ``{question}`` and ``{outline}``,
-                and ``{turn}`` and ``{turns}`` where wanted.
-        """
+        """Set the limits; see `RefineEnv` for the arguments."""
         super().__init__(core)
         core.require_outlines("improving an answer turn by turn", bracketed=True)
         for name, value, most in (
-            ("turns", turns, MAX_TURNS),
+            ("turns", turns, 64),
             ("max_characters", max_characters, 1 << 18),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -133,7 +116,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         return RefineEpisode(question)
 
     def observe(self, episode: RefineEpisode) -> Observation:
-        """Image and question, from the first outline on with the outline in both."""
+        """Image and prompt, from the first outline on with the outline in both."""
         observation = super().observe(episode)
         if episode.outline is None:
             return observation
@@ -188,7 +171,6 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         return outcomes
 
     def _read(self, episode: RefineEpisode, action: str) -> _Turn:
-        """What an action says."""
         if len(action) > self.max_characters:
             return _Turn(fault=TurnFault.TOO_LONG)
         if "[" in action:

@@ -42,13 +42,12 @@ class ScoredAnswer:
     """One scored answer, as far as an image shows it."""
 
     prediction: Prediction
-    """The decoded answer."""
     iou: float
     """Mask IoU with the target."""
     total: float
-    """The reward."""
+    """The weighted reward."""
     terms: Mapping[str, float]
-    """Each reward by itself."""
+    """Each reward by itself, without its weight."""
 
     @property
     def faults(self) -> str:
@@ -74,20 +73,16 @@ def draw_overlay(
     """Draw a target and an answer on their image.
 
     The target is tinted green within its exact outline; the answer is tinted orange within a line
-    with white borders, its vertices dots with numbers as far as there is room for them. The start
-    of a ring, vertex 0, is a white dot, and so is an answer that is a point.
-
-    Args:
-        image: ``(H, W, 3) uint8``; not changed.
-        target: What should be outlined, None to leave it out.
-        prediction: The answer, rings in the unit frame of the image, None to leave it out.
-        short_side: Smaller images are enlarged so that their shorter side has this many pixels.
-        numbered: Write numbers beside the vertices.
+    with white borders. Its vertices are dots, with numbers (if ``numbered``) as far as there is
+    room. The start of a ring, vertex 0, is a white dot, and so is an answer that is a point.
 
     Returns:
-        ``(H', W', 3) uint8`` with the proportions of the image.
+        ``(H', W', 3) uint8``, newly allocated, with the proportions of the image, which is enlarged
+        until its shorter side has ``short_side`` pixels, but to at most `LONG_SIDE`.
     """
-    width, height = _drawing_size(image.shape[1], image.shape[0], short_side)
+    height, width = image.shape[:2]
+    zoom = min(max(1.0, short_side / min(width, height)), LONG_SIDE / max(width, height))
+    width, height = max(1, round(width * zoom)), max(1, round(height * zoom))
     drawing = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     scale = min(width, height) / SHORT_SIDE
     if target is not None:
@@ -113,18 +108,11 @@ def draw_overlay(
 def draw_outline(
     image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
 ) -> NDArray[np.uint8]:
-    """Draw the outline so far on an image of what is seen, at the image's own size.
+    """Draw the outline so far on a copy of the image seen, ``(H, W, 3) uint8``.
 
-    The lines are thin and nothing is filled, so that the object stays visible. The first vertex of
-    each ring is a white dot: with it, the direction of the lines can be told.
-
-    Args:
-        image: ``(H, W, 3) uint8``; not changed.
-        rings: Closed rings, ``(V, 2)`` in the unit frame of the image seen.
-        open_ring: A ring that is still being drawn, ``(V, 2)``, joined to nothing at its end.
-
-    Returns:
-        ``(H, W, 3) uint8``, newly allocated.
+    Rings are ``(V, 2)`` in the unit frame of that image; ``open_ring`` is still being drawn and not
+    closed. The lines are thin and nothing is filled, so that the object stays visible. A white dot
+    on the first vertex of each ring shows the direction of the lines.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
@@ -146,8 +134,7 @@ def draw_panel(
 ) -> NDArray[np.uint8]:
     """Draw a question and its scored answer, ``(H, W, 3) uint8``.
 
-    Before the answer only the image and the expression are shown, since the truth is what is
-    asked for. The size is that of the drawing after the answer, so that frames can form a video.
+    Before the answer the truth is not shown, but the size is the same, so frames can form a video.
     """
     shown = (sample.target, answer.prediction) if answer else (None, None)
     overlay = draw_overlay(sample.image, *shown)
@@ -165,21 +152,18 @@ def draw_panel(
         draw.text((margin, y), "waiting for an answer", _MUTED, font(13), "lm")
     else:
         _draw_legend(draw, margin, y, answer)
+        draw.text((width - margin, y), f"reward {answer.total:.3f}", WHITE, font(15), "rm")
     values = {"IoU": answer.iou, **answer.terms} if answer else {}
     for number, name in enumerate(names):
         place = (margin, height + 78 + row * number, width - margin)
         _draw_bar(draw, place, name, _weight_text(weights.get(name)), values.get(name))
-    if answer is not None:
-        draw.text(
-            (width - margin, height + 50), f"reward {answer.total:.3f}", WHITE, font(15), "rm"
-        )
     return np.asarray(panel).copy()
 
 
-def write_report(
+def render_text(
     sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
 ) -> str:
-    """The same in a few lines of text, with a map of the two masks."""
+    """What `draw_panel` shows in a few lines of text, with a map of the two masks."""
     height, width = sample.target.size
     lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
     if answer is None:
@@ -195,7 +179,6 @@ def write_report(
 
 
 def _content(prediction: Prediction) -> str:
-    """What an answer consists of; a point in the unit frame."""
     if prediction.form != "point":
         vertices = sum(len(ring) for ring in prediction.rings)
         return f"{len(prediction.rings)} rings, {vertices} vertices"
@@ -282,18 +265,9 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _drawing_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the drawing of an image."""
-    scale = max(1.0, short_side / min(width, height))
-    scale = min(scale, LONG_SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """A ring in pixels of a canvas ``(width, height)``; what is far outside is moved nearer.
-
-    Lines of any length would take any time.
-    """
+    """A ring in pixels of a canvas ``(width, height)``."""
+    # Brought near the image: drawing takes time in proportion to the length of a line.
     points = np.clip(np.nan_to_num(ring), -1.0, 2.0) * size
     return [(x, y) for x, y in points.tolist()]
 

@@ -40,15 +40,14 @@ class ReferringSegmentationVectorEnv(
       observations. What belongs to the episodes that ended is in ``infos["final_obs"]`` and
       ``infos["final_info"]``; ``sample_id``, ``dataset``, ``index`` and ``task`` are those of the
       new questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
-      ``reward/<name>``) are repeated at the top level, where they are easy to read.
+      ``reward/<name>``) are repeated at the top level.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
-      by ``reset(options={"indices": ...})``, use this one: nothing is loaded in vain. Episodes of
-      several steps (``step_mode="vertex"``) end one by one; the others go on being stepped, with
-      None in place of an action where an episode has ended. There the observation stays, the reward
-      is 0, ``terminated`` stays True, and infos say nothing.
+      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps
+      (``step_mode="vertex"``) end one by one; the others go on, with None in place of an action
+      where an episode has ended. There the observation stays, the reward is 0, ``terminated`` stays
+      True, and infos say nothing.
 
-    An environment asks about one sample at a time, but several may ask about the same: it is then
-    loaded once, and what rewards prepare for its target is prepared once.
+    A sample that several environments ask about is loaded once, and its target prepared once.
 
     ```python
     >>> import gymnasium as gym
@@ -79,15 +78,10 @@ class ReferringSegmentationVectorEnv(
         max_episode_steps: int | None = None,
         **arguments: Any,
     ) -> None:
-        """Open the data set; see `ReferringSegmentationEnv` for the arguments.
+        """Open the data set; see `ReferringSegmentationEnv` for ``arguments``.
 
-        Args:
-            dataset: Name of a data set, or a data set object.
-            num_envs: Number of environments ``N``.
-            autoreset_mode: ``"SameStep"`` or ``"Disabled"``, or a member of ``AutoresetMode``.
-            render_mode: ``"rgb_array"``, ``"ansi"`` or None.
-            max_episode_steps: Accepted as ``make_vec`` may pass it; episodes end by themselves.
-            **arguments: Those of `ReferringSegmentationEnv`.
+        ``autoreset_mode`` is ``"SameStep"``, ``"Disabled"``, or a member of ``AutoresetMode``.
+        ``max_episode_steps`` is accepted as ``make_vec`` may pass it; episodes end by themselves.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
@@ -129,12 +123,10 @@ class ReferringSegmentationVectorEnv(
 
         Args:
             seed: Seed of environment 0, the others follow by one each; or ``N`` seeds.
-            options: ``"indices"``: ``N`` whole numbers, the samples to ask about.
-                ``"reset_mask"``: ``(N,) bool``, the environments to reset; the others keep their
-                question. ``"tasks"``: one task, or ``N`` (None: drawn), in the place of what the
-                environments would ask. ``"query_seed"``: what tasks and places are drawn by, 0
-                where indices are given; equal indices, tasks and seeds are one question. Every
-                option may be left out.
+            options: ``"indices"``: ``N`` samples to ask about. ``"reset_mask"``: ``(N,) bool``, the
+                environments to reset; the others keep their question. ``"tasks"``: one task, or
+                ``N`` (None: drawn). ``"query_seed"``: what tasks and places are drawn by, 0 where
+                indices are given; equal indices, tasks and seeds are one question.
 
         Raises:
             ResetNeeded: The first reset leaves an environment out.
@@ -145,7 +137,10 @@ class ReferringSegmentationVectorEnv(
         tasks = _check_tasks(given.get("tasks"), self.num_envs)
         query_seed = check_query_seed(given.get("query_seed"))
         rows = np.flatnonzero(chosen).tolist()
-        self._seed(_check_seeds(seed, self.num_envs), rows)
+        seeds = _check_seeds(seed, self.num_envs)
+        for row in rows:
+            if seeds[row] is not None:
+                self._generators[row] = seeding.np_random(seeds[row])[0]
         self._ask(
             rows,
             None if indices is None else [indices[row] for row in rows],
@@ -156,16 +151,9 @@ class ReferringSegmentationVectorEnv(
         return self._observe(), self._reset_infos(rows)
 
     def step(self, actions: Sequence[str | None]) -> Step:
-        """Score ``N`` answers and end the ``N`` episodes; or, step by step, take an action in each.
+        """Take an action in each of the ``N`` episodes, scored in one call.
 
-        Args:
-            actions: ``N`` answers, or actions, as the model wrote them; None where an episode has
-                ended (with autoreset disabled).
-
-        Returns:
-            Observations (of the next questions where episodes ended, or of the same if autoreset is
-            disabled), rewards ``(N,) float64``, terminated (also where episodes had ended before),
-            truncated, infos.
+        With autoreset disabled, the action is None where an episode has ended.
 
         Raises:
             ResetNeeded: There is an action for an environment without an open question, or no
@@ -188,13 +176,9 @@ class ReferringSegmentationVectorEnv(
         return self._observe(), rewards, terminated, truncated, infos
 
     def fork(self, sources: Sequence[int]) -> BatchedObservation:
-        """Go on in every environment from where another one stands.
+        """Copy episodes: environment ``i`` goes on from where environment ``sources[i]`` stands.
 
         So a group of answers can be asked for from one state, whatever led there.
-
-        Args:
-            sources: ``N`` whole numbers: environment ``i`` takes over the episode of environment
-                ``sources[i]``, which goes on being its own as well.
         """
         if len(sources) != self.num_envs:
             raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
@@ -208,11 +192,9 @@ class ReferringSegmentationVectorEnv(
         return self._observe()
 
     def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
-        """How much of their reward whole answers earned with each of their vertices.
+        """The rewards of ``N`` whole answers by vertex.
 
-        Args:
-            texts: ``N`` whole answers to the current questions: the ones that are open or, if
-                autoreset is disabled, were answered last.
+        They answer the questions that are open or, if autoreset is disabled, were answered last.
         """
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self._core, questions, texts)
@@ -228,7 +210,6 @@ class ReferringSegmentationVectorEnv(
         )
 
     def _check_indices(self, indices: object) -> list[int] | None:
-        """``N`` samples to ask about; None if they are drawn."""
         if indices is None:
             return None
         values = np.asarray(indices)
@@ -268,10 +249,8 @@ class ReferringSegmentationVectorEnv(
             self._episodes[row], self._open[row] = self._rules.begin(loaded[key]), True
 
     def _start_next(self, outcomes: Sequence[Outcome[Any]], infos: Infos) -> None:
-        """Put what ended into ``final_obs`` and ``final_info``, and ask the next questions there.
-
-        All environments were open, so the outcomes are those of all of them in order.
-        """
+        """Move what ended to ``final_obs`` and ``final_info``, and ask the next questions there."""
+        # All environments were open, so there is an outcome of each, in order.
         rows = [row for row, waits in enumerate(self._open) if not waits]
         if not rows:
             return
@@ -311,20 +290,11 @@ class ReferringSegmentationVectorEnv(
         infos = [self._rules.reset_info(episodes[row]) for row in rows]
         return _pack_infos(self.num_envs, rows, infos)
 
-    def _seed(self, seeds: Sequence[int | None] | None, rows: Sequence[int]) -> None:
-        """Give environments new generators, environment ``i`` that of its own seed."""
-        if seeds is None:
-            return
-        for row in rows:
-            if seeds[row] is not None:
-                self._generators[row] = seeding.np_random(seeds[row])[0]
-
 
 def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
     """Infos of some environments as Gymnasium packs them, but a column at a time.
 
-    All have the same keys, and values that are str, bool, int or float. Strings become arrays of
-    objects; where nothing is known, arrays are zero.
+    Strings become arrays of objects; where nothing is known, arrays are zero.
     """
     packed: Infos = {}
     where = list(rows)
@@ -337,7 +307,7 @@ def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str,
 
 
 def _merge_infos(infos: Infos, newer: Infos) -> None:
-    """Write packed infos into others of as many environments, only where the newer ones hold."""
+    """Write packed infos over others, only where the newer ones hold."""
     for key, column in newer.items():
         if key.startswith("_"):
             continue
@@ -350,14 +320,12 @@ def _merge_infos(infos: Infos, newer: Infos) -> None:
 
 
 def _mask_of(num_envs: int, rows: Sequence[int]) -> NDArray[np.bool_]:
-    """``(N,) bool``, True in the rows."""
     mask = np.zeros(num_envs, dtype=np.bool_)
     mask[list(rows)] = True
     return mask
 
 
 def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """The autoreset mode of a name."""
     allowed = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
     for known in allowed:
         if mode in (known, known.value):
@@ -396,12 +364,10 @@ def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
     return [None if task is None else check_task(task) for task in tasks]
 
 
-def _check_seeds(
-    seed: int | Sequence[int | None] | None, num_envs: int
-) -> Sequence[int | None] | None:
+def _check_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
     """One seed for each environment, counted up from a single one."""
     if seed is None:
-        return None
+        return [None] * num_envs
     if isinstance(seed, int | np.integer):
         return [int(seed) + row for row in range(num_envs)]
     if len(seed) != num_envs:

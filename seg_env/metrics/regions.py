@@ -84,13 +84,13 @@ class Region:
 
     @cached_property
     def bitmap(self) -> Bitmap:
-        """The pixels themselves."""
+        """The pixels."""
         return Bitmap(self.box[0], self._shrunk_upright(0))
 
     def band(self, radius: int) -> Bitmap:
         """The pixels that an erosion by a square of ``2 * radius + 1`` pixels takes away.
 
-        Beyond the border of the image there is nothing, so pixels there belong to the band too.
+        Pixels at the border of the image belong to the band: there is nothing beyond.
         """
         if radius not in self._bands:
             inside = self._shrunk_upright(radius)
@@ -167,11 +167,7 @@ def prepared_target(target: Target) -> PreparedTarget:
 def region_pairs(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> Iterator[tuple[Region, Region]]:
-    """The region of each answer at its target's size, and the target's.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
+    """The region of each answer at its target's size, and the target's."""
     check_lengths(predictions, targets)
     for prediction, target in zip(predictions, targets, strict=True):
         yield Region.of_rings(prediction.rings, target.size), Region.of_target(target)

@@ -24,9 +24,7 @@ class Group(NamedTuple):
     """A score of some of the samples."""
 
     samples: int
-    """How many there are."""
     score: Interval
-    """Their score."""
 
 
 def summarize(
@@ -39,12 +37,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Scores of a model with bootstrap intervals over samples.
 
-    Args:
-        columns: What `measure` returned, all of it or with further columns.
-        empty_union: Score where answer and target are both empty; reported with the scores.
-        resamples: Number of bootstrap resamples, 0 for no intervals.
-        confidence: Probability that an interval should cover.
-        seed: Equal seeds give equal intervals.
+    ``columns`` are those of `measure`, or more. ``empty_union`` is the score where answer and
+    target are both empty. Without ``resamples`` there are no intervals.
 
     Returns:
         JSON-able: ``samples``, ``empty_union``, ``confidence``; the scores ``giou``, ``ciou``,
@@ -96,10 +90,7 @@ def compare(
 ) -> dict[str, Interval]:
     """Gains of a model over another on the same samples, with paired bootstrap intervals.
 
-    Both hold the samples in the same order; the other arguments are those of `summarize`.
-
-    Returns:
-        ``after - before`` for each score of `summarize` that both have; NaN where undefined.
+    They are ``after - before`` for each score of `summarize` that both have; NaN where undefined.
 
     Raises:
         ValueError: The two are not about the same targets.
@@ -121,16 +112,7 @@ def compare(
 
 
 def breakdown(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Group]:
-    """Means by group: by size class, by kind of failure, by the ceiling of the representation.
-
-    Args:
-        values: ``(N,)`` a value of each sample, such as its IoU.
-        groups: ``(N,)`` a label of each sample, such as `size_class` or `ceiling_class`.
-        seed: Of the bootstrap.
-
-    Returns:
-        Number and score of each group that occurs, by sorted label.
-    """
+    """Means of values ``(N,)``, such as IoUs, by labels ``(N,)`` such as `size_class`, sorted."""
     values, groups = np.asarray(values), np.asarray(groups)
     if values.shape != groups.shape or values.ndim != 1:
         raise ValueError(f"values of shape {values.shape} for groups of shape {groups.shape}")
@@ -144,7 +126,7 @@ def breakdown(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[st
 def ceiling_class(
     ceilings: ArrayLike, edges: tuple[float, ...] = (0.9, 0.95, 0.98)
 ) -> NDArray[np.str_]:
-    """Labels such as ``"0.90-0.95"`` that say between which edges a representation's best IoU is.
+    """Labels such as ``"0.90-0.95"``, the range in which a representation's best IoU is.
 
     A value on an edge belongs to the range above it.
     """
