@@ -93,6 +93,11 @@ class Prediction:
         """True when the text was read without any issue (``[]`` is valid and means "no target")."""
         return not self.issues
 
+    @property
+    def issue_kinds(self) -> tuple[str, ...]:
+        """Kinds of the issues, each once."""
+        return tuple(dict.fromkeys(issue.kind.value for issue in self.issues))
+
 
 @dataclass(frozen=True, eq=False)
 class Target:

@@ -15,8 +15,8 @@ from PIL import Image
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.render import ScoredAnswer, draw_panel, render_text
-from seg_env.envs.scoring import Scorer, Scores
+from seg_env.envs.render import draw_panel, render_text
+from seg_env.envs.scoring import ScoredAnswer, Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
 from seg_env.tasks import (
@@ -133,13 +133,7 @@ class ReferringCore:
             )
         return index
 
-    def ask(
-        self,
-        index: int,
-        *,
-        task: Task | None = None,
-        query_seed: int = 0,
-    ) -> Question:
+    def ask(self, index: int, *, task: Task | None = None, query_seed: int = 0) -> Question:
         """Load a sample and the image that the agent sees; all follows from the arguments.
 
         The task is by default drawn from the environment's tasks, with ``query_seed``, as is the
@@ -212,17 +206,15 @@ class ReferringCore:
             "task": question.task,
         }
 
-    def answer_info(self, question: Question, scores: Scores, row: int) -> dict[str, Any]:
-        """What ``info`` says of answer ``row``: the question again, and how it was answered."""
-        prediction = scores.predictions[row]
-        kinds = dict.fromkeys(issue.kind.value for issue in prediction.issues)
+    def answer_info(self, question: Question, answer: ScoredAnswer) -> dict[str, Any]:
+        """What ``info`` says of an answer: the question again, and how it was answered."""
         return {
             **self.reset_info(question),
-            "iou": float(scores.iou[row]),
-            "valid": prediction.valid,
-            "issues": ",".join(kinds),
-            "num_vertices": sum(len(ring) for ring in prediction.rings),
-            **{f"reward/{name}": float(values[row]) for name, values in scores.terms.items()},
+            "iou": answer.iou,
+            "valid": answer.prediction.valid,
+            "issues": ",".join(answer.prediction.issue_kinds),
+            "num_vertices": sum(map(len, answer.prediction.rings)),
+            **{f"reward/{name}": value for name, value in answer.terms.items()},
         }
 
     def render(
@@ -253,16 +245,6 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
     canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
     return canvas
-
-
-def scored_answer(scores: Scores, row: int) -> ScoredAnswer:
-    """Answer ``row``, for drawing."""
-    return ScoredAnswer(
-        scores.predictions[row],
-        float(scores.iou[row]),
-        float(scores.total[row]),
-        {name: float(values[row]) for name, values in scores.terms.items()},
-    )
 
 
 def check_query_seed(value: object) -> int | None:

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from gymnasium import Space
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.render import ScoredAnswer
+from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.scoring import ScoredAnswer
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +97,12 @@ class AnswerRules(EpisodeRules[Episode]):
     def step(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[Outcome[Episode]]:
         """Score ``N`` answers; every episode ends."""
         scores = self.core.score(actions, [episode.question for episode in episodes])
-        return [
-            Outcome(
-                episode,
-                float(scores.total[row]),
-                terminated=True,
-                truncated=False,
-                info=self.core.answer_info(episode.question, scores, row),
-                answer=scored_answer(scores, row),
+        outcomes = []
+        for row, episode in enumerate(episodes):
+            answer = scores.answer(row)
+            info = self.core.answer_info(episode.question, answer)
+            outcome = Outcome(
+                episode, answer.total, terminated=True, truncated=False, info=info, answer=answer
             )
-            for row, episode in enumerate(episodes)
-        ]
+            outcomes.append(outcome)
+        return outcomes

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Observation, check_options, check_query_seed
 from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
-from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.render import RENDER_MODES, check_render_mode
 from seg_env.envs.rules import find_rules
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.tasks import check_task
 
 

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.edits import (
-    RingText,
-    apply_edits,
-    parse_edits,
-    split_outline,
-    write_outline,
-)
+from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.edits import RingText, apply_edits, parse_edits, split_outline, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText
@@ -148,15 +142,12 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         scores = self.core.judge(outlines, [episode.question for episode in episodes])
         outcomes = []
         for row, (before, turn) in enumerate(zip(episodes, turns, strict=True)):
+            answer = scores.answer(row)
             after = replace(before, turn=before.turn + 1)
             if turn.outline is not None:
-                after = replace(
-                    after,
-                    outline=turn.outline,
-                    rings=split_outline(turn.outline),
-                    value=float(scores.total[row]),
-                )
-            info = self.core.answer_info(after.question, scores, row)
+                rings = split_outline(turn.outline)
+                after = replace(after, outline=turn.outline, rings=rings, value=answer.total)
+            info = self.core.answer_info(after.question, answer)
             info |= {"valid": not turn.fault, "issues": turn.issues, "fault": turn.fault.value}
             outcomes.append(
                 Outcome(
@@ -165,7 +156,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
                     terminated=turn.done or after.turn == self.turns,
                     truncated=False,
                     info=info | self._progress(after),
-                    answer=scored_answer(scores, row),
+                    answer=answer,
                 )
             )
         return outcomes
@@ -191,8 +182,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             return _Turn(fault=TurnFault.TOO_LONG)
         outline = decode(text, episode.question.frame)
         if not outline.valid:
-            issues = ",".join(dict.fromkeys(issue.kind.value for issue in outline.issues))
-            return _Turn(fault=TurnFault.MALFORMED, issues=issues)
+            return _Turn(fault=TurnFault.MALFORMED, issues=",".join(outline.issue_kinds))
         return _Turn(outline)
 
     def _progress(self, episode: RefineEpisode) -> dict[str, Any]:

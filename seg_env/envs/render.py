@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from rewards.composite import Term
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.geometry.raster import rasterize
 from seg_env.types import Prediction, Ring, Sample, Target
 
@@ -35,24 +35,6 @@ _MOST_VERTICES = 200
 _MUTED = (150, 158, 172)
 _TRACK = (52, 59, 72)
 _BAD = (255, 138, 128)
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredAnswer:
-    """One scored answer, as far as an image shows it."""
-
-    prediction: Prediction
-    iou: float
-    """Mask IoU with the target."""
-    total: float
-    """The weighted reward."""
-    terms: Mapping[str, float]
-    """Each reward by itself, without its weight."""
-
-    @property
-    def faults(self) -> str:
-        """Kinds of faults, separated by commas; empty for a valid answer."""
-        return ", ".join(dict.fromkeys(issue.kind.value for issue in self.prediction.issues))
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -91,16 +73,18 @@ def draw_overlay(
     if prediction is not None and prediction.rings:
         filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
         drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
+    few = prediction is not None and sum(map(len, prediction.rings)) <= _MOST_VERTICES
     lines = Image.new("RGBA", (width * _FINER, height * _FINER))
     if target is not None:
         _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
     if prediction is not None:
         _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
         point = () if prediction.point is None else (prediction.point[None],)
-        _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
+        if few:
+            _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
     lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
     drawing.paste(lines, mask=lines)
-    if numbered and prediction is not None:
+    if numbered and prediction is not None and few:
         _draw_numbers(drawing, prediction.rings, scale)
     return np.asarray(drawing).copy()
 
@@ -169,7 +153,7 @@ def render_text(
     if answer is None:
         return "\n".join([*lines, "waiting for an answer", ""])
     lines += [
-        f"answer: {_content(answer.prediction)}, {answer.faults or 'valid'}",
+        f"answer: {_content(answer.prediction)}, {_faults(answer) or 'valid'}",
         *_map_of_masks(sample, answer),
         f"{'IoU':<20}{answer.iou:7.3f}",
     ]
@@ -186,6 +170,10 @@ def _content(prediction: Prediction) -> str:
         return "no point"
     x, y = prediction.point.tolist()
     return f"point [{x:.4g},{y:.4g}]"
+
+
+def _faults(answer: ScoredAnswer) -> str:
+    return ", ".join(answer.prediction.issue_kinds)
 
 
 def _weight_text(term: Term | None) -> str:
@@ -222,8 +210,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer
         draw.rounded_rectangle((place, y - 6, place + 12, y + 6), 3, color)
         draw.text((place + 18, y), text, WHITE, font(13), "lm")
         place += 18 + draw.textlength(text, font(13)) + 14
-    if answer.faults:
-        draw.text((place, y), answer.faults, _BAD, font(13), "lm")
+    draw.text((place, y), _faults(answer), _BAD, font(13), "lm")
 
 
 def _draw_bar(
@@ -285,8 +272,6 @@ def _draw_rings(
 
 
 def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -> None:
-    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
-        return
     draw = ImageDraw.Draw(lines)
     for ring in rings:
         points = _pixels(ring, lines.size)
@@ -303,8 +288,6 @@ def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -
 
 def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
     """Vertex numbers beside their dots, away from the middle of the ring, never overlapping."""
-    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
-        return
     draw = ImageDraw.Draw(drawing)
     letters = font(max(9, round(11 * scale)))
     taken: list[Box] = []

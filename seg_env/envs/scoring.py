@@ -16,6 +16,16 @@ from seg_env.types import Form, Prediction, Sample
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredAnswer:
+    """What one answer is worth."""
+
+    prediction: Prediction
+    iou: float
+    total: float
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What ``N`` answers are worth."""
 
@@ -28,6 +38,15 @@ class Scores:
     whatever was asked for: of a box, what it fills; a point fills nothing."""
     predictions: tuple[Prediction, ...]
     """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
+
+    def answer(self, row: int) -> ScoredAnswer:
+        """What answer ``row`` is worth."""
+        return ScoredAnswer(
+            self.predictions[row],
+            float(self.iou[row]),
+            float(self.total[row]),
+            {name: float(values[row]) for name, values in self.terms.items()},
+        )
 
 
 class Scorer:

@@ -17,8 +17,9 @@ from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
-from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.render import RENDER_MODES, check_render_mode
 from seg_env.envs.rules import find_rules
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.tasks import Task, check_task
 
 BatchedObservation = dict[str, Any]
@@ -147,7 +148,10 @@ class ReferringSegmentationVectorEnv(
             [tasks[row] for row in rows],
             query_seed,
         )
-        self._show_questions(rows)
+        episodes = self._current()
+        self._shown = self._shown or [(episode.question, None) for episode in episodes]
+        for row in rows:
+            self._shown[row] = episodes[row].question, None
         return self._observe(), self._reset_infos(rows)
 
     def step(self, actions: Sequence[str | None]) -> Step:
@@ -270,13 +274,6 @@ class ReferringSegmentationVectorEnv(
             raise ResetNeeded("Some environments have never been reset: call reset() first")
         return episodes
 
-    def _show_questions(self, rows: Sequence[int]) -> None:
-        """Let `render` draw the open questions of the rows."""
-        episodes = self._current()
-        self._shown = self._shown or [(episode.question, None) for episode in episodes]
-        for row in rows:
-            self._shown[row] = episodes[row].question, None
-
     def _observe(self) -> BatchedObservation:
         """Observations of all episodes in new memory."""
         single = [self._rules.observe(episode) for episode in self._current()]
@@ -285,23 +282,22 @@ class ReferringSegmentationVectorEnv(
         batched["image"] = np.stack(images) if self._one_size else tuple(map(np.copy, images))
         return batched
 
-    def _reset_infos(self, rows: Sequence[int]) -> Infos:
+    def _reset_infos(self, rows: list[int]) -> Infos:
         episodes = self._current()
         infos = [self._rules.reset_info(episodes[row]) for row in rows]
         return _pack_infos(self.num_envs, rows, infos)
 
 
-def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
+def _pack_infos(num_envs: int, rows: list[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
     """Infos of some environments as Gymnasium packs them, but a column at a time.
 
     Strings become arrays of objects; where nothing is known, arrays are zero.
     """
     packed: Infos = {}
-    where = list(rows)
     for key in infos[0]:
         kind = type(infos[0][key])
         column = np.full(num_envs, None) if kind is str else np.zeros(num_envs, dtype=kind)
-        column[where] = [info[key] for info in infos]
+        column[rows] = [info[key] for info in infos]
         packed[key], packed[f"_{key}"] = column, _mask_of(num_envs, rows)
     return packed
 
@@ -319,9 +315,9 @@ def _merge_infos(infos: Infos, newer: Infos) -> None:
             infos[key], infos[f"_{key}"] = column, holds
 
 
-def _mask_of(num_envs: int, rows: Sequence[int]) -> NDArray[np.bool_]:
+def _mask_of(num_envs: int, rows: list[int]) -> NDArray[np.bool_]:
     mask = np.zeros(num_envs, dtype=np.bool_)
-    mask[list(rows)] = True
+    mask[rows] = True
     return mask
 
 

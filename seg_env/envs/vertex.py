@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.core import Observation, Question, ReferringCore
 from seg_env.envs.edits import NUMBER, RingText, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.render import draw_outline
@@ -95,11 +95,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
     last_action = "closing bracket or the last vertex allowed"
 
     def __init__(
-        self,
-        core: ReferringCore,
-        *,
-        max_vertices: int = 128,
-        render_outline: bool = False,
+        self, core: ReferringCore, *, max_vertices: int = 128, render_outline: bool = False
     ) -> None:
         """Set the limits.
 
@@ -145,10 +141,11 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         )
         outcomes = []
         for row, (before, (after, fault, closed)) in enumerate(zip(episodes, drawn, strict=True)):
+            answer = scores.answer(row)
             # What changed nothing earns nothing, whatever "[]" is worth.
-            value = before.value if fault else float(scores.total[row])
+            value = before.value if fault else answer.total
             after = replace(after, value=value)
-            info = self.core.answer_info(after.question, scores, row)
+            info = self.core.answer_info(after.question, answer)
             outcomes.append(
                 Outcome(
                     after,
@@ -156,7 +153,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
                     terminated=closed,
                     truncated=not closed and after.vertices_left == 0,
                     info={**info, "fault": fault.value, **_choices(after)},
-                    answer=scored_answer(scores, row),
+                    answer=answer,
                 )
             )
         return outcomes

@@ -21,11 +21,7 @@ from seg_env.metrics.boundary import (
     hd95_of,
     match_tolerance,
 )
-from seg_env.metrics.outlines import (
-    REFERENCE_EPSILON,
-    polis_distance,
-    vertex_counts,
-)
+from seg_env.metrics.outlines import REFERENCE_EPSILON, polis_distance, vertex_counts
 from seg_env.metrics.regions import Region, check_lengths
 from seg_env.metrics.scores import (
     Overlaps,
@@ -131,7 +127,11 @@ def _measure_group(
         regions = [Region.of_rings(answer.rings, target.size) for answer in answers]
         columns = _measure_masks(answers, regions, target, others)
         if points:
-            columns |= _measure_points(answers, target)
+            targets = [target] * len(answers)
+            given = [answer.point is not None for answer in answers]
+            columns["given"] = np.array(given, dtype=np.bool_)
+            columns["inside"] = points_inside(answers, targets)
+            columns["distance"] = point_distances(answers, targets)
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
@@ -155,7 +155,6 @@ def _measure_masks(
     written = np.array([answer.form == "bbox" for answer in answers])
     if written.any():
         box_ious = np.where(written, written_box_iou(answers, targets), box_ious)
-    issues = [",".join(dict.fromkeys(issue.kind for issue in each.issues)) for each in answers]
     target_areas = np.full(len(answers), target.area)
     return {
         "intersection": counts.intersections,
@@ -166,18 +165,9 @@ def _measure_masks(
         "box_iou": box_ious,
         "vertices": vertex_counts(answer.rings for answer in answers),
         "valid": np.array([answer.valid for answer in answers], dtype=np.bool_),
-        "issues": np.array(issues, dtype=np.str_),
+        "issues": np.array([",".join(answer.issue_kinds) for answer in answers], dtype=np.str_),
         "size": size_class(target_areas),
         "failure": failures(answers, targets, others, counts=counts),
-    }
-
-
-def _measure_points(answers: Sequence[Prediction], target: Target) -> Columns:
-    targets = [target] * len(answers)
-    return {
-        "given": np.array([answer.point is not None for answer in answers], dtype=np.bool_),
-        "inside": points_inside(answers, targets),
-        "distance": point_distances(answers, targets),
     }
 
 
