@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.frames import Frame
 from seg_env.grammar import decode
-from seg_env.types import IssueKind, ParseIssue, Prediction, Ring
+from seg_env.types import IssueKind, ParseIssue, Prediction
 
 MAX_ENTRIES = 256
 """Most entries for one answer; vertices of longer ones are credited several at a time."""
@@ -114,13 +114,9 @@ def _prefix(whole: Prediction, ring: int, count: int, end: int) -> Prediction:
         detail = f"ring with {count} of 3 vertices"
         issue = ParseIssue(IssueKind.TOO_FEW_VERTICES, end, detail)
         return Prediction(rings, (issue,), text)
-    return Prediction((*rings, _first_vertices(whole.rings[ring], count)), (), text)
-
-
-def _first_vertices(ring: Ring, count: int) -> Ring:
-    """The ring that the first vertices of another one form when it is closed behind them."""
+    points = whole.rings[ring]
     # A vertex that returns to the first one closes the ring and is not a vertex of its own; as the
     # last vertex of the whole ring it is not in the array.
-    if count > len(ring) or (count > 3 and (ring[count - 1] == ring[0]).all()):
+    if count > len(points) or (count > 3 and (points[count - 1] == points[0]).all()):
         count -= 1
-    return ring[:count]
+    return Prediction((*rings, points[:count]), (), text)

@@ -130,18 +130,14 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ) -> None:
         """Open the data set; the class lists the arguments."""
         self.render_mode = check_render_mode(render_mode)
-        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
+        self._rules = self._find_rules(dataset, **arguments)
         self._core = self._rules.core
+        self.dataset = self._core.dataset
         self.observation_space = self._rules.observation_space
         self.action_space = self._rules.action_space
         self._episode: Episode | None = None
         self._answer: ScoredAnswer | None = None
         self._has_ended = False
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data set asked about; ``env.unwrapped.dataset[i]`` is sample ``i``."""
-        return self._core.dataset
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

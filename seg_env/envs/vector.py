@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
+from seg_env.envs.core import Question, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
 from seg_env.envs.render import RENDER_MODES, check_render_mode
@@ -92,27 +92,18 @@ class ReferringSegmentationVectorEnv(
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
-        self._core = self._rules.core
+        self._rules = self._find_rules(dataset, **arguments)
+        self.core = self._rules.core
+        self.dataset = self.core.dataset
         self.single_observation_space = self._rules.observation_space
         self.single_action_space = self._rules.action_space
-        self._one_size = isinstance(self._core.observation_space["image"], spaces.Box)
+        self._one_size = isinstance(self.core.observation_space["image"], spaces.Box)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
         self._episodes: list[Episode | None] = [None] * num_envs
         self._open = [False] * num_envs  # which environments wait for an action
         self._shown: list[tuple[Question, ScoredAnswer | None]] = []  # what `render` draws
-
-    @property
-    def core(self) -> ReferringCore:
-        """Who asks the questions and scores the answers."""
-        return self._core
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data set asked about."""
-        return self._core.dataset
 
     def reset(
         self,
@@ -133,11 +124,10 @@ class ReferringSegmentationVectorEnv(
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
-        chosen = _check_mask(given.get("reset_mask"), self.num_envs)
+        rows = _check_mask(given.get("reset_mask"), self.num_envs)
         indices = self._check_indices(given.get("indices"))
         tasks = _check_tasks(given.get("tasks"), self.num_envs)
         query_seed = check_query_seed(given.get("query_seed"))
-        rows = np.flatnonzero(chosen).tolist()
         seeds = _check_seeds(seed, self.num_envs)
         for row in rows:
             if seeds[row] is not None:
@@ -201,7 +191,7 @@ class ReferringSegmentationVectorEnv(
         They answer the questions that are open or, if autoreset is disabled, were answered last.
         """
         questions = [episode.question for episode in self._current()]
-        return vertex_credit(self._core, questions, texts)
+        return vertex_credit(self.core, questions, texts)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw what was answered last, or the open questions if nothing was."""
@@ -209,8 +199,7 @@ class ReferringSegmentationVectorEnv(
             return None
         self._current()
         return tuple(
-            self._core.render(self.render_mode, question, answer)
-            for question, answer in self._shown
+            self.core.render(self.render_mode, question, answer) for question, answer in self._shown
         )
 
     def _check_indices(self, indices: object) -> list[int] | None:
@@ -225,7 +214,7 @@ class ReferringSegmentationVectorEnv(
                 f"{self.num_envs} environments"
             )
         return [
-            self._core.check_index(value, f'options["indices"][{row}]')
+            self.core.check_index(value, f'options["indices"][{row}]')
             for row, value in enumerate(values)
         ]
 
@@ -240,13 +229,13 @@ class ReferringSegmentationVectorEnv(
         seeds = [0] * len(rows)
         if indices is None:
             generators = [self._generators[row] for row in rows]
-            drawn = [(self._core.draw(each), self._core.draw_seed(each)) for each in generators]
+            drawn = [(self.core.draw(each), self.core.draw_seed(each)) for each in generators]
             indices, seeds = [index for index, _ in drawn], [seed for _, seed in drawn]
         if query_seed is not None:
             seeds = [query_seed] * len(rows)
         asked = list(zip(indices, tasks, seeds, strict=True))
         loaded = {
-            key: self._core.ask(key[0], task=key[1], query_seed=key[2])
+            key: self.core.ask(key[0], task=key[1], query_seed=key[2])
             for key in dict.fromkeys(asked)
         }
         for row, key in zip(rows, asked, strict=True):
@@ -332,10 +321,10 @@ def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
     )
 
 
-def _check_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
-    """``(N,) bool``, the environments to reset; None stands for all of them."""
+def _check_mask(mask: object, num_envs: int) -> list[int]:
+    """The environments to reset, all without a mask."""
     if mask is None:
-        return np.ones(num_envs, dtype=np.bool_)
+        return list(range(num_envs))
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
     if mask.shape != (num_envs,) or not mask.any():
@@ -343,7 +332,7 @@ def _check_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
             f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
             f"shape ({num_envs},) with at least one True"
         )
-    return mask
+    return [int(row) for row in np.flatnonzero(mask)]
 
 
 def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:

@@ -255,8 +255,10 @@ def failures(
     for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         if prediction.point is not None:
             judged.append(_judge_point(prediction.point, target, others[index] or ()))
+        elif not areas[index] and not prediction.valid:
+            judged.append(Failure.MALFORMED)
         elif not areas[index]:
-            judged.append(_judge_empty(prediction, target))
+            judged.append(Failure.MISSED if target.area else Failure.GOOD)
         elif not target.area:
             judged.append(Failure.FALSE_ALARM)
         elif fits[index] >= threshold:
@@ -264,13 +266,6 @@ def failures(
         else:
             judged.append(_judge_bad(prediction, target, others[index] or (), scores[index]))
     return np.array(judged, dtype=f"<U{max(map(len, Failure))}")
-
-
-def _judge_empty(prediction: Prediction, target: Target) -> Failure:
-    """An answer that fills nothing."""
-    if not prediction.valid:
-        return Failure.MALFORMED
-    return Failure.MISSED if target.area else Failure.GOOD
 
 
 def _judge_point(point: NDArray[np.float64], target: Target, others: Sequence[Rle]) -> Failure:
@@ -287,15 +282,12 @@ def _judge_bad(
     prediction: Prediction, target: Target, others: Sequence[Rle], score: float
 ) -> Failure:
     """An answer that fills something else than the target."""
-    if any(_iou_with(other, prediction, target) > score for other in others):
-        return Failure.WRONG_OBJECT
+    for other in others:
+        if other.size != target.size:
+            raise ValueError(
+                f"another object has the size {other.size} and the target {target.size}; give "
+                f"masks of the same image"
+            )
+        if iou_batch([prediction.rings], other, empty_union=0.0)[0] > score:
+            return Failure.WRONG_OBJECT
     return Failure.WRONG_OUTLINE if score > 0 else Failure.NO_OBJECT
-
-
-def _iou_with(other: Rle, prediction: Prediction, target: Target) -> float:
-    if other.size != target.size:
-        raise ValueError(
-            f"another object has the size {other.size} and the target {target.size}; give masks "
-            f"of the same image"
-        )
-    return float(iou_batch([prediction.rings], other, empty_union=0.0)[0])

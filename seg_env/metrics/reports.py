@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,9 @@ from seg_env.metrics.intervals import (
 from seg_env.metrics.outlines import vertex_ratio
 from seg_env.metrics.records import Columns, apply_empty_union
 from seg_env.metrics.scores import PRECISION_THRESHOLDS, giou, samples
+
+Ratios: TypeAlias = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
 
 
 class Group(NamedTuple):
@@ -135,8 +138,7 @@ def ceiling_class(
     return np.asarray(np.array(names)[np.searchsorted(edges, np.asarray(ceilings), side="right")])
 
 
-def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
+def _ratios(columns: Columns) -> Ratios:
     each = np.ones(len(columns["iou"]))
     present = columns["target_area"] > 0
     silent = columns["valid"] & (columns["answer_area"] == 0)
@@ -153,27 +155,24 @@ def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np
     if "boundary_iou" in columns:
         means["boundary_iou_limited"] = np.minimum(columns["iou"], columns["boundary_iou"])
     means["well_formed"] = columns["valid"]
-    ratios = {name: (np.asarray(values, dtype=np.float64), each) for name, values in means.items()}
-    pairs = {
-        "ciou": (columns["intersection"], columns["union"]),
-        "n_acc": (silent & ~present, ~present),
-        "t_acc": (~silent & present, present),
-    }
+    pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]]
+    pairs = {name: (values, each) for name, values in means.items()}
+    pairs["ciou"] = (columns["intersection"], columns["union"])
+    pairs["n_acc"] = (silent & ~present, ~present)
+    pairs["t_acc"] = (~silent & present, present)
     if "distance" in columns:
         measured = ~np.isnan(columns["distance"])
         pairs["point_distance"] = (np.nan_to_num(columns["distance"]), measured)
     if "target_vertices" in columns:
         ratio = vertex_ratio(columns["vertices"], columns["target_vertices"])
         pairs["vertex_ratio"] = (np.nan_to_num(ratio), ~np.isnan(ratio))
-    return ratios | {
+    return {
         name: (above.astype(np.float64), below.astype(np.float64))
         for name, (above, below) in pairs.items()
     }
 
 
-def _estimates(
-    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], empty_union: float
-) -> dict[str, float]:
+def _estimates(ratios: Ratios, empty_union: float) -> dict[str, float]:
     """The scores of the samples themselves."""
     return {
         name: float(above.sum() / below.sum()) if below.any() else _undefined(name, empty_union)
@@ -182,10 +181,7 @@ def _estimates(
 
 
 def _draws(
-    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    empty_union: float,
-    resamples: int,
-    seed: int,
+    ratios: Ratios, empty_union: float, resamples: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
     """``(R,)`` values of each score over resamples that all scores share."""
     above, below = (np.stack(side, axis=1) for side in zip(*ratios.values(), strict=True))
