@@ -238,7 +238,7 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     height, width = image.shape[:2]
     left, top, new_width, new_height = letterbox_geometry((height, width), canvas_size)
     # Pillow's bilinear filter widens with the scale; `reducing_gap` halves most of the cost of
-    # photos that are much larger than the canvas and changes values by less than a level.
+    # images that are much larger than the canvas and changes values by less than a level.
     scaled = Image.fromarray(image).resize(
         (new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0
     )

@@ -26,7 +26,7 @@ REFINE_PROMPT = (
 )
 
 _PLACEHOLDER = re.compile(r"\{(question|outline|turns?)\}")
-_NOTHING = Prediction((), (), "[]")
+_EMPTY = Prediction((), (), "[]")
 
 
 class TurnFault(StrEnum):
@@ -136,7 +136,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         """Take ``N`` turns; all outlines are scored in one call."""
         turns = [self._read(*pair) for pair in zip(episodes, actions, strict=True)]
         outlines = [
-            turn.outline or episode.outline or _NOTHING
+            turn.outline or episode.outline or _EMPTY
             for turn, episode in zip(turns, episodes, strict=True)
         ]
         scores = self.core.judge(outlines, [episode.question for episode in episodes])

@@ -22,19 +22,19 @@ Box = tuple[float, float, float, float]
 TARGET_COLOR: Color = (0, 190, 160)
 ANSWER_COLOR: Color = (255, 96, 48)
 WHITE: Color = (255, 255, 255)
-INK: Color = (22, 26, 34)
+DARK: Color = (22, 26, 34)
 
 SHORT_SIDE = 384
 """Smallest side of a drawing in pixels; smaller images are enlarged."""
 LONG_SIDE = 1600
 """Largest side of a drawing in pixels; larger images are reduced."""
-_FINER = 3
+_OVERSAMPLING = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
-_MOST_VERTICES = 200
+_MAX_DOTS = 200
 """Answers with more vertices are drawn without dots, which would hide the outline."""
-_MUTED = (150, 158, 172)
-_TRACK = (52, 59, 72)
-_BAD = (255, 138, 128)
+_MUTED_COLOR = (150, 158, 172)
+_TRACK_COLOR = (52, 59, 72)
+_FAULT_COLOR = (255, 138, 128)
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -73,10 +73,10 @@ def draw_overlay(
     if prediction is not None and prediction.rings:
         filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
         drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
-    few = prediction is not None and sum(map(len, prediction.rings)) <= _MOST_VERTICES
-    lines = Image.new("RGBA", (width * _FINER, height * _FINER))
+    few = prediction is not None and sum(map(len, prediction.rings)) <= _MAX_DOTS
+    lines = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     if target is not None:
-        _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
+        _draw_rings(lines, target.rings, TARGET_COLOR, DARK, 2.0 * scale)
     if prediction is not None:
         _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
         point = () if prediction.point is None else (prediction.point[None],)
@@ -127,13 +127,13 @@ def draw_panel(
     margin, row = 14, 22
     names = [*weights] if "mask_iou" in weights else ["IoU", *weights]
     strip = 72 + row * len(names)
-    panel = Image.new("RGB", (width, height + strip), INK)
+    panel = Image.new("RGB", (width, height + strip), DARK)
     panel.paste(Image.fromarray(overlay), ((width - overlay.shape[1]) // 2, 0))
     draw = ImageDraw.Draw(panel)
-    _write_fitting(draw, (margin, height + 22), f"“{sample.expression}”", width - 2 * margin)
+    _draw_shortened(draw, (margin, height + 22), f"“{sample.expression}”", width - 2 * margin)
     y = height + 50
     if answer is None:
-        draw.text((margin, y), "waiting for an answer", _MUTED, font(13), "lm")
+        draw.text((margin, y), "waiting for an answer", _MUTED_COLOR, font(13), "lm")
     else:
         _draw_legend(draw, margin, y, answer)
         draw.text((width - margin, y), f"reward {answer.total:.3f}", WHITE, font(15), "rm")
@@ -210,7 +210,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer
         draw.rounded_rectangle((place, y - 6, place + 12, y + 6), 3, color)
         draw.text((place + 18, y), text, WHITE, font(13), "lm")
         place += 18 + draw.textlength(text, font(13)) + 14
-    draw.text((place, y), _faults(answer), _BAD, font(13), "lm")
+    draw.text((place, y), _faults(answer), _FAULT_COLOR, font(13), "lm")
 
 
 def _draw_bar(
@@ -223,9 +223,9 @@ def _draw_bar(
     """One line: name, weight, a bar over [0, 1], the number."""
     left, y, right = span
     draw.text((left, y), name, WHITE, font(13), "lm")
-    draw.text((left + 180, y), weight, _MUTED, font(12), "rm")
+    draw.text((left + 180, y), weight, _MUTED_COLOR, font(12), "rm")
     start, end = left + 192, right - 54
-    draw.rounded_rectangle((start, y - 4, end, y + 4), 4, _TRACK)
+    draw.rounded_rectangle((start, y - 4, end, y + 4), 4, _TRACK_COLOR)
     if value is None:
         return
     reach = start + (end - start) * float(np.clip(value, 0.0, 1.0))
@@ -234,7 +234,7 @@ def _draw_bar(
     draw.text((right, y), f"{value:.3f}", WHITE, font(13), "rm")
 
 
-def _write_fitting(
+def _draw_shortened(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int
 ) -> None:
     """One line of text, shortened with an ellipsis where it is too long."""
@@ -265,7 +265,7 @@ def _draw_rings(
     """Closed outlines with a border on both sides, so that they show on any background."""
     draw = ImageDraw.Draw(lines)
     for paint, share in ((border, 2.2), (color, 1.0)):
-        thickness = max(1, round(width * share * _FINER))
+        thickness = max(1, round(width * share * _OVERSAMPLING))
         for ring in rings:
             points = _pixels(ring, lines.size)
             draw.line([*points, *points[:2]], fill=(*paint, 255), width=thickness, joint="curve")
@@ -277,7 +277,7 @@ def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -
         points = _pixels(ring, lines.size)
         for number, (x, y) in reversed(list(enumerate(points))):
             fill, border = (WHITE, ANSWER_COLOR) if number == 0 else (ANSWER_COLOR, WHITE)
-            size = radius * _FINER * (1.4 if number == 0 else 1.0)
+            size = radius * _OVERSAMPLING * (1.4 if number == 0 else 1.0)
             draw.ellipse(
                 (x - size, y - size, x + size, y + size),
                 fill=(*fill, 255),
@@ -303,7 +303,7 @@ def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 draw.text(
-                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=INK
+                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=DARK
                 )
 
 

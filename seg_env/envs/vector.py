@@ -97,7 +97,7 @@ class ReferringSegmentationVectorEnv(
         self.dataset = self.core.dataset
         self.single_observation_space = self._rules.observation_space
         self.single_action_space = self._rules.action_space
-        self._one_size = isinstance(self.core.observation_space["image"], spaces.Box)
+        self._same_size = isinstance(self.core.observation_space["image"], spaces.Box)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -268,7 +268,7 @@ class ReferringSegmentationVectorEnv(
         single = [self._rules.observe(episode) for episode in self._current()]
         batched: BatchedObservation = {key: tuple(one[key] for one in single) for key in single[0]}
         images = batched["image"]
-        batched["image"] = np.stack(images) if self._one_size else tuple(map(np.copy, images))
+        batched["image"] = np.stack(images) if self._same_size else tuple(map(np.copy, images))
         return batched
 
     def _reset_infos(self, rows: list[int]) -> Infos:

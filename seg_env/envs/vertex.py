@@ -129,13 +129,13 @@ class VertexRules(EpisodeRules[VertexEpisode]):
 
     def reset_info(self, episode: VertexEpisode) -> dict[str, Any]:
         """What is asked, and which actions make sense."""
-        return super().reset_info(episode) | _choices(episode)
+        return super().reset_info(episode) | _legal_actions(episode)
 
     def step(
         self, episodes: Sequence[VertexEpisode], actions: Sequence[str]
     ) -> list[Outcome[VertexEpisode]]:
         """Take ``N`` actions; all outlines are scored in one call."""
-        drawn = [_act(*pair) for pair in zip(episodes, actions, strict=True)]
+        drawn = [_apply(*pair) for pair in zip(episodes, actions, strict=True)]
         scores = self.core.score(
             [after.closed_text for after, _, _ in drawn], [before.question for before in episodes]
         )
@@ -152,7 +152,7 @@ class VertexRules(EpisodeRules[VertexEpisode]):
                     value - before.value,
                     terminated=closed,
                     truncated=not closed and after.vertices_left == 0,
-                    info={**info, "fault": fault.value, **_choices(after)},
+                    info={**info, "fault": fault.value, **_legal_actions(after)},
                     answer=answer,
                 )
             )
@@ -164,7 +164,7 @@ def _points(ring: RingText, seen: Frame) -> Ring:
     return seen.to_unit(np.array(ring, dtype=np.float64))
 
 
-def _act(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
+def _apply(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
     """The outline after an action, the action's fault, and whether the outline is closed."""
     match = _ACTION.fullmatch(action)
     if match is not None and match[4]:
@@ -181,7 +181,7 @@ def _act(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFaul
     return replace(episode, rings=rings, open_ring=()), VertexFault.NONE, False
 
 
-def _choices(episode: VertexEpisode) -> dict[str, Any]:
+def _legal_actions(episode: VertexEpisode) -> dict[str, Any]:
     """Which actions lead to a well-formed answer."""
     return {
         "can_close": len(episode.open_ring) not in (1, 2),

@@ -123,7 +123,7 @@ def _measure_group(
     points: bool,
 ) -> Columns:
     """Columns of the answers to one target, by the rule that an empty union counts 1."""
-    with _leaving_no_cache(target):
+    with _restoring_cache(target):
         regions = [Region.of_rings(answer.rings, target.size) for answer in answers]
         columns = _measure_masks(answers, regions, target, others)
         if points:
@@ -186,7 +186,7 @@ def _measure_boundaries(regions: Sequence[Region], target: Target) -> Columns:
 
 
 @contextmanager
-def _leaving_no_cache(target: Target) -> Iterator[None]:
+def _restoring_cache(target: Target) -> Iterator[None]:
     """Forget what was prepared in the block: there may be 100,000 targets in memory."""
     known = set(target.cache)
     try:
