@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import gymnasium as gym
 
+SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
+BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
+REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
+REFINE_BATCHED = "seg_env.envs.refine:RefineVectorEnv"
+
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",
     "SimpleSeg-RefCOCO-v0": "refcoco",
@@ -28,18 +33,14 @@ def register_environments() -> None:
     the end after one answer as a truncation too.
     """
     for names, single, batched in (
-        (
-            ENVIRONMENT_IDS,
-            "referring:ReferringSegmentationEnv",
-            "vector:ReferringSegmentationVectorEnv",
-        ),
-        (REFINE_IDS, "refine:RefineEnv", "refine:RefineVectorEnv"),
+        (ENVIRONMENT_IDS, SINGLE, BATCHED),
+        (REFINE_IDS, REFINE_SINGLE, REFINE_BATCHED),
     ):
         for identifier, dataset in zip(names, DATASETS.values(), strict=True):
             if identifier not in gym.registry:
                 gym.register(
                     id=identifier,
-                    entry_point=f"seg_env.envs.{single}",
-                    vector_entry_point=f"seg_env.envs.{batched}",
+                    entry_point=single,
+                    vector_entry_point=batched,
                     kwargs={"dataset": dataset},
                 )

@@ -88,10 +88,8 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         """Set the limits; see `RefineEnv` for the arguments."""
         super().__init__(core)
         core.require_outlines("improving an answer turn by turn", bracketed=True)
-        for name, value, most in (
-            ("turns", turns, 64),
-            ("max_characters", max_characters, 1 << 18),
-        ):
+        limits = ("turns", turns, 64), ("max_characters", max_characters, 1 << 18)
+        for name, value, most in limits:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{name}={value!r}; use a whole number from 1 to {most}")
         missing = [word for word in ("{question}", "{outline}") if word not in refine_template]

@@ -164,7 +164,7 @@ def render_text(
 
 def _content(prediction: Prediction) -> str:
     if prediction.form != "point":
-        vertices = sum(len(ring) for ring in prediction.rings)
+        vertices = sum(map(len, prediction.rings))
         return f"{len(prediction.rings)} rings, {vertices} vertices"
     if prediction.point is None:
         return "no point"
@@ -197,12 +197,12 @@ def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> li
     if point is not None and ((point >= 0) & (point < 1)).all():
         letters[int(point[1] * rows), int(point[0] * columns)] = "X"
         key = "o target   X answer"
-    return ["".join(letter for letter in line) for line in letters] + [key]
+    return ["".join(line) for line in letters] + [key]
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer) -> None:
     """Colours of target and answer, with the answer's size or faults."""
-    vertices = sum(len(ring) for ring in answer.prediction.rings)
+    vertices = sum(map(len, answer.prediction.rings))
     size = f"{vertices} vertices" if answer.prediction.form != "point" else "a point"
     texts = [("target", TARGET_COLOR), (f"answer, {size}", ANSWER_COLOR)]
     place = float(x)

@@ -40,7 +40,7 @@ class Scores:
     """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
 
     def answer(self, row: int) -> ScoredAnswer:
-        """What answer ``row`` is worth."""
+        """What one answer is worth."""
         return ScoredAnswer(
             self.predictions[row],
             float(self.iou[row]),

@@ -161,7 +161,7 @@ def points_inside(
 def point_distances(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> NDArray[np.float64]:
-    """Distance of points from `seg_env.tasks.point_of` the target, in the unit frame.
+    """Distance of points from the best ones, `seg_env.tasks.point_of`, in the unit frame.
 
     It is NaN where there is no point or no object.
     """

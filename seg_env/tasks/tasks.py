@@ -182,7 +182,13 @@ class TaskMixture:
         """
         if isinstance(spec, TaskMixture):
             return spec
-        words = _words(spec)
+        if isinstance(spec, Mapping):
+            words = [f"{task}={weight}" for task, weight in spec.items()]
+        else:
+            parts = [spec] if isinstance(spec, str) else spec
+            if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+                raise _unknown(spec)
+            words = [word for part in parts for word in part.split()]
         if len(words) == 1 and "=" not in words[0]:
             words = [f"{check_task(words[0])}=1"]
         weights = read_task_weights(words)
@@ -216,16 +222,6 @@ class TaskMixture:
             return self.weights[0][0]
         shares = np.array([weight for _, weight in self.weights])
         return self.weights[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
-
-
-def _words(spec: object) -> list[str]:
-    """The terms of a mixture in any form but its own."""
-    if isinstance(spec, Mapping):
-        return [f"{task}={weight}" for task, weight in spec.items()]
-    parts = [spec] if isinstance(spec, str) else spec
-    if isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts):
-        return [word for part in parts for word in part.split()]
-    raise _unknown(spec)
 
 
 def check_task(name: object) -> Task:
