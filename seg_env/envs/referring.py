@@ -88,8 +88,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ## Vertex by Vertex
     With ``step_mode="vertex"`` an action is the next vertex, ``[x,y]`` in plain decimal numbers; or
     ``],[``, after which the next vertex begins another ring; or ``]``, which closes the outline and
-    ends the episode (at once: the answer is ``[]``). Any other string changes nothing and costs the
-    step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
+    ends the episode (given first, it answers ``[]``). Any other string changes nothing and costs
+    the step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
 
     - Observations have a third key, ``outline``: the answer so far as text, brackets open. With
       ``render_outline`` it is drawn on the image, too.

@@ -56,7 +56,7 @@ class RefineEnv(ReferringSegmentationEnv):
 
     - ``turns``: 1 to 64, 3 by default.
     - ``max_characters``: longest action read and longest outline kept, 16384 by default.
-    - ``refine_template``: the prompt from the second outline on, with ``{question}``,
+    - ``refine_template``: the prompt once there is an outline, with ``{question}``,
       ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
 
     ```python
