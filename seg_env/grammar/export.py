@@ -18,15 +18,12 @@ MOST_DECIMALS = 17
 def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     """Regular expression of strict answers, to be matched against the full text.
 
-    Only plain groups, classes, alternatives and counted repeats up to `decimals` are used, so it
-    means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
+    It has no anchors, and only plain groups, classes, alternatives and counted repeats up to
+    `decimals`, so it means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.
         frame: Frame of the numbers; its limits, whole numbers, become part of the expression.
-
-    Returns:
-        The expression, without anchors.
     """
     digits, zeros = rf"(?:\.[0-9]{{1,{decimals}}})?", rf"(?:\.0{{1,{decimals}}})?"
 
