@@ -7,19 +7,32 @@ simpleseg COMMAND --help
 
 from __future__ import annotations
 
-import runpy
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 COMMANDS = {
-    "gspo": ("experiments.run_gspo", "train with GSPO and its relatives (the main job)"),
+    "gspo": (
+        "experiments.run_gspo",
+        "train with GSPO and its relatives (the main job)",
+    ),
     "ppo": ("experiments.run_ppo", "train with PPO and a critic"),
     "bc": ("experiments.run_bc", "behaviour cloning (SFT), the warm start"),
-    "refine": ("experiments.run_refine", "teach a policy a second turn from its own mistakes"),
-    "pipeline": ("experiments.run_pipeline", "annotate, clone, train: the stages of the paper"),
+    "refine": (
+        "experiments.run_refine",
+        "teach a policy a second turn from its own mistakes",
+    ),
+    "pipeline": (
+        "experiments.run_pipeline",
+        "annotate, clone, train: the stages of the paper",
+    ),
     "evaluate": ("experiments.evaluate", "score a policy, or answers in a file"),
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
-    "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
+    "benchmark": (
+        "experiments.benchmark",
+        "measure speed against what else computes the same",
+    ),
     "demo": ("experiments.demo", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
@@ -31,17 +44,19 @@ def usage() -> str:
     return f"usage: simpleseg COMMAND [OPTIONS]\n\n{lines}\n\nsimpleseg COMMAND --help: its options"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the command that the first word names, with the words after it."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
+    name, *options = (sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("-h", "--help"):
         print(usage())
         return
-    if words[0] not in COMMANDS:
-        print(f"unknown command {words[0]!r}\n\n{usage()}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [f"simpleseg {words[0]}", *words[1:]]
-    runpy.run_module(COMMANDS[words[0]][0], run_name="__main__")
+    sys.argv = [f"simpleseg {name}", *options]
+    result = import_module(COMMANDS[name][0]).command_line(options)
+    if isinstance(result, int):
+        sys.exit(result)
 
 
 if __name__ == "__main__":

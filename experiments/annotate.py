@@ -27,16 +27,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from rich.console import Console
 
-from experiments.common.command import brief_errors
+from experiments.common.command import run_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
 from seg_env.data.annotate.job import BINS, parse_part
 from seg_env.data.annotate.sources import ParquetShards, TarShards
 from seg_env.data.annotate.truth import best_object, scene_of
+
+FIRST = {
+    "What is annotated": ("images", "shard", "scenes", "difficulty"),
+    "How": ("detector", "segmenter", "describer", "filters"),
+    "What comes out": ("container", "form", "output-dir"),
+    "Speed": ("workers", "batch-size"),
+}
 
 
 @dataclass
@@ -348,6 +354,10 @@ def draw_histograms(histograms: dict[str, Sequence[int]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, FIRST, words)
+
+
 if __name__ == "__main__":
-    with brief_errors():
-        main(tyro.cli(Args, description=__doc__))
+    command_line()

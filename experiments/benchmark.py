@@ -10,20 +10,30 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import tyro
 
+from experiments.common.command import brief_errors
 
-def main() -> None:
-    """Run the benchmark named on the command line, a function of the module of that name."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+
+def command_line(words: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the first word names, a function of the module of that name."""
+    words = sys.argv[1:] if words is None else words
+    program = Path(sys.argv[0]).name
+    parser = ArgumentParser(
+        program, description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("benchmark", choices=("rewards", "train", "evaluate"))
-    name = parser.parse_args(sys.argv[1:2]).benchmark
+    name = parser.parse_args(words[:1]).benchmark
     # Importing one does not cost what the others need: seconds for torch, or memory to be measured.
     function = getattr(import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}")
-    tyro.cli(function, prog=" ".join(sys.argv[:2]), args=sys.argv[2:])
+    options = [word for word in words[1:] if word != "--debug"]
+    with brief_errors(debug="--debug" in words):
+        tyro.cli(function, prog=f"{program} {name}", args=options)
 
 
 if __name__ == "__main__":
-    main()
+    command_line()

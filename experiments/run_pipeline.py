@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.common.command import brief_errors
+from experiments.common.command import run_command
 from experiments.common.comparison import markdown_table, read_scores, terminal_table
 from experiments.common.logs import read_metrics, write_atomically, write_json
 from seg_env.errors import WrongOptionError
@@ -367,6 +367,10 @@ def draw_outlines(stages: Sequence[str], folder: Path, split: str, difficulty: s
     plt.close(figure)
 
 
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, None, words)
+
+
 if __name__ == "__main__":
-    with brief_errors():
-        main(tyro.cli(Args, description=__doc__))
+    command_line()

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from experiments.common.command import brief_errors
+from experiments.common.command import run_command
 from experiments.common.comparison import Arm, Result, Sweep, report
 from experiments.common.logs import progress_bar, write_json
 from seg_env.errors import ExplainedError
@@ -267,7 +267,11 @@ def check_command(folder: Path, command: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Run what the command line, or ``words``, ask for."""
     listed = "\n".join(f"    {name}: {question}" for name, question in known_sweeps().items())
-    with brief_errors():
-        main(tyro.cli(Args, description=f"{__doc__}\nKnown by name:\n\n{listed}"))
+    return run_command(Args, main, f"{__doc__}\nKnown by name:\n\n{listed}", None, words)
+
+
+if __name__ == "__main__":
+    command_line()

@@ -10,7 +10,7 @@ A script has a dataclass of arguments, a ``main``, and this at its end:
 
 ``FIRST`` names, by groups, the options that people want first, as ``{"Policy": ("policy", …)}``;
 nested ones have dots, and those that ``Args`` has not are passed over. ``--help`` shows them on one
-screen, ``--help-all`` shows all options.
+screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
 
 What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
 under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
@@ -24,6 +24,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def run_command(
     args_type: type[Args],
     main: Callable[[Args], Result],
     description: str | None,
-    first: FirstOptions,
+    first: FirstOptions | None = None,
     words: Sequence[str] | None = None,
 ) -> Result:
     """Run a command as its command line says, or ``words`` in its place.
@@ -63,11 +64,12 @@ def run_command(
     words = command_words(words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not {"-h", "--help"}.isdisjoint(words):
+    if first is not None and not {"-h", "--help"}.isdisjoint(words):
         _print_first_options(args_type, description or "", first)
         raise SystemExit(0)
     words = ["--help" if word == "--help-all" else word for word in words]
-    args = tyro.cli(args_type, args=words, description=description)
+    program = Path(sys.argv[0]).name
+    args = tyro.cli(args_type, args=words, description=description, prog=program)
     if sys.stderr.isatty():
         print("loading libraries …", file=sys.stderr)  # that takes seconds
     with brief_errors(debug=debug):
@@ -78,6 +80,13 @@ def command_words(words: Sequence[str] | None = None) -> list[str]:
     """The command line without ``--local_rank``, which the ``deepspeed`` launcher adds to it."""
     given = sys.argv[1:] if words is None else words
     return [word for word in given if not word.startswith("--local_rank=")]
+
+
+def typed_command() -> str:
+    """The command line as it can be typed again."""
+    program, *options = sys.argv
+    start = program if program.startswith("simpleseg ") else f"python {shlex.quote(program)}"
+    return f"{start} {shlex.join(options)}".rstrip()
 
 
 @contextmanager

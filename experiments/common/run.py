@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +23,7 @@ from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
-from experiments.common.command import opening
+from experiments.common.command import opening, typed_command
 from experiments.common.constrained import constrain
 from experiments.common.launch import TERMINATED, fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
@@ -363,7 +361,7 @@ class Run:
         cloned = isinstance(self.agent, BehaviorCloning)
         rewards = () if cloned else getattr(self.args, "rewards", ())
         lines = {
-            "Command": f"`{shlex.join(['python', *sys.argv])}`",
+            "Command": f"`{typed_command()}`",
             "Policy": f"`{self.args.policy or 'new'}`, "
             f"{self.agent.policy.model.num_parameters() / 1e6:.2f} M parameters",
             "Frame of the numbers": scores["frame"],

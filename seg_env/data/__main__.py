@@ -16,7 +16,7 @@ from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of the process; 2 when data cannot be read, else 0."""
     options = vars(_parser().parse_args(arguments))
     command, debug = options.pop("command"), options.pop("debug")
@@ -60,7 +60,9 @@ def _report(written: int, count: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m seg_env.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m seg_env.data" if "__main__" in sys.argv[0] else None, description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="read every record and count what is broken")
@@ -91,4 +93,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

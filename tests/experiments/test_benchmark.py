@@ -1,7 +1,6 @@
 """The reward benchmark measures what it says and finds no score that differs."""
 
 import json
-import sys
 
 import pytest
 
@@ -22,18 +21,16 @@ def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["rewards", "train", "evaluate"])
-def test_every_benchmark_explains_itself(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", name, "--help"])
+def test_every_benchmark_explains_itself(name, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
-        benchmark.main()
+        benchmark.command_line([name, "--help"])
     told = capsys.readouterr().out
     assert "--json" in told
     assert len(told.splitlines()) <= 60
 
 
-def test_a_benchmark_that_there_is_not_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "cloning"])
+def test_a_benchmark_that_there_is_not_is_refused(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
-        benchmark.main()
+        benchmark.command_line(["cloning"])
     told = capsys.readouterr().err
     assert all(name in told for name in ("rewards", "train", "evaluate"))

@@ -31,7 +31,7 @@ from seg_env.data import (
     export_jsonlines,
     open_dataset,
 )
-from seg_env.data.__main__ import main
+from seg_env.data.__main__ import command_line
 from seg_env.data.export import run_lengths
 from seg_env.geometry.contour import trace
 from seg_env.geometry.rle import Rle
@@ -189,16 +189,19 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     root, out = tmp_path / "source", tmp_path / "out"
     mixed_sources(root)
     where = ["--dataset", "refcoco", "--data-root", str(root), "--split", "val"]
-    assert main(["export", *where, "--output", str(out), "--limit", "1", "--form", "mask"]) == 0
+    assert (
+        command_line(["export", *where, "--output", str(out), "--limit", "1", "--form", "mask"])
+        == 0
+    )
     assert len(JsonLines(out, "val")) == 1
     (root / "train2014" / PHOTO).unlink()
     write_photo(root / "train2014" / PHOTO, (5, 5))
-    assert main(["check", *where]) == 0
+    assert command_line(["check", *where]) == 0
     printed = capsys.readouterr().out
     assert "refcoco val: 2 samples" in printed
     assert "left out for size mismatch: 2" in printed
-    assert main(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 2
+    assert command_line(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 2
     assert "no annotations of the split" in capsys.readouterr().err
     excluding = ["--exclude-images", "grefcoco:val"]
-    assert main(["check", *where, *excluding]) == 0
+    assert command_line(["check", *where, *excluding]) == 0
     assert "left out for their image: 2" in capsys.readouterr().out
