@@ -49,7 +49,6 @@ from experiments.common.arguments import FIRST, CloningSettings, EvaluationPlan,
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
-from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_questions
 from seg_env.errors import WrongOptionError
@@ -58,7 +57,6 @@ from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
-    from experiments.common.cloning_data import LabelledImages
 
 
 @dataclass
@@ -140,7 +138,11 @@ class TRLArgs(RunArguments):
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
-    from experiments.common.cloning_data import demonstrate_images
+    from experiments.common.cloning_data import (
+        LabelledImages,
+        RecordedImages,
+        demonstrate_images,
+    )
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
     from experiments.evaluation.loop import evaluate_together
@@ -150,7 +152,16 @@ def main(args: Args) -> dict[str, Any]:
             args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
             args.cloning.seed = args.seed
             set_tasks(args)
-            policy, images = build_policy(args, console), open_images(args)
+            policy = build_policy(args, console)
+            images: LabelledImages = Scenes(
+                "train",
+                args.difficulty,  # type: ignore[arg-type]
+                length=args.scenes,
+                negatives=args.negatives,
+            )
+            if args.data is not None:
+                images = RecordedImages(args.data, args.scenes)
+            check_enough(args, len(images))
         run = Run(args, policy, console, world, args.answer_length())
         run.claim_folder()  # before the demonstrations, which take minutes
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
@@ -176,26 +187,23 @@ def main(args: Args) -> dict[str, Any]:
             )
         agent.left_out = left_out
 
-        def questions_about(task: str) -> ReferringCore:
-            """Held-out questions of one task."""
-            return open_questions(
-                args.env,
-                split=args.evaluation.split,
-                difficulty=args.difficulty,
-                negatives=args.negatives,
-                task=task,
-                queries=asdict(args.queries),
-                frame=policy.answer_frame,
-            )
-
         def task_scores() -> dict[str, Any]:
             """How well the finished policy does each task that it was asked to learn."""
-            tasks = () if args.task is None else TaskMixture.from_spec(args.task).tasks
-            found = {
-                task: evaluate_together(agent, questions_about(task), run.questions).fit_score()
-                for task in tasks
-            }
-            return {"tasks": found} if found else {}
+            if args.task is None:
+                return {}
+            found = {}
+            for task in TaskMixture.from_spec(args.task).tasks:
+                core = open_questions(
+                    args.env,
+                    split=args.evaluation.split,
+                    difficulty=args.difficulty,
+                    negatives=args.negatives,
+                    task=task,
+                    queries=asdict(args.queries),
+                    frame=policy.answer_frame,
+                )
+                found[task] = evaluate_together(agent, core, run.questions).fit_score()
+            return {"tasks": found}
 
         learned_from = args.data or f"{len(images)} {args.difficulty} scenes (train)"
         return run.train(
@@ -241,22 +249,6 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
         # Its backward is twice as fast at these lengths.
         policy.model.set_attn_implementation("eager")
     return policy
-
-
-def open_images(args: Args) -> LabelledImages:
-    """What there is to learn from: records, or scenes."""
-    from experiments.common.cloning_data import RecordedImages
-
-    images: LabelledImages = Scenes(
-        "train",
-        args.difficulty,  # type: ignore[arg-type]
-        length=args.scenes,
-        negatives=args.negatives,
-    )
-    if args.data is not None:
-        images = RecordedImages(args.data, args.scenes)
-    check_enough(args, len(images))
-    return images
 
 
 def check_enough(args: Args, images: int) -> None:

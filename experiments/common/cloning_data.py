@@ -25,7 +25,7 @@ from seg_env.types import Sample
 
 
 class RecordedImages:
-    """The images of a data set in files, whose samples stand one object a record."""
+    """The images of a data set in files that hold one object a record."""
 
     def __init__(self, path: str, most: int | None = None) -> None:
         """Find out which records are about which image, for the first ``most`` images or all.
@@ -75,7 +75,7 @@ def open_records(path: str) -> Dataset:
 
 
 def _image_of(dataset: Dataset, index: int) -> str:
-    """What tells images apart."""
+    """The path of a sample's image, or another name that its image alone has."""
     path = dataset.photo_path(index) if isinstance(dataset, AnnotatedImages) else None
     if path is not None:
         return str(path)

@@ -91,9 +91,9 @@ def typed_command() -> str:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Mark errors inside the block as a user's: they are about what the command line names.
+    """Mark errors inside the block as the user's: what the command line names is wrong.
 
-    Only errors about values, files and packages are; `brief_errors` prints what they say.
+    Only errors about values, files and packages count; `brief_errors` prints what they say.
     """
     try:
         yield
@@ -104,7 +104,7 @@ def opening() -> Iterator[None]:
 
 @contextmanager
 def brief_errors(*, debug: bool = False) -> Iterator[None]:
-    """End the script with status 2 and one line for an error of the user's, unless ``debug``."""
+    """End the script with status 2 and one line for the user's errors, unless ``debug``."""
     try:
         yield
     except Exception as error:

@@ -83,9 +83,9 @@ def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Co
 
 @contextmanager
 def termination(world: World) -> Iterator[Callable[[], bool]]:
-    """Inside the block, tell whether any rank was asked to end (SIGTERM), as schedulers do.
+    """Yield a function that tells whether any rank got SIGTERM, as from a scheduler.
 
-    All ranks must ask at the same point. A second signal ends a process at once.
+    All ranks must call it at the same point. A second signal ends a process at once.
     """
     asked = False
 
@@ -94,7 +94,8 @@ def termination(world: World) -> Iterator[Callable[[], bool]]:
         asked = True
         signal.signal(signal.SIGTERM, previous)
 
-    listens = threading.current_thread() is threading.main_thread()  # only there one can
+    # Only the main thread can listen.
+    listens = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, note) if listens else None
     try:
         yield lambda: world.any(asked)

@@ -83,24 +83,24 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     recorded = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     wanted.pop("resume", None)
-    if recorded.exists():
-        if not resume:
-            raise RunExistsError(
-                f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
-            )
-        found, asked = _flat(json.loads(recorded.read_text())), _flat(wanted)
-        changed = [
-            f"{key} ({found.get(key)}, now {value})"
-            for key, value in asked.items()
-            if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
-        ]
-        if changed:
-            raise WrongOptionError(
-                f"{folder} was started with other values of {', '.join(changed)}: resume with the "
-                "same ones, or start another --output-dir"
-            )
+    if not recorded.exists():
+        write_json(recorded, wanted)
         return
-    write_json(recorded, wanted)
+    if not resume:
+        raise RunExistsError(
+            f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
+        )
+    found = _flat(json.loads(recorded.read_text()))
+    changed = [
+        f"{key} ({found.get(key)}, now {value})"
+        for key, value in _flat(wanted).items()
+        if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
+    ]
+    if changed:
+        raise WrongOptionError(
+            f"{folder} was started with other values of {', '.join(changed)}: resume with the "
+            "same ones, or start another --output-dir"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

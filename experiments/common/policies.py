@@ -127,9 +127,9 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
 
 
 def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
-    """Make sure that images reach the model; prints the figures and returns them.
+    """Make sure that images reach the model; prints and returns the figures.
 
-    Without two images to compare there are none.
+    There are none where the data set has not two images to compare.
 
     Raises:
         BlindPolicyError: They do not.

@@ -122,11 +122,10 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def rich_table(scores: dict[str, Any], title: str) -> Table:
     """The table for a terminal."""
-    table = Table(
-        title=title, caption="change with a 95 % paired bootstrap interval over questions"
-    )
-    for column in ("", "before", "after", "change"):
-        table.add_column(column, justify="left" if not column else "right")
+    caption = "change with a 95 % paired bootstrap interval over questions"
+    table = Table("", title=title, caption=caption)
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
     for row in table_rows(scores):
         table.add_row(*row)
     return table
@@ -140,7 +139,7 @@ def markdown_table(scores: dict[str, Any]) -> str:
 
 
 def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
-    """Draw metrics of a run over its updates, without the panels of which none was logged."""
+    """Draw metrics of a run over its updates, in two rows, without panels that have none."""
     logged = sorted({name for row in metrics for name in row})
     found = []
     for title, names in panels:
@@ -149,10 +148,8 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
         names += [name for name in logged if any(part in name for part in parts)]
         if names:
             found.append((title, names))
-    rows = 2 if len(panels) > 3 else 1
-    columns = -(-len(found or panels) // rows)
-    size = (5 * columns, 3.75 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    columns = -(-len(found or panels) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(5 * columns, 7.5), layout="constrained")
     for axis, (title, names) in zip(axes.flat, found, strict=False):
         for name in names:
             points = [(row["update"], row[name]) for row in metrics if name in row]

@@ -106,13 +106,9 @@ class Run:
         """
         self.args, self.console, self.leads = args, console, leads
         self.folder, self.world = args.output_dir, world
-        held_out = {
-            **args.environment(),
-            "split": args.evaluation.split,
-            "frame": policy.answer_frame,
-        }
+        held_out = {"split": args.evaluation.split, "frame": policy.answer_frame}
         with opening():
-            self.rules = open_rules(args.env, **held_out)
+            self.rules = open_rules(args.env, **args.environment() | held_out)
         self.core = self.rules.core
         self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
