@@ -28,7 +28,6 @@ class Dialogue:
     """One question with its answer, as tokens that follow the image."""
 
     task: Task
-    """What is asked."""
     tokens: tuple[int, ...]
     """Question and answer, the end token included."""
     answer_start: int
@@ -40,12 +39,11 @@ class Demonstration:
     """An image with everything that is asked about it."""
 
     inputs: dict[str, NDArray[Any]]
-    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; float16 in
-    the place of other floating-point numbers."""
+    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; floating-point
+    numbers as float16."""
     prefix: tuple[int, ...]
     """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
-    """Questions and answers about this image."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,12 @@ def demonstrate(
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
 ) -> Demonstration:
-    """Ask every task of every sample.
+    """Ask every task of every sample; what a sample cannot be asked is asked about by text.
 
     Args:
         processor: The policy's, whose chat format is used.
         samples: All about one image.
-        tasks: Asked of each sample; what is not there is asked about by text.
+        tasks: Asked of each sample.
         epsilon: Outline tolerance, see `seg_env.tasks.answer`.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
@@ -117,7 +115,7 @@ def demonstrate_refinement(
     decimals: int,
     pad: bool,
 ) -> list[Demonstration]:
-    """The first turn and the second one of ``N`` episodes, each with the answer to be given.
+    """The two turns of ``N`` episodes, each with the answer to be given.
 
     Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
     arXiv 1011.0686, section 3). In the first turn the answer is the true outline. The second is
@@ -131,12 +129,9 @@ def demonstrate_refinement(
         questions: Asked in the first turn.
         firsts: First answers, the policy's own.
         content: Mask IoU from which an outline is good enough.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
+        epsilon: As in `demonstrate`, also the next two.
         decimals: Digits of coordinates.
         pad: Whether coordinates have a fixed width.
-
-    Returns:
-        At most ``2 N`` demonstrations.
     """
     begun = [rules.begin(question) for question in questions]
     found = []
@@ -183,21 +178,19 @@ def demonstration_of(
     inputs.pop("attention_mask")
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     end = len(tokens) - tokens[::-1].index(image_id)
-    arrays = {key: _compact(value.cpu().numpy()) for key, value in inputs.items()}
+    # Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact.
+    halved = {
+        key: value.half() if value.is_floating_point() else value for key, value in inputs.items()
+    }
+    arrays = {key: value.cpu().numpy() for key, value in halved.items()}
     return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
-
-
-def _compact(values: NDArray[Any]) -> NDArray[Any]:
-    """Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact."""
-    return values.astype(np.float16) if values.dtype.kind == "f" else values
 
 
 def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """Make sure that demonstrations show the prompts that a policy is asked with.
 
-    Here prompts are cut behind the image's tokens, the same for all questions about an image,
-    and put together again. Families that write more around an image, or words before it that
-    depend on the rest, would be taught on another prompt than they are asked with.
+    Here prompts are cut behind the image's tokens and put together again. Families that write more
+    around an image, or words before it that depend on the rest, would be taught on another prompt.
 
     Raises:
         WrongOptionError: They would be.

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.settings import LossName
+from agents.settings import GSPOConfig, LossName
 
 Metrics = dict[str, float]
 
@@ -19,10 +19,11 @@ RatioLevel = Literal["sequence", "sequence_token", "token"]
 """What has an importance ratio.
 
 ``"sequence"``: a completion, ``s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t)))``.
-``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the value of the sequence's
-ratio with the gradient of the token.
-``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``.
-"""
+
+``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the sequence's ratio with
+the gradient of the token.
+
+``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,19 @@ class PolicyLoss:
     """A row of `LOSSES`."""
 
     level: RatioLevel
-    """What has a ratio."""
     normalizer: Literal["completion", "rollout", "longest"]
     """What tokens are divided by: the length of their completion, the mean length of a rollout's
     completions, or the longest length allowed."""
     clips: tuple[float, float]
     """How far ratios may leave 1 by default, downwards and upwards."""
+
+    def clips_of(self, config: GSPOConfig) -> tuple[float, float]:
+        """How far ratios may leave 1, downwards and upwards: what a configuration says, if so."""
+        low, high = self.clips
+        return (
+            low if config.clip_low is None else config.clip_low,
+            high if config.clip_high is None else config.clip_high,
+        )
 
 
 LOSSES: dict[LossName, PolicyLoss] = {
@@ -97,7 +105,9 @@ def policy_loss(
         moving = (log_ratio.detach()[:, None] + log_probs - log_probs.detach()).exp()
     if moving.ndim > 1 and advantages.ndim == 1:
         advantages = advantages[:, None]
-    objective, clipped = clipped_objective(moving, advantages, clip_low, clip_high)
+    free = moving * advantages
+    bounded = moving.clamp(1 - clip_low, 1 + clip_high) * advantages
+    objective, clipped = torch.minimum(free, bounded), bounded < free
 
     if tokens_per_answer is None:
         completions = masked_mean(objective, mask) if moving.ndim > 1 else objective
@@ -124,19 +134,6 @@ def policy_loss(
             "ratio_max": ratio.max().item(),
         }
     return loss, metrics
-
-
-def clipped_objective(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """``min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` (PPO, arXiv 1707.06347, eq. 7).
-
-    Returns:
-        The objective, to be made large, and a mask of where the clip removes the gradient.
-    """
-    free = ratio * advantages
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return torch.minimum(free, clipped), clipped < free
 
 
 def value_loss(
@@ -180,14 +177,11 @@ def value_loss(
 def truncated_importance_weights(
     log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, cap: float
 ) -> tuple[Tensor, Metrics]:
-    """Weights of completions drawn by a sampler that is not quite the policy being trained.
+    """Weights ``(N,)`` of completions whose sampler is not quite the policy being trained.
 
     ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of a sequence from sampler to
-    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at.
-
-    Returns:
-        Weights ``(N,)``, and how far the two are apart: ``sampler_kl`` (k3 estimate per token),
-        ``sampler_difference`` (largest of any token), ``truncated_fraction``.
+    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at. The metrics
+    say how far the two are apart, ``sampler_kl`` by the k3 estimate per token.
     """
     if cap < 1:
         raise ValueError(f"importance cap {cap}, but weights are 1 where nothing differs: use >= 1")
@@ -206,20 +200,15 @@ def kl_estimates(
 ) -> Tensor:
     """KL divergence from the policy to a reference, estimated at each token drawn from the policy.
 
-    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is
-    of either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with
-    gradient, of the shape of the arguments.
+    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is of
+    either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with gradient.
     """
     difference = reference_log_probs - log_probs
     return -difference if estimator == "k1" else difference.exp() - difference - 1
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Mean KL divergence to a reference policy per token, a scalar with gradient.
-
-    The k3 estimate of `kl_estimates`, averaged over the tokens of a completion, then over
-    completions.
-    """
+    """Mean k3 estimate per token, then over completions: a scalar with gradient."""
     return masked_mean(kl_estimates(log_probs, reference_log_probs), mask).mean()
 
 
@@ -229,7 +218,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _token_mean(values: Tensor, mask: Tensor, tokens_per_answer: float | None = None) -> Tensor:
-    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one: a scalar."""
+    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one."""
     total = (values * mask).sum()
     if tokens_per_answer is None:
         return total / mask.sum().clamp(min=1)

@@ -24,9 +24,7 @@ def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> N
     """Make sure that a processor takes an image.
 
     Raises:
-        UnusableSampleError: It refuses it.
-        MemoryError: Memory does not suffice.
-        ExplainedError: The processor itself is at fault.
+        UnusableSampleError: It refuses it; `NOT_THE_IMAGE` are raised as they are.
     """
     try:
         prepare([image], [prompt])

@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 CriticKind = Literal["shared", "separate"]
 LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
 Wording = Literal["plain", "paper"]
-"""``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
-one of the paper's questions, and one of its answer sentences."""
-PAPER_BATCH = 256
-"""Questions in an update of the paper's fine-tuning, over all devices."""
+"""The environments' question and the bare answer, or the paper's questions and answer sentences."""
 
 
 @dataclass
 class OnPolicyConfig(OptimizerSettings):
-    """What all on-policy agents need to know. SimpleSeg publishes none of these values for RL."""
+    """Settings of all on-policy agents; SimpleSeg publishes none of these values for RL."""
 
     prompts_per_update: int = 32
     """Prompts per rollout, of all ranks together."""
@@ -55,7 +52,7 @@ class OnPolicyConfig(OptimizerSettings):
 
     @property
     def credits_vertices(self) -> bool:
-        """Whether vertices are credited with what they earned, and not only whole answers."""
+        """Whether rewards are given to vertices, not only to whole answers."""
         return False
 
     def prompts_of(self, world: World) -> slice:
@@ -74,7 +71,7 @@ class OnPolicyConfig(OptimizerSettings):
         return world.block(count, "prompts_per_update")
 
     def rows_of(self, world: World) -> int:
-        """How many questions the vector environment of a rank asks: whole groups."""
+        """Number of questions of a rank's vector environment: whole groups."""
         share = self.prompts_of(world)
         return (share.stop - share.start) * self.group_size
 
@@ -102,7 +99,7 @@ class GSPOConfig(OnPolicyConfig):
 
     @property
     def advantage_floor(self) -> float | None:
-        """What advantages are divided by at least; None where they are not divided."""
+        """Minimum that advantages are divided by; None where they are not divided."""
         return None if self.loss == "dr_grpo" else self.spread_floor
 
 
@@ -187,7 +184,7 @@ class BehaviorCloningConfig(OptimizerSettings):
         return tuple(task for task in TASKS if task in asked)
 
     def task_weights(self, progress: float) -> dict[Task, float]:
-        """The curriculum, by the share of updates made: where, how large, what outline."""
+        """The curriculum, by the share of updates made: points, then boxes, then outlines."""
         if progress < self.points_until:
             return {"text->point": 1.0}
         if progress < self.boxes_until:
@@ -244,18 +241,15 @@ def with_papers_optimizer(
 
     Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
 
-    Args:
-        config: As given; ``accumulation`` follows from its ``batch_size``.
-        world_size: Number of processes.
-
     Raises:
-        ValueError: 256 questions do not share out evenly.
+        ValueError: 256 questions do not share out evenly among batches and processes.
     """
-    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
+    papers_batch = 256
+    accumulation, left = divmod(papers_batch, config.batch_size * world_size)
     if left or not accumulation:
         raise ValueError(
             f"batch_size={config.batch_size} on {world_size} processes does not share out the "
-            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
+            f"paper's {papers_batch} questions an update: their product must divide it"
         )
     return replace(config, accumulation=accumulation, muon=True)
 
@@ -264,7 +258,7 @@ NEEDS = {
     "vllm": ("--trl.use-vllm", 'pip install "vllm>=0.22,<=0.31"', "leave --trl.use-vllm off"),
     "peft": ("--trl.lora-rank", "pip install peft", "use --trl.lora-rank 0"),
 }
-"""Packages that are not installed with this project: which option needs each, and two ways out."""
+"""Optional packages: which option needs each, and two ways out."""
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings, for fleets.
+"""GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings.
 
-The agent in `agents.gspo` encodes each image once per group and is faster where it fits (see
-``experiments/benchmark.py train``). This one is for what TRL brings along: sampling with vLLM,
-weights sharded by FSDP, adapters by PEFT. What differs from `agents.gspo`:
+`agents.gspo` encodes each image once per group and is faster where it fits (see
+``experiments/benchmark.py train``). This one has vLLM to sample, FSDP to shard, and PEFT's
+adapters. What differs from `agents.gspo`:
 
 - groups are split when a rollout is shuffled into minibatches; advantages are computed before that;
 - log-probabilities are over all tokens, also those that sampling excludes (special tokens);
@@ -48,8 +48,7 @@ LOSS_TYPES: dict[LossName, tuple[str, str]] = {
     "dr_grpo": ("dr_grpo", "token"),
     "dapo": ("dapo", "token"),
 }
-"""Our losses as ``loss_type`` and ``importance_sampling_level`` of TRL. In its terms a loss type is
-how tokens are averaged; "grpo" is the mean over each completion, then over completions."""
+"""Our losses as ``loss_type`` (how tokens are averaged) and ``importance_sampling_level`` of TRL."""
 
 
 class TRLGSPO(TrainerAgent):
@@ -87,7 +86,7 @@ class TRLGSPO(TrainerAgent):
             core: Questions and scores.
             config: Settings of the algorithm; a process takes whole groups.
             options: What only TRL has.
-            on_error: Whether samples that cannot be used give way to others, or are an error.
+            on_error: Whether samples that cannot be used are replaced, or are an error.
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
@@ -126,19 +125,20 @@ class TRLGSPO(TrainerAgent):
 
     @property
     def steps_per_update(self) -> int:
-        """Optimizer steps that learn from one rollout."""
+        """See `TrainerAgent.steps_per_update`."""
         return self.config.minibatches * self.config.epochs
 
     @property
     def trainer_holds_weights(self) -> bool:
-        """Whether weights are sharded, or adapters beside them."""
+        """See `TrainerAgent.trainer_holds_weights`."""
         return self.options.fsdp != "off" or self.options.lora_rank > 0
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
         """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`.
 
         Raises:
-            ValueError: Prompts and answers do not share out evenly.
+            ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
+                over.
         """
         from datasets import Dataset as Table
         from trl import GRPOTrainer  # seconds that only its users should pay
@@ -168,17 +168,12 @@ class TRLGSPO(TrainerAgent):
         )
 
     def trainer_arguments(self, updates: int, folder: str | Path) -> Any:
-        """Our settings as TRL's ``GRPOConfig``; arguments are those of `build_trainer`.
-
-        Raises:
-            ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
-                over.
-        """
+        """Our settings as TRL's ``GRPOConfig``; see `build_trainer`."""
         from trl import GRPOConfig
 
         config, policy, options = self.config, self.policy, self.options
         loss_type, level = LOSS_TYPES[config.loss]
-        low, high = LOSSES[config.loss].clips
+        low, high = LOSSES[config.loss].clips_of(config)
         special = special_tokens(policy.tokenizer)
         words = [text for index, text in special.items() if index not in policy.end_ids]
         settings = self.common_arguments(folder) | {
@@ -191,8 +186,8 @@ class TRLGSPO(TrainerAgent):
             "loss_type": loss_type,
             "importance_sampling_level": level,
             "scale_rewards": "none",  # the reward function has done it, with the floor
-            "epsilon": low if config.clip_low is None else config.clip_low,
-            "epsilon_high": high if config.clip_high is None else config.clip_high,
+            "epsilon": low,
+            "epsilon_high": high,
             "beta": config.kl_coefficient,
             "vllm_importance_sampling_mode": "sequence_truncate",
             "vllm_importance_sampling_clip_max": config.importance_cap,
@@ -243,7 +238,6 @@ class TRLGSPO(TrainerAgent):
         }
 
     def _adapters(self) -> Any:
-        """What PEFT should add to the model, or None."""
         options = self.options
         if not options.lora_rank:
             return None
@@ -320,10 +314,7 @@ class EnvironmentReward:
         spread_floor: float | None,
         end_ids: Collection[int],
     ) -> None:
-        """Score by ``core``; see `group_advantages` for group size and floor.
-
-        Answers without one of the tokens ``end_ids`` have been cut off.
-        """
+        """Score by ``core``; answers without one of the tokens ``end_ids`` have been cut off."""
         self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
         self.end_ids = frozenset(end_ids)
 
@@ -372,5 +363,5 @@ class EnvironmentReward:
         for name, value in figures.items():
             log_metric(f"rollout/{name}", float(value))
         advantages = group_advantages(rewards, self.group_size, self.spread_floor)
-        found: list[float] = advantages.tolist()
-        return found
+        values: list[float] = advantages.tolist()
+        return values

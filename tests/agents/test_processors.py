@@ -20,7 +20,7 @@ from processor_families import PROCESSOR_FAMILIES, qwen2_vl_processor, real_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLProcessor
 from transformers.utils import is_torchvision_available
 
-from agents.demonstrations import require_plain_prompts, write_dialogue
+from agents.demonstrations import demonstration_of, require_plain_prompts, write_dialogue
 from agents.policy.families import FAMILIES, select_prompts
 from agents.policy.image_tokens import ImageTokensError, count_image_features, count_image_tokens
 from agents.policy.loading import CheckpointError
