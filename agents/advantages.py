@@ -36,7 +36,7 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
 
 
 def against_others(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards ``(N, K)`` minus the mean of what the group's other answers earned in the same place.
+    """Rewards ``(N, K)`` minus the mean of what the group's other answers earned at that place.
 
     A baseline that does not depend on the answer itself leaves policy gradients unbiased (RLOO,
     arXiv 2402.14740, section 2.2). Each answer has up to ``K`` parts, 0 where it has none; an
@@ -75,18 +75,12 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of answers (arXiv 1506.02438, eq. 16).
 
-    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}``; an answer ends
-    with its last token, after which both ``V`` and ``A`` are 0.
-
-    Args:
-        rewards: ``(N, T)``.
-        values: ``(N, T)``, ``V_t`` of the state in which token ``t`` was chosen.
-        mask: ``(N, T)``, 1 on real tokens; padded on the right.
-        gamma: Discount per token.
-        lam: 0 trusts the critic at once, 1 the rewards alone.
+    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}`` with ``V_t`` of
+    the state in which token ``t`` was chosen; an answer ends with its last token, after which both
+    ``V`` and ``A`` are 0.
 
     Returns:
-        Advantages and returns ``A_t + V_t``, both ``(N, T)`` and 0 on padding.
+        Advantages and returns ``A_t + V_t``, both ``(N, T)`` as all arguments, and 0 on padding.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(values)

@@ -19,11 +19,8 @@ class ValueHead(nn.Module):
     def __init__(self, width: int, hidden_width: int = 0, rate: float = 1.0) -> None:
         """Make a head on hidden states of a width, linear or with a hidden layer.
 
-        Args:
-            width: Of the hidden states, ``D``.
-            hidden_width: Units of the hidden layer; 0 for none.
-            rate: How many times faster the head learns than what is below it: values are multiplied
-                by it, since Adam moves weights by the learning rate whatever the gradient.
+        The head learns ``rate`` times faster than what is below it: values are multiplied by it,
+        since Adam moves weights by the learning rate whatever the gradient.
         """
         super().__init__()
         self.rate = rate
@@ -76,10 +73,8 @@ class Critic(nn.Module):
     def values(self, scores: TokenScores, part: Rollout, *, detach: bool = False) -> Tensor:
         """Expected reward before each token, ``(N, T)`` float32, 0 on padding.
 
-        Args:
-            scores: The policy's for this part of a rollout, with hidden states.
-            part: What was scored.
-            detach: Learn the head alone, nothing below it.
+        The policy's ``scores`` of the part must have hidden states; ``detach`` learns the head
+        alone.
         """
         hidden = self.hidden(scores, part)
         return self.head(hidden.detach() if detach else hidden) * part.mask

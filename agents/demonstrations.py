@@ -81,15 +81,8 @@ def demonstrate(
 ) -> Demonstration:
     """Ask every task of every sample; what a sample cannot be asked is asked about by text.
 
-    Args:
-        processor: The policy's, whose chat format is used.
-        samples: All about one image.
-        tasks: Asked of each sample.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
-        decimals: Digits of coordinates.
-        pad: Whether coordinates have a fixed width.
-        queries: How places that questions give are drawn and written.
-        frame: What numbers in questions and answers mean.
+    All samples are of one image. See `seg_env.tasks.answer` for how outlines are written;
+    ``queries`` says how places that questions give are drawn and written.
     """
     check_places(tasks, frame)
     dialogues = []
@@ -119,19 +112,10 @@ def demonstrate_refinement(
 
     Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
     arXiv 1011.0686, section 3). In the first turn the answer is the true outline. The second is
-    asked about the outline of the first answer, as the environment draws and writes it: the answer
-    is ``done`` if it is good enough and else the true outline. It is left out where the first
-    answer was no outline.
-
-    Args:
-        policy: Whose processor is used.
-        rules: What episodes consist of.
-        questions: Asked in the first turn.
-        firsts: First answers, the policy's own.
-        content: Mask IoU from which an outline is good enough.
-        epsilon: As in `demonstrate`, also the next two.
-        decimals: Digits of coordinates.
-        pad: Whether coordinates have a fixed width.
+    asked about the outline of the policy's first answer, as the environment draws and writes it:
+    the answer is ``done`` if its mask IoU is at least ``content`` and else the true outline. It is
+    left out where the first answer was no outline. See `seg_env.tasks.answer` for how outlines are
+    written.
     """
     begun = [rules.begin(question) for question in questions]
     found = []

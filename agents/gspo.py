@@ -28,7 +28,7 @@ class GSPO(OnPolicyAgent):
         return LOSSES[self.config.loss].clips_of(self.config)
 
     def collect(self) -> tuple[Rollout, Metrics]:
-        """See `OnPolicyAgent.collect`; dynamic sampling goes on until every group teaches something.
+        """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.
 
         Metrics are those of the first round, so that they tell what the policy earns.
         """
@@ -77,7 +77,7 @@ class GSPO(OnPolicyAgent):
 
 
 def replace_degenerate(rollout: Rollout, spare: Rollout, pad_id: int) -> Rollout:
-    """Replace groups whose rewards are all equal by useful ones of a spare rollout.
+    """Put groups of a spare rollout in place of those whose rewards are all equal.
 
     DAPO's dynamic sampling (arXiv 2503.14476). Groups that teach nothing come last in the result,
     if there are not enough others.

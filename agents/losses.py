@@ -147,21 +147,14 @@ def value_loss(
     """Clipped squared error of a critic, as in PPO's reference implementation.
 
     ``1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)`` over tokens: a value that
-    has moved by more than ``c`` towards its return has no gradient.
-
-    Args:
-        values: ``(N, T)`` of the critic being trained, with gradient; the next three alike.
-        old_values: Before the first step on this rollout.
-        returns: What values should have been.
-        mask: As in `policy_loss`.
-        clip: ``c``, in units of reward, above 0.
-        tokens_per_answer: As in `policy_loss`; by default the mean length of these completions.
+    has moved by more than ``c`` towards its return has no gradient. Tensors are ``(N, T)``; ``c``
+    is in units of reward. ``tokens_per_answer`` is as in `policy_loss`, by default the mean length.
 
     Returns:
         Scalar loss, and ``value_loss``, ``value_clip_fraction`` (share of tokens without gradient).
 
     Raises:
-        ValueError: The clip is not positive.
+        ValueError: The clip is not above 0.
     """
     if clip <= 0:
         raise ValueError(f"value clip {clip}, but it is a distance: use a number above 0, or inf")

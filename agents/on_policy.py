@@ -54,14 +54,11 @@ class OnPolicyAgent(Agent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; the policy as it is now is the reference of the KL penalty.
+        """Set up; the policy, which is trained in place, is now the reference of the KL penalty.
 
-        Args:
-            policy: Trained in place.
-            env: Asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
-            config: Settings.
-            on_error: Whether samples whose image is broken, or refused by the processor, are
-                replaced and counted, or are an error.
+        ``env`` asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
+        Samples whose image is broken, or refused by the processor, are replaced and counted, or are
+        an error.
 
         Raises:
             ValueError: The environment has another number of questions than this rank's share, or

@@ -77,14 +77,8 @@ def completing_tokens(
     """Answer and token, two ``(K,)`` int64 tensors, that complete each entry of credits.
 
     A token completes an entry by writing its last character. What is credited to the end of a text
-    belongs to the last token, the end token if there is one: writing no more was its choice.
-
-    Args:
-        aligner: Of the policy's tokenizer.
-        tokens: ``(N, T)`` token ids, padded on the right.
-        mask: ``(N, T)``, 1 on real tokens; every answer has at least one.
-        texts: ``N`` answers, as decoded from the tokens.
-        credits: ``N`` credits; ``K`` entries in all.
+    belongs to the last token, the end token if there is one: writing no more was its choice. Tokens
+    and mask are ``(N, T)``, padded on the right; every answer has at least one token.
     """
     rows: list[NDArray[np.int64]] = []
     places: list[NDArray[np.int64]] = []

@@ -30,14 +30,9 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint folder, which replaces one that is there.
 
-    An interruption or a full disk leaves the last checkpoint as it was.
-
-    Args:
-        path: Folder to write.
-        policy: Its weights must be whole.
-        tensors: Nested containers of tensors and numbers, read without pickled code.
-        facts: JSON-able values.
-        world: The processes that write together.
+    An interruption or a full disk leaves the last checkpoint as it was. The policy's weights must
+    be whole; ``tensors`` are nested containers of tensors and numbers, read without pickled code;
+    ``facts`` are JSON-able.
     """
 
     def write(folder: Path) -> None:

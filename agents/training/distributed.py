@@ -99,9 +99,7 @@ def combine(
 ) -> dict[str, float]:
     """Metrics of parts as those of the whole: means, maxima of names that end in one of `MAXIMA`.
 
-    Args:
-        found: One mapping per part, all of the same names.
-        shares: Of the parts in the whole, summing to 1; by default equal ones.
+    ``shares`` of the parts in the whole sum to 1; by default they are equal.
     """
     shares = [1 / len(found)] * len(found) if shares is None else shares
     combined = {}
@@ -115,9 +113,8 @@ def combine(
 def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> World:
     """Meet the other processes that a launcher started; without one the world is this process.
 
-    Args:
-        deepspeed: DeepSpeed needs a process group even of one process.
-        timeout: How long to wait for the others, here and later.
+    DeepSpeed needs a process group even of one process. ``timeout`` is how long to wait for the
+    others, here and later.
     """
     if dist.is_available() and dist.is_initialized():
         return World.current()

@@ -179,10 +179,7 @@ def usable_states(
 ) -> OptimizerState:
     """The part of a saved state that an optimizer can go on from; warns of what is lost.
 
-    Args:
-        states: What was saved.
-        names: Parameters that are trained.
-        hidden: Those of them that Muon trains.
+    ``names`` are the trained parameters, ``hidden`` those of them that Muon trains.
     """
     known = {name: state for name, state in states.items() if name in names and state}
     found = {

@@ -31,7 +31,7 @@ from agents.training.optim import HybridOptimizer
 from agents.trl_backend.rows import QuestionRows
 from agents.trl_backend.trainer import TrainerAgent
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.envs.left_out import OnError
 
 HONOURED = {
     *("prompts_per_update", "group_size", "minibatches", "epochs", "prompts_per_forward"),
@@ -48,7 +48,7 @@ LOSS_TYPES: dict[LossName, tuple[str, str]] = {
     "dr_grpo": ("dr_grpo", "token"),
     "dapo": ("dapo", "token"),
 }
-"""Our losses as ``loss_type`` (how tokens are averaged) and ``importance_sampling_level`` of TRL."""
+"""TRL's ``loss_type`` (how tokens are averaged) and ``importance_sampling_level`` of our losses."""
 
 
 class TRLGSPO(TrainerAgent):
@@ -79,21 +79,13 @@ class TRLGSPO(TrainerAgent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; nothing of TRL is imported before `learn`.
-
-        Args:
-            policy: Trained in place; its ``precision`` decides about mixed precision.
-            core: Questions and scores.
-            config: Settings of the algorithm; a process takes whole groups.
-            options: What only TRL has.
-            on_error: Whether samples that cannot be used are replaced, or are an error.
+        """Set up; a process takes whole groups. ``options`` are what only TRL has.
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
             ValueError: The settings contradict each other, or are none of `HONOURED`.
         """
-        super().__init__(policy, config, config.max_new_tokens)
-        self.left_out = LeftOut(on_error)
+        super().__init__(policy, config, config.max_new_tokens, on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
         if config.loss not in LOSS_TYPES:
@@ -268,10 +260,10 @@ class TRLGSPO(TrainerAgent):
 
 
 def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) -> dict[str, Any]:
-    """Options as arguments of ``GRPOConfig``.
+    """Options as arguments of ``GRPOConfig``; those about vLLM have the same names there.
 
     Args:
-        options: Those about vLLM have the names that they have in ``GRPOConfig``.
+        options: What only TRL has.
         special: Special tokens that no answer may contain, as text.
         forbidden: All tokens that no answer may contain, by their ids. A sampled image placeholder
             would end training: "Image features and image tokens do not match".
@@ -329,12 +321,8 @@ class EnvironmentReward:
     ) -> list[float]:
         """Score whole groups of answers, the answers to one question next to each other.
 
-        Args:
-            completions: ``N`` conversations of one answer each.
-            completion_ids: Tokens of the answers.
-            question: ``N`` questions, a column of `QuestionRows`.
-            log_metric: Takes the name and the value of a figure.
-            others: What else TRL passes to every reward function.
+        Takes ``N`` conversations of one answer each, their tokens, and the column of
+        `QuestionRows`.
 
         Raises:
             ValueError: The answers do not come in whole groups.

@@ -76,14 +76,9 @@ class QuestionRows:
         seed: int,
         left_out: LeftOut | None = None,
     ) -> None:
-        """Ask the questions of ``core``.
+        """Ask the questions of ``core``; ``prepare`` tells which images the processor refuses.
 
-        Args:
-            core: Whose questions.
-            tokenizer: The policy's.
-            prepare: Tells which images the processor refuses, see `VLMPolicy.prepare_on_cpu`.
-            seed: What the choice of questions depends on.
-            left_out: Counts samples that cannot be used; by default they are an error.
+        Samples that cannot be used are counted in ``left_out``; by default they are an error.
         """
         self.core, self.seed = core, seed
         self.left_out = LeftOut("error") if left_out is None else left_out

@@ -18,7 +18,7 @@ from agents.training.settings import OptimizerSettings
 from agents.trl_backend.rows import read_task_weights, rows_for
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
-from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.envs.left_out import OnError
 
 
 class SupervisedFineTuning(TrainerAgent):
@@ -42,20 +42,12 @@ class SupervisedFineTuning(TrainerAgent):
         max_new_tokens: int = 512,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; nothing of TRL is imported before `learn`.
-
-        Args:
-            policy: Trained in place; its ``precision`` decides about mixed precision.
-            dataset: What to ask about.
-            config: How to teach.
-            max_new_tokens: Longest answer of `act`.
-            on_error: Whether samples that cannot be used are replaced, or are an error.
+        """Set up; see `TrainerAgent`.
 
         Raises:
             ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
         """
-        super().__init__(policy, config, max_new_tokens)
-        self.left_out = LeftOut(on_error)
+        super().__init__(policy, config, max_new_tokens, on_error)
         self.rows = rows_for(
             policy,
             dataset,

@@ -19,7 +19,7 @@ from agents.policy.frame_record import copy_record
 from agents.policy.model import VLMPolicy, quiet_progress
 from agents.training.checkpoints import read_facts
 from agents.training.optim import BETAS
-from seg_env.envs.left_out import LeftOut
+from seg_env.envs.left_out import LeftOut, OnError
 
 TRAINER_PICKLE = "training_args.bin"
 """What trainers leave in a folder and never read; nothing pickled is handed on."""
@@ -31,16 +31,19 @@ class TrainerAgent(Agent):
     metric_names: ClassVar[dict[str, str]]
     """From the trainer's names of metrics to ours; those under ``rollout/`` are ours already."""
 
-    def __init__(self, policy: VLMPolicy, config: Any, max_new_tokens: int) -> None:
+    def __init__(
+        self, policy: VLMPolicy, config: Any, max_new_tokens: int, on_error: OnError
+    ) -> None:
         """Set up; nothing of TRL is imported before `learn`.
 
         Args:
             policy: Trained in place; its ``precision`` decides about mixed precision.
             config: A dataclass, written into checkpoints.
             max_new_tokens: Longest answer of `act`.
+            on_error: Whether samples that cannot be used are replaced, or are an error.
         """
         self.policy, self.config, self.max_new_tokens = policy, config, max_new_tokens
-        self.left_out = LeftOut()
+        self.left_out = LeftOut(on_error)
         self.update = 0
         self._checkpoint: Path | None = None  # what to go on from
         self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
