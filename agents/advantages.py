@@ -20,8 +20,8 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
     GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
     noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's standard deviation leaves it small. With None nothing is divided: Dr. GRPO's ``A = r -
-    mean(group)`` (arXiv 2503.20783, section 3.2).
+    group's standard deviation leaves it small. With None nothing is divided, as in Dr. GRPO (arXiv
+    2503.20783, section 3.2).
 
     Raises:
         ValueError: ``N`` is not a multiple of the group size, or the floor is not above 0.
@@ -45,11 +45,9 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     Raises:
         ValueError: ``N`` is not a multiple of the group size.
     """
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
+    groups = _groups(rewards, group_size)
     if group_size == 1:
         return rewards
-    groups = rewards.view(-1, group_size, rewards.shape[1])
     others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).view_as(rewards)
 
@@ -127,9 +125,7 @@ def explained_variance(
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:
-    """``(N,)`` to ``(B, G)``."""
-    if group_size < 1 or rewards.ndim != 1 or len(rewards) % group_size:
-        raise ValueError(
-            f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}"
-        )
-    return rewards.view(-1, group_size)
+    """``(N, …)`` to ``(B, G, …)``."""
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
+    return rewards.view(-1, group_size, *rewards.shape[1:])

@@ -39,11 +39,8 @@ class Agent(ABC):
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
         """One completion for each observation of an environment, single or vector.
 
-        Where weights are sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
-
-        Args:
-            observations: ``image`` and ``prompt``.
-            temperature: 0 for the likeliest completion, 1 to sample from the policy.
+        Temperature 0 gives the likeliest completion, 1 samples from the policy. Where weights are
+        sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
         """
         images, prompts = split_observations(observations)
         inputs = self.policy.prepare(images, prompts)

@@ -1,7 +1,7 @@
 """Behaviour cloning (SFT): learn to write the outlines that were traced from ground truth.
 
-The image is encoded once for all questions about it. With several ranks
-(`agents.training.distributed`) each has a contiguous block of a batch's images.
+The image is encoded once for all questions about it. Each rank has a contiguous block of a batch's
+images.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ class BehaviorCloning(Agent):
         *,
         max_new_tokens: int = 128,
     ) -> None:
-        """Set up; the policy is trained in place, on at least ``config.batch_size`` images.
-
-        Raises:
-            ValueError: A batch cannot be shared out evenly among the ranks.
-        """
+        """Set up; the policy is trained in place, on at least ``config.batch_size`` images."""
         self.policy = policy
         self.demonstrations = demonstrations
         self.config = config

@@ -87,15 +87,6 @@ class Critic(nn.Module):
         return scores.hidden
 
 
-class ActorCritic(nn.Module):
-    """What PPO trains: the policy's model, and a critic."""
-
-    def __init__(self, model: nn.Module, critic: Critic) -> None:
-        """Put them side by side."""
-        super().__init__()
-        self.model, self.critic = model, critic
-
-
 class RidgeRegression:
     """``y = x w + b`` with the least squared error, from sums over samples.
 

@@ -111,11 +111,10 @@ def demonstrate_refinement(
     """The two turns of ``N`` episodes, each with the answer to be given.
 
     Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
-    arXiv 1011.0686, section 3). In the first turn the answer is the true outline. The second is
-    asked about the outline of the policy's first answer, as the environment draws and writes it:
-    the answer is ``done`` if its mask IoU is at least ``content`` and else the true outline. It is
-    left out where the first answer was no outline. See `seg_env.tasks.answer` for how outlines are
-    written.
+    arXiv 1011.0686, section 3). The first answer is the true outline. The second turn is asked
+    about the outline of the policy's first answer, as the environment draws and writes it: the
+    answer is ``done`` if its mask IoU is at least ``content``, else the true outline. It is left
+    out where the first answer was no outline.
     """
     begun = [rules.begin(question) for question in questions]
     found = []

@@ -22,11 +22,6 @@ class GSPO(OnPolicyAgent):
     config: GSPOConfig
     _mean_length = 1.0
 
-    @property
-    def clips(self) -> tuple[float, float]:
-        """How far ratios may leave 1, downwards and upwards."""
-        return LOSSES[self.config.loss].clips_of(self.config)
-
     def collect(self) -> tuple[Rollout, Metrics]:
         """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.
 
@@ -69,7 +64,7 @@ class GSPO(OnPolicyAgent):
             part.old_log_probs,
             part.advantages,
             part.free,
-            *self.clips,
+            *loss.clips_of(self.config),
             level=loss.level,
             weights=part.weights,
             tokens_per_answer=lengths[loss.normalizer],

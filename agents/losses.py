@@ -19,11 +19,10 @@ RatioLevel = Literal["sequence", "sequence_token", "token"]
 """What has an importance ratio.
 
 ``"sequence"``: a completion, ``s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t)))``.
-
 ``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the sequence's ratio with
 the gradient of the token.
-
-``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``."""
+``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class PolicyLoss:
     """How far ratios may leave 1 by default, downwards and upwards."""
 
     def clips_of(self, config: GSPOConfig) -> tuple[float, float]:
-        """How far ratios may leave 1, downwards and upwards: what a configuration says, if so."""
+        """The configuration's clips, or these where it leaves them open."""
         low, high = self.clips
         return (
             low if config.clip_low is None else config.clip_low,
@@ -80,17 +79,10 @@ def policy_loss(
     loss is ``-mean_i w_i 1/|y_i| sum_t o_it``, or ``-1/(N L) sum_i w_i sum_t o_it`` in which every
     token weighs the same, whatever the length of its completion.
 
-    Args:
-        log_probs: ``(N, T)`` under the policy being trained, with gradient.
-        old_log_probs: ``(N, T)`` under the policy that sampled.
-        advantages: ``(N,)``; with a ratio per token also ``(N, T)``.
-        mask: ``(N, T)``.
-        clip_low: How far a ratio may fall below 1 and still be reinforced downwards.
-        clip_high: How far it may rise above 1.
-        level: What has a ratio.
-        weights: ``(N,)`` importance weights ``w``, see `truncated_importance_weights`; 1 if None.
-        tokens_per_answer: ``L``, of a whole rollout, so that its parts add up; None to average over
-            each completion, then over completions.
+    Log-probabilities and mask are ``(N, T)``, ``advantages`` ``(N,)`` or, with a ratio per token,
+    also ``(N, T)``. ``weights`` ``w`` are ``(N,)``, see `truncated_importance_weights`.
+    ``tokens_per_answer`` is ``L`` of a whole rollout, so that its parts add up; None averages over
+    each completion, then over completions.
 
     Returns:
         Scalar loss, and ``policy_loss``, ``clip_fraction`` (share of ratios whose gradient the clip
@@ -105,9 +97,9 @@ def policy_loss(
         moving = (log_ratio.detach()[:, None] + log_probs - log_probs.detach()).exp()
     if moving.ndim > 1 and advantages.ndim == 1:
         advantages = advantages[:, None]
-    free = moving * advantages
+    unclipped = moving * advantages
     bounded = moving.clamp(1 - clip_low, 1 + clip_high) * advantages
-    objective, clipped = torch.minimum(free, bounded), bounded < free
+    objective, clipped = torch.minimum(unclipped, bounded), bounded < unclipped
 
     if tokens_per_answer is None:
         completions = masked_mean(objective, mask) if moving.ndim > 1 else objective

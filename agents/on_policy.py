@@ -57,12 +57,7 @@ class OnPolicyAgent(Agent):
         """Set up; the policy, which is trained in place, is now the reference of the KL penalty.
 
         ``env`` asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
-        Samples whose image is broken, or refused by the processor, are replaced and counted, or are
-        an error.
-
-        Raises:
-            ValueError: The environment has another number of questions than this rank's share, or
-                prompts cannot be shared out among ranks and minibatches.
+        Samples whose image is broken, or refused by the processor, are replaced, or are an error.
         """
         self.policy, self.env, self.config = policy, env, config
         self.left_out = LeftOut(on_error)
@@ -125,13 +120,9 @@ class OnPolicyAgent(Agent):
     def collect(self) -> tuple[Rollout, Metrics]:
         """Ask this rank's prompts, sample a group of answers to each, and score them.
 
-        In episodes of several turns, one answer of every group is carried on to the next turn, and
-        a group of answers is sampled there. A turn's answers are credited with what the turn
-        earned.
-
-        Returns:
-            A rollout with the groups of all turns, and metrics; those of later turns are named
-            ``rollout/turn_2/...``.
+        In episodes of several turns, one answer of every group is carried on, and a group of
+        answers is sampled in the next turn. Each is credited with what its turn earned. Metrics of
+        later turns are named ``rollout/turn_2/...``.
         """
         config = self.config
         self.policy.model.eval()
@@ -375,8 +366,8 @@ def choose_sources(
     """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: an open one.
 
     All completions of a group's next turn start from one state, to be compared with each other. A
-    group whose episodes have all ended takes up one of another group. The choices follow from ``(N
-    / G,)`` draws in [0, 1).
+    group whose episodes have all ended takes up one of another group. ``(N / G,)`` draws in [0, 1)
+    decide.
     """
     everywhere = np.flatnonzero(~ended)
     chosen = []

@@ -15,7 +15,7 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
-from agents.critic import ActorCritic, Critic, RidgeRegression
+from agents.critic import Critic, RidgeRegression
 from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import TokenScores, VLMPolicy
@@ -49,7 +49,7 @@ class PPO(OnPolicyAgent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """See `OnPolicyAgent`."""
+        """Set up; see `OnPolicyAgent`."""
         self.kl_coefficient = config.kl_coefficient
         self._aligner = TokenAligner(policy.tokenizer)
         self._lengths = {"all": 1.0, "free": 1.0}
@@ -61,7 +61,7 @@ class PPO(OnPolicyAgent):
         self.critic = Critic(
             self.policy, config.critic, config.critic_layer, config.critic_rate, config.seed
         )
-        return ActorCritic(self.policy.model, self.critic)
+        return nn.ModuleDict({"model": self.policy.model, "critic": self.critic})
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """Put rewards on the last token of every answer, or of every vertex."""
@@ -146,13 +146,11 @@ class PPO(OnPolicyAgent):
 
     def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `extra_tensors`."""
-        weights = {
-            name.removeprefix(CRITIC): value
-            for name, value in tensors.items()
-            if name.startswith(CRITIC)
-        }
-        self.critic.load_state_dict(weights)
         self.kl_coefficient = tensors["kl_coefficient"].item()
+        weights = {name: value for name, value in tensors.items() if name.startswith(CRITIC)}
+        self.critic.load_state_dict(
+            {name.removeprefix(CRITIC): value for name, value in weights.items()}
+        )
 
     @property
     def _only_fits(self) -> bool:

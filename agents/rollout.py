@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,13 +66,12 @@ class Rollout:
         rows = self.rows(prompts)
         # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
         width = max(2, int(self.mask[rows].sum(-1).max()))
-        chosen: dict[str, Tensor | None] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                chosen[field.name] = value[rows, :width] if value.ndim > 1 else value[rows]
-        inputs = trim(select_prompts(self.inputs, prompts))
-        return Rollout(inputs=inputs, **chosen)  # type: ignore[arg-type]
+        chosen = {
+            name: value[rows, :width] if value.ndim > 1 else value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return Rollout(inputs=trim(select_prompts(self.inputs, prompts)), **chosen)
 
 
 def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,15 +86,14 @@ def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def join(first: Rollout, second: Rollout, pad_id: int) -> Rollout:
     """Join two rollouts of one group size that have the same fields."""
     width = max(first.tokens.shape[1], second.tokens.shape[1])
-    joined: dict[str, Tensor | None] = {}
-    for field in fields(Rollout):
-        parts = [getattr(rollout, field.name) for rollout in (first, second)]
-        if isinstance(parts[0], Tensor):
-            if parts[0].ndim > 1:
+    joined = {}
+    for name, value in vars(first).items():
+        if isinstance(value, Tensor):
+            parts = [value, getattr(second, name)]
+            if value.ndim > 1:
                 parts = [pad(part, (0, width - part.shape[1])) for part in parts]
-            joined[field.name] = torch.cat(parts)
-    inputs = join_prompts(first.inputs, second.inputs, pad_id)
-    return Rollout(inputs=inputs, **joined)  # type: ignore[arg-type]
+            joined[name] = torch.cat(parts)
+    return Rollout(inputs=join_prompts(first.inputs, second.inputs, pad_id), **joined)
 
 
 def join_prompts(

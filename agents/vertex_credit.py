@@ -22,9 +22,8 @@ from seg_env.envs.credit import VertexCredit
 class TokenAligner:
     """Finds where in a text the tokens that wrote it end, for any tokenizer.
 
-    Texts of tokens are remembered. Where they do not add up to the answer (several tokens make one
-    character, spaces are cleaned up, …) it is decoded token by token, which is slower and always
-    right.
+    Where the texts of single tokens do not add up to the answer (several tokens make one character,
+    spaces are cleaned up, …) it is decoded token by token, which is slower and always right.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,10 +35,7 @@ class TokenAligner:
         self._anchor_text = self._decode(self._anchor)
 
     def text_ends(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
-        """Characters of an answer written after each of its tokens, ``(T,)``, never decreasing.
-
-        Special tokens write nothing; the text is decoded without them.
-        """
+        """Number of characters of an answer written up to each of its tokens, ``(T,)``."""
         pieces = [self._piece(token) for token in tokens]
         joined = "".join(pieces)
         if not joined.endswith(text) or joined[: len(joined) - len(text)].strip():
@@ -103,10 +99,9 @@ def place_credit(
 ) -> Tensor:
     """Rewards of vertices on the tokens that complete them, ``(N, T)`` float32.
 
-    Rows sum to the rewards of the answers. With a ``group_size`` above 1, the first vertex earns
-    what it did better than the first vertices of the group's other answers, the second than the
-    second ones, and so on; what others earned with vertices that an answer lacks is set against its
-    last token. Other arguments are those of `completing_tokens`.
+    Rows sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns what it
+    did better than the vertices of the same number in the group's other answers; what others earned
+    with vertices that an answer lacks is set against its last token.
     """
     rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
     earned = np.concatenate([credit.rewards for credit in credits])
@@ -131,11 +126,7 @@ def _scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -
 
 
 def credits_of(env: Any, texts: Sequence[str]) -> list[VertexCredit]:
-    """What each vertex of the answers to a vector environment's questions earned.
-
-    Raises:
-        TypeError: The environment cannot tell.
-    """
+    """What each vertex of the answers to a vector environment's questions earned."""
     environment = env.unwrapped
     if not hasattr(environment, "vertex_credit"):
         raise TypeError(

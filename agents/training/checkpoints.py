@@ -28,11 +28,10 @@ def write_checkpoint(
     facts: dict[str, Any],
     world: World = ALONE,
 ) -> None:
-    """Write a checkpoint folder, which replaces one that is there.
+    """Write a checkpoint folder, whole or not at all; one that is there is replaced.
 
-    An interruption or a full disk leaves the last checkpoint as it was. The policy's weights must
-    be whole; ``tensors`` are nested containers of tensors and numbers, read without pickled code;
-    ``facts`` are JSON-able.
+    The policy's weights must be whole; ``tensors`` are nested containers of tensors and numbers,
+    read without pickled code; ``facts`` are JSON-able.
     """
 
     def write(folder: Path) -> None:
@@ -72,11 +71,7 @@ def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> No
 
 
 def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load weights into ``policy``; return the tensors (memory-mapped) and facts of a checkpoint.
-
-    Raises:
-        FileNotFoundError: The folder is not a whole checkpoint.
-    """
+    """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts."""
     path = Path(path)
     facts = read_facts(path)
     weights = VLMPolicy.from_pretrained(
@@ -92,7 +87,11 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON-able values of a checkpoint."""
+    """The JSON-able values of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The folder is not a whole checkpoint.
+    """
     if not (path / "state.json").exists():
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
     facts: dict[str, Any] = json.loads((path / "state.json").read_text())

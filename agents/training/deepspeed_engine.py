@@ -72,12 +72,7 @@ class DeepSpeedEngine(Engine):
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Shard the training of a module, as the DeepSpeed configuration of settings says.
-
-        Raises:
-            ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
-            FileNotFoundError: There is no such configuration.
-        """
+        """Shard the training of a module, as the DeepSpeed configuration of settings says."""
         assert settings.deepspeed is not None
         self._stage = zero_stage(settings.deepspeed)
         if settings.muon and self._stage == 3:

@@ -60,8 +60,7 @@ class Engine:
     def whole_weights(self, *, change: bool = False) -> Iterator[None]:
         """Hold all weights inside the block, to use them at this rank's own pace.
 
-        Args:
-            change: Whether the block sets weights, the same ones on every rank.
+        With ``change`` the block sets weights, the same ones on every rank.
         """
         yield
 

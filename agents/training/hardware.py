@@ -28,8 +28,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether whole passes through a model are faster in bfloat16 than in float32.
 
-    They also convert numbers, so a CPU's instructions must save a lot: AMX does, AVX512_BF16 does
-    not.
+    Passes also convert numbers, which costs a CPU more than AVX512_BF16 saves, but not AMX.
     """
     return multiplies_bfloat16(device) and (device.type == "cuda" or _has("amx_bf16"))
 

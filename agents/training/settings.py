@@ -45,7 +45,7 @@ class OptimizerSettings:
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def read_file(choice: str) -> dict[str, Any]:
+def _read_file(choice: str) -> dict[str, Any]:
     """A DeepSpeed configuration, ``zero1``, ``zero2``, ``zero3`` or the path of a JSON file.
 
     Raises:
@@ -73,7 +73,7 @@ def read_file(choice: str) -> dict[str, Any]:
 
 def zero_stage(choice: str) -> int:
     """Stage of ZeRO, 1 to 3, that a configuration asks for."""
-    stage: int = read_file(choice)["zero_optimization"]["stage"]
+    stage: int = _read_file(choice)["zero_optimization"]["stage"]
     return stage
 
 
@@ -84,7 +84,7 @@ def read_configuration(settings: OptimizerSettings, *, bfloat16: bool) -> dict[s
     is split into, so DeepSpeed must not count them (``managed_gradient_accumulation``).
     """
     assert settings.deepspeed is not None
-    config = read_file(settings.deepspeed)
+    config = _read_file(settings.deepspeed)
     if config.get("gradient_clipping", "auto") == "auto":
         config["gradient_clipping"] = settings.max_grad_norm
     bf16 = config.setdefault("bf16", {})

@@ -33,7 +33,7 @@ from agents.trl_backend.trainer import TrainerAgent
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import OnError
 
-HONOURED = {
+SUPPORTED = {
     *("prompts_per_update", "group_size", "minibatches", "epochs", "prompts_per_forward"),
     *("learning_rate", "warmup", "final_rate", "muon", "weight_decay", "max_grad_norm"),
     *("muon_precision", "adam_epsilon"),
@@ -54,8 +54,7 @@ LOSS_TYPES: dict[LossName, tuple[str, str]] = {
 class TRLGSPO(TrainerAgent):
     """GSPO, or another of `LOSS_TYPES`, through GRPOTrainer.
 
-    One update is one rollout, ``minibatches * epochs`` optimizer steps, as in `agents.gspo`.
-    ``prompts_per_update`` counts the prompts of all processes.
+    One update is one rollout, ``minibatches * epochs`` optimizer steps.
     """
 
     config: GSPOConfig
@@ -83,7 +82,7 @@ class TRLGSPO(TrainerAgent):
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
-            ValueError: The settings contradict each other, or are none of `HONOURED`.
+            ValueError: The settings contradict each other, or are none of `SUPPORTED`.
         """
         super().__init__(policy, config, config.max_new_tokens, on_error)
         self.core, self.options = core, options or TRLOptions()
@@ -99,7 +98,7 @@ class TRLGSPO(TrainerAgent):
                 "is sampled: set policy.constraint to None, or use agents.gspo"
             )
         for field in fields(config):
-            if field.name not in HONOURED and getattr(config, field.name) != field.default:
+            if field.name not in SUPPORTED and getattr(config, field.name) != field.default:
                 raise ValueError(
                     f"{field.name}={getattr(config, field.name)!r} has no counterpart in TRL's "
                     f"GRPOTrainer: leave it at {field.default!r}, or use agents.gspo"
@@ -126,12 +125,7 @@ class TRLGSPO(TrainerAgent):
         return self.options.fsdp != "off" or self.options.lora_rank > 0
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`.
-
-        Raises:
-            ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
-                over.
-        """
+        """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`."""
         from datasets import Dataset as Table
         from trl import GRPOTrainer  # seconds that only its users should pay
 
@@ -199,11 +193,7 @@ class TRLGSPO(TrainerAgent):
         return GRPOConfig(**settings, **self.share_out(world_size))
 
     def share_out(self, world_size: int) -> dict[str, int]:
-        """How many answers each process takes at a time, as arguments of ``GRPOConfig``.
-
-        Raises:
-            ValueError: They do not share out evenly.
-        """
+        """How many answers each process takes at a time, as arguments of ``GRPOConfig``."""
         config = self.config
         parts = config.minibatches * world_size
         prompts, left = divmod(config.prompts_per_update, parts)
@@ -292,9 +282,9 @@ def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) 
 class EnvironmentReward:
     """What the environment makes of answers, as a reward function of TRL.
 
-    It returns finished advantages, `group_advantages` with our floor, which GRPOTrainer has no
-    setting for. Told not to scale rewards, it subtracts the mean of each group, which is 0 already.
-    The rewards themselves are logged under the names that our own agents use.
+    It returns finished advantages, with our floor, which GRPOTrainer has no setting for. Told not
+    to scale rewards, it subtracts the mean of each group, which is 0 already. The rewards
+    themselves are logged under the names that our own agents use.
     """
 
     __name__ = "advantage"
@@ -319,14 +309,7 @@ class EnvironmentReward:
         log_metric: Callable[[str, float], None],
         **others: object,
     ) -> list[float]:
-        """Score whole groups of answers, the answers to one question next to each other.
-
-        Takes ``N`` conversations of one answer each, their tokens, and the column of
-        `QuestionRows`.
-
-        Raises:
-            ValueError: The answers do not come in whole groups.
-        """
+        """Score ``N`` answers in whole groups, those to one question next to each other."""
         groups = [
             question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
         ]

@@ -1,8 +1,9 @@
 """Rows that TRL's trainers read, made on demand: questions, and questions with perfect answers.
 
-Questions and answer sentences are those of the paper's released data script (arXiv 2601.19228),
-unless the environments' own are wanted. It words outlines only; boxes and points are asked for in
-the same sentences.
+Row ``i`` follows from the seed and ``i`` alone, so that an interrupted run goes on with the rows it
+would have had. Questions and answer sentences are those of the paper's released data script (arXiv
+2601.19228), unless the environments' own are wanted. It words outlines only; boxes and points are
+asked for in the same sentences.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ NAMES: dict[Form, tuple[str, str]] = {
 class QuestionRows:
     """Questions that TRL's GRPOTrainer asks, drawn with equal probability.
 
-    Row ``i`` follows from the seed and ``i`` alone: an interrupted run goes on with the questions
-    it would have had. Images are kept until the next batch: a group, and every pass over it, reads
-    its image once.
+    Images are kept until the next batch: a group, and every pass over it, reads its image once.
     """
 
     def __init__(
@@ -124,9 +123,8 @@ class QuestionRows:
 class DemonstrationRows:
     """Questions with perfect answers about a data set.
 
-    Row ``i`` follows from the seed and ``i`` alone: every pass over the data has an order, tasks
-    and wordings of its own, and an interrupted run goes on with the rows it would have had. Images
-    are loaded, and outlines traced, when a row is asked for.
+    Every pass over the data has an order, tasks and wordings of its own. Images are loaded, and
+    outlines traced, when a row is asked for.
     """
 
     dataset: Dataset

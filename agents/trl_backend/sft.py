@@ -42,11 +42,7 @@ class SupervisedFineTuning(TrainerAgent):
         max_new_tokens: int = 512,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; see `TrainerAgent`.
-
-        Raises:
-            ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
-        """
+        """Set up; see `TrainerAgent`."""
         super().__init__(policy, config, max_new_tokens, on_error)
         self.rows = rows_for(
             policy,
@@ -61,11 +57,7 @@ class SupervisedFineTuning(TrainerAgent):
         )
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`.
-
-        Raises:
-            ValueError: Weights are sharded, and Muon needs whole matrices.
-        """
+        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
         from datasets import Dataset as Table
         from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
 

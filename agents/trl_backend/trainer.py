@@ -147,11 +147,7 @@ class TrainerAgent(Agent):
         shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote.
-
-        Raises:
-            FileNotFoundError: The folder is not a whole checkpoint.
-        """
+        """Go on from what `save` wrote."""
         path = Path(path)
         facts = read_facts(path)
         if not self.trainer_holds_weights:

@@ -39,9 +39,13 @@ def test_every_loss_trains_and_reports_the_same_metrics(loss):
 
 
 def test_clips_are_those_of_the_loss_unless_given():
-    assert make_agent(loss="dapo").clips == (0.2, 0.28)
-    assert make_agent(loss="dapo", clip_high=0.5).clips == (0.2, 0.5)
-    assert make_agent(clip_low=0.0).clips == (0.0, 0.015)
+    def clips(**settings):
+        config = GSPOConfig(**settings)
+        return LOSSES[config.loss].clips_of(config)
+
+    assert clips(loss="dapo") == (0.2, 0.28)
+    assert clips(loss="dapo", clip_high=0.5) == (0.2, 0.5)
+    assert clips(clip_low=0.0) == (0.0, 0.015)
 
 
 def test_gspo_token_has_the_loss_and_gradient_of_gspo():

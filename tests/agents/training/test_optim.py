@@ -7,7 +7,7 @@ import torch
 from agents_fixtures import same_parameters, small_policy
 from torch import nn
 
-from agents.critic import ActorCritic, Critic
+from agents.critic import Critic
 from agents.training import optim
 from agents.training.engine import Engine
 from agents.training.optim import (
@@ -94,7 +94,7 @@ def untied_policy():
 def test_no_head_is_a_hidden_matrix_of_a_policy_or_its_critic(make):
     policy = make()
     critic = Critic(policy, "separate", hidden_width=8, rate=1.0, seed=0)
-    actor_critic = ActorCritic(policy.model, critic)
+    actor_critic = nn.ModuleDict({"model": policy.model, "critic": critic})
     hidden, rest = split_parameters(actor_critic, muon=True)
     names = {id(each): name for name, each in actor_critic.named_parameters()}
     assert len(hidden) + len(rest) == len(names)
