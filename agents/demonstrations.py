@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.policy.model import VLMPolicy
 from agents.policy.processing import chat_text, prepare_inputs
@@ -199,20 +200,14 @@ def collate(
         arrays = [demonstration.inputs[key] for demonstration, _ in chosen]
         values = torch.from_numpy(np.concatenate(arrays))
         inputs[key] = values.float() if values.is_floating_point() else values
-    pairs = [(row, dialogue) for row, (_, some) in enumerate(chosen) for dialogue in some]
-    width = max(len(dialogue.tokens) for _, dialogue in pairs)
-    tokens = np.full((len(pairs), width), pad_id)
-    mask = np.zeros((len(pairs), width), dtype=np.int64)
-    learn = np.zeros((len(pairs), width), dtype=np.bool_)
-    for number, (_, dialogue) in enumerate(pairs):
-        length = len(dialogue.tokens)
-        tokens[number, :length] = dialogue.tokens
-        mask[number, :length] = 1
-        learn[number, dialogue.answer_start : length] = True
-    rows = torch.tensor([row for row, _ in pairs])
-    return DemonstrationBatch(
-        inputs, rows, torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(learn)
-    )
+    rows = torch.tensor([row for row, (_, some) in enumerate(chosen) for _ in some])
+    dialogues = [dialogue for _, some in chosen for dialogue in some]
+    sequences = [torch.tensor(dialogue.tokens) for dialogue in dialogues]
+    tokens = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
+    places = torch.arange(tokens.shape[1])
+    mask = places < torch.tensor([[len(sequence)] for sequence in sequences])
+    learn = mask & (places >= torch.tensor([[dialogue.answer_start] for dialogue in dialogues]))
+    return DemonstrationBatch(inputs, rows, tokens, mask.long(), learn)
 
 
 def draw_batch(

@@ -128,7 +128,7 @@ def test_joined_prompts_are_scored_as_each_by_itself():
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_prepared_in_other_shapes_are_refused():
+def test_images_prepared_in_other_shapes_are_refused():
     policy = cloned_policy()
     first = small_inputs(policy)
     second = first | {"pixel_values": first["pixel_values"][..., :-1]}

@@ -35,8 +35,8 @@ class Network(nn.Module):
     def get_output_embeddings(self):
         return self.head
 
-    def forward(self, words, picture):
-        seen = self.table(words) + self.patches(picture).mean((-2, -1))
+    def forward(self, words, image):
+        seen = self.table(words) + self.patches(image).mean((-2, -1))
         return self.head(self.norm(self.hidden(seen)))
 
 
@@ -51,9 +51,9 @@ def network():
 
 def gradients(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    picture = torch.randn(5, 3, 4, 4, generator=generator)
+    image = torch.randn(5, 3, 4, 4, generator=generator)
     targets = torch.randint(5, (5,), generator=generator)
-    nn.functional.cross_entropy(model(torch.arange(5), picture), targets).backward()
+    nn.functional.cross_entropy(model(torch.arange(5), image), targets).backward()
 
 
 def test_only_hidden_matrices_go_to_muon():
