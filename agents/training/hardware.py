@@ -28,7 +28,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether whole passes through a model are faster in bfloat16 than in float32.
 
-    Passes also convert numbers, which costs a CPU more than AVX512_BF16 saves, but not AMX.
+    Passes also convert numbers: of a CPU's instructions, only AMX saves more than that costs.
     """
     return multiplies_bfloat16(device) and (device.type == "cuda" or _has("amx_bf16"))
 

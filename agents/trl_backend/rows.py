@@ -173,7 +173,7 @@ class DemonstrationRows:
             numbers = self.frame.for_image(sample.target.size)
         weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
         task = askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
-        # A place is another one in every pass.
+        # The place that a question gives differs from pass to pass.
         seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
         reference = refer_to(sample, task, seed, style=self.queries, frame=numbers)
         asked = word_question(sample, task, self.wording, rng, reference)
