@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.training.distributed import World
@@ -44,6 +45,7 @@ class Agent(ABC):
         """
         images, prompts = split_observations(observations)
         inputs = self.policy.prepare(images, prompts)
+        try_sharing(self.policy, inputs)
         completions = sample(
             self.policy, inputs, max_new_tokens=self.max_new_tokens, temperature=temperature
         )

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.model import VLMPolicy
+from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout
 from agents.settings import CriticKind
 
@@ -69,6 +70,7 @@ class Critic(nn.Module):
         self._own: VLMPolicy | None = None
         if self.model is not None:
             self._own = VLMPolicy(self.model, policy.processor, precision=policy.precision)
+            self._own.sharing_trial = policy.sharing_trial
 
     def values(self, scores: TokenScores, part: Rollout, *, detach: bool = False) -> Tensor:
         """Expected reward before each token, ``(N, T)`` float32, 0 on padding.
@@ -82,7 +84,7 @@ class Critic(nn.Module):
     def hidden(self, scores: TokenScores, part: Rollout) -> Tensor:
         """The states that values are read from, ``(N, T, D)``."""
         if self._own is not None:
-            scores = self._own.score(part.inputs, part.tokens, part.mask, hidden=True)
+            scores = score(self._own, part.inputs, part.tokens, part.mask, hidden=True)
         assert scores.hidden is not None, "the policy was scored without hidden=True"
         return scores.hidden
 

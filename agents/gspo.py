@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.advantages import degenerate_fraction, degenerate_groups, group_advantages
 from agents.losses import LOSSES, Metrics, policy_loss
 from agents.on_policy import OnPolicyAgent
-from agents.policy.model import TokenScores
+from agents.policy.scoring import TokenScores
 from agents.rollout import Rollout, join
 from agents.settings import GSPOConfig as GSPOConfig
 

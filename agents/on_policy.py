@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from agents.advantages import degenerate_fraction, group_std
 from agents.base import Agent, UpdateCallback, split_observations
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.checks import try_sharing
+from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
+from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout, join
 from agents.screening import NOT_THE_IMAGE, require_usable
 from agents.settings import OnPolicyConfig as OnPolicyConfig
@@ -69,13 +71,17 @@ class OnPolicyAgent(Agent):
                 + (f" on each of {self.world.size} ranks" if self.world.size > 1 else "")
             )
         self.max_new_tokens = config.max_new_tokens
+        self.update = 0
+        if policy.needs_trial:
+            first = np.arange(config.prompts_per_update) % len(env.dataset)
+            try_sharing(policy, self._ask(first[config.prompts_of(self.world)]))
         self._reference: VLMPolicy | None = None
         if config.kl_coefficient:  # copied before DeepSpeed shards the weights
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
             self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
             self._reference.constraint = policy.constraint
+            self._reference.sharing_trial = policy.sharing_trial
         self.engine = make_engine(self.trained_module(), config)
-        self.update = 0
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
 
@@ -321,7 +327,7 @@ class OnPolicyAgent(Agent):
         return found
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
-        return policy.score(part.inputs, part.tokens, part.mask, self.config.temperature)
+        return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """See `Agent.whole_weights`; all ranks must enter it."""

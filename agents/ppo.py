@@ -18,7 +18,8 @@ from agents.advantages import (
 from agents.critic import Critic, RidgeRegression
 from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
-from agents.policy.model import TokenScores, VLMPolicy
+from agents.policy.model import VLMPolicy
+from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout
 from agents.settings import PPOConfig as PPOConfig
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
@@ -202,7 +203,7 @@ class PPO(OnPolicyAgent):
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
-        return policy.score(part.inputs, part.tokens, part.mask, temperature, hidden=True)
+        return score(policy, part.inputs, part.tokens, part.mask, temperature, hidden=True)
 
 
 def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:

@@ -1,4 +1,4 @@
-"""A page in the browser on which a policy answers: choose a scene or a picture, type an expression.
+"""A page in the browser on which a policy answers: choose a scene or an image, type an expression.
 
 It needs no package besides the project's own, and the page loads nothing from elsewhere.
 
@@ -7,34 +7,45 @@ It needs no package besides the project's own, and the page loads nothing from e
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 from experiments.common.command import brief_errors
-from experiments.common.policies import (
-    EMBEDDED,
-    AnswerLength,
-    PrecisionChoice,
-    answer_length,
-    open_policy,
-)
-from experiments.demo_answers import Demo
+from experiments.common.policies import AnswerLength
 from rewards.composite import DEFAULT_REWARDS
+from seg_env.data.images import image_size, read_image_bytes
+from seg_env.data.scenes import Scenes
+from seg_env.envs.render import draw_overlay
+from seg_env.envs.scoring import Scorer
 from seg_env.frames import AUTO
+from seg_env.grammar.answers import read_answer
+from seg_env.tasks import PROMPTS
+from seg_env.types import Sample
+
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
 
 PAGE = Path(__file__).with_name("demo.html")
 MOST_BYTES = 16 * 2**20
-"""Longest request that is read; the page itself sends pictures of at most 1024 pixels a side."""
-LONGEST_OF_PHOTOS = 1024
-"""Tokens of the longest answer about pictures of which no outlines are known."""
+"""Longest request that is read; the page itself sends images of at most 1024 pixels a side."""
+LONGEST_ANSWER = 1024
+"""Tokens of the longest answer about images of which no outlines are known."""
+LONGEST_EXPRESSION = 300
+"""Characters of an expression; one that is longer is refused."""
 ONLY_INLINE = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
@@ -42,7 +53,7 @@ ONLY_INLINE = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 class Args:
     """Serve a page on which a policy answers."""
 
-    policy: str = EMBEDDED
+    policy: str = "embedded"
     """``embedded``, ``embedded-tasks``, a transformers folder, or a hub id."""
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
@@ -56,7 +67,7 @@ class Args:
     type."""
     max_new_tokens: AnswerLength = "auto"
     """Longest answer in tokens; auto: 128 for the shipped policies, 1024 for others."""
-    precision: PrecisionChoice = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """float32, bfloat16 under autocast, or auto."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
@@ -64,6 +75,113 @@ class Args:
     """Seed of sampled answers."""
     output_dir: Path | None = None
     """Folder that keeps questions and answers as answers.jsonl; by default none does."""
+
+
+class Demo:
+    """Answers one question at a time, since there is one policy."""
+
+    def __init__(
+        self,
+        policy: VLMPolicy,
+        rewards: Sequence[str],
+        max_new_tokens: int,
+        seed: int = 0,
+        output_dir: Path | None = None,
+    ) -> None:
+        """Set up; rewards judge answers where the truth is known."""
+        import torch
+
+        self.policy = policy
+        self.policy.model.eval()
+        self.scorer = Scorer(" ".join(rewards), policy.answer_frame)
+        self.max_new_tokens = max_new_tokens
+        self.output_dir = output_dir
+        self._generator = torch.Generator().manual_seed(seed)
+        self._lock = threading.Lock()
+
+    def scene(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The image of the scene with ``difficulty`` and ``index``, and its expressions."""
+        samples = _samples(asked)
+        return {
+            "expressions": [each.expression for each in samples],
+            "picture": data_uri(draw_overlay(samples[0].image)),
+        }
+
+    def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for ``expression`` in ``picture`` (a data address), or else in a scene.
+
+        Returns:
+            The ``text``, its ``issues``, the ``overlay``, and ``iou`` and ``rewards`` where the
+            expression is one of the scene's own.
+
+        Raises:
+            KeyError: Something is missing from what was asked.
+            ValueError: Something in it is not allowed.
+        """
+        expression, temperature = str(asked["expression"]), float(asked["temperature"])
+        if not 0 <= temperature <= 2 or len(expression) > LONGEST_EXPRESSION:
+            raise ValueError(
+                f"temperature {temperature} and {len(expression)} characters: use a temperature "
+                f"from 0 (the likeliest answer) to 2, and up to {LONGEST_EXPRESSION} characters"
+            )
+        samples = [] if asked.get("picture") else _samples(asked)
+        image = samples[0].image if samples else read_data_uri(str(asked["picture"]))
+        truth = next((each for each in samples if each.expression == expression), None)
+        with self._lock:
+            text = self._ask(image, expression, temperature)
+            read = read_answer(text, image.shape[:2], self.policy.answer_frame)
+            issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in read.issues]
+            found: dict[str, Any] = {"text": text, "issues": issues, "iou": None, "rewards": {}}
+            if truth is not None:
+                scores = self.scorer.judge([read], [truth])
+                found["iou"] = float(scores.iou[0])
+                found["rewards"] = {name: float(term[0]) for name, term in scores.terms.items()}
+            if self.output_dir is not None:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                with (self.output_dir / "answers.jsonl").open("a") as file:
+                    file.write(json.dumps({"expression": expression, **found}) + "\n")
+        overlay = draw_overlay(image, None if truth is None else truth.target, read)
+        return {**found, "overlay": data_uri(overlay)}
+
+    def _ask(self, image: NDArray[np.uint8], expression: str, temperature: float) -> str:
+        """The policy's answer."""
+        import torch
+
+        from experiments.evaluation.loop import answer
+
+        prompt = PROMPTS["text->mask"].format(expression=expression)
+        (text,), _ = answer(
+            self.policy,
+            self.policy.prepare([image], [prompt]),
+            temperature=temperature,
+            answers=1,
+            max_new_tokens=self.max_new_tokens,
+            noise=torch.rand(1, self.max_new_tokens, generator=self._generator),
+        )
+        return text
+
+
+def _samples(asked: Mapping[str, Any]) -> list[Sample]:
+    """One sample for each object of the scene asked for."""
+    return Scenes("val", asked["difficulty"]).samples_of(int(asked["index"]))
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """An image as the address of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_data_uri(address: str) -> NDArray[np.uint8]:
+    """The image in a data address, ``(H, W, 3) uint8``.
+
+    Raises:
+        ValueError: It holds no image that can be read.
+    """
+    data = base64.b64decode(address.partition(",")[2], validate=True)
+    name = "the picture that was sent"
+    return read_image_bytes(data, image_size(data, name), name)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,6 +236,8 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
 
 def main(args: Args) -> None:
     """Serve until interrupted."""
+    from experiments.common.policies import answer_length, open_policy  # seconds, for PyTorch
+
     console = Console()
     policy = open_policy(
         args.policy,
@@ -127,7 +247,7 @@ def main(args: Args) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     length = answer_length(args.max_new_tokens, args.policy)
-    longest = LONGEST_OF_PHOTOS if length == "auto" else length
+    longest = LONGEST_ANSWER if length == "auto" else length
     demo = Demo(policy, args.rewards, longest, args.seed, args.output_dir)
     server = make_server(demo, args.host, args.port)
     host, port = server.server_address[:2]

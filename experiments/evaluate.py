@@ -3,97 +3,285 @@
 With no arguments the embedded policy answers 512 held-out scenes. The folder ``runs/evaluate`` then
 holds ``scores.json``, ``per_sample.parquet`` (``.csv`` without pyarrow), ``report.md``,
 ``worst.png``, ``best.png`` and ``iou_histogram.png``, and ``answers.jsonl`` with what was answered.
+A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 
     python experiments/evaluate.py
-    python experiments/evaluate.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --split testA
-        --policy FOLDER --frame auto
-    python experiments/evaluate.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --split testA
-        --predictions answers.jsonl --frame permille
-
-A file of answers has one JSON object a line: {"id": sample id, "text": answer}; no model is loaded.
-Other tasks, and a table of all of them in ``tasks.md``, ``tasks.png`` and ``scores.json``:
-
-    python experiments/evaluate.py --task "point->mask"
-    python experiments/evaluate.py --task all
-
-Which frame answers seem to be written in, and whether images reach a model at all, is shown by
-
+    python experiments/evaluate.py --env SimpleSeg-RefCOCO-v0 --data-root DATA --policy FOLDER
+    python experiments/evaluate.py --predictions answers.jsonl --frame permille
     python experiments/evaluate.py --predictions answers.jsonl --frame guess
+    python experiments/evaluate.py --task all
     python experiments/evaluate.py --policy FOLDER --check-vision
-
-What the representation itself allows is printed by
-
     python experiments/evaluate.py --ceiling --epsilon 0 .001 .005 .01 .02
+    torchrun --nproc_per_node 8 experiments/evaluate.py --policy FOLDER
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from experiments.common.command import brief_errors
-from experiments.common.logs import progress_bar, write_json
-from experiments.evaluation.answers import match_answers, read_answers
-from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
-from experiments.evaluation.options import Args
+from experiments.common.logs import write_json
+from experiments.common.policies import AnswerLength, longest_answer
+from experiments.evaluation.answers import Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
-from experiments.evaluation.report import draw_pictures, print_scores, write_report
-from experiments.evaluation.samples import Item, load_samples, measure_answers, save_samples
-from experiments.evaluation.scores import gains, score
-from experiments.evaluation.tasks import EVERY_TASK, write_task_table
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.rules import open_questions
-from seg_env.frames import AUTO, AnswerFrame, ResizeSettings, find_answer_frame
+from seg_env.frames import AUTO, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
+from seg_env.tasks.queries import QueryStyle
 
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
+    from experiments.evaluation.scores import AnsweredQuestion
+
+# What draws, scores or opens a policy is imported where it is needed: it takes seconds.
+
+EVERY_TASK = "all"
+"""What ``--task`` is given to score each of them."""
+SCENES_QUESTIONS = 512
+"""Questions by default where the data set is endless."""
 GUESSED = 256
 """Answers that are read in every frame, the first ones."""
 
 
+@dataclass
+class MainOptions:
+    """What is asked, and who answers."""
+
+    env: str = "SimpleSeg-Scenes-v0"
+    """Environment id: what is asked."""
+    dataset: str | None = None
+    """Another data set than that of the environment, by the name that `open_dataset` knows."""
+    data_root: str | None = None
+    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    split: str = "val"
+    """Split to ask about."""
+    task: str | None = None
+    """What is given and asked for: text->mask (default), another of seg_env.tasks.TASKS, or ``all``
+    for a table of every task."""
+    questions: int | None = None
+    """The first so many samples; by default 512 scenes, and all of any other data set."""
+    policy: str | None = None
+    """Who answers: ``embedded`` (default), taught by expression only; ``embedded-tasks``, which
+    reads points, boxes and outlines too; a transformers folder; or a hub id."""
+    predictions: Path | None = None
+    """File of answers to score in place of a policy's."""
+    frame: str = AUTO
+    """What the numbers in answers are: auto (what the policy's folder records, else what its family
+    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
+    such as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
+    output_dir: Path = Path("runs/evaluate")
+    """Folder for what is written."""
+
+
+@dataclass
+class QuestionOptions:
+    """What else there is to say about the questions."""
+
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    difficulty: str | None = None
+    """Of scenes: easy (default), medium, hard."""
+    negatives: float | None = None
+    """Of scenes: share of questions about an object that is not there."""
+    image_size: int | None = None
+    """Side that images are letterboxed to; by default they keep their sizes."""
+    on_error: Literal["skip", "error"] = "skip"
+    """Images that are broken or that the processor refuses: left out and counted, or an error."""
+
+
+@dataclass
+class AnsweringOptions:
+    """How a policy answers."""
+
+    temperature: float = 0.0
+    """0 for greedy answers."""
+    answers: int = 1
+    """Answers per question."""
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer in tokens; auto: 128 for the shipped policies, and for others measured on
+    outlines of the ground truth in their own tokens."""
+    batch_size: int = 64
+    """Questions at a time."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
+    seed: int = 0
+    """Seed of sampling and of the bootstrap."""
+    resume: bool = False
+    """Keep the answers that the folder holds already and ask only for the others."""
+    check_vision: bool = False
+    """Only show whether the policy sees: how likely true answers are with their image, with another
+    one and with a blank one."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model; only for models you have read."""
+
+
+@dataclass
+class PredictionsOptions:
+    """How a file of answers is read."""
+
+    min_pixels: int = ResizeSettings.min_pixels
+    """For --predictions with --frame qwen2.5-vl: as the processor was set."""
+    max_pixels: int = ResizeSettings.max_pixels
+    """For --predictions with --frame qwen2.5-vl: as the processor was set."""
+    missing: Missing = "error"
+    """Questions without an answer in --predictions: an error, empty answers, or skipped."""
+    ignore_unknown: bool = False
+    """Pass over answers in --predictions to other questions than those asked."""
+
+
+@dataclass
+class ScoringOptions:
+    """What is measured."""
+
+    empty_union: float = 1.0
+    """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
+    details: bool = True
+    """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
+    pictures: bool = True
+    """Also draw the worst and best answers and the histogram."""
+    compare: Path | None = None
+    """Folder or per_sample file of another evaluation: paired gains over it."""
+    ceiling: bool = False
+    """Only measure what the representation allows."""
+    epsilon: tuple[float, ...] = (0.0, 0.001, 0.005, 0.01, 0.02)
+    """For --ceiling: tolerances of the outline's simplification, as shares of its perimeter."""
+    decimals: tuple[int, ...] = (3,)
+    """For --ceiling: digits after the point."""
+
+
+@dataclass
+class Args(MainOptions, QuestionOptions, AnsweringOptions, PredictionsOptions, ScoringOptions):
+    """Score the answers of a policy, or of any system."""
+
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that questions give are drawn and written."""
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether answers are those of a policy."""
+        return self.predictions is None and not self.ceiling
+
+    @property
+    def policy_frame(self) -> str:
+        """The frame to open a policy with: nothing is assumed while frames are compared."""
+        return AUTO if self.frame == GUESS else self.frame
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that are not left at their defaults."""
+        names = ("dataset", "split", "data_root", "split_by", "difficulty", "image_size")
+        given = {name: getattr(self, name) for name in (*names, "negatives", "task")}
+        given["queries"] = None if self.queries == QueryStyle() else asdict(self.queries)
+        return {name: value for name, value in given.items() if value is not None}
+
+    def count(self, core: ReferringCore) -> int:
+        """How many questions are asked.
+
+        Raises:
+            ValueError: There are not that many.
+        """
+        available = len(core.dataset)
+        if self.questions is not None and not 1 <= self.questions <= available:
+            raise ValueError(
+                f"--questions {self.questions}: {core.dataset.name} ({core.dataset.split}) has "
+                f"{available}; use 1 to {available}"
+            )
+        endless = core.dataset.name.startswith("scenes")
+        return self.questions or (min(SCENES_QUESTIONS, available) if endless else available)
+
+    def asked(self) -> dict[str, Any]:
+        """The settings that decide what a policy answers; JSON-able."""
+        names = ("env", "policy", "temperature", "answers", "max_new_tokens", "batch_size")
+        named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
+        named["frame"] = self.policy_frame
+        return {**self.environment(), **named}
+
+
+@dataclass
+class GroupedOptions:
+    """The options as the command line has them."""
+
+    main: tyro.conf.OmitArgPrefixes[MainOptions] = field(default_factory=MainOptions)
+    question: tyro.conf.OmitArgPrefixes[QuestionOptions] = field(default_factory=QuestionOptions)
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    answering: tyro.conf.OmitArgPrefixes[AnsweringOptions] = field(default_factory=AnsweringOptions)
+    predictions: tyro.conf.OmitArgPrefixes[PredictionsOptions] = field(
+        default_factory=PredictionsOptions
+    )
+    scoring: tyro.conf.OmitArgPrefixes[ScoringOptions] = field(default_factory=ScoringOptions)
+
+
+def parse(words: Sequence[str]) -> Args:
+    """Read the command line; ``--help`` shows the main options, ``--help-all`` every one."""
+    if not {"-h", "--help"}.isdisjoint(words):
+        description = f"{__doc__}\n--help-all shows all options."
+        tyro.cli(MainOptions, args=["--help"], description=description)
+    shown = ["--help" if word == "--help-all" else word for word in words]
+    groups = vars(tyro.cli(GroupedOptions, args=shown, description=__doc__))
+    options = {"queries": groups.pop("queries")}
+    for group in groups.values():
+        options |= vars(group)
+    return Args(**options)
+
+
 def main(args: Args) -> dict[str, Any]:
-    """Run the evaluation; returns what ``scores.json`` (or ``ceiling.json``) holds."""
+    """Run the evaluation.
+
+    Returns:
+        What ``scores.json`` (or ``ceiling.json``, ``frames.json``, ``vision.json``) holds; nothing
+        on other ranks than the main one.
+    """
     if args.policy is not None and args.predictions is not None:
         raise ValueError("--policy and --predictions are both given; answers come from one of them")
-    console = Console()
-    return run_every_task(args, console) if args.task == EVERY_TASK else run_task(args, console)
-
-
-def run_every_task(args: Args, console: Console) -> dict[str, Any]:
-    """Evaluate each task into a folder of its own, and write the table of all."""
-    if args.predictions is not None or args.compare is not None or args.ceiling:
+    if args.task == EVERY_TASK and not (args.asks_policy and args.compare is None):
         raise ValueError(
             f"--task {EVERY_TASK} asks a policy; --predictions, --compare and --ceiling are about "
             f"one task: name it"
         )
-    from experiments.evaluation.policy import open_answerer
+    run = run_every_task if args.task == EVERY_TASK else run_task
+    if args.asks_policy:
+        from experiments.common.launch import launched
 
-    policy = open_answerer(args, console)
+        with launched(None) as (_, console):
+            return run(args, console)
+    # What is in a file is scored by one process.
+    return run(args, Console()) if os.environ.get("RANK", "0") == "0" else {}
+
+
+def run_every_task(args: Args, console: Console) -> dict[str, Any]:
+    """Evaluate each task into a folder of its own, and write the table of all."""
+    from experiments.evaluation.report import write_task_table
+
+    policy = _open_policy(args, console)
     found: dict[Task, dict[str, Any]] = {}
     for task in TASKS:
         console.print(f"[bold]{task}[/bold]", highlight=False)
         folder = args.output_dir / task.replace("->", "-to-")
         found[task] = run_task(replace(args, task=task, output_dir=folder), console, policy)
-    return write_task_table(args.output_dir, found, console)
+    return write_task_table(args.output_dir, found, console) if all(found.values()) else {}
 
 
-def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]:
+def run_task(args: Args, console: Console, policy: VLMPolicy | None = None) -> dict[str, Any]:
     """Evaluate one task; ``policy`` is the one that the arguments name, if it is open already."""
-    frame: AnswerFrame | None = None
-    asks_policy = args.predictions is None and not args.ceiling
-    if not asks_policy:
-        frame = frame_of_file(args, "unit" if args.ceiling else AUTO)
-    elif policy is None:
-        # This imports torch, which scoring a file of answers does without.
-        from experiments.evaluation.policy import open_answerer
-
-        policy = open_answerer(args, console)
-    core = open_questions(args.env, **args.environment(), frame=frame or policy.answer_frame)
+    if args.asks_policy:
+        policy = policy or _open_policy(args, console)
+        frame = policy.answer_frame
+    else:
+        name = args.policy_frame
+        name = "unit" if args.ceiling and name == AUTO else name
+        settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+        frame = find_answer_frame(name, resize=settings)
+    core = open_questions(args.env, **args.environment(), frame=frame)
     if len(core.tasks.tasks) > 1:
         raise ValueError(f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone")
     questions = args.count(core)
@@ -101,37 +289,89 @@ def run_task(args: Args, console: Console, policy: Any = None) -> dict[str, Any]
     if args.ceiling:
         core.require_outlines("--ceiling")
         return run_ceiling(args, core, questions, console)
-    unusable = LeftOut(args.on_error)
-    if args.predictions is not None:
-        path = args.predictions
-        leave_out_unreadable(core, questions, unusable)
-    else:
-        from experiments.evaluation.policy import answer, show_vision
-
+    left_out = LeftOut(args.on_error)
+    path = args.predictions
+    if path is not None:
+        _leave_out_unreadable(core, questions, left_out)
+    elif policy is not None:
         if args.check_vision:
             return show_vision(args, core, policy, console)
-        path, unusable = answer(args, core, questions, console, policy)
-    left_out = unusable.reasons
-    names = [name_of(core.dataset, index) for index in range(questions)]
-    answers = {key: given for key, given in read_answers(path).items() if key not in left_out}
-    asked = {index: name for index, name in enumerate(names) if name not in left_out}
-    found = match_answers(
-        answers,
-        list(asked.values()),
-        count=args.answers,
-        missing=args.missing,
-        # A folder may hold more answers of a policy than are asked for this time.
-        ignore_unknown=args.ignore_unknown or args.predictions is None,
+        path = ask_policy(args, core, questions, console, policy, left_out)
+    return {} if path is None else run_answers(args, core, questions, path, left_out, console)
+
+
+def _open_policy(args: Args, console: Console) -> VLMPolicy:
+    """The policy that the command line names; says which frame it writes in."""
+    from experiments.common.policies import EMBEDDED, open_policy
+
+    return open_policy(
+        args.policy or EMBEDDED,
+        args.precision,
+        frame=args.policy_frame,
+        console=console,
+        trust_remote_code=args.trust_remote_code,
     )
-    places = list(asked)
-    items = [Item(places[position], given) for position, given in found]
-    if args.frame == GUESS:
-        return run_guess(args, core, items, console)
-    missing = sum(name not in answers for name in asked.values())
-    return run_scoring(args, core, items, missing, console, left_out)
 
 
-def leave_out_unreadable(core: ReferringCore, questions: int, left_out: LeftOut) -> None:
+def ask_policy(
+    args: Args,
+    core: ReferringCore,
+    questions: int,
+    console: Console,
+    policy: VLMPolicy,
+    left_out: LeftOut,
+) -> Path | None:
+    """Let the policy answer the first questions into a file; see `collect_answers`."""
+    from experiments.common.policies import EMBEDDED, answer_length
+    from experiments.evaluation.loop import collect_answers
+
+    length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
+    return collect_answers(
+        policy,
+        core,
+        args.output_dir,
+        asked=args.asked(),
+        resume=args.resume,
+        questions=questions,
+        answers=args.answers,
+        temperature=args.temperature,
+        max_new_tokens=longest_answer(length, policy, core, console),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        console=console,
+        left_out=left_out,
+    )
+
+
+def show_vision(
+    args: Args, core: ReferringCore, policy: VLMPolicy, console: Console
+) -> dict[str, Any]:
+    """Show whether the policy sees, and write ``vision.json``.
+
+    Raises:
+        SystemExit: It does not.
+        ValueError: There are not two questions about different images.
+    """
+    from agents.training.distributed import World
+    from experiments.common.policies import compare_on_questions
+
+    report = compare_on_questions(policy, core)
+    if World.current().is_main:
+        write_json(args.output_dir / "vision.json", report.to_json())
+    table = Table(title="True answers, scored with other images")
+    for heading in ("image", "nats a token", "largest change of a token"):
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    table.add_row("their own", f"{report.own:.4f}", f"{report.rounding:.2g} (rounding)")
+    table.add_row("another one", f"{report.other:.4f}", f"{report.change_other:.2g}")
+    table.add_row("a blank one", f"{report.blank:.4f}", f"{report.change_blank:.2g}")
+    console.print(table)
+    console.print(report.sentence, highlight=False, soft_wrap=True)
+    if not report.sees:
+        raise SystemExit(1)
+    return report.to_json()
+
+
+def _leave_out_unreadable(core: ReferringCore, questions: int, left_out: LeftOut) -> None:
     """Leave out images of which the family that answered makes nothing: they have no frame."""
     for index in range(questions):
         try:
@@ -141,15 +381,40 @@ def leave_out_unreadable(core: ReferringCore, questions: int, left_out: LeftOut)
             left_out.add(name_of(core.dataset, index), error)
 
 
-def frame_of_file(args: Args, default: str) -> AnswerFrame:
-    """The frame of answers that come without their model; ``default`` stands for ``auto``."""
-    settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    name = args.policy_frame
-    return find_answer_frame(default if name == AUTO else name, resize=settings)
+def run_answers(
+    args: Args,
+    core: ReferringCore,
+    questions: int,
+    path: Path,
+    left_out: LeftOut,
+    console: Console,
+) -> dict[str, Any]:
+    """Score the answers in a file, or read them in every frame where ``--frame guess`` is given."""
+    from experiments.evaluation.scores import AnsweredQuestion
+
+    answers = read_answers(path)
+    names = {index: name_of(core.dataset, index) for index in range(questions)}
+    for name in left_out.reasons:
+        answers.pop(name, None)
+    asked = {index: name for index, name in names.items() if name not in left_out.reasons}
+    found = match_answers(
+        answers,
+        list(asked.values()),
+        count=args.answers,
+        missing=args.missing,
+        # A folder may hold more answers of a policy than are asked for this time.
+        ignore_unknown=args.ignore_unknown or args.predictions is None,
+    )
+    places = list(asked)
+    items = [AnsweredQuestion(places[position], given) for position, given in found]
+    if args.frame == GUESS:
+        return run_guess(args, core, items, console)
+    missing = sum(name not in answers for name in asked.values())
+    return run_scoring(args, core, items, missing, console, left_out)
 
 
 def run_guess(
-    args: Args, core: ReferringCore, items: list[Item], console: Console
+    args: Args, core: ReferringCore, items: list[AnsweredQuestion], console: Console
 ) -> dict[str, Any]:
     """Read the answers in every frame, show what comes of it, and write ``frames.json``."""
     some = items[:GUESSED]
@@ -174,46 +439,31 @@ def run_guess(
 def run_scoring(
     args: Args,
     core: ReferringCore,
-    items: list[Item],
+    items: list[AnsweredQuestion],
     missing: int,
     console: Console,
-    left_out: Mapping[str, str],
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     """Measure the answers, write everything, print what matters most."""
-    with _progress(console, "scoring", len(items)) as advance:
-        columns = measure_answers(
-            core,
-            items,
-            details=args.details and core.tasks.forms == ("mask",),
-            empty_union=args.empty_union,
-            warn=lambda advice: console.print(f"[yellow]{advice}[/yellow]", highlight=False),
-            on_chunk=lambda count, giou: advance(count, f"gIoU {giou:.3f}"),
-        )
-    scores = _settings(args, core, items, missing) | {"left_out": dict(left_out)}
-    scores |= score(columns, args.answers, args.empty_union, args.seed)
-    if args.compare is not None:
-        other = load_samples(args.compare)
-        scores["compared_with"] = str(args.compare)
-        scores["gains"] = gains(other, columns, args.answers, args.empty_union, args.seed)
-    folder = args.output_dir
-    samples = save_samples(folder, columns)
-    write_json(folder / "scores.json", scores)
-    if args.pictures:
-        draw_pictures(folder, core, items, columns, scores)
-    write_report(folder / "report.md", scores, pictures=args.pictures)
-    print_scores(console, scores)
-    if samples.suffix == ".csv":
-        console.print(f"{samples}: pyarrow, of the extra [hub], would make it a parquet file")
-    console.print(f"report: {folder / 'report.md'}", highlight=False)
-    return scores
+    from experiments.evaluation.report import draw_images, print_scores, write_report
+    from experiments.evaluation.scores import (
+        gains,
+        load_samples,
+        measure_answers,
+        save_samples,
+        score,
+    )
 
-
-def _settings(args: Args, core: ReferringCore, items: list[Item], missing: int) -> dict[str, Any]:
-    """What was measured, and how."""
+    columns = measure_answers(
+        core,
+        items,
+        details=args.details and core.tasks.forms == ("mask",),
+        empty_union=args.empty_union,
+        console=console,
+    )
     decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
-    from_file = args.predictions is not None
-    return {
-        "source": str(args.predictions) if from_file else f"policy {args.policy or 'embedded'}",
+    scores: dict[str, Any] = {
+        "source": str(args.predictions or f"policy {args.policy or 'embedded'}"),
         "env": args.env,
         "task": str(core.tasks),
         "dataset": core.dataset.name,
@@ -223,26 +473,40 @@ def _settings(args: Args, core: ReferringCore, items: list[Item], missing: int) 
         "missing": missing,
         "missing_rule": args.missing,
         "answers_per_question": args.answers,
-        "decoding": "" if from_file else decoding,
+        "decoding": decoding if args.asks_policy else "",
         "frame": core.answer_frame.description,
         "seed": args.seed,
+        "left_out": left_out.reasons,
     }
+    scores |= score(columns, args.answers, args.empty_union, args.seed)
+    if args.compare is not None:
+        other = load_samples(args.compare)
+        scores["compared_with"] = str(args.compare)
+        scores["gains"] = gains(other, columns, args.answers, args.empty_union, args.seed)
+    folder = args.output_dir
+    samples = save_samples(folder, columns)
+    write_json(folder / "scores.json", scores)
+    if args.pictures:
+        draw_images(folder, core, items, columns, scores)
+    write_report(folder / "report.md", scores, images=args.pictures)
+    print_scores(console, scores)
+    if samples.suffix == ".csv":
+        console.print(f"{samples}: pyarrow, of the extra [hub], would make it a parquet file")
+    console.print(f"report: {folder / 'report.md'}", highlight=False)
+    return scores
 
 
 def run_ceiling(
     args: Args, core: ReferringCore, questions: int, console: Console
 ) -> dict[str, Any]:
     """Measure what the representation allows, print it, and write ``ceiling.json``."""
+    from experiments.evaluation.ceiling import ceiling_table, measure_ceilings
+
     numbers_are_whole = core.answer_frame.widest().integer
-    with _progress(console, "outlining", questions) as advance:
-        rows = measure_ceilings(
-            core,
-            questions,
-            args.epsilon,
-            args.decimals[:1] if numbers_are_whole else args.decimals,
-            empty_union=args.empty_union,
-            on_question=lambda: advance(1, ""),
-        )
+    decimals = args.decimals[:1] if numbers_are_whole else args.decimals
+    rows = measure_ceilings(
+        core, questions, args.epsilon, decimals, empty_union=args.empty_union, console=console
+    )
     found = {
         "env": args.env,
         "dataset": core.dataset.name,
@@ -262,16 +526,6 @@ def run_ceiling(
     return found
 
 
-@contextmanager
-def _progress(
-    console: Console, description: str, total: int
-) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar; yields what moves it on."""
-    with progress_bar(console) as progress:
-        task = progress.add_task(description, total=total, status="")
-        yield lambda count, status: progress.update(task, advance=count, status=status)
-
-
 if __name__ == "__main__":
     with brief_errors():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse(sys.argv[1:]))

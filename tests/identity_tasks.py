@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from agents_fixtures import parameters_of, small_policy
 
+from agents.policy.scoring import score
 from seg_env.envs.credit import VertexCredit
 
 DIGITS = "0123456789"
@@ -142,7 +143,7 @@ def _careless_weights():
         noise = digit_tokens(policy, DIGITS)[torch.randint(10, truth.shape, generator=generator)]
         wrong = torch.rand(truth.shape, generator=generator) < 0.25
         answers = torch.where(wrong, noise, truth)
-        loss = -policy.score(inputs, answers, torch.ones_like(answers)).log_probs.mean()
+        loss = -score(policy, inputs, answers, torch.ones_like(answers)).log_probs.mean()
         loss.backward()
         optimizer.step()
         schedule.step()

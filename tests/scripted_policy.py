@@ -11,7 +11,7 @@ import torch
 from agents_fixtures import SMALL, small_policy
 from family_models import qwen2_5_vl
 from PIL import Image
-from test_released import QwenProcessor
+from released_folders import QwenProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from agents.policy.model import VLMPolicy
@@ -131,18 +131,26 @@ class Script:
         self.policy = policy
         self.rows = []
 
-    def start(self, rows):
-        repeats = rows // len(self.rows)
-        return torch.tensor([[row // repeats, 0] for row in range(rows)])
+    def walk(self, rows):
+        return ScriptWalk(self, rows)
 
-    def allowed(self, states):
-        mask = torch.zeros(len(states), len(self.policy.forbidden), dtype=torch.bool)
-        for place, (row, step) in enumerate(states.tolist()):
-            mask[place, self.rows[row][min(step, len(self.rows[row]) - 1)]] = True
+
+class ScriptWalk:
+    """How far each answer has come."""
+
+    def __init__(self, script, rows):
+        self.script, self.repeats = script, rows // len(script.rows)
+        self.steps = torch.zeros(rows, dtype=torch.long)
+
+    def allowed(self, rows):
+        mask = torch.zeros(len(rows), len(self.script.policy.forbidden), dtype=torch.bool)
+        for place, (row, step) in enumerate(zip(rows.tolist(), self.steps[rows], strict=True)):
+            text = self.script.rows[row // self.repeats]
+            mask[place, text[min(int(step), len(text) - 1)]] = True
         return mask
 
-    def advance(self, states, tokens):
-        return states + torch.tensor([0, 1])
+    def advance(self, rows, tokens):
+        self.steps[rows] += 1
 
 
 class ScriptedPolicy(VLMPolicy):

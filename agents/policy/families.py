@@ -1,7 +1,7 @@
 """What differs between families of vision-language models: a table, and what shows from outside.
 
 Nothing else in the project asks which family a model is of. Families in the table are tested;
-others are tried once on the first prompts they get (see `agents.policy.sharing`).
+others are tried when an agent is built (see `agents.policy.checks.try_sharing`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Inputs with one entry per token of a prompt; all others are about pictures."""
+"""Inputs with one entry per token of a prompt; all others are about images."""
 
 GRIDS = ("image_grid_thw", "image_grid_hws")
-"""Inputs that count the patches of each picture: Qwen's in time, height and width, Kimi-VL's in
+"""Inputs that count the patches of each image: Qwen's in time, height and width, Kimi-VL's in
 height and width."""
 IMAGE_ROWS = "image_rows"
 """Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
-where pictures are cut into tiles that follow each other (`agents.policy.image_tokens`)."""
-ROWS_PER_PICTURE = {
+where images are cut into tiles that follow each other (`agents.policy.processing`)."""
+ROWS_PER_IMAGE = {
     "pixel_values": (*GRIDS, IMAGE_ROWS),
     "pixel_values_videos": ("video_grid_thw",),
 }
-"""Inputs in which the rows of all pictures follow each other, with what counts them."""
+"""Inputs in which the rows of all images follow each other, with what counts them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def is_tested(model: Any) -> bool:
 
 
 def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs about the tokens of prompts, and inputs about their pictures, as models take them."""
+    """Inputs about the tokens of prompts, and inputs about their images, as models take them."""
     inputs = model_inputs(inputs)
     text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
     return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
@@ -81,7 +81,7 @@ def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add what a model reads positions from and a processor may have left out.
 
-    Without ``mm_token_type_ids`` models of Qwen's form silently place a picture as if it were text;
+    Without ``mm_token_type_ids`` models of Qwen's form silently place a image as if it were text;
     others of the kind, such as Kimi's, know no such input.
     """
     if (
@@ -89,8 +89,8 @@ def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         and "mm_token_type_ids" not in inputs
         and "mm_token_type_ids" in inspect.signature(model.forward).parameters
     ):
-        pictures = inputs["input_ids"] == model.config.image_token_id
-        return inputs | {"mm_token_type_ids": pictures.int()}
+        images = inputs["input_ids"] == model.config.image_token_id
+        return inputs | {"mm_token_type_ids": images.int()}
     return inputs
 
 
@@ -110,7 +110,7 @@ def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Positions of tokens as the model's own ``generate`` finds them.
 
     Returns:
-        ``(B, P)``, or ``(axes, B, P)`` for models that place a picture in time, height and width.
+        ``(B, P)``, or ``(axes, B, P)`` for models that place a image in time, height and width.
     """
     tokens = inputs["input_ids"]
     positions: Tensor = model._prepare_position_ids_for_generation(tokens, dict(inputs))
@@ -170,8 +170,8 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
     """Rows of some prompts, by their indices ``(b,)``; an index may occur repeatedly.
 
     Args:
-        inputs: What `VLMPolicy.prepare` returned for ``B`` prompts with one picture each. Patches
-            of all pictures may follow each other in one tensor, as Qwen's processors have it.
+        inputs: What `VLMPolicy.prepare` returned for ``B`` prompts with one image each. Patches
+            of all images may follow each other in one tensor, as Qwen's processors have it.
         prompts: Which prompts.
 
     Raises:
@@ -186,16 +186,16 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
 
 def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """Rows of a flattened input that belong to some prompts, in their order."""
-    names = ROWS_PER_PICTURE.get(key, ())
+    names = ROWS_PER_IMAGE.get(key, ())
     counted = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
     sizes = counted.prod(-1) if counted is not None and counted.ndim > 1 else counted
     if sizes is None or len(sizes) != count or int(sizes.sum()) != total:
         raise ValueError(
             f"{key!r} has {total} rows for {count} prompts and nothing tells whose they are; "
-            f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_PICTURE)} beside "
+            f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_IMAGE)} beside "
             "what counts them for each prompt. Ask one prompt at a time, or add the input to "
-            "ROWS_PER_PICTURE"
+            "ROWS_PER_IMAGE"
         )
     starts = sizes.cumsum(0) - sizes
     pairs = zip(starts[prompts].tolist(), sizes[prompts].tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""How a checkpoint is opened: its class, its code and its processor.
+"""How a checkpoint is opened: its class, its code, its processor, and the frame it records.
 
 What cannot be opened raises `CheckpointError`, whose message is one line: what is missing, and what
 to do about it.
@@ -35,6 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from seg_env.errors import ExplainedError
+from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_frame_name
 
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 """How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
@@ -53,6 +54,10 @@ INSTALL = {
     "tiktoken": "pip install tiktoken",
 }
 """Packages that processors and tokenizers of some families need, and how to get them."""
+
+ANSWER_FRAME = "answer_frame"
+"""Entry of a configuration: the frame that the model was trained in, one of
+`seg_env.frames.FAMILIES` or ``pixel:WxH``. It need not be the one that its family writes."""
 
 _LONGEST_REASON = 240
 
@@ -191,6 +196,45 @@ def open_policy_processor(name_or_path: str | Path, *, trust_remote_code: bool =
     return processor
 
 
+def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> AnswerFrame:
+    """The frame of the numbers that a policy writes.
+
+    Args:
+        name: What was asked for, ``auto`` for what the model records, else what its family writes.
+        model: The model.
+        processor: Its processor, which may resize images.
+        name_or_path: Folder or hub id it was opened from.
+
+    Raises:
+        ValueError: There is no such frame.
+    """
+    return find_answer_frame(
+        name,
+        model_type=model.config.model_type,
+        model_name=name_or_path,
+        recorded=recorded_frame(model),
+        resize=ResizeSettings.from_processor(getattr(processor, "image_processor", None)),
+    )
+
+
+def record_frame(model: Any, frame: AnswerFrame) -> None:
+    """Let the configuration of a model that training has changed say what its numbers mean."""
+    if is_frame_name(frame.family):
+        setattr(model.config, ANSWER_FRAME, frame.family)
+
+
+def copy_record(source: Any, target: Any) -> None:
+    """Let a model's configuration record the frame that another one's does, if that does."""
+    if (recorded := recorded_frame(source)) is not None:
+        setattr(target.config, ANSWER_FRAME, recorded)
+
+
+def recorded_frame(model: Any) -> str | None:
+    """What `record_frame` left in a model's configuration."""
+    found = getattr(model.config, ANSWER_FRAME, None)
+    return found if isinstance(found, str) else None
+
+
 def check_checkpoint(name_or_path: str | Path) -> None:
     """Make sure that a name stands for a model's folder, or may stand for one on the hub.
 
@@ -260,8 +304,9 @@ def _check_folder(path: Path) -> None:
             _read_settings(path / name)
         return
     if (path / "adapter_config.json").is_file():
+        base = _read_settings(path / "adapter_config.json").get("base_model_name_or_path")
         raise CheckpointError(
-            f"{path}: holds an adapter of {_base_model(path)} and no model; merge the two first "
+            f"{path}: holds an adapter of {base} and no model; merge the two first "
             "(PEFT's merge_and_unload, then save_pretrained with the processor), or give the base "
             "model itself"
         )
@@ -281,11 +326,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__} instead of settings")
     return found
-
-
-def _base_model(path: Path) -> str:
-    """Name of the model that an adapter belongs to."""
-    return str(_read_settings(path / "adapter_config.json").get("base_model_name_or_path"))
 
 
 def _check_processor_files(name_or_path: str | Path) -> None:
@@ -314,12 +354,8 @@ def _has_pillow_variant(processor: Any) -> bool:
         return False
     kind = type(getattr(processor, "image_processor", None))
     ours = type(processor).__module__.startswith("transformers.")
-    return ours and kind.__module__.startswith("transformers.") and _pillow_class_exists(kind)
-
-
-def _pillow_class_exists(kind: type) -> bool:
-    """Whether transformers has an image processor of the same name for Pillow."""
-    return not kind.__name__.endswith("Pil") and hasattr(transformers, f"{kind.__name__}Pil")
+    ours = ours and kind.__module__.startswith("transformers.")
+    return ours and hasattr(transformers, f"{kind.__name__}Pil")
 
 
 def _is_downloaded(name: str) -> bool:

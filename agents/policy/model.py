@@ -1,6 +1,6 @@
 """The policy: any transformers image-text-to-text model, asked in groups.
 
-The unit is a *group*: ``G`` completions of one prompt. The picture and the prompt are encoded once
+The unit is a *group*: ``G`` completions of one prompt. The image and the prompt are encoded once
 per prompt; completions continue from that shared prefix, when sampling and when scoring.
 """
 
@@ -22,24 +22,26 @@ from transformers import Cache
 
 from agents.policy.families import (
     complete_inputs,
+    is_tested,
     next_positions,
+    obstacle_to_sharing,
     split_inputs,
     token_positions,
     vision_parameters,
 )
-from agents.policy.frame_record import policy_frame, record_frame
-from agents.policy.image_tokens import ImageTokensError, check_image_tokens, number_image_rows
-from agents.policy.loading import open_checkpoint
-from agents.policy.loading import quiet_progress as quiet_progress
-from agents.policy.processing import prepare_inputs, special_tokens
-from agents.policy.scoring import TokenScores as TokenScores
-from agents.policy.scoring import score_plain, score_shared
-from agents.policy.sharing import reason_against_sharing
-from agents.policy.vision_cache import PictureFeatures
+from agents.policy.loading import open_checkpoint, policy_frame, quiet_progress, record_frame
+from agents.policy.processing import (
+    ImageTokensError,
+    check_image_tokens,
+    number_image_rows,
+    prepare_inputs,
+    special_tokens,
+)
+from agents.policy.vision_cache import ImageFeatures
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 
 if TYPE_CHECKING:
-    from agents.policy.constraints import TokenConstraint
+    from agents.policy.constraint import TokenConstraint
 
 Precision = Literal["float32", "bfloat16"]
 FORBIDDEN_LOGIT = -1e9
@@ -77,7 +79,8 @@ class VLMPolicy:
             rule allows, when sampling and when scoring.
         end_ids: Tokens that end an answer.
         pad_id: Token that fills up what comes after.
-        trial: What came of trying to share prompts with a family nobody has tested.
+        sharing_trial: What is wrong with sharing prompts in a family that is in no table, "" if
+            nothing is; None as long as `agents.policy.checks.try_sharing` has not tried it.
         trust_remote_code: Whether code that came with the checkpoint was allowed.
         answer_frame: What the numbers that it writes mean; it is trained and measured in this.
     """
@@ -109,9 +112,9 @@ class VLMPolicy:
         self.pad_id: int = self.end_ids[0] if pad is None else pad
         self.forbidden = self._forbidden_tokens()
         self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
-        self.trial: str | None = None
+        self.sharing_trial: str | None = None
         self.trust_remote_code = False
-        self._features = PictureFeatures()
+        self._features = ImageFeatures()
         self._noticed: set[str] = set()
 
     @classmethod
@@ -176,10 +179,10 @@ class VLMPolicy:
     def prepare(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Turn ``B`` pictures and questions into model inputs, padded on the left.
+        """Turn ``B`` images and questions into model inputs, padded on the left.
 
         Raises:
-            ImageTokensError: A prompt has another number of image tokens than its picture has
+            ImageTokensError: A prompt has another number of image tokens than its image has
                 features; its ``row`` says which.
         """
         inputs = self.prepare_on_cpu(images, prompts)
@@ -211,14 +214,14 @@ class VLMPolicy:
         return None
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
-        """Run pictures and prompts through the model once, keeping keys and values."""
+        """Run images and prompts through the model once, keeping keys and values."""
         inputs = complete_inputs(self.model, inputs)
         text, _ = split_inputs(inputs)
         positions = token_positions(self.model, inputs)
         with self.autocast():
             output = self.model(
                 **text,
-                **self.picture_inputs(inputs),
+                **self.image_inputs(inputs),
                 position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,
@@ -226,66 +229,42 @@ class VLMPolicy:
         logits = output.logits[:, -1].float()
         return Prefix(output.past_key_values, inputs["attention_mask"], logits, positions)
 
-    def score(
-        self,
-        inputs: dict[str, Tensor],
-        tokens: Tensor,
-        mask: Tensor,
-        temperature: float = 1.0,
-        *,
-        hidden: bool = False,
-    ) -> TokenScores:
-        """Log-probabilities and entropies of completions.
-
-        Differentiable; gradients flow through the shared prefix and, unless it is frozen, the
-        vision tower.
-
-        Args:
-            inputs: ``B`` prepared prompts.
-            tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
-            mask: ``(N, T)``, 1 for real tokens, padded on the right.
-            temperature: What logits are divided by.
-            hidden: Return the hidden states that tokens were predicted from, too.
-        """
-        shares = self.shares_prefix(inputs, tokens.shape[1])
-        tokens = tokens.masked_fill(mask == 0, self.pad_id)
-        score = score_shared if shares else score_plain
-        return score(self, inputs, tokens, mask, temperature, hidden)
-
-    def score_plain(
-        self,
-        inputs: dict[str, Tensor],
-        tokens: Tensor,
-        mask: Tensor,
-        temperature: float = 1.0,
-        *,
-        hidden: bool = False,
-    ) -> TokenScores:
-        """The same as `score`, by an ordinary forward pass that repeats the prompt ``G`` times."""
-        tokens = tokens.masked_fill(mask == 0, self.pad_id)
-        return score_plain(self, inputs, tokens, mask, temperature, hidden)
+    @property
+    def needs_trial(self) -> bool:
+        """Whether it must be tried if answers can share their prompt."""
+        return self.shared_prefix and self.sharing_trial is None and not is_tested(self.model)
 
     def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
         """Whether answers share their prompt; says once why, if it was asked for and cannot be."""
         if not self.shared_prefix:
             return False
-        reason = reason_against_sharing(self, inputs, new_tokens)
-        if reason is not None and reason not in self._noticed:
+        reason = self.obstacle_to_sharing(inputs, new_tokens)
+        if reason is None and not is_tested(self.model):
+            reason = self.sharing_trial
+            if reason is None:
+                reason = "its family is in no table, and nobody has tried to share prompts with it"
+        if not reason:
+            return True
+        if reason not in self._noticed:
             self._noticed.add(reason)
             name = self.model.config.model_type
             warnings.warn(
                 f"every answer of this {name!r} policy gets a prompt of its own: {reason}",
                 stacklevel=3,
             )
-        return reason is None
+        return False
+
+    def obstacle_to_sharing(self, inputs: dict[str, Tensor], new_tokens: int) -> str | None:
+        """What in the model's structure keeps answers of so many tokens from sharing prompts."""
+        return obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
 
     def freeze_vision(self) -> None:
-        """Stop training tower and projector; their features are then kept picture by picture."""
+        """Stop training tower and projector; their features are then kept image by image."""
         for parameter in vision_parameters(self.model):
             parameter.requires_grad_(False)
 
-    def picture_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """What the model is given about pictures: kept features where the tower is frozen."""
+    def image_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model is given about images: kept features where the tower is frozen."""
         with self.autocast():
             return self._features(self.model, inputs, self.precision)
 
@@ -301,40 +280,6 @@ class VLMPolicy:
         """
         excluded = self.forbidden if allowed is None else ~allowed
         return torch.log_softmax(logits.masked_fill(excluded, FORBIDDEN_LOGIT) / temperature, -1)
-
-    def allowed_now(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens that the constraint allows next, and where that leaves a choice.
-
-        Args:
-            states: ``(n, K)`` states of the constraint; None without one.
-
-        Returns:
-            ``(n, V)`` bool and ``(n,)`` bool, both None without a constraint.
-        """
-        if self.constraint is None or states is None:
-            return None, None
-        allowed = self.constraint.allowed(states) & ~self.forbidden
-        return allowed, allowed.sum(-1) > 1
-
-    def allowed_along(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What `allowed_now` says before each of the ``M`` real tokens of ``(N, T)`` answers.
-
-        Returns:
-            ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real
-            tokens that were chosen among several.
-        """
-        free = mask.long().clone()
-        if self.constraint is None:
-            return None, free
-        states, before = self.constraint.start(len(tokens)), []
-        for step, real in enumerate(mask.bool().unbind(1)):
-            before.append(states)
-            states = states.clone()
-            states[real] = self.constraint.advance(states[real], tokens[real, step])
-        allowed, chosen = self.allowed_now(torch.stack(before, 1)[mask.bool()])
-        if chosen is not None:
-            free[mask.bool()] = chosen.long()
-        return allowed, free
 
     def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
         """Answers as text, without the end token."""

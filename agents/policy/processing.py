@@ -1,29 +1,40 @@
-"""Questions about pictures as the inputs of a model."""
+"""Questions about images as the inputs of a model, checked prompt by prompt.
+
+Models compare the totals of a batch only, image tokens and the features that fill them: a prompt
+with one token too few beside another with one too many passes, and every image after the first of
+them lands in the wrong place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 
+from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
 
-ONE_LIST_OF_PICTURES = ("KimiVLProcessor",)
-"""Processors that take the pictures of all prompts in one list, and only pictures of Pillow."""
+ONE_LIST_OF_IMAGES = ("KimiVLProcessor",)
+"""Processors that take the images of all prompts in one list, and only images of Pillow."""
 WITHOUT_CHAT = ("PaliGemmaProcessor",)
-"""Processors of models that know no chat: the picture comes first, then the question alone."""
+"""Processors of models that know no chat: the image comes first, then the question alone."""
+PLACEHOLDERS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+"""Entries of a configuration that name the token which features replace."""
 FEWEST_ROWS = 5
-"""Processors take shorter pictures, (H, W, 3), for ones whose channels come first."""
+"""Processors take shorter images, (H, W, 3), for ones whose channels come first."""
 
 
 def prepare_inputs(
     processor: Any, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Pictures and questions as model inputs, padded as the tokenizer is set to."""
+    """Images and questions as model inputs, padded as the tokenizer is set to."""
     texts = [chat_text(processor, prompt) for prompt in prompts]
     options: dict[str, Any] = {}
     start = getattr(processor.tokenizer, "bos_token", None)
@@ -33,16 +44,16 @@ def prepare_inputs(
         options["input_data_format"] = "channels_last"
     # Torch neither reads arrays that run backwards nor likes those that cannot be written to.
     arrays = [np.require(image, requirements=["C", "W"]) for image in images]
-    pictures: list[Any] = [[image] for image in arrays]
-    if type(processor).__name__ in ONE_LIST_OF_PICTURES:
-        pictures = [Image.fromarray(image) for image in arrays]
-    found = processor(text=texts, images=pictures, return_tensors="pt", padding=True, **options)
+    given: list[Any] = [[image] for image in arrays]
+    if type(processor).__name__ in ONE_LIST_OF_IMAGES:
+        given = [Image.fromarray(image) for image in arrays]
+    found = processor(text=texts, images=given, return_tensors="pt", padding=True, **options)
     # PaliGemma's labels belong to answers that were given along, and there are none.
     return {key: value for key, value in dict(found).items() if key != "labels"}
 
 
 def chat_text(processor: Any, prompt: str) -> str:
-    """One question about one picture in the model's own chat format, ready to be answered.
+    """One question about one image in the model's own chat format, ready to be answered.
 
     What reads as a special token in the prompt is broken up, see `harmless`.
 
@@ -68,7 +79,7 @@ def chat_text(processor: Any, prompt: str) -> str:
 def harmless(text: str, special: Iterable[str]) -> str:
     """Break up what reads as a special token by a space.
 
-    An expression is data from outside, and ``<image>`` in it would ask for a second picture.
+    An expression is data from outside, and ``<image>`` in it would ask for a second image.
     """
     for token in special:
         text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -80,3 +91,183 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     added = tokenizer.added_tokens_decoder.items()
     return dict(named) | {index: token.content for index, token in added if token.special}
+
+
+class ImageTokensError(ValueError):
+    """A prompt holds another number of image tokens than its image has features.
+
+    Attributes:
+        row: Which prompt of the batch; None if it cannot be told from the whole batch.
+        tokens: Image tokens of that prompt, or of the batch.
+        features: Features of its image, or of all images.
+    """
+
+    def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
+        """Say what does not fit; ``prompt`` is quoted where it is known."""
+        self.row, self.tokens, self.features = row, tokens, features
+        quoted = f" ({prompt[:80]!r})" if prompt else ""
+        where = "the prompts hold" if row is None else f"prompt {row} of the batch{quoted} holds"
+        whose = "their images have" if row is None else "its image has"
+        super().__init__(f"{where} {tokens} image tokens, but {whose} {features} features")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions of several arguments tell pickle how they are made."""
+        return type(self), (self.row, self.tokens, self.features)
+
+    def about(self, prompts: Sequence[str]) -> ImageTokensError:
+        """The same, with the prompt that it is about."""
+        prompt = "" if self.row is None else prompts[self.row]
+        return ImageTokensError(self.row, self.tokens, self.features, prompt)
+
+
+def count_image_tokens(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
+    """``(B,)`` image tokens of each prompt; None if the configuration does not name the token."""
+    found = (getattr(model.config, name, None) for name in PLACEHOLDERS)
+    token = next((one for one in found if isinstance(one, int)), None)
+    return None if token is None else (inputs["input_ids"] == token).sum(-1)
+
+
+def count_image_features(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
+    """``(B,)`` features that the model makes of each prompt's image; None for unknown families.
+
+    Read off the shapes that the processor's output has and the model's configuration; nothing is
+    computed. Where several rows of ``pixel_values`` belong to a prompt and nothing says which, see
+    `number_image_rows`.
+    """
+    pixels = inputs.get("pixel_values")
+    if pixels is None:
+        return None
+    grids = next((inputs[name] for name in GRIDS if name in inputs), None)
+    if grids is not None:
+        merged = _merged_patches(model.config)
+        return None if merged is None else grids.prod(-1) // merged
+    count = _FEATURES.get(model.config.model_type)
+    if count is not None:
+        return count(model, inputs)
+    each = _features_per_row(model, pixels)
+    rows = inputs.get(IMAGE_ROWS)
+    if each is None or (rows is None and len(pixels) != len(inputs["input_ids"])):
+        return None
+    return each * (torch.ones(len(pixels), dtype=torch.long) if rows is None else rows.cpu())
+
+
+def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Note how many rows of ``pixel_values`` belong to each prompt where it is not one.
+
+    Processors that cut images into tiles put those of all prompts behind each other and do not say
+    whose they are: the image tokens of a prompt tell.
+
+    Raises:
+        ImageTokensError: They do not.
+    """
+    pixels, tokens = inputs.get("pixel_values"), count_image_tokens(model, inputs)
+    if pixels is None or tokens is None or pixels.ndim != 4 or IMAGE_ROWS in inputs:
+        return inputs
+    each = _features_per_row(model, pixels)
+    if each is None or len(pixels) == len(tokens):
+        return inputs
+    rows = tokens // each
+    if (rows * each != tokens).any() or (rows == 0).any() or int(rows.sum()) != len(pixels):
+        raise ImageTokensError(None, int(tokens.sum()), len(pixels) * each)
+    return inputs | {IMAGE_ROWS: rows}
+
+
+def check_image_tokens(model: Any, inputs: dict[str, Tensor]) -> None:
+    """Make sure that every prompt has as many image tokens as its image has features.
+
+    Args:
+        model: The model that is to be asked.
+        inputs: Prepared prompts, one image each.
+
+    Raises:
+        ImageTokensError: One has not; its ``row`` is the first such prompt.
+    """
+    tokens, features = count_image_tokens(model, inputs), count_image_features(model, inputs)
+    if tokens is None or features is None:
+        return
+    features = features.to(tokens.device)
+    wrong = (tokens != features).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ImageTokensError(row, int(tokens[row]), int(features[row]))
+
+
+def _merged_patches(config: Any) -> int | None:
+    """Patches that become one feature where patches are counted by grids."""
+    vision = getattr(config, "vision_config", None)
+    side = getattr(vision, "spatial_merge_size", None)
+    kernel = getattr(vision, "merge_kernel_size", None)
+    if isinstance(side, int):
+        return side**2
+    return math.prod(kernel) if isinstance(kernel, (list, tuple)) else None
+
+
+def _features_per_row(model: Any, pixels: Tensor) -> int | None:
+    """Features of one row ``(3, H, W)`` of pixels."""
+    count = _FEATURES_PER_ROW.get(model.config.model_type)
+    return None if count is None else count(model, *pixels.shape[-2:])
+
+
+def _patches(model: Any, height: int, width: int) -> int:
+    """Patches that the vision tower cuts an image into."""
+    patch = model.config.vision_config.patch_size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return (height // rows) * (width // columns)
+
+
+def _selected(model: Any, height: int, width: int) -> int | None:
+    """Tokens of a CLIP-like tower, of which models of LLaVA's form may leave out the first."""
+    kind = model.config.vision_config.model_type
+    if kind not in _CLASS_TOKENS:
+        return None
+    dropped = model.config.vision_feature_select_strategy == "default"
+    return _patches(model, height, width) + _CLASS_TOKENS[kind] - dropped
+
+
+def _shuffled(model: Any, height: int, width: int) -> int:
+    """Tokens of InternVL's tower after pixels were shuffled into channels."""
+    ratio = model.config.downsample_ratio
+    return int(_patches(model, height, width) * ratio**2)
+
+
+def _of_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Features of Idefics' images: tiles that hold nothing but zeros are padding."""
+    pixels = inputs["pixel_values"]
+    tiles = torch.stack([tile.any() for row in pixels for tile in row])  # bools of one at a time
+    tiles = tiles.view(pixels.shape[:2]).sum(-1)
+    return tiles.cpu() * (_patches(model, *pixels.shape[-2:]) // model.config.scale_factor**2)
+
+
+def _of_packed_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
+    """Features of LLaVA-OneVision's images, which the model itself packs: asked with width 1."""
+    pixels, sizes = inputs["pixel_values"], inputs["image_sizes"].cpu()
+    each = _selected(model, *pixels.shape[-2:])
+    if each is None or pixels.ndim != 5:
+        return None
+    side = model.config.vision_config.image_size
+    # A base image, and the tiles of the grid that suits the image best.
+    pinpoints = model.config.image_grid_pinpoints
+    grids = [select_best_resolution(size, pinpoints) for size in sizes.tolist()]
+    tiles = [1 + math.ceil(height / side) * math.ceil(width / side) for height, width in grids]
+    _, lengths = model.model.pack_image_features(
+        [torch.zeros(count, each, 1) for count in tiles],
+        sizes,
+        image_newline=torch.zeros(1),
+        vision_aspect_ratio=getattr(model.config, "vision_aspect_ratio", "anyres_max_9"),
+    )
+    return lengths
+
+
+_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+"""Tokens that a tower adds to those of patches."""
+_FEATURES_PER_ROW: dict[str, Callable[[Any, int, int], int | None]] = {
+    "gemma3": lambda model, height, width: model.config.mm_tokens_per_image,
+    "internvl": _shuffled,
+    "llava": _selected,
+    "paligemma": _patches,
+}
+_FEATURES: dict[str, Callable[[Any, dict[str, Tensor]], Tensor | None]] = {
+    "idefics3": _of_tiles,
+    "llava_onevision": _of_packed_tiles,
+    "smolvlm": _of_tiles,
+}

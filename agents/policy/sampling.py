@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agents.policy.families import answer_positions, complete_inputs, model_inputs, select_prompts
-from agents.policy.shared_attention import exchanged
-from agents.policy.shared_prefix import SharedPrefixCache
+from agents.policy.shared_prefix import SharedPrefixCache, replace_attention
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
@@ -69,7 +68,7 @@ def sample(
     shares = policy.shares_prefix(inputs, max_new_tokens)
     if noise is None and temperature:
         noise = torch.rand(rows, max_new_tokens, device=policy.device)
-    with resting(policy.model):
+    with evaluation_mode(policy.model):
         writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
         write = write_shared if shares else write_plain
         write(policy, inputs, group_size, writer)
@@ -100,7 +99,7 @@ class AnswerWriter:
         self._mask = torch.zeros_like(self._tokens)
         self._free = torch.zeros_like(self._tokens)
         self._log_probs = torch.zeros(rows, room, device=policy.device)
-        self._states = None if policy.constraint is None else policy.constraint.start(rows)
+        self._walk = None if policy.constraint is None else policy.constraint.walk(rows)
         self._step = 0
 
     def write(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,15 +112,18 @@ class AnswerWriter:
             The tokens ``(n,)``, and which of the ``n`` answers go on ``(n,)``.
         """
         policy, rows, step = self._policy, self.rows, self._step
-        allowed, free = policy.allowed_now(None if self._states is None else self._states[rows])
+        allowed, free = None, torch.ones_like(rows)
+        if self._walk is not None:
+            allowed = self._walk.allowed(rows) & ~policy.forbidden
+            free = (allowed.sum(-1) > 1).long()
         scores = policy.log_softmax(logits.float(), self._temperature or 1.0, allowed)
         tokens = self._choose(scores)
         self._tokens[rows, step] = tokens
         self._mask[rows, step] = 1
-        self._free[rows, step] = 1 if free is None else free.long()
+        self._free[rows, step] = free
         self._log_probs[rows, step] = scores.gather(-1, tokens[:, None]).squeeze(-1)
-        if policy.constraint is not None and self._states is not None:
-            self._states[rows] = policy.constraint.advance(self._states[rows], tokens)
+        if self._walk is not None:
+            self._walk.advance(rows, tokens)
         going = ~torch.isin(tokens, self._ends)
         self._step += 1
         self.rows = rows[going] if self._step < self.room else rows[:0]
@@ -168,7 +170,7 @@ def write_shared(
     cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
     starts = prefix.next_positions.repeat_interleave(group_size)
     # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
-    with policy.autocast(), exchanged(policy.model, cache):
+    with policy.autocast(), replace_attention(policy.model, cache):
         while True:
             tokens, going = writer.write(logits)
             if not len(writer.rows):
@@ -233,7 +235,7 @@ def _neutral_generation(policy: VLMPolicy) -> Iterator[None]:
 
 
 @contextmanager
-def resting(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Evaluation mode inside the block, each part of the model as it was afterwards.
 
     In training mode layers with gradient checkpointing would neither fill nor read a cache.

@@ -21,8 +21,7 @@ from agents.policy.families import (
     split_inputs,
     token_positions,
 )
-from agents.policy.packed_groups import PackedGroups
-from agents.policy.shared_attention import exchanged
+from agents.policy.shared_prefix import PackedGroups, replace_attention
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
@@ -52,15 +51,45 @@ class _Predictions:
     """``(M, D)``."""
 
 
+def score(
+    policy: VLMPolicy,
+    inputs: dict[str, Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    *,
+    hidden: bool = False,
+) -> TokenScores:
+    """Log-probabilities and entropies of completions.
+
+    Differentiable; gradients flow through the shared prefix and, unless it is frozen, the vision
+    tower.
+
+    Args:
+        policy: Whose they are; where its family cannot share a prompt among answers, every answer
+            gets a prompt of its own.
+        inputs: ``B`` prepared prompts.
+        tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
+        mask: ``(N, T)``, 1 for real tokens, padded on the right.
+        temperature: What logits are divided by.
+        hidden: Return the hidden states that tokens were predicted from, too.
+    """
+    shares = policy.shares_prefix(inputs, tokens.shape[1])
+    compute = score_shared if shares else score_plain
+    return compute(policy, inputs, tokens, mask, temperature, hidden=hidden)
+
+
 def score_shared(
     policy: VLMPolicy,
     inputs: dict[str, Tensor],
     tokens: Tensor,
     mask: Tensor,
-    temperature: float,
-    hidden: bool,
+    temperature: float = 1.0,
+    *,
+    hidden: bool = False,
 ) -> TokenScores:
-    """Score ``(N, T)`` answers to ``B`` prompts in rows of one prompt with all its answers."""
+    """As `score`, in rows of one prompt with all its answers."""
+    tokens = tokens.masked_fill(mask == 0, policy.pad_id)
     batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
     group_size = len(tokens) // batch
     inputs = complete_inputs(policy.model, inputs)
@@ -71,12 +100,12 @@ def score_shared(
     after = answer_positions(positions, starts, length)
     after = after.reshape(*positions.shape[:-1], group_size * length)
     groups = PackedGroups(inputs["attention_mask"], group_size, length)
-    with exchanged(policy.model, groups):
+    with replace_attention(policy.model, groups):
         found = _predict(
             policy,
             extend_inputs(policy.model, text, written)
             | {"position_ids": torch.cat([positions, after], -1)},
-            policy.picture_inputs(inputs),
+            policy.image_inputs(inputs),
             mask,
             hidden,
         )
@@ -88,10 +117,12 @@ def score_plain(
     inputs: dict[str, Tensor],
     tokens: Tensor,
     mask: Tensor,
-    temperature: float,
-    hidden: bool,
+    temperature: float = 1.0,
+    *,
+    hidden: bool = False,
 ) -> TokenScores:
-    """Score answers by an ordinary forward pass over rows of one prompt with one answer."""
+    """As `score`, by an ordinary forward pass over rows of one prompt with one answer."""
+    tokens = tokens.masked_fill(mask == 0, policy.pad_id)
     group_size = len(tokens) // len(inputs["input_ids"])
     prompts = torch.arange(len(inputs["input_ids"]), device=tokens.device)
     inputs = select_prompts(inputs, prompts.repeat_interleave(group_size))
@@ -99,20 +130,20 @@ def score_plain(
     if policy.model.config.is_encoder_decoder:
         found = _predict_decoder(policy, inputs, tokens, mask, hidden)
         return _token_scores(policy, found, tokens, mask, temperature)
-    text, pictures = split_inputs(inputs)
+    text, images = split_inputs(inputs)
     text = extend_inputs(policy.model, text, tokens[:, :-1])
     prompt = inputs["attention_mask"].shape[1]
     text["attention_mask"][:, prompt:] = mask[:, :-1]
     if "position_ids" in policy.forward_arguments:
-        text["position_ids"] = token_positions(policy.model, text | pictures)
-    found = _predict(policy, text, policy.picture_inputs(inputs), mask, hidden)
+        text["position_ids"] = token_positions(policy.model, text | images)
+    found = _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
     return _token_scores(policy, found, tokens, mask, temperature)
 
 
 def _predict(
     policy: VLMPolicy,
     text: dict[str, Tensor],
-    pictures: dict[str, Any],
+    images: dict[str, Any],
     mask: Tensor,
     hidden: bool,
 ) -> _Predictions:
@@ -126,7 +157,7 @@ def _predict(
     # Logits of a large vocabulary are the largest tensor of all: only those that are looked at.
     keep = {"logits_to_keep": wanted} if is_tested(policy.model) else {}
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
-        logits = policy.model(**text, **pictures, **keep, use_cache=False).logits
+        logits = policy.model(**text, **images, **keep, use_cache=False).logits
     found = wanted.flatten().cumsum(0).view(rows, width) - 1  # where each prediction was put
     first = found[:, prompt - 1].repeat_interleave(count // rows)
     source = torch.cat([first[:, None], found[:, prompt:].reshape(count, length)], 1)
@@ -172,7 +203,7 @@ def _token_scores(
 ) -> TokenScores:
     """Put predictions about real tokens where the tokens are."""
     real = mask.bool()
-    allowed, free = policy.allowed_along(tokens, mask)
+    allowed, free = _allowed_tokens(policy, tokens, mask)
     scores = policy.log_softmax(found.logits.float(), temperature, allowed)
     chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
     with torch.no_grad():
@@ -184,3 +215,26 @@ def _token_scores(
 
     hidden = None if found.hidden is None else place(found.hidden.float())
     return TokenScores(place(chosen), place(entropies), free, hidden)
+
+
+def _allowed_tokens(
+    policy: VLMPolicy, tokens: Tensor, mask: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """What the constraint allows before each of the ``M`` real tokens of ``(N, T)`` answers.
+
+    Returns:
+        ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real tokens
+        that were chosen among several.
+    """
+    real, free = mask.bool(), mask.long().clone()
+    if policy.constraint is None:
+        return None, free
+    walk = policy.constraint.walk(len(tokens))
+    place = real.flatten().cumsum(0).view(mask.shape) - 1
+    allowed = torch.empty(int(real.sum()), len(policy.forbidden), dtype=torch.bool).to(mask.device)
+    for step in range(mask.shape[1]):
+        rows = real[:, step].nonzero().squeeze(-1)
+        allowed[place[rows, step]] = walk.allowed(rows) & ~policy.forbidden
+        walk.advance(rows, tokens[rows, step])
+    free[real] = (allowed.sum(-1) > 1).long()
+    return allowed, free

@@ -1,17 +1,142 @@
-"""Decoding groups of answers over prompts whose keys and values are stored once.
+"""Attention in which groups of answers share the keys and values of their prompt.
 
-At every step ``G`` answers attend to one prompt: their queries are stacked, so that the prompt's
-keys are read once per group and not once per answer. Results equal ordinary attention.
+`SharedPrefixCache` decodes ``G`` answers over prompts whose keys and values are stored once: at
+every step the queries of a group are stacked, so that the prompt's keys are read once per group.
+`PackedGroups` scores rows that hold a prompt once and, after it, all answers to it: ``P + G * T``
+tokens and not ``G * (P + T)``, forward and backward. Results equal ordinary attention.
+
+A transformers decoder takes its attention by name from a registry. Inside `replace_attention` the
+name is ours, and queries, keys and values of every layer go to the object that knows where prompts
+and answers stand. Nothing passes through the arguments of models, which families treat unequally.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+IMPLEMENTATION = "simpleseg_shared_prefix"
+
+
+class SharedAttention(Protocol):
+    """Knows which tokens are a prompt's, and which answers continue it."""
+
+    def mask(self, **arguments: Any) -> Tensor | None:
+        """What `attend` is given as mask, from the arguments of transformers' mask functions."""
+        ...
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of one layer, ``(n, heads, L, D)`` to ``(n, L, heads, D)``.
+
+        ``softcap`` bounds scores by a tanh (Gemma 2).
+        """
+        ...
+
+
+_ACTIVE: ContextVar[SharedAttention] = ContextVar(IMPLEMENTATION)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The registered function; attention dropout is left out on purpose.
+
+    Dropout would make the policy that is trained another one than the policy that was sampled.
+    """
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention with {name!r} cannot share its prefix")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    active = _ACTIVE.get()
+    return active.attend(module, query, key, value, attention_mask, scaling, softcap), None
+
+
+def _mask(**arguments: Any) -> Tensor | None:
+    return _ACTIVE.get().mask(**arguments)
+
+
+@contextmanager
+def replace_attention(model: Any, attention: SharedAttention) -> Iterator[None]:
+    """Let the decoder of a model attend by ``attention`` inside the block.
+
+    Layers that are checkpointed run again in the backward pass, after the block: they are given the
+    same attention then.
+    """
+    with _switched(model, attention), _replayed(model, attention):
+        yield
+
+
+@contextmanager
+def _switched(model: Any, attention: SharedAttention) -> Iterator[None]:
+    """Exchange the attention, in the configuration of the decoder and in the one masks go by."""
+    configs = [model.get_decoder().config, model.config.get_text_config(decoder=True)]
+    ordinary = [config._attn_implementation for config in configs]
+    token = _ACTIVE.set(attention)
+    for config in configs:
+        config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, ordinary, strict=True):
+            config._attn_implementation = name
+        _ACTIVE.reset(token)
+
+
+@contextmanager
+def _replayed(model: Any, attention: SharedAttention) -> Iterator[None]:
+    """Make checkpointed layers exchange the attention whenever they run."""
+
+    def checkpoint_with(ordinary: Callable[..., Any]) -> Callable[..., Any]:
+        def run(function: Callable[..., Any], *arguments: Any) -> Any:
+            def layer(*again: Any) -> Any:
+                with _switched(model, attention):
+                    return function(*again)
+
+            return ordinary(layer, *arguments)
+
+        return run
+
+    layers = [
+        (module, module._gradient_checkpointing_func)
+        for module in model.get_decoder().modules()
+        if getattr(module, "gradient_checkpointing", False)
+        and hasattr(module, "_gradient_checkpointing_func")
+    ]
+    for module, ordinary in layers:
+        module._gradient_checkpointing_func = checkpoint_with(ordinary)
+    try:
+        yield
+    finally:
+        for module, ordinary in layers:
+            module._gradient_checkpointing_func = ordinary
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)
 
 
 class SharedPrefixLayer(DynamicLayer):
@@ -45,7 +170,7 @@ class SharedPrefixLayer(DynamicLayer):
 class SharedPrefixCache(Cache):
     """Cache of ``B`` prompts and up to ``B * group_size`` answers that continue them.
 
-    It is the attention of its own decoding steps, see `agents.policy.shared_attention`.
+    It is the attention of its own decoding steps.
     """
 
     def __init__(self, prompts: Cache, mask: Tensor, group_size: int, room: int) -> None:
@@ -145,3 +270,325 @@ def padding_bias(mask: Tensor) -> Tensor:
     """``(B, P)`` mask of real tokens to ``(B, 1, 1, P)`` float32 scores, lowest on padding."""
     lowest = torch.finfo(torch.float32).min
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask == 0, lowest)[:, None, None]
+
+
+class PackedGroups:
+    """Where prompts and answers stand in ``(B, P + G * T)`` rows."""
+
+    def __init__(self, prompt_mask: Tensor, group_size: int, length: int) -> None:
+        """Describe a batch.
+
+        Args:
+            prompt_mask: ``(B, P)``, 1 where a token of a prompt is real.
+            group_size: Answers per prompt, ``G``.
+            length: Tokens per answer, ``T``. Padding on the right needs no mask: nothing real
+                comes after it.
+        """
+        self.prompt_mask = prompt_mask.bool()
+        self.group_size = group_size
+        self.length = length
+        self.bias = padding_bias(prompt_mask)
+
+    def mask(self, **arguments: Any) -> Tensor | None:
+        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family.
+
+        The rule is a function of indices, so it can be asked about the prompt alone.
+        """
+        prompt = self.prompt_mask.shape[1]
+        alone = {"q_length": prompt, "kv_length": prompt, "attention_mask": self.prompt_mask}
+        mask = sdpa_mask(**arguments | alone)
+        if mask is None:
+            return None
+        # Padding sees itself: some kernels make NaN of what sees nothing, and NaN spreads.
+        return mask | torch.eye(prompt, dtype=torch.bool, device=mask.device)
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of whole rows, ``(B, heads, P + G * T, D)`` to ``(B, P + G * T, heads, D)``."""
+        # Under autocast rotary embeddings leave float32 where values are bfloat16.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        prompt = self.prompt_mask.shape[1]
+        queries, keys, values = (states[:, :, :prompt] for states in (query, key, value))
+        output = _prompt_attention(queries, keys, values, mask, scaling, softcap)
+        if self.length:
+            arguments = (query[:, :, prompt:], key, value, self.bias, self.group_size, scaling)
+            if is_fusable(query, value, softcap):
+                answers = FusedAnswerAttention.apply(*arguments)
+            else:
+                answers = AnswerAttention.apply(*arguments, softcap)
+            output = torch.cat([output, answers], 2)
+        return output.transpose(1, 2)
+
+
+def _prompt_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """Ordinary attention, causal where there is no mask; ``(B, heads, P, D)``."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if softcap is None:
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+        )
+    scores = _widened(query @ key.transpose(2, 3)) * scaling
+    scores = softcap * (scores / softcap).tanh()
+    if mask is None:
+        mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+class AnswerAttention(torch.autograd.Function):
+    """Answers attend to their prompt and to themselves.
+
+    Attention weights are not kept for the backward pass but computed again (as in FlashAttention,
+    arXiv 2205.14135, section 3.1): kept, they would be most of what an update has in memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        group_size: int,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
+        with torch.autocast(query.device.type, enabled=False):
+            stacked = _stack(query, key.shape[1], group_size) * scaling
+            prompt_keys, own_keys = _split(key, bias, group_size)
+            prompt_values, own_values = _split(value, bias, group_size)
+            before, own = _scores(stacked, prompt_keys, own_keys, bias, softcap)
+            highest = torch.maximum(before.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
+            before.sub_(highest).exp_()
+            own.sub_(highest).exp_()
+            total = before.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
+            output = before.to(value.dtype) @ prompt_values
+            output += (_by_answer(own.to(value.dtype), own_values) @ own_values).flatten(2, 3)
+            output = (output / total).to(value.dtype)
+        ctx.save_for_backward(query, key, value, bias, output, highest + total.log())
+        ctx.settings = group_size, scaling, softcap
+        return _unstack(output, query, group_size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Gradients of queries, keys and values."""
+        query, key, value, bias, output, log_total = ctx.saved_tensors
+        group_size, scaling, softcap = ctx.settings
+        stacked = _stack(query, key.shape[1], group_size) * scaling
+        gradient = _stack(gradients[0], key.shape[1], group_size)
+        keys, values = _split(key, bias, group_size), _split(value, bias, group_size)
+        scores = _scores(stacked, *keys, bias, softcap)
+        # Softmax: d score = weight * (d weight - sum over keys of weight * d weight).
+        mean = _widened(gradient.flatten(2, 3) * output).sum(-1, keepdim=True)
+        query_gradient = torch.zeros_like(stacked)
+        key_gradient, value_gradient = torch.empty_like(key), torch.empty_like(value)
+        key_parts = _split(key_gradient, bias, group_size)
+        value_parts = _split(value_gradient, bias, group_size)
+        for part, score in enumerate(scores):
+            slope = None if softcap is None else 1 - (score.clamp(min=-softcap) / softcap) ** 2
+            weights = score.sub_(log_total).exp_()
+            asked = _like(stacked, values[part])
+            given = _like(gradient, values[part])
+            value_parts[part].copy_(
+                _by_answer(weights.to(value.dtype), values[part]).transpose(-1, -2) @ given
+            )
+            change = _widened(given @ values[part].transpose(-1, -2)).view_as(weights)
+            change.sub_(mean).mul_(weights)
+            if slope is not None:
+                change.mul_(slope)
+            change = _by_answer(change.to(value.dtype), values[part])
+            query_gradient += (change @ keys[part]).view_as(stacked)
+            key_parts[part].copy_(change.transpose(-1, -2) @ asked)
+        query_gradient = _unstack(query_gradient.flatten(2, 3) * scaling, query, group_size)
+        return query_gradient, key_gradient, value_gradient, None, None, None, None
+
+
+def _stack(rows: Tensor, kv_heads: int, group_size: int) -> Tensor:
+    """``(B, heads, G * T, D)`` to ``(B, kv_heads, G, R * T, D)``: what shares keys stands together.
+
+    ``R`` heads of queries share one head of keys.
+    """
+    batch, _, _, width = rows.shape
+    answers = rows.reshape(batch, kv_heads, -1, group_size, rows.shape[2] // group_size, width)
+    return answers.transpose(2, 3).flatten(3, 4)
+
+
+def _unstack(stacked: Tensor, like: Tensor, group_size: int) -> Tensor:
+    """Inverse of `_stack`, from ``(B, kv_heads, G * R * T, D)``."""
+    batch, heads, tokens, _ = like.shape
+    repeats = heads // stacked.shape[1]
+    shape = (batch, stacked.shape[1], group_size, repeats, tokens // group_size, -1)
+    return stacked.reshape(shape).transpose(2, 3).reshape(batch, heads, tokens, -1)
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Half precision as float32, the rest as it is: what a softmax needs."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _split(states: Tensor, bias: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Views of the prompt's ``(B, kv_heads, P, D)`` and the answers' ``(B, kv_heads, G, T, D)``."""
+    prompt = bias.shape[-1]
+    return states[:, :, :prompt], states[:, :, prompt:].unflatten(2, (group_size, -1))
+
+
+def _like(stacked: Tensor, states: Tensor) -> Tensor:
+    """Queries as they meet keys of a prompt (all together) or of answers (answer by answer)."""
+    return stacked if states.ndim == 5 else stacked.flatten(2, 3)
+
+
+def _by_answer(weights: Tensor, states: Tensor) -> Tensor:
+    """``(B, kv_heads, G * R * T, X)``, split by answer if that is how the states are."""
+    return weights.unflatten(2, (states.shape[2], -1)) if states.ndim == 5 else weights
+
+
+def _scores(
+    stacked: Tensor, prompt_keys: Tensor, own_keys: Tensor, bias: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Scores against the prompt and the answer itself, ``(B, kv_heads, G * R * T, …)``."""
+    length = own_keys.shape[3]
+    before = _widened(stacked.flatten(2, 3) @ prompt_keys.transpose(2, 3))
+    own = _widened(stacked @ own_keys.transpose(3, 4)).unflatten(3, (-1, length))
+    if softcap is not None:
+        before, own = softcap * (before / softcap).tanh(), softcap * (own / softcap).tanh()
+    later = torch.ones(length, length, dtype=torch.bool, device=own.device).triu(1)
+    own.masked_fill_(later, -torch.inf)
+    return before.add_(bias), own.flatten(2, 4)
+
+
+_fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def is_fusable(query: Tensor, value: Tensor, softcap: float | None) -> bool:
+    """Whether the kernel can do it."""
+    return query.is_cpu and softcap is None and query.shape[-1] == value.shape[-1]
+
+
+class FusedAnswerAttention(torch.autograd.Function):
+    """`AnswerAttention` by PyTorch's fused kernel for CPUs: equal up to rounding.
+
+    Prompt and answer are attended to separately and merged by their normalizers; in the backward
+    pass each part is given output and normalizer of the whole, which makes its gradients those of
+    the whole (as ring attention does between devices, arXiv 2310.01889, section 3).
+
+    On the embedded policy a forward and backward pass takes as long as with `AnswerAttention`
+    (median ratio .96 of 15 pairs, one thread). Log-probabilities differ by up to 2e-5 between the
+    two, so runs on CPUs stay what they were only as long as this one is taken there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        group_size: int,
+        scaling: float,
+    ) -> Tensor:
+        """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
+        parts = _Parts(query, key, value, bias, group_size, scaling)
+        before, before_total = parts.attend_prompt()
+        own, own_total = parts.attend_own()
+        total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
+        output = before * (before_total - total).exp()[..., None]
+        output += own * (own_total - total).exp()[..., None]
+        output = output.to(value.dtype)
+        ctx.save_for_backward(query, key, value, bias, output, total)
+        ctx.settings = group_size, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Gradients of queries, keys and values."""
+        query, key, value, bias, output, total = ctx.saved_tensors
+        parts = _Parts(query, key, value, bias, *ctx.settings)
+        whole = (gradients[0], output, total)
+        before, own = parts.prompt_gradients(*whole), parts.own_gradients(*whole)
+        keys, values = (torch.cat(pair, 2) for pair in zip(before[1:], own[1:], strict=True))
+        return before[0].add_(own[0]), keys, values, None, None, None
+
+
+class _Parts:
+    """One attention as two calls of the kernel; ``R`` heads of queries share one of keys."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        group_size: int,
+        scaling: float,
+    ) -> None:
+        prompt = bias.shape[-1]
+        self.query, self.group_size = query, group_size
+        self.kv_heads, self.repeats = key.shape[1], query.shape[1] // key.shape[1]
+        self.prompt = (self._stack(query), key[:, :, :prompt], value[:, :, :prompt])
+        own = (self._repeat(states[:, :, prompt:]) for states in (key, value))
+        self.own = tuple(self._by_answer(states) for states in (query, *own))
+        self.prompt_options = {"scale": scaling, "attn_mask": bias.to(query.dtype)}
+        self.own_options = {"scale": scaling}
+
+    def attend_prompt(self) -> tuple[Tensor, Tensor]:
+        """Output ``(B, heads, G * T, D)`` and log-normalizer ``(B, heads, G * T)``."""
+        output, total = _fused_forward(*self.prompt, 0.0, False, **self.prompt_options)
+        return output.reshape(self.query.shape), total.reshape(self.query.shape[:3])
+
+    def attend_own(self) -> tuple[Tensor, Tensor]:
+        """The same, of answers to themselves."""
+        output, total = _fused_forward(*self.own, 0.0, True, **self.own_options)
+        return self._by_prompt(output), self._by_prompt(total)
+
+    def prompt_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
+        """Gradients of queries, and of keys and values of the prompt."""
+        whole = [self._stack(states) for states in (gradient, output, total)]
+        found = _fused_backward(
+            whole[0], *self.prompt, *whole[1:], 0.0, False, **self.prompt_options
+        )
+        return [found[0].reshape(self.query.shape), *found[1:]]
+
+    def own_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
+        """Gradients of queries, and of keys and values of the answers."""
+        whole = [self._by_answer(states) for states in (gradient, output, total)]
+        found = _fused_backward(whole[0], *self.own, *whole[1:], 0.0, True, **self.own_options)
+        queries, keys, values = (self._by_prompt(states) for states in found)
+        return [queries, self._sum(keys), self._sum(values)]
+
+    def _stack(self, rows: Tensor) -> Tensor:
+        """``(B, heads, G * T, …)`` to ``(B, kv_heads, R * G * T, …)``: no order among answers."""
+        return rows.reshape(len(rows), self.kv_heads, -1, *rows.shape[3:])
+
+    def _by_answer(self, states: Tensor) -> Tensor:
+        """``(B, heads, G * T, …)`` to ``(B * G, heads, T, …)``."""
+        return states.unflatten(2, (self.group_size, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _by_prompt(self, states: Tensor) -> Tensor:
+        """Inverse of `_by_answer`."""
+        return states.unflatten(0, (-1, self.group_size)).transpose(1, 2).flatten(2, 3)
+
+    def _repeat(self, states: Tensor) -> Tensor:
+        return states.repeat_interleave(self.repeats, 1) if self.repeats > 1 else states
+
+    def _sum(self, states: Tensor) -> Tensor:
+        """Gradient of `_repeat`."""
+        return states.unflatten(1, (self.kv_heads, self.repeats)).sum(2)

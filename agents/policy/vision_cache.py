@@ -1,4 +1,4 @@
-"""Features of pictures from a frozen tower, computed once per picture and kept."""
+"""Features of images from a frozen tower, computed once per image and kept."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from agents.policy.families import IMAGE_ROWS, select_prompts, split_inputs, vision_parameters
 
-FeaturesOfPicture = tuple[Tensor, ...]
+FeaturesOfImage = tuple[Tensor, ...]
 """What enters the decoder at the bottom, then what enters it between layers (DeepStack)."""
 
 
-class PictureFeatures:
-    """Keeps what a frozen vision tower and projector make of each picture.
+class ImageFeatures:
+    """Keeps what a frozen vision tower and projector make of each image.
 
-    Pictures are told apart by the bytes the processor made of them, so the same picture asked about
+    Images are told apart by the bytes the processor made of them, so the same image asked about
     twice, or in another update, is encoded once. The least recently used are dropped.
     """
 
     def __init__(self, limit: int = 2**30) -> None:
         """Keep at most ``limit`` bytes of features, on the device of the model."""
         self.limit = limit
-        self._kept: OrderedDict[bytes, FeaturesOfPicture] = OrderedDict()
+        self._kept: OrderedDict[bytes, FeaturesOfImage] = OrderedDict()
         self._size = 0
         self._made_by: object = None
         self._stacked = False
         self._inseparable = False
 
     def __call__(self, model: Any, inputs: dict[str, Tensor], precision: str) -> dict[str, Any]:
-        """Model inputs about pictures: features if the tower is frozen, else what was given.
+        """Model inputs about images: features if the tower is frozen, else what was given.
 
         Args:
             model: The model.
-            inputs: Prepared prompts, one picture each.
+            inputs: Prepared prompts, one image each.
             precision: Of the forward pass; features of one precision are not used in another.
         """
-        _, pictures = split_inputs(inputs)
+        _, images = split_inputs(inputs)
         parameters = vision_parameters(model)
         frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
-        if not frozen or "pixel_values" not in pictures or not _takes_features(model):
-            return pictures
+        if not frozen or "pixel_values" not in images or not _takes_features(model):
+            return images
         if self._inseparable:
-            return pictures
+            return images
         self._forget_unless(precision, [parameter._version for parameter in parameters])
-        keys = _digests(inputs, pictures)
+        keys = _digests(inputs, images)
         missing = {key: row for row, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if missing:
@@ -57,10 +57,10 @@ class PictureFeatures:
             made = self._encode(model, select_prompts(inputs, rows))
             if made is None:
                 self._inseparable = True
-                return pictures
+                return images
             found |= dict(zip(missing, made, strict=True))
         self._keep(found)
-        rest = {key: value for key, value in pictures.items() if not key.startswith("pixel_")}
+        rest = {key: value for key, value in images.items() if not key.startswith("pixel_")}
         output = self._joined([found[key] for key in keys])
         return rest | {"mm_encoder_outputs": {"image": output}}
 
@@ -71,14 +71,14 @@ class PictureFeatures:
             self._size, self._made_by = 0, made_by
 
     @torch.no_grad()
-    def _encode(self, model: Any, inputs: dict[str, Tensor]) -> list[FeaturesOfPicture] | None:
+    def _encode(self, model: Any, inputs: dict[str, Tensor]) -> list[FeaturesOfImage] | None:
         """Run tower and projector; None if features cannot be told apart by prompt."""
         taken = inspect.signature(model.get_image_features).parameters
-        pictures = {key: value for key, value in inputs.items() if key in taken}
-        output = model.get_image_features(**pictures, return_dict=True)
+        images = {key: value for key, value in inputs.items() if key in taken}
+        output = model.get_image_features(**images, return_dict=True)
         levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         self._stacked = isinstance(output.pooler_output, Tensor)
-        if self._stacked:  # a row per picture, or several where pictures are cut into tiles
+        if self._stacked:  # a row per image, or several where images are cut into tiles
             rows = inputs.get(IMAGE_ROWS, torch.ones(len(inputs["input_ids"]), dtype=torch.long))
             if any(len(level) != int(rows.sum()) for level in levels):
                 return None
@@ -87,7 +87,7 @@ class PictureFeatures:
             return None
         return [tuple(features) for features in zip(*levels, strict=True)]
 
-    def _joined(self, features: list[FeaturesOfPicture]) -> BaseModelOutputWithPooling:
+    def _joined(self, features: list[FeaturesOfImage]) -> BaseModelOutputWithPooling:
         """Features of all prompts as the tower's output, in the form the model wants."""
         first, *deeper = (list(level) for level in zip(*features, strict=True))
         output = BaseModelOutputWithPooling(
@@ -96,8 +96,8 @@ class PictureFeatures:
         output["deepstack_features"] = deeper
         return output
 
-    def _keep(self, found: dict[bytes, FeaturesOfPicture]) -> None:
-        """Note that pictures were used; drop those that were not for the longest time."""
+    def _keep(self, found: dict[bytes, FeaturesOfImage]) -> None:
+        """Note that images were used; drop those that were not for the longest time."""
         for key, features in found.items():
             if key not in self._kept:
                 self._kept[key] = features
@@ -108,17 +108,17 @@ class PictureFeatures:
 
 
 def _takes_features(model: Any) -> bool:
-    """Whether features can be handed to the model in place of pictures."""
+    """Whether features can be handed to the model in place of images."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
-def _digests(inputs: dict[str, Tensor], pictures: dict[str, Tensor]) -> list[bytes]:
-    """A digest of each prompt's picture, shapes included."""
+def _digests(inputs: dict[str, Tensor], images: dict[str, Tensor]) -> list[bytes]:
+    """A digest of each prompt's image, shapes included."""
     digests = []
     for row in range(len(inputs["input_ids"])):
         digest = hashlib.blake2b(digest_size=16)
         chosen = select_prompts(inputs, torch.tensor([row], device=inputs["input_ids"].device))
-        for key in sorted(pictures):
+        for key in sorted(images):
             values = chosen[key].detach().cpu().contiguous()
             digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.view(torch.uint8).numpy().data)
@@ -126,5 +126,5 @@ def _digests(inputs: dict[str, Tensor], pictures: dict[str, Tensor]) -> list[byt
     return digests
 
 
-def _bytes(features: FeaturesOfPicture) -> int:
+def _bytes(features: FeaturesOfImage) -> int:
     return sum(level.numel() * level.element_size() for level in features)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from agents.policy.frame_record import copy_record
+from agents.policy.loading import copy_record
 from agents.policy.model import VLMPolicy
 from agents.training.distributed import World
 

@@ -24,7 +24,8 @@ import torch
 
 from agents.advantages import degenerate_fraction, group_advantages, group_std
 from agents.losses import LOSSES
-from agents.policy.model import VLMPolicy, quiet_progress
+from agents.policy.loading import quiet_progress
+from agents.policy.model import VLMPolicy
 from agents.policy.processing import special_tokens
 from agents.settings import GSPOConfig, LossName, TRLOptions
 from agents.training.optim import HybridOptimizer

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from transformers import PrinterCallback, TrainerCallback
 
 from agents.base import Agent, UpdateCallback
-from agents.policy.frame_record import copy_record
-from agents.policy.model import VLMPolicy, quiet_progress
+from agents.policy.loading import copy_record, quiet_progress
+from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import read_facts
 from agents.training.optim import BETAS
 from seg_env.envs.left_out import LeftOut, OnError

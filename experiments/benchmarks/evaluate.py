@@ -61,13 +61,16 @@ def benchmark_evaluate(
         compared: Answers that are also scored in the straightforward way.
         measured: Answers that are measured in all columns.
     """
-    source = Answers(np.random.default_rng(seed), (height, width), vertices, answers_per_target)
-    rate, growth = stream(source, predictions)
-    columns = timed_rate(lambda *batch: measure(*batch), source, measured)
+    source = SmoothAnswers(
+        np.random.default_rng(seed), (height, width), vertices, answers_per_target
+    )
+    timed_rate(score, source, max(predictions // 10, 1))
+    before = peak_mib()
+    rate = timed_rate(score, source, predictions)
     results: dict[str, Any] = {
         "predictions_per_second": rate,
-        "memory_growth_mib": growth,
-        "all_columns_per_second": columns,
+        "memory_growth_mib": peak_mib() - before,
+        "all_columns_per_second": timed_rate(measure, source, measured),
         **compare_with_straightforward(source, compared, rate),
         "settings": {
             **{"seed": seed, "predictions": predictions, "size": [height, width]},
@@ -83,7 +86,7 @@ def benchmark_evaluate(
             write_json(path, results)
 
 
-class Answers:
+class SmoothAnswers:
     """Endless answers of smooth objects, small and large, with noise on every vertex."""
 
     def __init__(
@@ -135,15 +138,7 @@ def score(
     return iou(*overlaps(predictions, targets)), boundary_iou(predictions, targets)
 
 
-def stream(source: Answers, count: int) -> tuple[float, float]:
-    """Score ``count`` answers; returns answers per second and MiB that memory grew."""
-    timed_rate(score, source, max(count // 10, 1))
-    before = peak_mib()
-    rate = timed_rate(score, source, count)
-    return rate, peak_mib() - before
-
-
-def timed_rate(function: Any, source: Answers, count: int) -> float:
+def timed_rate(function: Any, source: SmoothAnswers, count: int) -> float:
     """Answers per second of CPU time, without the making of the answers."""
     seconds = 0.0
     for batch in source.batches(count):
@@ -159,7 +154,7 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def compare_with_straightforward(source: Answers, count: int, rate: float) -> dict[str, Any]:
+def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
     """Speed beside pycocotools and scipy, and by how much the scores differ."""
     try:
         import pycocotools.mask as coco

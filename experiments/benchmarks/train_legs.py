@@ -273,7 +273,7 @@ class OurLeg(Leg):
     def run(self) -> None:
         """Make an update at every turn."""
         collect = self.sampling.timed(self.agent.collect)
-        self.policy.score = self.scoring.timed(self.policy.score)  # type: ignore[method-assign]
+        self.agent._score = self.scoring.timed(self.agent._score)  # type: ignore[method-assign]
         self.ready()
         while self.wait():
             rollout, _ = collect()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from experiments.common.policies import SHIPPED
+from seg_env.errors import WrongOptionError
 from seg_env.frames import AnswerFrame
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class GrammarOptions:
     """Most digits after the point; by default 2, always written, for the shipped policies, else
     3."""
     max_vertices: int | None = None
-    """Most vertices of an answer."""
+    """Most vertices of a ring."""
 
 
 def constrain(
@@ -51,11 +53,10 @@ def constrain(
         console: Where that is told.
 
     Raises:
-        ValueError: Answers in the policy's frame are no bracketed numbers.
+        ValueError: Answers in the policy's frame are no bracketed numbers, or xgrammar is missing.
     """
     if not options.constrained:
         return
-    from agents.policy.token_grammar import TokenGrammar
 
     if frame.writes_tokens:
         raise ValueError(
@@ -72,14 +73,17 @@ def constrain(
             soft_wrap=True,
         )
     taught = name in SHIPPED and options.decimals is None
-    limits: dict[str, Any] = (
-        {} if options.max_vertices is None else {"max_vertices": options.max_vertices}
-    )
-    policy.constraint = TokenGrammar.for_policy(
+    if find_spec("xgrammar") is None:
+        raise WrongOptionError(
+            "--grammar.constrained needs xgrammar: pip install 'simpleseg-rl[grammar]'"
+        )
+    from agents.policy.constraint import OutlineConstraint
+
+    policy.constraint = OutlineConstraint.for_policy(
         policy,
         decimals=SHIPPED_DECIMALS if taught else options.decimals or 3,
         pad=taught,
         frame=frame.widest(),
         token_budget=max_new_tokens,
-        **limits,
+        max_vertices=options.max_vertices,
     )

@@ -14,8 +14,8 @@ Missing = Literal["error", "empty", "skip"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer to one question."""
+class AnswerRecord:
+    """One answer to one question, as it is kept."""
 
     text: str
     """As the system wrote it."""
@@ -23,20 +23,18 @@ class Answer:
     """How many tokens it took, where that is known."""
 
 
-Answers = dict[str, list[Answer]]
+Answers = dict[str, list[AnswerRecord]]
 """Answers by sample id, in the order they were written."""
 
 
 def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
     """Read a file of answers.
 
-    Args:
-        path: One JSON object a line: ``id`` (string or whole number), ``text`` (string), optionally
-            ``tokens`` (whole number); anything else in it is ignored.
-        cut_off: Leave out a last line that is not complete, as an interruption leaves it.
+    Each line is a JSON object with ``id`` (string or whole number), ``text`` (string) and perhaps
+    ``tokens`` (whole number); anything else in it is ignored. With ``cut_off`` a last line that is
+    not complete, as an interruption leaves it, is left out.
 
     Raises:
-        FileNotFoundError: There is no such file.
         ValueError: A line is not of that form; names file and line.
     """
     answers: Answers = {}
@@ -50,7 +48,7 @@ def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
     return answers
 
 
-def _parse(line: str, where: str) -> tuple[str, Answer]:
+def _parse(line: str, where: str) -> tuple[str, AnswerRecord]:
     form = '{"id": sample id, "text": answer}'
     try:
         row: Any = json.loads(line)
@@ -65,21 +63,19 @@ def _parse(line: str, where: str) -> tuple[str, Answer]:
     if not isinstance(text, str):
         raise ValueError(f"{where}: text is a {type(text).__name__}; use a string, as in {form}")
     counted = isinstance(tokens, int) and not isinstance(tokens, bool)
-    return str(identifier), Answer(text, tokens if counted else None)
+    return str(identifier), AnswerRecord(text, tokens if counted else None)
 
 
-def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[Answer]]]) -> None:
+def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> None:
     """Add the answers to some questions to a file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
 
 
 def keep_whole_answers(path: Path, count: int) -> Answers:
-    """Remove what an interruption left half written, and return the rest.
+    """Remove questions without ``count`` answers, as an interruption leaves them; return the rest.
 
-    Args:
-        path: A file of answers; made if there is none.
-        count: Answers that each question has; questions with fewer are removed.
+    The file is made if there is none.
     """
     found = read_answers(path, cut_off=True) if path.exists() else {}
     whole = {identifier: given for identifier, given in found.items() if len(given) == count}
@@ -87,7 +83,30 @@ def keep_whole_answers(path: Path, count: int) -> Answers:
     return whole
 
 
-def _lines(rows: Iterable[tuple[str, Sequence[Answer]]]) -> str:
+def check_resume(path: Path, wanted: dict[str, Any], *, resume: bool) -> None:
+    """Make sure that the answers in a file may be added to.
+
+    Raises:
+        FileExistsError: There are some, and ``resume`` is not given.
+        ValueError: They were asked for with other settings, by the ``asked.json`` beside them.
+    """
+    if not path.exists():
+        return
+    if not resume:
+        raise FileExistsError(
+            f"{path} holds answers already: pass --resume to keep them, or another --output-dir"
+        )
+    record = path.with_name("asked.json")
+    found = json.loads(record.read_text()) if record.exists() else wanted
+    changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if changed:
+        raise ValueError(
+            f"the answers in {path} were asked for with other values of {', '.join(changed)}: "
+            f"resume with the same ones, or use another --output-dir"
+        )
+
+
+def _lines(rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> str:
     return "".join(
         json.dumps({"id": identifier, "text": answer.text, "tokens": answer.tokens}) + "\n"
         for identifier, answers in rows
@@ -102,15 +121,11 @@ def match_answers(
     count: int = 1,
     missing: Missing = "error",
     ignore_unknown: bool = False,
-) -> Iterator[tuple[int, list[Answer]]]:
-    """Find the answers to each question.
+) -> Iterator[tuple[int, list[AnswerRecord]]]:
+    """Find the answers to the questions with some ids, ``count`` to each.
 
-    Args:
-        answers: What `read_answers` returned.
-        ids: ``N`` ids of the questions, in order.
-        count: Answers that each question has.
-        missing: What becomes of questions without answers: an error, empty answers, or left out.
-        ignore_unknown: Pass over answers to other questions; otherwise they are an error.
+    Questions without answers are an error, get empty ones, or are left out, as ``missing`` says;
+    answers to other questions are an error unless ``ignore_unknown``.
 
     Yields:
         Position in ``ids`` and the answers.
@@ -138,7 +153,7 @@ def match_answers(
         if found is None:
             if missing == "skip":
                 continue
-            found = [Answer("")] * count
+            found = [AnswerRecord("")] * count
         if len(found) != count:
             raise ValueError(
                 f"{identifier} has {len(found)} answers and --answers is {count}; every question "

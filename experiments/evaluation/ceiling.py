@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
+from experiments.common.logs import progress_bar
 from seg_env.envs.core import ReferringCore
 from seg_env.frames import AnswerFrame
 from seg_env.geometry.contour import trace
@@ -29,17 +31,12 @@ def measure_ceilings(
     decimals: Sequence[int],
     *,
     empty_union: float,
-    on_question: Callable[[], None],
+    console: Console,
 ) -> list[dict[str, Any]]:
-    """Score outlines of the targets, for each tolerance and number of decimals.
+    """Score outlines of the first targets, for each tolerance and number of decimals.
 
-    Args:
-        core: Whose targets, and the frame that outlines are written in.
-        questions: How many samples, from the first.
-        epsilons: Tolerances.
-        decimals: Digits after the point; of no effect in a frame of whole numbers.
-        empty_union: IoU of a target without pixels.
-        on_question: Called after each sample.
+    Decimals are of no effect in a frame of whole numbers. A target without pixels has IoU
+    ``empty_union``.
 
     Returns:
         JSON-able, one entry a setting: ``epsilon``, ``decimals``, ``giou``, ``interval``, ``ciou``,
@@ -49,23 +46,21 @@ def measure_ceilings(
     rows: list[NDArray[np.float64]] = []
     areas: list[int] = []
     before: Rle | None = None
-    for index in range(questions):
-        sample = core.dataset[index]
-        # Sentences about one object follow each other.
-        known = before is not None and _equal(before, sample.target.rle)
-        rows.append(rows[-1] if known else _measure(sample, core.answer_frame, settings))
-        areas.append(sample.target.area)
-        before = sample.target.rle
-        on_question()
+    with progress_bar(console) as progress:
+        task = progress.add_task("outlining", total=questions, status="")
+        for index in range(questions):
+            sample = core.dataset[index]
+            # Sentences about one object follow each other.
+            known = sample.target.rle == before
+            rows.append(rows[-1] if known else _measure(sample, core.answer_frame, settings))
+            areas.append(sample.target.area)
+            before = sample.target.rle
+            progress.advance(task)
     table, sizes = np.stack(rows, axis=1), size_class(areas)
     return [
         _summary(setting, table[place], sizes, empty_union)
         for place, setting in enumerate(settings)
     ]
-
-
-def _equal(one: Rle, other: Rle) -> bool:
-    return one.size == other.size and np.array_equal(one.counts, other.counts)
 
 
 def _measure(

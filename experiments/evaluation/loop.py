@@ -1,32 +1,60 @@
-"""Asking a policy the questions of an environment and measuring the answers."""
+"""The one loop that asks a policy the questions of an environment and measures its answers.
+
+Training curves, reports, ``evaluate.py`` and files of answers all come from `ask`: greedy or
+sampled, one turn or several, any task, any frame, on one rank or many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
+from agents.base import Agent
+from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
+from agents.training.distributed import World
+from experiments.common.logs import progress_bar, write_json
+from experiments.evaluation.answers import (
+    AnswerRecord,
+    append_answers,
+    check_resume,
+    keep_whole_answers,
+    read_answers,
+)
 from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
 from seg_env.envs.rules import open_questions as open_questions
-from seg_env.metrics import bootstrap_interval, ciou, giou, overlaps, precision_at
+from seg_env.metrics import (
+    PRECISION_THRESHOLDS,
+    bootstrap_interval,
+    ciou,
+    giou,
+    overlaps,
+    precision_at,
+)
 from seg_env.tasks import DEFAULT_TASK
 
-PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
+BATCH_SIZE = 64
+"""Questions asked at a time, by default."""
+MOST_CUT_OFF = 0.01
+"""Share of answers to a file that may be cut off without a warning."""
 
 _OBSERVED = ("image", "prompt")
-_Standing = tuple[Outcome[Any], str, int]
+_State = tuple[Outcome[Any], str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
 
@@ -117,6 +145,7 @@ def answer(
     Returns:
         The texts, those to one question next to each other, and how many tokens each one has.
     """
+    try_sharing(policy, inputs)
     completions = sample(
         policy,
         inputs,
@@ -126,121 +155,6 @@ def answer(
         noise=None if noise is None else noise.to(policy.device),
     )
     return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
-
-
-def evaluate(
-    policy: VLMPolicy,
-    core: ReferringCore,
-    indices: Sequence[int] | NDArray[np.integer[Any]],
-    **settings: Any,
-) -> Evaluation:
-    """Ask questions that are answered once and score the answers; as `evaluate_turns`.
-
-    Raises:
-        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
-    """
-    turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
-    if not turns:
-        raise UnusableSampleError(f"none of the {len(indices)} samples can be asked about")
-    return turns[-1]
-
-
-def evaluate_turns(
-    policy: VLMPolicy,
-    rules: EpisodeRules[Any],
-    indices: Sequence[int] | NDArray[np.integer[Any]],
-    *,
-    temperature: float = 0.0,
-    answers: int = 1,
-    max_new_tokens: int = 128,
-    batch_size: int = 64,
-    seed: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-    left_out: LeftOut | None = None,
-) -> list[Evaluation]:
-    """Play whole episodes and score where they stand after every turn.
-
-    Args:
-        policy: Who answers.
-        rules: Who asks and scores, and what an episode consists of.
-        indices: Which samples, ``n`` of them.
-        temperature: 0 for greedy answers.
-        answers: Episodes per question, ``k``.
-        max_new_tokens: Longest answer.
-        batch_size: Questions at a time.
-        seed: Seed of sampling.
-        on_batch: Called with the number of questions after every batch.
-        left_out: Told of samples that cannot be asked about; by default they are an error.
-
-    Returns:
-        One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
-        None if no sample can be asked about.
-
-    Raises:
-        UnusableSampleError: A sample cannot be asked about and is not to be left out.
-    """
-    policy.model.eval()
-    left_out = LeftOut("error") if left_out is None else left_out
-    parts = []
-    for start in range(0, len(indices), batch_size):
-        some = [int(index) for index in indices[start : start + batch_size]]
-        speak = partial(answer, policy, temperature=temperature, max_new_tokens=max_new_tokens)
-        questions = ask_each(rules.core, some, left_out)
-        questions, inputs = prepare_usable(policy, questions, left_out)
-        if questions:
-            asked = [question.index for question in questions]
-            noise = partial(question_noise, seed, asked, answers, max_new_tokens)
-            parts.append(_play(policy, rules, questions, inputs, answers, speak, noise))
-        if on_batch is not None:
-            on_batch(len(some))
-    return join_turns(parts)
-
-
-def _play(
-    policy: VLMPolicy,
-    rules: EpisodeRules[Any],
-    questions: Sequence[Question],
-    inputs: dict[str, Tensor],
-    answers: int,
-    speak: Callable[..., tuple[list[str], list[int]]],
-    noise: Callable[[int], Tensor],
-) -> list[Evaluation]:
-    """Episodes about one batch of prepared questions; `speak` answers, with the noise of a turn."""
-    episodes = [rules.begin(question) for question in questions for _ in range(answers)]
-    standing: list[Any] = [None] * len(episodes)
-    turns: list[Evaluation] = []
-    going = list(range(len(episodes)))
-    while going:
-        together = 1 if turns else answers  # at first all episodes of a question are alike
-        if turns:
-            observations = [rules.observe(episodes[row]) for row in going]
-            inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
-        texts, lengths = speak(inputs, answers=together, noise=noise(len(turns))[going])
-        outcomes = rules.step([episodes[row] for row in going], texts)
-        for row, outcome, text, length in zip(going, outcomes, texts, lengths, strict=True):
-            episodes[row] = outcome.episode
-            # An answer may be an edit; what it led to is an outline.
-            standing[row] = outcome, outcome.info.get("outline", text), length
-        turns.append(_measure(questions, standing, answers))
-        ended = {row for row in going if standing[row][0].terminated or standing[row][0].truncated}
-        going = [row for row in going if row not in ended]
-    return turns
-
-
-def join(parts: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of some questions and of further ones, as one of all."""
-    stacked = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in vars(parts[0])
-        if name != "texts"
-    }
-    return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
-
-
-def join_turns(parts: Sequence[list[Evaluation]]) -> list[Evaluation]:
-    """As `join`, turn by turn; where episodes ended sooner their last evaluation stands."""
-    longest = max((len(turns) for turns in parts), default=0)
-    return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
 
 
 def question_noise(
@@ -261,17 +175,106 @@ def question_noise(
     return torch.from_numpy(np.concatenate(drawn))
 
 
-def _measure(
-    questions: Sequence[Question], standing: Sequence[_Standing], answers: int
-) -> Evaluation:
+def ask(
+    policy: VLMPolicy,
+    rules: EpisodeRules[Any],
+    batches: Sequence[Sequence[int]],
+    *,
+    temperature: float = 0.0,
+    answers: int = 1,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    left_out: LeftOut | None = None,
+    world: World | None = None,
+) -> Iterator[list[Evaluation]]:
+    """Play whole episodes and measure where they stand after every turn.
+
+    With several ranks the batches are shared out, whole ones, and all ranks must call this: every
+    one of them gets the whole result.
+
+    Args:
+        policy: Who answers.
+        rules: Who asks and scores, and what an episode consists of.
+        batches: Which samples, those asked about together in one sequence.
+        temperature: 0 for greedy answers.
+        answers: Episodes per question, ``k``.
+        max_new_tokens: Longest answer.
+        seed: Seed of sampling.
+        left_out: Told of samples that cannot be asked about; by default they are an error.
+        world: The ranks; by default this process is alone.
+
+    Yields:
+        For each batch one evaluation per turn, as many as its longest episode has; none if no
+        sample of the batch can be asked about.
+
+    Raises:
+        UnusableSampleError: A sample cannot be asked about and is not to be left out.
+    """
+    policy.model.eval()
+    left_out = LeftOut("error") if left_out is None else left_out
+    world = World() if world is None else world
+    for start in range(0, len(batches), world.size):
+        turns: list[Evaluation] = []
+        if (place := start + world.rank) < len(batches):
+            questions = ask_each(rules.core, batches[place], left_out)
+            questions, inputs = prepare_usable(policy, questions, left_out)
+            if questions:
+                turns = _play(
+                    policy, rules, questions, inputs, temperature, answers, max_new_tokens, seed
+                )
+        found = world.gather((turns, left_out.reasons))
+        for _, reasons in found:
+            left_out.update(reasons)
+        yield from (each for each, _ in found[: len(batches) - start])
+
+
+def _play(
+    policy: VLMPolicy,
+    rules: EpisodeRules[Any],
+    questions: Sequence[Question],
+    inputs: dict[str, Tensor],
+    temperature: float,
+    answers: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[Evaluation]:
+    """Episodes about one batch of prepared questions, measured after every turn."""
+    asked = [question.index for question in questions]
+    episodes = [rules.begin(question) for question in questions for _ in range(answers)]
+    states: list[Any] = [None] * len(episodes)
+    turns: list[Evaluation] = []
+    running = list(range(len(episodes)))
+    while running:
+        if turns:
+            observations = [rules.observe(episodes[row]) for row in running]
+            inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
+        texts, lengths = answer(
+            policy,
+            inputs,
+            temperature=temperature,
+            answers=1 if turns else answers,  # at first all episodes of a question are alike
+            max_new_tokens=max_new_tokens,
+            noise=question_noise(seed, asked, answers, max_new_tokens, turn=len(turns))[running],
+        )
+        outcomes = rules.step([episodes[row] for row in running], texts)
+        for row, outcome, text, length in zip(running, outcomes, texts, lengths, strict=True):
+            episodes[row] = outcome.episode
+            # An answer may be an edit; what it led to is an outline.
+            states[row] = outcome, outcome.info.get("outline", text), length
+        turns.append(_measure(questions, states, answers))
+        ended = {row for row in running if states[row][0].terminated or states[row][0].truncated}
+        running = [row for row in running if row not in ended]
+    return turns
+
+
+def _measure(questions: Sequence[Question], states: Sequence[_State], answers: int) -> Evaluation:
     """Where the episodes of one batch stand; those of a question stand next to each other."""
-    outcomes = [outcome for outcome, _, _ in standing]
+    outcomes = [outcome for outcome, _, _ in states]
     predictions = [outcome.answer.prediction for outcome in outcomes]
-    repeated = [question for question in questions for _ in range(answers)]
-    targets = [question.sample.target for question in repeated]
+    targets = [question.sample.target for question in questions for _ in range(answers)]
     counted = overlaps(predictions, targets)
     shape = (len(questions), answers)
-    texts = [text for _, text, _ in standing]
+    texts = [text for _, text, _ in states]
     return Evaluation(
         indices=np.array([question.index for question in questions]),
         iou=np.array([outcome.info["iou"] for outcome in outcomes]).reshape(shape),
@@ -279,8 +282,176 @@ def _measure(
         unions=counted.unions.reshape(shape),
         valid=np.array([outcome.info["valid"] for outcome in outcomes]).reshape(shape),
         vertices=np.array([outcome.info["num_vertices"] for outcome in outcomes]).reshape(shape),
-        tokens=np.array([length for _, _, length in standing]).reshape(shape),
+        tokens=np.array([length for _, _, length in states]).reshape(shape),
         texts=[texts[row * answers : (row + 1) * answers] for row in range(len(questions))],
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),
     )
+
+
+def evaluate_turns(
+    policy: VLMPolicy,
+    rules: EpisodeRules[Any],
+    indices: Sequence[int] | NDArray[np.integer[Any]],
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> list[Evaluation]:
+    """Play whole episodes about some samples and measure where they stand after every turn.
+
+    ``on_batch`` is called with the number of questions after every batch, of whatever rank; the
+    other settings are those of `ask`.
+
+    Returns:
+        One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
+        None if no sample can be asked about.
+    """
+    numbers = [int(index) for index in indices]
+    batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    parts = []
+    for batch, turns in zip(batches, ask(policy, rules, batches, **settings), strict=True):
+        if turns:
+            parts.append(turns)
+        if on_batch is not None:
+            on_batch(len(batch))
+    longest = max(map(len, parts), default=0)
+    return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
+
+
+def join(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of some questions and of further ones, as one of all."""
+    stacked = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in vars(parts[0])
+        if name != "texts"
+    }
+    return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
+
+
+def evaluate(
+    policy: VLMPolicy,
+    core: ReferringCore,
+    indices: Sequence[int] | NDArray[np.integer[Any]],
+    **settings: Any,
+) -> Evaluation:
+    """Ask questions that are answered once and measure the answers; as `evaluate_turns`.
+
+    Raises:
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
+    """
+    turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
+    if not turns:
+        raise UnusableSampleError(f"none of the {len(indices)} samples can be asked about")
+    return turns[-1]
+
+
+def evaluate_together(
+    agent: Agent, core: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
+) -> Evaluation:
+    """Questions that are answered once, as `play_together`."""
+    return play_together(agent, AnswerRules(core), indices, **settings)[-1]
+
+
+def play_together(
+    agent: Agent,
+    rules: EpisodeRules[Any],
+    indices: NDArray[np.integer[Any]],
+    *,
+    left_out: LeftOut | None = None,
+    **settings: Any,
+) -> list[Evaluation]:
+    """`evaluate_turns` for an agent that trains; its ranks share the questions out.
+
+    Raises:
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
+    """
+    left_out = LeftOut("error") if left_out is None else left_out
+    # Few questions are no reason for ranks to be idle.
+    batch_size = max(1, min(BATCH_SIZE, math.ceil(len(indices) / agent.world.size)))
+    settings |= {"batch_size": batch_size, "left_out": left_out, "world": agent.world}
+    with agent.whole_weights():
+        turns = evaluate_turns(agent.policy, rules, indices, **settings)
+    if not turns:
+        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
+    return turns
+
+
+def collect_answers(
+    policy: VLMPolicy,
+    core: ReferringCore,
+    folder: Path,
+    *,
+    asked: dict[str, Any],
+    resume: bool,
+    questions: int,
+    answers: int,
+    max_new_tokens: int,
+    batch_size: int,
+    console: Console,
+    left_out: LeftOut,
+    **settings: Any,
+) -> Path | None:
+    """Ask the first questions of a data set and keep the answers in a file as they come.
+
+    Batches that the file holds whole are not asked again, and batches are what ranks share out, so
+    the answers are the same whether or not the run was interrupted, and on any number of ranks.
+
+    The folder keeps ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` the settings that
+    decide what is answered: answers to other ones are not added to, and to none without ``resume``.
+    Further settings are those of `ask`.
+
+    Returns:
+        The file; None on a rank that is not the main one.
+
+    Raises:
+        FileExistsError: There are answers already and they may not be there.
+        ValueError: They are there by other settings.
+        UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
+    """
+    world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
+    check_resume(path, asked, resume=resume)
+    if noted.exists() and left_out.on_error == "skip":
+        left_out.update(json.loads(noted.read_text()))
+    world.barrier()  # every rank has looked at what is there
+    if world.is_main:
+        write_json(folder / "asked.json", asked)
+    known = set(world.broadcast(keep_whole_answers(path, answers) if world.is_main else {}))
+    names = [name_of(core.dataset, index) for index in range(questions)]
+    batches = []
+    for start in range(0, questions, batch_size):
+        places = range(start, min(start + batch_size, questions))
+        usable = [index for index in places if names[index] not in left_out.reasons]
+        if any(names[index] not in known for index in usable):
+            batches.append(usable)
+    settings |= {"answers": answers, "max_new_tokens": max_new_tokens}
+    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **settings)
+    total, count, status = 0.0, 0, "" if batches else "answered before"
+    with progress_bar(console) as progress:
+        task = progress.add_task("answering", total=questions, status=status)
+        progress.update(task, completed=questions - sum(map(len, batches)))
+        for batch, turns in zip(batches, played, strict=True):
+            if turns and world.is_main:
+                (found,) = turns
+                rows = zip(found.indices, found.texts, found.tokens.tolist(), strict=True)
+                given = [(names[index], list(map(AnswerRecord, *pair))) for index, *pair in rows]
+                append_answers(path, [row for row in given if row[0] not in known])
+                total, count = total + float(found.fit.sum()), count + found.fit.size
+                status = f"score {total / count:.3f}"
+            progress.update(task, advance=len(batch), status=status)
+    if not world.is_main:
+        return None
+    write_json(noted, left_out.reasons)
+    lengths = [each.tokens or 0 for some in read_answers(path).values() for each in some]
+    if not lengths:
+        raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
+    if left_out:
+        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
+    cut_off = sum(tokens >= max_new_tokens for tokens in lengths) / len(lengths)
+    if cut_off > MOST_CUT_OFF:
+        console.print(
+            f"[yellow]{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
+            f"--max-new-tokens[/yellow]",
+            highlight=False,
+        )
+    return path

@@ -50,13 +50,9 @@ class Reading:
 def compare_frames(
     frame: AnswerFrame, texts: Sequence[str], samples: Sequence[Sample], form: Form = "mask"
 ) -> list[Reading]:
-    """Read answers in every frame there is, the best reading first.
+    """Read ``N`` answers about ``N`` samples in every frame there is, the best reading first.
 
-    Args:
-        frame: Says how images are resized and letterboxed.
-        texts: ``N`` answers as written.
-        samples: ``N`` samples they are about.
-        form: What was asked for.
+    How images are resized and letterboxed is that of ``frame``.
     """
     found = []
     for family in FAMILIES:
@@ -117,13 +113,10 @@ def advise_frame(
 ) -> str | None:
     """A warning when many answers look as if written in another frame, None otherwise.
 
-    Args:
-        frame: What they were read in.
-        texts: ``N`` answers as written.
-        samples: ``N`` samples they are about.
-        predictions: ``N`` answers as read, all of one form.
+    The ``N`` predictions, all of one form, are the texts as read in ``frame``.
     """
-    foreign = _share_foreign(predictions)
+    kinds = [{issue.kind for issue in each.issues} for each in predictions]
+    foreign = sum(IssueKind.WRONG_FRAME in each for each in kinds) / max(1, len(kinds))
     if foreign <= 0.1:
         return None
     readings = compare_frames(frame, texts, samples, predictions[0].form)
@@ -149,11 +142,3 @@ def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
         for place, number in enumerate(numbers)
     )
     return inside, len(numbers)
-
-
-def _share_foreign(predictions: Sequence[Prediction]) -> float:
-    """Share of answers with numbers of another frame."""
-    found = [
-        any(issue.kind is IssueKind.WRONG_FRAME for issue in each.issues) for each in predictions
-    ]
-    return sum(found) / max(1, len(found))

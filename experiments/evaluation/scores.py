@@ -1,71 +1,227 @@
-"""From measured answers to the scores of a report."""
+"""From answers to scores: what is measured of each, the file it is kept in, and intervals."""
 
 from __future__ import annotations
 
+import csv
 import math
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from rich.console import Console
 
+from experiments.common.logs import progress_bar
+from experiments.evaluation.answers import AnswerRecord
+from experiments.evaluation.reader import advise_frame
+from seg_env.envs.core import ReferringCore
+from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
+    PRECISION_THRESHOLDS,
     Columns,
     breakdown,
+    ceiling,
     ceiling_class,
     compare,
     giou,
+    join_columns,
+    measure,
     paired_bootstrap_interval,
     percentile_interval,
     resampled_ratios,
     summarize,
 )
 from seg_env.tasks import form_of
-from seg_env.types import Form
+from seg_env.types import Form, Target
 
-PERCENTAGES = (
-    ("gIoU", "giou"),
-    ("cIoU", "ciou"),
-    *((f"precision@{limit}", f"precision@{limit}") for limit in (0.5, 0.6, 0.7, 0.8, 0.9)),
-    ("box IoU", "box_giou"),
-    ("REC accuracy@0.5, from the outline", "rec_accuracy"),
-    ("pointing accuracy", "pointing_accuracy"),
-    ("boundary IoU", "boundary_iou"),
-    ("boundary F", "boundary_f"),
-    ("well-formed answers", "well_formed"),
-    ("no-target accuracy", "n_acc"),
-    ("target accuracy", "t_acc"),
+CHUNK = 64
+"""Questions worked on at a time; what is kept of each is a row of numbers."""
+
+SCORES = (
+    ("gIoU", "giou", 100.0),
+    ("cIoU", "ciou", 100.0),
+    *((f"precision@{limit}", f"precision@{limit}", 100.0) for limit in PRECISION_THRESHOLDS),
+    ("box IoU", "box_giou", 100.0),
+    ("REC accuracy@0.5, from the outline", "rec_accuracy", 100.0),
+    ("pointing accuracy", "pointing_accuracy", 100.0),
+    ("boundary IoU", "boundary_iou", 100.0),
+    ("boundary F", "boundary_f", 100.0),
+    ("well-formed answers", "well_formed", 100.0),
+    ("no-target accuracy", "n_acc", 100.0),
+    ("target accuracy", "t_acc", 100.0),
+    ("distance from the best point, % of the image's side", "point_distance", 100.0),
+    ("HD95, pixels", "hd95", 1.0),
+    ("PoLiS, pixels", "polis", 1.0),
+    ("vertices per answer", "vertices", 1.0),
+    ("vertices, relative to the target's", "vertex_ratio", 1.0),
+    ("characters per answer", "characters", 1.0),
+    ("tokens per answer", "tokens", 1.0),
 )
-"""Scores shown in per cent: label and key."""
-NUMBERS = (
-    ("distance from the best point, % of the picture's side", "point_distance"),
-    ("HD95, pixels", "hd95"),
-    ("PoLiS, pixels", "polis"),
-    ("vertices per answer", "vertices"),
-    ("vertices, relative to the target's", "vertex_ratio"),
-    ("characters per answer", "characters"),
-    ("tokens per answer", "tokens"),
-)
-"""Scores shown as they are."""
+"""Scores of a table: label, key, and what they are multiplied by to be shown."""
 
 ANY_FORM = {"well_formed", "n_acc", "t_acc", "characters", "tokens"}
 MEANINGFUL: dict[Form, set[str]] = {
-    "mask": {key for _, key in (*PERCENTAGES, *NUMBERS)} - {"box_giou"},
+    "mask": {key for _, key, _ in SCORES} - {"box_giou"},
     "bbox": ANY_FORM | {"box_giou", "rec_accuracy", "giou"},
     "point": ANY_FORM | {"pointing_accuracy", "point_distance"},
 }
 """Scores that say something about answers of each form; the others are left out of tables."""
+
+_TEXTS = {"id", "expression", "issues", "size", "failure"}
+_FLAGS = {"valid", "given"}
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question with its answers."""
+
+    index: int
+    """Position of the sample in the data set."""
+    answers: list[AnswerRecord]
+    """One or more."""
+
+
+class OtherObjects(Sequence[Rle]):
+    """Masks of the other annotated objects of a sample's image, read only when looked at.
+
+    They are needed for failed answers alone, to tell a wrong object from a wrong outline.
+    """
+
+    def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
+        """Remember how to read them."""
+        self._load = load
+
+    @cached_property
+    def _masks(self) -> list[Rle]:
+        return [target.rle for target in self._load()]
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self._masks)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The mask of one object."""
+        return self._masks[index]
+
+
+def measure_answers(
+    core: ReferringCore,
+    items: Sequence[AnsweredQuestion],
+    *,
+    details: bool,
+    empty_union: float,
+    console: Console,
+) -> Columns:
+    """Measure all answers, chunk by chunk; says when they seem to be in another frame.
+
+    Returns:
+        Columns ``(n * k,)`` of `seg_env.metrics.measure` for ``n`` questions with ``k`` answers
+        each, and ``id``, ``expression``, ``answer`` (number among those to the question),
+        ``characters`` and ``tokens`` (-1 if not known). With ``details`` also boundary scores,
+        PoLiS and the ``ceiling`` of each sample.
+    """
+    parts: list[Columns] = []
+    total, count = 0.0, 0
+    dataset, (form,) = core.dataset, core.tasks.forms
+    with progress_bar(console) as progress:
+        task = progress.add_task("scoring", total=len(items), status="")
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            samples = [dataset[item.index] for item in chunk]
+            counts = [len(item.answers) for item in chunk]
+            answers = [answer for item in chunk for answer in item.answers]
+            asked = [sample for sample, k in zip(samples, counts, strict=True) for _ in range(k)]
+            texts = [answer.text for answer in answers]
+            read = core.scorer.read(texts, asked, forms=[form] * len(texts))
+            if not start and (advice := advise_frame(core.answer_frame, texts, asked, read)):
+                console.print(f"[yellow]{advice}[/yellow]", highlight=False)
+            others = None
+            if hasattr(dataset, "others"):
+                others = [
+                    OtherObjects(partial(dataset.others, item.index))
+                    for item in chunk
+                    for _ in item.answers
+                ]
+            part = measure(
+                read,
+                [sample.target for sample in asked],
+                others=others,
+                boundaries=details,
+                outlines=details,
+                empty_union=empty_union,
+            )
+            if details:
+                part["ceiling"] = np.repeat(ceiling(samples), counts)
+            part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
+            part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
+            part["characters"] = np.array(list(map(len, texts)))
+            tokens = [-1 if answer.tokens is None else answer.tokens for answer in answers]
+            part["tokens"] = np.array(tokens)
+            part["answer"] = np.concatenate([np.arange(k) for k in counts])
+            parts.append(part)
+            total, count = total + float(part["iou"].sum()), count + len(texts)
+            progress.update(task, advance=len(chunk), status=f"gIoU {total / count:.3f}")
+    return join_columns(parts)
+
+
+def save_samples(folder: Path, columns: Columns) -> Path:
+    """Write one row an answer: ``per_sample.parquet``, or ``.csv`` where pyarrow is missing."""
+    first = ["id", "answer", "expression"]
+    ordered = {name: columns[name] for name in [*first, *sorted(columns.keys() - set(first))]}
+    if find_spec("pyarrow") is not None:
+        table = import_module("pyarrow").table({k: v.tolist() for k, v in ordered.items()})
+        path = folder / "per_sample.parquet"
+        import_module("pyarrow.parquet").write_table(table, path)
+        return path
+    path = folder / "per_sample.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(ordered)
+        writer.writerows(zip(*(column.tolist() for column in ordered.values()), strict=True))
+    return path
+
+
+def load_samples(path: Path) -> Columns:
+    """Read what `save_samples` wrote, from the file or its folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ImportError: It is a parquet file and pyarrow is missing.
+    """
+    if path.is_dir():
+        found = [path / name for name in ("per_sample.parquet", "per_sample.csv")]
+        path = next((each for each in found if each.exists()), found[0])
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; give a folder that evaluate.py wrote")
+    if path.suffix != ".csv":
+        if find_spec("pyarrow") is None:
+            raise ImportError(f"reading {path} needs pyarrow: pip install 'simpleseg-rl[hub]'")
+        table = import_module("pyarrow.parquet").read_table(path)
+        return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    with path.open(encoding="utf-8", newline="") as file:
+        names, *rows = list(csv.reader(file))
+    return {name: _typed(name, [row[i] for row in rows]) for i, name in enumerate(names)}
+
+
+def _typed(name: str, cells: list[str]) -> Any:
+    """A column of a CSV file."""
+    if name in _TEXTS:
+        return np.array(cells, dtype=np.str_)
+    if name in _FLAGS:
+        return np.array([cell == "True" for cell in cells], dtype=np.bool_)
+    return cast("Any", np.array(cells, dtype=np.float64))
 
 
 def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict[str, Any]:
     """All scores of some answers, see `seg_env.metrics.summarize`; JSON-able.
 
     With several answers per question, intervals are over questions, as the answers to one question
-    resemble each other, and are given for the scores of `PERCENTAGES` that are means or cIoU.
-
-    Args:
-        columns: What `measure_answers` returned.
-        answers: Answers per question; those to one question stand next to each other.
-        empty_union: IoU where answer and target are both empty.
-        seed: Seed of the bootstrap.
+    resemble each other, and are given for scores that are means and for cIoU.
+    Columns are those of `measure_answers`, with so many answers per question.
     """
     resamples = 2000 if answers == 1 else 0
     found = summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
@@ -101,12 +257,10 @@ def _intervals_over_questions(
     quotients = {
         "giou": (columns["iou"], each),
         "ciou": (columns["intersection"], columns["union"]),
+        **{f"precision@{at}": (columns["iou"] >= at, each) for at in PRECISION_THRESHOLDS},
+        "box_giou": (columns["box_iou"], each),
+        "rec_accuracy": (columns["box_iou"] > 0.5, each),
     }
-    for _, key in PERCENTAGES:
-        if key.startswith("precision@"):
-            quotients[key] = (columns["iou"] >= float(key.split("@")[1]), each)
-    quotients["box_giou"] = (columns["box_iou"], each)
-    quotients["rec_accuracy"] = (columns["box_iou"] > 0.5, each)
     if "inside" in columns:
         quotients["pointing_accuracy"] = (columns["inside"], each)
     quotients["well_formed"] = (columns["valid"], each)
@@ -130,14 +284,9 @@ def _intervals_over_questions(
 def gains(
     before: Columns, after: Columns, answers: int, empty_union: float, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Paired gains over other answers to the same questions; JSON-able.
+    """Paired gains over other answers to the same questions, in any order; JSON-able.
 
-    Args:
-        before: Columns of the other answers, in any order.
-        after: Columns of ours.
-        answers: Answers per question; with several, only the gain in gIoU is given.
-        empty_union: IoU where answer and target are both empty.
-        seed: Seed of the bootstrap.
+    With several answers per question only the gain in gIoU is given.
 
     Raises:
         ValueError: The two are not about the same questions.
@@ -173,33 +322,36 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     """``(label, value, interval)`` of every score that is known and means something, as text."""
     rows = []
     form = form_of(scores["task"])
-    for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
-        for label, key in names:
-            value = scores.get(key)
-            # Where every object is there, nothing is learnt from how many are said to be.
-            idle = key == "t_acc" and scores["n_acc"] is None
-            if value is not None and not idle and key in MEANINGFUL[form]:
-                ends = scores["intervals"].get(key)
-                times = 100.0 if key == "point_distance" else factor
-                shown = label if form == "mask" else label.removesuffix(", from the outline")
-                rows.append((shown, f"{times * value:.1f}", _between(ends, times)))
+    for label, key, factor in _shown(scores, form):
+        label = label if form == "mask" else label.removesuffix(", from the outline")
+        interval = interval_text(scores["intervals"].get(key), factor)
+        rows.append((label, f"{factor * scores[key]:.1f}", interval))
     return rows
 
 
 def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tuple[str, str, str]]:
     """The same of paired gains of answers of one form."""
-    rows = []
-    for names, factor in ((PERCENTAGES, 100.0), (NUMBERS, 1.0)):
-        for label, key in names:
-            idle = key == "t_acc" and "n_acc" not in found
-            if key in found and not idle and key in MEANINGFUL[form]:
-                times = 100.0 if key == "point_distance" else factor
-                gain = f"{times * found[key]['gain']:+.1f}"
-                rows.append((label, gain, _between(found[key]["interval"], times, "+")))
-    return rows
+    return [
+        (
+            label,
+            f"{factor * found[key]['gain']:+.1f}",
+            interval_text(found[key]["interval"], factor, "+"),
+        )
+        for label, key, factor in _shown(found, form)
+    ]
 
 
-def _between(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
+def _shown(found: dict[str, Any], form: Form) -> Iterator[tuple[str, str, float]]:
+    """Those of `SCORES` that are known and say something about answers of a form."""
+    for label, key, factor in SCORES:
+        # Where every object is there, nothing is learnt from how many are said to be.
+        idle = key == "t_acc" and found.get("n_acc") is None
+        if found.get(key) is not None and not idle and key in MEANINGFUL[form]:
+            yield label, key, factor
+
+
+def interval_text(ends: list[float | None] | None, factor: float, sign: str = "") -> str:
+    """The ends of an interval times ``factor``, empty where they are not known."""
     if not ends or None in ends:
         return ""
     low, high = (factor * end for end in ends if end is not None)

@@ -18,11 +18,8 @@ class Dataset(Protocol):
     name: str
     """What is reported with every score, for example ``"refcoco"``."""
     split: str
-    """Which part it is, for example ``"train"`` or ``"testA"``."""
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample:
         """The sample at ``index``; negative indices count from the end.
@@ -42,9 +39,5 @@ class KnowsOthers(Dataset, Protocol):
     """
 
     def others(self, index: int, /) -> list[Target]:
-        """Masks of the other known objects in the image of sample ``index``, at its size.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """Masks of the other known objects in the image of sample ``index``, at its size."""
         ...

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from shapely.geometry import Polygon
 
+from seg_env.data.export import run_lengths
 from seg_env.data.readers.refer import embedded_root
 from seg_env.data.scenes import Scenes
 from seg_env.data.scenes.language import PLACES, SUPERLATIVES
@@ -26,19 +28,13 @@ from seg_env.data.sources import HELD_OUT_SPLITS
 from seg_env.geometry.polygon import roles
 from seg_env.types import Sample, Target
 
-IMAGE_FOLDERS = {"images/mscoco/images/train2014": 30, "images/saiapr_tc-12": 16}
-"""Number of images by folder."""
-SIZES = (128, 144, 160)
-QUALITY = 88
-OUTLINE_TOLERANCE = 0.004
-"""Share of the perimeter; about as coarse as outlines drawn by hand."""
-
 
 @dataclass(frozen=True, eq=False)
 class _CroppedScene:
     """One scene, its borders cut off where nothing is lost."""
 
     number: int
+    file_name: str
     samples: list[Sample]
     rows: slice
 
@@ -46,22 +42,19 @@ class _CroppedScene:
     def pixels(self) -> NDArray[np.uint8]:
         return self.samples[0].image[self.rows]
 
-    def mask(self, sample: Sample) -> NDArray[np.bool_]:
-        return sample.target.mask()[self.rows]
+    def ann_id(self, position: int) -> int:
+        return self.number * 10 + position
 
 
 def write_embedded(root: Path) -> None:
     """Write the whole sample below ``root``."""
-    from PIL import Image
-
-    for folder, count in IMAGE_FOLDERS.items():
+    for folder, count in (("images/mscoco/images/train2014", 30), ("images/saiapr_tc-12", 16)):
         of_clef = "saiapr" in folder
-        scenes = list(_cropped_scenes(count, seed=int(of_clef)))
-        (root / folder).mkdir(parents=True, exist_ok=True)
+        scenes = list(_cropped_scenes(count, of_clef))
         for scene in scenes:
-            path = root / folder / _file_name(scene.number, of_clef)
+            path = root / folder / scene.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(scene.pixels).save(path, quality=QUALITY, optimize=True)
+            Image.fromarray(scene.pixels).save(path, quality=88, optimize=True)
         for (name, split_by), held_out in HELD_OUT_SPLITS.items():
             if name != "grefcoco" and (name == "refclef") == of_clef:
                 _write_json(root / name / "instances.json", _instances(scenes, of_clef))
@@ -69,27 +62,20 @@ def write_embedded(root: Path) -> None:
                 _write_json(root / name / f"refs({split_by}).json", records)
 
 
-def _cropped_scenes(count: int, seed: int) -> Iterator[_CroppedScene]:
-    for number in range(count):
-        difficulty = ("medium", "hard")[number % 2]
-        size = SIZES[number % 3]
-        dataset = Scenes("val", difficulty, seed=seed, size=size)  # type: ignore[arg-type]
-        samples = dataset.samples_of(number)
+def _cropped_scenes(count: int, of_clef: bool) -> Iterator[_CroppedScene]:
+    for index in range(count):
+        size = (128, 144, 160)[index % 3]
+        dataset = Scenes("val", ("medium", "hard")[index % 2], seed=int(of_clef), size=size)
+        samples = dataset.samples_of(index)
         rows = slice(0, size)
         # "At the top" is said of the whole image: such a scene stays whole.
         if not any(place in sample.expression for sample in samples for place in PLACES):
             masks = np.array([sample.target.mask() for sample in samples])
             filled = np.flatnonzero(masks.any(axis=(0, 2)))
             rows = slice(max(0, int(filled[0]) - 4), min(size, int(filled[-1]) + 5))
-        yield _CroppedScene(number + 1, samples, rows)
-
-
-def _file_name(number: int, of_clef: bool) -> str:
-    return f"{number % 3}/{number}.jpg" if of_clef else f"COCO_train2014_{number:012d}.jpg"
-
-
-def _ann_id(scene: _CroppedScene, position: int) -> int:
-    return scene.number * 10 + position
+        number = index + 1
+        name = f"{number % 3}/{number}.jpg" if of_clef else f"COCO_train2014_{number:012d}.jpg"
+        yield _CroppedScene(number, name, samples, rows)
 
 
 def _category_id(sample: Sample) -> int:
@@ -97,36 +83,29 @@ def _category_id(sample: Sample) -> int:
 
 
 def _instances(scenes: list[_CroppedScene], of_clef: bool) -> dict[str, Any]:
-    entries, annotations = [], []
+    images, annotations = [], []
     for scene in scenes:
         height, width = scene.pixels.shape[:2]
-        file_name = _file_name(scene.number, of_clef)
-        entries.append(
-            {"id": scene.number, "file_name": file_name, "height": height, "width": width}
+        images.append(
+            {"id": scene.number, "file_name": scene.file_name, "height": height, "width": width}
         )
         for position, sample in enumerate(scene.samples):
-            mask = scene.mask(sample)
-            annotations.append(_annotation(scene, position, sample, mask, of_clef))
+            target = Target.from_mask(sample.target.mask()[scene.rows])
+            x0, y0, x1, y1 = target.rle.bbox
+            annotations.append(
+                {
+                    "id": scene.ann_id(position),
+                    "image_id": scene.number,
+                    "category_id": _category_id(sample),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": target.area,
+                    "iscrowd": 0,
+                    "segmentation": [run_lengths(target.rle)] if of_clef else _polygons(target),
+                }
+            )
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(SHAPES)]
     info = {"description": "procedural scenes in the form of RefCOCO; not RefCOCO"}
-    return {"info": info, "images": entries, "annotations": annotations, "categories": categories}
-
-
-def _annotation(
-    scene: _CroppedScene, position: int, sample: Sample, mask: NDArray[np.bool_], of_clef: bool
-) -> dict[str, Any]:
-    target = Target.from_mask(mask)
-    x0, y0, x1, y1 = target.rle.bbox
-    run_lengths = {"size": list(mask.shape), "counts": target.rle.to_string().decode("ascii")}
-    return {
-        "id": _ann_id(scene, position),
-        "image_id": scene.number,
-        "category_id": _category_id(sample),
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": target.area,
-        "iscrowd": 0,
-        "segmentation": [run_lengths] if of_clef else _polygons(target),
-    }
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
 
 def _polygons(target: Target) -> list[list[int]]:
@@ -136,7 +115,7 @@ def _polygons(target: Target) -> list[list[int]]:
     slit to each hole; the two sides of a slit cancel in the even-odd fill.
     """
     height, width = target.size
-    rings = target.outline(OUTLINE_TOLERANCE)
+    rings = target.outline(0.004)  # about as coarse as outlines drawn by hand
     corners = [np.rint(ring * (width, height)).astype(int).tolist() for ring in rings]
     filled = roles(rings)
     parts = {index: list(corners[index]) for index in np.flatnonzero(filled).tolist()}
@@ -154,47 +133,36 @@ def _polygons(target: Target) -> list[list[int]]:
 def _references(
     scenes: list[_CroppedScene], name: str, held_out: tuple[str, ...]
 ) -> list[dict[str, Any]]:
+    # RefCOCO+ was collected with the rule that words of location are forbidden.
+    located = (*PLACES, *SUPERLATIVES[:4], "left", "right", "above", "below")
+    forbidden = located if name == "refcoco+" else ()
     records: list[dict[str, Any]] = []
     for scene in scenes:
-        split = _split(scene.number, held_out)
+        # Five images of eight are for training, the other three go around the other splits.
+        block, slot = divmod(scene.number - 1, 8)
+        split = "train" if slot < 5 else held_out[(3 * block + slot - 5) % len(held_out)]
         for position, sample in enumerate(scene.samples):
-            # RefCOCO+ was collected with the rule that words of location are forbidden.
-            if name == "refcoco+" and _is_about_location(sample.expression):
+            if any(words in sample.expression for words in forbidden):
                 continue
-            records.append(_reference(scene, position, sample, split, len(records)))
+            number, ann_id = len(records), scene.ann_id(position)
+            texts = [sample.expression, sample.expression.removeprefix("the ")]
+            sentences = [
+                {"sent_id": 2 * number + k, "sent": text, "raw": text, "tokens": text.split()}
+                for k, text in enumerate(texts)
+            ]
+            records.append(
+                {
+                    "ref_id": number,
+                    "ann_id": ann_id,
+                    "image_id": scene.number,
+                    "category_id": _category_id(sample),
+                    "split": split,
+                    "file_name": f"COCO_train2014_{scene.number:012d}_{ann_id}.jpg",
+                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                    "sentences": sentences,
+                }
+            )
     return records
-
-
-def _reference(
-    scene: _CroppedScene, position: int, sample: Sample, split: str, number: int
-) -> dict[str, Any]:
-    texts = [sample.expression, sample.expression.removeprefix("the ")]
-    sentences = [
-        {"sent_id": 2 * number + k, "sent": text, "raw": text, "tokens": text.split()}
-        for k, text in enumerate(texts)
-    ]
-    ann_id = _ann_id(scene, position)
-    return {
-        "ref_id": number,
-        "ann_id": ann_id,
-        "image_id": scene.number,
-        "category_id": _category_id(sample),
-        "split": split,
-        "file_name": f"COCO_train2014_{scene.number:012d}_{ann_id}.jpg",
-        "sent_ids": [sentence["sent_id"] for sentence in sentences],
-        "sentences": sentences,
-    }
-
-
-def _split(number: int, held_out: tuple[str, ...]) -> str:
-    """Five images of eight are for training, the other three go around the other splits."""
-    block, slot = divmod(number - 1, 8)
-    return "train" if slot < 5 else held_out[(3 * block + slot - 5) % len(held_out)]
-
-
-def _is_about_location(expression: str) -> bool:
-    located = (*PLACES, *SUPERLATIVES[:4], "left", "right", "above", "below")
-    return any(words in expression for words in located)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from PIL import Image
 
 from seg_env.data.base import Dataset
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
 
 TargetForm = Literal["rle", "rings", "mask"]
-"""How targets are written: run lengths, exact outlines, or images."""
 
 
 def export_jsonlines(
@@ -28,21 +28,18 @@ def export_jsonlines(
     limit: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Write samples, their images and their masks below a folder.
+    """Write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/`` into a folder.
 
-    An image that lies in a file is copied as it is, once for all its questions; any other is saved
-    as PNG. The file of lines appears under its name when it is complete.
+    An image file is copied unchanged, once for all its questions; any other image is saved as PNG.
+    The file of lines, whose path is returned, gets its name when it is complete.
 
     Args:
         dataset: Any data set.
-        folder: Where to write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/``.
-        form: How targets are written; each form reads back as the same pixels.
+        folder: Where to write.
+        form: Targets as run lengths, exact outlines or images; all read back as the same pixels.
         others: Also write the other objects of each image, where the data set knows them.
         limit: Number of samples, by default all.
         progress: Called with the number written so far and in all.
-
-    Returns:
-        The file of lines.
 
     Raises:
         ValueError: ``form`` is none of `TargetForm`, or a record of the data set is broken.
@@ -63,7 +60,7 @@ def export_jsonlines(
                 "image": _write_image(dataset, index, sample, root, copied),
                 "expression": sample.expression,
                 "size": list(sample.target.size),
-                form: _written_target(sample.target, form, root, f"{dataset.split}-{index}"),
+                form: _encode_target(sample.target, form, root, f"{dataset.split}-{index}"),
             }
             if sample.target.ignore is not None:
                 record["ignore"] = run_lengths(sample.target.ignore)
@@ -83,13 +80,11 @@ def run_lengths(rle: Rle) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.to_string().decode("ascii")}
 
 
-def _written_target(target: Target, form: TargetForm, root: Path, name: str) -> Any:
+def _encode_target(target: Target, form: TargetForm, root: Path, name: str) -> Any:
     if form == "rle":
         return run_lengths(target.rle)
     if form == "rings":
         return [ring.tolist() for ring in target.rings]
-    from PIL import Image
-
     place = f"masks/{name}.png"
     (root / "masks").mkdir(exist_ok=True)
     Image.fromarray(target.mask().astype(np.uint8) * 255).save(root / place)
@@ -100,11 +95,8 @@ def _write_image(
     dataset: Dataset, index: int, sample: Sample, root: Path, copied: dict[Path, str]
 ) -> str:
     """Copy or save the image; returns its path relative to the root."""
-    photo_path = getattr(dataset, "photo_path", None)
-    source: Path | None = photo_path(index) if photo_path is not None else None
+    source: Path | None = dataset.photo_path(index) if hasattr(dataset, "photo_path") else None
     if source is None:
-        from PIL import Image
-
         place = f"images/{dataset.split}-{index}.png"
         Image.fromarray(sample.image).save(root / place)
         return place

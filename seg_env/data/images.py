@@ -6,18 +6,16 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from seg_env.data.records import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read; the MPO of some cameras is read as JPEG."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""How the names of such files end, in lower case."""
 
 
 def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -31,20 +29,20 @@ def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         FileNotFoundError: There is no such file.
         ValueError: Not an image of one of `FORMATS`, damaged, or of another size.
     """
-    return _read(path, size, str(path))
+    with _opened(path, size, str(path)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def read_image_bytes(data: bytes, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
-    """Read an image from memory; otherwise as `read_image`, errors call it ``name``."""
-    return _read(io.BytesIO(data), size, name)
+    """Read an image from memory as `read_image` does; errors call it ``name``."""
+    with _opened(io.BytesIO(data), size, name) as image:
+        return np.array(image.convert("RGB"))
 
 
 def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
     """Height and width from the header of an image; no pixel is decoded.
 
-    Args:
-        source: The file, or its content.
-        name: What errors call it, by default the path.
+    Errors call it ``name``, by default the path.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -52,7 +50,7 @@ def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
-    with _opened(stream, name) as image:
+    with _opened(stream, None, name) as image:
         size = (image.height, image.width)
     if size[0] * size[1] > MAX_PIXELS:
         raise RecordError(
@@ -69,8 +67,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
         FileNotFoundError: There is no such file.
         ValueError: Not an image, of several channels, or of another size.
     """
-    with _opened(path, str(path)) as image:
-        _check_size((image.height, image.width), size, str(path))
+    with _opened(path, size, str(path)) as image:
         if len(image.getbands()) > 1:
             raise RecordError(
                 f"{path} has the channels {image.getbands()}; a mask has one, 0 outside of the "
@@ -84,18 +81,14 @@ def check_image(path: Path, size: tuple[int, int]) -> None:
     _check_size(image_size(path), size, str(path))
 
 
-def _read(source: Any, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
-    with _opened(source, name) as image:
-        _check_size((image.height, image.width), size, name)
-        return np.array(image.convert("RGB"))
-
-
 @contextmanager
-def _opened(source: Any, name: str) -> Iterator[Any]:
-    from PIL import Image  # a tenth of a second that `import seg_env` need not pay
-
+def _opened(
+    source: Path | io.BytesIO, size: tuple[int, int] | None, name: str
+) -> Iterator[Image.Image]:
     try:
         with Image.open(source, formats=FORMATS) as image:
+            if size is not None:
+                _check_size((image.height, image.width), size, name)
             yield image
     except (FileNotFoundError, RecordError):
         raise

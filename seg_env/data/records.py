@@ -1,8 +1,4 @@
-"""Records of annotation files that come from outside: their fields, and what is wrong with them.
-
-Whatever is wrong is a `RecordError` that names file and record, so that a data set can leave the
-record out.
-"""
+"""Fields of records in annotation files, and what is wrong with them, as a `RecordError`."""
 
 from __future__ import annotations
 
@@ -29,17 +25,14 @@ class Fault(StrEnum):
     """Kinds of broken records, the keys of a data set's ``skipped``."""
 
     MALFORMED = "malformed record"
-    """Something is missing in the record, is not what it should be, or is no JSON at all."""
     MISSING_IMAGE = "missing photo"
-    """There is no such image."""
     UNREADABLE_IMAGE = "unreadable photo"
-    """The image is damaged, or of a format that is not read."""
     SIZE_MISMATCH = "size mismatch"
-    """The image is not of the size that the annotations say."""
+    """The image does not have the size that the annotations say."""
     OUTSIDE = "polygon outside the image"
     """A polygon lies beside the image, or reaches far out of it."""
     EMPTY = "empty segmentation"
-    """An object that should be there fills not one pixel."""
+    """An object that should be there fills no pixel."""
 
 
 class RecordError(ValueError):
@@ -57,22 +50,15 @@ def located(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RecordError(f"{where}: {error}", fault_of(error)) from error
-
-
-def fault_of(error: Exception) -> Fault:
-    """The kind of an error that a reader raised for a record."""
-    if isinstance(error, FileNotFoundError):
-        return Fault.MISSING_IMAGE
-    return error.fault if isinstance(error, RecordError) else Fault.MALFORMED
+        raise RecordError(f"{where}: {error}", getattr(error, "fault", Fault.MALFORMED)) from error
 
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Pause it while a large file is parsed; also a decorator.
+    """Pause the collector while a large file is parsed; also a decorator.
 
-    A million new containers make the collector look at all of them again and again, up to four
-    times the cost of building them, and none can be garbage yet.
+    It would look at a million new containers again and again, which takes up to four times as long
+    as building them, and none can be garbage yet.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -124,7 +110,11 @@ def size_field(
 
 
 def relative_path(file_name: str, where: str) -> str:
-    """The name of an image as a path that stays within the folder of images."""
+    """The name of an image as a path that stays within the folder of images.
+
+    Raises:
+        RecordError: It is absolute or leads upwards.
+    """
     parts = PurePosixPath(file_name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in file_name or "\0" in file_name:
         raise RecordError(f"{where}: file_name {file_name[:80]!r} leads out of the image folder")
@@ -132,7 +122,7 @@ def relative_path(file_name: str, where: str) -> str:
 
 
 def describe(value: object) -> str:
-    """A few words about a value of a stranger; containers, which may be endless, are only named."""
+    """A value for an error message; containers, which may contain themselves, are only named."""
     if value is None:
         return "nothing"
     if isinstance(value, str):

@@ -14,19 +14,13 @@ from seg_env.geometry.raster import toggles
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
-FAR_OUT = 0.5
-"""A vertex further out than this share of the image's side belongs to another image."""
-
 
 def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target:
     """Build a target from the ``segmentation`` of a COCO annotation.
 
-    Args:
-        segmentation: A list of flat polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length
-            dictionary ``{"size": [H, W], "counts": str | list}``, or a list of such dictionaries.
-            Parts are united. An empty list is an empty target; so is a polygon of fewer than three
-            points.
-        size: ``(H, W)`` of the image in pixels.
+    That is a list of flat polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length dictionary
+    ``{"size": [H, W], "counts": str | list}``, or a list of such dictionaries. Parts are united. An
+    empty list is an empty target; so is a polygon of fewer than three points.
 
     Raises:
         ValueError: Anything else; names the part.
@@ -48,16 +42,9 @@ def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target
 def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Target:
     """The target of an object that must be there, as `target_from_segmentation`.
 
-    COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
-    reaches out by more than half its side, was drawn on another image or another size of it.
-
-    Args:
-        segmentation: See `target_from_segmentation`.
-        size: ``(H, W)`` of the image in pixels.
-        where: File and record, for errors.
-
     Raises:
-        RecordError: The segmentation is malformed, lies outside, or fills not one pixel.
+        RecordError: The segmentation is malformed, lies outside (see `check_inside`), or fills no
+            pixel. The message starts with ``where``.
     """
     with located(where):
         parts = segmentation if isinstance(segmentation, list) else []
@@ -75,37 +62,31 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
 
 
 def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) -> None:
-    """Raise when a polygon cannot belong to a image of this size.
+    """Raise when a polygon, ``(V, 2)`` in pixels, cannot belong to an image of ``(H, W)``.
 
-    Args:
-        points: ``(V, 2)`` vertices in pixels.
-        size: ``(H, W)`` of the image.
-        what: What errors call the polygon.
+    COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
+    reaches out by more than half its side, was drawn on another image or another size of it.
 
     Raises:
-        RecordError: All of it lies outside, or a vertex further than `FAR_OUT` sides away.
+        RecordError: The polygon does not fit; the message starts with ``what``.
     """
     if not len(points):
         return
     sides = np.array([size[1], size[0]])
     lowest, highest = points.min(axis=0), points.max(axis=0)
     beside = ((highest <= 0) | (lowest >= sides)).any()
-    far_out = ((lowest < -FAR_OUT * sides) | (highest > (1 + FAR_OUT) * sides)).any()
+    far_out = ((lowest < -0.5 * sides) | (highest > 1.5 * sides)).any()
     if beside or far_out:
         (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()
         raise RecordError(
-            f"{what} is a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in a "
-            f"image of {size[1]} x {size[0]} (width x height)",
+            f"{what} is a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in "
+            f"an image of {size[1]} x {size[0]} (width x height)",
             Fault.OUTSIDE,
         )
 
 
 def parse_points(value: object) -> NDArray[np.float64]:
-    """``(V, 2)`` points from a list of pairs of finite numbers.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """``(V, 2)`` points from a list of pairs of finite numbers; else a `ValueError`."""
     try:
         points = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -116,16 +97,12 @@ def parse_points(value: object) -> NDArray[np.float64]:
 
 
 def _part(part: Any, size: tuple[int, int]) -> Rle:
-    if isinstance(part, dict):
-        return _run_lengths(part, size)
     if isinstance(part, list | array):
         return fill_polygon(_points(part), size)
-    raise ValueError(
-        f"expected a polygon [x0, y0, x1, y1, ...] or {{'size', 'counts'}}, got {describe(part)}"
-    )
-
-
-def _run_lengths(part: dict[str, Any], size: tuple[int, int]) -> Rle:
+    if not isinstance(part, dict):
+        raise ValueError(
+            "expected a polygon [x0, y0, x1, y1, ...] or {'size', 'counts'}, got " + describe(part)
+        )
     counts, stated = part.get("counts"), part.get("size")
     if not isinstance(stated, list | tuple) or tuple(stated) != size:
         raise ValueError(f"'size' must be the (height, width) of the image, {size}")
@@ -149,14 +126,10 @@ def _points(numbers: Sequence[Any]) -> NDArray[np.float64]:
 
 
 def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:
-    """Fill one polygon by COCO's even-odd rule.
+    """Fill a polygon, ``(V, 2)`` in pixels, by COCO's even-odd rule in an image of ``(H, W)``.
 
-    Pixel coordinates go in as they are: on the way through the unit frame they could move by a
-    rounding error, and COCO's rule, which counts in fifths of a pixel, by a whole pixel.
-
-    Args:
-        points: ``(V, 2)`` vertices in pixels.
-        size: ``(H, W)`` of the image.
+    Coordinates do not go through the unit frame: a rounding error there can move COCO's rule, which
+    counts in fifths of a pixel, by a whole pixel.
     """
     height, width = size
     keys = np.zeros(0, dtype=np.int64)

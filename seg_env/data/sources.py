@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -21,27 +22,18 @@ from seg_env.data.scenes import Scenes
 
 _OF_FILES = ("split", "data_root", "exclude_images", "on_error")
 _OF_REFER = (*_OF_FILES, "split_by", "image_root", "per_reference")
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "scenes": ("split", "difficulty", "data_seed", "size", "negatives"),
-    **dict.fromkeys(DEFAULT_SPLIT_BY, _OF_REFER),
-    "grefcoco": _OF_REFER,
-    "reasonseg": (*_OF_FILES, "per_reference"),
-    "coco": (*_OF_FILES, "image_root", "per_annotation"),
-    "labelme": (*_OF_FILES, "per_annotation"),
-    "parquet": (*_OF_FILES, "image_root", "per_reference"),
-    "jsonl": (*_OF_FILES, "image_root"),
+_READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
+    "scenes": (Scenes, ("split", "difficulty", "data_seed", "size", "negatives")),
+    **{name: (partial(load_refer, name), _OF_REFER) for name in DEFAULT_SPLIT_BY},
+    "grefcoco": (GRefCoco, _OF_REFER),
+    "reasonseg": (ReasonSeg, (*_OF_FILES, "per_reference")),
+    "coco": (Coco, (*_OF_FILES, "image_root", "per_annotation")),
+    "labelme": (LabelMe, (*_OF_FILES, "per_annotation")),
+    "parquet": (Parquet, (*_OF_FILES, "image_root", "per_reference")),
+    "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
-"""Which arguments of `open_dataset` each data set takes."""
-_READERS: dict[str, Callable[..., AnnotatedImages]] = {
-    "grefcoco": GRefCoco,
-    "reasonseg": ReasonSeg,
-    "coco": Coco,
-    "labelme": LabelMe,
-    "parquet": Parquet,
-    "jsonl": JsonLines,
-}
-DATASET_NAMES = tuple(_ARGUMENTS)
-"""Names that `open_dataset` knows."""
+"""What opens each data set, and which arguments of `open_dataset` it takes."""
+DATASET_NAMES = tuple(_READERS)
 FILE_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet"}
 """What a path in place of a name is read as."""
 HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -79,15 +71,13 @@ def open_dataset(
 ) -> Dataset:
     """Build a data set from its name, or pass a ready one through.
 
-    Arguments that are None take the default of the data set. One that does not apply to it is an
-    error, for it would be ignored silently.
+    Arguments that are None take the default of the data set; one that does not apply is an error.
 
     Args:
         dataset: One of `DATASET_NAMES`, the path of a ``.jsonl`` or ``.parquet`` file, or a data
             set object; the object is used as it is.
         split: Part of the data set, mostly ``"train"`` by default.
-        split_by: Whose split of a RefCOCO data set: ``"unc"``, ``"google"``, ``"umd"``,
-            ``"berkeley"``.
+        split_by: Whose split of RefCOCO: ``"unc"``, ``"google"``, ``"umd"``, ``"berkeley"``.
         data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
             names. Without either, an embedded sample stands in for the RefCOCO family, see
             `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
@@ -96,53 +86,41 @@ def open_dataset(
         per_annotation: One sample for each object instead of each category.
         exclude_images: Images to leave out, see `held_out_images`.
         on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.records.OnError`.
-        difficulty: Of scenes: ``"easy"``, ``"medium"`` or ``"hard"``.
-        data_seed: Of scenes: the number that all of them depend on.
-        size: Of scenes: side of the square images in pixels.
-        negatives: Of scenes: share of questions about an object that is not there.
+        difficulty: ``"easy"``, ``"medium"`` or ``"hard"`` scenes.
+        data_seed: Seed of all scenes.
+        size: Side of the square images of scenes in pixels.
+        negatives: Share of the questions about scenes that ask for an object that is not there.
 
     Raises:
         ValueError: The name is unknown, or an argument does not apply to that data set.
         FileNotFoundError: A ``data_root`` was given and something is missing in it.
     """
-    arguments = {
-        "split": split,
-        "split_by": split_by,
-        "data_root": data_root,
-        "image_root": image_root,
-        "per_reference": per_reference,
-        "per_annotation": per_annotation,
-        "exclude_images": exclude_images,
-        "on_error": on_error,
-        "difficulty": difficulty,
-        "data_seed": data_seed,
-        "size": size,
-        "negatives": negatives,
-    }
-    given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in locals().items() if value is not None}
+    given.pop("dataset", None)
     if not isinstance(dataset, str):
         _refuse_unused(given, (), "a data set object")
         return dataset
     kind = FILE_ENDINGS.get(Path(dataset).suffix, dataset)
-    if kind not in _ARGUMENTS:
+    if kind not in _READERS:
         raise ValueError(
-            f"dataset={dataset!r} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
+            f"{dataset=} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
             f"{' or '.join(FILE_ENDINGS)} file, or pass an object with __len__, __getitem__, name "
             "and split"
         )
+    reader, taken = _READERS[kind]
     is_path = kind != dataset
-    taken = [name for name in _ARGUMENTS[kind] if not (is_path and name == "data_root")]
-    _refuse_unused(given, taken, f"dataset={dataset!r}")
-    if kind == "scenes":
-        return Scenes(seed=given.pop("data_seed", 0), **given)
-    if kind in DEFAULT_SPLIT_BY:
-        return load_refer(kind, **given)
+    _refuse_unused(
+        given, [name for name in taken if not (is_path and name == "data_root")], f"{dataset=}"
+    )
     if is_path:
         given = {"split": Path(dataset).stem, **given, "data_root": dataset}
-    given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
-    if not given["data_root"]:
-        raise ValueError(f"dataset={dataset!r} needs data_root=, or the variable SIMPLESEG_DATA")
-    return _READERS[kind](**given)
+    if kind == "scenes":
+        given["seed"] = given.pop("data_seed", 0)
+    elif kind not in DEFAULT_SPLIT_BY:
+        given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
+        if not given["data_root"]:
+            raise ValueError(f"{dataset=} needs data_root=, or the variable SIMPLESEG_DATA")
+    return reader(**given)
 
 
 def _refuse_unused(given: dict[str, Any], taken: Collection[str], what: str) -> None:
@@ -162,11 +140,7 @@ def held_out_images(
 ) -> frozenset[str]:
     """The images that a data set on disk evaluates on, for another's ``exclude_images=``.
 
-    Args:
-        dataset: A name that `open_dataset` knows.
-        splits: Which splits to collect; by default those of `HELD_OUT_SPLITS`.
-        data_root: Its folder.
-        split_by: Whose split, for the RefCOCO family.
+    Arguments are those of `open_dataset`; ``splits`` are by default those of `HELD_OUT_SPLITS`.
 
     Raises:
         FileNotFoundError: Something is missing in the folder.
@@ -179,8 +153,7 @@ def held_out_images(
                 f"which splits of {dataset!r} ({split_by or 'default'}) are for evaluation is not "
                 "known; name them by splits="
             )
-    # A generator: of each split only the names stay in memory.
-    opened = (
+    opened = (  # a generator: of each split only the names stay in memory
         open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
         for split in splits
     )

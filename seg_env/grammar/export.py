@@ -9,20 +9,21 @@ rings and vertices, which no regular expression of sensible size can count.
 from __future__ import annotations
 
 from seg_env.frames import UNIT, Frame
+from seg_env.grammar.salvage import MAX_MAGNITUDE, MAX_VERTICES
+
+MOST_DECIMALS = 17
+"""Most digits behind a point that `decode` reads without closer inspection."""
 
 
 def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     """Regular expression of strict answers, to be matched against the full text.
 
-    Only plain groups, classes, alternatives and counted repeats up to `decimals` are used, so it
-    means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
+    It has no anchors, and only plain groups, classes, alternatives and counted repeats up to
+    `decimals`, so it means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.
         frame: Frame of the numbers; its limits, whole numbers, become part of the expression.
-
-    Returns:
-        The expression, without anchors.
     """
     digits, zeros = rf"(?:\.[0-9]{{1,{decimals}}})?", rf"(?:\.0{{1,{decimals}}})?"
 
@@ -39,18 +40,44 @@ def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     return rf"\[(?:{ring}(?:, ?{ring})*)?\]"
 
 
-def grammar_ebnf(decimals: int = 3, frame: Frame = UNIT) -> str:
+def grammar_ebnf(
+    decimals: int = 3,
+    frame: Frame = UNIT,
+    *,
+    pad: bool = False,
+    spaces: bool = True,
+    max_vertices: int | None = None,
+) -> str:
     """The same language in GBNF, the EBNF dialect of xgrammar (vLLM) and llama.cpp.
 
-    Rules are ``name ::= ...``, the start rule is ``root``; ``|``, ``?``, ``*``, ``+``, quoted
-    literals and character classes have their usual meaning.
+    Rules are ``name ::= ...``, the start rule is ``root``; ``|``, ``?``, ``*``, ``+``, ``{1,9}``,
+    quoted literals and character classes have their usual meaning.
 
     Args:
-        decimals: Most digits after the point; ignored in integer frames.
-        frame: Frame of the numbers; its limits, whole numbers, become part of the grammar.
+        decimals: Most digits after the point, 1 to 17; ignored in integer frames.
+        frame: Frame of the numbers; its limits become part of the grammar.
+        pad: Every number has `decimals` digits after the point, as ``encode(pad=True)`` writes.
+        spaces: A comma may be followed by one space.
+        max_vertices: Most vertices of a ring; by default as many as it likes.
+
+    Returns:
+        The grammar, one rule a line.
+
+    Raises:
+        ValueError: if a limit of the frame is no whole number that is read, or an argument is out
+            of range.
     """
-    digits = '("." ' + " ".join(["[0-9]"] + ["[0-9]?"] * (decimals - 1)) + ")?"
-    zeros = '("." ' + " ".join(['"0"'] + ['"0"?'] * (decimals - 1)) + ")?"
+    if not 1 <= decimals <= MOST_DECIMALS:
+        raise ValueError(f"decimals={decimals}, but allowed are 1 to {MOST_DECIMALS}")
+    if max_vertices is not None and not 3 <= max_vertices <= MAX_VERTICES:
+        raise ValueError(f"max_vertices={max_vertices}, but allowed are 3 to {MAX_VERTICES}")
+    digits, zeros = (
+        f'("." {" ".join([one] * decimals)})'
+        if pad
+        else f'("." {" ".join([one] + [f"{one}?"] * (decimals - 1))})?'
+        for one in ("[0-9]", '"0"')
+    )
+    more = "+" if max_vertices is None else f"{{1,{max_vertices - 2}}}"
 
     def sequence(symbols: list[str]) -> str:
         return " ".join(s if s.startswith("[") else f'"{s}"' for s in symbols)
@@ -66,9 +93,9 @@ def grammar_ebnf(decimals: int = 3, frame: Frame = UNIT) -> str:
     return "\n".join(
         (
             'root ::= "[" (ring (comma ring)*)? "]"',
-            'ring ::= "[" vertex comma vertex (comma vertex)+ "]"',
+            f'ring ::= "[" vertex comma vertex (comma vertex){more} "]"',
             'vertex ::= "[" x comma y "]"',
-            'comma ::= "," " "?',
+            'comma ::= "," " "?' if spaces else 'comma ::= ","',
             f"x ::= {number(x_limit)}",
             f"y ::= {number(y_limit)}",
             "",
@@ -82,8 +109,11 @@ def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
     Returns:
         The sequences that together mean every number below `limit`, and the digits of `limit`.
     """
-    if limit != int(limit) or limit < 1:
-        raise ValueError(f"limit {limit} of the frame, but a whole number of at least 1 is needed")
+    if limit != int(limit) or not 1 <= limit <= MAX_MAGNITUDE:
+        raise ValueError(
+            f"limit {limit:.10g} of the frame, but a whole number from 1 to {MAX_MAGNITUDE:.0f} is "
+            "needed"
+        )
     top = str(int(limit))
     below = [["[1-9]"] + ["[0-9]"] * (length - 1) for length in range(1, len(top))]
     if below:

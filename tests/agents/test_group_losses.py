@@ -9,6 +9,7 @@ from identity_tasks import OneToken, digits_policy
 from agents.advantages import degenerate_fraction
 from agents.gspo import GSPO, GSPOConfig, replace_degenerate
 from agents.losses import LOSSES
+from agents.policy.scoring import score
 from agents.rollout import Rollout, join_prompts
 
 
@@ -120,9 +121,9 @@ def test_joined_prompts_are_scored_as_each_by_itself():
     )
     joined = join_prompts(first, second, policy.pad_id)
     tokens = torch.arange(20, 28).view(4, 2)
-    whole = policy.score(joined, tokens, torch.ones_like(tokens)).log_probs
+    whole = score(policy, joined, tokens, torch.ones_like(tokens)).log_probs
     parts = [
-        policy.score(inputs, rows, torch.ones_like(rows)).log_probs
+        score(policy, inputs, rows, torch.ones_like(rows)).log_probs
         for inputs, rows in ((first, tokens[:3]), (second, tokens[3:]))
     ]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-4)

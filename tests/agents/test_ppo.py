@@ -15,6 +15,7 @@ from agents_fixtures import (
 from identity_tasks import TenVertices, digits_policy
 
 from agents.critic import RidgeRegression, ValueHead
+from agents.policy.scoring import score
 from agents.ppo import PPO, PPOConfig, steer_coefficient
 
 
@@ -110,7 +111,7 @@ def test_the_divergence_from_the_warm_start_is_taken_from_the_reward_of_every_to
     with torch.no_grad():  # the warm start stays what it was
         agent.policy.model.get_input_embeddings().weight[:, 0] += 0.3
     rollout, metrics = credited(agent)
-    reference = cloned_policy().score(rollout.inputs, rollout.tokens, rollout.mask)
+    reference = score(cloned_policy(), rollout.inputs, rollout.tokens, rollout.mask)
     divergence = (rollout.old_log_probs - reference.log_probs).detach() * rollout.mask
     assert metrics["reference_kl"] == pytest.approx(divergence.sum(-1).mean().item(), rel=1e-3)
     # The critic knows nothing yet, so returns are rewards discounted by lambda. By hand:

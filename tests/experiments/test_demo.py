@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from agents_fixtures import small_policy
 
-from experiments.demo import MOST_BYTES, make_server
-from experiments.demo_answers import Demo, data_uri, read_data_uri
+from experiments.demo import MOST_BYTES, Demo, data_uri, make_server, read_data_uri
 from seg_env.data.scenes import Scenes
 
 

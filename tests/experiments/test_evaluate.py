@@ -4,25 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from agents_fixtures import small_policy
+from agents_fixtures import THREADS, small_policy
 from PIL import Image
 from shapely.geometry import Polygon
 
-from experiments.evaluate import main
-from experiments.evaluation import samples as evaluate_samples
-from experiments.evaluation.answers import Answer, keep_whole_answers, match_answers, read_answers
-from experiments.evaluation.options import Args
-from experiments.evaluation.published import published_table
-from experiments.evaluation.samples import load_samples
-from experiments.evaluation.scores import score
+from experiments.evaluate import Args, main, parse
+from experiments.evaluation import scores as evaluate_scores
+from experiments.evaluation.answers import (
+    AnswerRecord,
+    keep_whole_answers,
+    match_answers,
+    read_answers,
+)
+from experiments.evaluation.scores import load_samples, score
 from seg_env.envs.rules import open_questions
 from seg_env.frames import find_answer_frame, pixel_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of
+from seg_env.tasks.queries import QueryStyle
 
 DATA = Path(
     os.environ.get("SIMPLESEG_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
@@ -69,7 +73,6 @@ def test_an_evaluation_leaves_scores_samples_report_and_pictures(tmp_path, truth
     report = (tmp_path / "out" / "report.md").read_text()
     for words in ("empty union counts 1", "95 % interval", "scenes-easy", "worst.png", "gIoU"):
         assert words in report
-    assert "published" not in report
 
 
 def test_scores_equal_those_of_the_environment(tmp_path):
@@ -187,10 +190,10 @@ def test_a_broken_file_of_answers_is_named_with_its_line(tmp_path, line, complai
 def test_an_interrupted_file_keeps_whole_answers(tmp_path):
     path = write_answers(tmp_path / "a.jsonl", [("a", "1"), ("a", "2"), ("b", "3")])
     path.write_text(path.read_text() + '{"id": "b", "te')
-    assert keep_whole_answers(path, 2) == {"a": [Answer("1"), Answer("2")]}
-    assert read_answers(path) == {"a": [Answer("1"), Answer("2")]}
+    assert keep_whole_answers(path, 2) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
+    assert read_answers(path) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
     assert list(match_answers(read_answers(path), ["a"], count=2)) == [
-        (0, [Answer("1"), Answer("2")])
+        (0, [AnswerRecord("1"), AnswerRecord("2")])
     ]
 
 
@@ -216,6 +219,28 @@ def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path, capsys):
     assert (tmp_path / "out" / "answers.jsonl").read_bytes() == answers
     again = evaluate(tmp_path / "again", tmp_path / "out" / "answers.jsonl", questions=5, answers=3)
     assert again["giou"] == first["giou"]
+
+
+def test_two_ranks_share_the_questions_and_score_as_one(tmp_path):
+    small_policy().save(tmp_path / "policy")
+    words = ["--policy", tmp_path / "policy", "--max-new-tokens", "8", "--precision", "float32"]
+    words += ["--questions", "9", "--batch-size", "2", "--answers", "2", "--temperature", "1"]
+    words = [*map(str, words), "--no-details", "--no-pictures", "--output-dir"]
+    main(parse([*words, str(tmp_path / "one")]))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    process = subprocess.run(
+        [*launcher, "2", "experiments/evaluate.py", *words, str(tmp_path / "two")],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("report: ") == 1, "one rank prints"
+    for name in ("answers.jsonl", "scores.json", "report.md"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
 def test_intervals_over_questions_do_not_take_repeated_answers_for_evidence(tmp_path, truth):
@@ -245,7 +270,7 @@ def test_two_evaluations_are_compared_in_pairs(tmp_path, truth):
 
 def test_samples_are_kept_without_pyarrow_too(tmp_path, truth, monkeypatch):
     evaluate(tmp_path / "parquet", truth)
-    monkeypatch.setattr(evaluate_samples, "find_spec", lambda name: None)
+    monkeypatch.setattr(evaluate_scores, "find_spec", lambda name: None)
     found = evaluate(tmp_path / "csv", truth, compare=None)
     assert (tmp_path / "csv" / "per_sample.csv").exists()
     ours = load_samples(tmp_path / "csv")
@@ -274,7 +299,7 @@ def test_the_ceiling_needs_no_answers(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:the embedded sample")
-def test_the_embedded_sample_never_stands_beside_published_figures(tmp_path, monkeypatch):
+def test_scores_on_the_embedded_sample_are_not_called_scores_on_refcoco(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMPLESEG_DATA", raising=False)
     core = open_questions("SimpleSeg-RefCOCO-v0", split="val")
     rows = [(core.dataset[i].id, "[]") for i in range(len(core.dataset))]
@@ -283,18 +308,6 @@ def test_the_embedded_sample_never_stands_beside_published_figures(tmp_path, mon
     assert found["dataset"] == "embedded-sample"
     report = (tmp_path / "out" / "report.md").read_text()
     assert "not a score on RefCOCO" in report
-    assert "published figure" not in report
-
-
-def test_published_figures_say_when_they_cannot_be_compared():
-    whole = published_table("refcoco", "testA", "unc", 5657, 0.5, 0.6)
-    assert "**50.0**" in whole
-    assert "published figure" in whole
-    assert "Comparable: all" in whole
-    assert "80.9" in whole
-    assert "12 of the 5657" in published_table("refcoco", "testA", "unc", 12, 0.5, 0.6)
-    assert "nothing is published" in published_table("refcocog", "val", "google", 1, 0.5, 0.6)
-    assert published_table("embedded-sample", "val", "unc", 1, 0.5, 0.6) is None
 
 
 def test_a_policy_and_a_file_cannot_both_answer(tmp_path, truth):
@@ -304,10 +317,58 @@ def test_a_policy_and_a_file_cannot_both_answer(tmp_path, truth):
         evaluate(tmp_path, truth, questions=5000)
 
 
-def test_scoring_a_file_needs_no_torch():
-    code = "import sys, experiments.evaluate; sys.exit('torch' in sys.modules)"
+def run_python(code, *words):
+    """A Python program in a process of its own."""
     root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=root,
+        env=os.environ | {"COLUMNS": "80"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_scoring_a_file_needs_no_torch(tmp_path, truth):
+    code = """
+import sys
+from experiments.evaluate import main, parse
+scores = main(parse(sys.argv[1:]))
+print(scores["giou"])
+sys.exit('torch' in sys.modules)
+"""
+    words = ["--predictions", truth, "--questions", COUNT, "--output-dir", tmp_path / "out"]
+    process = run_python(code, *words, "--no-pictures")
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout.split()[-1]) > 0.98
+
+
+def test_help_is_one_page_and_help_all_has_every_option():
+    code = """
+import sys
+from experiments.evaluate import parse
+try:
+    parse(sys.argv[1:])
+finally:
+    assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules
+"""
+    page, whole = run_python(code, "--help"), run_python(code, "--help-all")
+    assert page.returncode == whole.returncode == 0, page.stderr + whole.stderr
+    assert len(page.stdout.splitlines()) <= 60
+    assert "--help-all" in page.stdout
+    for field in fields(Args):
+        option = "--queries.decimals" if field.name == "queries" else f"--{field.name}"
+        assert option.replace("_", "-") in whole.stdout
+    for option in ("--env", "--policy", "--predictions", "--output-dir"):
+        assert option in page.stdout
+
+
+def test_words_of_the_command_line_become_the_settings():
+    words = "--task point->mask --questions 3 --answers 2 --epsilon 0 .1 --queries.jitter 0"
+    assert parse(words.split()) == Args(
+        task="point->mask", questions=3, answers=2, epsilon=(0, 0.1), queries=QueryStyle(jitter=0)
+    )
 
 
 def released_outline(target):
@@ -370,5 +431,3 @@ def test_better_answers_about_real_photos_score_higher(tmp_path):
     assert 0.4 < found["boxes"]["giou"] < 0.7
     assert found["garbage"]["giou"] < 0.05
     assert found["garbage"]["failures"]["malformed"] == 11
-    report = (tmp_path / "truth" / "report.md").read_text()
-    assert "Not comparable:** 14 of the 5095" in report

@@ -5,9 +5,8 @@ import json
 import pytest
 from agents_fixtures import small_policy
 
-from experiments.evaluate import main
+from experiments.evaluate import Args, main
 from experiments.evaluation.loop import Evaluation, evaluate, open_questions
-from experiments.evaluation.options import Args
 from seg_env.data.scenes import Scenes
 from seg_env.tasks import TASKS, answer, form_of
 

@@ -7,11 +7,11 @@ from rich.console import Console
 from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
-from agents.policy.frame_record import recorded_frame
-from experiments.demo_answers import Demo
+from agents.policy.loading import recorded_frame
+from experiments.demo import Demo
+from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import run_task
 from experiments.evaluation.loop import evaluate
-from experiments.evaluation.options import Args as EvaluateArgs
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.scoring import Scorer

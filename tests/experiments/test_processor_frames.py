@@ -15,7 +15,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.policy.model import VLMPolicy
 from experiments import evaluate, run_gspo
 from experiments.common.arguments import EvaluationPlan
-from experiments.evaluation.options import Args as EvaluateArgs
+from experiments.evaluate import Args as EvaluateArgs
 from seg_env.data import open_dataset
 
 pytestmark = pytest.mark.processors

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from experiments import evaluate, run_bc, run_gspo, run_ppo
-from experiments.evaluation.options import Args as EvaluateArgs
+from experiments.evaluate import Args as EvaluateArgs
 from seg_env.frames import pixel_frame
 from seg_env.grammar import decode
 

@@ -36,8 +36,8 @@ from seg_env.data.annotate.stages import (
     load_stage,
 )
 from seg_env.data.scenes import Scenes, Split
+from seg_env.data.scenes.dataset import Scene
 from seg_env.data.scenes.layout import Difficulty
-from seg_env.data.scenes.scene import Scene
 from seg_env.geometry.rle import Rle
 
 

@@ -6,7 +6,8 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.images import check_image
-from seg_env.data.records import Fault, OnError, RecordError, fault_of
+from seg_env.data.records import Fault, OnError, RecordError
 from seg_env.types import Sample, Target
 
 Key = TypeVar("Key")
@@ -24,25 +25,24 @@ _COCO_NAME = re.compile(r"(?:coco_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?")
 class AnnotatedImages(ABC):
     """A data set whose records lie in files: indexing, leaving out, counting what was left out.
 
+    Readers take ``exclude_images=``, image ids or names of image files to leave out (see
+    `seg_env.data.held_out_images`), and ``on_error=``, what to do about broken records (see
+    `seg_env.data.records.OnError`). They raise a `FileNotFoundError` that says what is missing and
+    what was looked for, and a `ValueError` that names file and record.
+
     A *row* is one question as the files have it. Subclasses call `_choose_rows` at the end of their
     constructor.
     """
 
     name: str
-    """What is reported with every score."""
     split: str
-    """Which part it is."""
     skipped: dict[str, int]
     """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
     excluded: int
     """Number of samples left out for their image (``exclude_images=``)."""
 
     def __init__(self, name: str, split: str, on_error: OnError) -> None:
-        """Start with nothing left out.
-
-        Raises:
-            ValueError: ``on_error`` is none of `OnError`.
-        """
+        """Start with nothing left out."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         self.name = name
@@ -53,11 +53,9 @@ class AnnotatedImages(ABC):
         self._rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples in order."""
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Sample:
@@ -70,21 +68,11 @@ class AnnotatedImages(ABC):
         return self._sample(self._row(index))
 
     def others(self, index: int, /) -> list[Target]:
-        """Masks of the other annotated objects in the image of sample ``index``.
-
-        Broken annotations are passed over. Empty where nothing else is annotated.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """Masks of the other annotated objects in the image; broken annotations are left out."""
         return self._others(self._row(index))
 
     def photo_path(self, index: int, /) -> Path | None:
-        """The file of sample ``index``'s image, or None where it does not lie in a file.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """The file of a sample's image, or None where it does not lie in a file."""
         return self._image_path(self._row(index))
 
     def image_names(self) -> frozenset[str]:
@@ -122,8 +110,10 @@ class AnnotatedImages(ABC):
     def _fault(self, row: int) -> Fault | None:
         try:
             self._check(row)
-        except (ValueError, FileNotFoundError) as error:
-            return fault_of(error)
+        except FileNotFoundError:
+            return Fault.MISSING_IMAGE
+        except ValueError as error:
+            return getattr(error, "fault", Fault.MALFORMED)
         return None
 
     def _broken(self, error: ValueError, count: int = 1) -> None:
@@ -132,23 +122,27 @@ class AnnotatedImages(ABC):
             raise error
         self.skipped = dict(Counter(self.skipped) + Counter({str(Fault.MALFORMED): count}))
 
-    @abstractmethod
-    def _sample(self, row: int) -> Sample:
-        """Build the sample of a row."""
+    @contextmanager
+    def _reading_record(self) -> Iterator[None]:
+        """Treat a `RecordError` of the block as `_broken` does."""
+        try:
+            yield
+        except RecordError as error:
+            self._broken(error)
 
     @abstractmethod
-    def _image_name(self, row: int) -> str:
-        """The name of the file of a row's image."""
+    def _sample(self, row: int) -> Sample: ...
 
     @abstractmethod
-    def _image_path(self, row: int) -> Path | None:
-        """The file of a row's image, or None where it does not lie in a file."""
+    def _image_name(self, row: int) -> str: ...
 
     @abstractmethod
+    def _image_path(self, row: int) -> Path | None: ...
+
     def _others(self, row: int) -> list[Target]:
-        """Masks of the other objects in the image of a row."""
+        return []
 
-    def _unit(self, row: int) -> int:
+    def _unit(self, row: int) -> Hashable:
         """Equal for rows that ask for the same object in other words."""
         return row
 
@@ -160,7 +154,7 @@ class AnnotatedImages(ABC):
 
 
 def valid_targets(target_of: Callable[[Key], Target], keys: Iterable[Key]) -> list[Target]:
-    """The targets of some objects without the broken ones: nobody asks about them."""
+    """The targets of some objects, without the broken ones."""
     found = []
     for key in keys:
         try:
@@ -179,8 +173,7 @@ def image_key(name: str | int) -> str:
     """What two names of one image have in common: the file's name without folder and ending.
 
     Of COCO's names only the number is left: ``COCO_train2014_000000581857.jpg``, the same with an
-    object's number behind (as the files of references are named), ``000000581857.jpg`` of 2017, and
-    the image id ``581857`` itself are one image.
+    object's number behind it, ``000000581857.jpg`` of 2017 and the id ``581857`` are one image.
     """
     if isinstance(name, int):
         return str(name)

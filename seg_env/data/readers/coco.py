@@ -48,7 +48,7 @@ class Annotation(NamedTuple):
     category_id: int
     """-1 where it has none."""
     is_crowd: bool
-    """Whether it outlines a crowd (``iscrowd``) instead of one object."""
+    """Whether it outlines a crowd instead of one object."""
     segmentation: Any
     """As in the file, but polygons are arrays."""
 
@@ -58,16 +58,14 @@ class Instances:
     """The content of an ``instances.json`` that is used here."""
 
     path: Path
-    """The file."""
     images: Mapping[int, ImageRecord]
-    """Images by id."""
     categories: Mapping[int, str]
-    """Names of categories by id."""
+    """Names by id."""
     annotations: Mapping[int, list[Annotation]]
     """Annotations by id of their image, sorted by their own id."""
 
     def only(self, image_ids: Collection[int]) -> Instances:
-        """The same for some of the images, with their annotations and all categories."""
+        """Some of the images with their annotations, and all categories."""
         images = {key: image for key, image in self.images.items() if key in image_ids}
         annotations = {key: each for key, each in self.annotations.items() if key in image_ids}
         return replace(self, images=images, annotations=annotations)
@@ -77,11 +75,7 @@ class Instances:
         return [each.id for each in self.annotations.get(image_id, [])]
 
     def annotation(self, image_id: int, annotation_id: int) -> Annotation:
-        """An annotation of an image.
-
-        Raises:
-            ValueError: The image has no such annotation, or several.
-        """
+        """An annotation of an image; a `ValueError` if there is none, or several of that id."""
         of_image = self.annotations.get(image_id, [])
         first = bisect_left(of_image, annotation_id, key=attrgetter("id"))
         count = bisect_right(of_image, annotation_id, key=attrgetter("id")) - first
@@ -97,13 +91,8 @@ class Instances:
 def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
     """Read an ``instances.json``.
 
-    Args:
-        path: The file.
-        on_broken: Called with the error of a broken record, to raise it or to go on without.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON of this form; names the file.
+    ``on_broken`` raises the error of a broken record, or returns to go on without it. A file that
+    is not JSON of this form is a `ValueError`.
     """
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -127,7 +116,13 @@ def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Insta
                 elif key == "categories":
                     categories[integer(record, "id", where)] = text_field(record, "name", where)
                 else:
-                    annotation = _annotation(record, where)
+                    numbered = integer(record, "id", where), integer(record, "image_id", where)
+                    category = (
+                        integer(record, "category_id", where) if "category_id" in record else -1
+                    )
+                    annotation = Annotation(
+                        *numbered, category, record.get("iscrowd") == 1, record.get("segmentation")
+                    )
                     annotations.setdefault(annotation.image_id, []).append(annotation)
             except RecordError as error:
                 on_broken(error)
@@ -140,7 +135,7 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
     """Keep polygons as arrays while a file is parsed: in lists they take four times the memory."""
     parts = record.get("segmentation")
     if isinstance(parts, list):
-        # What is no list of numbers stays as it is, and is named as broken when it is asked for.
+        # What is not a list of numbers stays as it is, and is an error when it is asked for.
         with suppress(TypeError, OverflowError):
             record["segmentation"] = [
                 array("d", part) if isinstance(part, list) else part for part in parts
@@ -148,23 +143,11 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _annotation(record: Any, where: str) -> Annotation:
-    has_category = isinstance(record, dict) and "category_id" in record
-    return Annotation(
-        integer(record, "id", where),
-        integer(record, "image_id", where),
-        integer(record, "category_id", where) if has_category else -1,
-        record.get("iscrowd") == 1,
-        record.get("segmentation"),
-    )
-
-
 class CocoImages(AnnotatedImages):
     """Images whose outlines lie in an `Instances`; a row asks for some annotations of one image."""
 
     _instances: Instances
     image_root: Path
-    """The folder that the names of images are relative to."""
 
     def object_target(self, image_id: int, annotation_id: int) -> Target:
         """The mask of any annotated object in the images of this split.
@@ -238,21 +221,7 @@ class Coco(CocoImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read an annotation file.
-
-        Args:
-            data_root: The folder of the data set, or the annotation file.
-            split: Which part of it.
-            image_root: The folder of images; by default found among the usual places.
-            per_annotation: One sample for each object.
-            exclude_images: Image ids or names of images to leave out, see
-                `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            FileNotFoundError: A file or folder is missing; says where it was looked for.
-            ValueError: A record is malformed; names file and record.
-        """
+        """Read an annotation file."""
         super().__init__("coco", split, on_error)
         root = Path(data_root).expanduser().absolute()
         self._instances = read_instances(_find_annotations(root, split), self._broken)

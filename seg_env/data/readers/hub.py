@@ -26,9 +26,6 @@ from seg_env.data.records import (
 from seg_env.data.segmentations import object_target
 from seg_env.types import Sample, Target
 
-MAX_OBJECTS = 1 << 20
-"""More objects than an image has; a row's number and an object's make one number."""
-
 
 class Parquet(AnnotatedImages):
     """One split of a table of the hub: one sample for each sentence.
@@ -66,30 +63,21 @@ class Parquet(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read the sentences of a split.
-
-        Args:
-            data_root: Folder, parquet file or id on the hub.
-            split: Which part.
-            image_root: Where the images are, for tables without; by default the usual places of
-                COCO below ``data_root``.
-            per_reference: One sample for each object, with its first sentence.
-            exclude_images: Image ids or names of images to leave out, see
-                `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            ImportError: The extra is not installed.
-            FileNotFoundError: There is no file of the split.
-            ValueError: The table is of no known layout, or a record is malformed.
-        """
+        """Read the sentences of a split; with ``per_reference`` the first one of each object."""
         root = Path(data_root).expanduser()
         on_hub = not root.exists() and len(root.parts) == 2 and not root.is_absolute()
         super().__init__("parquet" if not on_hub else str(data_root), split, on_error)
         self._table: HubTable | ParquetFiles = (
             HubTable(str(data_root), split) if on_hub else ParquetFiles(_find_files(root, split))
         )
-        self._layout = _find_layout(self._table.columns, str(data_root))
+        columns = self._table.columns
+        fitting = [each for each in LAYOUTS.values() if set(each.columns) <= set(columns)]
+        if not fitting:
+            known = "; ".join(f"{name}: {', '.join(it.columns)}" for name, it in LAYOUTS.items())
+            raise ValueError(
+                f"{data_root} has the columns {', '.join(columns)}; known layouts are {known}"
+            )
+        self._layout = fitting[0]
         self.per_reference = per_reference
         self._image_roots = [Path(image_root).expanduser().absolute()] if image_root else []
         if not image_root and not on_hub:
@@ -104,16 +92,10 @@ class Parquet(AnnotatedImages):
         light = [name for name in self._layout.light if name in self._table.columns]
         for number, record in enumerate(self._table.walk(light)):
             self._image_names.append(_file_name(record))
-            try:
-                objects = self._layout.objects(record, self._table.where(number))
-            except RecordError as error:
-                self._broken(error)
-                continue
-            for k, each in enumerate(objects):
-                count = len(each.sentences)
-                if self.per_reference:
-                    count = min(1, count)
-                found += [(number, k, sentence) for sentence in range(count)]
+            with self._reading_record():
+                for k, each in enumerate(self._layout.objects(record, self._table.where(number))):
+                    count = len(each.sentences[:1] if self.per_reference else each.sentences)
+                    found += [(number, k, sentence) for sentence in range(count)]
         return found
 
     def _sample(self, row: int) -> Sample:
@@ -121,26 +103,21 @@ class Parquet(AnnotatedImages):
         objects, image = self._read(number)
         asked = objects[k]
         identifier = f"{self.name}-{self.split}-{number}-{k}"
-        metadata: dict[str, Any] = {
-            **asked.metadata,
-            "file_name": image.file_name,
-            "row": number,
-        }
+        metadata = {**asked.metadata, "file_name": image.file_name, "row": number}
         if self.per_reference:
             metadata["sentences"] = asked.sentences
         else:
             identifier += f"-{sentence}"
+        if image.data is None:
+            load_image = partial(read_image, self._find(image.file_name), image.size)
+        else:
+            name = f"{self._table.where(number)}: image"
+            load_image = partial(read_image_bytes, image.data, image.size, name)
         return Sample(
             id=identifier,
             expression=asked.sentences[sentence],
             target=object_target(asked.segmentation, image.size, asked.where),
-            load_image=(
-                partial(read_image, self._find(image.file_name), image.size)
-                if image.data is None
-                else partial(
-                    read_image_bytes, image.data, image.size, f"{self._table.where(number)}: image"
-                )
-            ),
+            load_image=load_image,
             metadata=metadata,
         )
 
@@ -153,8 +130,8 @@ class Parquet(AnnotatedImages):
         places = [root / name for root in self._image_roots] or [Path(name)]
         return next((place for place in places if place.is_file()), places[0])
 
-    def _unit(self, row: int) -> int:
-        return int(self._questions[row, 0]) * MAX_OBJECTS + int(self._questions[row, 1])
+    def _unit(self, row: int) -> tuple[int, ...]:
+        return tuple(self._questions[row, :2].tolist())
 
     def _image_name(self, row: int) -> str:
         return self._image_names[int(self._questions[row, 0])]
@@ -199,7 +176,6 @@ class HubObject(NamedTuple):
     segmentation: Any
     """In COCO's form; None while only the light columns are read."""
     metadata: dict[str, Any]
-    """What is known about it."""
     where: str
     """What errors call it."""
 
@@ -210,9 +186,9 @@ class HubImage(NamedTuple):
     size: tuple[int, int]
     """``(H, W)``."""
     file_name: str
-    """What it is called; ``""`` where it has no name."""
+    """``""`` where it has no name."""
     data: bytes | None
-    """Its content, or None where only its name is known."""
+    """Content of the file, or None where only its name is known."""
 
 
 class Layout(NamedTuple):
@@ -223,7 +199,7 @@ class Layout(NamedTuple):
     light: tuple[str, ...]
     """Columns that hold sentences and names of images, but no images."""
     objects: Callable[[dict[str, Any], str], list[HubObject]]
-    """The objects of a row."""
+    """The objects of a row, given what errors call it."""
 
 
 def _lmms_objects(record: dict[str, Any], where: str) -> list[HubObject]:
@@ -280,15 +256,6 @@ LAYOUTS = {
 """Layouts by who publishes in them."""
 
 
-def _find_layout(columns: Sequence[str], where: str) -> Layout:
-    """The layout whose columns a table has."""
-    for layout in LAYOUTS.values():
-        if set(layout.columns) <= set(columns):
-            return layout
-    known = "; ".join(f"{name}: {', '.join(each.columns)}" for name, each in LAYOUTS.items())
-    raise ValueError(f"{where} has the columns {', '.join(columns)}; known layouts are {known}")
-
-
 def _file_name(record: dict[str, Any]) -> str:
     """The name of a row's image; folders in front of it differ from disk to disk."""
     if "image_path" in record:
@@ -330,12 +297,7 @@ class ParquetFiles:
     """Parquet files one after another; no file stays open, and one row group is kept in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the footers.
-
-        Raises:
-            ImportError: ``pyarrow`` is missing; names the extra.
-            ValueError: A file is no parquet, or has other columns than the first.
-        """
+        """Read the footers."""
         parquet = require("pyarrow.parquet")
         self.columns: tuple[str, ...] = ()
         self._groups: list[tuple[Path, int, int]] = []  # file, row group, its first row in the file
@@ -345,22 +307,21 @@ class ParquetFiles:
             try:
                 with parquet.ParquetFile(path) as file:
                     names = tuple(file.schema_arrow.names)
-                    groups = range(file.num_row_groups)
-                    sizes = [file.metadata.row_group(group).num_rows for group in groups]
+                    groups = map(file.metadata.row_group, range(file.num_row_groups))
+                    sizes = [group.num_rows for group in groups]
             except (ValueError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as parquet: {error}") from error
             if self.columns and set(names) != set(self.columns):
                 raise ValueError(f"{path} has other columns than {paths[0]}: {', '.join(names)}")
             self.columns = names
-            for group in groups:
-                before = sum(sizes[:group])
-                self._groups.append((path, group, before))
-                self._starts.append(length + before)
-            length += sum(sizes)
+            before = length
+            for group, size in enumerate(sizes):
+                self._groups.append((path, group, length - before))
+                self._starts.append(length)
+                length += size
         self._cached: tuple[int, Any] = (-1, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the row group in memory."""
         return {**self.__dict__, "_cached": (-1, None)}
 
     def row(self, index: int) -> dict[str, Any]:
@@ -368,13 +329,10 @@ class ParquetFiles:
         group = bisect_right(self._starts, index) - 1
         if self._cached[0] != group:
             self._cached = (group, self._read(group, self.columns))
-        found: list[dict[str, Any]] = (
-            self._cached[1].slice(index - self._starts[group], 1).to_pylist()
-        )
-        return found[0]
+        return dict(self._cached[1].slice(index - self._starts[group], 1).to_pylist()[0])
 
     def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of all rows in order."""
+        """Some columns of all rows, in order."""
         for group in range(len(self._groups)):
             yield from self._read(group, columns).to_pylist()
 
@@ -397,12 +355,7 @@ class HubTable:
     """A data set of the hub, downloaded and cached by ``datasets``."""
 
     def __init__(self, identifier: str, split: str) -> None:
-        """Download, or find in the cache.
-
-        Raises:
-            ImportError: ``datasets`` is missing; names the extra.
-            ValueError: There is no such data set or split.
-        """
+        """Download, or find in the cache."""
         datasets = require("datasets")
         self._identifier = identifier
         table = datasets.load_dataset(identifier, split=split)
@@ -417,7 +370,7 @@ class HubTable:
         return dict(self._table[index])
 
     def walk(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of all rows in order."""
+        """Some columns of all rows, in order."""
         return iter(self._table.select_columns(list(columns)))
 
     def where(self, index: int) -> str:
@@ -426,11 +379,7 @@ class HubTable:
 
 
 def require(module: str) -> Any:
-    """Import a module of the extra ``hub``.
-
-    Raises:
-        ImportError: It is not installed; says how to.
-    """
+    """Import a module of the extra ``hub``; the `ImportError` says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:

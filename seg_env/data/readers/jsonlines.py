@@ -66,19 +66,7 @@ class JsonLines(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Find the lines of a file.
-
-        Args:
-            data_root: The folder that holds ``<split>.jsonl``, or a ``.jsonl`` file.
-            split: Name of the file; of a file that was given, only what the split is called.
-            image_root: The folder that paths are relative to, by default that of the file.
-            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: A line is too long; or malformed, and images are to be left out.
-        """
+        """Find the lines of a file; ``image_root`` is by default its folder."""
         super().__init__("jsonl", split, on_error)
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
@@ -95,11 +83,16 @@ class JsonLines(AnnotatedImages):
         rows = np.flatnonzero(self._starts >= 0).tolist()
         if exclude_images and on_error == "skip":
             # Names of images are needed first, and lines without one cannot be judged.
-            rows = [row for row in rows if self._has_image(row)]
+            named = []
+            for row in rows:
+                with self._reading_record():
+                    self._image_name(row)
+                    named.append(row)
+            rows = named
         self._choose_rows(rows, exclude_images)
 
     def _sample(self, row: int) -> Sample:
-        record, where = self._record(row), self._where(row)
+        record, where = self._record(row)
         image = self._file(record, "image", where)
         size = _size_of(record, image, where)
         extras = record.get("metadata", {})
@@ -129,33 +122,26 @@ class JsonLines(AnnotatedImages):
                     rle = Rle.from_mask(read_mask(mask, size))
         return Target(rle, ignore=ignore)
 
-    def _record(self, row: int) -> dict[str, Any]:
+    def _record(self, row: int) -> tuple[dict[str, Any], str]:
+        """The object of a line, and what errors call it."""
+        where = f"{self.path}: line {row + 1}"
         with self.path.open("rb") as stream:
             stream.seek(int(self._starts[row]))
-            return parse_json_object(stream.readline(MAX_LINE), self._where(row))
-
-    def _where(self, row: int) -> str:
-        return f"{self.path}: line {row + 1}"
+            return parse_json_object(stream.readline(MAX_LINE), where), where
 
     def _file(self, record: dict[str, Any], key: str, where: str) -> Path:
         return self.image_root / relative_path(text_field(record, key, where), where)
 
-    def _has_image(self, row: int) -> bool:
-        try:
-            self._image_name(row)
-        except RecordError as error:
-            self._broken(error)
-            return False
-        return True
-
     def _image_name(self, row: int) -> str:
-        return text_field(self._record(row), "image", self._where(row))
+        record, where = self._record(row)
+        return text_field(record, "image", where)
 
     def _image_path(self, row: int) -> Path:
-        return self._file(self._record(row), "image", self._where(row))
+        record, where = self._record(row)
+        return self._file(record, "image", where)
 
     def _others(self, row: int) -> list[Target]:
-        record, where = self._record(row), self._where(row)
+        record, where = self._record(row)
         listed = record.get("others", [])
         if not isinstance(listed, list):
             raise RecordError(f"{where}: 'others' must be a list, got {describe(listed)}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.images import SUFFIXES, read_image, read_image_bytes
+from seg_env.data.images import read_image, read_image_bytes
 from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
 from seg_env.data.records import (
     Fault,
@@ -31,9 +31,6 @@ from seg_env.types import Sample, Target
 
 MAX_BYTES = 1 << 28
 """Largest file that is read; LabelMe may keep the image itself in it."""
-AREAS = ("polygon", "rectangle", "circle")
-"""Values of ``shape_type`` that outline something; points and lines are passed over."""
-CIRCLE_CORNERS = 128
 
 
 class LabelMe(AnnotatedImages):
@@ -66,19 +63,7 @@ class LabelMe(AnnotatedImages):
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        """Read the labels of a folder.
-
-        Args:
-            data_root: The folder.
-            split: The folder in it, if there are any.
-            per_annotation: One sample for each object.
-            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            FileNotFoundError: There are no annotations.
-            ValueError: A record is malformed; names the file.
-        """
+        """Read the labels of a folder."""
         super().__init__("labelme", split, on_error)
         self.image_root = Path(data_root).expanduser().absolute()
         folder = self.image_root / split
@@ -87,19 +72,16 @@ class LabelMe(AnnotatedImages):
         if not paths:
             raise FileNotFoundError(f"{folder} has no .json files")
         self.per_annotation = per_annotation
-        self._files: list[str] = []
+        self._files: list[str] = []  # relative to the root, as the images
         self._images: list[str] = []
         self._groups: list[tuple[int, tuple[int, ...]]] = []  # number of the file, of its shapes
         for path in paths:
-            try:
+            with self._reading_record():
                 record = read_json_file(path)
                 groups, image = self._read_groups(record, path), self._find_image(record, path)
-            except RecordError as error:
-                self._broken(error)
-                continue
-            self._groups += [(len(self._files), group) for group in groups]
-            self._files.append(str(path.relative_to(self.image_root)))
-            self._images.append(image)
+                self._groups += [(len(self._files), group) for group in groups]
+                self._files.append(str(path.relative_to(self.image_root)))
+                self._images.append(image)
         self._choose_rows(range(len(self._groups)), exclude_images)
 
     def _read_groups(self, record: dict[str, Any], path: Path) -> list[tuple[int, ...]]:
@@ -114,7 +96,7 @@ class LabelMe(AnnotatedImages):
         return [tuple(group) for group in groups.values()]
 
     def _find_image(self, record: dict[str, Any], path: Path) -> str:
-        """The image relative to the root; `imagePath` may go up, but not out of the root."""
+        """The image relative to the root; ``imagePath`` may go up, but not out of the root."""
         stated = text_field(record, "imagePath", str(path))
         if not stated or "\0" in stated:
             raise RecordError(f"{path}: 'imagePath' must be the name of a file")
@@ -204,26 +186,26 @@ def shapes_of(record: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def points_of(shape: dict[str, Any], where: str) -> NDArray[np.float64]:
-    """``(V, 2)`` the ``points`` of a shape, in pixels; errors start with ``where``."""
+    """The ``points`` of a shape, ``(V, 2)`` in pixels; errors start with ``where``."""
     with located(f"{where}: 'points'"):
         return parse_points(shape.get("points"))
 
 
 def image_beside(path: Path) -> Path:
-    """The image of the same name as an annotation file; one that is missing if there is none."""
-    for suffix in SUFFIXES:
+    """The image of the same name as an annotation file; ``.jpg``, which is missing, if none is."""
+    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp"):
         for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
             if candidate.is_file():
                 return candidate
-    return path.with_suffix(SUFFIXES[0])
+    return path.with_suffix(".jpg")
 
 
 def _is_area(shape: dict[str, Any]) -> bool:
-    return shape.get("shape_type", "polygon") in AREAS
+    """Whether a shape outlines something; points and lines are passed over."""
+    return shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
 
 
 def _expression_of(shape: dict[str, Any]) -> str:
-    """What a shape is asked for by: its description, else its label."""
     description = shape.get("description")
     text = description.strip() if isinstance(description, str) else ""
     return text or str(shape["label"])
@@ -232,7 +214,6 @@ def _expression_of(shape: dict[str, Any]) -> str:
 def _united(
     shapes: list[dict[str, Any]], numbers: tuple[int, ...], path: Path, size: tuple[int, int]
 ) -> Target:
-    """Some shapes of a file as one target, which must fill at least one pixel."""
     parts = []
     for number in numbers:
         where = f"{path}: shape {number}"
@@ -254,6 +235,6 @@ def _corners(shape: dict[str, Any], where: str) -> NDArray[np.float64]:
     if kind == "rectangle":
         (x0, y0), (x1, y1) = points
         return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-    angles = np.arange(CIRCLE_CORNERS) * (2 * np.pi / CIRCLE_CORNERS)
+    angles = np.arange(128) * (2 * np.pi / 128)
     radius = np.hypot(*(points[1] - points[0]))
     return np.asarray(points[0] + radius * np.column_stack((np.cos(angles), np.sin(angles))))

@@ -53,21 +53,19 @@ class ReasonSeg(AnnotatedImages):
     ) -> None:
         """Read the sentences of a split.
 
-        Args:
-            data_root: The folder that holds ``ReasonSeg/``, or the splits themselves.
-            split: ``"train"``, ``"val"`` or ``"test"``.
-            per_reference: One sample for each image, with its first sentence, as the published
-                evaluation has it.
-            exclude_images: Names of images to leave out, see `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            FileNotFoundError: There is no folder of the split, or nothing in it.
-            ValueError: A record is malformed; names the file.
+        With ``per_reference`` an image is one sample, with its first sentence, as in the published
+        evaluation.
         """
         super().__init__("reasonseg", split, on_error)
         root = Path(data_root).expanduser().absolute()
-        self.image_root = _split_folder(root, split)
+        folders = [root / "ReasonSeg" / split, root / split]
+        existing = [folder for folder in folders if folder.is_dir()]
+        if not existing:
+            looked = ", ".join(str(folder) for folder in folders)
+            raise FileNotFoundError(
+                f"there is no folder of the split {split!r}; looked for {looked}"
+            )
+        self.image_root = existing[0]
         self.per_reference = per_reference
         self._files = sorted(path.name for path in self.image_root.glob("*.json"))
         if not self._files:
@@ -75,13 +73,10 @@ class ReasonSeg(AnnotatedImages):
         self._questions: list[tuple[int, int]] = []  # number of the file, of the sentence
         for number, name in enumerate(self._files):
             path = self.image_root / name
-            try:
+            with self._reading_record():
                 count = len(_texts(read_json_file(path), path))
-            except RecordError as error:
-                self._broken(error)
-                continue
-            sentences = range(1 if per_reference else count)
-            self._questions += [(number, sentence) for sentence in sentences]
+                sentences = range(1 if per_reference else count)
+                self._questions += [(number, sentence) for sentence in sentences]
         self._choose_rows(range(len(self._questions)), exclude_images)
 
     def _sample(self, row: int) -> Sample:
@@ -120,9 +115,6 @@ class ReasonSeg(AnnotatedImages):
     def _image_path(self, row: int) -> Path:
         return image_beside(self.image_root / self._files[self._unit(row)])
 
-    def _others(self, row: int) -> list[Target]:
-        return []
-
 
 def painted_target(record: dict[str, Any], path: Path, size: tuple[int, int]) -> Target:
     """Paint the shapes of a file, the largest first; smaller ones cover larger ones."""
@@ -155,37 +147,17 @@ def _texts(record: dict[str, Any], path: Path) -> list[str]:
     return texts
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    folders = [root / "ReasonSeg" / split, root / split]
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"there is no folder of the split {split!r}; looked for {looked}")
-
-
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill a polygon, borders included; even-odd where it crosses itself.
+    """Fill a polygon, ``(V, 2)`` in pixels, borders included; even-odd where it crosses itself.
 
-    This is the fill rule of ReasonSeg's ground truth: OpenCV's ``polylines`` over ``fillPoly``.
-    LISA (arXiv 2308.00692) publishes polygons together with the code that paints them, so what that
-    code paints is the ground truth. It takes corners as centres of pixels and fills borders as
-    well; COCO's rule would leave out half a pixel all around, some percent of IoU on small objects.
+    LISA (arXiv 2308.00692) publishes polygons together with the code that paints them: OpenCV's
+    ``polylines`` over ``fillPoly``. It cuts off fractions, takes corners as centres of pixels and
+    fills borders as well; COCO's rule would leave out half a pixel all around, some percent of IoU
+    on small objects. One or two vertices draw a point or a line.
 
-    Equal to OpenCV's pixels for polygons within the image. Of one that reaches out of it, OpenCV
-    moves the corners to the border first, by rules that differ between its versions; here what lies
-    outside is simply cut off.
-
-    Time and memory are bounded by the number of vertices times the sides of the image, whatever
-    the coordinates are.
-
-    Args:
-        points: ``(V, 2)`` vertices in pixels; fractions are cut off. One or two draw a point or a
-            line.
-        size: ``(H, W)`` of the image.
-
-    Returns:
-        ``(H, W) bool``.
+    Pixels are OpenCV's for polygons within the image. When one reaches out, OpenCV moves corners to
+    the border by rules that differ between its versions; here what lies outside is cut off. Time
+    and memory are bounded by the number of vertices times the sides of the image.
     """
     height, width = size
     mask = np.zeros(size, dtype=np.bool_)
@@ -205,7 +177,7 @@ def _toggle_right_of(
     mask: NDArray[np.bool_], start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> None:
     """Toggle, in every row that an edge crosses, the first pixel that is not left of it."""
-    (x0, y0), (x1, y1) = (start.tolist(), end.tolist())
+    (x0, y0), (x1, y1) = start.tolist(), end.tolist()
     if y0 > y1:
         x0, y0, x1, y1 = x1, y1, x0, y0
     rows = np.arange(max(y0, 0), min(y1, mask.shape[0]))  # the lower end belongs to the next edge

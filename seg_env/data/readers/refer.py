@@ -30,7 +30,6 @@ from seg_env.types import Sample
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The data sets, and the partition papers report on."""
 EMBEDDED_NAME = "embedded-sample"
-"""What the embedded sample is called in place of the data set that it stands in for."""
 
 
 class Refer(CocoImages):
@@ -51,12 +50,12 @@ class Refer(CocoImages):
     ann_id, image_id, category_id, split, sentences: [{sent_id, sent}]}``, and ``instances.json``
     COCO's ``{images, annotations, categories}``.
 
-    Images are read when a sample is asked for. Pickling it copies the annotations of the split, no
-    images and no open files.
+    Metadata holds ``ref_id``, ``ann_id``, ``sent_id``, ``image_id``, ``category_id``, ``category``,
+    ``file_name`` and ``image_ann_ids`` (all annotated objects of the image, see `object_target`),
+    and ``sentences`` where samples are references.
     """
 
     names: ClassVar[tuple[str, ...]] = tuple(DEFAULT_SPLIT_BY)
-    """Data sets that are read by this class."""
     several_objects: ClassVar[bool] = False
     """Whether a reference names a list of objects."""
 
@@ -74,23 +73,10 @@ class Refer(CocoImages):
     ) -> None:
         """Read the files of one split.
 
-        Args:
-            data_root: The folder that holds ``refcoco/``, ``images/``, and so on.
-            name: ``"refcoco"``, ``"refcoco+"``, ``"refcocog"`` or ``"refclef"``.
-            split: ``"train"``, ``"val"``, ``"test"``, ``"testA"``, ``"testB"``, ...: what the file
-                has.
-            split_by: Who made the partition: ``"unc"``, ``"umd"``, ``"google"``, ``"berkeley"``. By
-                default the one of `DEFAULT_SPLIT_BY`, or the only one there is.
-            image_root: The folder of images; by default found among the usual places.
-            per_reference: One sample for each reference, with its first sentence (the longest would
-                be the easiest question); the others are in its metadata.
-            exclude_images: Images to leave out: image ids or names of files, see
-                `seg_env.data.held_out_images`.
-            on_error: What to do about broken records, see `seg_env.data.records.OnError`.
-
-        Raises:
-            FileNotFoundError: A file or folder is missing; names it and the layout expected.
-            ValueError: An unknown name or split, or a malformed record; names what there is.
+        ``split_by`` names who made the partition: ``"unc"``, ``"umd"``, ``"google"`` or
+        ``"berkeley"``, by default that of `DEFAULT_SPLIT_BY` or the only one there is. With
+        ``per_reference`` a reference is one sample, with its first sentence (the longest would be
+        the easiest question).
         """
         if name not in self.names:
             raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
@@ -109,17 +95,10 @@ class Refer(CocoImages):
         instances = read_instances(instances_path, self._broken)
         self._instances = instances.only({reference.image_id for reference in self._references})
         self.per_reference = per_reference
-        known = {
-            (image_id, annotation.id)
-            for image_id, annotations in self._instances.annotations.items()
-            for annotation in annotations
-        }
         rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
         for number, reference in enumerate(self._references):
-            count = len(reference.sentences)
-            if per_reference:
-                count = min(1, count)
-            if problem := self._unlinked(reference, known):
+            count = len(reference.sentences[:1] if per_reference else reference.sentences)
+            if problem := self._unlinked(reference):
                 self._broken(RecordError(f"{path}: {problem}"), count)
             else:
                 rows += [(number, sentence) for sentence in range(count)]
@@ -128,10 +107,11 @@ class Refer(CocoImages):
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
         self._choose_rows(range(len(rows)), exclude_images)
 
-    def _unlinked(self, reference: Reference, known: set[tuple[int, int]]) -> str:
+    def _unlinked(self, reference: Reference) -> str:
         """What a reference names that is not there; empty if all is."""
         image_id = reference.image_id
-        missing = [each for each in reference.annotation_ids if (image_id, each) not in known]
+        present = self._instances.annotations_of(image_id)
+        missing = [each for each in reference.annotation_ids if each not in present]
         if not missing and image_id in self._instances.images:
             return ""
         annotation_ids = missing or reference.annotation_ids
@@ -142,12 +122,6 @@ class Refer(CocoImages):
         )
 
     def _sample(self, row: int) -> Sample:
-        """The sample of a sentence.
-
-        Its metadata holds ``ref_id``, ``ann_id``, ``sent_id``, ``image_id``, ``category_id``,
-        ``category``, ``file_name`` and ``image_ann_ids`` (all annotated objects of the image, see
-        `object_target`), and ``sentences`` where samples are references.
-        """
         number, sentence = self._questions[row].tolist()
         reference = self._references[number]
         sentence_id, expression = reference.sentences[sentence]
@@ -175,11 +149,10 @@ class Refer(CocoImages):
 
     def _described(self, reference: Reference) -> dict[str, Any]:
         """What the metadata says about the objects of a reference."""
-        category = self._instances.categories.get(reference.category_id, "")
         return {
             "ann_id": reference.annotation_ids[0],
             "category_id": reference.category_id,
-            "category": category,
+            "category": self._instances.categories.get(reference.category_id, ""),
         }
 
     def _asked(self, row: int) -> tuple[int, Collection[int]]:
@@ -248,21 +221,11 @@ def load_refer(
 ) -> Refer:
     """Open a data set of the RefCOCO family, or the embedded sample where there is none.
 
-    Args:
-        name: ``"refcoco"``, ``"refcoco+"``, ``"refcocog"`` or ``"refclef"``.
-        split: See `Refer`.
-        split_by: See `Refer`.
-        data_root: The user's copy; by default what the variable ``SIMPLESEG_DATA`` names. With
-            neither, the sample that comes with the package is opened; it warns, and its ``name`` is
-            ``"embedded-sample"``, so that no score on it is taken for one on the real data.
-        **options: Further arguments of `Refer`.
-
-    Raises:
-        FileNotFoundError: A folder was named, but a file is missing in it.
-        ValueError: See `Refer`.
+    ``data_root`` is by default what the variable ``SIMPLESEG_DATA`` names. With neither, the sample
+    that comes with the package is opened; it warns, and its ``name`` is ``"embedded-sample"``, so
+    that no score on it is taken for one on the real data.
     """
-    root = data_root or os.environ.get("SIMPLESEG_DATA")
-    if root:
+    if root := data_root or os.environ.get("SIMPLESEG_DATA"):
         return Refer(root, name, split, split_by, **options)
     dataset = Refer(embedded_root(), name, split, split_by, **options)
     dataset.name = EMBEDDED_NAME
@@ -286,22 +249,20 @@ CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 
 
 def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path, str]:
-    """The file of references and who made its partition; JSON is preferred to a pickle."""
+    """The file of references, JSON rather than a pickle, and who made its partition."""
     wanted = split_by or DEFAULT_SPLIT_BY.get(name, "unc")
     prefix = _prefix(name)
     present = {
-        path.stem.removeprefix(f"{prefix}(").removesuffix(")")
-        for pattern in (f"{prefix}(*).json", f"{prefix}(*).p")
-        for path in (root / name).glob(pattern)
+        path.stem.removeprefix(f"{prefix}(").removesuffix(")"): path
+        for suffix in ("p", "json")
+        for path in (root / name).glob(f"{prefix}(*).{suffix}")
     }
     if split_by is None and wanted not in present and len(present) == 1:
-        wanted = present.pop()
-    for suffix in (".json", ".p"):
-        path = root / name / f"{prefix}({wanted}){suffix}"
-        if path.is_file():
-            return path, wanted
+        (wanted,) = present
+    if wanted in present:
+        return present[wanted], wanted
     there = f"split_by can be {', '.join(sorted(present))}. " if present else ""
-    raise _missing(path, root, name, there)
+    raise _missing(root / name / f"{prefix}({wanted}).p", root, name, there)
 
 
 def _find_images(
@@ -343,7 +304,6 @@ def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundE
 # --- the file of references -----------------------------------------------------------------------
 
 MAX_OBJECTS = 1000
-"""Most objects that one reference may name."""
 MAX_REPETITION = 8
 """How many times its own size a file may unfold to: pickles can name one list many times."""
 SENTENCE_SIZE = 64
@@ -358,9 +318,8 @@ class Reference(NamedTuple):
     category_id: int
     """-1 where the category is that of the objects."""
     annotation_ids: tuple[int, ...]
-    """None where it refers to nothing."""
+    """Empty where it refers to nothing."""
     sentences: tuple[tuple[int, str], ...]
-    """Id and text of each."""
 
 
 @garbage_collection_paused()
@@ -369,17 +328,11 @@ def read_references(
 ) -> list[Reference]:
     """Read the references of one split from ``refs(*).p`` or ``refs(*).json``.
 
-    Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`.
-
-    Args:
-        path: The file.
-        split: Which references to keep.
-        several: The form of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the
-            category is that of the objects.
-        on_broken: Called with the error of a broken record, to raise it or to go on without.
+    Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`. ``several`` is the form
+    of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the category is that of the
+    objects. ``on_broken`` raises the error of a broken record, or returns to go on without it.
 
     Raises:
-        FileNotFoundError: There is no such file.
         ValueError: The split is not in the file (names those that are), or the file is malformed,
             or unfolds to more than `MAX_REPETITION` times its own size.
     """
@@ -455,7 +408,7 @@ def _sentences(record: dict[str, Any], where: str, room: int) -> tuple[tuple[int
             raise ValueError(
                 f"{where}: the file unfolds to more than {MAX_REPETITION} times its own size"
             )
-        # A lone half of a surrogate pair cannot be written anywhere.
+        # A lone surrogate cannot be written to any file.
         found[identifier] = text.encode("utf-8", "replace").decode("utf-8")
     if len(found) < len(listed):
         raise RecordError(f"{where}: a sent_id appears twice")
@@ -491,19 +444,13 @@ per data set they add up to 142,210 (RefCOCO), 141,564 (RefCOCO+) and 95,010 (Re
 
 
 class CountWarning(UserWarning):
-    """A split has not the published number of references or sentences."""
+    """A split does not have the published number of references or sentences."""
 
 
 def check_counts(name: str, split_by: str, split: str, references: int, sentences: int) -> None:
-    """Warn (`CountWarning`) when a split differs from what was published.
-
-    Scores on another selection cannot be compared with published ones. Nothing is said about splits
-    that `OFFICIAL_COUNTS` does not list.
-    """
-    official = OFFICIAL_COUNTS.get((name, split_by, split))
-    if official is None:
-        return
-    expected_references, expected_sentences = official
+    """Warn (`CountWarning`) when a split differs from the published one in `OFFICIAL_COUNTS`."""
+    found = references, sentences
+    expected_references, expected_sentences = OFFICIAL_COUNTS.get((name, split_by, split), found)
     if references == expected_references and expected_sentences in (None, sentences):
         return
     published = f"{expected_references} references"

@@ -39,8 +39,6 @@ _STRING_LENGTH_BYTES = {
     0x8D: 8,  # BINUNICODE8
 }
 """Opcodes followed by a little-endian length and a string, with the width of that length."""
-_SHORT = 64
-_STOP = ord(".")
 
 
 class UnsafePickleError(ValueError):
@@ -50,12 +48,7 @@ class UnsafePickleError(ValueError):
 def load_plain_pickle(data: bytes, source: str = "pickle") -> Any:
     """Read a pickle of lists, dictionaries, strings, numbers, booleans and ``None``.
 
-    Args:
-        data: The whole pickle, protocol 0 to 5.
-        source: What errors call it, for example the path.
-
-    Returns:
-        The value. Lists and dictionaries in it may be shared or contain themselves.
+    Lists and dictionaries in it may be shared or contain themselves. Errors call it ``source``.
 
     Raises:
         UnsafePickleError: An opcode outside of the allowed ones; nothing has been executed.
@@ -83,7 +76,8 @@ def check_opcodes(data: bytes, source: str = "pickle") -> None:
         UnsafePickleError: Names the opcode and its place.
         ValueError: The program stops early, or goes on after ``STOP``.
     """
-    skip_run = _run_pattern(_slot_bits(len(data))).match
+    # Memo slots are smaller than the file: a stored value takes at least two bytes of program.
+    skip_run = _run_pattern(max(8, (len(data) // 2).bit_length())).match
     position = 0
     while True:
         run = skip_run(data, position)
@@ -92,11 +86,17 @@ def check_opcodes(data: bytes, source: str = "pickle") -> None:
         if position == len(data):
             raise ValueError(f"{source} is not a complete pickle: it ends before STOP")
         opcode = data[position]
-        if opcode == _STOP:
+        if opcode == ord("."):  # STOP
             break
         width = _STRING_LENGTH_BYTES.get(opcode)
         if width is None:
-            raise _refusal(data, position, source)
+            names = {ord(each.code): each.name for each in pickletools.opcodes}
+            name = names.get(opcode, f"{opcode:#04x}")
+            raise UnsafePickleError(
+                f"{source}: opcode {name} at byte {position} (or its argument) is not allowed; "
+                "only lists, dictionaries, strings and numbers are read. Nothing has been "
+                "executed. If the file is yours, write it again as JSON beside the old one"
+            )
         start = position + 1 + width
         position = start + int.from_bytes(data[position + 1 : start], "little")
         if start > len(data) or position > len(data):
@@ -121,17 +121,12 @@ def _load(data: bytes, encoding: str) -> Any:
     return _PlainUnpickler(stream, encoding=encoding).load()
 
 
-def _slot_bits(size: int) -> int:
-    """Bits of the largest memo slot: a stored value takes at least two bytes of program."""
-    return max(8, (size // 2).bit_length())
-
-
 @lru_cache(maxsize=8)
 def _run_pattern(slot_bits: int) -> re.Pattern[bytes]:
     """Match as many opcodes as possible that need no look at a length.
 
     Possessive quantifiers keep it linear: what has been matched is never tried again. Strings up to
-    `_SHORT` bytes are spelled out length by length, which takes a third of the time of stepping
+    63 bytes are spelled out length by length, which takes a third of the time of stepping
     over them in Python.
     """
     alternatives = [
@@ -155,7 +150,7 @@ def _run_pattern(slot_bits: int) -> re.Pattern[bytes]:
 
 def _short_strings(opcode: int, width: int) -> bytes:
     padding = rb"\x00" * (width - 1)
-    lengths = (rb"\x%02x%b[\s\S]{%d}" % (n, padding, n) for n in range(_SHORT))
+    lengths = (rb"\x%02x%b[\s\S]{%d}" % (n, padding, n) for n in range(64))
     return rb"\x%02x(?:%b)" % (opcode, rb"|".join(lengths))
 
 
@@ -169,13 +164,3 @@ def _decimal_below(bits: int) -> bytes:
     """A pattern of decimal numbers of at most about ``2**bits`` (the first digit decides)."""
     limit = str(1 << bits).encode()
     return rb"(?:[0-9]{1,%d}|[0-%c][0-9]{%d})" % (len(limit) - 1, limit[0], len(limit) - 1)
-
-
-def _refusal(data: bytes, position: int, source: str) -> UnsafePickleError:
-    code = chr(data[position])
-    name = next((op.name for op in pickletools.opcodes if op.code == code), f"{ord(code):#04x}")
-    return UnsafePickleError(
-        f"{source}: opcode {name} at byte {position} (or its argument) is not allowed; only lists, "
-        "dictionaries, strings and numbers are read. Nothing has been executed. If the file is "
-        "yours, write it again as JSON beside the old one"
-    )

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from seg_env.data.scenes.language import describe_absent, vocabulary
-from seg_env.data.scenes.layout import Difficulty
-from seg_env.data.scenes.scene import Scene, compose
+from seg_env.data.scenes.language import describe_absent, establish, refer, vocabulary
+from seg_env.data.scenes.layout import RECIPES, Difficulty, Patch, SceneObject, arrange
+from seg_env.data.scenes.paint import paint
+from seg_env.geometry.contour import trace
+from seg_env.geometry.polygon import ring_area
 from seg_env.types import Sample, Target
 
 Split = Literal["train", "val", "test"]
-
-LENGTHS: dict[str, int] = {"train": 1_000_000, "val": 4096, "test": 4096}
-"""Number of scenes of a split unless told otherwise; scenes are made when asked for."""
-SMALLEST_SIZE = 32
-"""Least side of an image in pixels."""
-_ABSENT = 1  # Last part of the key by which absent objects are drawn, apart from the scene itself.
 
 
 class Scenes:
@@ -51,22 +50,23 @@ class Scenes:
         """Describe the data set; nothing is drawn yet.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``; their scenes are drawn with different keys.
-            difficulty: ``"easy"``, ``"medium"`` or ``"hard"``.
-            seed: Number from 0 that all scenes depend on.
+            split: Splits have different scenes.
+            difficulty: See above.
+            seed: A number from 0.
             length: Number of scenes; by default a million for training and 4096 otherwise.
             size: Side of the square images in pixels, at least 32.
             negatives: Share of the questions, 0 to 1, that are about an object that is not in the
                 image; the answer is ``[]``. Images and all other questions stay the same.
 
         Raises:
-            ValueError: An argument outside what is listed here.
+            ValueError: An argument is out of range.
         """
         _require_one_of("split", split, get_args(Split))
         _require_one_of("difficulty", difficulty, get_args(Difficulty))
+        self._length = (1_000_000 if split == "train" else 4096) if length is None else length
         _require_at_least("seed", seed, 0)
-        _require_at_least("length", LENGTHS[split] if length is None else length, 1)
-        _require_at_least("size", size, SMALLEST_SIZE)
+        _require_at_least("length", self._length, 1)
+        _require_at_least("size", size, 32)
         is_number = isinstance(negatives, Real) and not isinstance(negatives, bool)
         if not is_number or not 0.0 <= negatives <= 1.0:
             raise ValueError(f"negatives={negatives!r} is no share; use a number from 0 to 1")
@@ -76,7 +76,6 @@ class Scenes:
         self.difficulty: Difficulty = difficulty
         self.seed = seed
         self.size = size
-        self._length = LENGTHS[split] if length is None else length
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -84,19 +83,13 @@ class Scenes:
         return vocabulary(self.difficulty)
 
     def __len__(self) -> int:
-        """Number of scenes, which is the number of samples."""
         return self._length
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples in order."""
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        """The question of scene ``index``; negative indices count from the end.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """The question of scene ``index``; negative indices count from the end."""
         scene, resolved = self.scene(index), self._resolve(index)
         absent = self._absent(scene, resolved)
         return self._sample(scene, resolved, scene.chosen) if absent is None else absent
@@ -110,22 +103,14 @@ class Scenes:
 
         The scene's own sample, ``self[index]``, is one of them; if that is about an absent object,
         it comes last.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
         """
-        scene = self.scene(index)
-        resolved = self._resolve(index)
+        scene, resolved = self.scene(index), self._resolve(index)
         samples = [self._sample(scene, resolved, number) for number in range(len(scene.objects))]
         absent = self._absent(scene, resolved)
         return samples if absent is None else [*samples, absent]
 
     def others(self, index: int) -> list[Target]:
-        """Masks of the objects of scene ``index`` that its question does not ask for.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """Masks of the objects of scene ``index`` that its question does not ask for."""
         scene = self.scene(index)
         absent = self._absent(scene, self._resolve(index))
         return [
@@ -135,19 +120,13 @@ class Scenes:
         ]
 
     def scene(self, index: int) -> Scene:
-        """Draw scene ``index``; the image itself is painted when it is asked for.
-
-        Raises:
-            IndexError: Outside ``[-len, len)``.
-        """
+        """Draw scene ``index``; the image itself is painted when it is asked for."""
         rng = self._generator(self._resolve(index))
-        while True:
-            scene = compose(rng, self.difficulty, self.size)
-            if scene is not None:
-                return scene
+        while (scene := compose(rng, self.difficulty, self.size)) is None:
+            pass
+        return scene
 
     def _generator(self, index: int, *stream: int) -> np.random.Generator:
-        """What decides about scene ``index``, or about something beside it."""
         splits, difficulties = get_args(Split), get_args(Difficulty)
         key = (splits.index(self.split), difficulties.index(self.difficulty), index, *stream)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
@@ -156,7 +135,7 @@ class Scenes:
         """The question about an object that is not in the scene, if that is its question."""
         if not self.negatives:
             return None
-        rng = self._generator(index, _ABSENT)
+        rng = self._generator(index, 1)  # not the scene's own: images stay the same
         if rng.random() >= self.negatives:
             return None
         return Sample(
@@ -171,14 +150,12 @@ class Scenes:
         )
 
     def _resolve(self, index: int) -> int:
-        """The index counted from the start."""
         number = operator.index(index)
         if not -self._length <= number < self._length:
             raise IndexError(f"scene {number} is not in a data set of {self._length} scenes")
         return number % self._length
 
     def _sample(self, scene: Scene, index: int, number: int) -> Sample:
-        """The question about object ``number`` of a scene."""
         identifier = f"{self.name}-{self.split}-{index:06d}"
         if number != scene.chosen:
             identifier += f"-{number}"
@@ -188,12 +165,50 @@ class Scenes:
             expression=scene.expressions[number],
             target=Target.from_mask(scene.masks[number]),
             load_image=scene.image,
-            metadata={
-                **scene.describe(number),
-                "difficulty": self.difficulty,
-                "others": others,
-            },
+            metadata=scene.describe(number) | {"difficulty": self.difficulty, "others": others},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One arrangement of objects, with a question about each of them."""
+
+    objects: tuple[SceneObject, ...]
+    """From bottom to top, as all that follows."""
+    patches: tuple[Patch, ...]
+    """Coverage of each object as if it stood alone."""
+    masks: NDArray[np.bool_]
+    """Visible pixels of each object, ``(N, H, W)``; no pixel belongs to two."""
+    expressions: tuple[str, ...]
+    """Unambiguous in this scene."""
+    chosen: int
+    """The object that the scene's own sample asks for."""
+    difficulty: Difficulty
+    paint_seed: int
+
+    @cached_property
+    def _painted(self) -> NDArray[np.uint8]:
+        size = self.masks.shape[1]
+        rng = np.random.default_rng(self.paint_seed)
+        return paint(self.objects, self.patches, size, self.difficulty, rng)
+
+    def image(self) -> NDArray[np.uint8]:
+        """The image, ``(H, W, 3) uint8``: painted once, a new copy on every call."""
+        return self._painted.copy()
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """What is known of one object, JSON-able; ``bbox`` is x, y, width, height in pixels."""
+        thing, mask = self.objects[number], self.masks[number]
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+        return {
+            "expression": self.expressions[number],
+            "color": thing.color,
+            "shape": thing.shape,
+            "size": thing.size,
+            "texture": thing.texture,
+            "bbox": [int(value) for value in box],
+        }
 
 
 def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -204,3 +219,34 @@ def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def _require_at_least(name: str, value: int, smallest: int) -> None:
     if operator.index(value) < smallest:
         raise ValueError(f"{name}={value} is too small; use a whole number from {smallest}")
+
+
+def compose(rng: np.random.Generator, difficulty: Difficulty, size: int) -> Scene | None:
+    """Draw a scene, or None if some object of it is hardly visible or cannot be named."""
+    objects = tuple(arrange(rng, difficulty))
+    patches = tuple(thing.cover(size) for thing in objects)
+    alone = np.zeros((len(objects), size, size), dtype=np.bool_)
+    visible = alone.copy()
+    for number, patch in enumerate(patches):
+        inside = patch.coverage >= 0.5
+        alone[number][patch.window] = visible[number][patch.window] = inside
+        visible[:number, *patch.window] &= ~inside
+    if difficulty != "easy" and not _is_clear(alone, visible, RECIPES[difficulty].least_visible):
+        return None
+    expressions = refer(establish(objects, alone, visible), difficulty, rng)
+    if expressions is None:
+        return None
+    chosen, paint_seed = int(rng.integers(len(objects))), int(rng.integers(2**63))
+    return Scene(objects, patches, visible, expressions, chosen, difficulty, paint_seed)
+
+
+def _is_clear(alone: NDArray[np.bool_], visible: NDArray[np.bool_], least: float) -> bool:
+    """Whether enough is left of every object, without tiny visible parts or holes."""
+    before, after = alone.sum(axis=(1, 2)), visible.sum(axis=(1, 2))
+    if (after < np.maximum(0.01 * visible[0].size, least * before)).any():
+        return False
+    return all(
+        abs(ring_area(ring)) >= 0.001
+        for number in np.flatnonzero(after < before)
+        for ring in trace(visible[number])
+    )

@@ -1,19 +1,22 @@
-"""Referring expressions: words for exactly one object of a scene.
+"""Referring expressions: words for exactly one object of a scene, and what they mean.
 
-Descriptions are enumerated from simple to complex and evaluated over the objects of the scene. A
-description names an object if it certainly fits that one and possibly no other (see
-`seg_env.data.scenes.facts`), so borderline cases never decide.
+A description has two extensions, sets of objects written as bits of an integer: those that it
+*certainly* fits and those that it *possibly* fits ("left of" is certain well to the left and
+possible already slightly to the left). Descriptions are enumerated from simple to complex. One
+names an object if it certainly fits that one and possibly no other, so borderline cases never
+decide.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from seg_env.data.scenes.facts import Extension, Facts
 from seg_env.data.scenes.layout import (
     COLORS,
     EASY_COLORS,
@@ -38,10 +41,17 @@ WEIGHTS: dict[str, dict[str, float]] = {
 }
 """How often each kind of description is chosen among those that fit, by difficulty."""
 
-NOUN_SHARE = 0.75
-"""How often ``"object"`` is avoided where a noun would do."""
-NEAR_MISS_SHARE = 0.75
-"""How often an absent object shares its colour or shape with one of the scene."""
+
+class Extension(NamedTuple):
+    """The objects that a description fits; bit ``k`` stands for object ``k``."""
+
+    certain: int
+    possible: int
+    """Includes the certain ones."""
+
+    def both(self, other: Extension) -> Extension:
+        """The objects that two descriptions fit together."""
+        return Extension(self.certain & other.certain, self.possible & other.possible)
 
 
 class Description(NamedTuple):
@@ -50,9 +60,8 @@ class Description(NamedTuple):
     kind: str
     """What sets it apart, a key of `WEIGHTS`."""
     text: str
-    """The words without the article."""
+    """Without the article."""
     extension: Extension
-    """The objects it certainly and possibly fits."""
 
     def names(self, number: int) -> bool:
         """Whether it means object ``number`` and nothing else."""
@@ -70,30 +79,21 @@ def vocabulary(difficulty: str) -> tuple[str, ...]:
 
 
 def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str, ...] | None:
-    """Draw an expression for every object.
-
-    Args:
-        facts: What is true in the scene.
-        difficulty: ``"easy"`` always gives colour and shape; see `WEIGHTS` for the others.
-        rng: Chooses among the descriptions that fit.
-
-    Returns:
-        One expression per object, or None if some object has none.
-    """
+    """Draw an expression for every object; None if some object has none."""
     weights = WEIGHTS[difficulty]
     expressions = []
-    for number in range(facts.count):
+    for number in range(len(facts.objects)):
         options: dict[str, list[str]] = {}
-        for kind, text, extension in describe(facts, number, weights):
-            if extension == (1 << number, 1 << number) and kind in weights:
-                options.setdefault(kind, []).append(text)
+        for it in describe(facts, number, weights):
+            if it.names(number) and it.kind in weights:
+                options.setdefault(it.kind, []).append(it.text)
         if not options:
             return None
         shares = np.array([weights[kind] for kind in options])
         texts = list(options.values())[rng.choice(len(options), p=shares / shares.sum())]
-        proper = [text for text in texts if "object" not in text]
-        if proper and rng.random() < NOUN_SHARE:
-            texts = proper
+        nouns = [text for text in texts if "object" not in text]
+        if nouns and rng.random() < 0.75:
+            texts = nouns
         expressions.append(f"the {texts[rng.integers(len(texts))]}")
     return tuple(expressions)
 
@@ -101,12 +101,8 @@ def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str,
 def describe(facts: Facts, number: int, kinds: Container[str]) -> Iterator[Description]:
     """What can be said about object ``number``, from simple to complex.
 
-    Places, superlatives and relations are only added to phrases that need them.
-
-    Args:
-        facts: What is true in the scene.
-        number: The object.
-        kinds: Keys of `WEIGHTS`; what needs others is left out.
+    Places, superlatives and relations, if their keys of `WEIGHTS` are among ``kinds``, are only
+    added to phrases that need them.
     """
     phrases = list(_phrases(facts, number))
     yield from phrases
@@ -119,7 +115,7 @@ def describe(facts: Facts, number: int, kinds: Container[str]) -> Iterator[Descr
         for place in PLACES if "place" in kinds else ():
             extension = phrase.extension.both(facts.words[place])
             yield Description("place", f"{phrase.text} {place}", extension)
-    for anchor in range(facts.count) if "direction" in kinds else ():
+    for anchor in range(len(facts.objects)) if "direction" in kinds else ():
         if anchor != number:
             yield from _related(facts, ambiguous, anchor)
 
@@ -160,12 +156,8 @@ def describe_absent(
 ) -> str:
     """Words for a colour and a shape that no object of the scene has together.
 
-    Most of them are near misses, so that neither colour nor shape alone gives the absence away.
-
-    Args:
-        objects: What is in the scene.
-        difficulty: Decides which colours and shapes there are.
-        rng: Chooses among the expressions.
+    Three of four share colour or shape with an object of the scene, so that neither alone gives the
+    absence away.
     """
     easy = difficulty == "easy"
     colors, shapes = (EASY_COLORS, EASY_SHAPES) if easy else (COLORS, tuple(SHAPES))
@@ -175,6 +167,163 @@ def describe_absent(
         (color, shape) for color in colors for shape in shapes if (color, shape) not in present
     ]
     near = [pair for pair in absent if pair[0] in seen_colors or pair[1] in seen_shapes]
-    choices = near if rng.random() < NEAR_MISS_SHARE else absent
+    choices = near if rng.random() < 0.75 else absent
     color, shape = choices[rng.integers(len(choices))]
     return f"the {color} {shape}"
+
+
+# --- what is true in a scene ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Extensions of all words in one scene."""
+
+    objects: tuple[SceneObject, ...]
+    words: dict[str, Extension]
+    """Of colours, shapes, sizes, textures and places; a word that fits nothing may be missing."""
+    relations: dict[tuple[str, int], Extension]
+    """Of what stands in a relation to an object: ``("left of", 2)``."""
+    criteria: dict[str, tuple[tuple[list[float], float], ...]]
+    """What a superlative measures: the winner must have the smallest of each list of values, and
+    to be certain the smallest by a margin."""
+
+    def superlative(self, word: str, among: Extension) -> Extension:
+        """The objects that are, for instance, ``"leftmost"`` of those that something else fits."""
+        rivals = [k for k in range(among.possible.bit_length()) if among.possible >> k & 1]
+        certain, possible = among.certain if len(rivals) > 1 else 0, 0
+        for values, margin in self.criteria[word]:
+            best = min((values[k] for k in rivals), default=0.0)
+            near = [k for k in rivals if values[k] < best + margin or values[k] == best]
+            certain &= _bits(near) if len(near) == 1 else 0
+            possible |= _bits(near)
+        return Extension(certain, possible)
+
+
+class _Spread(NamedTuple):
+    """First edge, mean and last edge of each object's visible pixels along one axis, unit frame."""
+
+    low: list[float]
+    middle: list[float]
+    high: list[float]
+
+    @classmethod
+    def along(cls, visible: NDArray[np.bool_], summed: int) -> _Spread:
+        """Measure ``(N, H, W)`` masks along the axis that remains when one is summed over."""
+        counts = visible.sum(axis=summed)
+        length = counts.shape[1]
+        first = (counts > 0).argmax(axis=1) / length
+        last = 1.0 - (counts[:, ::-1] > 0).argmax(axis=1) / length
+        mean = counts @ (np.arange(length) + 0.5) / counts.sum(axis=1) / length
+        return cls(first.tolist(), mean.tolist(), last.tolist())
+
+    def mirrored(self) -> _Spread:
+        """The same with the axis running the other way."""
+        return _Spread(*([1.0 - value for value in values] for values in self[::-1]))
+
+
+def establish(
+    objects: Sequence[SceneObject], alone: NDArray[np.bool_], visible: NDArray[np.bool_]
+) -> Facts:
+    """Measure a scene, from bottom to top.
+
+    ``alone`` has the pixels of each object as if it stood alone, ``visible`` those that no other
+    covers, both ``(N, H, W)``.
+    """
+    areas = visible.sum(axis=(1, 2))
+    across, down = _Spread.along(visible, 1), _Spread.along(visible, 2)
+    return Facts(
+        objects=tuple(objects),
+        words=_attributes(objects) | _places(across.middle, down.middle),
+        relations=_directions(across, down) | _orders(alone, visible),
+        criteria=_criteria(across, down, objects, areas),
+    )
+
+
+def _criteria(
+    across: _Spread, down: _Spread, objects: Sequence[SceneObject], areas: NDArray[np.int64]
+) -> dict[str, tuple[tuple[list[float], float], ...]]:
+    """Outermost: by the middle and by the outer edge. Size: by the outline and by what is seen."""
+    left, up = across.mirrored(), down.mirrored()
+    scales = [float(np.log(thing.scale)) for thing in objects]
+    seen = np.log(areas).tolist()
+    return {
+        "leftmost": ((across.middle, 0.07), (across.low, 0.02)),
+        "rightmost": ((left.middle, 0.07), (left.low, 0.02)),
+        "topmost": ((down.middle, 0.07), (down.low, 0.02)),
+        "bottommost": ((up.middle, 0.07), (up.low, 0.02)),
+        "smallest": ((scales, 0.2), (seen, 0.2)),
+        "largest": (([-value for value in scales], 0.2), ([-value for value in seen], 0.2)),
+    }
+
+
+def _attributes(objects: Sequence[SceneObject]) -> dict[str, Extension]:
+    words = {"object": (1 << len(objects)) - 1}
+    for k, thing in enumerate(objects):
+        for word in (thing.shape, thing.color, thing.texture, thing.size):
+            words[word] = words.get(word, 0) | 1 << k
+    return {word: Extension(bits, bits) for word, bits in words.items()}
+
+
+def _places(x: Sequence[float], y: Sequence[float]) -> dict[str, Extension]:
+    from_middle = [max(abs(a - 0.5), abs(b - 0.5)) for a, b in zip(x, y, strict=True)]
+    return {
+        "on the left": _below(x, 0.36, 0.48),
+        "on the right": _below([1.0 - value for value in x], 0.36, 0.48),
+        "at the top": _below(y, 0.36, 0.48),
+        "at the bottom": _below([1.0 - value for value in y], 0.36, 0.48),
+        "in the middle": _below(from_middle, 0.09, 0.2),
+    }
+
+
+def _directions(across: _Spread, down: _Spread) -> dict[tuple[str, int], Extension]:
+    """Certain: neither reaches the other's middle, and the way there is not mostly sideways."""
+    relations: dict[tuple[str, int], Extension] = {}
+    for anchor in range(len(across.middle)):
+        for word, along, aside in (
+            ("left of", across, down),
+            ("right of", across.mirrored(), down),
+            ("above", down, across),
+            ("below", down.mirrored(), across),
+        ):
+            ahead = [along.middle[anchor] - value for value in along.middle]
+            beside = [abs(aside.middle[anchor] - value) for value in aside.middle]
+            certain = (
+                k
+                for k, distance in enumerate(ahead)
+                if distance > max(0.1, beside[k])
+                and along.high[k] < along.middle[anchor]
+                and along.middle[k] < along.low[anchor]
+            )
+            possible = (k for k, distance in enumerate(ahead) if distance > -0.03)
+            relations[word, anchor] = Extension(_bits(certain), _bits(possible))
+    return relations
+
+
+def _orders(
+    alone: NDArray[np.bool_], visible: NDArray[np.bool_]
+) -> dict[tuple[str, int], Extension]:
+    """Who hides whom: certain from 5 % of the hidden object, possible from the first pixel."""
+    count = len(alone)
+    hidden = [
+        [float((alone[k] & visible[other]).sum() / alone[k].sum()) if other > k else 0.0
+         for other in range(count)]
+        for k in range(count)
+    ]  # fmt: skip
+    relations: dict[tuple[str, int], Extension] = {}
+    for anchor in range(count):
+        behind = [-hidden[k][anchor] for k in range(count)]
+        relations["behind", anchor] = _below(behind, -0.05, 0.0)
+        relations["in front of", anchor] = _below([-value for value in hidden[anchor]], -0.05, 0.0)
+    return relations
+
+
+def _below(values: Sequence[float], certain: float, possible: float) -> Extension:
+    return Extension(
+        _bits(k for k, value in enumerate(values) if value < certain),
+        _bits(k for k, value in enumerate(values) if value < possible),
+    )
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    return sum(1 << k for k in numbers)

@@ -1,6 +1,7 @@
-"""What stands where: draws the objects of a scene.
+"""What stands where: draws the objects of a scene, from bottom to top as they are painted.
 
-Objects are listed from bottom to top in the order in which they are painted.
+Filling an object with eight samples per pixel side gives a coverage in [0, 1]; a pixel belongs to
+it where that is at least one half, so mask and antialiased image agree by construction.
 """
 
 from __future__ import annotations
@@ -9,20 +10,35 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from seg_env.data.scenes.shapes import SHAPES, Patch, cover
+from seg_env.data.scenes.shapes import SHAPES, Outline
 
 Difficulty = Literal["easy", "medium", "hard"]
 
 EASY_SHAPES = ("circle", "square", "triangle", "star", "cross")
 EASY_COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
-EASY_RADII = (0.15, 0.275)
 COLORS = (*EASY_COLORS, "orange", "pink")
 TEXTURES = ("striped", "dotted", "checkered")
 SCALES = {"small": (0.09, 0.107), "medium": (0.132, 0.152), "large": (0.188, 0.225)}
 """Radius of a circle that looks as large, by size word; the gaps keep the words unmistakable."""
-GAP = 0.03
-"""Smallest distance between easy objects, unit frame."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Coverage of a rectangle of pixels; everything outside it is uncovered."""
+
+    top: int
+    left: int
+    coverage: NDArray[np.float32]
+    """``(h, w)``, covered share of each pixel, in [0, 1]."""
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns in the image."""
+        height, width = self.coverage.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True)
@@ -30,13 +46,11 @@ class SceneObject:
     """One thing in a scene; lengths are in the unit frame."""
 
     shape: str
-    """Noun, a key of `SHAPES`."""
+    """A key of `SHAPES`."""
     color: str
-    """Name of its colour."""
     center: tuple[float, float]
-    """``(x, y)`` of its middle."""
     radius: float
-    """Radius of the circle around it."""
+    """Of the circle around it."""
     angle: float
     """Rotation in radians, clockwise on screen."""
     texture: str = "plain"
@@ -53,8 +67,28 @@ class SceneObject:
         return "small" if self.scale < 0.12 else "medium" if self.scale < 0.17 else "large"
 
     def cover(self, size: int) -> Patch:
-        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels."""
-        return cover(SHAPES[self.shape], self.center, self.radius, self.angle, size)
+        """How much of each pixel it covers in an image of ``size`` by ``size`` pixels.
+
+        The patch is the bounding rectangle, clipped to the image.
+        """
+        shape, samples = SHAPES[self.shape], 8
+        outer = self._place(shape.outer) * size
+        low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)
+        high = np.clip(np.ceil(outer.max(axis=0)).astype(int), low + 1, size)
+        width, height = (high - low).tolist()
+        canvas = Image.new("L", (width * samples, height * samples))
+        draw = ImageDraw.Draw(canvas)
+        for outline, fill in ((shape.outer, 255), (shape.hole, 0)):
+            if outline is not None:  # integer points of the canvas are the samples' centres
+                corners = np.rint((self._place(outline) * size - low) * samples - 0.5)
+                draw.polygon(list(map(tuple, corners.astype(int).tolist())), fill=fill)
+        coverage = np.asarray(canvas.reduce(samples), dtype=np.float32) / np.float32(255.0)
+        return Patch(int(low[1]), int(low[0]), coverage)
+
+    def _place(self, outline: Outline) -> Outline:
+        cosine, sine = np.cos(self.angle), np.sin(self.angle)
+        turn = np.array([(cosine, sine), (-sine, cosine)])
+        return np.asarray(self.radius * (outline @ turn) + np.asarray(self.center))
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,6 @@ class Recipe:
     """How crowded the scenes of a difficulty are."""
 
     counts: tuple[int, int]
-    """Fewest and most objects."""
     nearness: float
     """Smallest distance of two centres as a share of the sum of their radii."""
     overhang: float
@@ -105,9 +138,9 @@ def _arrange_easy(rng: np.random.Generator) -> list[SceneObject]:
     """Draw one or two large objects that do not touch and differ in colour or shape."""
     names = _easy_names(rng)
     while True:  # two of the largest rarely fit: then both sizes are drawn again
-        radii = rng.uniform(*EASY_RADII, size=len(names))
+        radii = rng.uniform(0.15, 0.275, size=len(names))
         centers = rng.uniform(radii + 0.01, 0.99 - radii, size=(2, len(names))).T
-        if len(names) == 1 or np.hypot(*(centers[0] - centers[1])) > radii.sum() + GAP:
+        if len(names) == 1 or np.hypot(*(centers[0] - centers[1])) > radii.sum() + 0.03:
             break
     turns = rng.uniform(-1.0, 1.0, size=len(names))
     return [
@@ -147,7 +180,6 @@ def _draw_object(
 
 
 def _locate(rng: np.random.Generator, thing: SceneObject, overhang: float) -> SceneObject:
-    """Put an object somewhere in the image."""
     border = max(thing.radius * (1.0 - overhang), thing.scale) + 0.015
     x, y = rng.uniform(border, 1.0 - border, size=2)
     return replace(thing, center=(float(x), float(y)))
@@ -173,5 +205,5 @@ def _crossing_bar(rng: np.random.Generator, objects: list[SceneObject]) -> Scene
 
 
 def _angle(shape: str, turn: float) -> float:
-    """The rotation in radians for ``turn`` in [-1, 1] of what the shape's name allows."""
+    """The rotation in radians; ``turn`` in [-1, 1] is a share of what the shape's name allows."""
     return float(np.radians(SHAPES[shape].rotation) * turn)

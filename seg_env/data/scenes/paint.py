@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from seg_env.data.scenes.layout import Difficulty, SceneObject
-from seg_env.data.scenes.shapes import Patch
+from seg_env.data.scenes.layout import Difficulty, Patch, SceneObject
 
 Pixels = NDArray[np.float32]
 """``(H, W, 3)``, red, green and blue in [0, 255]."""
@@ -41,8 +40,6 @@ PAPERS = (
 SAMPLES = 3
 """Samples per pixel side of the clutter."""
 
-Tone = tuple[int, int, int]
-
 
 def paint(
     objects: Sequence[SceneObject],
@@ -65,8 +62,11 @@ def paint(
     for thing, patch in zip(objects, patches, strict=True):
         _cast_shadow(image, patch, sun)
         _blend(image, patch, _fill(thing, patch, size, sun, rng))
-    if difficulty == "hard":
-        image *= _spotlight(size, rng)[..., None]
+    if difficulty == "hard":  # light that is brightest at one spot and falls off around it
+        focus, fall = rng.uniform(0.2, 0.8, size=2), rng.uniform(0.15, 0.5)
+        line = (np.arange(size) + 0.5) / size
+        squared = (line - focus[0]) ** 2 + (line - focus[1])[:, None] ** 2
+        image *= np.asarray(1.06 - fall * squared, dtype=np.float32)[..., None]
     return _finish(image, rng, grain=rng.uniform(4.0, 14.0 if difficulty == "medium" else 36.0))
 
 
@@ -115,14 +115,11 @@ def _fill(
     along = x * cosine + y[:, None] * sine
     across = y[:, None] * cosine - x * sine
     amount = _texture(thing.texture, along, across, size)[..., None]
-    second = color + (_accent(color) - color) * amount
-    return np.asarray(second * light[..., None], dtype=np.float32)
-
-
-def _accent(color: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The second colour of a texture: a light tint of dark colours, a deep shade of light ones."""
+    # The second colour of a texture: a light tint of dark colours, a deep shade of light ones.
     luminance = float(color @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
-    return color * np.float32(0.66) if luminance > 150.0 else color + (250.0 - color) * 0.6
+    accent = color * np.float32(0.66) if luminance > 150.0 else color + (250.0 - color) * 0.6
+    mixed = color + (accent - color) * amount
+    return np.asarray(mixed * light[..., None], dtype=np.float32)
 
 
 def _texture(
@@ -157,28 +154,15 @@ def _finish(image: Pixels, rng: np.random.Generator, grain: float) -> NDArray[np
 
 
 def _paper(size: int, rng: np.random.Generator) -> Pixels:
-    """A muted sheet, slightly mottled and lit from one side, ``(size, size, 3)``."""
+    """A muted sheet, slightly mottled and lit from one side."""
     tone = np.array(PAPERS[rng.integers(len(PAPERS))], dtype=np.float32)
     tone += rng.uniform(-6.0, 6.0, size=3).astype(np.float32)
     mottle = Image.fromarray(rng.normal(0.0, 1.0, (5, 5)).astype(np.float32))
     light = np.asarray(mottle.resize((size, size), Image.Resampling.BICUBIC)) * np.float32(0.012)
-    light = light + _slope(size, rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.02, 0.1))
+    angle, strength = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.02, 0.1)
+    ramp = np.linspace(-strength, strength, size, dtype=np.float32)
+    light = light + (np.float32(np.cos(angle)) * ramp + np.float32(np.sin(angle)) * ramp[:, None])
     return np.asarray(tone * (1.0 + light[..., None]), dtype=np.float32)
-
-
-def _slope(size: int, angle: float, strength: float) -> NDArray[np.float32]:
-    """A ramp from ``-strength`` to about ``strength`` in direction ``angle``, ``(size, size)``."""
-    line = np.linspace(-strength, strength, size, dtype=np.float32)
-    return np.float32(np.cos(angle)) * line + np.float32(np.sin(angle)) * line[:, None]
-
-
-def _spotlight(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light that is brightest at one spot and falls off around it, a factor, ``(size, size)``."""
-    focus = rng.uniform(0.2, 0.8, size=2)
-    fall = rng.uniform(0.15, 0.5)
-    line = (np.arange(size) + 0.5) / size
-    squared = (line - focus[0]) ** 2 + (line - focus[1])[:, None] ** 2
-    return np.asarray(1.06 - fall * squared, dtype=np.float32)
 
 
 def _clutter(image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -192,7 +176,9 @@ def _clutter(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(canvas.reduce(SAMPLES), dtype=np.float32)
 
 
-def _tone(base: NDArray[np.float32], rng: np.random.Generator, spread: float) -> Tone:
+def _tone(
+    base: NDArray[np.float32], rng: np.random.Generator, spread: float
+) -> tuple[int, int, int]:
     """The ground's colour, somewhat lighter or darker and slightly off in hue."""
     tone = base * (1.0 + rng.uniform(-spread, spread)) + rng.uniform(-5.0, 5.0, size=3)
     red, green, blue = np.clip(tone, 0, 255).astype(int).tolist()

@@ -1,9 +1,4 @@
-"""Outlines of the things that scenes are made of, and how much of each pixel they cover.
-
-A shape is a few rings inside the unit circle around the origin, y down. Filling it with eight
-samples per pixel side gives a coverage in [0, 1]; a pixel belongs to the shape where that is at
-least one half, so mask and antialiased image agree by construction.
-"""
+"""Outlines of the things that scenes are made of."""
 
 from __future__ import annotations
 
@@ -11,10 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
-
-SAMPLES = 8
-"""Samples per pixel side when a shape is filled."""
 
 Outline = NDArray[np.float64]
 """A ring of ``(V, 2)`` points around the origin, largest radius about 1, y down."""
@@ -25,33 +16,12 @@ class Shape:
     """A nameable outline."""
 
     name: str
-    """The noun used in expressions."""
     outer: Outline
-    """The boundary, ``(V, 2)``."""
     hole: Outline | None = None
-    """The boundary of what is cut out, ``(V, 2)``."""
     rotation: float = 20.0
     """Largest rotation in degrees, to either side, at which the name still fits."""
     stretch: float = 1.0
     """Radius relative to that of a circle that looks as large."""
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """Coverage of a rectangle of pixels; everything outside it is uncovered."""
-
-    top: int
-    """Row of its first pixel."""
-    left: int
-    """Column of its first pixel."""
-    coverage: NDArray[np.float32]
-    """``(h, w)``, covered share of each pixel, in [0, 1]."""
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that the rectangle occupies."""
-        height, width = self.coverage.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def _arc(radius: float, start: float, stop: float, count: int) -> Outline:
@@ -142,44 +112,3 @@ SHAPES: dict[str, Shape] = {
     )
 }
 """Every shape by its name; the first five are those of the easy scenes."""
-
-
-def place(outline: Outline, center: tuple[float, float], radius: float, angle: float) -> Outline:
-    """Scale by ``radius``, turn by ``angle`` radians (clockwise on screen) and move, ``(V, 2)``."""
-    cosine, sine = np.cos(angle), np.sin(angle)
-    turn = np.array([(cosine, sine), (-sine, cosine)])
-    return np.asarray(radius * (outline @ turn) + np.asarray(center))
-
-
-def cover(
-    shape: Shape, center: tuple[float, float], radius: float, angle: float, size: int
-) -> Patch:
-    """Fill a shape.
-
-    Args:
-        shape: What to draw.
-        center: ``(x, y)`` in the unit frame.
-        radius: In the unit frame.
-        angle: Rotation in radians, clockwise on screen.
-        size: Side of the image in pixels.
-
-    Returns:
-        The coverage within the bounding rectangle, clipped to the image.
-    """
-    outer = place(shape.outer, center, radius, angle) * size
-    low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)
-    high = np.clip(np.ceil(outer.max(axis=0)).astype(int), low + 1, size)
-    width, height = (high - low).tolist()
-    canvas = Image.new("L", (width * SAMPLES, height * SAMPLES))
-    draw = ImageDraw.Draw(canvas)
-    draw.polygon(_samples(outer - low), fill=255)
-    if shape.hole is not None:
-        draw.polygon(_samples(place(shape.hole, center, radius, angle) * size - low), fill=0)
-    coverage = np.asarray(canvas.reduce(SAMPLES), dtype=np.float32) / np.float32(255.0)
-    return Patch(int(low[1]), int(low[0]), coverage)
-
-
-def _samples(points: Outline) -> list[tuple[int, int]]:
-    """Pixel coordinates to the sample grid, whose integer points are the samples' centres."""
-    grid = np.rint(points * SAMPLES - 0.5).astype(int)
-    return list(map(tuple, grid.tolist()))

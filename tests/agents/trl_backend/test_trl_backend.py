@@ -17,6 +17,7 @@ from agents.advantages import group_advantages
 from agents.gspo import GSPOConfig
 from agents.losses import LOSSES, policy_loss
 from agents.policy.model import VLMPolicy
+from agents.policy.scoring import score
 from agents.settings import TRLOptions
 from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, EnvironmentReward, arguments_of
 from agents.trl_backend.rows import QuestionRows
@@ -70,7 +71,7 @@ def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
     advantages = torch.randn(12, generator=generator)
     with torch.no_grad():
         noise = 0.3 * torch.randn(12, 7, generator=generator)
-        old_log_probs = policy.score(inputs, tokens, mask).log_probs + noise * mask
+        old_log_probs = score(policy, inputs, tokens, mask).log_probs + noise * mask
 
     policy.model.eval()  # as in training, but for the number of accumulated steps
     theirs = trainer.compute_loss(
@@ -88,7 +89,7 @@ def test_the_loss_and_its_gradient_are_ours(loss, tmp_path):
         },
     )
     their_gradient = gradient_of(theirs, policy)
-    scores = policy.score(inputs, tokens, mask)
+    scores = score(policy, inputs, tokens, mask)
     lengths = {"dr_grpo": CONFIG.max_new_tokens, "dapo": mask.sum().item() / len(mask)}
     ours, metrics = policy_loss(
         *(scores.log_probs, old_log_probs, advantages, mask, config.clip_low, config.clip_high),

@@ -35,10 +35,10 @@ TABLES = instances(
 )
 
 
-def write(root, tables=TABLES, annotations="annotations/instances_val2017.json", photos="val2017"):
+def write(root, tables=TABLES, annotations="annotations/instances_val2017.json", images="val2017"):
     write_json(root / annotations, tables)
     for image in tables["images"]:
-        write_photo(root / photos / image["file_name"])
+        write_photo(root / images / image["file_name"])
     return root
 
 
@@ -65,7 +65,7 @@ def test_each_object_on_its_own_without_crowds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("annotations", "photos"),
+    ("annotations", "images"),
     [
         ("annotations/instances_val2017.json", "images/val2017"),
         ("val2017/_annotations.coco.json", "val2017"),
@@ -73,10 +73,10 @@ def test_each_object_on_its_own_without_crowds(tmp_path):
         ("val2017.json", "."),
     ],
 )
-def test_places_of_files(tmp_path, annotations, photos):
-    root = write(tmp_path, annotations=annotations, photos=photos)
+def test_places_of_files(tmp_path, annotations, images):
+    root = write(tmp_path, annotations=annotations, images=images)
     assert_protocol(open_dataset("coco", split="val2017", data_root=root), 3)
-    assert_protocol(Coco(root / annotations, "val2017", root / photos), 3)
+    assert_protocol(Coco(root / annotations, "val2017", root / images), 3)
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):

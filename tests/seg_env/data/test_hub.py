@@ -27,9 +27,9 @@ from seg_env.data.export import run_lengths
 from seg_env.geometry.rle import Rle
 
 
-def picture(tmp_path, **how):
-    data = write_photo(tmp_path / "picture.png", **how).read_bytes()
-    return {"bytes": data, "path": "picture.png"}
+def encoded_image(tmp_path, **how):
+    data = write_photo(tmp_path / "image.png", **how).read_bytes()
+    return {"bytes": data, "path": "image.png"}
 
 
 def write(path, rows, row_group_size=2):
@@ -51,7 +51,7 @@ def lmms_row(image, number, answers, segmentation=SQUARE):
 
 
 def test_lmms_lab(tmp_path):
-    image = picture(tmp_path)
+    image = encoded_image(tmp_path)
     rows = [lmms_row(image, k, [f"a{k}", f"b{k}"]) for k in range(7)]
     for part in range(2):
         write(tmp_path / f"data/val-0000{part}-of-00002.parquet", rows[4 * part : 4 * part + 4])
@@ -89,7 +89,7 @@ def raw_row(number, texts, segmentation=(SQUARE, BESIDE)):
     }
 
 
-def test_jxu124_finds_pictures_in_the_usual_places(tmp_path):
+def test_jxu124_finds_images_in_the_usual_places(tmp_path):
     write(
         tmp_path / "data/test-00000-of-00001.parquet", [raw_row(1, ["x", "y"]), raw_row(2, ["z"])]
     )
@@ -119,7 +119,7 @@ def moondream_row(image, *masks):
 
 
 def test_moondream_has_several_objects_a_row(tmp_path):
-    image = picture(tmp_path)
+    image = encoded_image(tmp_path)
     path = tmp_path / "data/validation-00000-of-00001.parquet"
     write(path, [moondream_row(image, SQUARE_MASK, BOTH_MASK), moondream_row(image, BOTH_MASK)])
     dataset = open_dataset(str(path))
@@ -131,13 +131,13 @@ def test_moondream_has_several_objects_a_row(tmp_path):
 
 
 def test_broken_rows_are_errors_or_counted(tmp_path):
-    image = picture(tmp_path)
-    small = picture(tmp_path, size=(4, 4))
+    image = encoded_image(tmp_path)
+    small = encoded_image(tmp_path, size=(4, 4))
     empty = box_mask()
     rows = [
         moondream_row(image, SQUARE_MASK, empty),
         moondream_row(small, SQUARE_MASK),
-        moondream_row({"bytes": b"no picture", "path": "x"}, SQUARE_MASK),
+        moondream_row({"bytes": b"no image", "path": "x"}, SQUARE_MASK),
     ]
     write(tmp_path / "validation.parquet", rows)
     dataset = Parquet(tmp_path, "validation")
@@ -189,7 +189,7 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_through_datasets(tmp_path, monkeypatch):
-    rows = [moondream_row(picture(tmp_path), SQUARE_MASK)]
+    rows = [moondream_row(encoded_image(tmp_path), SQUARE_MASK)]
     write(tmp_path / "v.parquet", rows)
     cache = str(tmp_path / "cache")
     table = datasets.Dataset.from_parquet(str(tmp_path / "v.parquet"), cache_dir=cache)

@@ -31,12 +31,12 @@ def shape(label, points, kind="polygon", group_id=None, **more):
     }
 
 
-def record(*shapes, photo="desk.jpg", **changes):
+def record(*shapes, image="desk.jpg", **changes):
     return {
         "version": "5.4.1",
         "flags": {},
         "shapes": list(shapes),
-        "imagePath": photo,
+        "imagePath": image,
         "imageData": None,
         "imageHeight": HEIGHT,
         "imageWidth": WIDTH,
@@ -46,9 +46,9 @@ def record(*shapes, photo="desk.jpg", **changes):
 
 @pytest.fixture
 def write(tmp_path):
-    def write(*shapes, name="train/desk", photo=True, **changes):
+    def write(*shapes, name="train/desk", image=True, **changes):
         write_json(tmp_path / f"{name}.json", record(*shapes, **changes))
-        if photo:
+        if image:
             write_photo((tmp_path / name).with_name("desk.jpg"))
         return tmp_path
 
@@ -98,7 +98,7 @@ def test_one_folder_without_splits(write):
 def test_an_image_within_the_file_or_renamed_beside_it(write, tmp_path):
     data = write_photo(tmp_path / "elsewhere.png", colour=(1, 2, 3)).read_bytes()
     encoded = base64.b64encode(data).decode()
-    root = write(shape("cup", SQUARE), photo=False, imageData=encoded)
+    root = write(shape("cup", SQUARE), image=False, imageData=encoded)
     dataset = LabelMe(root)
     assert_protocol(dataset, 1)
     assert dataset.photo_path(0) is None
@@ -108,12 +108,12 @@ def test_an_image_within_the_file_or_renamed_beside_it(write, tmp_path):
 
 
 def test_an_image_path_may_go_up_but_not_out(write):
-    root = write(shape("cup", SQUARE), name="labels/a/desk", photo=False)
-    write_json(root / "labels/a/desk.json", record(shape("cup", SQUARE), photo="..\\..\\x.png"))
+    root = write(shape("cup", SQUARE), name="labels/a/desk", image=False)
+    write_json(root / "labels/a/desk.json", record(shape("cup", SQUARE), image="..\\..\\x.png"))
     write_photo(root / "x.png")
     assert LabelMe(root)[0].metadata["file_name"] == "x.png"
     for path in ("../../../secret.png", "/etc/secret.png", ""):
-        write_json(root / "labels/a/desk.json", record(shape("cup", SQUARE), photo=path))
+        write_json(root / "labels/a/desk.json", record(shape("cup", SQUARE), image=path))
         with pytest.raises(ValueError, match=r"desk\.json: .*imagePath"):
             LabelMe(root)
 
@@ -123,7 +123,7 @@ def test_broken_records_are_errors_or_counted(write):
     root = write(shape("cup", SQUARE), shape("far", far), shape("line", [[5, 5], [5, 5], [5, 5]]))
     write(shape("odd", [[1, 2, 3]]), shape("box", SQUARE, "rectangle"), name="train/odd")
     write(shape("tall", SQUARE), name="train/tall", imageHeight=HEIGHT + 9)
-    write(shape("gone", SQUARE), name="train/gone", photo=False, imagePath="gone.jpg")
+    write(shape("gone", SQUARE), name="train/gone", image=False, imagePath="gone.jpg")
     (root / "train/cut.json").write_text("{")
     with pytest.raises(ValueError, match=r"cut\.json is not valid JSON"):
         LabelMe(root)

@@ -1,4 +1,4 @@
-"""RefCOCO's own photos and outlines, where somebody has them; they are never part of this project.
+"""RefCOCO's own images and outlines, where somebody has them; they are never part of this project.
 
 The variable SIMPLESEG_TEST_DATA names a folder with ``mini_refcoco/`` (a few references in the
 layout of RefCOCO, and their masks as PNG) and ``coco_polygons_495169/`` (outlines of COCO).
@@ -38,7 +38,7 @@ def samples_of(name: str, split_by: str, split: str) -> list[Sample]:
 @pytest.mark.parametrize(
     ("where", "count"), zip(SPLITS, (12, 14, 1), strict=True), ids=lambda value: str(value)
 )
-def test_every_sentence_is_a_sample_with_its_photo(where: tuple[str, str, str], count: int) -> None:
+def test_every_sentence_is_a_sample_with_its_image(where: tuple[str, str, str], count: int) -> None:
     samples = samples_of(*where)
     assert len(samples) == count == len({sample.id for sample in samples})
     for sample in samples:

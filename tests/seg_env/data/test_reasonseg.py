@@ -35,10 +35,10 @@ def record(*shapes, text=("what barks?", "the animal on the sofa"), is_sentence=
 
 @pytest.fixture
 def write(tmp_path):
-    def write(folder="ReasonSeg/val", photo=True, **records):
+    def write(folder="ReasonSeg/val", image=True, **records):
         for name, content in records.items():
             write_json(tmp_path / folder / f"{name}.json", content)
-            if photo:
+            if image:
                 write_photo(tmp_path / folder / f"{name}.jpg")
         return tmp_path
 
@@ -108,7 +108,7 @@ def test_broken_files_are_errors_or_counted(write):
         none=record(),
         text=record(shape("t", OUTER), text=[5]),
     )
-    write(photo=False, lost=record(shape("t", OUTER)))
+    write(image=False, lost=record(shape("t", OUTER)))
     cut = root / "ReasonSeg/val/cut.json"
     cut.write_text(cut.read_text()[:-9])
     with pytest.raises(ValueError, match=r"cut\.json is not valid JSON"):

@@ -70,8 +70,8 @@ def tree(tmp_path: Path) -> Tree:
         annotations: Any = None,
         name: str = "refcoco",
         file: str = "refs(unc).p",
-        photos: str = PHOTOS,
-        photo_size: tuple[int, int] = (WIDTH, HEIGHT),
+        images: str = PHOTOS,
+        image_size: tuple[int, int] = (WIDTH, HEIGHT),
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -79,8 +79,8 @@ def tree(tmp_path: Path) -> Tree:
         encoded = json.dumps(refs).encode() if file.endswith("json") else pickle.dumps(refs, 2)
         (folder / file).write_bytes(encoded)
         (folder / "instances.json").write_text(json.dumps(annotations or instances()))
-        (tmp_path / photos).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", photo_size, (10, 200, 30)).save(tmp_path / photos / "COCO_train2014_9.jpg")
+        (tmp_path / images).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", image_size, (10, 200, 30)).save(tmp_path / images / "COCO_train2014_9.jpg")
         return tmp_path
 
     return write
@@ -126,7 +126,7 @@ def test_images_are_rgb_and_read_when_asked_for(tree: Tree) -> None:
 
 
 def test_an_image_of_another_size_is_an_error(tree: Tree) -> None:
-    sample = Refer(tree(photo_size=(WIDTH + 1, HEIGHT)))[0]
+    sample = Refer(tree(image_size=(WIDTH + 1, HEIGHT)))[0]
     with pytest.raises(ValueError, match=r"COCO_train2014_9\.jpg is 61 x 40 .* 60 x 40"):
         sample.load_image()
 
@@ -169,22 +169,22 @@ def test_other_objects_of_an_image_have_masks_too(tree: Tree) -> None:
         dataset.object_target(9, 502)
 
 
-@pytest.mark.parametrize("photos", [PHOTOS, "images/coco_2014/train2014", "images/train2014"])
-def test_images_are_found_in_the_usual_places(tree: Tree, photos: str) -> None:
-    root = tree(photos=photos)
+@pytest.mark.parametrize("images", [PHOTOS, "images/coco_2014/train2014", "images/train2014"])
+def test_images_are_found_in_the_usual_places(tree: Tree, images: str) -> None:
+    root = tree(images=images)
     (root / "train2014").mkdir()  # an empty folder of a usual name does not hide the full one
     assert Refer(root)[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_images_anywhere_else_need_image_root(tree: Tree) -> None:
-    root = tree(photos="elsewhere")
+    root = tree(images="elsewhere")
     with pytest.raises(FileNotFoundError, match=r"COCO_train2014_9\.jpg is missing\. Looked in"):
         Refer(root)
     assert Refer(root, image_root=root / "elsewhere")[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_refclef_has_images_of_its_own(tree: Tree) -> None:
-    root = tree(name="refclef", file="refs(berkeley).p", photos="images/saiapr_tc-12")
+    root = tree(name="refclef", file="refs(berkeley).p", images="images/saiapr_tc-12")
     dataset = Refer(root, "refclef")
     assert dataset.split_by == "berkeley"
     assert dataset[0].id == "refclef-berkeley-train-77-770"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from seg_env.data import Dataset, Scenes
-from seg_env.data.scenes.facts import Extension, establish
+from seg_env.data.scenes.dataset import Scene
+from seg_env.data.scenes.language import Extension, establish
 from seg_env.data.scenes.layout import SceneObject
 from seg_env.data.scenes.paint import PALETTE
-from seg_env.data.scenes.scene import Scene
 from seg_env.data.sources import open_dataset
 from seg_env.geometry.polygon import ring_area
 

@@ -6,7 +6,8 @@ from family_models import FAMILIES, build, random_answers
 
 from agents.policy.families import select_prompts, vision_parameters
 from agents.policy.sampling import sample
-from agents.policy.vision_cache import PictureFeatures
+from agents.policy.scoring import score, score_plain
+from agents.policy.vision_cache import ImageFeatures
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -33,14 +34,14 @@ def watch_tower(case):
 def test_the_tower_runs_once_for_each_distinct_picture(family):
     case = build(family)
     tokens, mask = random_answers(case)
-    wanted = case.policy.score(case.batch, tokens, mask).log_probs
+    wanted = score(case.policy, case.batch, tokens, mask).log_probs
     case.policy.freeze_vision()
     seen = watch_tower(case)
     optimizer = torch.optim.SGD(case.policy.model.parameters(), 1e-3)
     for update in range(2):
         sample(case.policy, case.batch, group_size=2, max_new_tokens=4)
-        scores = case.policy.score(case.batch, tokens, mask)
-        plain = case.policy.score_plain(case.batch, tokens, mask)
+        scores = score(case.policy, case.batch, tokens, mask)
+        plain = score_plain(case.policy, case.batch, tokens, mask)
         torch.testing.assert_close(scores.log_probs, plain.log_probs, rtol=0, atol=1e-5)
         if update == 0:
             torch.testing.assert_close(scores.log_probs, wanted, rtol=0, atol=1e-5)
@@ -61,7 +62,7 @@ def test_freezing_stops_the_gradients_of_tower_and_projector_only(family):
     case = build(family)
     tokens, mask = random_answers(case)
     case.policy.freeze_vision()
-    case.policy.score(case.batch, tokens, mask).log_probs.sum().backward()
+    score(case.policy, case.batch, tokens, mask).log_probs.sum().backward()
     named = dict(case.policy.model.named_parameters())
     frozen = {name for name, value in named.items() if value.grad is None}
     vision = ("visual", "vision_tower", "vision_model", "projector", "connector")
@@ -73,7 +74,7 @@ def test_a_tower_that_learns_sees_pictures_every_time():
     seen = watch_tower(case)
     tokens, mask = random_answers(case)
     for _ in range(2):
-        case.policy.score(case.batch, tokens, mask)
+        score(case.policy, case.batch, tokens, mask)
     assert seen == [3, 3]
 
 
@@ -82,11 +83,11 @@ def test_features_of_another_tower_are_not_used():
     tokens, mask = random_answers(case)
     for one in (case, other):
         one.policy.freeze_vision()
-    case.policy.score(case.batch, tokens, mask)
+    score(case.policy, case.batch, tokens, mask)
     case.policy.model.load_state_dict(other.policy.model.state_dict())
     torch.testing.assert_close(
-        case.policy.score(case.batch, tokens, mask).log_probs,
-        other.policy.score(case.batch, tokens, mask).log_probs,
+        score(case.policy, case.batch, tokens, mask).log_probs,
+        score(other.policy, case.batch, tokens, mask).log_probs,
     )
 
 
@@ -94,11 +95,11 @@ def test_features_of_another_precision_are_not_used():
     case = build("llava")
     case.policy.freeze_vision()
     tokens, mask = random_answers(case)
-    exact = case.policy.score(case.batch, tokens, mask).log_probs
+    exact = score(case.policy, case.batch, tokens, mask).log_probs
     case.policy.precision = "bfloat16"
-    case.policy.score(case.batch, tokens, mask)
+    score(case.policy, case.batch, tokens, mask)
     case.policy.precision = "float32"
-    assert torch.equal(case.policy.score(case.batch, tokens, mask).log_probs, exact)
+    assert torch.equal(score(case.policy, case.batch, tokens, mask).log_probs, exact)
 
 
 def test_the_least_recently_used_features_are_dropped():
@@ -107,7 +108,7 @@ def test_the_least_recently_used_features_are_dropped():
         parameter.requires_grad_(False)
     seen = watch_tower(case)
     one = 16 * 32 * 4  # tokens, width, bytes of a float32
-    features = PictureFeatures(limit=2 * one)
+    features = ImageFeatures(limit=2 * one)
 
     def look(*picks):
         chosen = select_prompts(case.batch, torch.tensor(picks))

@@ -8,13 +8,14 @@ from agents_fixtures import random_images, small_policy
 from family_models import FAMILIES, PICTURE, aya_vision, build, kimi_k25
 
 from agents.policy.families import IMAGE_ROWS, select_prompts, split_inputs
-from agents.policy.image_tokens import (
+from agents.policy.processing import (
     ImageTokensError,
     check_image_tokens,
     count_image_features,
     count_image_tokens,
     number_image_rows,
 )
+from agents.policy.scoring import score
 from agents.rollout import join_prompts
 
 
@@ -136,9 +137,9 @@ def test_batches_of_unequally_many_tiles_are_joined():
     answers = torch.full((2, 3), 9)
     mask = torch.ones_like(answers)
     with torch.no_grad():
-        together = case.policy.score(joined, answers, mask).log_probs
+        together = score(case.policy, joined, answers, mask).log_probs
         for row, alone in enumerate((second, more)):
-            wanted = case.policy.score(alone, answers[:1], mask[:1]).log_probs[0]
+            wanted = score(case.policy, alone, answers[:1], mask[:1]).log_probs[0]
             torch.testing.assert_close(together[row], wanted, rtol=0, atol=1e-5)
     wide = second | {"pixel_values": torch.zeros(1, 2, 3, 24, 16)}
     with pytest.raises(ValueError, match="of two batches has shapes"):

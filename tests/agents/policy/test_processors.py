@@ -22,11 +22,16 @@ from transformers.utils import is_torchvision_available
 
 from agents.demonstrations import demonstration_of, require_plain_prompts, write_dialogue
 from agents.policy.families import FAMILIES, select_prompts
-from agents.policy.image_tokens import ImageTokensError, count_image_features, count_image_tokens
 from agents.policy.loading import CheckpointError
 from agents.policy.model import VLMPolicy
-from agents.policy.processing import prepare_inputs
+from agents.policy.processing import (
+    ImageTokensError,
+    count_image_features,
+    count_image_tokens,
+    prepare_inputs,
+)
 from agents.policy.sampling import sample
+from agents.policy.scoring import score, score_plain
 from agents.rollout import join_prompts
 from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILY_OF_MODEL
@@ -179,7 +184,7 @@ def test_a_folder_opens_in_both_layouts_with_the_processor_of_its_family(family,
         inputs = policy.prepare(images(), PROMPTS)
         tokens, mask = answers_for(policy)
         with torch.no_grad():
-            found[layout] = inputs, policy.score(inputs, tokens, mask).log_probs
+            found[layout] = inputs, score(policy, inputs, tokens, mask).log_probs
     assert (folders(family, "hub") / "preprocessor_config.json").exists()
     (inputs, log_probs), (hub_inputs, hub_log_probs) = found.values()
     assert inputs.keys() == hub_inputs.keys()
@@ -200,8 +205,8 @@ def test_scores_and_gradients_are_those_of_transformers(family, open_family):
     assert (inputs["attention_mask"] == 0).any()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for score in (policy.score, policy.score_plain):
-            found = score(inputs, tokens, mask).log_probs
+        for compute in (score, score_plain):
+            found = compute(policy, inputs, tokens, mask).log_probs
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
             assert_same_gradients(gradients(policy, found), wanted_gradients)
     assert policy.shares_prefix(inputs, tokens.shape[1])
@@ -246,12 +251,12 @@ def test_prompts_are_chosen_repeated_and_joined_with_their_images(family, open_f
     whole = policy.prepare(images(), PROMPTS)
     tokens, mask = answers_for(policy)
     with torch.no_grad():
-        wanted = policy.score(whole, tokens, mask).log_probs.view(len(PROMPTS), GROUP, -1)
+        wanted = score(policy, whole, tokens, mask).log_probs.view(len(PROMPTS), GROUP, -1)
 
         def assert_is(inputs, picks):
             rows = (torch.tensor(picks)[:, None] * GROUP + torch.arange(GROUP)).flatten()
-            for score in (policy.score, policy.score_plain):
-                found = score(inputs, tokens[rows], mask[rows]).log_probs
+            for compute in (score, score_plain):
+                found = compute(policy, inputs, tokens[rows], mask[rows]).log_probs
                 found = found.view(len(picks), GROUP, -1)
                 torch.testing.assert_close(found, wanted[picks], rtol=0, atol=1e-5)
 
@@ -270,7 +275,7 @@ def test_a_frozen_tower_is_run_once_an_image(family, open_family):
     tokens, mask = answers_for(policy)
     inputs = policy.prepare(images(), PROMPTS)
     with torch.no_grad():
-        wanted = policy.score(inputs, tokens, mask).log_probs
+        wanted = score(policy, inputs, tokens, mask).log_probs
     policy.freeze_vision()
     runs = []
     model = policy.model.model
@@ -281,13 +286,13 @@ def test_a_frozen_tower_is_run_once_an_image(family, open_family):
     )
     tower.register_forward_hook(lambda *_: runs.append(1))
     for _ in range(2):
-        found = policy.score(inputs, tokens, mask)
+        found = score(policy, inputs, tokens, mask)
         torch.testing.assert_close(found.log_probs.detach(), wanted, rtol=0, atol=1e-5)
     found.log_probs.sum().backward()
     assert len(runs) == 1
     chosen = select_prompts(inputs, torch.tensor([2, 1]))
     rows = torch.tensor([4, 5, 2, 3])
-    again = policy.score(chosen, tokens[rows], mask[rows]).log_probs
+    again = score(policy, chosen, tokens[rows], mask[rows]).log_probs
     torch.testing.assert_close(again.detach(), wanted[rows], rtol=0, atol=1e-5)
 
 
@@ -386,8 +391,8 @@ def test_the_real_vocabulary_of_qwen(tmp_path):
         wanted = torch.stack(
             [reference(policy, images()[0], PROMPTS[0], answer) for answer in tokens]
         )
-        for score in (policy.score, policy.score_plain):
-            found = score(inputs, tokens, mask).log_probs
+        for compute in (score, score_plain):
+            found = compute(policy, inputs, tokens, mask).log_probs
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -415,9 +420,9 @@ def test_gemma_sees_the_whole_image_from_each_of_its_tokens(open_family):
     inputs = policy.prepare(images(), PROMPTS)
     tokens, mask = answers_for(policy)
     with torch.no_grad():
-        right = policy.score(inputs, tokens, mask).log_probs
+        right = score(policy, inputs, tokens, mask).log_probs
         causal = inputs | {"token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
-        assert (policy.score(causal, tokens, mask).log_probs - right).abs().max() > 1e-3
+        assert (score(policy, causal, tokens, mask).log_probs - right).abs().max() > 1e-3
 
 
 def test_processors_are_saved_in_the_layout_they_are_tested_in(folders):

@@ -2,12 +2,18 @@
 
 import pytest
 import torch
-from agents_fixtures import cloned_policy, random_images, small_inputs, small_policy
+from agents_fixtures import (
+    cloned_policy,
+    grouped_query_policy,
+    random_images,
+    small_inputs,
+    small_policy,
+)
 from scipy.stats import chisquare
-from test_policy import grouped_query_policy
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.sampling import invert_distribution, sample
+from agents.policy.scoring import score, score_plain
 
 LONGEST = 60
 
@@ -63,7 +69,7 @@ def test_log_probs_of_the_sampler_equal_those_of_the_scorer(make_policy, tempera
         temperature=temperature,
         noise=noise_of(12),
     )
-    scores = policy.score(inputs, drawn.tokens, drawn.mask, temperature)
+    scores = score(policy, inputs, drawn.tokens, drawn.mask, temperature)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
 
 
@@ -206,10 +212,7 @@ def test_the_ordinary_attention_is_back_after_sampling(policy, inputs):
 
 
 class Alternating:
-    """Answers take tokens from two sets in turn; after a comma a quote must follow, then the end.
-
-    A state is the number of tokens so far and the last token.
-    """
+    """Tokens come from two sets in turn; after a comma a quote must follow, then the end."""
 
     def __init__(self, policy):
         ids = policy.tokenizer.convert_tokens_to_ids
@@ -217,18 +220,26 @@ class Alternating:
         self.sets = [ids(list("0123456789")), ids(list("abc,"))]
         self.size = len(policy.forbidden)
 
-    def start(self, rows):
-        return torch.zeros(rows, 2, dtype=torch.long)
+    def walk(self, rows):
+        return AlternatingWalk(self, rows)
 
-    def allowed(self, states):
-        allowed = torch.zeros(len(states), self.size, dtype=torch.bool)
-        for row, (count, last) in enumerate(states.tolist()):
-            after = {self.comma: [self.quote], self.quote: [self.end]}
-            allowed[row, after.get(last, self.sets[count % 2])] = True
+
+class AlternatingWalk:
+    """What is known of each answer: the number of tokens so far and the last token."""
+
+    def __init__(self, rule, rows):
+        self.rule, self.states = rule, torch.zeros(rows, 2, dtype=torch.long)
+
+    def allowed(self, rows):
+        rule = self.rule
+        allowed = torch.zeros(len(rows), rule.size, dtype=torch.bool)
+        for row, (count, last) in enumerate(self.states[rows].tolist()):
+            after = {rule.comma: [rule.quote], rule.quote: [rule.end]}
+            allowed[row, after.get(last, rule.sets[count % 2])] = True
         return allowed
 
-    def advance(self, states, tokens):
-        return torch.stack([states[:, 0] + 1, tokens], 1)
+    def advance(self, rows, tokens):
+        self.states[rows] = torch.stack([self.states[rows, 0] + 1, tokens], 1)
 
 
 @pytest.fixture
@@ -254,8 +265,8 @@ def test_a_constraint_is_kept(constrained):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, shared):
     policy, drawn = constrained
-    score = policy.score if shared else policy.score_plain
-    scores = score(inputs, drawn.tokens, drawn.mask, 1.3)
+    compute = score if shared else score_plain
+    scores = compute(policy, inputs, drawn.tokens, drawn.mask, 1.3)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
     assert torch.equal(scores.free, drawn.free)
     # Where the rule leaves no choice, nothing was chosen.
@@ -270,7 +281,7 @@ def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, s
 
 def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
     policy, drawn = constrained
-    scores = policy.score(inputs, drawn.tokens, drawn.mask, 1.3)
+    scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3)
     rule, policy.constraint = policy.constraint, None
     logits = policy.encode(inputs).next_logits.repeat_interleave(8, dim=0)
     wanted = (logits[:, rule.sets[0]] / 1.3).log_softmax(-1)
@@ -281,4 +292,4 @@ def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
 
 def test_without_a_constraint_every_token_is_free(group, policy, inputs):
     assert torch.equal(group.free, group.mask)
-    assert torch.equal(policy.score(inputs, group.tokens, group.mask).free, group.mask)
+    assert torch.equal(score(policy, inputs, group.tokens, group.mask).free, group.mask)

@@ -1,4 +1,8 @@
-"""Whether images reach a model: true answers are scored with their image, another one, and none."""
+"""What is tried on a policy before it is trained: do images reach it, can answers share a prompt.
+
+`compare_images` scores true answers with their image, with another one, and with none.
+`try_sharing` samples and scores a few tokens both ways.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from agents.policy.model import VLMPolicy
-from agents.policy.sampling import resting
+from agents.policy.sampling import AnswerWriter, evaluation_mode, write_shared
+from agents.policy.scoring import score, score_plain, score_shared
 from seg_env.errors import ExplainedError
 
 GRAY = 127
@@ -23,6 +28,8 @@ _LONGEST = 128
 """Tokens of an answer that are scored: where an object is shows in the first ones."""
 _FLOOR = 1e-6
 """Nats below which two log-probabilities are equal; rounding of the model at hand comes on top."""
+TOLERANCES = {"exact": 1e-3, "rounded": 0.5}
+"""How much log-probabilities may differ between two correct ways to compute them."""
 
 
 class BlindPolicyError(ExplainedError, RuntimeError):
@@ -143,13 +150,53 @@ def _log_probs(
     """Log-probabilities ``(N, T)`` as training finds them, one prompt at a time."""
     constraint, policy.constraint = policy.constraint, None
     try:
-        with resting(policy.model):
+        with evaluation_mode(policy.model):
             found = [
-                policy.score(
-                    policy.prepare([image], [prompt]), tokens[row : row + 1], mask[row : row + 1]
+                score(
+                    policy,
+                    policy.prepare([image], [prompt]),
+                    tokens[row : row + 1],
+                    mask[row : row + 1],
                 ).log_probs
                 for row, (image, prompt) in enumerate(zip(images, prompts, strict=True))
             ]
     finally:
         policy.constraint = constraint
     return torch.cat(found)
+
+
+def try_sharing(policy: VLMPolicy, inputs: dict[str, Tensor]) -> None:
+    """Find out, once per policy, whether answers of a family that is in no table share prompts.
+
+    Three tokens are sampled and scored both ways; `VLMPolicy.sharing_trial` keeps what was found.
+
+    Args:
+        policy: The policy; nothing is tried where `VLMPolicy.needs_trial` says so.
+        inputs: Prepared prompts.
+    """
+    if policy.needs_trial and policy.obstacle_to_sharing(inputs, 3) is None:
+        policy.sharing_trial = _try(policy, inputs) or ""
+
+
+@torch.no_grad()
+def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str | None:
+    """What goes wrong when prompts are shared by two answers."""
+    with evaluation_mode(policy.model):
+        try:
+            rows = 2 * len(inputs["input_ids"])
+            noise = torch.rand(rows, 3, generator=torch.Generator().manual_seed(0))
+            writer = AnswerWriter(policy, rows, 3, 1.0, noise.to(policy.device))
+            write_shared(policy, inputs, 2, writer)
+            drawn = writer.completions()
+            shared = score_shared(policy, inputs, drawn.tokens, drawn.mask)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model nobody has tried may fail in any way
+            return f"sharing raises {type(error).__name__}: {error}"
+        plain = score_plain(policy, inputs, drawn.tokens, drawn.mask)
+    exact = policy.precision == "float32" and policy.model.dtype == torch.float32
+    found = torch.stack([drawn.log_probs, shared.log_probs]) - plain.log_probs
+    gap = found.abs().max().item()
+    if not gap <= TOLERANCES["exact" if exact else "rounded"]:
+        return f"log-probabilities come out {gap:.2g} apart"
+    return None

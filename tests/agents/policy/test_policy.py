@@ -1,29 +1,22 @@
 """Scoring through shared prefixes gives what the plain model gives, answer by answer."""
 
-import copy
-
 import pytest
 import torch
-from agents_fixtures import SMALL, cloned_policy, random_images, small_inputs, small_policy
+from agents_fixtures import (
+    SMALL,
+    cloned_policy,
+    grouped_query_policy,
+    random_images,
+    small_inputs,
+    small_policy,
+)
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.model import VLMPolicy, positions_of
 from agents.policy.processing import chat_text, special_tokens
+from agents.policy.scoring import score
 
 GROUP = 3
-
-
-def grouped_query_policy():
-    """A policy whose attention heads share keys and values, as in larger models."""
-    policy = small_policy()
-    config = copy.deepcopy(policy.model.config)
-    config.text_config.num_attention_heads = 4
-    config.text_config.num_key_value_heads = 2
-    config.text_config.head_dim = SMALL.width // 4
-    torch.manual_seed(1)
-    model = type(policy.model)(config)
-    model.generation_config = policy.model.generation_config
-    return VLMPolicy(model, policy.processor)
 
 
 def random_completions(policy, inputs, longest=7):
@@ -67,7 +60,7 @@ def test_scores_equal_those_of_a_plain_forward_pass(make_policy, temperature):
     policy = make_policy()
     inputs = small_inputs(policy)
     tokens, mask = random_completions(policy, inputs)
-    scored = policy.score(inputs, tokens, mask, temperature).log_probs
+    scored = score(policy, inputs, tokens, mask, temperature).log_probs
     plain = plain_log_probs(policy, inputs, tokens, mask, temperature)
     torch.testing.assert_close(scored, plain, rtol=0, atol=1e-5)
     assert (scored[mask == 0] == 0).all()
@@ -90,7 +83,7 @@ def test_gradients_equal_those_of_a_plain_forward_pass(make_policy):
             if parameter.grad is not None
         }
 
-    shared = gradients(policy.score(inputs, tokens, mask).log_probs)
+    shared = gradients(score(policy, inputs, tokens, mask).log_probs)
     plain = gradients(plain_log_probs(policy, inputs, tokens, mask))
     assert shared.keys() == plain.keys()
     assert any("vision_tower" in name for name in shared), "the picture must be learned too"
@@ -107,7 +100,7 @@ def test_an_answer_of_one_token_is_scored():
     tokens, mask = random_completions(policy, inputs)
     plain = plain_log_probs(policy, inputs, tokens[:, :1], mask[:, :1])
     torch.testing.assert_close(
-        policy.score(inputs, tokens[:, :1], mask[:, :1]).log_probs, plain, rtol=0, atol=1e-5
+        score(policy, inputs, tokens[:, :1], mask[:, :1]).log_probs, plain, rtol=0, atol=1e-5
     )
 
 
@@ -115,7 +108,7 @@ def test_entropy_is_that_of_the_allowed_tokens():
     policy = small_policy()
     inputs = small_inputs(policy)
     tokens, mask = random_completions(policy, inputs)
-    entropies = policy.score(inputs, tokens, mask).entropies
+    entropies = score(policy, inputs, tokens, mask).entropies
     for row in range(len(tokens)):
         length = int(mask[row].sum())
         logits = plain_logits(policy, inputs, row, tokens[row, :length])
@@ -183,9 +176,9 @@ def test_bfloat16_scores_are_close_and_stay_float32():
     policy = cloned_policy()
     inputs = small_inputs(policy)
     tokens, mask = random_completions(policy, inputs)
-    exact = policy.score(inputs, tokens, mask).log_probs
+    exact = score(policy, inputs, tokens, mask).log_probs
     policy.precision = "bfloat16"
-    rounded = policy.score(inputs, tokens, mask).log_probs
+    rounded = score(policy, inputs, tokens, mask).log_probs
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).abs().mean() < 0.1
@@ -206,7 +199,7 @@ def test_several_threads_make_the_same_bits_every_time():
     found = set()
     torch.set_num_threads(2)
     for _ in range(20):
-        scores = policy.score(inputs, tokens, mask)
+        scores = score(policy, inputs, tokens, mask)
         gradients = torch.autograd.grad(scores.log_probs.mean(), parameters, allow_unused=True)
         found.add(tuple(float(each.double().sum()) for each in gradients if each is not None))
     assert len(found) == 1

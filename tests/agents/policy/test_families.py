@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from agents_fixtures import cloned_policy, scene_environment
 from family_models import (
     FAMILIES,
     aya_vision,
@@ -15,10 +16,13 @@ from family_models import (
     short_window,
 )
 
+from agents.gspo import GSPO, GSPOConfig
+from agents.policy import families
+from agents.policy.checks import try_sharing
 from agents.policy.families import select_prompts
-from agents.policy.fused_answers import FusedAnswerAttention
-from agents.policy.packed_groups import AnswerAttention, PackedGroups
 from agents.policy.sampling import sample
+from agents.policy.scoring import score, score_plain
+from agents.policy.shared_prefix import AnswerAttention, FusedAnswerAttention, PackedGroups
 
 GROUP = 3
 FALLBACKS = {
@@ -68,19 +72,26 @@ def assert_same_gradients(found, wanted):
         assert (found[name] - gradient).norm() / scale < 1e-4, name
 
 
+def tried(family):
+    """A case of a family after it was found out whether its prompts can be shared."""
+    case = build(family)
+    try_sharing(case.policy, case.batch)
+    return case
+
+
 def assert_same_as_plain(case):
     tokens, mask = random_answers(case, GROUP)
     wanted = plain_log_probs(case, tokens, mask)
     wanted_gradients = gradients(case, wanted)
-    for score in (case.policy.score, case.policy.score_plain):
-        found = score(case.batch, tokens, mask).log_probs
+    for compute in (score, score_plain):
+        found = compute(case.policy, case.batch, tokens, mask).log_probs
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
         assert_same_gradients(gradients(case, found), wanted_gradients)
 
 
 @every_family
 def test_scores_and_gradients_equal_those_of_one_answer_at_a_time(family):
-    case = build(family)
+    case = tried(family)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same_as_plain(case)
@@ -90,7 +101,7 @@ def test_scores_and_gradients_equal_those_of_one_answer_at_a_time(family):
 @every_family
 @pytest.mark.parametrize("shared", [True, False])
 def test_samples_have_the_log_probs_of_one_answer_at_a_time(family, shared):
-    case = build(family)
+    case = tried(family)
     case.policy.shared_prefix = shared
     noise = noise_of(case, GROUP, 12)
     drawn = sample(case.policy, case.batch, group_size=GROUP, max_new_tokens=12, noise=noise)
@@ -101,7 +112,7 @@ def test_samples_have_the_log_probs_of_one_answer_at_a_time(family, shared):
 
 @pytest.mark.parametrize("family", FALLBACKS)
 def test_what_cannot_share_says_so_once_and_comes_out_right(family):
-    case = build(family)
+    case = tried(family)
     with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", UserWarning)
         noise = noise_of(case, GROUP, 9)
@@ -121,8 +132,30 @@ def test_an_unknown_family_that_comes_out_wrong_is_found_out():
         return hidden + 0.1 * torch.arange(hidden.shape[1])[:, None]
 
     case.policy.model.get_decoder().layers[0].register_forward_hook(count_columns)
+    try_sharing(case.policy, case.batch)
     with pytest.warns(UserWarning, match="apart"):
         assert not case.policy.shares_prefix(case.batch, 7)
+
+
+def test_an_unknown_family_that_nobody_has_tried_does_not_share():
+    case = build(aya_vision)
+    with pytest.warns(UserWarning, match="nobody has tried"):
+        assert not case.policy.shares_prefix(case.batch, 7)
+    case.policy.shared_prefix = False
+    assert not case.policy.needs_trial
+
+
+def test_an_agent_tries_an_unknown_family_when_it_is_built(monkeypatch):
+    monkeypatch.delitem(families.FAMILIES, "llava")
+    policy = cloned_policy()
+    config = GSPOConfig(
+        prompts_per_update=2, group_size=2, max_new_tokens=8, muon=False, kl_coefficient=0.1
+    )
+    agent = GSPO(policy, scene_environment(config), config)
+    assert policy.sharing_trial == agent._reference.sharing_trial == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        agent.learn(1)
 
 
 def test_an_unknown_family_that_fails_is_found_out():
@@ -133,6 +166,7 @@ def test_an_unknown_family_that_fails_is_found_out():
             raise KeyError("no such cache")
 
     case.policy.model.get_decoder().layers[0].register_forward_pre_hook(refuse)
+    try_sharing(case.policy, case.batch)
     with pytest.warns(UserWarning, match="sharing raises KeyError: 'no such cache'"):
         assert not case.policy.shares_prefix(case.batch, 7)
 
@@ -147,7 +181,7 @@ def test_a_prompt_goes_through_the_decoder_once(shared):
     layer.register_forward_hook(lambda module, given, _: seen.append(given[0].shape[:2].numel()))
     tower = case.policy.model.model.vision_tower
     tower.register_forward_hook(lambda module, given, _: pictures.append(len(given[0])))
-    case.policy.score(case.batch, tokens, mask)
+    score(case.policy, case.batch, tokens, mask)
     prompts, width = case.batch["input_ids"].shape
     answer = tokens.shape[1] - 1  # the last token is predicted, and read by nobody
     once = prompts * (width + GROUP * answer)
@@ -163,12 +197,12 @@ def test_gradients_are_the_same_with_checkpointing(family):
     case = build(family)
     tokens, mask = random_answers(case, GROUP)
     case.policy.model.train()
-    wanted = gradients(case, case.policy.score(case.batch, tokens, mask).log_probs)
+    wanted = gradients(case, score(case.policy, case.batch, tokens, mask).log_probs)
     ran = []
     layer = case.policy.model.get_decoder().layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: ran.append(torch.is_grad_enabled()))
     case.policy.model.gradient_checkpointing_enable()
-    found = case.policy.score(case.batch, tokens, mask).log_probs
+    found = score(case.policy, case.batch, tokens, mask).log_probs
     assert_same_gradients(gradients(case, found), wanted)
     assert len(ran) == 2, "the layer runs again in the backward pass"
 
@@ -191,10 +225,10 @@ def test_sampling_while_training_with_checkpointing(family):
 def test_bfloat16_is_close(family):
     case = build(family)
     tokens, mask = random_answers(case, GROUP)
-    exact = case.policy.score(case.batch, tokens, mask).log_probs
+    exact = score(case.policy, case.batch, tokens, mask).log_probs
     wanted = gradients(case, exact)
     case.policy.precision = "bfloat16"
-    rounded = case.policy.score(case.batch, tokens, mask).log_probs
+    rounded = score(case.policy, case.batch, tokens, mask).log_probs
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.1
     found = gradients(case, rounded)
@@ -269,8 +303,10 @@ def test_models_of_qwen_form_place_pictures_without_being_told_which_tokens_they
     tokens, mask = random_answers(case, GROUP)
     untold = {key: value for key, value in case.batch.items() if key != "mm_token_type_ids"}
     wanted = plain_log_probs(case, tokens, mask)
-    for score in (case.policy.score, case.policy.score_plain):
-        torch.testing.assert_close(score(untold, tokens, mask).log_probs, wanted, rtol=0, atol=1e-5)
+    for compute in (score, score_plain):
+        torch.testing.assert_close(
+            compute(case.policy, untold, tokens, mask).log_probs, wanted, rtol=0, atol=1e-5
+        )
 
 
 @some_families
@@ -278,9 +314,9 @@ def test_hidden_states_are_those_that_tokens_were_predicted_from(family):
     case = build(family)
     policy = case.policy
     tokens, mask = random_answers(case, GROUP)
-    assert policy.score(case.batch, tokens, mask).hidden is None
-    for score in (policy.score, policy.score_plain):
-        scores = score(case.batch, tokens, mask, hidden=True)
+    assert score(policy, case.batch, tokens, mask).hidden is None
+    for compute in (score, score_plain):
+        scores = compute(policy, case.batch, tokens, mask, hidden=True)
         assert scores.hidden.shape == (*tokens.shape, 32)
         assert (scores.hidden[mask == 0] == 0).all()
         logits = policy.model.get_output_embeddings()(scores.hidden)

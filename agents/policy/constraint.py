@@ -1,0 +1,297 @@
+"""Decoding constrained to the grammar of outlines, by xgrammar's token masks.
+
+The constrained policy is the model's distribution renormalised over the allowed tokens. It is the
+same policy when sampling and when scoring, as both walk along the same answers.
+
+It writes nothing that `seg_env.grammar.decode` would find fault with, and every answer is complete
+within a budget of tokens: where that runs out, the tokens that stay allowed are those behind which
+the answer can be finished in time by writing what its ring and its number still lack.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import xgrammar
+from torch import Tensor
+
+from seg_env.frames import UNIT, Frame
+from seg_env.grammar import grammar_ebnf
+
+if TYPE_CHECKING:
+    from agents.policy.model import VLMPolicy
+
+UNREACHABLE = 1 << 40
+"""Tokens to the end of an answer where none lead there."""
+_ALPHABET = frozenset("[],.0123456789 ")
+_WALKS, _STEPS = 32, 48
+"""Size of the check that tokens together mean what they mean one by one."""
+_VERTEX = re.compile(r"\[[\d.]+,[\d.]+\]")
+
+
+class ConstraintWalk(Protocol):
+    """Answers of a batch on their way through a constraint, token by token."""
+
+    def allowed(self, rows: Tensor) -> Tensor:
+        """Tokens that may come next in some answers, ``(n,) -> (n, V)`` bool, at least one each.
+
+        ``V`` is the number of rows of the output embedding.
+        """
+
+    def advance(self, rows: Tensor, tokens: Tensor) -> None:
+        """Add one token, ``(n,)``, to each of some answers, ``(n,)``."""
+
+
+class TokenConstraint(Protocol):
+    """A rule about which token may come next."""
+
+    def walk(self, rows: int) -> ConstraintWalk:
+        """Start so many empty answers."""
+
+
+class OutlineConstraint:
+    """A `TokenConstraint`: answers are outlines, ended by an end token.
+
+    End tokens are allowed exactly behind a complete answer; behind an end token only end tokens and
+    padding are. A token that is not allowed ends the answer, too: foreign completions are defined.
+    At the last vertex that a ring may have, xgrammar 0.2.8 leaves out tokens that end the ring and
+    begin another one: they are written one after the other.
+
+    Attributes:
+        size: ``V``, rows of the output embedding.
+        token_budget: Longest answer in tokens, the end token included.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        token_budget: int,
+        decimals: int = 3,
+        frame: Frame = UNIT,
+        pad: bool = False,
+        max_vertices: int | None = None,
+        size: int | None = None,
+        end_ids: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Compile the grammar for a vocabulary.
+
+        Args:
+            tokenizer: Any transformers tokenizer that can write the characters of the grammar.
+            token_budget: The sampler's ``max_new_tokens``.
+            decimals: See `seg_env.grammar.grammar_ebnf`, as for the next three.
+            frame: Frame of the numbers.
+            pad: Every number has all decimals.
+            max_vertices: Most vertices of a ring.
+            size: Rows of the output embedding; by default the length of the tokenizer.
+            end_ids: Tokens that end an answer; by default the tokenizer's one.
+            device: Where masks are wanted.
+
+        Raises:
+            ValueError: These tokens cannot write an answer, or none within the budget, or they mean
+                something else together than one by one.
+        """
+        grammar = grammar_ebnf(decimals, frame, pad=pad, spaces=False, max_vertices=max_vertices)
+        self.size = len(tokenizer) if size is None else size
+        self.token_budget, self.device = token_budget, torch.device(device)
+        end_ids = [tokenizer.eos_token_id] if end_ids is None else list(end_ids)
+        vocabulary = xgrammar.TokenizerInfo.from_huggingface(
+            tokenizer, vocab_size=self.size, stop_token_ids=end_ids
+        )
+        if vocabulary.add_prefix_space:  # decoding drops it where a text begins
+            grammar = grammar.replace("root ::=", 'root ::= " "?', 1)
+        self.compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(grammar)
+        self.ends = frozenset(end_ids)
+        pad_id = tokenizer.pad_token_id
+        self.behind_end = torch.zeros(self.size, dtype=torch.bool, device=device)
+        self.behind_end[end_ids if pad_id is None else [*end_ids, pad_id]] = True
+        special = {*vocabulary.special_token_ids, *end_ids}
+        self._texts = [
+            "" if token in special else text.decode("latin-1")
+            for token, text in enumerate(vocabulary.decoded_vocab)
+        ]
+        usable = (text and set(text) <= _ALPHABET for text in self._texts)
+        self._tokens = torch.tensor(
+            [token for token, used in enumerate(usable) if used or token in self.ends]
+        )
+        self._closings = self._find_closings(
+            "0" if frame.integer or not pad else f"{0:.{decimals}f}"
+        )
+        self._farthest = max(count for _, count in self._closings)
+        self._counts_vertices = max_vertices is not None
+        self._needed: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
+        self._check_texts(tokenizer)
+
+    @classmethod
+    def for_policy(cls, policy: VLMPolicy, **settings: Any) -> OutlineConstraint:
+        """The constraint for a policy's vocabulary, on its device; the rest as in the class."""
+        return cls(
+            policy.tokenizer,
+            size=policy.forbidden.shape[0],
+            end_ids=policy.end_ids,
+            device=policy.device,
+            **settings,
+        )
+
+    def walk(self, rows: int) -> OutlineWalk:
+        """Start so many empty answers."""
+        return OutlineWalk(self, rows)
+
+    def unpack(self, bits: Tensor) -> Tensor:
+        """Masks of tokens, ``(n, V)`` bool on the device, from xgrammar's ``(n, V / 32)`` int32."""
+        # Of 150,000 tokens a thousand can write part of an outline.
+        words = bits[:, self._tokens // 32] >> (self._tokens % 32)
+        found = (words & 1).bool().to(self.device)
+        mask = torch.zeros(len(bits), self.size, dtype=torch.bool, device=self.device)
+        mask[:, self._tokens.to(self.device)] = found
+        return mask
+
+    def too_long(self, matcher: Any, written: Sequence[int], allowed: Tensor) -> Tensor:
+        """Which of the allowed tokens ``(V,)`` leave too little room to finish an answer, ids.
+
+        Args:
+            matcher: Where the answer stands.
+            written: Its tokens.
+            allowed: What the grammar allows next.
+        """
+        room = self.token_budget - len(written) - 1
+        if room > self._farthest:
+            return allowed.new_zeros(0, dtype=torch.long)
+        key = self._position("".join(map(self._texts.__getitem__, written)))
+        if key not in self._needed:
+            tokens = allowed.nonzero().squeeze(-1)
+            needed = [self._tokens_behind(matcher.fork(), token) for token in tokens.tolist()]
+            self._needed[key] = tokens, torch.tensor(needed, device=tokens.device)
+        tokens, counts = self._needed[key]
+        return tokens[counts > room]
+
+    def _position(self, text: str) -> tuple[int, int, str]:
+        """What the rest of an answer may be depends on: equal positions have equal continuations.
+
+        That is how deep brackets are nested, how many vertices the open ring has, and what follows
+        its last complete vertex, in which only the whole part of the last number matters.
+        """
+        ring = text[max(text.rfind("[["), 0) :]
+        ring, vertices = _VERTEX.subn("v", ring)
+        rest = re.sub(r"[\d.]+,", "0,", ring[max(ring.rfind("v"), 0) :])
+        rest = re.sub(r"\.\d+", lambda digits: "." + "0" * (len(digits[0]) - 1), rest)
+        depth = text.count("[") - text.count("]")
+        return depth, vertices if self._counts_vertices else min(vertices, 3), rest
+
+    def _tokens_behind(self, matcher: Any, token: int) -> int:
+        """Tokens that an answer needs behind a token, the end token included."""
+        if token in self.ends:
+            return 0
+        matcher.accept_token(token)
+        if matcher.is_completed():
+            return 1
+        for text, count in self._closings:
+            if matcher.accept_string(text):
+                if matcher.is_completed():
+                    return count + 1
+                matcher.rollback(1)
+        return UNREACHABLE
+
+    def _find_closings(self, zero: str) -> list[tuple[str, int]]:
+        """Texts that finish an answer, with their least tokens: each state has one among them.
+
+        They are the ends of the shortest outline.
+
+        Args:
+            zero: The shortest number.
+
+        Raises:
+            ValueError: These tokens cannot write it, or nothing within the budget.
+        """
+        vertex = f"[{zero},{zero}]"
+        outline = f"[[{vertex},{vertex},{vertex}]]"
+        pieces = {text for text in self._texts if text and set(text) <= set("[],.0")}
+        longest = max(map(len, pieces), default=0)
+
+        def least(text: str) -> int:
+            counts = [0]
+            for end in range(1, len(text) + 1):
+                starts = range(max(0, end - longest), end)
+                found = (counts[start] + 1 for start in starts if text[start:end] in pieces)
+                counts.append(min(found, default=UNREACHABLE))
+            return counts[-1]
+
+        texts = ["[]", *(outline[start:] for start in range(len(outline)))]
+        closings = sorted(((text, least(text)) for text in texts), key=lambda closing: closing[1])
+        shortest = dict(closings)["[]"] + 1
+        if closings[-1][1] >= UNREACHABLE:
+            raise ValueError(
+                "the tokens of this vocabulary cannot write an answer; is every character of "
+                "'[],.0123456789' representable?"
+            )
+        if self.token_budget < shortest:
+            raise ValueError(
+                f"token_budget={self.token_budget}, but the shortest answer takes {shortest} tokens"
+            )
+        return closings
+
+    def _check_texts(self, tokenizer: Any) -> None:
+        """Compare what random answers are decoded to with the texts of their tokens.
+
+        Raises:
+            ValueError: They differ.
+        """
+        generator = torch.Generator().manual_seed(0)
+        walk, everyone = self.walk(_WALKS), torch.arange(_WALKS)
+        for _ in range(_STEPS):
+            allowed = walk.allowed(everyone).cpu()[:, self._tokens].float()
+            allowed[allowed.sum(-1) == 0] = 1.0  # it has ended, and takes no more
+            columns = torch.multinomial(allowed, 1, generator=generator).squeeze(-1)
+            walk.advance(everyone, self._tokens[columns])
+        for row in walk.written:
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            parts = [self._texts[token] for token in row]
+            if "".join(parts).lstrip(" ") != text.lstrip(" "):
+                raise ValueError(f"tokens {row} write {text!r}, but one by one they write {parts}")
+
+
+class OutlineWalk:
+    """Answers on their way through an `OutlineConstraint`."""
+
+    def __init__(self, constraint: OutlineConstraint, rows: int) -> None:
+        """Start ``rows`` empty answers; ``written`` are their tokens."""
+        self._constraint = constraint
+        self._matchers = [xgrammar.GrammarMatcher(constraint.compiled) for _ in range(rows)]
+        self.written: list[list[int]] = [[] for _ in range(rows)]
+        self._going = [True] * rows
+        self._batch = xgrammar.BatchGrammarMatcher()
+
+    def allowed(self, rows: Tensor) -> Tensor:
+        """Tokens that may come next, ``(n, V)`` bool."""
+        constraint = self._constraint
+        numbers = rows.tolist()
+        places = [place for place, row in enumerate(numbers) if self._going[row]]
+        matchers = [self._matchers[numbers[place]] for place in places]
+        bits = torch.zeros(len(numbers), -(-constraint.size // 32), dtype=torch.int32)
+        if matchers:
+            self._batch.batch_fill_next_token_bitmask(matchers, bits, places)
+        allowed = constraint.unpack(bits)
+        ended = [place for place, row in enumerate(numbers) if not self._going[row]]
+        allowed[ended] = constraint.behind_end
+        for place, matcher in zip(places, matchers, strict=True):
+            written = self.written[numbers[place]]
+            too_long = constraint.too_long(matcher, written, allowed[place])
+            if len(too_long):
+                allowed[place, too_long] = False
+        return allowed
+
+    def advance(self, rows: Tensor, tokens: Tensor) -> None:
+        """Add one token to each of some answers."""
+        given = zip(rows.tolist(), tokens.tolist(), strict=True)
+        pairs = [(row, token) for row, token in given if self._going[row]]
+        if not pairs:
+            return
+        matchers = [self._matchers[row] for row, _ in pairs]
+        accepted = self._batch.batch_accept_token(matchers, [token for _, token in pairs])
+        for (row, token), known in zip(pairs, accepted, strict=True):
+            self.written[row].append(token)
+            self._going[row] = known and token not in self._constraint.ends
