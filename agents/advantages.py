@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 EXACT_TOLERANCE = 1e-8
-"""Rewards of a group that differ by less are called equal."""
+"""Rewards that differ by less are called equal."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Adds up a tensor over all processes."""
@@ -20,16 +20,11 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
     GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
     noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's standard deviation leaves it small. Without a floor nothing is divided: Dr. GRPO's
-    ``A = r - mean(group)`` (arXiv 2503.20783, section 3.2).
-
-    Args:
-        rewards: The ``group_size`` answers of a prompt are next to each other.
-        group_size: Answers per prompt, ``G``.
-        spread_floor: Least standard deviation to divide by, above 0; None divides by nothing.
+    group's standard deviation leaves it small. With None nothing is divided, as in Dr. GRPO (arXiv
+    2503.20783, section 3.2).
 
     Raises:
-        ValueError: ``N`` is not a multiple of ``G``, or the floor is not positive.
+        ValueError: ``N`` is not a multiple of the group size, or the floor is not above 0.
     """
     if spread_floor is not None and spread_floor <= 0:
         raise ValueError(f"spread_floor={spread_floor}, but it must be above 0")
@@ -41,23 +36,18 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
 
 
 def against_others(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards minus the mean of what the other answers of the group earned at the same place.
+    """Rewards ``(N, K)`` minus the mean of what the group's other answers earned at that place.
 
     A baseline that does not depend on the answer itself leaves policy gradients unbiased (RLOO,
-    arXiv 2402.14740, section 2.2).
-
-    Args:
-        rewards: ``(N, K)``, what ``K`` parts of every answer earned, 0 where it has no such part.
-        group_size: Answers per prompt, ``G``; a single answer has no others and stays as it is.
+    arXiv 2402.14740, section 2.2). Each answer has up to ``K`` parts, 0 where it has none; an
+    answer without others stays as it is.
 
     Raises:
-        ValueError: ``N`` is not a multiple of ``G``.
+        ValueError: ``N`` is not a multiple of the group size.
     """
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
+    groups = _groups(rewards, group_size)
     if group_size == 1:
         return rewards
-    groups = rewards.view(-1, group_size, rewards.shape[1])
     others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).view_as(rewards)
 
@@ -74,7 +64,7 @@ def degenerate_groups(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def degenerate_fraction(rewards: Tensor, group_size: int) -> float:
-    """Share of groups whose rewards are all equal: they teach nothing."""
+    """Share of groups that teach nothing."""
     return degenerate_groups(rewards, group_size).float().mean().item()
 
 
@@ -83,18 +73,12 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of answers (arXiv 1506.02438, eq. 16).
 
-    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}``; an answer ends
-    with its last token, after which both ``V`` and ``A`` are 0.
-
-    Args:
-        rewards: ``(N, T)``.
-        values: ``(N, T)``, ``V_t`` of the state in which token ``t`` was chosen.
-        mask: ``(N, T)``, 1 on real tokens; padded on the right.
-        gamma: Discount per token.
-        lam: 0 trusts the critic at once, 1 the rewards alone.
+    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}`` with ``V_t`` of
+    the state in which token ``t`` was chosen; an answer ends with its last token, after which both
+    ``V`` and ``A`` are 0.
 
     Returns:
-        Advantages and returns ``A_t + V_t``, both ``(N, T)`` and 0 on padding.
+        Advantages and returns ``A_t + V_t``, both ``(N, T)`` as all arguments, and 0 on padding.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(values)
@@ -133,8 +117,7 @@ def explained_variance(
 ) -> float:
     """Share of the variance of returns that a critic foresaw: ``1 - Var(R - V) / Var(R)``.
 
-    1 for a perfect critic, 0 for a constant one; below 0 it is worse than none. 0 where all returns
-    are equal.
+    0 for a constant critic, or where all returns are equal; below 0 it is worse than none.
     """
     _, variance = masked_moments(returns, mask, reduce)
     _, missed = masked_moments(returns - values, mask, reduce)
@@ -142,9 +125,7 @@ def explained_variance(
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:
-    """``(N,)`` to ``(B, G)``."""
-    if group_size < 1 or rewards.ndim != 1 or len(rewards) % group_size:
-        raise ValueError(
-            f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}"
-        )
-    return rewards.view(-1, group_size)
+    """``(N, …)`` to ``(B, G, …)``."""
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
+    return rewards.view(-1, group_size, *rewards.shape[1:])

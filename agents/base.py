@@ -25,10 +25,9 @@ class Agent(ABC):
     """A policy and a way to improve it.
 
     Attributes:
-        policy: The policy that acts and learns.
-        max_new_tokens: Longest answer, in tokens.
+        max_new_tokens: Longest completion, in tokens.
         update: Updates made so far.
-        world: The processes that evaluate and save together; alone unless an agent says otherwise.
+        world: The processes that evaluate and save together.
         left_out: Samples that could not be learned from, and why.
     """
 
@@ -39,13 +38,10 @@ class Agent(ABC):
     left_out: LeftOut
 
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
-        """One answer to each observation of an environment, single or vector.
+        """One completion for each observation of an environment, single or vector.
 
-        Where weights are sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
-
-        Args:
-            observations: ``image`` and ``prompt``.
-            temperature: 0 for the likeliest answer, 1 to sample from the policy.
+        Temperature 0 gives the likeliest completion, 1 samples from the policy. Where weights are
+        sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
         """
         images, prompts = split_observations(observations)
         inputs = self.policy.prepare(images, prompts)
@@ -56,12 +52,12 @@ class Agent(ABC):
         return self.policy.texts(completions.tokens, completions.mask)
 
     def gather_left_out(self) -> None:
-        """Let every rank know what any of them has left out; all must call it."""
+        """Tell every rank what any of them has left out; all must call this."""
         for reasons in self.world.gather(self.left_out.reasons):
             self.left_out.update(reasons)
 
     def whole_weights(self) -> AbstractContextManager[None]:
-        """Inside the block this process has all weights of the policy, not only a share."""
+        """Hold all weights of the policy inside the block, not only this rank's shard."""
         return nullcontext()
 
     @abstractmethod

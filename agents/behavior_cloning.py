@@ -1,7 +1,7 @@
 """Behaviour cloning (SFT): learn to write the outlines that were traced from ground truth.
 
-A plain loop over shared prefixes: the image is encoded once for all questions about it. With
-several ranks (`agents.training.distributed`) each has a contiguous block of a batch's images.
+The image is encoded once for all questions about it. Each rank has a contiguous block of a batch's
+images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from seg_env.tasks import Task
 
 
 class BehaviorCloning(Agent):
-    """Teaches a policy from demonstrations; an `Engine` makes the optimizer steps."""
+    """Teaches a policy from demonstrations."""
 
     def __init__(
         self,
@@ -39,17 +39,7 @@ class BehaviorCloning(Agent):
         *,
         max_new_tokens: int = 128,
     ) -> None:
-        """Set up.
-
-        Args:
-            policy: Trained in place.
-            demonstrations: At least ``config.batch_size`` images.
-            config: How to teach.
-            max_new_tokens: Longest answer of `act`.
-
-        Raises:
-            ValueError: A batch cannot be shared out evenly among the ranks.
-        """
+        """Set up; the policy is trained in place, on at least ``config.batch_size`` images."""
         self.policy = policy
         self.demonstrations = demonstrations
         self.config = config
@@ -98,17 +88,14 @@ class BehaviorCloning(Agent):
         return self.engine.whole_weights()
 
     def save(self, path: str | Path) -> None:
-        """Write policy, optimizer and progress; see `write_checkpoint`. Every rank must call it."""
+        """Write policy, optimizer and progress; every rank must call this."""
         facts = {"update": self.update, "config": asdict(self.config)}
         tensors = {"optimizer": self.engine.state_dict()}
         with self.whole_weights():
             write_checkpoint(path, self.policy, tensors, facts, self.world)
 
     def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers as if nothing had happened.
-
-        With another number of ranks they are the same up to rounding.
-        """
+        """Go on from `save` to the same numbers; with another number of ranks, up to rounding."""
         with self.engine.whole_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
         self.engine.load_state_dict(tensors["optimizer"])

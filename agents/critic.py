@@ -15,16 +15,13 @@ from agents.settings import CriticKind
 
 
 class ValueHead(nn.Module):
-    """Hidden states to values; every value is 0 at first."""
+    """Hidden states ``(..., D)`` to values; every value is 0 at first."""
 
     def __init__(self, width: int, hidden_width: int = 0, rate: float = 1.0) -> None:
-        """Make a linear head on hidden states of a width, or one with a hidden layer.
+        """Make a head on hidden states of a width, linear or with a hidden layer.
 
-        Args:
-            width: Of the hidden states, ``D``.
-            hidden_width: Units of the hidden layer; 0 for none.
-            rate: How many times faster the head learns than what is below it: values are multiplied
-                by it, since Adam moves weights by the learning rate whatever the gradient.
+        The head learns ``rate`` times faster than what is below it: values are multiplied by it,
+        since Adam moves weights by the learning rate whatever the gradient.
         """
         super().__init__()
         self.rate = rate
@@ -38,7 +35,7 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def features(self, hidden: Tensor) -> Tensor:
-        """What values are linear in, ``(..., width of the last layer)`` float32."""
+        """What values are linear in, ``(..., width)`` float32."""
         features: Tensor = self.layer(hidden.float())
         return features
 
@@ -57,8 +54,7 @@ class Critic(nn.Module):
     """A value head on the policy's own hidden states, or on those of a copy of its model.
 
     Attributes:
-        head: The value head.
-        model: The copy, None if hidden states are shared with the policy.
+        model: The copy; None if hidden states are shared with the policy.
     """
 
     def __init__(
@@ -77,31 +73,20 @@ class Critic(nn.Module):
             self._own.sharing_trial = policy.sharing_trial
 
     def values(self, scores: TokenScores, part: Rollout, *, detach: bool = False) -> Tensor:
-        """What is expected before each token, ``(N, T)`` float32, 0 on padding.
+        """Expected reward before each token, ``(N, T)`` float32, 0 on padding.
 
-        Args:
-            scores: The policy's for this part of a rollout, with hidden states.
-            part: What was scored.
-            detach: Learn the head alone, nothing below it.
+        The policy's ``scores`` of the part must have hidden states; ``detach`` learns the head
+        alone.
         """
         hidden = self.hidden(scores, part)
         return self.head(hidden.detach() if detach else hidden) * part.mask
 
     def hidden(self, scores: TokenScores, part: Rollout) -> Tensor:
-        """The states that values are read from, ``(N, T, D)``; arguments as for `values`."""
+        """The states that values are read from, ``(N, T, D)``."""
         if self._own is not None:
             scores = score(self._own, part.inputs, part.tokens, part.mask, hidden=True)
         assert scores.hidden is not None, "the policy was scored without hidden=True"
         return scores.hidden
-
-
-class ActorCritic(nn.Module):
-    """What PPO trains: the policy's model, and a critic."""
-
-    def __init__(self, model: nn.Module, critic: Critic) -> None:
-        """Put them side by side; neither calls the other."""
-        super().__init__()
-        self.model, self.critic = model, critic
 
 
 class RidgeRegression:
@@ -116,7 +101,7 @@ class RidgeRegression:
         self.sums = torch.zeros(width + 2, width + 2, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Take ``(M, D)`` features with ``(M,)`` targets into account."""
+        """Add ``(M, D)`` features with ``(M,)`` targets."""
         targets = targets[:, None]
         rows = torch.cat([features, torch.ones_like(targets), targets], dim=1).double()
         self.sums += rows.T @ rows
@@ -124,12 +109,7 @@ class RidgeRegression:
     def solve(
         self, ridge: float, reduce: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Weights ``(D,)`` and bias ``()``, float64.
-
-        Args:
-            ridge: Above 0; 0.1 adds a tenth of the mean variance of a feature to each of them.
-            reduce: Adds up over processes.
-        """
+        """Weights ``(D,)`` and bias ``()``, float64; ``reduce`` adds up over processes."""
         sums = self.sums if reduce is None else reduce(self.sums)
         width = len(sums) - 2
         means = sums[width] / sums[width, width].clamp(min=1)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.policy.model import VLMPolicy
 from agents.policy.processing import chat_text, prepare_inputs
@@ -28,7 +29,6 @@ class Dialogue:
     """One question with its answer, as tokens that follow the image."""
 
     task: Task
-    """What is asked."""
     tokens: tuple[int, ...]
     """Question and answer, the end token included."""
     answer_start: int
@@ -40,12 +40,11 @@ class Demonstration:
     """An image with everything that is asked about it."""
 
     inputs: dict[str, NDArray[Any]]
-    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; float16 in
-    the place of other floating-point numbers."""
+    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; floating-point
+    numbers as float16."""
     prefix: tuple[int, ...]
     """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
-    """Questions and answers about this image."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,10 @@ def demonstrate(
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
 ) -> Demonstration:
-    """Ask every task of every sample.
+    """Ask every task of every sample; what a sample cannot be asked is asked about by text.
 
-    Args:
-        processor: The policy's, whose chat format is used.
-        samples: All about one image.
-        tasks: Asked of each sample; what is not there is asked about by text.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
-        decimals: Digits of coordinates.
-        pad: Whether coordinates have a fixed width.
-        queries: How places that questions give are drawn and written.
-        frame: What numbers in questions and answers mean.
+    All samples are of one image. See `seg_env.tasks.answer` for how outlines are written;
+    ``queries`` says how places that questions give are drawn and written.
     """
     check_places(tasks, frame)
     dialogues = []
@@ -117,26 +109,13 @@ def demonstrate_refinement(
     decimals: int,
     pad: bool,
 ) -> list[Demonstration]:
-    """The first turn and the second one of ``N`` episodes, each with the answer to be given.
+    """The two turns of ``N`` episodes, each with the answer to be given.
 
     Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
-    arXiv 1011.0686, section 3). In the first turn the answer is the true outline. The second is
-    asked about the outline of the first answer, as the environment draws and writes it: the answer
-    is ``done`` if it is good enough and else the true outline. It is left out where the first
-    answer was no outline.
-
-    Args:
-        policy: Whose processor is used.
-        rules: What episodes consist of.
-        questions: Asked in the first turn.
-        firsts: First answers, the policy's own.
-        content: Mask IoU from which an outline is good enough.
-        epsilon: Outline tolerance, see `seg_env.tasks.answer`.
-        decimals: Digits of coordinates.
-        pad: Whether coordinates have a fixed width.
-
-    Returns:
-        At most ``2 N`` demonstrations.
+    arXiv 1011.0686, section 3). The first answer is the true outline. The second turn is asked
+    about the outline of the policy's first answer, as the environment draws and writes it: the
+    answer is ``done`` if its mask IoU is at least ``content``, else the true outline. It is left
+    out where the first answer was no outline.
     """
     begun = [rules.begin(question) for question in questions]
     found = []
@@ -183,21 +162,19 @@ def demonstration_of(
     inputs.pop("attention_mask")
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     end = len(tokens) - tokens[::-1].index(image_id)
-    arrays = {key: _compact(value.cpu().numpy()) for key, value in inputs.items()}
+    # Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact.
+    halved = {
+        key: value.half() if value.is_floating_point() else value for key, value in inputs.items()
+    }
+    arrays = {key: value.cpu().numpy() for key, value in halved.items()}
     return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
-
-
-def _compact(values: NDArray[Any]) -> NDArray[Any]:
-    """Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact."""
-    return values.astype(np.float16) if values.dtype.kind == "f" else values
 
 
 def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
     """Make sure that demonstrations show the prompts that a policy is asked with.
 
-    Here prompts are cut behind the image's tokens, the same for all questions about an image,
-    and put together again. Families that write more around an image, or words before it that
-    depend on the rest, would be taught on another prompt than they are asked with.
+    Here prompts are cut behind the image's tokens and put together again. Families that write more
+    around an image, or words before it that depend on the rest, would be taught on another prompt.
 
     Raises:
         WrongOptionError: They would be.
@@ -223,20 +200,14 @@ def collate(
         arrays = [demonstration.inputs[key] for demonstration, _ in chosen]
         values = torch.from_numpy(np.concatenate(arrays))
         inputs[key] = values.float() if values.is_floating_point() else values
-    pairs = [(row, dialogue) for row, (_, some) in enumerate(chosen) for dialogue in some]
-    width = max(len(dialogue.tokens) for _, dialogue in pairs)
-    tokens = np.full((len(pairs), width), pad_id)
-    mask = np.zeros((len(pairs), width), dtype=np.int64)
-    learn = np.zeros((len(pairs), width), dtype=np.bool_)
-    for number, (_, dialogue) in enumerate(pairs):
-        length = len(dialogue.tokens)
-        tokens[number, :length] = dialogue.tokens
-        mask[number, :length] = 1
-        learn[number, dialogue.answer_start : length] = True
-    rows = torch.tensor([row for row, _ in pairs])
-    return DemonstrationBatch(
-        inputs, rows, torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(learn)
-    )
+    rows = torch.tensor([row for row, (_, some) in enumerate(chosen) for _ in some])
+    dialogues = [dialogue for _, some in chosen for dialogue in some]
+    sequences = [torch.tensor(dialogue.tokens) for dialogue in dialogues]
+    tokens = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
+    places = torch.arange(tokens.shape[1])
+    mask = places < torch.tensor([[len(sequence)] for sequence in sequences])
+    learn = mask & (places >= torch.tensor([[dialogue.answer_start] for dialogue in dialogues]))
+    return DemonstrationBatch(inputs, rows, tokens, mask.long(), learn)
 
 
 def draw_batch(

@@ -17,23 +17,13 @@ from agents.settings import GSPOConfig as GSPOConfig
 
 
 class GSPO(OnPolicyAgent):
-    """Advantages are relative to the other answers of a group: no critic is needed."""
+    """Compares the answers of a group with each other, which needs no critic."""
 
     config: GSPOConfig
     _mean_length = 1.0
 
-    @property
-    def clips(self) -> tuple[float, float]:
-        """How far ratios may leave 1, downwards and upwards."""
-        low, high = LOSSES[self.config.loss].clips
-        config = self.config
-        return (
-            low if config.clip_low is None else config.clip_low,
-            high if config.clip_high is None else config.clip_high,
-        )
-
     def collect(self) -> tuple[Rollout, Metrics]:
-        """As of all agents; with dynamic sampling, rounds until every group teaches something.
+        """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.
 
         Metrics are those of the first round, so that they tell what the policy earns.
         """
@@ -74,7 +64,7 @@ class GSPO(OnPolicyAgent):
             part.old_log_probs,
             part.advantages,
             part.free,
-            *self.clips,
+            *loss.clips_of(self.config),
             level=loss.level,
             weights=part.weights,
             tokens_per_answer=lengths[loss.normalizer],
@@ -84,15 +74,8 @@ class GSPO(OnPolicyAgent):
 def replace_degenerate(rollout: Rollout, spare: Rollout, pad_id: int) -> Rollout:
     """Put groups of a spare rollout in place of those whose rewards are all equal.
 
-    DAPO's dynamic sampling (arXiv 2503.14476).
-
-    Args:
-        rollout: ``B`` prompts; the groups that teach something come first in the result.
-        spare: Of the same group size.
-        pad_id: Token that prompts are padded with.
-
-    Returns:
-        ``B`` prompts again; groups that teach nothing are left if there are not enough others.
+    DAPO's dynamic sampling (arXiv 2503.14476). Groups that teach nothing come last in the result,
+    if there are not enough others.
     """
     degenerate = degenerate_groups(rollout.rewards, rollout.group_size)
     useful = (~degenerate_groups(spare.rewards, spare.group_size)).nonzero().squeeze(-1)

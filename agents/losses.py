@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.settings import LossName
+from agents.settings import GSPOConfig, LossName
 
 Metrics = dict[str, float]
 
@@ -19,8 +19,8 @@ RatioLevel = Literal["sequence", "sequence_token", "token"]
 """What has an importance ratio.
 
 ``"sequence"``: a completion, ``s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t)))``.
-``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the value of the sequence's
-ratio with the gradient of the token.
+``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the sequence's ratio with
+the gradient of the token.
 ``"token"``: a token, ``r_it = pi(y_t) / pi_old(y_t)``.
 """
 
@@ -30,12 +30,19 @@ class PolicyLoss:
     """A row of `LOSSES`."""
 
     level: RatioLevel
-    """What has a ratio."""
     normalizer: Literal["completion", "rollout", "longest"]
     """What tokens are divided by: the length of their completion, the mean length of a rollout's
     completions, or the longest length allowed."""
     clips: tuple[float, float]
     """How far ratios may leave 1 by default, downwards and upwards."""
+
+    def clips_of(self, config: GSPOConfig) -> tuple[float, float]:
+        """The configuration's clips, or these where it leaves them open."""
+        low, high = self.clips
+        return (
+            low if config.clip_low is None else config.clip_low,
+            high if config.clip_high is None else config.clip_high,
+        )
 
 
 LOSSES: dict[LossName, PolicyLoss] = {
@@ -72,17 +79,10 @@ def policy_loss(
     loss is ``-mean_i w_i 1/|y_i| sum_t o_it``, or ``-1/(N L) sum_i w_i sum_t o_it`` in which every
     token weighs the same, whatever the length of its completion.
 
-    Args:
-        log_probs: ``(N, T)`` under the policy being trained, with gradient.
-        old_log_probs: ``(N, T)`` under the policy that sampled.
-        advantages: ``(N,)``; with a ratio per token also ``(N, T)``.
-        mask: ``(N, T)``.
-        clip_low: How far a ratio may fall below 1 and still be reinforced downwards.
-        clip_high: How far it may rise above 1.
-        level: What has a ratio.
-        weights: ``(N,)`` importance weights ``w``, see `truncated_importance_weights`; 1 if None.
-        tokens_per_answer: ``L``, of a whole rollout, so that its parts add up; None to average over
-            each completion, then over completions.
+    Log-probabilities and mask are ``(N, T)``, ``advantages`` ``(N,)`` or, with a ratio per token,
+    also ``(N, T)``. ``weights`` ``w`` are ``(N,)``, see `truncated_importance_weights`.
+    ``tokens_per_answer`` is ``L`` of a whole rollout, so that its parts add up; None averages over
+    each completion, then over completions.
 
     Returns:
         Scalar loss, and ``policy_loss``, ``clip_fraction`` (share of ratios whose gradient the clip
@@ -97,7 +97,9 @@ def policy_loss(
         moving = (log_ratio.detach()[:, None] + log_probs - log_probs.detach()).exp()
     if moving.ndim > 1 and advantages.ndim == 1:
         advantages = advantages[:, None]
-    objective, clipped = clipped_objective(moving, advantages, clip_low, clip_high)
+    unclipped = moving * advantages
+    bounded = moving.clamp(1 - clip_low, 1 + clip_high) * advantages
+    objective, clipped = torch.minimum(unclipped, bounded), bounded < unclipped
 
     if tokens_per_answer is None:
         completions = masked_mean(objective, mask) if moving.ndim > 1 else objective
@@ -126,19 +128,6 @@ def policy_loss(
     return loss, metrics
 
 
-def clipped_objective(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """``min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` (PPO, arXiv 1707.06347, eq. 7).
-
-    Returns:
-        The objective, to be made large, and a mask of where the clip removes the gradient.
-    """
-    free = ratio * advantages
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return torch.minimum(free, clipped), clipped < free
-
-
 def value_loss(
     values: Tensor,
     old_values: Tensor,
@@ -150,21 +139,14 @@ def value_loss(
     """Clipped squared error of a critic, as in PPO's reference implementation.
 
     ``1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)`` over tokens: a value that
-    has moved by more than ``c`` towards its return has no gradient.
-
-    Args:
-        values: ``(N, T)`` of the critic being trained, with gradient; the next three alike.
-        old_values: Before the first step on this rollout.
-        returns: What values should have been.
-        mask: As in `policy_loss`.
-        clip: ``c``, in units of reward, above 0.
-        tokens_per_answer: As in `policy_loss`; by default the mean length of these completions.
+    has moved by more than ``c`` towards its return has no gradient. Tensors are ``(N, T)``; ``c``
+    is in units of reward. ``tokens_per_answer`` is as in `policy_loss`, by default the mean length.
 
     Returns:
         Scalar loss, and ``value_loss``, ``value_clip_fraction`` (share of tokens without gradient).
 
     Raises:
-        ValueError: The clip is not positive.
+        ValueError: The clip is not above 0.
     """
     if clip <= 0:
         raise ValueError(f"value clip {clip}, but it is a distance: use a number above 0, or inf")
@@ -180,14 +162,11 @@ def value_loss(
 def truncated_importance_weights(
     log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, cap: float
 ) -> tuple[Tensor, Metrics]:
-    """Weights of completions drawn by a sampler that is not quite the policy being trained.
+    """Weights ``(N,)`` of completions whose sampler is not quite the policy being trained.
 
     ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of a sequence from sampler to
-    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at.
-
-    Returns:
-        Weights ``(N,)``, and how far the two are apart: ``sampler_kl`` (k3 estimate per token),
-        ``sampler_difference`` (largest of any token), ``truncated_fraction``.
+    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at. The metrics
+    say how far the two are apart, ``sampler_kl`` by the k3 estimate per token.
     """
     if cap < 1:
         raise ValueError(f"importance cap {cap}, but weights are 1 where nothing differs: use >= 1")
@@ -206,20 +185,15 @@ def kl_estimates(
 ) -> Tensor:
     """KL divergence from the policy to a reference, estimated at each token drawn from the policy.
 
-    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is
-    of either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with
-    gradient, of the shape of the arguments.
+    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is of
+    either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with gradient.
     """
     difference = reference_log_probs - log_probs
     return -difference if estimator == "k1" else difference.exp() - difference - 1
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Mean KL divergence to a reference policy per token, a scalar with gradient.
-
-    The k3 estimate of `kl_estimates`, averaged over the tokens of a completion, then over
-    completions.
-    """
+    """Mean k3 estimate per token, then over completions: a scalar with gradient."""
     return masked_mean(kl_estimates(log_probs, reference_log_probs), mask).mean()
 
 
@@ -229,7 +203,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _token_mean(values: Tensor, mask: Tensor, tokens_per_answer: float | None = None) -> Tensor:
-    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one: a scalar."""
+    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one."""
     total = (values * mask).sum()
     if tokens_per_answer is None:
         return total / mask.sum().clamp(min=1)

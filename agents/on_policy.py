@@ -1,9 +1,7 @@
-"""The loop every on-policy agent shares: collect groups, compute advantages, learn from them.
+"""The loop that on-policy agents share: collect groups, compute advantages, learn from them.
 
-With several ranks (`agents.training.distributed`) each of them has a contiguous block of an
-update's prompts and does with them what a single process would; gradients and metrics are averaged.
-Choices are drawn alike everywhere, so that a run is the same however many ranks share it, up to
-rounding.
+Each rank has a contiguous block of an update's prompts; gradients and metrics are averaged. Choices
+are drawn alike everywhere, so that a run is the same on any number of ranks, up to rounding.
 """
 
 from __future__ import annotations
@@ -42,17 +40,13 @@ from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
 class OnPolicyAgent(Agent):
-    """Collects groups of answers from a vector environment and learns from them.
+    """Collects groups of completions from a vector environment and learns from them.
 
     Subclasses say what an advantage is and what the loss is.
-
-    Attributes:
-        env: Asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
-        engine: Makes the optimizer steps.
     """
 
     kl_in_loss: ClassVar[bool] = True
-    """Whether the KL penalty is part of the loss; agents that put it into the reward say False."""
+    """Whether the KL penalty is part of the loss, or else of the reward."""
 
     def __init__(
         self,
@@ -62,18 +56,10 @@ class OnPolicyAgent(Agent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; the policy as it is now is the reference of the KL penalty.
+        """Set up; the policy, which is trained in place, is now the reference of the KL penalty.
 
-        Args:
-            policy: Trained in place.
-            env: Vector environment that asks and scores.
-            config: Settings.
-            on_error: Whether samples whose image is broken, or refused by the processor, are
-                replaced by others and counted, or are an error.
-
-        Raises:
-            ValueError: The environment has another number of questions than this rank's share, or
-                prompts cannot be shared out among ranks and minibatches.
+        ``env`` asks this rank's share of ``prompts_per_update * group_size`` questions at a time.
+        Samples whose image is broken, or refused by the processor, are replaced, or are an error.
         """
         self.policy, self.env, self.config = policy, env, config
         self.left_out = LeftOut(on_error)
@@ -104,7 +90,7 @@ class OnPolicyAgent(Agent):
         return self.policy.model
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
-        """Say which tokens earned what, right after the environment scored ``N`` answers.
+        """Place rewards on tokens, right after the environment scored ``N`` answers.
 
         Agents that credit whole answers leave this as it is.
         """
@@ -118,7 +104,7 @@ class OnPolicyAgent(Agent):
         """The policy loss of a part of a rollout, with metrics."""
 
     def extra_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of an agent besides the policy and its optimizer."""
+        """What a checkpoint holds besides the policy and its optimizer."""
         return {}
 
     def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -138,14 +124,11 @@ class OnPolicyAgent(Agent):
                 on_update(self.update, metrics)
 
     def collect(self) -> tuple[Rollout, Metrics]:
-        """Ask this rank's prompts, sample a group of answers to each, and let them be scored.
+        """Ask this rank's prompts, sample a group of answers to each, and score them.
 
-        Where episodes have several turns, one answer of every group is carried on to the next turn,
-        in which a group of answers to what came of it is sampled; and so on. A turn's answers are
-        credited with what the turn earned. The rollout has the groups of all turns.
-
-        Returns:
-            The rollout, and metrics; those of later turns are named ``rollout/turn_2/...``.
+        In episodes of several turns, one answer of every group is carried on, and a group of
+        answers is sampled in the next turn. Each is credited with what its turn earned. Metrics of
+        later turns are named ``rollout/turn_2/...``.
         """
         config = self.config
         self.policy.model.eval()
@@ -170,13 +153,10 @@ class OnPolicyAgent(Agent):
             inputs = self._prepare(observations)
 
     def _ask(self, asked: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Model inputs of ``(B,)`` samples, one prompt each; unusable ones give way to others.
+        """Model inputs of ``(B,)`` samples, one prompt each; unusable samples are replaced.
 
-        What takes the place of a sample follows from the seed, the update and the place, so that
-        an interrupted run goes on with the questions it would have had, on any number of ranks.
-
-        Raises:
-            UnusableSampleError: One cannot be used and is not to be left out, or none can be.
+        What replaces a sample follows from the seed, the update and the place, so that an
+        interrupted run goes on with the questions it would have had, on any number of ranks.
         """
         size = self.config.group_size
         try:
@@ -191,14 +171,14 @@ class OnPolicyAgent(Agent):
         return self._prepare(self._reset(usable.repeat(size)))
 
     def _usable(self, index: int, place: int) -> int:
-        """A sample, or the first that can be used of those drawn for its place in the update."""
+        """A sample, or the first usable one of those drawn for its place in the update."""
         dataset = self.env.unwrapped.dataset
         seeds = ([self.config.seed, self.update, attempt, place] for attempt in range(TRIES))
         others = (int(np.random.default_rng(seed).integers(len(dataset))) for seed in seeds)
         return first_usable(chain([index], others), self._check, dataset, self.left_out)
 
     def _check(self, index: int) -> int:
-        """The sample itself, unless its image cannot be loaded or the processor refuses it."""
+        """The sample itself; raises unless its image loads and the processor takes it."""
         with loading():
             observations = self._reset(np.full(self.env.num_envs, index))
         images, prompts = split_observations(observations)
@@ -216,11 +196,7 @@ class OnPolicyAgent(Agent):
         return self.policy.prepare(images[::size], prompts[::size])
 
     def _answer(self, inputs: dict[str, Tensor]) -> tuple[Rollout, NDArray[np.bool_], Metrics]:
-        """One turn: groups of answers to ``B`` prepared prompts, scored by the environment.
-
-        Returns:
-            The rollout, which episodes have ended ``(N,)``, and metrics.
-        """
+        """One turn: a scored rollout, which episodes have ended ``(N,)``, and metrics."""
         config, policy = self.config, self.policy
         noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
         with self.whole_weights():
@@ -283,8 +259,7 @@ class OnPolicyAgent(Agent):
     def _minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
         """Parts of a rollout, one per optimizer step: every ``minibatches``-th prompt.
 
-        Prompts are drawn independently of each other, so there is nothing to shuffle, and a fixed
-        choice is the same however the prompts are shared out among processes.
+        A fixed choice of independent prompts is the same on any number of ranks.
         """
         everything = torch.arange(rollout.prompts, device=self.policy.device)
         for first in range(self.config.minibatches):
@@ -307,7 +282,6 @@ class OnPolicyAgent(Agent):
         return metrics
 
     def _step(self, minibatch: Rollout, learning_rate: float) -> Metrics:
-        """One optimizer step; its metrics are those of all ranks."""
         found: list[Metrics] = []
         shares: list[float] = []
         for prompts in self._forward_parts(minibatch):
@@ -336,10 +310,7 @@ class OnPolicyAgent(Agent):
         return loss
 
     def _forward_parts(self, rollout: Rollout) -> Iterator[Tensor]:
-        """Prompts few enough for one forward pass; those of like length, with answers, together.
-
-        All are computed to the length of the longest beside them, so this spares padding.
-        """
+        """Prompts for one forward pass each; those of like length together, to spare padding."""
         answers = rollout.mask.sum(-1).view(rollout.prompts, -1).amax(-1)
         asked = rollout.inputs["attention_mask"].sum(-1)
         order = (asked + rollout.group_size * answers).argsort(stable=True)
@@ -365,8 +336,7 @@ class OnPolicyAgent(Agent):
     def save(self, path: str | Path) -> None:
         """Write policy, optimizer, random states and counters; see `write_checkpoint`.
 
-        Every rank must call this; the main one writes. A checkpoint can be resumed by any number of
-        ranks, with DeepSpeed or without.
+        Every rank must call this. Any number of ranks can resume, with DeepSpeed or without.
         """
         self.gather_left_out()
         tensors = {"optimizer": self.engine.state_dict(), "generator": self._generator.get_state()}
@@ -381,11 +351,10 @@ class OnPolicyAgent(Agent):
             write_checkpoint(path, self.policy, tensors, facts, self.world)
 
     def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers as if nothing had happened.
+        """Go on from `save` to the same numbers; with another number of ranks, up to rounding.
 
-        With another number of ranks they are the same up to rounding. The reference policy of the
-        KL penalty is not in a checkpoint: build the agent on the policy that training started from,
-        then load.
+        The reference policy of the KL penalty is not in a checkpoint: build the agent on the policy
+        that training started from, then load.
         """
         with self.engine.whole_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
@@ -400,11 +369,11 @@ class OnPolicyAgent(Agent):
 def choose_sources(
     ended: NDArray[np.bool_], group_size: int, draws: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
-    """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: one that is open.
+    """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: an open one.
 
-    All answers of a group's next turn start from one state, so that they can be compared with each
-    other and their prompt is computed once. A group whose episodes have all ended takes up one of
-    another group. The choices follow from ``(N / G,)`` draws in [0, 1).
+    All completions of a group's next turn start from one state, to be compared with each other. A
+    group whose episodes have all ended takes up one of another group. ``(N / G,)`` draws in [0, 1)
+    decide.
     """
     everywhere = np.flatnonzero(~ended)
     chosen = []
@@ -416,7 +385,6 @@ def choose_sources(
 
 
 def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
-    """What the answers are like and what they earned."""
     metrics = {
         "reward": rollout.rewards.mean().item(),
         "iou": float(np.mean(infos["iou"])),

@@ -15,7 +15,7 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
-from agents.critic import ActorCritic, Critic, RidgeRegression
+from agents.critic import Critic, RidgeRegression
 from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
@@ -26,8 +26,6 @@ from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
-RIDGE = 0.1
-"""Of the first fit of the critic: answers are few and their tokens much alike."""
 CRITIC = "critic."
 """Prefix of the critic's weights in a checkpoint."""
 
@@ -37,11 +35,8 @@ class PPO(OnPolicyAgent):
 
     The state before token ``t`` is the prompt and the tokens so far. Rewards are the environment's,
     placed where ``config.credit`` says, minus at every token the KL divergence to the policy that
-    training started from (k1 estimate, as in InstructGPT, arXiv 2203.02155, section 3.4).
-
-    Attributes:
-        critic: The value head, with a model of its own or not.
-        kl_coefficient: Present weight of the KL divergence; ``target_kl`` steers it.
+    training started from (k1 estimate, as in InstructGPT, arXiv 2203.02155, section 3.4), weighted
+    by ``kl_coefficient``, which ``target_kl`` steers.
     """
 
     config: PPOConfig
@@ -55,7 +50,7 @@ class PPO(OnPolicyAgent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """See `OnPolicyAgent`."""
+        """Set up; see `OnPolicyAgent`."""
         self.kl_coefficient = config.kl_coefficient
         self._aligner = TokenAligner(policy.tokenizer)
         self._lengths = {"all": 1.0, "free": 1.0}
@@ -67,10 +62,10 @@ class PPO(OnPolicyAgent):
         self.critic = Critic(
             self.policy, config.critic, config.critic_layer, config.critic_rate, config.seed
         )
-        return ActorCritic(self.policy.model, self.critic)
+        return nn.ModuleDict({"model": self.policy.model, "critic": self.critic})
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
-        """On the last token of every answer, or on that of every vertex."""
+        """Put rewards on the last token of every answer, or of every vertex."""
         group_size = rollout.group_size if self.config.relative else 1
         if self.config.credit == "vertex":
             rollout.token_rewards = place_credit(
@@ -88,7 +83,7 @@ class PPO(OnPolicyAgent):
         rollout.token_rewards.scatter_(1, last, relative)
 
     def credit(self, rollout: Rollout) -> Metrics:
-        """Values, returns and advantages of every token."""
+        """Find values, returns and advantages of every token."""
         config = self.config
         assert rollout.token_rewards is not None
         self._lengths = {
@@ -142,7 +137,7 @@ class PPO(OnPolicyAgent):
         return loss, metrics | found
 
     def should_stop(self, metrics: Metrics) -> bool:
-        """Whether the policy has left the neighbourhood in which the rollout says anything."""
+        """Whether the policy is too far from the one that sampled."""
         return 0 < self.config.stop_kl < metrics["approx_kl"]
 
     def extra_tensors(self) -> dict[str, Tensor]:
@@ -152,17 +147,15 @@ class PPO(OnPolicyAgent):
 
     def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `extra_tensors`."""
-        weights = {
-            name.removeprefix(CRITIC): value
-            for name, value in tensors.items()
-            if name.startswith(CRITIC)
-        }
-        self.critic.load_state_dict(weights)
         self.kl_coefficient = tensors["kl_coefficient"].item()
+        weights = {name: value for name, value in tensors.items() if name.startswith(CRITIC)}
+        self.critic.load_state_dict(
+            {name.removeprefix(CRITIC): value for name, value in weights.items()}
+        )
 
     @property
     def _only_fits(self) -> bool:
-        """Whether this update is the one in which the policy stays as it is."""
+        """Whether this update fits the critic and leaves the policy as it is."""
         return self.config.fit_critic and self.update == 0
 
     @torch.no_grad()
@@ -180,7 +173,8 @@ class PPO(OnPolicyAgent):
             features = self.engine.forward(partial(self._features, part))
             regression.add(features[real], part.returns[real])
         with self.engine.whole_weights(change=True):
-            head.start_from(*regression.solve(RIDGE, self.world.sum))
+            # Damped, since answers are few and their tokens much alike.
+            head.start_from(*regression.solve(0.1, self.world.sum))
 
     def _divergence(self, rollout: Rollout) -> tuple[Tensor, Metrics]:
         """KL divergence to the reference at every token times its weight, ``(N, T)``."""
@@ -215,14 +209,8 @@ class PPO(OnPolicyAgent):
 def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:
     """Weight of a KL penalty, adapted to the divergence found (arXiv 1909.08593, section 2.2).
 
-    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``: too far away, and the penalty
-    grows; too near, and it shrinks. Ziegler et al. use a share of 0.1 per batch.
-
-    Args:
-        coefficient: ``beta`` so far.
-        found: Divergence of this rollout.
-        target: Divergence that is wanted, in the same unit, above 0.
-        share: Size of this rollout relative to the horizon of the controller.
+    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``. Ziegler et al. use a share of 0.1
+    per batch; here it is the size of the rollout relative to the horizon.
 
     Raises:
         ValueError: The target is not positive.

@@ -1,8 +1,8 @@
-"""Rollouts: groups of answers with what they earned, ready to learn from."""
+"""Rollouts: groups of completions with what they earned, ready to learn from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +16,15 @@ PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
 
 @dataclass
 class Rollout:
-    """Answers to ``B`` prompts, ``N = B * G`` rows, the answers to one prompt next to each other.
+    """Completions for ``B`` prompts, ``N = B * G`` rows, those of a prompt next to each other.
 
     An agent leaves what it does not use None.
     """
 
     inputs: dict[str, Tensor]
-    """Prepared prompts, ``B`` of them."""
+    """Prepared prompts."""
     tokens: Tensor
-    """``(N, T)`` completions."""
+    """``(N, T)``."""
     mask: Tensor
     """``(N, T)``, 1 on real tokens."""
     free: Tensor
@@ -53,11 +53,11 @@ class Rollout:
 
     @property
     def group_size(self) -> int:
-        """Answers per prompt, ``G``."""
+        """Completions per prompt, ``G``."""
         return len(self.tokens) // self.prompts
 
     def rows(self, prompts: Tensor) -> Tensor:
-        """Rows of the answers to some prompts ``(b,)``, ``(b * G,)``."""
+        """Rows ``(b * G,)`` of the completions for some prompts ``(b,)``."""
         offsets = torch.arange(self.group_size, device=prompts.device)
         return (prompts[:, None] * self.group_size + offsets).flatten()
 
@@ -66,13 +66,12 @@ class Rollout:
         rows = self.rows(prompts)
         # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
         width = max(2, int(self.mask[rows].sum(-1).max()))
-        chosen: dict[str, Tensor | None] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                chosen[field.name] = value[rows, :width] if value.ndim > 1 else value[rows]
-        inputs = trim(select_prompts(self.inputs, prompts))
-        return Rollout(inputs=inputs, **chosen)  # type: ignore[arg-type]
+        chosen = {
+            name: value[rows, :width] if value.ndim > 1 else value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return Rollout(inputs=trim(select_prompts(self.inputs, prompts)), **chosen)
 
 
 def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,26 +84,25 @@ def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join(first: Rollout, second: Rollout, pad_id: int) -> Rollout:
-    """Two rollouts of one group size and with the same fields as one."""
+    """Join two rollouts of one group size that have the same fields."""
     width = max(first.tokens.shape[1], second.tokens.shape[1])
-    joined: dict[str, Tensor | None] = {}
-    for field in fields(Rollout):
-        parts = [getattr(rollout, field.name) for rollout in (first, second)]
-        if isinstance(parts[0], Tensor):
-            if parts[0].ndim > 1:
+    joined = {}
+    for name, value in vars(first).items():
+        if isinstance(value, Tensor):
+            parts = [value, getattr(second, name)]
+            if value.ndim > 1:
                 parts = [pad(part, (0, width - part.shape[1])) for part in parts]
-            joined[field.name] = torch.cat(parts)
-    inputs = join_prompts(first.inputs, second.inputs, pad_id)
-    return Rollout(inputs=inputs, **joined)  # type: ignore[arg-type]
+            joined[name] = torch.cat(parts)
+    return Rollout(inputs=join_prompts(first.inputs, second.inputs, pad_id), **joined)
 
 
 def join_prompts(
     first: dict[str, Tensor], second: dict[str, Tensor], pad_id: int
 ) -> dict[str, Tensor]:
-    """Prepared prompts of two batches as one, padded on the left.
+    """Join prepared prompts of two batches, padded on the left.
 
     Raises:
-        ValueError: The images of the two have been prepared in shapes that do not fit together.
+        ValueError: The images of the two have shapes that do not fit together.
     """
     if IMAGE_ROWS in first or IMAGE_ROWS in second:
         first, second = _numbered(first), _numbered(second)
@@ -117,7 +115,9 @@ def join_prompts(
             parts = [pad(part, (width - part.shape[1], 0), value=filler) for part in parts]
         elif _are_tiles(name, parts):
             tiles = max(part.shape[1] for part in parts)
-            parts = [_with_tiles(part, tiles) for part in parts]
+            parts = [
+                pad(part, (0, 0) * (part.ndim - 2) + (0, tiles - part.shape[1])) for part in parts
+            ]
         elif parts[0].shape[1:] != parts[1].shape[1:]:
             raise ValueError(
                 f"{name} of two batches has shapes {tuple(parts[0].shape)} and "
@@ -129,23 +129,15 @@ def join_prompts(
 
 
 def _numbered(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prepared prompts with numbers of rows; where none were noted there is one row a prompt."""
+    """Prepared prompts with numbers of image rows; where none were noted there is one a prompt."""
     ids = inputs["input_ids"]
     return {IMAGE_ROWS: torch.ones(len(ids), dtype=torch.long, device=ids.device)} | inputs
 
 
 def _are_tiles(name: str, parts: list[Tensor]) -> bool:
-    """Whether an input of two batches differs in the tiles per image alone.
-
-    Families that cut images into tiles fill up with zeros, which their models leave out.
-    """
+    """Whether inputs differ in the tiles per image alone, which are filled up with zeros."""
     return (
         name in PADDED_TILES
         and all(part.ndim == PADDED_TILES[name] for part in parts)
         and parts[0].shape[2:] == parts[1].shape[2:]
     )
-
-
-def _with_tiles(part: Tensor, tiles: int) -> Tensor:
-    """``(B, tiles, …)``, filled up with zeros."""
-    return pad(part, (0, 0) * (part.ndim - 2) + (0, tiles - part.shape[1]))

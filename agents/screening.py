@@ -21,13 +21,7 @@ NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
 
 
 def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> None:
-    """Make sure that a processor takes an image.
-
-    Raises:
-        UnusableSampleError: It refuses it.
-        MemoryError: Memory does not suffice.
-        ExplainedError: The processor itself is at fault.
-    """
+    """Raise `UnusableSampleError` if a processor refuses an image, `NOT_THE_IMAGE` as they are."""
     try:
         prepare([image], [prompt])
     except NOT_THE_IMAGE:
@@ -39,14 +33,13 @@ def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> N
 def prepare_usable(
     policy: VLMPolicy, questions: Sequence[Question], left_out: LeftOut
 ) -> tuple[list[Question], dict[str, Tensor]]:
-    """Prepare a batch; questions about images that the processor refuses are left out.
+    """Leave out questions about images that the processor refuses, and prepare the others.
 
     Returns:
         The questions that are left, and the model's inputs, empty if none is.
 
     Raises:
         UnusableSampleError: One is refused, and samples are not to be left out.
-        Exception: The batch cannot be prepared, though each of its images alone can be.
     """
     usable = list(questions)
     try:

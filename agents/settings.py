@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 CriticKind = Literal["shared", "separate"]
 LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
 Wording = Literal["plain", "paper"]
-"""``"plain"``: the one question that environments ask, and the bare answer; ``"paper"``: a random
-one of the paper's questions, and one of its answer sentences."""
-PAPER_BATCH = 256
-"""Questions in an update of the paper's fine-tuning, over all devices."""
+"""The environments' question and the bare answer, or the paper's questions and answer sentences."""
 
 
 @dataclass
 class OnPolicyConfig(OptimizerSettings):
-    """What all on-policy agents need to know. SimpleSeg publishes none of these values for RL."""
+    """Settings of all on-policy agents; SimpleSeg publishes none of these values for RL."""
 
     prompts_per_update: int = 32
     """Prompts per rollout, of all ranks together."""
@@ -37,8 +34,8 @@ class OnPolicyConfig(OptimizerSettings):
     epochs: int = 1
     """Passes over a rollout."""
     prompts_per_forward: int = 2
-    """Prompts per forward pass of a rank: fewer bound memory, and spare padding since those with
-    answers of like length go together; 0 takes its whole minibatch at once."""
+    """Prompts per forward pass of a rank, those with answers of like length together; fewer take
+    less memory, 0 takes a whole minibatch at once."""
     final_rate: float = 0.05
     """Last learning rate as a share of the peak."""
     temperature: float = 1.0
@@ -48,14 +45,13 @@ class OnPolicyConfig(OptimizerSettings):
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
     importance_cap: float = 2.0
-    """Where the scorer's log-probabilities differ from the sampler's, answers are weighted by their
-    ratio, at most by this."""
+    """Cap of the importance weights for what scorer and sampler disagree in."""
     seed: int = 0
     """Seed of the choice of prompts and of sampling."""
 
     @property
     def credits_vertices(self) -> bool:
-        """Whether vertices are credited with what they earned, and not only whole answers."""
+        """Whether rewards are given to vertices, not only to whole answers."""
         return False
 
     def prompts_of(self, world: World) -> slice:
@@ -74,7 +70,7 @@ class OnPolicyConfig(OptimizerSettings):
         return world.block(count, "prompts_per_update")
 
     def rows_of(self, world: World) -> int:
-        """How many questions the vector environment of a rank asks: whole groups."""
+        """Number of questions of a rank's vector environment: whole groups."""
         share = self.prompts_of(world)
         return (share.stop - share.start) * self.group_size
 
@@ -88,10 +84,9 @@ class GSPOConfig(OnPolicyConfig):
     same times length; grpo, dr_grpo, dapo: a ratio per token, averaged over answers, over a
     constant, or over tokens. dr_grpo does not divide by the standard deviation of a group."""
     clip_low: float | None = None
-    """Ratios below ``1 - clip_low`` are clipped; by default what suits the loss, 0.01 for gspo."""
+    """Ratios below ``1 - clip_low`` are clipped; by default it suits the loss, 0.01 for gspo."""
     clip_high: float | None = None
-    """Ratios above ``1 + clip_high`` are clipped; by default what suits the loss, 0.015 for
-    gspo."""
+    """Ratios above ``1 + clip_high`` are clipped; by default it suits the loss, 0.015 for gspo."""
     spread_floor: float = 0.2
     """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
     which turns groups in which every answer misses into full-strength noise."""
@@ -102,7 +97,7 @@ class GSPOConfig(OnPolicyConfig):
 
     @property
     def advantage_floor(self) -> float | None:
-        """What advantages are divided by at least; None where they are not divided."""
+        """Minimum that advantages are divided by; None where they are not divided."""
         return None if self.loss == "dr_grpo" else self.spread_floor
 
 
@@ -114,8 +109,7 @@ class PPOConfig(OnPolicyConfig):
     """Where rewards arise: on the last token of an answer, or on the token that completes each
     vertex, which earns what the vertex added to the reward. They sum to the same."""
     relative: bool = True
-    """Take rewards relative to what the other answers of the group earned at the same place: the
-    critic need not guess how hard a question is."""
+    """Take rewards relative to the group's other answers, as some questions are harder."""
     learning_rate: float = 1.5e-4
     """Peak learning rate."""
     clip_low: float = 0.2
@@ -136,8 +130,8 @@ class PPOConfig(OnPolicyConfig):
     critic_rate: float = 3.0
     """How many times faster the value head learns than the policy."""
     fit_critic: bool = True
-    """Spend the first update on fitting the value head to its rollout by least squares. As long as
-    a critic knows nothing, tokens late in an answer look good or bad whatever they are."""
+    """Fit the value head to the first rollout by least squares and train nothing else: to a critic
+    that knows nothing, late tokens look good or bad whatever they are."""
     value_coefficient: float = 0.1
     """Weight of the critic's loss."""
     value_clip: float = 0.2
@@ -150,8 +144,8 @@ class PPOConfig(OnPolicyConfig):
     kl_horizon: int = 10_000
     """Answers over which kl_coefficient is steered; fewer steer harder."""
     stop_kl: float = 0.05
-    """Remaining epochs are left out once the policy has moved this far from the one that sampled,
-    in nats per token; 0 never stops."""
+    """Leave out remaining epochs once the policy has moved this far on a rollout, in nats per
+    token; 0 never stops."""
 
     @property
     def credits_vertices(self) -> bool:
@@ -187,7 +181,7 @@ class BehaviorCloningConfig(OptimizerSettings):
         return tuple(task for task in TASKS if task in asked)
 
     def task_weights(self, progress: float) -> dict[Task, float]:
-        """The curriculum, by the share of updates made: where, how large, what outline."""
+        """The curriculum, by the share of updates made: points, then boxes, then outlines."""
         if progress < self.points_until:
             return {"text->point": 1.0}
         if progress < self.boxes_until:
@@ -244,27 +238,17 @@ def with_papers_optimizer(
 
     Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
 
-    Args:
-        config: As given; ``accumulation`` follows from its ``batch_size``.
-        world_size: Number of processes.
-
     Raises:
-        ValueError: 256 questions do not share out evenly.
+        ValueError: 256 questions do not share out evenly among batches and processes.
     """
-    accumulation, left = divmod(PAPER_BATCH, config.batch_size * world_size)
+    papers_batch = 256
+    accumulation, left = divmod(papers_batch, config.batch_size * world_size)
     if left or not accumulation:
         raise ValueError(
             f"batch_size={config.batch_size} on {world_size} processes does not share out the "
-            f"paper's {PAPER_BATCH} questions an update: their product must divide it"
+            f"paper's {papers_batch} questions an update: their product must divide it"
         )
     return replace(config, accumulation=accumulation, muon=True)
-
-
-NEEDS = {
-    "vllm": ("--trl.use-vllm", 'pip install "vllm>=0.22,<=0.31"', "leave --trl.use-vllm off"),
-    "peft": ("--trl.lora-rank", "pip install peft", "use --trl.lora-rank 0"),
-}
-"""Packages that are not installed with this project: which option needs each, and two ways out."""
 
 
 @dataclass
@@ -318,10 +302,11 @@ class TRLOptions:
                 f"lora_rank={self.lora_rank} with fsdp={self.fsdp!r}: adapters are small, so every "
                 "process keeps the model; use --trl.fsdp off, or --trl.lora-rank 0"
             )
-        wanted = {"vllm": self.use_vllm, "peft": self.lora_rank > 0}
-        for package, needed in wanted.items():
+        vllm = ("--trl.use-vllm", 'pip install "vllm>=0.22,<=0.31"', "leave --trl.use-vllm off")
+        peft = ("--trl.lora-rank", "pip install peft", "use --trl.lora-rank 0")
+        wanted = {"vllm": (self.use_vllm, vllm), "peft": (self.lora_rank > 0, peft)}
+        for package, (needed, (option, install, otherwise)) in wanted.items():
             if needed and find_spec(package) is None:
-                option, install, otherwise = NEEDS[package]
                 raise ModuleNotFoundError(
                     f"{option} needs the package {package}, which is not installed: "
                     f"{install}, or {otherwise}",

@@ -1,7 +1,6 @@
 """From characters of an answer to its tokens: which token completed which vertex.
 
-Environments say what every vertex of a text earned; policies write tokens, of which one may hold
-the end of a vertex and the start of the next, or a vertex may take six.
+One token may hold the end of a vertex and the start of the next; a vertex may take six.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from seg_env.envs.credit import VertexCredit
 class TokenAligner:
     """Finds where in a text the tokens that wrote it end, for any tokenizer.
 
-    The text of a token is remembered. Where the remembered texts of an answer's tokens do not add
-    up to the answer (several tokens make one character, spaces are cleaned up, …) the answer is
-    decoded token by token instead, which is slower and always right.
+    Where the texts of single tokens do not add up to the answer (several tokens make one character,
+    spaces are cleaned up, …) it is decoded token by token, which is slower and always right.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Start with nothing remembered."""
+        """Start with no texts of tokens."""
         self.tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         # SentencePiece drops the space in front of a text; behind another token it is seen.
@@ -37,12 +35,7 @@ class TokenAligner:
         self._anchor_text = self._decode(self._anchor)
 
     def text_ends(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
-        """Characters of an answer written after each of its tokens, ``(T,)``, never decreasing.
-
-        Args:
-            tokens: Of one answer; special ones write nothing.
-            text: The answer, decoded without special tokens.
-        """
+        """Number of characters of an answer written up to each of its tokens, ``(T,)``."""
         pieces = [self._piece(token) for token in tokens]
         joined = "".join(pieces)
         if not joined.endswith(text) or joined[: len(joined) - len(text)].strip():
@@ -77,21 +70,11 @@ def completing_tokens(
     texts: Sequence[str],
     credits: Sequence[VertexCredit],
 ) -> tuple[Tensor, Tensor]:
-    """Places of the tokens that complete the entries of each answer's credit.
+    """Answer and token, two ``(K,)`` int64 tensors, that complete each entry of credits.
 
-    The token that completes an entry is the one that writes its last character. What is credited
-    to the end of a text belongs to the answer's last token, the end token if there is one: writing
-    no more was its choice.
-
-    Args:
-        aligner: Of the policy's tokenizer.
-        tokens: ``(N, T)`` token ids, padded on the right.
-        mask: ``(N, T)``, 1 on real tokens; every answer has at least one.
-        texts: ``N`` answers, as decoded from the tokens.
-        credits: ``N`` credits; ``K`` entries in all.
-
-    Returns:
-        Answer and token of every entry, two ``(K,)`` int64 tensors on the CPU.
+    A token completes an entry by writing its last character. What is credited to the end of a text
+    belongs to the last token, the end token if there is one: writing no more was its choice. Tokens
+    and mask are ``(N, T)``, padded on the right; every answer has at least one token.
     """
     rows: list[NDArray[np.int64]] = []
     places: list[NDArray[np.int64]] = []
@@ -114,21 +97,11 @@ def place_credit(
     credits: Sequence[VertexCredit],
     group_size: int = 1,
 ) -> Tensor:
-    """Rewards of vertices on the tokens that complete them.
+    """Rewards of vertices on the tokens that complete them, ``(N, T)`` float32.
 
-    Args:
-        aligner: As in `completing_tokens`, also the next four.
-        tokens: As there.
-        mask: As there.
-        texts: As there.
-        credits: As there.
-        group_size: Above 1, the first vertex earns what it did better than the first vertices of
-            the group's other answers, the second than the second ones, and so on; what others
-            earned with vertices that an answer lacks is set against its last token.
-
-    Returns:
-        ``(N, T)`` float32; rows sum to the rewards of the answers, or to the difference from the
-        mean reward of the group's others.
+    Rows sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns what it
+    did better than the vertices of the same number in the group's other answers; what others earned
+    with vertices that an answer lacks is set against its last token.
     """
     rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
     earned = np.concatenate([credit.rewards for credit in credits])
@@ -146,18 +119,14 @@ def place_credit(
 
 
 def _scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:
-    """Values added up at their places in a ``(N, T)`` float32 tensor, on the device of ``mask``."""
+    """Add up values at their places in a ``(N, T)`` float32 tensor, on the device of ``mask``."""
     result = torch.zeros(mask.shape)
     result.index_put_((rows, places), torch.as_tensor(values, dtype=torch.float32), accumulate=True)
     return result.to(mask.device)
 
 
 def credits_of(env: Any, texts: Sequence[str]) -> list[VertexCredit]:
-    """What each vertex of the answers to a vector environment's questions earned.
-
-    Raises:
-        TypeError: The environment cannot tell.
-    """
+    """What each vertex of the answers to a vector environment's questions earned."""
     environment = env.unwrapped
     if not hasattr(environment, "vertex_credit"):
         raise TypeError(

@@ -1,7 +1,6 @@
 """Checkpoints that are either whole or absent.
 
-Ranks that train together write together: all of them call the functions here, the main one writes,
-in a folder that all of them see.
+All ranks call the functions that write; the main one writes, in a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from agents.policy.loading import copy_record
 from agents.policy.model import VLMPolicy
 from agents.training.distributed import World
 
-PARTIAL = ".partial"
 ALONE = World()
-"""A process that writes by itself."""
 
 
 def write_checkpoint(
@@ -31,16 +28,10 @@ def write_checkpoint(
     facts: dict[str, Any],
     world: World = ALONE,
 ) -> None:
-    """Write a checkpoint folder under a temporary name, then rename it.
+    """Write a checkpoint folder, whole or not at all; one that is there is replaced.
 
-    A full disk or a Ctrl-C leaves the last checkpoint as it was.
-
-    Args:
-        path: Folder to write; one that is there is replaced.
-        policy: Saved as a transformers folder ``policy/``; its weights must be whole.
-        tensors: Nested containers of tensors and numbers (``state.pt``, read without pickled code).
-        facts: JSON-able values (``state.json``).
-        world: The processes that write together.
+    The policy's weights must be whole; ``tensors`` are nested containers of tensors and numbers,
+    read without pickled code; ``facts`` are JSON-able.
     """
 
     def write(folder: Path) -> None:
@@ -52,14 +43,14 @@ def write_checkpoint(
 
 
 def write_policy(path: str | Path, policy: VLMPolicy, world: World = ALONE) -> None:
-    """Write a policy's transformers folder under a temporary name, then rename it."""
+    """Write a policy's transformers folder, whole or not at all."""
     _write_folder(Path(path), policy.save, world)
 
 
 def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> None:
     """Let the main rank write a folder under a temporary name and rename it; others wait."""
     if world.is_main:
-        partial = path.with_name(path.name + PARTIAL)
+        partial = path.with_name(path.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
@@ -80,16 +71,9 @@ def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> No
 
 
 def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load weights into ``policy`` and return the tensors and facts of `write_checkpoint`.
-
-    The tensors stay on the disk until they are looked at, so that many ranks can read them.
-
-    Raises:
-        FileNotFoundError: The folder is not a whole checkpoint.
-    """
+    """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts."""
     path = Path(path)
-    if not (path / "state.json").exists():
-        raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+    facts = read_facts(path)
     weights = VLMPolicy.from_pretrained(
         path / "policy",
         device="cpu",
@@ -99,7 +83,19 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
     policy.model.load_state_dict(weights.model.state_dict())
     copy_record(weights.model, policy.model)
     tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-    return tensors, json.loads((path / "state.json").read_text())
+    return tensors, facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON-able values of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The folder is not a whole checkpoint.
+    """
+    if not (path / "state.json").exists():
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+    facts: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return facts
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
@@ -108,7 +104,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def whole_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints ``update_<number>`` of a folder in order, without those that were cut off."""
+    """Folders ``update_<number>`` in order, without those that were cut off."""
     names = [path for path in Path(folder).glob("update_*") if path.name[7:].isdigit()]
     whole = [path for path in names if (path / "state.json").exists()]
     return sorted(whole, key=lambda path: int(path.name[7:]))

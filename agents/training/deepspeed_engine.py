@@ -1,7 +1,6 @@
-"""Optimizer steps by DeepSpeed: what it takes to train is shared out among the ranks.
+"""Optimizer steps by DeepSpeed's ZeRO (arXiv 1910.02054), which shards what it takes to train.
 
-ZeRO (arXiv 1910.02054) stage 1 shares out the optimizer's state, stage 2 gradients too, stage 3
-weights too. Importing this module imports DeepSpeed.
+Stage 1 shards the optimizer's state, stage 2 gradients too, stage 3 weights too.
 """
 
 from __future__ import annotations
@@ -46,44 +45,34 @@ ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """State of AdamW beside its count of steps."""
 MUON_MOMENTS = ("momentum_buffer",)
-"""State of Muon."""
 
 
 class PassThrough(nn.Module):
     """A module whose forward pass is any function of the module inside.
 
-    DeepSpeed watches the forward pass of one module; ours are several, over prompts and answers.
+    DeepSpeed watches the forward pass of one module; ours are several.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Wrap what is trained."""
+        """Wrap a module."""
         super().__init__()
         self.module = module
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        """The value of the function."""
+        """Call the function."""
         return function()
 
 
 class DeepSpeedEngine(Engine):
     """`Engine` on DeepSpeed; stages 1 and 2 with Muon too.
 
-    Muon is ours and not DeepSpeed's own (0.19.8), which orthogonalises before it measures and clips
-    the norm: that is then the norm of orthogonal matrices, the square root of their ranks whatever
-    the gradients are, and cuts AdamW's gradients with it. Also its updates are scaled by
-    ``sqrt(max(1, rows / columns))`` and not to AdamW's size.
-
-    Attributes:
-        hybrid: The optimizer with Muon; None if AdamW is all there is.
+    Muon is ours: DeepSpeed's (0.19.8) clips the norm of orthogonalised matrices, the square root of
+    their ranks whatever the gradients are, and cuts AdamW's gradients with it. Its updates are
+    scaled by ``sqrt(max(1, rows / columns))`` and not to AdamW's size.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Share out the training of a module, as the DeepSpeed configuration of settings says.
-
-        Raises:
-            ValueError: Muon is on at stage 3, or the configuration is not one of ZeRO.
-            FileNotFoundError: There is no such configuration.
-        """
+        """Shard the training of a module, as the DeepSpeed configuration of settings says."""
         assert settings.deepspeed is not None
         self._stage = zero_stage(settings.deepspeed)
         if settings.muon and self._stage == 3:
@@ -119,15 +108,15 @@ class DeepSpeedEngine(Engine):
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """See `Engine.forward`."""
-        found: Tensor = self._engine(function)
-        return found
+        value: Tensor = self._engine(function)
+        return value
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss, a mean over this rank's share."""
+        """See `Engine.backward`."""
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """Apply and clear the gradients; returns their norm before it was cut."""
+        """See `Engine.step`."""
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
@@ -135,7 +124,7 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def whole_weights(self, *, change: bool = False) -> Iterator[None]:
-        """See `Engine.whole_weights`; at stage 3 the weights are fetched from all ranks."""
+        """See `Engine.whole_weights`; stage 3 gathers them from all ranks."""
         if self._stage == 3:
             everything = list(self.module.parameters())
             with deepspeed.zero.GatheredParameters(everything, 0 if change else None):
@@ -143,17 +132,15 @@ class DeepSpeedEngine(Engine):
                 try:
                     yield
                 finally:
-                    self._restore_hooks()
+                    offload = self._zero.parameter_offload
+                    offload._register_deepspeed_module(offload.module)
         else:
             yield
         if change:
             self._zero.refresh_fp32_params()
 
     def _remove_hooks(self) -> None:
-        """Let passes through the module fetch nothing, as ranks decode different numbers of tokens.
-
-        As in TRL's ``unwrap_model_for_generation``.
-        """
+        """Let passes fetch nothing, as ranks decode different numbers of tokens (as TRL does)."""
         offload = self._zero.parameter_offload
         parameter: Any
         for parameter in self.module.parameters():
@@ -162,17 +149,10 @@ class DeepSpeedEngine(Engine):
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
 
-    def _restore_hooks(self) -> None:
-        offload = self._zero.parameter_offload
-        offload._register_deepspeed_module(offload.module)
-
     def state_dict(self) -> OptimizerState:
-        """See `Engine.state_dict`: gathered from all ranks to the main one, a parameter at a time.
-
-        There are as many tensors of a parameter's size in main memory of the main rank as the
-        optimizer has moments.
-        """
-        step = self._step_count()
+        """See `Engine.state_dict`: gathered to the main rank's memory, a parameter at a time."""
+        first = self._zero.optimizer.state.get(self._partitions()[0][0])
+        step = int(first["step"]) if first else 0
         states: OptimizerState = {}
         for name, parameter in self._parameters.items() if step else ():
             keys = self._moments_of(name)
@@ -192,8 +172,9 @@ class DeepSpeedEngine(Engine):
         self._make_states(max(steps, default=int(bool(found))))
         for name, parameter in self._parameters.items():
             saved = found.get(name, {})
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # of all ranks' shards
             for key in self._moments_of(name):
-                value = saved.get(key, torch.zeros(1).expand(_whole_shape(parameter)))
+                value = saved.get(key, torch.zeros(1).expand(shape))
                 safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
             if self._keeps_master and MASTER in saved:
                 safe_set_full_fp32_param(parameter, saved[MASTER].to(parameter.device))
@@ -202,7 +183,7 @@ class DeepSpeedEngine(Engine):
         return MUON_MOMENTS if name in self._hidden else MOMENTS
 
     def _partitions(self) -> list[tuple[Tensor, tuple[str, ...]]]:
-        """This rank's shares of the float32 weights, and what the optimizer keeps of each."""
+        """This rank's shards of the float32 weights, and what the optimizer keeps of each."""
         if self._stage == 3:
             return [(each, MOMENTS) for each in self._zero.fp32_partitioned_groups_flat]
         groups = zip(
@@ -212,12 +193,8 @@ class DeepSpeedEngine(Engine):
         )
         return [(each, MUON_MOMENTS if group.get("hidden") else MOMENTS) for each, group in groups]
 
-    def _step_count(self) -> int:
-        state = self._zero.optimizer.state.get(self._partitions()[0][0])
-        return int(state["step"]) if state else 0
-
     def _make_states(self, step: int) -> None:
-        """What the optimizer makes at its first step, so that there is something to load into."""
+        """Make the state that the optimizer makes at its first step, to load into."""
         for partition, keys in self._partitions():
             state = self._zero.optimizer.state[partition]
             state["step"] = torch.tensor(float(step), device=partition.device)
@@ -227,17 +204,9 @@ class DeepSpeedEngine(Engine):
             self._zero._lazy_init_hp_params_optimizer_state()
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of a parameter of which this rank may hold a part only."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
 @contextmanager
 def _local_rank() -> Iterator[None]:
-    """Tell DeepSpeed its device by the variable that it insists on, also without a launcher.
-
-    Afterwards it is gone again: processes started by this one would take it for a launcher's.
-    """
+    """Set the variable that DeepSpeed insists on, but not for child processes."""
     if "LOCAL_RANK" in os.environ:
         yield
         return

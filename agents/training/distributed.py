@@ -1,7 +1,7 @@
-"""The processes that train together: which one this is, and what the others found.
+"""The processes that train together.
 
-Started plainly a run is one process and nothing here talks to anybody. Started by ``torchrun`` or
-``deepspeed``, every process (*rank*) has its share of the prompts, whole groups at a time.
+A run started plainly is one process. Started by ``torchrun`` or ``deepspeed``, every process
+(*rank*) has its share of the prompts, whole groups at a time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that launchers set."""
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. One that dies is noticed at once, since its connections
-close; this is for machines that vanish, and must allow for writing a large checkpoint."""
-LONGEST_WAIT = 10.0
-"""Seconds that a process that is done waits for its threads."""
+"""How long a rank waits for the others: for machines that vanish, since a rank that dies is noticed
+at once; it must allow for writing a large checkpoint."""
 MAXIMA = ("_max", "_difference")
-"""Endings of metrics of which the largest counts; of all others the mean does."""
+"""Endings of metrics whose maximum counts; of others it is the mean."""
 
 Value = TypeVar("Value")
 
@@ -37,9 +34,7 @@ class World:
     """The processes of a run, seen from one of them."""
 
     rank: int = 0
-    """Number of this process, from 0."""
     size: int = 1
-    """Number of processes."""
 
     @classmethod
     def current(cls) -> World:
@@ -54,7 +49,7 @@ class World:
         return self.rank == 0
 
     def block(self, count: int, what: str) -> slice:
-        """This rank's share of ``count`` things: contiguous, and as many as every other's.
+        """This rank's contiguous share of ``count`` things.
 
         Raises:
             ValueError: ``count`` is not a multiple of the number of ranks; ``what`` names it.
@@ -72,7 +67,7 @@ class World:
         return combine(self.gather({name: float(value) for name, value in metrics.items()}))
 
     def gather(self, value: Value) -> list[Value]:
-        """One value of every rank, by rank; everybody gets them all."""
+        """The values of all ranks, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -80,36 +75,31 @@ class World:
         return found
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """A tensor added up over all ranks; everybody gets the sum."""
+        """A tensor added up over all ranks."""
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Value) -> Value:
-        """What the main process has; the values of others do not count."""
+        """The main process's value."""
         return self.gather(value)[0] if self.size > 1 else value
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so for any rank."""
+        """Whether the flag is set on any rank."""
         return any(self.gather(flag))
 
     def barrier(self) -> None:
-        """Wait until everybody is here."""
+        """Wait for all ranks."""
         self.gather(None)
 
 
 def combine(
     found: Sequence[Mapping[str, float]], shares: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """Metrics of parts, as those of the whole.
+    """Metrics of parts as those of the whole: means, maxima of names that end in one of `MAXIMA`.
 
-    Args:
-        found: One mapping per part, all of the same names.
-        shares: Of the parts in the whole, summing to 1; by default equal ones.
-
-    Returns:
-        The mean; the largest of those that end in one of `MAXIMA`.
+    ``shares`` of the parts in the whole sum to 1; by default they are equal.
     """
     shares = [1 / len(found)] * len(found) if shares is None else shares
     combined = {}
@@ -121,14 +111,10 @@ def combine(
 
 
 def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> World:
-    """Meet the other processes that a launcher started.
+    """Meet the other processes that a launcher started; without one the world is this process.
 
-    Args:
-        deepspeed: DeepSpeed needs a world even if it is of one process.
-        timeout: How long to wait for the others, here and later.
-
-    Returns:
-        The world; a single process where there was no launcher.
+    DeepSpeed needs a process group even of one process. ``timeout`` is how long to wait for the
+    others, here and later.
     """
     if dist.is_available() and dist.is_initialized():
         return World.current()
@@ -136,8 +122,8 @@ def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> Worl
         if not deepspeed:
             return World()
         # Not through variables: processes started by this one would take them for a launcher's.
-        where: dict[str, Any] = {"rank": 0, "world_size": 1}
-        where["store"] = dist.HashStore()  # type: ignore[attr-defined]
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        where: dict[str, Any] = {"rank": 0, "world_size": 1, "store": store}
     else:
         where = {}
     on_gpu = torch.cuda.is_available()
@@ -149,21 +135,19 @@ def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> Worl
 
 
 def leave_world() -> None:
-    """Take leave of the others, in good order."""
+    """Leave the process group in good order."""
     if dist.is_available() and dist.is_initialized():
         _wait_for_threads()
         dist.destroy_process_group()
 
 
 def _wait_for_threads() -> None:
-    """Give gloo's threads the time to drop the last tensors they worked on.
+    """Give gloo's threads the time to drop their last tensors, for which they need the interpreter.
 
-    A collective is over for its caller a moment before the thread that did it lets go of its
-    tensors, for which it needs the interpreter. A thread that comes too late, on a busy machine,
-    finds an interpreter that is ending, and that aborts the process. Destroying a group would wait
-    for its threads, but only if nothing else refers to it, and DeepSpeed's engines do.
+    A thread that comes when the interpreter is ending aborts the process. Destroying a group would
+    wait for its threads, but only if nothing else refers to it, and DeepSpeed's engines do.
     """
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + 10.0
     pauses_in_a_row = 0
     while pauses_in_a_row < 3 and time.monotonic() < deadline:
         time.sleep(0.02)  # the interpreter is theirs meanwhile
@@ -181,7 +165,7 @@ def _threads_are_busy() -> bool:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that another rank is gone, and not that this one did anything wrong."""
+    """Whether an error says that another rank is gone."""
     if World.current().size == 1:
         return False
     return isinstance(error, dist.DistError) or (

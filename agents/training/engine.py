@@ -19,17 +19,11 @@ from agents.training.settings import OptimizerSettings
 class Engine:
     """Accumulates gradients of a module and applies them.
 
-    With several ranks every one has the whole module, and gradients are averaged: plain data
-    parallelism. `DeepSpeedEngine` shares out what it takes to train.
-
-    Attributes:
-        module: Trained in place.
-        settings: Of the optimizer.
-        world: The processes that train together.
+    Every rank has the whole module, and gradients are averaged: plain data parallelism.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Make the optimizer of a module's parameters; rank 0's weights are everybody's."""
+        """Make the optimizer of a module's parameters; every rank takes rank 0's weights."""
         self.module, self.settings, self.world = module, settings, World.current()
         if self.world.size > 1:
             for tensor in chain(module.parameters(), module.buffers()):
@@ -37,10 +31,10 @@ class Engine:
         self.optimizer = HybridOptimizer(module, settings)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        """Call a function that passes through the module, as often as it likes.
+        """Call a function that passes through the module.
 
-        Every pass but those of `whole_weights` goes through here, and ranks must make the same
-        passes in the same order: DeepSpeed may have to fetch weights from the others on the way.
+        Every pass but those inside `whole_weights` goes through here, and ranks must make the same
+        passes in the same order: DeepSpeed may have to fetch weights on the way.
         """
         return function()
 
@@ -49,7 +43,7 @@ class Engine:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        """Apply and clear the gradients; returns their norm before it was cut."""
+        """Apply and clear the gradients; returns their norm before clipping."""
         parameters = [each for each in self.module.parameters() if each.grad is not None]
         if self.world.size > 1:
             for parameter in parameters:
@@ -64,17 +58,16 @@ class Engine:
 
     @contextmanager
     def whole_weights(self, *, change: bool = False) -> Iterator[None]:
-        """Inside the block this process has all weights, and may use them at its own pace.
+        """Hold all weights inside the block, to use them at this rank's own pace.
 
-        Args:
-            change: Whether the block sets weights. Every rank must set the same ones.
+        With ``change`` the block sets weights, the same ones on every rank.
         """
         yield
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer by the names of parameters: tensors and numbers only.
 
-        Every rank must call this; only the main process gets the whole state.
+        Every rank must call this; only the main one gets the whole state.
         """
         return self.optimizer.named_state()
 

@@ -1,15 +1,14 @@
 """Optimizers: Muon for hidden matrices with AdamW for the rest.
 
-Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit where it is computed in
-bfloat16. That one knows no other type, and a processor without bfloat16 instructions is then busier
-with a small policy's optimizer than with its gradients.
+Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit in bfloat16, the only type
+that one knows: without bfloat16 instructions it takes longer than a small policy's gradients.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -21,13 +20,10 @@ from agents.training.settings import MuonPrecision, OptimizerSettings
 BETAS = (0.9, 0.95)
 """Of AdamW."""
 MOMENTUM = 0.95
-"""Of Muon, with Nesterov's look ahead."""
+"""Of Muon, with Nesterov's look-ahead."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, chosen for its slope at zero: five rounds bring singular values between
-0.7 and 1.2, not to 1."""
+"""Of the quintic iteration: five rounds bring singular values between 0.7 and 1.2, not to 1."""
 ROUNDS = 5
-SMALLEST_NORM = 1e-7
-"""A matrix is divided by its norm, but by no less."""
 MASTER = "master"
 """Key of the float32 weights that ZeRO keeps beside weights of lower precision."""
 
@@ -40,11 +36,9 @@ class HybridOptimizer(torch.optim.Optimizer):
     """Muon on hidden matrices and AdamW on everything else, stepped as one.
 
     Muon (update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names) orthogonalises
-    the momentum of two-dimensional hidden weights. Embeddings, the output head, norms, biases and
-    convolutions have no such structure and stay with AdamW.
-
-    The parameter groups are those of the two parts, so a scheduler that sets a learning rate sets
-    theirs; the state is one dictionary that both share, so a checkpoint holds all of it.
+    the momentum of hidden matrices. Embeddings, output heads, norms, biases and convolutions stay
+    with AdamW. Both parts share parameter groups and state with this optimizer, so that schedulers
+    and checkpoints see all of it.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
@@ -59,15 +53,10 @@ class HybridOptimizer(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Apply the gradients; ``closure`` computes them anew and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply the gradients."""
         for part in self.parts:
             part.step()
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
@@ -87,7 +76,7 @@ class HybridOptimizer(torch.optim.Optimizer):
         return {self.names[id(parameter)]: dict(state) for parameter, state in self.state.items()}
 
     def load_named_state(self, states: OptimizerState) -> None:
-        """Go on from a state; a warning names what is of no use, which starts afresh."""
+        """Go on from a state; warns of what is of no use, which starts afresh."""
         trained = [parameter for group in self.param_groups for parameter in group["params"]]
         found = usable_states(states, [self.names[id(each)] for each in trained], self.hidden)
         self.state.clear()
@@ -100,7 +89,7 @@ class HybridOptimizer(torch.optim.Optimizer):
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps hidden matrices by their orthogonalised momentum.
+    """Steps matrices by their orthogonalised momentum.
 
     Updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size of
     AdamW's (arXiv 2502.16982, equation 4).
@@ -143,11 +132,13 @@ def step_size(matrix: Tensor, learning_rate: float) -> float:
 def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
     """A matrix ``(rows, columns)`` with its singular values near 1, in the type of a precision."""
     first, third, fifth = COEFFICIENTS
-    found = matrix.to(chosen_type(precision, matrix.device))
+    if precision == "auto":
+        precision = "bfloat16" if multiplies_bfloat16(matrix.device) else "float32"
+    found = matrix.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
     tall = len(found) > found.shape[1]
     if tall:
         found = found.T
-    found = found / found.norm().clamp(min=SMALLEST_NORM)
+    found = found / found.norm().clamp(min=1e-7)
     for _ in range(ROUNDS):
         gram = found @ found.T
         change = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
@@ -155,15 +146,8 @@ def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
     return found.T if tall else found
 
 
-def chosen_type(precision: MuonPrecision, device: torch.device) -> torch.dtype:
-    """The type that a precision stands for on a device."""
-    if precision == "auto":
-        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
 def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The AdamW that everything but hidden matrices is trained by."""
+    """AdamW with our defaults."""
     return torch.optim.AdamW(
         parameters,
         settings.learning_rate,
@@ -177,7 +161,9 @@ def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> to
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters as (hidden matrices for Muon, all others)."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    excluded = tables | {id(head.weight) for head in _output_heads(model)}
+    finders: list[Any] = [getattr(each, "get_output_embeddings", None) for each in model.modules()]
+    heads = [find() for find in finders if find is not None]
+    excluded = tables | {id(head.weight) for head in heads if head is not None}
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for parameter in model.parameters():
@@ -188,22 +174,12 @@ def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], 
     return hidden, rest
 
 
-def _output_heads(model: nn.Module) -> list[nn.Module]:
-    """What makes logits of hidden states, in every language model that there is inside."""
-    finders: list[Any] = [getattr(each, "get_output_embeddings", None) for each in model.modules()]
-    heads = [find() for find in finders if find is not None]
-    return [head for head in heads if head is not None]
-
-
 def usable_states(
     states: OptimizerState, names: Collection[str], hidden: Collection[str] = ()
 ) -> OptimizerState:
     """The part of a saved state that an optimizer can go on from; warns of what is lost.
 
-    Args:
-        states: What was saved.
-        names: Parameters that are trained.
-        hidden: Those of them that Muon trains.
+    ``names`` are the trained parameters, ``hidden`` those of them that Muon trains.
     """
     known = {name: state for name, state in states.items() if name in names and state}
     found = {

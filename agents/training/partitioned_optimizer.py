@@ -17,14 +17,13 @@ from agents.training.settings import OptimizerSettings
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a matrix that a rank has in its slice."""
+    """The part of a matrix in a rank's slice; the matrix, too, is laid flat."""
 
     start: int
-    """First element, of the matrix laid flat."""
+    """First element in the matrix."""
     offset: int
-    """Where that is in the rank's slice."""
+    """First element in the slice."""
     count: int
-    """Number of elements."""
 
     def of_matrix(self, flat: Tensor) -> Tensor:
         """This part of a matrix laid flat."""
@@ -37,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A hidden matrix, and who has what of it."""
+    """A hidden matrix, and which rank has which part of it."""
 
     shape: torch.Size
     device: torch.device
@@ -47,18 +46,14 @@ class Matrix:
 
 
 class PartitionedHybridOptimizer(torch.optim.AdamW):
-    """What `HybridOptimizer` does, for DeepSpeed to step: its groups are hidden matrices and rest.
+    """`HybridOptimizer` for DeepSpeed to step.
 
     DeepSpeed averages gradients, clips them by their global norm, puts a rank's slice of every
     group in the place of its parameters, and steps the groups one after another. AdamW and Muon's
-    momentum work element by element and so on slices, which also shares out their state.
+    momentum work element by element and so on slices, which also shards their state.
     Orthogonalising takes whole matrices: those that a boundary cuts, one or two for a rank, are put
     together by the ranks that have parts of them, each of which then computes the step and takes
     its part. This is the update of one process, and costs little more communication than AdamW.
-
-    Attributes:
-        hidden: The parameters that Muon steps.
-        matrices: The same, with who has what of them, once that is known.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
@@ -117,15 +112,9 @@ class PartitionedHybridOptimizer(torch.optim.AdamW):
 def whole_matrices(
     matrices: Sequence[Matrix], own: Tensor, rank: int
 ) -> Iterator[tuple[Matrix, Tensor]]:
-    """Put together what boundaries cut; every rank must call it, with the same matrices.
+    """Each matrix that this rank has a part of, and its elements, laid flat.
 
-    Args:
-        matrices: In the same order on all ranks.
-        own: This rank's slice.
-        rank: Of this process.
-
-    Yields:
-        Each matrix that this rank has a part of, and its elements, laid flat.
+    Every rank must call this, with the same matrices in the same order, and its own slice.
     """
     found, exchange = [], []
     for tag, matrix in enumerate(matrices):

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-CONFIGURATIONS = Path(__file__).parent / "deepspeed"
-
 MuonPrecision = Literal["auto", "float32", "bfloat16"]
-"""What matrices are orthogonalised in; auto takes what the hardware multiplies sooner."""
+"""What matrices are orthogonalised in; auto takes what the hardware multiplies faster."""
 
 
 @dataclass
 class OptimizerSettings:
-    """How an agent's weights are moved; the agents' configurations add what they need."""
+    """How an agent's weights are trained."""
 
     learning_rate: float = 1e-4
     """Peak learning rate."""
@@ -47,17 +45,14 @@ class OptimizerSettings:
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def read_file(choice: str) -> dict[str, Any]:
-    """A DeepSpeed configuration as it is written.
-
-    Args:
-        choice: ``"zero1"``, ``"zero2"``, ``"zero3"``, or the path of a JSON file.
+def _read_file(choice: str) -> dict[str, Any]:
+    """A DeepSpeed configuration, ``zero1``, ``zero2``, ``zero3`` or the path of a JSON file.
 
     Raises:
         ValueError: The file has an optimizer or a scheduler of its own, or is not one of ZeRO.
         FileNotFoundError: There is no such file.
     """
-    shipped = CONFIGURATIONS / f"{choice}.json"
+    shipped = Path(__file__).parent / "deepspeed" / f"{choice}.json"
     path = shipped if shipped.exists() else Path(choice)
     if not path.is_file():
         raise FileNotFoundError(
@@ -77,23 +72,19 @@ def read_file(choice: str) -> dict[str, Any]:
 
 
 def zero_stage(choice: str) -> int:
-    """Stage of ZeRO, 1 to 3, that a configuration asks for; see `read_file`."""
-    stage: int = read_file(choice)["zero_optimization"]["stage"]
+    """Stage of ZeRO, 1 to 3, that a configuration asks for."""
+    stage: int = _read_file(choice)["zero_optimization"]["stage"]
     return stage
 
 
 def read_configuration(settings: OptimizerSettings, *, bfloat16: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration, completed by what the agent decides.
+    """The DeepSpeed configuration of settings, completed by what the agent decides.
 
     ``"auto"`` stands for the agent's value. Gradients are accumulated over whatever parts a batch
     is split into, so DeepSpeed must not count them (``managed_gradient_accumulation``).
-
-    Args:
-        settings: Name the configuration.
-        bfloat16: Whether weights are bfloat16.
     """
     assert settings.deepspeed is not None
-    config = read_file(settings.deepspeed)
+    config = _read_file(settings.deepspeed)
     if config.get("gradient_clipping", "auto") == "auto":
         config["gradient_clipping"] = settings.max_grad_norm
     bf16 = config.setdefault("bf16", {})

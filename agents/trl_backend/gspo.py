@@ -1,8 +1,8 @@
-"""GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings, for fleets.
+"""GSPO and its relatives on TRL's GRPOTrainer: the same questions, scores and settings.
 
-The agent in `agents.gspo` encodes each image once per group and is faster where it fits (see
-``experiments/benchmark.py train``). This one is for what TRL brings along: sampling with vLLM,
-weights sharded by FSDP, adapters by PEFT. What differs from `agents.gspo`:
+`agents.gspo` encodes each image once per group and is faster where it fits (see
+``experiments/benchmark.py train``). This one has vLLM to sample, FSDP to shard, and PEFT's
+adapters. What differs from `agents.gspo`:
 
 - groups are split when a rollout is shuffled into minibatches; advantages are computed before that;
 - log-probabilities are over all tokens, also those that sampling excludes (special tokens);
@@ -32,9 +32,9 @@ from agents.training.optim import HybridOptimizer
 from agents.trl_backend.rows import QuestionRows
 from agents.trl_backend.trainer import TrainerAgent
 from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.left_out import LeftOut, OnError
+from seg_env.envs.left_out import OnError
 
-HONOURED = {
+SUPPORTED = {
     *("prompts_per_update", "group_size", "minibatches", "epochs", "prompts_per_forward"),
     *("learning_rate", "warmup", "final_rate", "muon", "weight_decay", "max_grad_norm"),
     *("muon_precision", "adam_epsilon"),
@@ -49,15 +49,13 @@ LOSS_TYPES: dict[LossName, tuple[str, str]] = {
     "dr_grpo": ("dr_grpo", "token"),
     "dapo": ("dapo", "token"),
 }
-"""Our losses as ``loss_type`` and ``importance_sampling_level`` of TRL. In its terms a loss type is
-how tokens are averaged; "grpo" is the mean over each completion, then over completions."""
+"""TRL's ``loss_type`` (how tokens are averaged) and ``importance_sampling_level`` of our losses."""
 
 
 class TRLGSPO(TrainerAgent):
     """GSPO, or another of `LOSS_TYPES`, through GRPOTrainer.
 
-    One update is one rollout, ``minibatches * epochs`` optimizer steps, as in `agents.gspo`.
-    ``prompts_per_update`` counts the prompts of all processes.
+    One update is one rollout, ``minibatches * epochs`` optimizer steps.
     """
 
     config: GSPOConfig
@@ -81,21 +79,13 @@ class TRLGSPO(TrainerAgent):
         *,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; nothing of TRL is imported before `learn`.
-
-        Args:
-            policy: Trained in place; its ``precision`` decides about mixed precision.
-            core: Questions and scores.
-            config: Settings of the algorithm; a process takes whole groups.
-            options: What only TRL has.
-            on_error: Whether samples that cannot be used give way to others, or are an error.
+        """Set up; a process takes whole groups. ``options`` are what only TRL has.
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
-            ValueError: The settings contradict each other, or are none of `HONOURED`.
+            ValueError: The settings contradict each other, or are none of `SUPPORTED`.
         """
-        super().__init__(policy, config, config.max_new_tokens)
-        self.left_out = LeftOut(on_error)
+        super().__init__(policy, config, config.max_new_tokens, on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
         if config.loss not in LOSS_TYPES:
@@ -109,7 +99,7 @@ class TRLGSPO(TrainerAgent):
                 "is sampled: set policy.constraint to None, or use agents.gspo"
             )
         for field in fields(config):
-            if field.name not in HONOURED and getattr(config, field.name) != field.default:
+            if field.name not in SUPPORTED and getattr(config, field.name) != field.default:
                 raise ValueError(
                     f"{field.name}={getattr(config, field.name)!r} has no counterpart in TRL's "
                     f"GRPOTrainer: leave it at {field.default!r}, or use agents.gspo"
@@ -127,20 +117,16 @@ class TRLGSPO(TrainerAgent):
 
     @property
     def steps_per_update(self) -> int:
-        """Optimizer steps that learn from one rollout."""
+        """See `TrainerAgent.steps_per_update`."""
         return self.config.minibatches * self.config.epochs
 
     @property
     def trainer_holds_weights(self) -> bool:
-        """Whether weights are sharded, or adapters beside them."""
+        """See `TrainerAgent.trainer_holds_weights`."""
         return self.options.fsdp != "off" or self.options.lora_rank > 0
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`.
-
-        Raises:
-            ValueError: Prompts and answers do not share out evenly.
-        """
+        """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`."""
         from datasets import Dataset as Table
         from trl import GRPOTrainer  # seconds that only its users should pay
 
@@ -169,17 +155,12 @@ class TRLGSPO(TrainerAgent):
         )
 
     def trainer_arguments(self, updates: int, folder: str | Path) -> Any:
-        """Our settings as TRL's ``GRPOConfig``; arguments are those of `build_trainer`.
-
-        Raises:
-            ValueError: Prompts and answers do not share out evenly, or there is one GPU to shard
-                over.
-        """
+        """Our settings as TRL's ``GRPOConfig``; see `build_trainer`."""
         from trl import GRPOConfig
 
         config, policy, options = self.config, self.policy, self.options
         loss_type, level = LOSS_TYPES[config.loss]
-        low, high = LOSSES[config.loss].clips
+        low, high = LOSSES[config.loss].clips_of(config)
         special = special_tokens(policy.tokenizer)
         words = [text for index, text in special.items() if index not in policy.end_ids]
         settings = self.common_arguments(folder) | {
@@ -192,8 +173,8 @@ class TRLGSPO(TrainerAgent):
             "loss_type": loss_type,
             "importance_sampling_level": level,
             "scale_rewards": "none",  # the reward function has done it, with the floor
-            "epsilon": low if config.clip_low is None else config.clip_low,
-            "epsilon_high": high if config.clip_high is None else config.clip_high,
+            "epsilon": low,
+            "epsilon_high": high,
             "beta": config.kl_coefficient,
             "vllm_importance_sampling_mode": "sequence_truncate",
             "vllm_importance_sampling_clip_max": config.importance_cap,
@@ -213,11 +194,7 @@ class TRLGSPO(TrainerAgent):
         return GRPOConfig(**settings, **self.share_out(world_size))
 
     def share_out(self, world_size: int) -> dict[str, int]:
-        """How many answers each process takes at a time, as arguments of ``GRPOConfig``.
-
-        Raises:
-            ValueError: They do not share out evenly.
-        """
+        """How many answers each process takes at a time, as arguments of ``GRPOConfig``."""
         config = self.config
         parts = config.minibatches * world_size
         prompts, left = divmod(config.prompts_per_update, parts)
@@ -244,7 +221,6 @@ class TRLGSPO(TrainerAgent):
         }
 
     def _adapters(self) -> Any:
-        """What PEFT should add to the model, or None."""
         options = self.options
         if not options.lora_rank:
             return None
@@ -275,10 +251,10 @@ class TRLGSPO(TrainerAgent):
 
 
 def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) -> dict[str, Any]:
-    """Options as arguments of ``GRPOConfig``.
+    """Options as arguments of ``GRPOConfig``; those about vLLM have the same names there.
 
     Args:
-        options: Those about vLLM have the names that they have in ``GRPOConfig``.
+        options: What only TRL has.
         special: Special tokens that no answer may contain, as text.
         forbidden: All tokens that no answer may contain, by their ids. A sampled image placeholder
             would end training: "Image features and image tokens do not match".
@@ -307,9 +283,9 @@ def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) 
 class EnvironmentReward:
     """What the environment makes of answers, as a reward function of TRL.
 
-    It returns finished advantages, `group_advantages` with our floor, which GRPOTrainer has no
-    setting for. Told not to scale rewards, it subtracts the mean of each group, which is 0 already.
-    The rewards themselves are logged under the names that our own agents use.
+    It returns finished advantages, with our floor, which GRPOTrainer has no setting for. Told not
+    to scale rewards, it subtracts the mean of each group, which is 0 already. The rewards
+    themselves are logged under the names that our own agents use.
     """
 
     __name__ = "advantage"
@@ -321,10 +297,7 @@ class EnvironmentReward:
         spread_floor: float | None,
         end_ids: Collection[int],
     ) -> None:
-        """Score by ``core``; see `group_advantages` for group size and floor.
-
-        Answers without one of the tokens ``end_ids`` have been cut off.
-        """
+        """Score by ``core``; answers without one of the tokens ``end_ids`` have been cut off."""
         self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
         self.end_ids = frozenset(end_ids)
 
@@ -337,18 +310,7 @@ class EnvironmentReward:
         log_metric: Callable[[str, float], None],
         **others: object,
     ) -> list[float]:
-        """Score whole groups of answers, the answers to one question next to each other.
-
-        Args:
-            completions: ``N`` conversations of one answer each.
-            completion_ids: Tokens of the answers.
-            question: ``N`` questions, a column of `QuestionRows`.
-            log_metric: Takes the name and the value of a figure.
-            others: What else TRL passes to every reward function.
-
-        Raises:
-            ValueError: The answers do not come in whole groups.
-        """
+        """Score ``N`` answers in whole groups, those to one question next to each other."""
         groups = [
             question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
         ]
@@ -373,5 +335,5 @@ class EnvironmentReward:
         for name, value in figures.items():
             log_metric(f"rollout/{name}", float(value))
         advantages = group_advantages(rewards, self.group_size, self.spread_floor)
-        found: list[float] = advantages.tolist()
-        return found
+        values: list[float] = advantages.tolist()
+        return values

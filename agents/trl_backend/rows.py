@@ -1,8 +1,9 @@
 """Rows that TRL's trainers read, made on demand: questions, and questions with perfect answers.
 
-Questions and answer sentences are those of the paper's released data script (arXiv 2601.19228),
-unless the environments' own are wanted. It words outlines only; boxes and points are asked for in
-the same sentences.
+Row ``i`` follows from the seed and ``i`` alone, so that an interrupted run goes on with the rows it
+would have had. Questions and answer sentences are those of the paper's released data script (arXiv
+2601.19228), unless the environments' own are wanted. It words outlines only; boxes and points are
+asked for in the same sentences.
 """
 
 from __future__ import annotations
@@ -61,11 +62,9 @@ NAMES: dict[Form, tuple[str, str]] = {
 
 
 class QuestionRows:
-    """An endless, ordered supply of questions, drawn with equal probability.
+    """Questions that TRL's GRPOTrainer asks, drawn with equal probability.
 
-    Row ``i`` follows from the seed and ``i`` alone: an interrupted run goes on with the questions
-    it would have had. Images are loaded when a batch is asked for and kept until the next one: a
-    group, and every pass over it, reads its image once.
+    Images are kept until the next batch: a group, and every pass over it, reads its image once.
     """
 
     def __init__(
@@ -76,14 +75,9 @@ class QuestionRows:
         seed: int,
         left_out: LeftOut | None = None,
     ) -> None:
-        """Ask the questions of ``core`` in a form that a processor reads.
+        """Ask the questions of ``core``; ``prepare`` tells which images the processor refuses.
 
-        Args:
-            core: Whose questions.
-            tokenizer: The policy's.
-            prepare: Tells which images the processor refuses, see `VLMPolicy.prepare_on_cpu`.
-            seed: What the choice of questions depends on.
-            left_out: Told of samples that cannot be used; by default they are an error.
+        Samples that cannot be used are counted in ``left_out``; by default they are an error.
         """
         self.core, self.seed = core, seed
         self.left_out = LeftOut("error") if left_out is None else left_out
@@ -109,11 +103,7 @@ class QuestionRows:
         }
 
     def _ask(self, row: int) -> Question:
-        """The question of a row: the first of those drawn that can be asked.
-
-        Raises:
-            UnusableSampleError: One cannot be and is not to be left out, or none can.
-        """
+        """The question of a row: the first of those drawn that can be asked."""
         rng = np.random.default_rng([self.seed, row])
 
         def load(index: int) -> Question:
@@ -131,21 +121,18 @@ class QuestionRows:
 
 @dataclass(frozen=True)
 class DemonstrationRows:
-    """An endless, ordered supply of questions with perfect answers about a data set.
+    """Questions with perfect answers about a data set.
 
-    Row ``i`` follows from the seed and ``i`` alone: every pass over the data has an order, tasks
-    and wordings of its own, and a run that was interrupted goes on with the rows it would have had.
-    Images are loaded, and outlines traced, when a row is asked for.
+    Every pass over the data has an order, tasks and wordings of its own. Images are loaded, and
+    outlines traced, when a row is asked for.
     """
 
     dataset: Dataset
-    """What is asked about."""
     task_weights: Mapping[Task, float]
     """How often each task is asked, relative to the others."""
     special: tuple[str, ...] = ()
-    """Tokens of the policy that are no text; see `rows_for`."""
+    """Special tokens of the policy, which questions must not contain."""
     wording: Wording = "plain"
-    """In which words."""
     epsilon: float = 0.005
     """Outline tolerance, see `seg_env.tasks.answer`."""
     decimals: int = 3
@@ -153,15 +140,14 @@ class DemonstrationRows:
     pad: bool = False
     """Whether coordinates have a fixed width."""
     seed: int = 0
-    """What everything random depends on."""
     queries: QueryStyle = field(default_factory=QueryStyle)
     """How places that questions give are drawn and written."""
     frame: AnswerFrame = UNIT_ANSWERS
     """What numbers in questions and answers mean."""
     prepare: Prepare | None = None
-    """Makes model inputs of an image and a prompt: tells which images the processor refuses."""
+    """Makes model inputs: tells which images the processor refuses."""
     left_out: LeftOut = field(default_factory=lambda: LeftOut("error"))
-    """Told of samples that cannot be used, which give way to others; by default an error."""
+    """Counts samples that cannot be used, which are replaced; by default they are an error."""
     _usable: set[int] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,22 +162,20 @@ class DemonstrationRows:
             int(np.random.default_rng([self.seed, index, attempt]).integers(len(self.dataset)))
             for attempt in range(TRIES)
         )
-        rng = np.random.default_rng([self.seed, index])
-        load = partial(self._write, rng=rng)
+        load = partial(self._write, rng=np.random.default_rng([self.seed, index]))
         return first_usable(chain([chosen], others), load, self.dataset, self.left_out)
 
     def _write(self, chosen: int, rng: np.random.Generator) -> Row:
-        """A question about one sample with its answer.
-
-        Raises:
-            UnusableSampleError: Its image cannot be loaded, or the processor refuses it.
-        """
+        """A question about one sample with its answer."""
         with loading():
             sample = self.dataset[chosen]
             image = sample.image
-            self.frame.for_image(sample.target.size)
-        task = self._draw_task(sample, rng)
-        reference = self._refer(sample, task, rng)
+            numbers = self.frame.for_image(sample.target.size)
+        weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
+        task = askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
+        # The place that a question gives differs from pass to pass.
+        seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
+        reference = refer_to(sample, task, seed, style=self.queries, frame=numbers)
         asked = word_question(sample, task, self.wording, rng, reference)
         if self.prepare is not None and chosen not in self._usable:
             require_usable(self.prepare, image, asked)
@@ -204,7 +188,8 @@ class DemonstrationRows:
             pad=self.pad,
             frame=self.frame,
         )
-        reply = word_answer(reply, self.wording, rng)
+        if self.wording == "paper":  # `decode_answer` of seg_env reads all of these sentences
+            reply = ANSWERS[rng.integers(len(ANSWERS))].format(answer=reply)
         return {
             "prompt": [{"role": "user", "content": harmless(asked, self.special)}],
             "completion": [{"role": "assistant", "content": reply}],
@@ -216,20 +201,9 @@ class DemonstrationRows:
         rows = [self[index] for index in batch["row"]]
         return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
 
-    def _draw_task(self, sample: Sample, rng: np.random.Generator) -> Task:
-        """A task by weight; what is not there is asked about by text."""
-        weights = np.array([self.task_weights.get(task, 0.0) for task in TASKS])
-        return askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
-
-    def _refer(self, sample: Sample, task: Task, rng: np.random.Generator) -> str:
-        """How the question speaks of the object; a place is another one in every pass."""
-        seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
-        numbers = self.frame.for_image(sample.target.size)
-        return refer_to(sample, task, seed, style=self.queries, frame=numbers)
-
 
 def rows_for(policy: VLMPolicy, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
-    """Rows for a policy, in its frame; arguments are those of the class."""
+    """Rows for a policy, in its frame; arguments are those of `DemonstrationRows`."""
     return DemonstrationRows(
         dataset,
         special=tuple(special_tokens(policy.tokenizer).values()),
@@ -254,7 +228,7 @@ def word_question(
 ) -> str:
     """The question that asks for ``task`` of a sample, in words that ``rng`` chooses.
 
-    How it speaks of the object is ``reference``, as for `seg_env.tasks.question`.
+    ``reference`` is how it speaks of the object, as in `seg_env.tasks.question`.
     """
     if wording == "plain":
         return question(sample, task, reference)
@@ -262,10 +236,3 @@ def word_question(
     template = QUESTIONS[rng.integers(len(QUESTIONS))]
     reference = sample.expression if reference is None else reference
     return template.format(expression=reference, thing=thing, numbers=numbers)
-
-
-def word_answer(answer: str, wording: Wording, rng: np.random.Generator) -> str:
-    """The sentence that gives an answer; `decode_answer` of `seg_env` reads them all."""
-    if wording == "plain":
-        return answer
-    return ANSWERS[rng.integers(len(ANSWERS))].format(answer=answer)

@@ -1,14 +1,14 @@
 """Behaviour cloning of large models: supervised fine-tuning (SFT) on TRL's SFTTrainer.
 
-`BehaviorCloning` shares each image among its questions and is faster for what fits one device.
-This one takes the road that large models need: gradient checkpointing, mixed precision, and the
-launchers that TRL knows (``torchrun``, ``accelerate launch``).
+`BehaviorCloning` shares each image among its questions and is faster for what fits one device. This
+one has what large models need: gradient checkpointing, mixed precision, and the launchers that TRL
+knows (``torchrun``, ``accelerate launch``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from agents.policy.model import VLMPolicy
 from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
@@ -18,23 +18,20 @@ from agents.training.settings import OptimizerSettings
 from agents.trl_backend.rows import read_task_weights, rows_for
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
-from seg_env.envs.left_out import LeftOut, OnError
-
-METRICS = {
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "learning_rate": "train/learning_rate",
-    "mean_token_accuracy": "train/token_accuracy",
-    "entropy": "train/entropy",
-}
-"""Names that SFTTrainer gives its figures, and ours."""
+from seg_env.envs.left_out import OnError
 
 
 class SupervisedFineTuning(TrainerAgent):
     """Teaches a policy from a data set through TRL's SFTTrainer."""
 
     config: SupervisedFineTuningConfig
-    metric_names = METRICS
+    metric_names: ClassVar[dict[str, str]] = {
+        "loss": "train/loss",
+        "grad_norm": "train/grad_norm",
+        "learning_rate": "train/learning_rate",
+        "mean_token_accuracy": "train/token_accuracy",
+        "entropy": "train/entropy",
+    }
 
     def __init__(
         self,
@@ -45,20 +42,8 @@ class SupervisedFineTuning(TrainerAgent):
         max_new_tokens: int = 512,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; nothing of TRL is imported before `learn`.
-
-        Args:
-            policy: Trained in place; its ``precision`` decides about mixed precision.
-            dataset: What to ask about; any that has the `Dataset` protocol.
-            config: How to teach.
-            max_new_tokens: Longest answer of `act`.
-            on_error: Whether samples that cannot be used give way to others, or are an error.
-
-        Raises:
-            ValueError: ``config.tasks`` is not understood; see `read_task_weights`.
-        """
-        super().__init__(policy, config, max_new_tokens)
-        self.left_out = LeftOut(on_error)
+        """Set up; see `TrainerAgent`."""
+        super().__init__(policy, config, max_new_tokens, on_error)
         self.rows = rows_for(
             policy,
             dataset,
@@ -72,11 +57,7 @@ class SupervisedFineTuning(TrainerAgent):
         )
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`.
-
-        Raises:
-            ValueError: Weights are sharded, and Muon needs whole matrices.
-        """
+        """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
         from datasets import Dataset as Table
         from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
 

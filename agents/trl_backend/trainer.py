@@ -1,4 +1,4 @@
-"""What agents on TRL's trainers share: learning in updates, checkpoints, an ordinary folder."""
+"""What agents on TRL's trainers share: learning in updates, and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ from transformers import PrinterCallback, TrainerCallback
 from agents.base import Agent, UpdateCallback
 from agents.policy.loading import copy_record, quiet_progress
 from agents.policy.model import VLMPolicy
+from agents.training.checkpoints import read_facts
 from agents.training.optim import BETAS
-from seg_env.envs.left_out import LeftOut
+from seg_env.envs.left_out import LeftOut, OnError
 
 TRAINER_PICKLE = "training_args.bin"
 """What trainers leave in a folder and never read; nothing pickled is handed on."""
 
 
 class TrainerAgent(Agent):
-    """Teaches a policy through a trainer of TRL, one that stops, goes on and reports like ours."""
+    """Teaches a policy through a trainer of TRL that stops, resumes and reports like our own."""
 
     metric_names: ClassVar[dict[str, str]]
-    """Names that the trainer gives its figures, and ours; those under ``rollout/`` are ours."""
+    """From the trainer's names of metrics to ours; those under ``rollout/`` are ours already."""
 
-    def __init__(self, policy: VLMPolicy, config: Any, max_new_tokens: int) -> None:
+    def __init__(
+        self, policy: VLMPolicy, config: Any, max_new_tokens: int, on_error: OnError
+    ) -> None:
         """Set up; nothing of TRL is imported before `learn`.
 
         Args:
             policy: Trained in place; its ``precision`` decides about mixed precision.
             config: A dataclass, written into checkpoints.
             max_new_tokens: Longest answer of `act`.
+            on_error: Whether samples that cannot be used are replaced, or are an error.
         """
         self.policy, self.config, self.max_new_tokens = policy, config, max_new_tokens
-        self.left_out = LeftOut()
+        self.left_out = LeftOut(on_error)
         self.update = 0
         self._checkpoint: Path | None = None  # what to go on from
         self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
@@ -51,18 +55,14 @@ class TrainerAgent(Agent):
 
     @property
     def trainer_holds_weights(self) -> bool:
-        """Whether checkpoints hold weights that only the trainer can read: sharded, or adapters."""
+        """Whether weights are sharded or adapters, which only the trainer can read."""
         return False
 
     @abstractmethod
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
-        """A trainer that is ready for ``updates`` updates.
+        """A trainer for ``updates`` updates that writes to the folder when told to.
 
         It wraps the model's ``forward``; `learn` undoes that at its end.
-
-        Args:
-            updates: Length of the schedule.
-            folder: Where the trainer may write; it writes when told to.
         """
 
     def common_arguments(self, folder: str | Path) -> dict[str, Any]:
@@ -110,13 +110,12 @@ class TrainerAgent(Agent):
             self.finish(trainer, Path(folder))
 
     def finish(self, trainer: Any, folder: Path) -> None:
-        """Do what is left when the last update was made; ``folder`` is removed afterwards."""
+        """Finish after the last update; the folder is removed afterwards."""
 
     def save(self, path: str | Path) -> None:
-        """Write a transformers folder with what `load` needs; possible in ``on_update``, too.
+        """Write a transformers folder with what `load` needs, whole or not at all.
 
-        It is written under a temporary name and then renamed; one that is there is replaced. In a
-        run of several processes all of them must call this.
+        ``on_update`` may call this, too. All processes must call it.
         """
         path, trainer = Path(path), self._trainer
         partial = path.with_name(path.name + ".partial")
@@ -148,19 +147,13 @@ class TrainerAgent(Agent):
         shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote.
-
-        Raises:
-            FileNotFoundError: The folder is not a whole checkpoint.
-        """
+        """Go on from what `save` wrote."""
         path = Path(path)
-        if not (path / "state.json").exists():
-            raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
+        facts = read_facts(path)
         if not self.trainer_holds_weights:
             weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
             self.policy.model.load_state_dict(weights.model.state_dict())
             copy_record(weights.model, self.policy.model)
-        facts = json.loads((path / "state.json").read_text())
         self.update = facts["update"]
         self.left_out.update(facts.get("left_out", {}))
         self._checkpoint = path if self.update else None
@@ -168,7 +161,7 @@ class TrainerAgent(Agent):
 
 
 class _Progress(TrainerCallback):
-    """Tells an agent, and whoever waits for it, about every update."""
+    """Tells an agent and its caller about every update."""
 
     def __init__(self, agent: TrainerAgent, on_update: UpdateCallback | None) -> None:
         self.agent = agent
@@ -177,7 +170,7 @@ class _Progress(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: object
     ) -> None:
-        """After every update, and once more at the end, without a loss."""
+        """Called after every update, and once more at the end, without a loss."""
         if "loss" not in logs:
             return
         agent = self.agent

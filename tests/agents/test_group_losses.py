@@ -40,9 +40,13 @@ def test_every_loss_trains_and_reports_the_same_metrics(loss):
 
 
 def test_clips_are_those_of_the_loss_unless_given():
-    assert make_agent(loss="dapo").clips == (0.2, 0.28)
-    assert make_agent(loss="dapo", clip_high=0.5).clips == (0.2, 0.5)
-    assert make_agent(clip_low=0.0).clips == (0.0, 0.015)
+    def clips(**settings):
+        config = GSPOConfig(**settings)
+        return LOSSES[config.loss].clips_of(config)
+
+    assert clips(loss="dapo") == (0.2, 0.28)
+    assert clips(loss="dapo", clip_high=0.5) == (0.2, 0.5)
+    assert clips(clip_low=0.0) == (0.0, 0.015)
 
 
 def test_gspo_token_has_the_loss_and_gradient_of_gspo():
@@ -125,7 +129,7 @@ def test_joined_prompts_are_scored_as_each_by_itself():
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_prepared_in_other_shapes_are_refused():
+def test_images_prepared_in_other_shapes_are_refused():
     policy = cloned_policy()
     first = small_inputs(policy)
     second = first | {"pixel_values": first["pixel_values"][..., :-1]}

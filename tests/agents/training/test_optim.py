@@ -7,7 +7,7 @@ import torch
 from agents_fixtures import same_parameters, small_policy
 from torch import nn
 
-from agents.critic import ActorCritic, Critic
+from agents.critic import Critic
 from agents.training import optim
 from agents.training.engine import Engine
 from agents.training.optim import (
@@ -35,8 +35,8 @@ class Network(nn.Module):
     def get_output_embeddings(self):
         return self.head
 
-    def forward(self, words, picture):
-        seen = self.table(words) + self.patches(picture).mean((-2, -1))
+    def forward(self, words, image):
+        seen = self.table(words) + self.patches(image).mean((-2, -1))
         return self.head(self.norm(self.hidden(seen)))
 
 
@@ -51,9 +51,9 @@ def network():
 
 def gradients(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    picture = torch.randn(5, 3, 4, 4, generator=generator)
+    image = torch.randn(5, 3, 4, 4, generator=generator)
     targets = torch.randint(5, (5,), generator=generator)
-    nn.functional.cross_entropy(model(torch.arange(5), picture), targets).backward()
+    nn.functional.cross_entropy(model(torch.arange(5), image), targets).backward()
 
 
 def test_only_hidden_matrices_go_to_muon():
@@ -94,7 +94,7 @@ def untied_policy():
 def test_no_head_is_a_hidden_matrix_of_a_policy_or_its_critic(make):
     policy = make()
     critic = Critic(policy, "separate", hidden_width=8, rate=1.0, seed=0)
-    actor_critic = ActorCritic(policy.model, critic)
+    actor_critic = nn.ModuleDict({"model": policy.model, "critic": critic})
     hidden, rest = split_parameters(actor_critic, muon=True)
     names = {id(each): name for name, each in actor_critic.named_parameters()}
     assert len(hidden) + len(rest) == len(names)

@@ -157,8 +157,8 @@ def test_rows_follow_from_the_seed_and_every_pass_has_its_own_order():
     rows = DemonstrationRows(SCENES, {"text->mask": 1.0, "text->point": 1.0}, wording="paper")
     passes = [[rows[start + i] for i in range(6)] for start in (0, 6)]
     for one in passes:
-        pictures = {row["images"][0].tobytes() for row in one}
-        assert pictures == {sample.image.tobytes() for sample in SCENES}
+        images = {row["images"][0].tobytes() for row in one}
+        assert images == {sample.image.tobytes() for sample in SCENES}
     texts = [[row["prompt"][0]["content"] for row in one] for one in passes]
     assert texts[0] != texts[1]
     again = DemonstrationRows(SCENES, {"text->mask": 1.0, "text->point": 1.0}, wording="paper")
@@ -186,7 +186,7 @@ def test_the_environments_question_is_one_of_the_papers():
 
 
 class Odd:
-    """A picture without a target, asked about in words that read as a special token."""
+    """A image without a target, asked about in words that read as a special token."""
 
     name, split = "odd", "test"
 
@@ -196,9 +196,9 @@ class Odd:
     def __getitem__(self, index):
         from seg_env.types import Sample, Target
 
-        picture = np.zeros((32, 32, 3), dtype=np.uint8)
+        image = np.zeros((32, 32, 3), dtype=np.uint8)
         target = Target.from_mask(np.zeros((32, 32), dtype=bool))
-        return Sample("odd-0", "<image> {0}", target, picture.copy)
+        return Sample("odd-0", "<image> {0}", target, image.copy)
 
 
 def test_special_tokens_in_an_expression_are_broken_up_and_no_target_is_an_empty_outline():

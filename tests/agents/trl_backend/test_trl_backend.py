@@ -141,7 +141,7 @@ def test_advantages_of_anything_but_whole_groups_are_refused():
             )
 
 
-def test_rows_follow_from_the_seed_and_a_picture_is_read_once_for_its_group_and_all_passes():
+def test_rows_follow_from_the_seed_and_an_image_is_read_once_for_its_group_and_all_passes():
     core, policy = questions(), small_policy()
     read = []
     ask = core.ask
@@ -239,7 +239,7 @@ def test_a_package_that_is_missing_is_named(package, options, monkeypatch):
 
 
 def test_three_updates_change_the_policy_and_leave_it_as_it_was_found(tmp_path):
-    """Its weights are random, so it would write the picture's placeholder if it could."""
+    """Its weights are random, so it would write the image's placeholder if it could."""
     policy = small_policy()
     agent = TRLGSPO(policy, questions(), CONFIG)
     before, seen = parameters_of(policy), {}
