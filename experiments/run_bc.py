@@ -149,7 +149,7 @@ def main(args: Args) -> dict[str, Any]:
     from experiments.common.cloning_data import demonstrate_images, workers_of
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
-    from experiments.evaluation.loop import evaluate_together
+    from experiments.evaluation.loop import evaluate_agent
 
     with launched(args.deepspeed) as (world, console):
         with opening():
@@ -186,7 +186,7 @@ def main(args: Args) -> dict[str, Any]:
             """How well the finished policy does each task that it was asked to learn."""
             tasks = () if args.task is None else TaskMixture.from_spec(args.task).tasks
             found = {
-                task: evaluate_together(
+                task: evaluate_agent(
                     agent, task_questions(args, task, policy.answer_frame), run.questions
                 ).fit_score()
                 for task in tasks

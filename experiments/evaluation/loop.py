@@ -36,7 +36,6 @@ from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
-from seg_env.envs.rules import open_questions as open_questions
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
     bootstrap_interval,
@@ -49,10 +48,7 @@ from seg_env.tasks import DEFAULT_TASK
 
 BATCH_SIZE = 64
 """Questions asked at a time, by default."""
-MOST_CUT_OFF = 0.01
-"""Share of answers to a file that may be cut off without a warning."""
 
-_OBSERVED = ("image", "prompt")
 _State = tuple[Outcome[Any], str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
@@ -66,15 +62,13 @@ class Evaluation:
     iou: NDArray[np.float64]
     """Mask IoU at the native size."""
     intersections: NDArray[np.int64]
-    """Pixels in prediction and target."""
+    """In pixels."""
     unions: NDArray[np.int64]
-    """Pixels in prediction or target."""
+    """In pixels."""
     valid: NDArray[np.bool_]
     """Whether the text was well-formed."""
     vertices: NDArray[np.int64]
-    """Vertices of the outline."""
     tokens: NDArray[np.int64]
-    """Tokens of the answer."""
     texts: list[list[str]]
     """The answers; of several turns, the outlines they led to."""
     fit: NDArray[np.float64]
@@ -115,7 +109,7 @@ class Evaluation:
         return {"questions": len(values), "score": score, "interval": [low, high]}
 
     def to_json(self) -> dict[str, Any]:
-        """Lists and strings only."""
+        """All of it as lists and strings."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -130,7 +124,7 @@ class Evaluation:
         return cls(**arrays, texts=stored["texts"])
 
 
-def answer(
+def sample_answers(
     policy: VLMPolicy,
     inputs: dict[str, Tensor],
     *,
@@ -142,7 +136,7 @@ def answer(
     """Let a policy answer one batch of prepared prompts; see `agents.policy.sampling.sample`.
 
     Returns:
-        The texts, those to one question next to each other, and how many tokens each one has.
+        The texts, those to one question next to each other, and how many tokens each has.
     """
     completions = sample(
         policy,
@@ -165,11 +159,9 @@ def question_noise(
     Returns:
         ``(n * answers, max_new_tokens)`` float32, uniform in [0, 1).
     """
-    shape = (answers, max_new_tokens)
     later = [turn] if turn else []
-    drawn = [
-        np.random.default_rng([seed, index, *later]).random(shape, np.float32) for index in indices
-    ]
+    generators = [np.random.default_rng([seed, index, *later]) for index in indices]
+    drawn = [each.random((answers, max_new_tokens), np.float32) for each in generators]
     return torch.from_numpy(np.concatenate(drawn))
 
 
@@ -187,19 +179,10 @@ def ask(
 ) -> Iterator[list[Evaluation]]:
     """Play whole episodes and measure where they stand after every turn.
 
-    With several ranks the batches are shared out, whole ones, and all ranks must call this: every
-    one of them gets the whole result.
-
-    Args:
-        policy: Who answers.
-        rules: Who asks and scores, and what an episode consists of.
-        batches: Which samples, those asked about together in one sequence.
-        temperature: 0 for greedy answers.
-        answers: Episodes per question, ``k``.
-        max_new_tokens: Longest answer.
-        seed: Seed of sampling.
-        left_out: Told of samples that cannot be asked about; by default they are an error.
-        world: The ranks; by default this process is alone.
+    The samples of a batch are asked about together, in ``answers`` episodes each; temperature 0 is
+    greedy. Ranks (by default there is one) share out whole batches. All of them must call this, and
+    each gets the whole result. ``left_out`` is told of samples that cannot be asked about; by
+    default they are an error.
 
     Yields:
         For each batch one evaluation per turn, as many as its longest episode has; none if no
@@ -245,8 +228,10 @@ def _play(
     while running:
         if turns:
             observations = [rules.observe(episodes[row]) for row in running]
-            inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
-        texts, lengths = answer(
+            inputs = policy.prepare(
+                *([one[key] for one in observations] for key in ("image", "prompt"))
+            )
+        texts, lengths = sample_answers(
             policy,
             inputs,
             temperature=temperature,
@@ -296,14 +281,14 @@ def evaluate_turns(
     on_batch: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> list[Evaluation]:
-    """Play whole episodes about some samples and measure where they stand after every turn.
+    """As `ask`, of all batches together.
 
-    ``on_batch`` is called with the number of questions after every batch, of whatever rank; the
-    other settings are those of `ask`.
+    ``on_batch`` is called with the number of questions after every batch, of whatever rank; further
+    settings are those of `ask`.
 
     Returns:
-        One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
-        None if no sample can be asked about.
+        One evaluation per turn, as many as the longest episode has, to which those that have ended
+        count as they are; none if no sample can be asked about.
     """
     numbers = [int(index) for index in indices]
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -314,17 +299,14 @@ def evaluate_turns(
         if on_batch is not None:
             on_batch(len(batch))
     longest = max(map(len, parts), default=0)
-    return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
+    return [_join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
 
 
-def join(parts: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of some questions and of further ones, as one of all."""
-    stacked = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in vars(parts[0])
-        if name != "texts"
-    }
-    return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
+def _join(parts: Sequence[Evaluation]) -> Evaluation:
+    texts = [row for part in parts for row in part.texts]
+    names = vars(parts[0]).keys() - {"texts"}
+    stacked = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Evaluation(**stacked, texts=texts)
 
 
 def evaluate(
@@ -344,14 +326,14 @@ def evaluate(
     return turns[-1]
 
 
-def evaluate_together(
+def evaluate_agent(
     agent: Agent, core: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
 ) -> Evaluation:
-    """Questions that are answered once, as `play_together`."""
-    return play_together(agent, AnswerRules(core), indices, **settings)[-1]
+    """`evaluate_agent_turns` for questions that are answered once."""
+    return evaluate_agent_turns(agent, AnswerRules(core), indices, **settings)[-1]
 
 
-def play_together(
+def evaluate_agent_turns(
     agent: Agent,
     rules: EpisodeRules[Any],
     indices: NDArray[np.integer[Any]],
@@ -392,19 +374,18 @@ def collect_answers(
 ) -> Path | None:
     """Ask the first questions of a data set and keep the answers in a file as they come.
 
-    Batches that the file holds whole are not asked again, and batches are what ranks share out, so
-    the answers are the same whether or not the run was interrupted, and on any number of ranks.
-
-    The folder keeps ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` the settings that
-    decide what is answered: answers to other ones are not added to, and to none without ``resume``.
-    Further settings are those of `ask`.
+    The answers are the same on any number of ranks and after an interruption: ranks share out whole
+    batches, and those that the file holds whole are not asked again. The folder keeps
+    ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` what decides the answers, ``asked``:
+    answers by other settings are not added to, and none without ``resume``. Further settings are
+    those of `ask`.
 
     Returns:
         The file; None on a rank that is not the main one.
 
     Raises:
-        FileExistsError: There are answers already and they may not be there.
-        ValueError: They are there by other settings.
+        RunExistsError: There are answers already and they may not be there.
+        WrongOptionError: They are there by other settings.
         UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
     world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
@@ -446,7 +427,7 @@ def collect_answers(
     if left_out:
         console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
     cut_off = sum(tokens >= max_new_tokens for tokens in lengths) / len(lengths)
-    if cut_off > MOST_CUT_OFF:
+    if cut_off > 0.01:
         console.print(
             f"[yellow]{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
             f"--max-new-tokens[/yellow]",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.logs import write_atomically, write_json
-from experiments.evaluation.scores import AnsweredQuestion, gain_rows, interval_text, score_rows
+from experiments.evaluation.scores import AnsweredQuestion, interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.render import draw_overlay
@@ -24,13 +24,8 @@ from seg_env.types import Form, Sample
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-HISTOGRAM = "![Distribution of the IoU](iou_histogram.png)"
-SHEETS = "![Worst answers](worst.png)\n\n![Best answers](best.png)"
-
 GRID = (4, 3)
 """Columns and rows of the sheets."""
-SHEET_CANDIDATES = 300
-"""How many extreme answers are looked through for different objects."""
 
 FAILURES = {
     Failure.GOOD: ("#2a9d8f", "IoU of at least 0.5, or absence recognised"),
@@ -61,7 +56,7 @@ TASK_HEADINGS = ["task", "score", "", "95 % interval", "also", "", "well-formed"
 
 def write_report(path: Path, scores: dict[str, Any], *, images: bool) -> None:
     """Write ``report.md``, with links to the images if there are any."""
-    outlines = form_of(scores["task"]) == "mask"
+    form = form_of(scores["task"])
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
         for kind, (_, meaning) in FAILURES.items()
@@ -71,26 +66,33 @@ def write_report(path: Path, scores: dict[str, Any], *, images: bool) -> None:
         f"# {scores['source']} on {scores['dataset']} ({scores['split']})",
         "\n".join(f"- {line}" for line in setting_lines(scores)),
         "## Scores\n\nIn per cent unless a unit is given.\n\n"
-        + markdown(["", "score", "95 % interval"], score_rows(scores)),
+        + markdown(["", "score", "95 % interval"], score_rows(scores, scores["intervals"], form)),
         _gains(scores) if scores.get("compared_with") else "",
         "## What became of the answers\n\n"
         + markdown(["", "answers", "%", ""], kinds, "lrrl")
         + (_issues(scores) if scores["issues"] else ""),
-        _breakdown(scores) if outlines else "",
+        _breakdown(scores) if form == "mask" else "",
         "## Images" if images else "",
-        HISTOGRAM if images and outlines else "",
-        SHEETS if images else "",
+        "![Distribution of the IoU](iou_histogram.png)" if images and form == "mask" else "",
+        "![Worst answers](worst.png)\n\n![Best answers](best.png)" if images else "",
     ]
     write_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
 
 
 def _gains(scores: dict[str, Any]) -> str:
-    rows = gain_rows(scores["gains"], form_of(scores["task"]))
-    table = markdown(["", "gain", "95 % interval"], rows)
+    table = markdown(["", "gain", "95 % interval"], _gain_rows(scores))
     return (
         f"## Gain over `{scores['compared_with']}`\n\nPaired over the same questions; an interval "
         f"without 0 is more than luck of the draw.\n\n{table}"
     )
+
+
+def _gain_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    gains, intervals = (
+        {name: each[part] for name, each in scores["gains"].items()}
+        for part in ("gain", "interval")
+    )
+    return score_rows(gains, intervals, form_of(scores["task"]), "+")
 
 
 def _issues(scores: dict[str, Any]) -> str:
@@ -155,15 +157,15 @@ def print_scores(console: Console, scores: dict[str, Any]) -> None:
     for line in setting_lines(scores):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     title = f"{scores['dataset']} ({scores['split']})"
-    console.print(_terminal_table(title, "score", score_rows(scores)))
+    rows = score_rows(scores, scores["intervals"], form_of(scores["task"]))
+    console.print(_terminal_table(title, "score", rows))
     console.print(
         ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in scores["failures"].items()),
         highlight=False,
     )
     if scores.get("compared_with"):
         title = f"gain over {scores['compared_with']}, paired"
-        rows = gain_rows(scores["gains"], form_of(scores["task"]))
-        console.print(_terminal_table(title, "gain", rows))
+        console.print(_terminal_table(title, "gain", _gain_rows(scores)))
 
 
 def _terminal_table(title: str, what: str, rows: Iterable[Sequence[str]]) -> Table:
@@ -188,7 +190,7 @@ def draw_images(
     fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
     columns = columns | {"iou": columns[fit]}
     for name, best in (("worst", False), ("best", True)):
-        candidates = extremes(columns, answers, best=best)[:SHEET_CANDIDATES]
+        candidates = extremes(columns, answers, best=best)[:300]  # enough to find different objects
         shown = ((row, core.dataset[items[row // answers].index]) for row in candidates)
         rows = pick_varied((row, sample) for row, sample in shown if _has_image(sample))
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
