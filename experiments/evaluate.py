@@ -252,7 +252,24 @@ def run_task(args: Args, console: Console, policy: VLMPolicy | None = None) -> d
     elif args.check_vision:
         return show_vision(args, core, policy, console)
     else:
-        path = _ask_policy(args, core, questions, console, policy, left_out)
+        from experiments.evaluation.loop import collect_answers
+
+        length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
+        path = collect_answers(
+            policy,
+            core,
+            args.output_dir,
+            asked=args.asked(),
+            resume=args.resume,
+            questions=questions,
+            answers=args.answers,
+            temperature=args.temperature,
+            max_new_tokens=longest_answer(length, policy, core, console),
+            batch_size=args.batch_size,
+            seed=args.seed,
+            console=console,
+            left_out=left_out,
+        )
     return {} if path is None else run_answers(args, core, questions, path, left_out, console)
 
 
@@ -265,35 +282,6 @@ def _open_policy(args: Args, console: Console) -> VLMPolicy:
             console=console,
             trust_remote_code=args.trust_remote_code,
         )
-
-
-def _ask_policy(
-    args: Args,
-    core: ReferringCore,
-    questions: int,
-    console: Console,
-    policy: VLMPolicy,
-    left_out: LeftOut,
-) -> Path | None:
-    """Let the policy answer the first questions into a file."""
-    from experiments.evaluation.loop import collect_answers
-
-    length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
-    return collect_answers(
-        policy,
-        core,
-        args.output_dir,
-        asked=args.asked(),
-        resume=args.resume,
-        questions=questions,
-        answers=args.answers,
-        temperature=args.temperature,
-        max_new_tokens=longest_answer(length, policy, core, console),
-        batch_size=args.batch_size,
-        seed=args.seed,
-        console=console,
-        left_out=left_out,
-    )
 
 
 def show_vision(

@@ -131,7 +131,7 @@ def sample_answers(
     temperature: float,
     answers: int,
     max_new_tokens: int,
-    noise: Tensor | None,
+    noise: Tensor,
 ) -> tuple[list[str], list[int]]:
     """Let a policy answer one batch of prepared prompts; see `agents.policy.sampling.sample`.
 
@@ -144,7 +144,7 @@ def sample_answers(
         group_size=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        noise=None if noise is None else noise.to(policy.device),
+        noise=noise.to(policy.device),
     )
     return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
 
@@ -174,15 +174,14 @@ def ask(
     answers: int = 1,
     max_new_tokens: int = 128,
     seed: int = 0,
-    left_out: LeftOut | None = None,
+    left_out: LeftOut,
     world: World | None = None,
 ) -> Iterator[list[Evaluation]]:
     """Play whole episodes and measure where they stand after every turn.
 
     The samples of a batch are asked about together, in ``answers`` episodes each; temperature 0 is
     greedy. Ranks (by default there is one) share out whole batches. All of them must call this, and
-    each gets the whole result. ``left_out`` is told of samples that cannot be asked about; by
-    default they are an error.
+    each gets the whole result. ``left_out`` is told of samples that cannot be asked about.
 
     Yields:
         For each batch one evaluation per turn, as many as its longest episode has; none if no
@@ -192,7 +191,6 @@ def ask(
         UnusableSampleError: A sample cannot be asked about and is not to be left out.
     """
     policy.model.eval()
-    left_out = LeftOut("error") if left_out is None else left_out
     world = World() if world is None else world
     for start in range(0, len(batches), world.size):
         turns: list[Evaluation] = []
@@ -227,10 +225,8 @@ def _play(
     running = list(range(len(episodes)))
     while running:
         if turns:
-            observations = [rules.observe(episodes[row]) for row in running]
-            inputs = policy.prepare(
-                *([one[key] for one in observations] for key in ("image", "prompt"))
-            )
+            seen = [rules.observe(episodes[row]) for row in running]
+            inputs = policy.prepare([one["image"] for one in seen], [one["prompt"] for one in seen])
         texts, lengths = sample_answers(
             policy,
             inputs,
@@ -279,26 +275,34 @@ def evaluate_turns(
     *,
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], None] | None = None,
+    left_out: LeftOut | None = None,
     **settings: Any,
 ) -> list[Evaluation]:
-    """As `ask`, of all batches together.
+    """Ask about all samples and measure where their episodes stand after every turn.
 
-    ``on_batch`` is called with the number of questions after every batch, of whatever rank; further
-    settings are those of `ask`.
+    ``on_batch`` is called with the number of questions after every batch, of whatever rank.
+    ``left_out`` is told of samples that cannot be asked about; by default they are an error.
+    Further settings are those of `ask`.
 
     Returns:
-        One evaluation per turn, as many as the longest episode has, to which those that have ended
-        count as they are; none if no sample can be asked about.
+        One evaluation per turn, as many as the longest episode has; others stay as they ended.
+
+    Raises:
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
     """
+    left_out = LeftOut("error") if left_out is None else left_out
     numbers = [int(index) for index in indices]
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    played = ask(policy, rules, batches, left_out=left_out, **settings)
     parts = []
-    for batch, turns in zip(batches, ask(policy, rules, batches, **settings), strict=True):
+    for batch, turns in zip(batches, played, strict=True):
         if turns:
             parts.append(turns)
         if on_batch is not None:
             on_batch(len(batch))
-    longest = max(map(len, parts), default=0)
+    if not parts:
+        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
+    longest = max(map(len, parts))
     return [_join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
 
 
@@ -315,15 +319,8 @@ def evaluate(
     indices: Sequence[int] | NDArray[np.integer[Any]],
     **settings: Any,
 ) -> Evaluation:
-    """Ask questions that are answered once and measure the answers; as `evaluate_turns`.
-
-    Raises:
-        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
-    """
-    turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
-    if not turns:
-        raise UnusableSampleError(f"none of the {len(indices)} samples can be asked about")
-    return turns[-1]
+    """`evaluate_turns` for questions that are answered once."""
+    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
 
 
 def evaluate_agent(
@@ -334,27 +331,14 @@ def evaluate_agent(
 
 
 def evaluate_agent_turns(
-    agent: Agent,
-    rules: EpisodeRules[Any],
-    indices: NDArray[np.integer[Any]],
-    *,
-    left_out: LeftOut | None = None,
-    **settings: Any,
+    agent: Agent, rules: EpisodeRules[Any], indices: NDArray[np.integer[Any]], **settings: Any
 ) -> list[Evaluation]:
-    """`evaluate_turns` for an agent that trains; its ranks share the questions out.
-
-    Raises:
-        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
-    """
-    left_out = LeftOut("error") if left_out is None else left_out
+    """`evaluate_turns` for an agent that trains; its ranks share the questions out."""
     # Few questions are no reason for ranks to be idle.
     batch_size = max(1, min(BATCH_SIZE, math.ceil(len(indices) / agent.world.size)))
-    settings |= {"batch_size": batch_size, "left_out": left_out, "world": agent.world}
+    settings |= {"batch_size": batch_size, "world": agent.world}
     with agent.whole_weights():
-        turns = evaluate_turns(agent.policy, rules, indices, **settings)
-    if not turns:
-        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
-    return turns
+        return evaluate_turns(agent.policy, rules, indices, **settings)
 
 
 def collect_answers(

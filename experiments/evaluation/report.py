@@ -62,15 +62,18 @@ def write_report(path: Path, scores: dict[str, Any], *, images: bool) -> None:
         for kind, (_, meaning) in FAILURES.items()
         if (count := scores["failures"].get(kind))
     ]
+    issues = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
     sections = [
         f"# {scores['source']} on {scores['dataset']} ({scores['split']})",
         "\n".join(f"- {line}" for line in setting_lines(scores)),
         "## Scores\n\nIn per cent unless a unit is given.\n\n"
         + markdown(["", "score", "95 % interval"], score_rows(scores, scores["intervals"], form)),
         _gains(scores) if scores.get("compared_with") else "",
-        "## What became of the answers\n\n"
-        + markdown(["", "answers", "%", ""], kinds, "lrrl")
-        + (_issues(scores) if scores["issues"] else ""),
+        "## What became of the answers\n\n" + markdown(["", "answers", "%", ""], kinds, "lrrl"),
+        "Answers whose text was not well-formed, also where it could be read:\n\n"
+        + markdown(["fault of the text", "answers"], issues)
+        if issues
+        else "",
         _breakdown(scores) if form == "mask" else "",
         "## Images" if images else "",
         "![Distribution of the IoU](iou_histogram.png)" if images and form == "mask" else "",
@@ -95,12 +98,6 @@ def _gain_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     return score_rows(gains, intervals, form_of(scores["task"]), "+")
 
 
-def _issues(scores: dict[str, Any]) -> str:
-    rows = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
-    table = markdown(["fault of the text", "answers"], rows)
-    return f"\n\nAnswers whose text was not well-formed, also where it could be read:\n\n{table}"
-
-
 def _breakdown(scores: dict[str, Any]) -> str:
     names = {
         "size": "size of the object (small: below 32², medium: below 96² pixels)",
@@ -108,15 +105,10 @@ def _breakdown(scores: dict[str, Any]) -> str:
     }
     parts = ["## gIoU by group"]
     for name, groups in scores["breakdown"].items():
-        rows = [
-            (
-                label,
-                group["questions"],
-                f"{100 * group['giou']:.1f}",
-                interval_text(group["interval"], 100),
-            )
-            for label, group in groups.items()
-        ]
+        rows = []
+        for label, group in groups.items():
+            interval = interval_text(group["interval"], 100)
+            rows.append((label, group["questions"], f"{100 * group['giou']:.1f}", interval))
         parts.append(markdown([names[name], "questions", "gIoU", "95 % interval"], rows))
     return "\n\n".join(parts)
 
@@ -307,10 +299,7 @@ def write_task_table(
 ) -> dict[str, Any]:
     """Write ``scores.json``, ``tasks.md`` and ``tasks.png``, and print the table.
 
-    Args:
-        folder: Where to.
-        found: Scores of each task, as ``scores.json`` of a single task holds them.
-        console: Where to print.
+    ``found`` has the scores of each task, as ``scores.json`` of a single task holds them.
 
     Returns:
         What ``scores.json`` holds: what was measured, and the scores by task.

@@ -81,14 +81,10 @@ class AnsweredQuestion:
     """One or more."""
 
 
-class OtherObjects(Sequence[Rle]):
-    """Masks of the other annotated objects of a sample's image, read only when looked at.
-
-    They are needed for failed answers alone, to tell a wrong object from a wrong outline.
-    """
+class _OtherObjects(Sequence[Rle]):
+    """Masks of the other objects of an image, read when looked at: only failed answers need it."""
 
     def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
-        """Remember how to read them."""
         self._load = load
 
     @cached_property
@@ -96,11 +92,9 @@ class OtherObjects(Sequence[Rle]):
         return [target.rle for target in self._load()]
 
     def __len__(self) -> int:
-        """Number of objects."""
         return len(self._masks)
 
     def __getitem__(self, index: Any) -> Any:
-        """The mask of one object."""
         return self._masks[index]
 
 
@@ -139,7 +133,7 @@ def measure_answers(
             others = None
             if hasattr(dataset, "others"):
                 others = [
-                    OtherObjects(partial(dataset.others, item.index))
+                    _OtherObjects(partial(dataset.others, item.index))
                     for item in chunk
                     for _ in item.answers
                 ]
@@ -176,9 +170,8 @@ def save_samples(folder: Path, columns: Columns) -> Path:
         return path
     path = folder / "per_sample.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(ordered)
-        writer.writerows(zip(*(column.tolist() for column in ordered.values()), strict=True))
+        rows = zip(*(column.tolist() for column in ordered.values()), strict=True)
+        csv.writer(file).writerows([ordered, *rows])
     return path
 
 
@@ -274,7 +267,10 @@ def gains(
     Raises:
         WrongOptionError: The two are not about the same questions.
     """
-    before, after = (_by_question(columns) for columns in (before, after))
+    before, after = (
+        {name: column[np.lexsort((side["answer"], side["id"]))] for name, column in side.items()}
+        for side in (before, after)
+    )
     same = all(np.array_equal(before[key], after[key]) for key in ("id", "answer", "target_area"))
     if not same:
         only = {*before["id"].tolist()} ^ {*after["id"].tolist()}
@@ -294,11 +290,6 @@ def gains(
         for name, gain in intervals.items()
         if not math.isnan(gain.estimate)
     }
-
-
-def _by_question(columns: Columns) -> Columns:
-    order = np.lexsort((columns["answer"], columns["id"]))
-    return {name: column[order] for name, column in columns.items()}
 
 
 def score_rows(
