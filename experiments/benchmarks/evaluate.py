@@ -8,7 +8,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
+from scipy import ndimage
 
 from experiments.common.logs import write_json
 from seg_env.geometry.raster import rasterize_rle
@@ -42,7 +44,7 @@ def benchmark_evaluate(
 
     Answers go through in batches of 256; the seconds are CPU time of one thread and include
     preparing each target from its run lengths. Memory is the growth of the largest resident set
-    from after the first tenth to the end. Where pycocotools and scipy are installed
+    from after the first tenth to the end. Where pycocotools is installed
     (pip install 'simpleseg-rl[test]'), a few answers are also scored in the straightforward way:
     pycocotools rasterises and compares, scipy.ndimage erodes whole masks by 3 x 3 pixels d times.
     "All columns" is `seg_env.metrics.measure`: also boundary F, HD95, PoLiS, boxes and the rest.
@@ -161,17 +163,15 @@ def peak_mib() -> float:
 
 def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
     """Speed beside pycocotools and scipy, and by how much the scores differ."""
-    try:
-        import pycocotools.mask as coco
-        from scipy import ndimage
-    except ImportError:
+    if find_spec("pycocotools") is None:
         return {}
+    coco = import_module("pycocotools.mask")
     seconds, difference = 0.0, 0.0
     for predictions, targets in source.batches(count):
         ours = np.stack(score(predictions, targets))
         start = time.thread_time()
         pairs = zip(predictions, targets, strict=True)
-        theirs = [straightforward(coco, ndimage, *pair) for pair in pairs]
+        theirs = [straightforward(coco, *pair) for pair in pairs]
         seconds += time.thread_time() - start
         difference = max(difference, float(np.abs(ours - np.transpose(theirs)).max()))
     return {
@@ -181,9 +181,7 @@ def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float)
     }
 
 
-def straightforward(
-    coco: Any, ndimage: Any, prediction: Prediction, target: Target
-) -> tuple[float, float]:
+def straightforward(coco: Any, prediction: Prediction, target: Target) -> tuple[float, float]:
     """Mask IoU by pycocotools and boundary IoU by its definition, on whole masks."""
     height, width = target.size
     flat = [(ring * (width, height)).ravel().tolist() for ring in prediction.rings]

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.common.logs import write_atomically, write_json
 from experiments.evaluation.scores import AnsweredQuestion, interval_text, score_rows
@@ -161,9 +161,8 @@ def print_scores(console: Console, scores: dict[str, Any]) -> None:
 
 
 def _terminal_table(title: str, what: str, rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for heading in ("", what, "95 % interval"):
-        table.add_column(heading, justify="right" if heading else "left")
+    figures = (Column(heading, justify="right") for heading in (what, "95 % interval"))
+    table = Table("", *figures, title=title)
     for row in rows:
         table.add_row(*row)
     return table
@@ -265,22 +264,18 @@ def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     kinds = [kind for kind in FAILURES if (columns["failure"] == kind.value).any()]
     values = [columns["iou"][columns["failure"] == kind.value] for kind in kinds]
+    named = zip(kinds, values, strict=True)
     axis.hist(
         values,
         bins=[place / 20 for place in range(21)],
         stacked=True,
         color=[FAILURES[kind][0] for kind in kinds],
-        label=[
-            f"{kind.value.replace('_', ' ')} ({len(some)})"
-            for kind, some in zip(kinds, values, strict=True)
-        ],
+        label=[f"{kind.value.replace('_', ' ')} ({len(some)})" for kind, some in named],
     )
     axis.axvline(scores["giou"], color="black", linewidth=1.2, label=f"gIoU {scores['giou']:.3f}")
-    best = scores.get("representation_ceiling")
-    if best is not None:
-        axis.axvline(
-            best, color="black", linewidth=1.2, linestyle=":", label=f"truth at ε .005: {best:.3f}"
-        )
+    if (best := scores.get("representation_ceiling")) is not None:
+        label = f"truth at ε .005: {best:.3f}"
+        axis.axvline(best, color="black", linewidth=1.2, linestyle=":", label=label)
     axis.set(xlabel="mask IoU", ylabel="answers", xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
@@ -317,9 +312,8 @@ def write_task_table(
     write_json(folder / "scores.json", scores)
     write_atomically(folder / "tasks.md", text)
     draw_tasks(found, title, folder / "tasks.png")
-    table = Table(*TASK_HEADINGS, title=title)
-    table.columns[0].no_wrap = True
-    table.columns[0].min_width = max(map(len, found))
+    tasks = Column("task", no_wrap=True, min_width=max(map(len, found)))
+    table = Table(tasks, *TASK_HEADINGS[1:], title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)
