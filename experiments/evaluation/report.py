@@ -200,18 +200,19 @@ def _has_image(sample: Sample) -> bool:
 
 def extremes(columns: Columns, answers: int, *, best: bool) -> list[int]:
     """Rows of the best or worst answers by IoU, most extreme first: one a question."""
-    scores = columns["iou"].reshape(-1, answers)
-    column = (scores.argmax if best else scores.argmin)(axis=1)
-    chosen = np.take_along_axis(scores, column[:, None], axis=1)[:, 0]
-    order = np.argsort(-chosen if best else chosen, kind="stable")
-    return [int(question * answers + column[question]) for question in order]
+    values = -columns["iou"] if best else columns["iou"]
+    chosen = values.reshape(-1, answers).argmin(axis=1)
+    rows = np.arange(len(chosen)) * answers + chosen
+    found: list[int] = rows[np.argsort(values[rows], kind="stable")].tolist()
+    return found
 
 
-def pick_varied(samples: Iterable[tuple[int, Sample]], count: int = GRID[0] * GRID[1]) -> list[int]:
+def pick_varied(samples: Iterable[tuple[int, Sample]]) -> list[int]:
     """Rows of the first samples that show different objects; others only fill what is left.
 
     Several sentences about one object tend to be answered alike, and would fill the sheet.
     """
+    count = GRID[0] * GRID[1]
     seen: set[tuple[Any, ...]] = set()
     first: list[int] = []
     rest: list[int] = []

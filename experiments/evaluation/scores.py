@@ -243,9 +243,11 @@ def _intervals_over_questions(
     columns: Columns, answers: int, found: dict[str, Any], seed: int
 ) -> dict[str, list[float]]:
     """Intervals of scores that are quotients of sums, whole questions drawn at a time."""
-    wanted = {"giou", "ciou", "box_giou", "rec_accuracy", "pointing_accuracy", "well_formed"}
-    wanted |= {"boundary_iou", "boundary_f", *(f"precision@{at}" for at in PRECISION_THRESHOLDS)}
-    quotients = {key: pair for key, pair in _ratios(columns).items() if key in wanted}
+    wanted = ["giou", "ciou", *(f"precision@{at}" for at in PRECISION_THRESHOLDS)]
+    wanted += ["box_giou", "rec_accuracy", "pointing_accuracy", "well_formed"]
+    wanted += ["boundary_iou", "boundary_f"]
+    ratios = _ratios(columns)
+    quotients = {key: ratios[key] for key in wanted if key in ratios}
     above, below = (
         np.stack(side, axis=1).reshape(-1, answers, len(quotients)).sum(axis=1)
         for side in zip(*quotients.values(), strict=True)
@@ -267,10 +269,7 @@ def gains(
     Raises:
         WrongOptionError: The two are not about the same questions.
     """
-    before, after = (
-        {name: column[np.lexsort((side["answer"], side["id"]))] for name, column in side.items()}
-        for side in (before, after)
-    )
+    before, after = _by_question(before), _by_question(after)
     same = all(np.array_equal(before[key], after[key]) for key in ("id", "answer", "target_area"))
     if not same:
         only = {*before["id"].tolist()} ^ {*after["id"].tolist()}
@@ -290,6 +289,11 @@ def gains(
         for name, gain in intervals.items()
         if not math.isnan(gain.estimate)
     }
+
+
+def _by_question(columns: Columns) -> Columns:
+    order = np.lexsort((columns["answer"], columns["id"]))
+    return {name: column[order] for name, column in columns.items()}
 
 
 def score_rows(
