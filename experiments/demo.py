@@ -15,17 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from experiments.common.command import brief_errors
-from experiments.common.policies import AnswerLength
+from experiments.common.command import opening, run_command
+from experiments.common.policies import (
+    AnswerLength,
+    PrecisionChoice,
+    answer_length,
+    open_policy,
+)
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
@@ -39,14 +43,14 @@ from seg_env.types import Sample
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
 
-PAGE = Path(__file__).with_name("demo.html")
 MOST_BYTES = 16 * 2**20
 """Longest request that is read; the page itself sends images of at most 1024 pixels a side."""
-LONGEST_ANSWER = 1024
-"""Tokens of the longest answer about images of which no outlines are known."""
 LONGEST_EXPRESSION = 300
 """Characters of an expression; one that is longer is refused."""
-ONLY_INLINE = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+FIRST = {
+    "Who answers": ("policy", "frame", "max-new-tokens"),
+    "The page": ("host", "port", "rewards", "output-dir"),
+}
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Args:
     type."""
     max_new_tokens: AnswerLength = "auto"
     """Longest answer in tokens; auto: 128 for the shipped policies, 1024 for others."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: PrecisionChoice = "float32"
     """float32, bfloat16 under autocast, or auto."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
@@ -92,7 +96,7 @@ class Demo:
         import torch
 
         self.policy = policy
-        self.policy.model.eval()
+        policy.model.eval()
         self.scorer = Scorer(" ".join(rewards), policy.answer_frame)
         self.max_new_tokens = max_new_tokens
         self.output_dir = output_dir
@@ -144,13 +148,12 @@ class Demo:
         return {**found, "overlay": data_uri(overlay)}
 
     def _ask(self, image: NDArray[np.uint8], expression: str, temperature: float) -> str:
-        """The policy's answer."""
         import torch
 
-        from experiments.evaluation.loop import answer
+        from experiments.evaluation.loop import sample_answers
 
         prompt = PROMPTS["text->mask"].format(expression=expression)
-        (text,), _ = answer(
+        (text,), _ = sample_answers(
             self.policy,
             self.policy.prepare([image], [prompt]),
             temperature=temperature,
@@ -196,7 +199,8 @@ class Handler(BaseHTTPRequestHandler):
         if address.path == "/scene":
             self._reply(lambda: self.demo.scene(dict(parse_qsl(address.query))))
         else:
-            self._send(200, "text/html; charset=utf-8", PAGE.read_bytes())
+            page = Path(__file__).with_name("demo.html").read_bytes()
+            self._send(200, "text/html; charset=utf-8", page)
 
     def do_POST(self) -> None:
         """An answer. JSON is asked for by name since pages of other sites cannot send it here."""
@@ -221,7 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", ONLY_INLINE)
+        only_inline = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+        self.send_header("Content-Security-Policy", only_inline)
         self.end_headers()
         self.wfile.write(body)
 
@@ -236,20 +241,20 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
 
 def main(args: Args) -> None:
     """Serve until interrupted."""
-    from experiments.common.policies import answer_length, open_policy  # seconds, for PyTorch
-
     console = Console()
-    policy = open_policy(
-        args.policy,
-        args.precision,
-        frame=args.frame,
-        console=console,
-        trust_remote_code=args.trust_remote_code,
-    )
-    length = answer_length(args.max_new_tokens, args.policy)
-    longest = LONGEST_ANSWER if length == "auto" else length
-    demo = Demo(policy, args.rewards, longest, args.seed, args.output_dir)
-    server = make_server(demo, args.host, args.port)
+    with opening():
+        policy = open_policy(
+            args.policy,
+            args.precision,
+            frame=args.frame,
+            console=console,
+            trust_remote_code=args.trust_remote_code,
+        )
+        length = answer_length(args.max_new_tokens, args.policy)
+        # Of the images that will come no outlines are known whose length could be measured.
+        longest = 1024 if length == "auto" else length
+        demo = Demo(policy, args.rewards, longest, args.seed, args.output_dir)
+        server = make_server(demo, args.host, args.port)
     host, port = server.server_address[:2]
     console.print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")
     try:
@@ -258,6 +263,10 @@ def main(args: Args) -> None:
         server.server_close()
 
 
+def command_line(words: Sequence[str] | None = None) -> None:
+    """Run what the command line, or ``words``, ask for."""
+    run_command(Args, main, __doc__, FIRST, words)
+
+
 if __name__ == "__main__":
-    with brief_errors():
-        main(tyro.cli(Args, description=__doc__))
+    command_line()

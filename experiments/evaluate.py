@@ -18,24 +18,31 @@ A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.command import brief_errors
+from experiments.common.command import opening, run_command
 from experiments.common.logs import write_json
-from experiments.common.policies import AnswerLength, longest_answer
+from experiments.common.policies import (
+    EMBEDDED,
+    AnswerLength,
+    PrecisionChoice,
+    answer_length,
+    compare_on_questions,
+    longest_answer,
+    open_policy,
+)
 from experiments.evaluation.answers import Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
+from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, loading, name_of
 from seg_env.envs.rules import open_questions
+from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, ResizeSettings, find_answer_frame
 from seg_env.tasks import TASKS, Task
 from seg_env.tasks.queries import QueryStyle
@@ -48,62 +55,50 @@ if TYPE_CHECKING:
 
 EVERY_TASK = "all"
 """What ``--task`` is given to score each of them."""
-SCENES_QUESTIONS = 512
-"""Questions by default where the data set is endless."""
-GUESSED = 256
-"""Answers that are read in every frame, the first ones."""
+FIRST = {
+    "What is asked": ("env", "dataset", "data-root", "split", "task", "questions"),
+    "Who answers": ("policy", "predictions", "frame"),
+    "The evaluation": ("seed", "output-dir", "resume"),
+}
 
 
 @dataclass
-class MainOptions:
-    """What is asked, and who answers."""
+class Args:
+    """Score the answers of a policy, or of any system."""
 
     env: str = "SimpleSeg-Scenes-v0"
     """Environment id: what is asked."""
     dataset: str | None = None
     """Another data set than that of the environment, by the name that `open_dataset` knows."""
     data_root: str | None = None
-    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    """Folder of RefCOCO data, by default that of the variable SIMPLESEG_DATA."""
     split: str = "val"
     """Split to ask about."""
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     task: str | None = None
     """What is given and asked for: text->mask (default), another of seg_env.tasks.TASKS, or ``all``
     for a table of every task."""
     questions: int | None = None
-    """The first so many samples; by default 512 scenes, and all of any other data set."""
-    policy: str | None = None
-    """Who answers: ``embedded`` (default), taught by expression only; ``embedded-tasks``, which
-    reads points, boxes and outlines too; a transformers folder; or a hub id."""
-    predictions: Path | None = None
-    """File of answers to score in place of a policy's."""
-    frame: str = AUTO
-    """What the numbers in answers are: auto (what the policy's folder records, else what its family
-    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
-    such as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
-    output_dir: Path = Path("runs/evaluate")
-    """Folder for what is written."""
-
-
-@dataclass
-class QuestionOptions:
-    """What else there is to say about the questions."""
-
-    split_by: str | None = None
-    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    """The first so many samples, by default 512 scenes, and all of any other data set."""
     difficulty: str | None = None
     """Of scenes: easy (default), medium, hard."""
     negatives: float | None = None
     """Of scenes: share of questions about an object that is not there."""
     image_size: int | None = None
     """Side that images are letterboxed to; by default they keep their sizes."""
-    on_error: Literal["skip", "error"] = "skip"
+    on_error: OnError = "skip"
     """Images that are broken or that the processor refuses: left out and counted, or an error."""
+    queries: QueryStyle = field(default_factory=QueryStyle)
+    """How the places that questions give are drawn and written."""
 
-
-@dataclass
-class AnsweringOptions:
-    """How a policy answers."""
-
+    policy: str | None = None
+    """Who answers: ``embedded`` (default, taught by expression only), ``embedded-tasks`` (reads
+    points, boxes and outlines too), a transformers folder, or a hub id."""
+    frame: str = AUTO
+    """What the numbers in answers are: auto (what the policy's folder records, else what its family
+    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
+    such as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
     temperature: float = 0.0
     """0 for greedy answers."""
     answers: int = 1
@@ -113,7 +108,7 @@ class AnsweringOptions:
     outlines of the ground truth in their own tokens."""
     batch_size: int = 64
     """Questions at a time."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: PrecisionChoice = "auto"
     """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
     seed: int = 0
     """Seed of sampling and of the bootstrap."""
@@ -125,11 +120,8 @@ class AnsweringOptions:
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
 
-
-@dataclass
-class PredictionsOptions:
-    """How a file of answers is read."""
-
+    predictions: Path | None = None
+    """File of answers to score in place of a policy's."""
     min_pixels: int = ResizeSettings.min_pixels
     """For --predictions with --frame qwen2.5-vl: as the processor was set."""
     max_pixels: int = ResizeSettings.max_pixels
@@ -138,11 +130,6 @@ class PredictionsOptions:
     """Questions without an answer in --predictions: an error, empty answers, or skipped."""
     ignore_unknown: bool = False
     """Pass over answers in --predictions to other questions than those asked."""
-
-
-@dataclass
-class ScoringOptions:
-    """What is measured."""
 
     empty_union: float = 1.0
     """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
@@ -158,14 +145,8 @@ class ScoringOptions:
     """For --ceiling: tolerances of the outline's simplification, as shares of its perimeter."""
     decimals: tuple[int, ...] = (3,)
     """For --ceiling: digits after the point."""
-
-
-@dataclass
-class Args(MainOptions, QuestionOptions, AnsweringOptions, PredictionsOptions, ScoringOptions):
-    """Score the answers of a policy, or of any system."""
-
-    queries: QueryStyle = field(default_factory=QueryStyle)
-    """How the places that questions give are drawn and written."""
+    output_dir: Path = Path("runs/evaluate")
+    """Folder for what is written."""
 
     @property
     def asks_policy(self) -> bool:
@@ -185,19 +166,15 @@ class Args(MainOptions, QuestionOptions, AnsweringOptions, PredictionsOptions, S
         return {name: value for name, value in given.items() if value is not None}
 
     def count(self, core: ReferringCore) -> int:
-        """How many questions are asked.
-
-        Raises:
-            ValueError: There are not that many.
-        """
+        """How many questions are asked."""
         available = len(core.dataset)
         if self.questions is not None and not 1 <= self.questions <= available:
-            raise ValueError(
+            raise WrongOptionError(
                 f"--questions {self.questions}: {core.dataset.name} ({core.dataset.split}) has "
                 f"{available}; use 1 to {available}"
             )
         endless = core.dataset.name.startswith("scenes")
-        return self.questions or (min(SCENES_QUESTIONS, available) if endless else available)
+        return self.questions or (min(512, available) if endless else available)
 
     def asked(self) -> dict[str, Any]:
         """The settings that decide what a policy answers; JSON-able."""
@@ -205,33 +182,6 @@ class Args(MainOptions, QuestionOptions, AnsweringOptions, PredictionsOptions, S
         named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
         named["frame"] = self.policy_frame
         return {**self.environment(), **named}
-
-
-@dataclass
-class GroupedOptions:
-    """The options as the command line has them."""
-
-    main: tyro.conf.OmitArgPrefixes[MainOptions] = field(default_factory=MainOptions)
-    question: tyro.conf.OmitArgPrefixes[QuestionOptions] = field(default_factory=QuestionOptions)
-    queries: QueryStyle = field(default_factory=QueryStyle)
-    answering: tyro.conf.OmitArgPrefixes[AnsweringOptions] = field(default_factory=AnsweringOptions)
-    predictions: tyro.conf.OmitArgPrefixes[PredictionsOptions] = field(
-        default_factory=PredictionsOptions
-    )
-    scoring: tyro.conf.OmitArgPrefixes[ScoringOptions] = field(default_factory=ScoringOptions)
-
-
-def parse(words: Sequence[str]) -> Args:
-    """Read the command line; ``--help`` shows the main options, ``--help-all`` every one."""
-    if not {"-h", "--help"}.isdisjoint(words):
-        description = f"{__doc__}\n--help-all shows all options."
-        tyro.cli(MainOptions, args=["--help"], description=description)
-    shown = ["--help" if word == "--help-all" else word for word in words]
-    groups = vars(tyro.cli(GroupedOptions, args=shown, description=__doc__))
-    options = {"queries": groups.pop("queries")}
-    for group in groups.values():
-        options |= vars(group)
-    return Args(**options)
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -242,9 +192,11 @@ def main(args: Args) -> dict[str, Any]:
         on other ranks than the main one.
     """
     if args.policy is not None and args.predictions is not None:
-        raise ValueError("--policy and --predictions are both given; answers come from one of them")
+        raise WrongOptionError(
+            "--policy and --predictions are both given; answers come from one of them"
+        )
     if args.task == EVERY_TASK and not (args.asks_policy and args.compare is None):
-        raise ValueError(
+        raise WrongOptionError(
             f"--task {EVERY_TASK} asks a policy; --predictions, --compare and --ceiling are about "
             f"one task: name it"
         )
@@ -275,72 +227,61 @@ def run_task(args: Args, console: Console, policy: VLMPolicy | None = None) -> d
     """Evaluate one task; ``policy`` is the one that the arguments name, if it is open already."""
     if args.asks_policy:
         policy = policy or _open_policy(args, console)
-        frame = policy.answer_frame
-    else:
-        name = args.policy_frame
-        name = "unit" if args.ceiling and name == AUTO else name
-        settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-        frame = find_answer_frame(name, resize=settings)
-    core = open_questions(args.env, **args.environment(), frame=frame)
-    if len(core.tasks.tasks) > 1:
-        raise ValueError(f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone")
-    questions = args.count(core)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    with opening():
+        if policy is not None:
+            frame = policy.answer_frame
+        else:
+            name = "unit" if args.ceiling and args.policy_frame == AUTO else args.policy_frame
+            settings = ResizeSettings(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+            frame = find_answer_frame(name, resize=settings)
+        core = open_questions(args.env, **args.environment(), frame=frame)
+        if len(core.tasks.tasks) > 1:
+            raise WrongOptionError(
+                f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone"
+            )
+        questions = args.count(core)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        if args.ceiling:
+            core.require_outlines("--ceiling")
     if args.ceiling:
-        core.require_outlines("--ceiling")
         return run_ceiling(args, core, questions, console)
     left_out = LeftOut(args.on_error)
     path = args.predictions
-    if path is not None:
+    if policy is None:
         _leave_out_unreadable(core, questions, left_out)
-    elif policy is not None:
-        if args.check_vision:
-            return show_vision(args, core, policy, console)
-        path = ask_policy(args, core, questions, console, policy, left_out)
+    elif args.check_vision:
+        return show_vision(args, core, policy, console)
+    else:
+        from experiments.evaluation.loop import collect_answers
+
+        length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
+        path = collect_answers(
+            policy,
+            core,
+            args.output_dir,
+            asked=args.asked(),
+            resume=args.resume,
+            questions=questions,
+            answers=args.answers,
+            temperature=args.temperature,
+            max_new_tokens=longest_answer(length, policy, core, console),
+            batch_size=args.batch_size,
+            seed=args.seed,
+            console=console,
+            left_out=left_out,
+        )
     return {} if path is None else run_answers(args, core, questions, path, left_out, console)
 
 
 def _open_policy(args: Args, console: Console) -> VLMPolicy:
-    """The policy that the command line names; says which frame it writes in."""
-    from experiments.common.policies import EMBEDDED, open_policy
-
-    return open_policy(
-        args.policy or EMBEDDED,
-        args.precision,
-        frame=args.policy_frame,
-        console=console,
-        trust_remote_code=args.trust_remote_code,
-    )
-
-
-def ask_policy(
-    args: Args,
-    core: ReferringCore,
-    questions: int,
-    console: Console,
-    policy: VLMPolicy,
-    left_out: LeftOut,
-) -> Path | None:
-    """Let the policy answer the first questions into a file; see `collect_answers`."""
-    from experiments.common.policies import EMBEDDED, answer_length
-    from experiments.evaluation.loop import collect_answers
-
-    length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
-    return collect_answers(
-        policy,
-        core,
-        args.output_dir,
-        asked=args.asked(),
-        resume=args.resume,
-        questions=questions,
-        answers=args.answers,
-        temperature=args.temperature,
-        max_new_tokens=longest_answer(length, policy, core, console),
-        batch_size=args.batch_size,
-        seed=args.seed,
-        console=console,
-        left_out=left_out,
-    )
+    with opening():
+        return open_policy(
+            args.policy or EMBEDDED,
+            args.precision,
+            frame=args.policy_frame,
+            console=console,
+            trust_remote_code=args.trust_remote_code,
+        )
 
 
 def show_vision(
@@ -350,10 +291,9 @@ def show_vision(
 
     Raises:
         SystemExit: It does not.
-        ValueError: There are not two questions about different images.
+        TooFewImagesError: There are not two questions about different images.
     """
     from agents.training.distributed import World
-    from experiments.common.policies import compare_on_questions
 
     report = compare_on_questions(policy, core)
     if World.current().is_main:
@@ -392,21 +332,22 @@ def run_answers(
     """Score the answers in a file, or read them in every frame where ``--frame guess`` is given."""
     from experiments.evaluation.scores import AnsweredQuestion
 
-    answers = read_answers(path)
     names = {index: name_of(core.dataset, index) for index in range(questions)}
-    for name in left_out.reasons:
-        answers.pop(name, None)
     asked = {index: name for index, name in names.items() if name not in left_out.reasons}
-    found = match_answers(
-        answers,
-        list(asked.values()),
-        count=args.answers,
-        missing=args.missing,
-        # A folder may hold more answers of a policy than are asked for this time.
-        ignore_unknown=args.ignore_unknown or args.predictions is None,
-    )
-    places = list(asked)
-    items = [AnsweredQuestion(places[position], given) for position, given in found]
+    with opening():
+        answers = read_answers(path)
+        for name in left_out.reasons:
+            answers.pop(name, None)
+        found = match_answers(
+            answers,
+            list(asked.values()),
+            count=args.answers,
+            missing=args.missing,
+            # A folder may hold more answers of a policy than are asked for this time.
+            ignore_unknown=args.ignore_unknown or args.predictions is None,
+        )
+        places = list(asked)
+        items = [AnsweredQuestion(places[position], given) for position, given in found]
     if args.frame == GUESS:
         return run_guess(args, core, items, console)
     missing = sum(name not in answers for name in asked.values())
@@ -416,8 +357,8 @@ def run_answers(
 def run_guess(
     args: Args, core: ReferringCore, items: list[AnsweredQuestion], console: Console
 ) -> dict[str, Any]:
-    """Read the answers in every frame, show what comes of it, and write ``frames.json``."""
-    some = items[:GUESSED]
+    """Read the first answers in every frame, show what comes of it, and write ``frames.json``."""
+    some = items[:256]
     samples = [core.dataset[item.index] for item in some]
     texts = [item.answers[0].text for item in some]
     readings = compare_frames(core.answer_frame, texts, samples, core.tasks.forms[0])
@@ -480,7 +421,8 @@ def run_scoring(
     }
     scores |= score(columns, args.answers, args.empty_union, args.seed)
     if args.compare is not None:
-        other = load_samples(args.compare)
+        with opening():
+            other = load_samples(args.compare)
         scores["compared_with"] = str(args.compare)
         scores["gains"] = gains(other, columns, args.answers, args.empty_union, args.seed)
     folder = args.output_dir
@@ -526,6 +468,10 @@ def run_ceiling(
     return found
 
 
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, FIRST, words)
+
+
 if __name__ == "__main__":
-    with brief_errors():
-        main(parse(sys.argv[1:]))
+    command_line()

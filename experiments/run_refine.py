@@ -113,7 +113,7 @@ def own_demonstrations(
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
     from agents.demonstrations import demonstrate_refinement
     from agents.screening import prepare_usable
-    from experiments.evaluation.loop import answer, question_noise
+    from experiments.evaluation.loop import question_noise, sample_answers
 
     count = min(args.scenes, len(rules.core.dataset))
     order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
@@ -129,7 +129,7 @@ def own_demonstrations(
             if not questions:
                 continue
             asked = [question.index for question in questions]
-            firsts, _ = answer(
+            firsts, _ = sample_answers(
                 policy,
                 inputs,
                 temperature=1.0,

@@ -8,14 +8,16 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from scipy import ndimage
 
 from experiments.common.logs import write_json
 from seg_env.geometry.raster import rasterize_rle
@@ -24,8 +26,6 @@ from seg_env.types import Prediction, Target
 
 BATCH = 256
 """Answers scored in one call."""
-FORMS = 64
-"""Different outlines; every target and every answer is a new object of one of these forms."""
 
 
 def benchmark_evaluate(
@@ -44,7 +44,7 @@ def benchmark_evaluate(
 
     Answers go through in batches of 256; the seconds are CPU time of one thread and include
     preparing each target from its run lengths. Memory is the growth of the largest resident set
-    from after the first tenth to the end. Where pycocotools and scipy are installed
+    from after the first tenth to the end. Where pycocotools is installed
     (pip install 'simpleseg-rl[test]'), a few answers are also scored in the straightforward way:
     pycocotools rasterises and compares, scipy.ndimage erodes whole masks by 3 x 3 pixels d times.
     "All columns" is `seg_env.metrics.measure`: also boundary F, HD95, PoLiS, boxes and the rest.
@@ -73,9 +73,13 @@ def benchmark_evaluate(
         "all_columns_per_second": timed_rate(measure, source, measured),
         **compare_with_straightforward(source, compared, rate),
         "settings": {
-            **{"seed": seed, "predictions": predictions, "size": [height, width]},
-            **{"vertices": vertices, "answers_per_target": answers_per_target},
-            **{"compared": compared, "measured": measured},
+            "seed": seed,
+            "predictions": predictions,
+            "size": [height, width],
+            "vertices": vertices,
+            "answers_per_target": answers_per_target,
+            "compared": compared,
+            "measured": measured,
         },
         "versions": {"numpy": metadata.version("numpy")},
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -87,17 +91,20 @@ def benchmark_evaluate(
 
 
 class SmoothAnswers:
-    """Endless answers of smooth objects, small and large, with noise on every vertex."""
+    """Endless answers of smooth objects, small and large, with noise on every vertex.
+
+    Every target and every answer is a new object of one of 64 outlines.
+    """
 
     def __init__(
         self, rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int
     ) -> None:
-        """Draw the forms."""
+        """Draw the outlines."""
         self.size = size
         self._rng = rng
         self._per_target = per_target
-        forms = [self._outlines(scale, vertices) for scale in np.linspace(0, 1, FORMS)]
-        self._forms = [forms[index] for index in rng.permutation(FORMS)]
+        outlines = [self._outlines(scale, vertices) for scale in np.linspace(0, 1, 64)]
+        self._drawn = [outlines[index] for index in rng.permutation(len(outlines))]
 
     def _outlines(self, scale: float, vertices: int) -> tuple[Target, NDArray[np.float64], float]:
         """A target, a sparse outline of it in the unit frame, and how far vertices are off."""
@@ -117,12 +124,12 @@ class SmoothAnswers:
         return target, outline(vertices), 0.03 * radius / float(pixels.mean())
 
     def batches(self, count: int) -> Iterator[tuple[list[Prediction], list[Target]]]:
-        """Answers and their targets, ``count`` in all, no target known from an earlier batch."""
+        """``count`` answers and their targets, none of them known from an earlier batch."""
         for start in range(0, count, BATCH):
             predictions: list[Prediction] = []
             targets: list[Target] = []
             for index in range(start, min(start + BATCH, count)):
-                truth, outline, noise = self._forms[index // self._per_target % FORMS]
+                truth, outline, noise = self._drawn[index // self._per_target % len(self._drawn)]
                 if not targets or index % self._per_target == 0:
                     target = Target(truth.rle)
                 ring = outline + self._rng.normal(0, noise, outline.shape)
@@ -156,18 +163,15 @@ def peak_mib() -> float:
 
 def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
     """Speed beside pycocotools and scipy, and by how much the scores differ."""
-    try:
-        import pycocotools.mask as coco
-        from scipy import ndimage
-    except ImportError:
+    if find_spec("pycocotools") is None:
         return {}
+    coco = import_module("pycocotools.mask")
     seconds, difference = 0.0, 0.0
     for predictions, targets in source.batches(count):
         ours = np.stack(score(predictions, targets))
         start = time.thread_time()
-        theirs = [
-            straightforward(coco, ndimage, *pair) for pair in zip(predictions, targets, strict=True)
-        ]
+        pairs = zip(predictions, targets, strict=True)
+        theirs = [straightforward(coco, *pair) for pair in pairs]
         seconds += time.thread_time() - start
         difference = max(difference, float(np.abs(ours - np.transpose(theirs)).max()))
     return {
@@ -177,9 +181,7 @@ def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float)
     }
 
 
-def straightforward(
-    coco: Any, ndimage: Any, prediction: Prediction, target: Target
-) -> tuple[float, float]:
+def straightforward(coco: Any, prediction: Prediction, target: Target) -> tuple[float, float]:
     """Mask IoU by pycocotools and boundary IoU by its definition, on whole masks."""
     height, width = target.size
     flat = [(ring * (width, height)).ravel().tolist() for ring in prediction.rings]
@@ -200,11 +202,11 @@ def show(results: dict[str, Any], console: Console) -> None:
     settings = results["settings"]
     height, width = settings["size"]
     table = Table(
+        "",
+        Column("answers per second", justify="right"),
         title=f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
-        f"{settings['answers_per_target']} per target, {width}x{height}"
+        f"{settings['answers_per_target']} per target, {width}x{height}",
     )
-    table.add_column("")
-    table.add_column("answers per second", justify="right")
     for label, key in (
         ("mask IoU and boundary IoU", "predictions_per_second"),
         ("the same by pycocotools and scipy, straightforwardly", "straightforward_per_second"),

@@ -48,7 +48,7 @@ from experiments.common.report import (
     rich_table,
     scores_of,
 )
-from experiments.evaluation.loop import Evaluation, play_together
+from experiments.evaluation.loop import Evaluation, evaluate_agent_turns
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_rules
 
@@ -237,7 +237,7 @@ class Run:
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
     ) -> list[Evaluation]:
-        return play_together(
+        return evaluate_agent_turns(
             self.agent,
             self.rules,
             questions,

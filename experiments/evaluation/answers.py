@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.common.logs import write_atomically
+from experiments.common.logs import RunExistsError, write_atomically
+from seg_env.errors import WrongOptionError
 
 Missing = Literal["error", "empty", "skip"]
 
@@ -18,7 +19,6 @@ class AnswerRecord:
     """One answer to one question, as it is kept."""
 
     text: str
-    """As the system wrote it."""
     tokens: int | None = None
     """How many tokens it took, where that is known."""
 
@@ -87,20 +87,20 @@ def check_resume(path: Path, wanted: dict[str, Any], *, resume: bool) -> None:
     """Make sure that the answers in a file may be added to.
 
     Raises:
-        FileExistsError: There are some, and ``resume`` is not given.
-        ValueError: They were asked for with other settings, by the ``asked.json`` beside them.
+        RunExistsError: There are some, and ``resume`` is not given.
+        WrongOptionError: They were asked for with other settings, says ``asked.json`` beside them.
     """
     if not path.exists():
         return
     if not resume:
-        raise FileExistsError(
+        raise RunExistsError(
             f"{path} holds answers already: pass --resume to keep them, or another --output-dir"
         )
     record = path.with_name("asked.json")
     found = json.loads(record.read_text()) if record.exists() else wanted
     changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     if changed:
-        raise ValueError(
+        raise WrongOptionError(
             f"the answers in {path} were asked for with other values of {', '.join(changed)}: "
             f"resume with the same ones, or use another --output-dir"
         )
@@ -162,6 +162,6 @@ def match_answers(
         yield position, found
 
 
-def _some(ids: Iterable[str], count: int = 3) -> str:
+def _some(ids: Iterable[str]) -> str:
     """The first few ids in quotes."""
-    return ", ".join(repr(identifier[:80]) for identifier in sorted(ids)[:count])
+    return ", ".join(repr(identifier[:80]) for identifier in sorted(ids)[:3])

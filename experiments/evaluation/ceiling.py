@@ -39,8 +39,8 @@ def measure_ceilings(
     ``empty_union``.
 
     Returns:
-        JSON-able, one entry a setting: ``epsilon``, ``decimals``, ``giou``, ``interval``, ``ciou``,
-        ``sizes`` (gIoU by size class), ``vertices`` and ``characters`` (means and medians).
+        JSON-able, one entry a setting: ``sizes`` is the gIoU by size class, ``vertices`` and
+        ``characters`` are means and medians.
     """
     settings = [(epsilon, places) for places in decimals for epsilon in epsilons]
     rows: list[NDArray[np.float64]] = []
@@ -56,10 +56,10 @@ def measure_ceilings(
             areas.append(sample.target.area)
             before = sample.target.rle
             progress.advance(task)
-    table, sizes = np.stack(rows, axis=1), size_class(areas)
+    sizes = size_class(areas)
     return [
-        _summary(setting, table[place], sizes, empty_union)
-        for place, setting in enumerate(settings)
+        _summary(setting, table, sizes, empty_union)
+        for setting, table in zip(settings, np.stack(rows, axis=1), strict=True)
     ]
 
 
@@ -83,12 +83,13 @@ def _measure(
 def _summary(
     setting: Setting, rows: NDArray[np.float64], sizes: NDArray[np.str_], empty_union: float
 ) -> dict[str, Any]:
+    epsilon, decimals = setting
     shared, united, vertices, characters = rows.T
     scores = iou(shared, united, empty_union)
     score, low, high = bootstrap_interval(giou, scores)
     return {
-        "epsilon": setting[0],
-        "decimals": setting[1],
+        "epsilon": epsilon,
+        "decimals": decimals,
         "giou": score,
         "interval": [low, high],
         "ciou": float(ciou(shared, united, empty_union)),

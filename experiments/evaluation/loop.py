@@ -37,7 +37,6 @@ from rewards.mask_iou import MaskIoU
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
-from seg_env.envs.rules import open_questions as open_questions
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
     bootstrap_interval,
@@ -50,10 +49,7 @@ from seg_env.tasks import DEFAULT_TASK
 
 BATCH_SIZE = 64
 """Questions asked at a time, by default."""
-MOST_CUT_OFF = 0.01
-"""Share of answers to a file that may be cut off without a warning."""
 
-_OBSERVED = ("image", "prompt")
 _State = tuple[Outcome[Any], str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
@@ -67,15 +63,13 @@ class Evaluation:
     iou: NDArray[np.float64]
     """Mask IoU at the native size."""
     intersections: NDArray[np.int64]
-    """Pixels in prediction and target."""
+    """In pixels."""
     unions: NDArray[np.int64]
-    """Pixels in prediction or target."""
+    """In pixels."""
     valid: NDArray[np.bool_]
     """Whether the text was well-formed."""
     vertices: NDArray[np.int64]
-    """Vertices of the outline."""
     tokens: NDArray[np.int64]
-    """Tokens of the answer."""
     texts: list[list[str]]
     """The answers; of several turns, the outlines they led to."""
     fit: NDArray[np.float64]
@@ -116,7 +110,7 @@ class Evaluation:
         return {"questions": len(values), "score": score, "interval": [low, high]}
 
     def to_json(self) -> dict[str, Any]:
-        """Lists and strings only."""
+        """All of it as lists and strings."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -131,19 +125,19 @@ class Evaluation:
         return cls(**arrays, texts=stored["texts"])
 
 
-def answer(
+def sample_answers(
     policy: VLMPolicy,
     inputs: dict[str, Tensor],
     *,
     temperature: float,
     answers: int,
     max_new_tokens: int,
-    noise: Tensor | None,
+    noise: Tensor,
 ) -> tuple[list[str], list[int]]:
     """Let a policy answer one batch of prepared prompts; see `agents.policy.sampling.sample`.
 
     Returns:
-        The texts, those to one question next to each other, and how many tokens each one has.
+        The texts, those to one question next to each other, and how many tokens each has.
     """
     try_sharing(policy, inputs)
     completions = sample(
@@ -152,7 +146,7 @@ def answer(
         group_size=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        noise=None if noise is None else noise.to(policy.device),
+        noise=noise.to(policy.device),
     )
     return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
 
@@ -167,11 +161,9 @@ def question_noise(
     Returns:
         ``(n * answers, max_new_tokens)`` float32, uniform in [0, 1).
     """
-    shape = (answers, max_new_tokens)
     later = [turn] if turn else []
-    drawn = [
-        np.random.default_rng([seed, index, *later]).random(shape, np.float32) for index in indices
-    ]
+    generators = [np.random.default_rng([seed, index, *later]) for index in indices]
+    drawn = [each.random((answers, max_new_tokens), np.float32) for each in generators]
     return torch.from_numpy(np.concatenate(drawn))
 
 
@@ -184,24 +176,14 @@ def ask(
     answers: int = 1,
     max_new_tokens: int = 128,
     seed: int = 0,
-    left_out: LeftOut | None = None,
+    left_out: LeftOut,
     world: World | None = None,
 ) -> Iterator[list[Evaluation]]:
     """Play whole episodes and measure where they stand after every turn.
 
-    With several ranks the batches are shared out, whole ones, and all ranks must call this: every
-    one of them gets the whole result.
-
-    Args:
-        policy: Who answers.
-        rules: Who asks and scores, and what an episode consists of.
-        batches: Which samples, those asked about together in one sequence.
-        temperature: 0 for greedy answers.
-        answers: Episodes per question, ``k``.
-        max_new_tokens: Longest answer.
-        seed: Seed of sampling.
-        left_out: Told of samples that cannot be asked about; by default they are an error.
-        world: The ranks; by default this process is alone.
+    The samples of a batch are asked about together, in ``answers`` episodes each; temperature 0 is
+    greedy. Ranks (by default there is one) share out whole batches. All of them must call this, and
+    each gets the whole result. ``left_out`` is told of samples that cannot be asked about.
 
     Yields:
         For each batch one evaluation per turn, as many as its longest episode has; none if no
@@ -211,7 +193,6 @@ def ask(
         UnusableSampleError: A sample cannot be asked about and is not to be left out.
     """
     policy.model.eval()
-    left_out = LeftOut("error") if left_out is None else left_out
     world = World() if world is None else world
     for start in range(0, len(batches), world.size):
         turns: list[Evaluation] = []
@@ -246,9 +227,9 @@ def _play(
     running = list(range(len(episodes)))
     while running:
         if turns:
-            observations = [rules.observe(episodes[row]) for row in running]
-            inputs = policy.prepare(*([one[key] for one in observations] for key in _OBSERVED))
-        texts, lengths = answer(
+            seen = [rules.observe(episodes[row]) for row in running]
+            inputs = policy.prepare([one["image"] for one in seen], [one["prompt"] for one in seen])
+        texts, lengths = sample_answers(
             policy,
             inputs,
             temperature=temperature,
@@ -296,37 +277,42 @@ def evaluate_turns(
     *,
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], None] | None = None,
+    left_out: LeftOut | None = None,
     **settings: Any,
 ) -> list[Evaluation]:
-    """Play whole episodes about some samples and measure where they stand after every turn.
+    """Ask about all samples and measure where their episodes stand after every turn.
 
-    ``on_batch`` is called with the number of questions after every batch, of whatever rank; the
-    other settings are those of `ask`.
+    ``on_batch`` is called with the number of questions after every batch, of whatever rank.
+    ``left_out`` is told of samples that cannot be asked about; by default they are an error.
+    Further settings are those of `ask`.
 
     Returns:
-        One evaluation per turn, as many as the longest episode has. What has ended stays as it is.
-        None if no sample can be asked about.
+        One evaluation per turn, as many as the longest episode has; others stay as they ended.
+
+    Raises:
+        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
     """
+    left_out = LeftOut("error") if left_out is None else left_out
     numbers = [int(index) for index in indices]
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    played = ask(policy, rules, batches, left_out=left_out, **settings)
     parts = []
-    for batch, turns in zip(batches, ask(policy, rules, batches, **settings), strict=True):
+    for batch, turns in zip(batches, played, strict=True):
         if turns:
             parts.append(turns)
         if on_batch is not None:
             on_batch(len(batch))
-    longest = max(map(len, parts), default=0)
-    return [join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
+    if not parts:
+        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
+    longest = max(map(len, parts))
+    return [_join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
 
 
-def join(parts: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of some questions and of further ones, as one of all."""
-    stacked = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in vars(parts[0])
-        if name != "texts"
-    }
-    return Evaluation(**stacked, texts=[row for part in parts for row in part.texts])
+def _join(parts: Sequence[Evaluation]) -> Evaluation:
+    texts = [row for part in parts for row in part.texts]
+    names = vars(parts[0]).keys() - {"texts"}
+    stacked = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Evaluation(**stacked, texts=texts)
 
 
 def evaluate(
@@ -335,46 +321,26 @@ def evaluate(
     indices: Sequence[int] | NDArray[np.integer[Any]],
     **settings: Any,
 ) -> Evaluation:
-    """Ask questions that are answered once and measure the answers; as `evaluate_turns`.
-
-    Raises:
-        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
-    """
-    turns = evaluate_turns(policy, AnswerRules(core), indices, **settings)
-    if not turns:
-        raise UnusableSampleError(f"none of the {len(indices)} samples can be asked about")
-    return turns[-1]
+    """`evaluate_turns` for questions that are answered once."""
+    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
 
 
-def evaluate_together(
+def evaluate_agent(
     agent: Agent, core: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
 ) -> Evaluation:
-    """Questions that are answered once, as `play_together`."""
-    return play_together(agent, AnswerRules(core), indices, **settings)[-1]
+    """`evaluate_agent_turns` for questions that are answered once."""
+    return evaluate_agent_turns(agent, AnswerRules(core), indices, **settings)[-1]
 
 
-def play_together(
-    agent: Agent,
-    rules: EpisodeRules[Any],
-    indices: NDArray[np.integer[Any]],
-    *,
-    left_out: LeftOut | None = None,
-    **settings: Any,
+def evaluate_agent_turns(
+    agent: Agent, rules: EpisodeRules[Any], indices: NDArray[np.integer[Any]], **settings: Any
 ) -> list[Evaluation]:
-    """`evaluate_turns` for an agent that trains; its ranks share the questions out.
-
-    Raises:
-        UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
-    """
-    left_out = LeftOut("error") if left_out is None else left_out
+    """`evaluate_turns` for an agent that trains; its ranks share the questions out."""
     # Few questions are no reason for ranks to be idle.
     batch_size = max(1, min(BATCH_SIZE, math.ceil(len(indices) / agent.world.size)))
-    settings |= {"batch_size": batch_size, "left_out": left_out, "world": agent.world}
+    settings |= {"batch_size": batch_size, "world": agent.world}
     with agent.whole_weights():
-        turns = evaluate_turns(agent.policy, rules, indices, **settings)
-    if not turns:
-        raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
-    return turns
+        return evaluate_turns(agent.policy, rules, indices, **settings)
 
 
 def collect_answers(
@@ -394,19 +360,18 @@ def collect_answers(
 ) -> Path | None:
     """Ask the first questions of a data set and keep the answers in a file as they come.
 
-    Batches that the file holds whole are not asked again, and batches are what ranks share out, so
-    the answers are the same whether or not the run was interrupted, and on any number of ranks.
-
-    The folder keeps ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` the settings that
-    decide what is answered: answers to other ones are not added to, and to none without ``resume``.
-    Further settings are those of `ask`.
+    The answers are the same on any number of ranks and after an interruption: ranks share out whole
+    batches, and those that the file holds whole are not asked again. The folder keeps
+    ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` what decides the answers, ``asked``:
+    answers by other settings are not added to, and none without ``resume``. Further settings are
+    those of `ask`.
 
     Returns:
         The file; None on a rank that is not the main one.
 
     Raises:
-        FileExistsError: There are answers already and they may not be there.
-        ValueError: They are there by other settings.
+        RunExistsError: There are answers already and they may not be there.
+        WrongOptionError: They are there by other settings.
         UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
     world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
@@ -448,7 +413,7 @@ def collect_answers(
     if left_out:
         console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
     cut_off = sum(tokens >= max_new_tokens for tokens in lengths) / len(lengths)
-    if cut_off > MOST_CUT_OFF:
+    if cut_off > 0.01:
         console.print(
             f"[yellow]{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
             f"--max-new-tokens[/yellow]",

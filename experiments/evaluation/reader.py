@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from seg_env.types import Form, IssueKind, Prediction, Sample
 
 GUESS = "guess"
 """What ``--frame`` is given to look at the answers."""
-_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?")
-_MOST_NUMBERS = 4000  # of one answer; what it is written in shows long before
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Reading:
     """What becomes of answers if their numbers are taken to be of one frame."""
 
     family: str
-    """One of `seg_env.frames.FAMILIES`."""
     in_range: float
     """Share of the numbers that the frame allows."""
     read: float
@@ -38,7 +36,7 @@ class Reading:
 
     @property
     def iou(self) -> float:
-        """Mean IoU with the targets."""
+        """The mean of the scores."""
         return float(self.scores.mean())
 
     def to_json(self) -> dict[str, Any]:
@@ -55,26 +53,21 @@ def compare_frames(
     How images are resized and letterboxed is that of ``frame``.
     """
     found = []
+    asked = list(zip(texts, samples, strict=True))
     for family in FAMILIES:
         if family in TOKEN_FAMILIES and not any(normalize_tokens(t, family) != t for t in texts):
             continue
         other = replace(frame, family=family, fixed=None, reason="")
-        asked = list(zip(texts, samples, strict=True))
         try:
             read = [read_answer(text, each.target.size, other, form) for text, each in asked]
         except ValueError:  # of images like these no processor of the family makes anything
             continue
         scores = MaskIoU()(read, [sample.target for sample in samples])
         allowed = [_allowed(other, text, sample) for text, sample in asked]
+        inside = sum(count for count, _ in allowed)
         numbers = sum(count for _, count in allowed)
-        found.append(
-            Reading(
-                family,
-                sum(inside for inside, _ in allowed) / max(1, numbers),
-                sum(each.valid or not each.is_empty for each in read) / max(1, len(read)),
-                scores,
-            )
-        )
+        usable = sum(each.valid or not each.is_empty for each in read)
+        found.append(Reading(family, inside / max(1, numbers), usable / max(1, len(read)), scores))
     return sorted(found, key=lambda reading: (reading.iou, reading.read, reading.in_range))[::-1]
 
 
@@ -130,15 +123,13 @@ def advise_frame(
 def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
     """How many numbers of an answer the frame allows, and how many there are."""
     seen = frame.for_view(sample.target.size)
-    numbers = [
-        float(match[0])
-        for match, _ in zip(_NUMBER.finditer(frame.normalize(text)), range(_MOST_NUMBERS))  # noqa: B905
-    ]
-    whole = seen.integer and any(number > 1 for number in numbers)
+    found = re.finditer(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?", frame.normalize(text))
+    # Of a long answer 4000 will do: what it is written in shows long before.
+    numbers = [float(match[0]) for match in islice(found, 4000)]
+    whole = any(number > 1 for number in numbers)
     inside = sum(
         0 <= number <= seen.limits[place % 2]
-        and (number.is_integer() if seen.integer else True)
-        and (whole or not seen.integer)
+        and (not seen.integer or (whole and number.is_integer()))
         for place, number in enumerate(numbers)
     )
     return inside, len(numbers)

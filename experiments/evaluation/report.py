@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.common.logs import write_atomically, write_json
-from experiments.evaluation.scores import AnsweredQuestion, gain_rows, interval_text, score_rows
+from experiments.evaluation.scores import AnsweredQuestion, interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.render import draw_overlay
@@ -24,13 +24,8 @@ from seg_env.types import Form, Sample
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-HISTOGRAM = "![Distribution of the IoU](iou_histogram.png)"
-SHEETS = "![Worst answers](worst.png)\n\n![Best answers](best.png)"
-
 GRID = (4, 3)
 """Columns and rows of the sheets."""
-SHEET_CANDIDATES = 300
-"""How many extreme answers are looked through for different objects."""
 
 FAILURES = {
     Failure.GOOD: ("#2a9d8f", "IoU of at least 0.5, or absence recognised"),
@@ -61,42 +56,46 @@ TASK_HEADINGS = ["task", "score", "", "95 % interval", "also", "", "well-formed"
 
 def write_report(path: Path, scores: dict[str, Any], *, images: bool) -> None:
     """Write ``report.md``, with links to the images if there are any."""
-    outlines = form_of(scores["task"]) == "mask"
+    form = form_of(scores["task"])
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
         for kind, (_, meaning) in FAILURES.items()
         if (count := scores["failures"].get(kind))
     ]
+    issues = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
     sections = [
         f"# {scores['source']} on {scores['dataset']} ({scores['split']})",
         "\n".join(f"- {line}" for line in setting_lines(scores)),
         "## Scores\n\nIn per cent unless a unit is given.\n\n"
-        + markdown(["", "score", "95 % interval"], score_rows(scores)),
+        + markdown(["", "score", "95 % interval"], score_rows(scores, scores["intervals"], form)),
         _gains(scores) if scores.get("compared_with") else "",
-        "## What became of the answers\n\n"
-        + markdown(["", "answers", "%", ""], kinds, "lrrl")
-        + (_issues(scores) if scores["issues"] else ""),
-        _breakdown(scores) if outlines else "",
+        "## What became of the answers\n\n" + markdown(["", "answers", "%", ""], kinds, "lrrl"),
+        "Answers whose text was not well-formed, also where it could be read:\n\n"
+        + markdown(["fault of the text", "answers"], issues)
+        if issues
+        else "",
+        _breakdown(scores) if form == "mask" else "",
         "## Images" if images else "",
-        HISTOGRAM if images and outlines else "",
-        SHEETS if images else "",
+        "![Distribution of the IoU](iou_histogram.png)" if images and form == "mask" else "",
+        "![Worst answers](worst.png)\n\n![Best answers](best.png)" if images else "",
     ]
     write_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
 
 
 def _gains(scores: dict[str, Any]) -> str:
-    rows = gain_rows(scores["gains"], form_of(scores["task"]))
-    table = markdown(["", "gain", "95 % interval"], rows)
+    table = markdown(["", "gain", "95 % interval"], _gain_rows(scores))
     return (
         f"## Gain over `{scores['compared_with']}`\n\nPaired over the same questions; an interval "
         f"without 0 is more than luck of the draw.\n\n{table}"
     )
 
 
-def _issues(scores: dict[str, Any]) -> str:
-    rows = [(kind.replace("_", " "), count) for kind, count in scores["issues"].items()]
-    table = markdown(["fault of the text", "answers"], rows)
-    return f"\n\nAnswers whose text was not well-formed, also where it could be read:\n\n{table}"
+def _gain_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    gains, intervals = (
+        {name: each[part] for name, each in scores["gains"].items()}
+        for part in ("gain", "interval")
+    )
+    return score_rows(gains, intervals, form_of(scores["task"]), "+")
 
 
 def _breakdown(scores: dict[str, Any]) -> str:
@@ -106,15 +105,10 @@ def _breakdown(scores: dict[str, Any]) -> str:
     }
     parts = ["## gIoU by group"]
     for name, groups in scores["breakdown"].items():
-        rows = [
-            (
-                label,
-                group["questions"],
-                f"{100 * group['giou']:.1f}",
-                interval_text(group["interval"], 100),
-            )
-            for label, group in groups.items()
-        ]
+        rows = []
+        for label, group in groups.items():
+            interval = interval_text(group["interval"], 100)
+            rows.append((label, group["questions"], f"{100 * group['giou']:.1f}", interval))
         parts.append(markdown([names[name], "questions", "gIoU", "95 % interval"], rows))
     return "\n\n".join(parts)
 
@@ -155,21 +149,20 @@ def print_scores(console: Console, scores: dict[str, Any]) -> None:
     for line in setting_lines(scores):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     title = f"{scores['dataset']} ({scores['split']})"
-    console.print(_terminal_table(title, "score", score_rows(scores)))
+    rows = score_rows(scores, scores["intervals"], form_of(scores["task"]))
+    console.print(_terminal_table(title, "score", rows))
     console.print(
         ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in scores["failures"].items()),
         highlight=False,
     )
     if scores.get("compared_with"):
         title = f"gain over {scores['compared_with']}, paired"
-        rows = gain_rows(scores["gains"], form_of(scores["task"]))
-        console.print(_terminal_table(title, "gain", rows))
+        console.print(_terminal_table(title, "gain", _gain_rows(scores)))
 
 
 def _terminal_table(title: str, what: str, rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for heading in ("", what, "95 % interval"):
-        table.add_column(heading, justify="right" if heading else "left")
+    figures = (Column(heading, justify="right") for heading in (what, "95 % interval"))
+    table = Table("", *figures, title=title)
     for row in rows:
         table.add_row(*row)
     return table
@@ -188,7 +181,7 @@ def draw_images(
     fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
     columns = columns | {"iou": columns[fit]}
     for name, best in (("worst", False), ("best", True)):
-        candidates = extremes(columns, answers, best=best)[:SHEET_CANDIDATES]
+        candidates = extremes(columns, answers, best=best)[:300]  # enough to find different objects
         shown = ((row, core.dataset[items[row // answers].index]) for row in candidates)
         rows = pick_varied((row, sample) for row, sample in shown if _has_image(sample))
         title = f"{name.capitalize()} answers, {scores['dataset']} ({scores['split']})"
@@ -207,18 +200,19 @@ def _has_image(sample: Sample) -> bool:
 
 def extremes(columns: Columns, answers: int, *, best: bool) -> list[int]:
     """Rows of the best or worst answers by IoU, most extreme first: one a question."""
-    scores = columns["iou"].reshape(-1, answers)
-    column = (scores.argmax if best else scores.argmin)(axis=1)
-    chosen = np.take_along_axis(scores, column[:, None], axis=1)[:, 0]
-    order = np.argsort(-chosen if best else chosen, kind="stable")
-    return [int(question * answers + column[question]) for question in order]
+    values = -columns["iou"] if best else columns["iou"]
+    chosen = values.reshape(-1, answers).argmin(axis=1)
+    rows = np.arange(len(chosen)) * answers + chosen
+    found: list[int] = rows[np.argsort(values[rows], kind="stable")].tolist()
+    return found
 
 
-def pick_varied(samples: Iterable[tuple[int, Sample]], count: int = GRID[0] * GRID[1]) -> list[int]:
+def pick_varied(samples: Iterable[tuple[int, Sample]]) -> list[int]:
     """Rows of the first samples that show different objects; others only fill what is left.
 
     Several sentences about one object tend to be answered alike, and would fill the sheet.
     """
+    count = GRID[0] * GRID[1]
     seen: set[tuple[Any, ...]] = set()
     first: list[int] = []
     rest: list[int] = []
@@ -271,22 +265,18 @@ def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     kinds = [kind for kind in FAILURES if (columns["failure"] == kind.value).any()]
     values = [columns["iou"][columns["failure"] == kind.value] for kind in kinds]
+    named = zip(kinds, values, strict=True)
     axis.hist(
         values,
         bins=[place / 20 for place in range(21)],
         stacked=True,
         color=[FAILURES[kind][0] for kind in kinds],
-        label=[
-            f"{kind.value.replace('_', ' ')} ({len(some)})"
-            for kind, some in zip(kinds, values, strict=True)
-        ],
+        label=[f"{kind.value.replace('_', ' ')} ({len(some)})" for kind, some in named],
     )
     axis.axvline(scores["giou"], color="black", linewidth=1.2, label=f"gIoU {scores['giou']:.3f}")
-    best = scores.get("representation_ceiling")
-    if best is not None:
-        axis.axvline(
-            best, color="black", linewidth=1.2, linestyle=":", label=f"truth at ε .005: {best:.3f}"
-        )
+    if (best := scores.get("representation_ceiling")) is not None:
+        label = f"truth at ε .005: {best:.3f}"
+        axis.axvline(best, color="black", linewidth=1.2, linestyle=":", label=label)
     axis.set(xlabel="mask IoU", ylabel="answers", xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
@@ -305,10 +295,7 @@ def write_task_table(
 ) -> dict[str, Any]:
     """Write ``scores.json``, ``tasks.md`` and ``tasks.png``, and print the table.
 
-    Args:
-        folder: Where to.
-        found: Scores of each task, as ``scores.json`` of a single task holds them.
-        console: Where to print.
+    ``found`` has the scores of each task, as ``scores.json`` of a single task holds them.
 
     Returns:
         What ``scores.json`` holds: what was measured, and the scores by task.
@@ -326,9 +313,8 @@ def write_task_table(
     write_json(folder / "scores.json", scores)
     write_atomically(folder / "tasks.md", text)
     draw_tasks(found, title, folder / "tasks.png")
-    table = Table(*TASK_HEADINGS, title=title)
-    table.columns[0].no_wrap = True
-    table.columns[0].min_width = max(map(len, found))
+    tasks = Column("task", no_wrap=True, min_width=max(map(len, found)))
+    table = Table(tasks, *TASK_HEADINGS[1:], title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)

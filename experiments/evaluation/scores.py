@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from experiments.common.logs import progress_bar
 from experiments.evaluation.answers import AnswerRecord
 from experiments.evaluation.reader import advise_frame
 from seg_env.envs.core import ReferringCore
+from seg_env.errors import WrongOptionError
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
@@ -35,11 +37,8 @@ from seg_env.metrics import (
     resampled_ratios,
     summarize,
 )
-from seg_env.tasks import form_of
+from seg_env.metrics.reports import _ratios
 from seg_env.types import Form, Target
-
-CHUNK = 64
-"""Questions worked on at a time; what is kept of each is a row of numbers."""
 
 SCORES = (
     ("gIoU", "giou", 100.0),
@@ -71,9 +70,6 @@ MEANINGFUL: dict[Form, set[str]] = {
 }
 """Scores that say something about answers of each form; the others are left out of tables."""
 
-_TEXTS = {"id", "expression", "issues", "size", "failure"}
-_FLAGS = {"valid", "given"}
-
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
@@ -85,14 +81,10 @@ class AnsweredQuestion:
     """One or more."""
 
 
-class OtherObjects(Sequence[Rle]):
-    """Masks of the other annotated objects of a sample's image, read only when looked at.
-
-    They are needed for failed answers alone, to tell a wrong object from a wrong outline.
-    """
+class _OtherObjects(Sequence[Rle]):
+    """Masks of the other objects of an image, read when looked at: only failed answers need it."""
 
     def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
-        """Remember how to read them."""
         self._load = load
 
     @cached_property
@@ -100,11 +92,9 @@ class OtherObjects(Sequence[Rle]):
         return [target.rle for target in self._load()]
 
     def __len__(self) -> int:
-        """Number of objects."""
         return len(self._masks)
 
     def __getitem__(self, index: Any) -> Any:
-        """The mask of one object."""
         return self._masks[index]
 
 
@@ -124,13 +114,14 @@ def measure_answers(
         ``characters`` and ``tokens`` (-1 if not known). With ``details`` also boundary scores,
         PoLiS and the ``ceiling`` of each sample.
     """
+    chunk_size = 64  # questions worked on at a time; what is kept of each is a row of numbers
     parts: list[Columns] = []
     total, count = 0.0, 0
     dataset, (form,) = core.dataset, core.tasks.forms
     with progress_bar(console) as progress:
         task = progress.add_task("scoring", total=len(items), status="")
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start : start + CHUNK]
+        for start in range(0, len(items), chunk_size):
+            chunk = items[start : start + chunk_size]
             samples = [dataset[item.index] for item in chunk]
             counts = [len(item.answers) for item in chunk]
             answers = [answer for item in chunk for answer in item.answers]
@@ -142,7 +133,7 @@ def measure_answers(
             others = None
             if hasattr(dataset, "others"):
                 others = [
-                    OtherObjects(partial(dataset.others, item.index))
+                    _OtherObjects(partial(dataset.others, item.index))
                     for item in chunk
                     for _ in item.answers
                 ]
@@ -179,9 +170,8 @@ def save_samples(folder: Path, columns: Columns) -> Path:
         return path
     path = folder / "per_sample.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(ordered)
-        writer.writerows(zip(*(column.tolist() for column in ordered.values()), strict=True))
+        rows = zip(*(column.tolist() for column in ordered.values()), strict=True)
+        csv.writer(file).writerows([ordered, *rows])
     return path
 
 
@@ -207,21 +197,21 @@ def load_samples(path: Path) -> Columns:
     return {name: _typed(name, [row[i] for row in rows]) for i, name in enumerate(names)}
 
 
-def _typed(name: str, cells: list[str]) -> Any:
+def _typed(name: str, cells: list[str]) -> NDArray[Any]:
     """A column of a CSV file."""
-    if name in _TEXTS:
+    if name in ("id", "expression", "issues", "size", "failure"):
         return np.array(cells, dtype=np.str_)
-    if name in _FLAGS:
-        return np.array([cell == "True" for cell in cells], dtype=np.bool_)
-    return cast("Any", np.array(cells, dtype=np.float64))
+    if name in ("valid", "given"):
+        return np.array([cell == "True" for cell in cells])
+    return np.array(cells, dtype=np.float64)
 
 
 def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict[str, Any]:
     """All scores of some answers, see `seg_env.metrics.summarize`; JSON-able.
 
-    With several answers per question, intervals are over questions, as the answers to one question
-    resemble each other, and are given for scores that are means and for cIoU.
-    Columns are those of `measure_answers`, with so many answers per question.
+    ``columns`` are those of `measure_answers`, with so many answers per question. With several,
+    intervals are over questions, as the answers to one question resemble each other, and are given
+    for scores that are means and for cIoU.
     """
     resamples = 2000 if answers == 1 else 0
     found = summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
@@ -253,26 +243,14 @@ def _intervals_over_questions(
     columns: Columns, answers: int, found: dict[str, Any], seed: int
 ) -> dict[str, list[float]]:
     """Intervals of scores that are quotients of sums, whole questions drawn at a time."""
-    each = np.ones(len(columns["iou"]))
-    quotients = {
-        "giou": (columns["iou"], each),
-        "ciou": (columns["intersection"], columns["union"]),
-        **{f"precision@{at}": (columns["iou"] >= at, each) for at in PRECISION_THRESHOLDS},
-        "box_giou": (columns["box_iou"], each),
-        "rec_accuracy": (columns["box_iou"] > 0.5, each),
-    }
-    if "inside" in columns:
-        quotients["pointing_accuracy"] = (columns["inside"], each)
-    quotients["well_formed"] = (columns["valid"], each)
-    quotients |= {
-        key: (columns[key], each) for key in ("boundary_iou", "boundary_f") if key in columns
-    }
+    wanted = ["giou", "ciou", *(f"precision@{at}" for at in PRECISION_THRESHOLDS)]
+    wanted += ["box_giou", "rec_accuracy", "pointing_accuracy", "well_formed"]
+    wanted += ["boundary_iou", "boundary_f"]
+    ratios = _ratios(columns)
+    quotients = {key: ratios[key] for key in wanted if key in ratios}
     above, below = (
-        np.stack([pair[side] for pair in quotients.values()], axis=1)
-        .astype(np.float64)
-        .reshape(-1, answers, len(quotients))
-        .sum(axis=1)
-        for side in (0, 1)
+        np.stack(side, axis=1).reshape(-1, answers, len(quotients)).sum(axis=1)
+        for side in zip(*quotients.values(), strict=True)
     )
     draws = resampled_ratios(above, below, seed=seed)
     return {
@@ -289,13 +267,13 @@ def gains(
     With several answers per question only the gain in gIoU is given.
 
     Raises:
-        ValueError: The two are not about the same questions.
+        WrongOptionError: The two are not about the same questions.
     """
-    before, after = (_by_question(columns) for columns in (before, after))
+    before, after = _by_question(before), _by_question(after)
     same = all(np.array_equal(before[key], after[key]) for key in ("id", "answer", "target_area"))
     if not same:
         only = {*before["id"].tolist()} ^ {*after["id"].tolist()}
-        raise ValueError(
+        raise WrongOptionError(
             f"the answers compared with are {len(before['id'])} to other questions than these "
             f"{len(after['id'])}; {len(only)} ids are only in one of them, such as "
             f"{sorted(only)[:2]}. Evaluate both with the same --env, --split and --questions"
@@ -318,36 +296,22 @@ def _by_question(columns: Columns) -> Columns:
     return {name: column[order] for name, column in columns.items()}
 
 
-def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """``(label, value, interval)`` of every score that is known and means something, as text."""
+def score_rows(
+    scores: dict[str, Any], intervals: dict[str, Any], form: Form, sign: str = ""
+) -> list[tuple[str, str, str]]:
+    """``(label, value, interval)`` of the scores that are known and mean something for a form.
+
+    With ``sign="+"`` they are written as gains are.
+    """
     rows = []
-    form = form_of(scores["task"])
-    for label, key, factor in _shown(scores, form):
-        label = label if form == "mask" else label.removesuffix(", from the outline")
-        interval = interval_text(scores["intervals"].get(key), factor)
-        rows.append((label, f"{factor * scores[key]:.1f}", interval))
-    return rows
-
-
-def gain_rows(found: dict[str, dict[str, Any]], form: Form = "mask") -> list[tuple[str, str, str]]:
-    """The same of paired gains of answers of one form."""
-    return [
-        (
-            label,
-            f"{factor * found[key]['gain']:+.1f}",
-            interval_text(found[key]["interval"], factor, "+"),
-        )
-        for label, key, factor in _shown(found, form)
-    ]
-
-
-def _shown(found: dict[str, Any], form: Form) -> Iterator[tuple[str, str, float]]:
-    """Those of `SCORES` that are known and say something about answers of a form."""
     for label, key, factor in SCORES:
         # Where every object is there, nothing is learnt from how many are said to be.
-        idle = key == "t_acc" and found.get("n_acc") is None
-        if found.get(key) is not None and not idle and key in MEANINGFUL[form]:
-            yield label, key, factor
+        idle = key == "t_acc" and scores.get("n_acc") is None
+        if scores.get(key) is not None and not idle and key in MEANINGFUL[form]:
+            label = label if form == "mask" else label.removesuffix(", from the outline")
+            interval = interval_text(intervals.get(key), factor, sign)
+            rows.append((label, f"{factor * scores[key]:{sign}.1f}", interval))
+    return rows
 
 
 def interval_text(ends: list[float | None] | None, factor: float, sign: str = "") -> str:

@@ -141,7 +141,9 @@ def test_help_of_training_commands_fits_a_screen(name, columns, capsys, monkeypa
         assert f"--{option}" in text
 
 
-@pytest.mark.parametrize("script", ["run_gspo", "run_ppo", "run_refine", "run_bc"])
+@pytest.mark.parametrize(
+    "script", ["run_gspo", "run_ppo", "run_refine", "run_bc", "evaluate", "demo"]
+)
 def test_help_waits_for_no_deep_learning_library(script):
     code = f"""
 import sys, resource

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from agents_fixtures import small_policy
 
-from experiments.demo import MOST_BYTES, Demo, data_uri, make_server, read_data_uri
+from experiments.demo import (
+    MOST_BYTES,
+    Demo,
+    command_line,
+    data_uri,
+    make_server,
+    read_data_uri,
+)
 from seg_env.data.scenes import Scenes
 
 
@@ -110,3 +117,11 @@ def test_other_requests_are_refused(address, body, kind, status):
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
         post(address, body, kind)
     assert getattr(caught.value, "code", status) == status
+
+
+@pytest.mark.parametrize("words", [["--rewards", "no_such=1"], ["--policy", "/nowhere"]])
+def test_wrong_options_end_the_command_with_a_sentence(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command_line(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")

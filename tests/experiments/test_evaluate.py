@@ -13,7 +13,8 @@ from agents_fixtures import THREADS, small_policy
 from PIL import Image
 from shapely.geometry import Polygon
 
-from experiments.evaluate import Args, main, parse
+from experiments.common.command import run_command
+from experiments.evaluate import FIRST, Args, command_line, main
 from experiments.evaluation import scores as evaluate_scores
 from experiments.evaluation.answers import (
     AnswerRecord,
@@ -226,7 +227,7 @@ def test_two_ranks_share_the_questions_and_score_as_one(tmp_path):
     words = ["--policy", tmp_path / "policy", "--max-new-tokens", "8", "--precision", "float32"]
     words += ["--questions", "9", "--batch-size", "2", "--answers", "2", "--temperature", "1"]
     words = [*map(str, words), "--no-details", "--no-pictures", "--output-dir"]
-    main(parse([*words, str(tmp_path / "one")]))
+    command_line([*words, str(tmp_path / "one")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     process = subprocess.run(
         [*launcher, "2", "experiments/evaluate.py", *words, str(tmp_path / "two")],
@@ -333,8 +334,8 @@ def run_python(code, *words):
 def test_scoring_a_file_needs_no_torch(tmp_path, truth):
     code = """
 import sys
-from experiments.evaluate import main, parse
-scores = main(parse(sys.argv[1:]))
+from experiments.evaluate import command_line
+scores = command_line(sys.argv[1:])
 print(scores["giou"])
 sys.exit('torch' in sys.modules)
 """
@@ -347,9 +348,9 @@ sys.exit('torch' in sys.modules)
 def test_help_is_one_page_and_help_all_has_every_option():
     code = """
 import sys
-from experiments.evaluate import parse
+from experiments.evaluate import command_line
 try:
-    parse(sys.argv[1:])
+    command_line(sys.argv[1:])
 finally:
     assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules
 """
@@ -366,9 +367,31 @@ finally:
 
 def test_words_of_the_command_line_become_the_settings():
     words = "--task point->mask --questions 3 --answers 2 --epsilon 0 .1 --queries.jitter 0"
-    assert parse(words.split()) == Args(
+    assert run_command(Args, lambda args: args, None, FIRST, words.split()) == Args(
         task="point->mask", questions=3, answers=2, epsilon=(0, 0.1), queries=QueryStyle(jitter=0)
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--questions 5000",
+        "--policy embedded --predictions FILE",
+        "--predictions NOWHERE",
+        "--predictions FILE --questions 2",
+        "--predictions FILE --questions 6 --compare NOWHERE",
+        "--predictions FILE --questions 6 --frame no-such-frame",
+        "--ceiling --task text->bbox",
+        "--split no-such-split",
+    ],
+)
+def test_wrong_options_end_the_command_with_a_sentence(words, tmp_path, truth, capsys):
+    places = {"FILE": str(truth), "NOWHERE": str(tmp_path / "nowhere")}
+    given = [places.get(word, word) for word in words.split()]
+    with pytest.raises(SystemExit) as ended:
+        command_line([*given, "--no-pictures", "--output-dir", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def released_outline(target):

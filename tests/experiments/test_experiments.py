@@ -23,7 +23,8 @@ from experiments.common.arguments import EvaluationPlan
 from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
-from experiments.evaluation.loop import Evaluation, evaluate, open_questions
+from experiments.evaluation.loop import Evaluation, evaluate
+from seg_env.envs.rules import open_questions
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 6

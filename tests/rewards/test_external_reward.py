@@ -12,7 +12,8 @@ from agents_fixtures import cloned_policy, scene_environment
 
 from agents.gspo import GSPO, GSPOConfig
 from experiments.common.policies import EMBEDDED, SHIPPED
-from experiments.evaluation.loop import evaluate, open_questions
+from experiments.evaluation.loop import evaluate
+from seg_env.envs.rules import open_questions
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''
