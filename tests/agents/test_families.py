@@ -21,7 +21,7 @@ from agents.policy import families
 from agents.policy.checks import try_sharing
 from agents.policy.families import select_prompts
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 from agents.policy.shared_prefix import AnswerAttention, FusedAnswerAttention, PackedGroups
 
 GROUP = 3
@@ -83,8 +83,8 @@ def assert_same_as_plain(case):
     tokens, mask = random_answers(case, GROUP)
     wanted = plain_log_probs(case, tokens, mask)
     wanted_gradients = gradients(case, wanted)
-    for compute in (score, score_plain):
-        found = compute(case.policy, case.batch, tokens, mask).log_probs
+    for shared in (None, False):
+        found = score(case.policy, case.batch, tokens, mask, shared=shared).log_probs
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
         assert_same_gradients(gradients(case, found), wanted_gradients)
 
@@ -303,9 +303,12 @@ def test_models_of_qwen_form_place_pictures_without_being_told_which_tokens_they
     tokens, mask = random_answers(case, GROUP)
     untold = {key: value for key, value in case.batch.items() if key != "mm_token_type_ids"}
     wanted = plain_log_probs(case, tokens, mask)
-    for compute in (score, score_plain):
+    for shared in (None, False):
         torch.testing.assert_close(
-            compute(case.policy, untold, tokens, mask).log_probs, wanted, rtol=0, atol=1e-5
+            score(case.policy, untold, tokens, mask, shared=shared).log_probs,
+            wanted,
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -315,8 +318,8 @@ def test_hidden_states_are_those_that_tokens_were_predicted_from(family):
     policy = case.policy
     tokens, mask = random_answers(case, GROUP)
     assert score(policy, case.batch, tokens, mask).hidden is None
-    for compute in (score, score_plain):
-        scores = compute(policy, case.batch, tokens, mask, hidden=True)
+    for shared in (None, False):
+        scores = score(policy, case.batch, tokens, mask, hidden=True, shared=shared)
         assert scores.hidden.shape == (*tokens.shape, 32)
         assert (scores.hidden[mask == 0] == 0).all()
         logits = policy.model.get_output_embeddings()(scores.hidden)

@@ -6,7 +6,7 @@ from family_models import FAMILIES, build, random_answers
 
 from agents.policy.families import select_prompts, vision_parameters
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 from agents.policy.vision_cache import ImageFeatures
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -41,7 +41,7 @@ def test_the_tower_runs_once_for_each_distinct_picture(family):
     for update in range(2):
         sample(case.policy, case.batch, group_size=2, max_new_tokens=4)
         scores = score(case.policy, case.batch, tokens, mask)
-        plain = score_plain(case.policy, case.batch, tokens, mask)
+        plain = score(case.policy, case.batch, tokens, mask, shared=False)
         torch.testing.assert_close(scores.log_probs, plain.log_probs, rtol=0, atol=1e-5)
         if update == 0:
             torch.testing.assert_close(scores.log_probs, wanted, rtol=0, atol=1e-5)
