@@ -23,21 +23,12 @@ COMMANDS = {
     "demo": ("experiments.demo", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
-"""Name of a command, its module and what it does."""
 
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: simpleseg COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "simpleseg COMMAND --help: its options",
-        ]
-    )
+    lines = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: simpleseg COMMAND [OPTIONS]\n\n{lines}\n\nsimpleseg COMMAND --help: its options"
 
 
 def main() -> None:

@@ -15,9 +15,8 @@ from seg_env.types import Prediction, Target
 class Reward(ABC):
     """Scores a batch of answers against their targets.
 
-    A reward holds no weight; weights belong to `rewards.RewardSum`. Instances carry at most their
-    parameters, so they can be pickled and sent to other processes. A bug must not become a zero:
-    whatever a reward raises reaches the caller.
+    Weights belong to `rewards.RewardSum`. Instances carry at most their parameters, so they can be
+    pickled. A bug must not become a zero: whatever a reward raises reaches the caller.
 
     Example:
         >>> @register_reward("few_vertices")
@@ -42,16 +41,10 @@ class Reward(ABC):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Score answers.
+        """Score ``N`` answers, ``(N,)``, finite.
 
-        Args:
-            predictions: ``N`` decoded answers.
-            targets: ``N`` targets, in the same order. Answers to one question share one `Target`
-                object; work that depends on the target alone may be kept in ``target.cache`` under
-                the reward's name.
-
-        Returns:
-            ``(N,) float64``, finite.
+        Answers to one question share one `Target` object; work that depends on the target alone may
+        be kept in ``target.cache`` under the reward's name.
         """
 
 
@@ -67,10 +60,7 @@ def score_by_form(
     bbox: Measure,
     point: Measure,
 ) -> NDArray[np.float64]:
-    """Score answers of any forms, ``(N,)``, by the measure of what each was asked for.
-
-    Each measure is called at most once.
-    """
+    """Score answers, ``(N,)``, by the measure of what each was asked for, called at most once."""
     measures = {"mask": mask, "bbox": bbox, "point": point}
     forms = [prediction.form for prediction in predictions]
     asked = dict.fromkeys(forms)
@@ -79,6 +69,7 @@ def score_by_form(
     scores = np.zeros(len(forms), dtype=np.float64)
     for form in asked:
         rows = [row for row, each in enumerate(forms) if each == form]
-        some = [predictions[row] for row in rows]
-        scores[rows] = measures[form](some, [targets[row] for row in rows])
+        scores[rows] = measures[form](
+            [predictions[row] for row in rows], [targets[row] for row in rows]
+        )
     return scores

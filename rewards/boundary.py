@@ -1,4 +1,4 @@
-"""Rewards for the boundary, where mask IoU of large objects hardly looks."""
+"""Rewards for the boundary, which hardly counts in the mask IoU of large objects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from rewards.base import Reward
 from rewards.registry import register_reward
 from seg_env.metrics import boundary_f, boundary_iou
 from seg_env.types import Prediction, Target
-
-_UNDECIDED = -1.0  # Stands for an empty union until the answer's text decides.
 
 
 @register_reward("boundary_iou")
@@ -37,23 +35,22 @@ class BoundaryIoU(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` boundary IoU of each answer with its target."""
+        """Return the boundary IoU of each answer, ``(N,)``."""
         scores = boundary_iou(
             predictions,
             targets,
             dilation_ratio=self.dilation_ratio,
             limited_by_mask=self.limited_by_mask,
-            empty_union=_UNDECIDED,
+            empty_union=np.nan,
         )
-        return _decided(scores, predictions)
+        return _settle_empty(scores, predictions)
 
 
 @register_reward("boundary_f")
 class BoundaryF(Reward):
     """Boundary F in ``[0, 1]`` (DAVIS, Perazzi et al. 2016), see `seg_env.metrics.boundary_f`.
 
-    Where neither answer nor target has a pixel, an answer that was read without issue scores 1 and
-    any other 0, as for `mask_iou`.
+    Empty answers to empty targets score as for `BoundaryIoU`.
     """
 
     def __init__(self, tolerance_ratio: float = 0.008) -> None:
@@ -63,15 +60,15 @@ class BoundaryF(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` boundary F of each answer with its target."""
+        """Return the boundary F of each answer, ``(N,)``."""
         scores = boundary_f(
-            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=_UNDECIDED
+            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=np.nan
         )
-        return _decided(scores, predictions)
+        return _settle_empty(scores, predictions)
 
 
-def _decided(scores: NDArray[np.float64], predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """Scores with those of empty unions replaced by whether the text was read without issue."""
-    for index in np.flatnonzero(scores == _UNDECIDED).tolist():
-        scores[index] = float(predictions[index].valid)
-    return scores
+def _settle_empty(
+    scores: NDArray[np.float64], predictions: Sequence[Prediction]
+) -> NDArray[np.float64]:
+    """Scores in which NaN, an empty union, becomes whether the text was read without issue."""
+    return np.where(np.isnan(scores), [answer.valid for answer in predictions], scores)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,13 +45,15 @@ class CentroidDistance(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` rewards in ``[0, 1]``."""
+        """Return rewards in ``[0, 1]``, ``(N,)``."""
         return score_by_form(
             predictions,
             targets,
             mask=partial(self._of_rings, centre_of_target=target_centroid),
             bbox=partial(self._of_rings, centre_of_target=centre_of),
-            point=self._of_points,
+            point=lambda answers, asked: self._nearness(
+                point_distances(answers, asked), answers, asked
+            ),
         )
 
     def _of_rings(
@@ -63,11 +65,6 @@ class CentroidDistance(Reward):
         wanted = np.array([centre_of_target(target) for target in targets]).reshape(-1, 2)
         found = prediction_centroids([prediction.rings for prediction in predictions])
         return self._nearness(np.hypot(*(found - wanted).T), predictions, targets)
-
-    def _of_points(
-        self, predictions: Sequence[Prediction], targets: Sequence[Target]
-    ) -> NDArray[np.float64]:
-        return self._nearness(point_distances(predictions, targets), predictions, targets)
 
     def _nearness(
         self,
@@ -92,11 +89,10 @@ def target_centroid(target: Target) -> tuple[float, float]:
     cached: tuple[float, float] | None = target.cache.get("centroid_distance")
     if cached is not None:
         return cached
-    height, width = target.size
-    starts, ends = target.rle.runs
-    area = target.area
+    (height, width), area = target.size, target.area
     centroid = (float("nan"), float("nan"))
     if area:
+        starts, ends = target.rle.runs
         # Pixel p of the column-major order is in column p // H and row p % H.
         columns = _sum_quotients(ends, height) - _sum_quotients(starts, height)
         rows = _sum_remainders(ends, height) - _sum_remainders(starts, height)
@@ -109,15 +105,11 @@ def target_centroid(target: Target) -> tuple[float, float]:
 
 
 def prediction_centroids(answers: Sequence[Sequence[Ring]]) -> NDArray[np.float64]:
-    """Centroids of what answers enclose, all answers at once.
+    """Centroids ``(N, 2)`` of what the rings of each answer enclose, in any orientation.
 
-    Args:
-        answers: ``N`` lists of rings in the unit frame, any orientation.
-
-    Returns:
-        ``(N, 2)`` centroids, NaN where an answer has no ring of three or more finite vertices. A
-        centroid is kept inside the bounding box of its answer, which it could leave only where
-        rings cross themselves or each other.
+    NaN where an answer has no ring of three or more finite vertices. A centroid is kept inside the
+    bounding box of its answer, which it could leave only where rings cross themselves or each
+    other.
     """
     centroids = np.full((len(answers), 2), np.nan)
     stacked = stack_rings(answers)
@@ -137,69 +129,26 @@ def prediction_centroids(answers: Sequence[Sequence[Ring]]) -> NDArray[np.float6
     return centroids
 
 
-@dataclass(frozen=True, eq=False)
-class StackedRings:
-    """The usable rings of ``N`` answers, ``R`` in all, one after another. ``R`` is at least 1."""
+class StackedRings(NamedTuple):
+    """The usable rings of several answers, ``R >= 1`` in all with ``V`` vertices, in order."""
 
     rings: list[Ring]
-    """``R`` rings of at least three vertices, all finite."""
     owner: NDArray[np.int64]
     """``(R,)`` index of the answer each ring belongs to, never falling."""
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """``(R,)`` number of vertices."""
-        return np.fromiter(map(len, self.rings), np.int64, len(self.rings))
-
-    @cached_property
-    def starts(self) -> NDArray[np.int64]:
-        """``(R,)`` index in `points` of each ring's first vertex."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    @cached_property
-    def points(self) -> NDArray[np.float64]:
-        """``(V, 2)`` vertices."""
-        return np.concatenate(self.rings).astype(np.float64, copy=False)
-
-    @cached_property
-    def origins(self) -> NDArray[np.float64]:
-        """``(R, 2)`` mean vertex of each ring."""
-        return np.asarray(np.add.reduceat(self.points, self.starts) / self.lengths[:, None])
-
-    @cached_property
-    def _local(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Vertices relative to the mean vertex, the vertices after them, and their products."""
-        local = self.points - np.repeat(self.origins, self.lengths, axis=0)
-        following = np.arange(1, len(local) + 1)
-        following[self.starts + self.lengths - 1] = self.starts
-        after = local[following]
-        return local, after, local[:, 0] * after[:, 1] - after[:, 0] * local[:, 1]
-
-    @cached_property
-    def areas(self) -> NDArray[np.float64]:
-        """``(R,)`` signed areas, positive when clockwise on screen; exactly 0 on one line."""
-        local, _, cross = self._local
-        areas = np.add.reduceat(cross, self.starts) / 2.0
-        extent = np.maximum.reduceat(np.abs(local).max(axis=1), self.starts)
-        # Points on one line enclose a rounding error, not an area.
-        areas[np.abs(areas) <= 1e-12 * extent**2] = 0.0
-        return np.asarray(areas, dtype=np.float64)
-
-    @cached_property
-    def centroids(self) -> NDArray[np.float64]:
-        """``(R, 2)`` centroids of the enclosed areas, the mean vertex where the area is 0."""
-        local, after, cross = self._local
-        moments = np.add.reduceat((local + after) * cross[:, None], self.starts) / 6.0
-        areas = self.areas[:, None]
-        return self.origins + np.where(areas == 0, 0.0, moments / np.where(areas == 0, 1.0, areas))
+    points: NDArray[np.float64]
+    """``(V, 2)`` vertices of all rings."""
+    starts: NDArray[np.int64]
+    """``(R,)`` index in `points` of each ring's first vertex."""
+    lengths: NDArray[np.int64]
+    """``(R,)`` number of vertices."""
+    areas: NDArray[np.float64]
+    """``(R,)`` signed areas, positive when clockwise on screen; exactly 0 on one line."""
+    centroids: NDArray[np.float64]
+    """``(R, 2)`` centroids of the enclosed areas, the mean vertex where the area is 0."""
 
 
 def stack_rings(answers: Sequence[Sequence[Ring]]) -> StackedRings | None:
-    """Stack the usable rings of ``N`` answers; None when there is not one.
-
-    Rings of fewer than three vertices, or with a coordinate that is not finite, are left out, as
-    they are when masks are filled.
-    """
+    """Stack the rings of answers that have three or more vertices, all finite; None without any."""
     owned = [
         (index, ring) for index, rings in enumerate(answers) for ring in rings if len(ring) >= 3
     ]
@@ -207,7 +156,25 @@ def stack_rings(answers: Sequence[Sequence[Ring]]) -> StackedRings | None:
         owned = [(index, ring) for index, ring in owned if usable_rings([ring])]
     if not owned:
         return None
-    return StackedRings([ring for _, ring in owned], np.array([index for index, _ in owned]))
+    rings = [ring for _, ring in owned]
+    points = np.concatenate(rings).astype(np.float64, copy=False)
+    lengths = np.fromiter(map(len, rings), np.int64, len(rings))
+    starts = np.cumsum(lengths) - lengths
+    mean_vertices = np.add.reduceat(points, starts) / lengths[:, None]
+    local = points - np.repeat(mean_vertices, lengths, axis=0)
+    following = np.arange(1, len(local) + 1)
+    following[starts + lengths - 1] = starts
+    after = local[following]
+    cross = local[:, 0] * after[:, 1] - after[:, 0] * local[:, 1]
+    areas = np.add.reduceat(cross, starts) / 2.0
+    # Points on one line enclose a rounding error, not an area.
+    extent = np.maximum.reduceat(np.abs(local).max(axis=1), starts)
+    areas[np.abs(areas) <= 1e-12 * extent**2] = 0.0
+    moments = np.add.reduceat((local + after) * cross[:, None], starts) / 6.0
+    moments /= np.where(areas == 0, 1.0, areas)[:, None]
+    centroids = mean_vertices + np.where(areas[:, None] == 0, 0.0, moments)
+    owner = np.array([index for index, _ in owned])
+    return StackedRings(rings, owner, points, starts, lengths, areas, centroids)
 
 
 def _filled(stacked: StackedRings) -> NDArray[np.bool_]:

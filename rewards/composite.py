@@ -26,12 +26,11 @@ RewardSpec: TypeAlias = "str | Mapping[str, object] | Sequence[object] | RewardS
 
 
 class Term(NamedTuple):
-    """One reward and what it counts."""
+    """A reward in a sum."""
 
     reward: Reward
-    """Called with the whole batch."""
     weight: Weight
-    """Factor in the sum, 0 for a metric, or ``"gate"``."""
+    """0 makes a metric, which is reported and not counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,23 +47,18 @@ class RewardSum:
     """Rewards with weights; calls each once for a whole batch and checks what it returns."""
 
     def __init__(self, terms: Sequence[Term], spec: str | None = None) -> None:
-        """Combine rewards; `from_spec` is the usual way to get here.
-
-        Args:
-            terms: At least one reward with its weight, names all different.
-            spec: The specification string that builds the same sum, if there is one.
-        """
+        """Combine rewards of different names; `from_spec` is the usual way to get here."""
         if not terms:
             raise ValueError(
                 f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
             )
-        self._terms: dict[str, Term] = {}
+        self.terms: dict[str, Term] = {}
+        """Terms by reward name, in the order given."""
         for term in terms:
             name = term.reward.name
-            if name in self._terms:
+            if name in self.terms:
                 raise ValueError(f"reward {name!r} is named twice; name each reward once")
-            _check_weight(name, term.weight)
-            self._terms[name] = term
+            self.terms[name] = Term(term.reward, _weight(name, term.weight))
         self.spec = spec
         """String that rebuilds this sum, for files and logs; None when objects were passed in."""
 
@@ -92,32 +86,22 @@ class RewardSum:
         if isinstance(spec, RewardSum):
             return spec
         pairs = [_pair(item) for item in _items(spec)]
-        named = [key for key, _ in pairs if isinstance(key, str)]
-        rebuilt = " ".join(f"{key}={weight}" for key, weight in pairs)
+        only_names = all(isinstance(key, str) for key, _ in pairs)
         return cls(
             [Term(make_reward(k) if isinstance(k, str) else k, weight) for k, weight in pairs],
-            rebuilt if len(named) == len(pairs) else None,
+            " ".join(f"{key}={weight}" for key, weight in pairs) if only_names else None,
         )
-
-    @property
-    def terms(self) -> Mapping[str, Term]:
-        """Terms ``(reward, weight)`` by reward name, in the order given."""
-        return dict(self._terms)
 
     def __repr__(self) -> str:
         """The names and weights."""
-        inside = " ".join(f"{name}={term.weight}" for name, term in self._terms.items())
+        inside = " ".join(f"{name}={term.weight}" for name, term in self.terms.items())
         return f"RewardSum({inside!r})"
 
     def score(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> RewardScores:
-        """Score a batch; what a reward raises propagates.
-
-        Args:
-            predictions: ``N`` decoded answers.
-            targets: ``N`` targets in the same order.
+        """Score ``N`` answers; what a reward raises propagates.
 
         Raises:
-            ValueError: The two differ in length, or a reward returns something other than ``N``
+            ValueError: There are not as many targets, a reward returns something other than ``N``
                 finite real numbers, or a gate leaves ``[0, 1]``.
         """
         if len(predictions) != len(targets):
@@ -128,7 +112,7 @@ class RewardSum:
         total = np.zeros(len(predictions), dtype=np.float64)
         gate = np.ones(len(predictions), dtype=np.float64)
         values: dict[str, NDArray[np.float64]] = {}
-        for name, (reward, weight) in self._terms.items():
+        for name, (reward, weight) in self.terms.items():
             scores = _checked(name, reward(predictions, targets), len(predictions))
             values[name] = scores
             if weight == "gate":
@@ -139,7 +123,7 @@ class RewardSum:
 
 
 def _items(spec: object) -> Iterator[object]:
-    """The single terms of a specification in any of its forms."""
+    """The single terms of a specification."""
     if isinstance(spec, str):
         yield from spec.split()
     elif isinstance(spec, Mapping):
@@ -177,20 +161,14 @@ def _weight(name: str, weight: object) -> Weight:
     if weight == "gate":
         return "gate"
     try:
-        number = float(cast("str", weight))
+        weight = number = float(cast("str", weight))
     except (TypeError, ValueError):
-        raise ValueError(_wrong_weight(name, weight)) from None
-    return _check_weight(name, number)
-
-
-def _check_weight(name: str, weight: Weight) -> Weight:
-    if weight != "gate" and not math.isfinite(weight):
-        raise ValueError(_wrong_weight(name, weight))
-    return weight
-
-
-def _wrong_weight(name: str, weight: object) -> str:
-    return f"reward {name!r} has weight {weight!r}; a weight is a finite number or 'gate'"
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"reward {name!r} has weight {weight!r}; a weight is a finite number or 'gate'"
+        )
+    return number
 
 
 def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:

@@ -27,12 +27,11 @@ class Format(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return ``(N,)`` zeros and ones."""
-        return score_by_form(predictions, targets, mask=_drawn, bbox=_given, point=_given)
+        """Return zeros and ones, ``(N,)``."""
+        return score_by_form(predictions, targets, mask=_outlines, bbox=_places, point=_places)
 
 
-def _drawn(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
-    """Outlines."""
+def _outlines(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
     scores = np.zeros(len(predictions), dtype=np.float64)
     stacked = stack_rings([prediction.rings for prediction in predictions])
     if stacked is not None:
@@ -45,8 +44,7 @@ def _drawn(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDAr
     return scores
 
 
-def _given(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
-    """Boxes and points."""
+def _places(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
     pairs = zip(predictions, targets, strict=True)
     return np.array(
         [answer.valid and not (answer.is_empty and target.area) for answer, target in pairs],

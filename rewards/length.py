@@ -33,7 +33,7 @@ class LengthPenalty(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` penalties in ``[-1, 0]``."""
+        """Return penalties in ``[-1, 0]``, ``(N,)``."""
         lengths = np.array([len(prediction.text) for prediction in predictions], dtype=np.float64)
         return np.asarray(0.0 - np.minimum(lengths / self.scale, 1.0))
 
@@ -52,8 +52,8 @@ class VertexBudget(Reward):
         """Set the budget: ``max(least, slack * vertices of the simplified outline)``.
 
         Args:
-            epsilon: Tolerance of the simplification as a share of the perimeter. The default is
-                the best of SimpleSeg's ablation.
+            epsilon: Tolerance of the simplification as a share of the perimeter; by default the
+                best of SimpleSeg's ablation.
             slack: Vertices granted for each of that outline's.
             least: Vertices granted to every target.
         """
@@ -65,7 +65,7 @@ class VertexBudget(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return ``(N,)`` scores in ``[0, 1]``."""
+        """Return scores in ``[0, 1]``, ``(N,)``."""
         if not len(predictions):
             return np.zeros(0, dtype=np.float64)
         spent = vertex_counts(prediction.rings for prediction in predictions)

@@ -30,7 +30,7 @@ class MaskIoU(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return the ``(N,)`` score of each answer with its target."""
+        """Return scores in ``[0, 1]``, ``(N,)``."""
         return score_by_form(
             predictions, targets, mask=outline_iou, bbox=written_box_iou, point=points_inside
         )
@@ -39,10 +39,7 @@ class MaskIoU(Reward):
 def outline_iou(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> NDArray[np.float64]:
-    """Mask IoU of what the rings of answers fill, whatever was asked for, ``(N,)``.
-
-    A point fills nothing, so its IoU is 0.
-    """
+    """Mask IoU of what the rings of answers fill, ``(N,)``; a point fills nothing and gets 0."""
     intersections, unions = overlaps(predictions, targets)
     scores = iou(intersections, unions, empty_union=1.0)
     for index in np.flatnonzero(unions == 0).tolist():

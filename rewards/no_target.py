@@ -16,10 +16,9 @@ from seg_env.types import Prediction, Target
 class NoTarget(Reward):
     """1 for ``[]`` where the object is absent and for any place where it is there, 0 otherwise.
 
-    ``[]`` is an answer that was read without any issue and gives nothing. A place is at least one
-    ring, box or point, however far off, and with issues or without: where it is belongs to
-    `mask_iou`, how it is written to `format`. Text that gives nothing and has an issue says
-    nothing, so it scores 0 in both cases.
+    A place is at least one ring, box or point, however far off, and with issues or without: where
+    it is belongs to `mask_iou`, how it is written to `format`. Text that gives nothing and has an
+    issue says nothing, so it scores 0 in both cases.
 
     The means over absent and over present objects are N-acc and T-acc (Liu et al., "GRES", CVPR
     2023) but for answers that fill no pixel: those metrics count a line as nothing, and unreadable
@@ -29,7 +28,7 @@ class NoTarget(Reward):
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
-        """Return ``(N,)`` zeros and ones."""
+        """Return zeros and ones, ``(N,)``."""
         pairs = zip(predictions, targets, strict=True)
         return np.array(
             [

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rewards.base import Reward
 
 ENTRY_POINT_GROUP = "simpleseg.rewards"
-"""Entry-point group through which an installed package offers rewards."""
+"""Entry-point group through which installed packages offer rewards."""
 
 _REGISTERED: dict[str, type[Reward]] = {}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -26,12 +26,6 @@ def register_reward(name: str) -> Callable[[RewardClass], RewardClass]:
 
     The class's ``name`` becomes the registered one. Defining the same class again (a notebook cell
     run twice, a module reloaded) replaces the earlier definition.
-
-    Args:
-        name: Letters, digits, ``_``, ``-`` and ``.``, not starting with a digit.
-
-    Returns:
-        The decorator; it returns the class unchanged apart from its ``name``.
 
     Raises:
         TypeError: What is decorated is not a subclass of `Reward`.
@@ -76,7 +70,7 @@ def known_rewards() -> tuple[str, ...]:
 
 
 def make_reward(key: str) -> Reward:
-    """Build a reward from its registered name or its import path.
+    """Build a reward.
 
     Args:
         key: A registered name (``"mask_iou"``), the name of an entry point in the group
@@ -96,7 +90,13 @@ def make_reward(key: str) -> Reward:
                 return found
             register_reward(key)(found)
     if key not in _REGISTERED:
-        raise ValueError(_unknown(key))
+        known = known_rewards()
+        close = difflib.get_close_matches(key, known, n=1)
+        suggestion = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"unknown reward {key!r}: {suggestion}known are {', '.join(known)}; any other class is "
+            f"named by its import path, package.module:Class"
+        )
     return _instance(key, _REGISTERED[key])
 
 
@@ -157,16 +157,6 @@ def _instance(key: str, found: object) -> Reward:
             f"import path"
         )
     return found()
-
-
-def _unknown(key: str) -> str:
-    known = known_rewards()
-    close = difflib.get_close_matches(key, known, n=1)
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
-    return (
-        f"unknown reward {key!r}: {suggestion}known are {', '.join(known)}; any other class is "
-        f"named by its import path, package.module:Class"
-    )
 
 
 def _path(reward_class: type) -> str:

@@ -1,5 +1,6 @@
 """Policies small enough for tests, and environments that ask them."""
 
+import copy
 import os
 from functools import cache
 
@@ -106,3 +107,16 @@ def cloned_policy():
     policy = small_policy()
     policy.model.load_state_dict(_cloned_weights())
     return policy
+
+
+def grouped_query_policy():
+    """A policy whose attention heads share keys and values, as in larger models."""
+    policy = small_policy()
+    config = copy.deepcopy(policy.model.config)
+    config.text_config.num_attention_heads = 4
+    config.text_config.num_key_value_heads = 2
+    config.text_config.head_dim = SMALL.width // 4
+    torch.manual_seed(1)
+    model = type(policy.model)(config)
+    model.generation_config = policy.model.generation_config
+    return VLMPolicy(model, policy.processor)

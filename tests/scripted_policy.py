@@ -11,7 +11,7 @@ import torch
 from agents_fixtures import SMALL, small_policy
 from family_models import qwen2_5_vl
 from PIL import Image
-from test_released import QwenProcessor
+from released_folders import QwenProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from agents.policy.model import VLMPolicy

@@ -39,7 +39,7 @@ PROMPT_WORDS = (  # noqa: SIM905 (a list of 70 quoted words is harder to read)
 ).split()
 
 PLACE_WORDS = ("at", "with")
-"""Words of questions that give a place (`seg_env.tasks.REFERENCES`) that `PROMPT_WORDS` lacks: a
+"""Words of questions that give a place (`seg_env.tasks.REFERENCES`) beyond `PROMPT_WORDS`; a
 tokenizer without them spells them letter by letter."""
 
 CHAT_TEMPLATE = (
@@ -83,7 +83,7 @@ def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 def build_processor(config: TinyConfig) -> LlavaProcessor:
-    """Image processor and tokenizer together, as transformers saves them."""
+    """The image processor and the tokenizer together."""
     image_processor = SiglipImageProcessorPil(
         size={"height": config.image_size, "width": config.image_size}, resample=2
     )
@@ -99,8 +99,8 @@ def build_processor(config: TinyConfig) -> LlavaProcessor:
 def build_model(config: TinyConfig, processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     """A model with random weights; positions of the tower start from two-dimensional sines.
 
-    Seed torch before calling. Learned positions that start random cost a policy its first
-    hundreds of updates: it does not know which patches are next to each other.
+    Seed torch before calling. With positions that start random, a policy spends its first hundreds
+    of updates on learning which patches are neighbours.
     """
     tokenizer = processor.tokenizer
     vision = SiglipVisionConfig(

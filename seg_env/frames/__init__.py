@@ -5,20 +5,12 @@ Vision-language models disagree about the numbers they were trained to write: Si
 border, here and nowhere else; everything inside the library lives in the unit frame.
 """
 
-from seg_env.frames.answers import (
-    AUTO,
-    UNIT_ANSWERS,
-    AnswerFrame,
-    find_answer_frame,
-    is_frame_name,
-)
+from seg_env.frames.answers import AUTO, UNIT_ANSWERS, AnswerFrame, find_answer_frame, is_frame_name
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,
     TOKEN_FAMILIES,
     ResizeSettings,
-    family_frame,
-    family_of_model,
     normalize_tokens,
     smart_resize,
     write_tokens,
@@ -27,7 +19,6 @@ from seg_env.frames.plain import (
     PERMILLE,
     UNIT,
     Frame,
-    Points,
     bin_frame,
     letterbox_frame,
     letterbox_geometry,
@@ -45,11 +36,8 @@ __all__ = [
     "UNIT_ANSWERS",
     "AnswerFrame",
     "Frame",
-    "Points",
     "ResizeSettings",
     "bin_frame",
-    "family_frame",
-    "family_of_model",
     "find_answer_frame",
     "is_frame_name",
     "letterbox_frame",

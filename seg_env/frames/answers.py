@@ -12,9 +12,9 @@ from seg_env.frames.models import (
     IMAGE_DEPENDENT,
     TOKEN_FAMILIES,
     ResizeSettings,
-    family_frame,
-    family_of_model,
+    find_family,
     normalize_tokens,
+    smart_resize,
     write_tokens,
 )
 from seg_env.frames.plain import Frame, letterbox_frame, pixel_frame
@@ -24,16 +24,11 @@ AUTO = "auto"
 """The name that stands for what a policy's record or its family says."""
 
 _PIXELS = re.compile(r"pixel:([0-9]{1,6})x([0-9]{1,6})")
-_LARGEST_SIDE = 9999
 
 
 @dataclass(frozen=True)
 class AnswerFrame:
-    """The frame that a policy writes its numbers in; gives a `Frame` for every image.
-
-    Environments, trainers, the evaluator and the demo all read answers through one of these, so a
-    policy is trained in the frame it is measured in.
-    """
+    """The frame that a policy writes its numbers in; gives a `Frame` for every image."""
 
     family: str = "unit"
     """One of `FAMILIES`, ``pixel:WxH``, or the name of ``fixed``."""
@@ -48,12 +43,7 @@ class AnswerFrame:
 
     @classmethod
     def from_spec(cls, spec: str | Frame | AnswerFrame) -> AnswerFrame:
-        """An answer frame from what an environment's arguments may name.
-
-        Args:
-            spec: One of `FAMILIES`, a transformers model type such as ``"qwen3_vl"``,
-                ``"pixel:WxH"``, a `Frame`, or an answer frame.
-        """
+        """An answer frame from a `Frame`, or from a name that `find_answer_frame` knows."""
         if isinstance(spec, AnswerFrame):
             return spec
         if not isinstance(spec, str):
@@ -62,7 +52,7 @@ class AnswerFrame:
 
     @property
     def description(self) -> str:
-        """One line: the family, what its numbers are, and why it was chosen."""
+        """The family, what its numbers are, and why it was chosen, in one line."""
         meaning = FAMILIES.get(self.family, "pixels of an image of that size, width first")
         if self.fixed is not None:
             meaning = "as given"
@@ -75,7 +65,7 @@ class AnswerFrame:
 
     @property
     def depends_on_image(self) -> bool:
-        """Whether the numbers of one place are other ones in images of another size."""
+        """Whether images of different sizes give one place different numbers."""
         return self.family in IMAGE_DEPENDENT and self.canvas_size is None
 
     def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
@@ -83,41 +73,45 @@ class AnswerFrame:
         return replace(self, canvas_size=canvas_size)
 
     def for_view(self, image_size: tuple[int, int]) -> Frame:
-        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels."""
-        if self.fixed is not None:
-            return self.fixed
-        if pixels := _PIXELS.fullmatch(self.family):
-            return pixel_frame(int(pixels[1]), int(pixels[2]))
-        return family_frame(self.family, self.canvas_size or image_size, self.resize)
-
-    def for_image(self, image_size: tuple[int, int]) -> Frame:
-        """Frame that maps to the unit frame of an image of ``(H, W)`` pixels itself.
+        """Frame relative to what the policy sees of an image of ``(H, W)`` pixels.
 
         Raises:
             ValueError: The processor would refuse the image.
         """
+        if self.fixed is not None:
+            return self.fixed
+        if pixels := _PIXELS.fullmatch(self.family):
+            return pixel_frame(int(pixels[1]), int(pixels[2]))
+        frame = find_family(self.family).frame
+        if frame is not None:
+            return frame
+        size = self.canvas_size or image_size
+        height, width = smart_resize(size, self.resize) if self.family == "qwen2.5-vl" else size
+        return pixel_frame(width, height)
+
+    def for_image(self, image_size: tuple[int, int]) -> Frame:
+        """Frame that maps to the unit frame of an image of ``(H, W)`` pixels itself."""
         seen = self.for_view(image_size)
         if self.canvas_size in (None, image_size):
             return seen
         return letterbox_frame(seen, image_size, self.canvas_size)
 
     def widest(self) -> Frame:
-        """Frame whose limits hold for images of every size: that of answers, or a larger one."""
+        """Frame whose limits are large enough for images of every size."""
         if self.depends_on_image:
-            return pixel_frame(_LARGEST_SIDE, _LARGEST_SIDE)
+            return pixel_frame(9999, 9999)
         return self.for_view((1, 1))
 
     def normalize(self, text: str, form: Form = "mask") -> str:
-        """An answer as the bracketed numbers that the grammar reads; see `normalize_tokens`."""
+        """An answer as the bracketed numbers that the grammar reads."""
         return normalize_tokens(text, self.family, form) if self.writes_tokens else text
 
     def write(self, text: str) -> str:
-        """Bracketed numbers as the policy writes them; inverse of `normalize`."""
+        """Bracketed numbers as the policy writes them."""
         return write_tokens(text, self.family) if self.writes_tokens else text
 
 
 UNIT_ANSWERS = AnswerFrame()
-"""Answers in fractions of the image, the default."""
 
 
 def find_answer_frame(
@@ -141,7 +135,7 @@ def find_answer_frame(
     if name == AUTO:
         family, reason = _pick(model_type, model_name, recorded)
     elif name in FAMILY_OF_MODEL:
-        family, reason = family_of_model(name), f"what {name} models write"
+        family, reason = FAMILY_OF_MODEL[name], f"what {name} models write"
     elif is_frame_name(name):
         family, reason = name, ""
     else:
@@ -170,4 +164,4 @@ def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tupl
         return "unit", "what SimpleSeg's checkpoints write"
     if model_type not in FAMILY_OF_MODEL:
         return "unit", f"since nothing is known about model type {model_type} (see --frame)"
-    return family_of_model(model_type), f"picked by model type {model_type}"
+    return FAMILY_OF_MODEL[model_type], f"picked by model type {model_type}"

@@ -7,20 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from seg_env.frames.plain import (
-    PERMILLE,
-    UNIT,
-    Frame,
-    bin_frame,
-    check_size,
-    pixel_frame,
-    row_first_frame,
-)
+from seg_env.frames.plain import PERMILLE, UNIT, Frame, bin_frame, check_size, row_first_frame
 from seg_env.types import Form
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """What models of one family write."""
 
     meaning: str
@@ -34,18 +26,18 @@ class _Family:
 
 
 _TABLE = {
-    "unit": _Family("fractions of the image, x/W and y/H", UNIT),
-    "permille": _Family("whole numbers from 0 to 1000 relative to the image", PERMILLE),
-    "pixels": _Family("pixels of the image itself"),
-    "qwen2.5-vl": _Family("pixels of the image as the processor resizes it"),
-    "florence": _Family(
+    "unit": Family("fractions of the image, x/W and y/H", UNIT),
+    "permille": Family("whole numbers from 0 to 1000 relative to the image", PERMILLE),
+    "pixels": Family("pixels of the image itself"),
+    "qwen2.5-vl": Family("pixels of the image as the processor resizes it"),
+    "florence": Family(
         "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
         bin_frame(1000),
         r"<loc_([0-9]{1,4})>",
         "<loc_{}>",
         "<sep>",
     ),
-    "paligemma": _Family(
+    "paligemma": Family(
         "tokens <loc0000> to <loc1023> from border to border, y before x",
         row_first_frame(1023),
         r"<loc([0-9]{4})>",
@@ -55,11 +47,10 @@ _TABLE = {
 }
 
 FAMILIES = {name: family.meaning for name, family in _TABLE.items()}
-"""Families of models by the numbers that they write, and what these mean."""
+"""Families of models, and what the numbers that they write mean."""
 TOKEN_FAMILIES = tuple(name for name, family in _TABLE.items() if family.token)
-"""Those that write location tokens in place of bracketed numbers."""
 IMAGE_DEPENDENT = tuple(name for name, family in _TABLE.items() if family.frame is None)
-"""Those whose limits are other ones for images of another size."""
+"""Families whose limits depend on the size of the image."""
 
 FAMILY_OF_MODEL = {
     "florence2": "florence",
@@ -80,8 +71,6 @@ FAMILY_OF_MODEL = {
 Checkpoints of SimpleSeg write fractions whatever they were made from."""
 
 _LONGEST_TEXT = 1 << 18  # What `seg_env.grammar.decode` reads; longer texts are not worth the work.
-_NUMBERS = {"bbox": 4, "point": 2}
-_KNOWN_TAGS = re.compile(r"</?(?:poly|sep|s|pad|eos|bos)>")
 
 
 @dataclass(frozen=True)
@@ -91,37 +80,28 @@ class ResizeSettings:
     factor: int = 28
     """Both sides become multiples of this: patch size times merge size."""
     min_pixels: int = 56 * 56
-    """Fewest pixels of a resized image."""
     max_pixels: int = 28 * 28 * 16384
-    """Most pixels of a resized image."""
 
     @classmethod
     def from_processor(cls, image_processor: Any) -> ResizeSettings:
         """Read the settings of a transformers image processor; what it lacks is left at default."""
-        default = cls()
         size = getattr(image_processor, "size", None) or {}
         patch = getattr(image_processor, "patch_size", None)
         merge = getattr(image_processor, "merge_size", None)
-        factor = default.factor
-        if isinstance(patch, int) and isinstance(merge, int):
-            factor = patch * merge
+        factor = patch * merge if isinstance(patch, int) and isinstance(merge, int) else cls.factor
         return cls(
             factor,
-            _entry(size, "shortest_edge") or default.min_pixels,
-            _entry(size, "longest_edge") or default.max_pixels,
+            _entry(size, "shortest_edge") or cls.min_pixels,
+            _entry(size, "longest_edge") or cls.max_pixels,
         )
 
 
 def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) -> tuple[int, int]:
-    """Size that a Qwen2-VL or Qwen2.5-VL processor gives to a image before the model sees it.
+    """Size ``(H, W)`` that a Qwen2-VL or Qwen2.5-VL processor gives to an image of ``(H, W)``.
 
-    Both sides are rounded to multiples of the factor; if the area is then outside of what is
-    allowed, the image is scaled to the nearer bound first and the sides rounded towards the
-    inside. Equal to transformers' rule of the same name.
-
-    Args:
-        size: ``(H, W)`` of the image in pixels.
-        settings: Those of the processor.
+    Equal to transformers' rule of the same name: both sides are rounded to multiples of the factor;
+    if the area is then outside of what is allowed, the image is scaled to the nearer bound first
+    and the sides rounded towards the inside.
 
     Raises:
         ValueError: A side is not positive, or one is more than 200 times the other: the processor
@@ -144,52 +124,21 @@ def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) 
     return resized[0], resized[1]
 
 
-def family_of_model(model_type: str) -> str:
-    """Family of a transformers model type; ``"unit"`` for one that is not in `FAMILY_OF_MODEL`."""
-    return FAMILY_OF_MODEL.get(model_type, "unit")
-
-
-def family_frame(
-    family: str, image_size: tuple[int, int], settings: ResizeSettings | None = None
-) -> Frame:
-    """Frame of a family for one image.
-
-    Args:
-        family: One of `FAMILIES`.
-        image_size: ``(H, W)`` of the image handed to the processor.
-        settings: How the processor resizes.
-
-    Raises:
-        ValueError: There is no such family, or the processor would refuse the image.
-    """
-    frame = _find(family).frame
-    if frame is not None:
-        return frame
-    height, width = smart_resize(image_size, settings) if family == "qwen2.5-vl" else image_size
-    return pixel_frame(width, height)
-
-
 def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
-    """Rewrite location tokens as the bracketed numbers that `seg_env.grammar.decode` reads.
+    """Rewrite location tokens as the bracketed numbers that `seg_env.grammar` reads.
 
     Each unbroken run of tokens is a ring; what stands between runs (``<sep>``, ``;``, labels) ends
     it. A run of four tokens is a box by two corners, which is how both families write boxes: where
     a box was asked for it stays one, where an outline was it becomes its four corners. Where a
-    point was asked for, a run of two tokens is one. Labels and structural tags belong to the form
-    and are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline
-    and stay behind the list, where they are reported. A run of odd length keeps its last number
-    alone in its brackets, which is reported as well. Numbers keep their order and are still in the
-    family's frame.
+    point was asked for, a run of two tokens is one. Labels and structural tags are dropped; other
+    tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline and stay behind the list,
+    where they are reported. A run of odd length keeps its last number alone in its brackets, which
+    is reported as well. Numbers keep their order and are still in the family's frame.
 
-    Args:
-        text: Any string; one without location tokens is returned unchanged.
-        family: One of `FAMILIES`; only ``"florence"`` and ``"paligemma"`` write tokens.
-        form: What was asked for.
-
-    Returns:
-        The rewritten text. Time is linear in its length; very long texts are returned unchanged.
+    Text without location tokens, and very long text, is returned unchanged. Time is linear in the
+    length of the text.
     """
-    token = _find(family).token
+    token = find_family(family).token
     if not token or len(text) > _LONGEST_TEXT:
         return text
     rings, runs = [], []
@@ -203,23 +152,19 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
         rings.append("[" + ",".join(f"[{','.join(point)}]" for point in points) + "]")
     if not rings:
         return text
-    rest = _KNOWN_TAGS.sub("", re.sub(token, "", text))
+    rest = re.sub(r"</?(?:poly|sep|s|pad|eos|bos)>", "", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
-    found = f"[{','.join(rings)}]"
-    if len(runs) == 1 and len(runs[0]) == _NUMBERS.get(form):
-        found = f"[{','.join(runs[0])}]"
+    is_short = len(runs) == 1 and len(runs[0]) == {"bbox": 4, "point": 2}.get(form)
+    found = f"[{','.join(runs[0] if is_short else rings)}]"
     return found + (f" {unread}" if unread else "")
 
 
 def write_tokens(text: str, family: str) -> str:
-    """Inverse of `normalize_tokens`: an encoded answer in the tokens that a family was trained on.
+    """Write an encoded answer in the tokens of its family; inverse of `normalize_tokens`.
 
-    Args:
-        text: What `seg_env.grammar.encode` or `seg_env.grammar.answers.encode_numbers` wrote in the
-            family's frame; ``[]``, "no target", stays as it is.
-        family: One of `FAMILIES`; those that write no tokens get the text itself.
+    ``[]``, "no target", stays as it is, and so does every answer of a family without tokens.
     """
-    tokens = _find(family)
+    tokens = find_family(family)
     if not tokens.token or text == "[]":
         return text
     return tokens.separator.join(
@@ -228,7 +173,8 @@ def write_tokens(text: str, family: str) -> str:
     )
 
 
-def _find(family: str) -> _Family:
+def find_family(family: str) -> Family:
+    """What models of a family write, ValueError if there is no such family."""
     if family not in _TABLE:
         raise ValueError(f"family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
     return _TABLE[family]

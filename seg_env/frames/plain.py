@@ -26,9 +26,9 @@ class Frame:
     integer: bool = True
     """Whether answers are written with whole numbers."""
     size: tuple[float, float] = (1.0, 1.0)
-    """What the width and the height of the image are in numbers of this frame."""
+    """Width and height of the image in numbers of this frame."""
     origin: tuple[float, float] = (0.0, 0.0)
-    """The numbers of the image's top left corner."""
+    """Numbers of the image's top left corner."""
     row_first: bool = False
     """Whether a point is written ``(y, x)``."""
     inner: Frame | None = None
@@ -37,7 +37,7 @@ class Frame:
     """``(width, height)`` of the canvas in pixels."""
 
     def to_unit(self, points: Points) -> Points:
-        """Map ``(V, 2)`` numbers as written to the unit frame; no copy where nothing changes."""
+        """Map numbers as written to the unit frame; no copy where nothing changes."""
         if self == UNIT:
             return points
         if self.inner is not None:
@@ -47,7 +47,7 @@ class Frame:
         return (points - self.origin) / self.size
 
     def from_unit(self, points: Points) -> Points:
-        """Map ``(V, 2)`` unit-frame points to unrounded numbers; no copy if nothing changes."""
+        """Map points of the unit frame to unrounded numbers; no copy where nothing changes."""
         if self == UNIT:
             return points
         points = points * self.size + self.origin
@@ -64,11 +64,7 @@ PERMILLE = Frame("permille", (1000.0, 1000.0), size=(1000.0, 1000.0))
 
 
 def pixel_frame(width: int, height: int) -> Frame:
-    """Pixels of the image the model sees (Qwen2.5-VL: after its own resizing).
-
-    Raises:
-        ValueError: A side is not positive.
-    """
+    """Pixels of the image the model sees (Qwen2.5-VL: after its own resizing)."""
     check_size("pixel_frame", (height, width))
     size = float(width), float(height)
     return Frame(f"pixels-{width}x{height}", size, size=size)
@@ -80,9 +76,6 @@ def bin_frame(bins: int = 1000) -> Frame:
     Source: the quantizer of Florence-2's processor: ``floor(x / W * bins)`` is written and
     ``(bin + 0.5) / bins * W`` read. `Frame.from_unit` gives -0.5 to ``bins - 0.5``; rounded and cut
     to the limits it is the bin of the point.
-
-    Raises:
-        ValueError: There is no bin.
     """
     if bins < 1:
         raise ValueError(f"bin_frame: bins={bins}, but at least 1 is needed")
@@ -91,13 +84,10 @@ def bin_frame(bins: int = 1000) -> Frame:
 
 
 def row_first_frame(largest: int = 1023) -> Frame:
-    """Points written as ``(y, x)``, whole numbers from one border to the other (PaliGemma).
+    """Points written as ``(y, x)``, whole numbers from 0 to ``largest`` at the far border.
 
     Source: the preprocessing of big_vision's PaliGemma, which writes ``round(y / H * 1023)`` before
     ``round(x / W * 1023)``. Readers that divide by 1024 are off by up to a thousandth of the image.
-
-    Args:
-        largest: What the right and the lower border are written as.
     """
     size = float(largest), float(largest)
     return Frame(f"row-first-{largest}", size, size=size, row_first=True)
@@ -115,12 +105,6 @@ def letterbox_frame(
         inner: Frame of the answers relative to the whole canvas.
         source_size: ``(H, W)`` of the source image in pixels.
         canvas_size: ``(H, W)`` of the canvas in pixels.
-
-    Returns:
-        The frame, named for example ``"letterbox-640x480-in-224x224-unit"``, widths first.
-
-    Raises:
-        ValueError: A side is not positive.
     """
     left, top, width, height = letterbox_geometry(source_size, canvas_size)
     canvas_height, canvas_width = canvas_size
@@ -139,20 +123,13 @@ def letterbox_frame(
 def letterbox_geometry(
     source_size: tuple[int, int], canvas_size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Place an image centrally in a canvas, as large as it fits, in whole pixels.
+    """Place an image of ``(H, W)`` pixels centrally in a canvas, as large as it fits.
 
     The side that limits the scale fills the canvas exactly; the other is rounded half up in integer
     arithmetic (so every platform agrees) and is at least one pixel.
 
-    Args:
-        source_size: ``(H, W)`` of the image in pixels.
-        canvas_size: ``(H, W)`` of the canvas in pixels.
-
     Returns:
         ``(left, top, width, height)`` of the scaled image in canvas pixels.
-
-    Raises:
-        ValueError: A side is not positive.
     """
     check_size("source_size", source_size)
     check_size("canvas_size", canvas_size)

@@ -30,7 +30,7 @@ from seg_env.grammar.salvage import (
 from seg_env.types import Form, IssueKind, ParseIssue, Prediction, Ring
 
 MAX_DECIMALS = 9
-"""Most decimals `encode` writes; a step of 1e-9 is far below a pixel of any image."""
+"""Most decimals that are written; a step of 1e-9 is far below a pixel of any image."""
 
 _STRICT_NUMBER = r"(?:0|[1-9][0-9]{0,6}+)(?:\.[0-9]{1,17}+)?+"
 _POINT = rf"\[{_STRICT_NUMBER}, ?+{_STRICT_NUMBER}\]"
@@ -64,15 +64,8 @@ def decode(text: str, frame: Frame = UNIT) -> Prediction:
     another frame, and all rings are dropped (``WRONG_FRAME``).
 
     Time is linear in the length of the text up to `MAX_CHARACTERS`, beyond which nothing is read;
-    at most `MAX_VERTICES` vertices and `MAX_RINGS` rings are kept.
-
-    Args:
-        text: Any string.
-        frame: Frame the numbers are in.
-
-    Returns:
-        Rings in the unit frame of the image, issues, and the text. ``[]`` gives no ring and no
-        issue: "no target".
+    at most `MAX_VERTICES` vertices and `MAX_RINGS` rings are kept. ``[]`` gives no ring and no
+    issue: "no target".
     """
     rings = _read_well_formed(text, frame) if len(text) <= MAX_CHARACTERS else None
     issues: tuple[ParseIssue, ...] = ()
@@ -90,23 +83,18 @@ def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Predic
     two corners or with its corners the other way round (``BAD_BOX``). What is of another form, such
     as an outline where a point was asked for, gives nothing but the issue (``BAD_NESTING`` for a
     list, ``BAD_VERTEX`` for another number of numbers). Numbers outside the image are treated as in
-    `seg_env.grammar.decode`, which reads outlines.
-
-    Args:
-        text: Any string.
-        form: What was asked for.
-        frame: Frame the numbers are in.
+    `decode`, which reads outlines.
 
     Returns:
         For a box, its corners as one ring, clockwise from the top left; for a point, no ring and
-        ``point``. ``form`` says what the text was read as.
+        ``point``.
     """
     if form == "mask":
         return decode(text, frame)
-    read = _read_well_formed_numbers(text, NUMBERS_OF_FORM[form], frame)
-    numbers, issues = (
-        salvage_numbers(text, NUMBERS_OF_FORM[form], frame) if read is None else (read, ())
-    )
+    numbers = _read_well_formed_numbers(text, NUMBERS_OF_FORM[form], frame)
+    issues: tuple[ParseIssue, ...] = ()
+    if numbers is None:
+        numbers, issues = salvage_numbers(text, NUMBERS_OF_FORM[form], frame)
     if not numbers:
         return Prediction((), issues, text, form)
     points = frame.to_unit(np.array(numbers, dtype=np.float64).reshape(-1, 2))
@@ -133,20 +121,16 @@ def encode(
     one step wide, in the same orientation, so that a thin object still has an answer.
 
     Args:
-        rings: ``(V, 2)`` arrays in the unit frame, ``V >= 3``, first vertex not repeated.
+        rings: ``(V, 2)`` arrays in the unit frame, ``V >= 3``, first vertex not repeated. None
+            means "no target" and gives ``"[]"``.
         decimals: Digits after the point, 1 to 9; ignored in integer frames.
         frame: Frame the numbers are written in.
         pad: Write a fixed number of decimals (``0.50``) in place of dropping trailing zeros.
 
-    Returns:
-        The text, without spaces; ``"[]"`` for no ring, which means "no target".
-
     Raises:
-        ValueError: if `decimals` or the shape of a ring is wrong, or a coordinate is not finite.
+        ValueError: `decimals` or the shape of a ring is wrong, or a coordinate is not finite.
     """
-    if not 1 <= decimals <= MAX_DECIMALS:
-        raise ValueError(f"decimals={decimals}, but allowed are 1 to {MAX_DECIMALS}")
-    places = 0 if frame.integer else decimals
+    places = _places(decimals, frame)
     written = ",".join(_encode_ring(ring, places, frame, pad) for ring in rings)
     return f"[{written}]"
 
@@ -154,24 +138,29 @@ def encode(
 def encode_numbers(
     points: NDArray[np.float64], decimals: int = 3, *, frame: Frame = UNIT, pad: bool = False
 ) -> str:
-    """Write a point ``[x,y]``, or the two corners of a box ``[x0,y0,x1,y1]``.
+    """Write a point ``[x,y]``, or the two corners of a box ``[x0,y0,x1,y1]``, as `encode` does.
 
     Args:
         points: ``(1, 2)`` or ``(2, 2)`` in the unit frame; clipped to the image.
-        decimals: As for `encode`, also the arguments after it.
-        frame: Frame the numbers are written in.
+        decimals: See `encode`, also for what follows.
+        frame: Frame of the numbers.
         pad: Write all decimals.
     """
-    if not 1 <= decimals <= MAX_DECIMALS:
-        raise ValueError(f"decimals={decimals}, but allowed are 1 to {MAX_DECIMALS}")
+    places = _places(decimals, frame)
     if not np.isfinite(points).all():
         raise ValueError("a coordinate is not finite; check where it came from")
-    places = 0 if frame.integer else decimals
     numbers = frame.from_unit(points.clip(0.0, 1.0)).clip(0.0, frame.limits)
     written = [f"{number:.{places}f}" for number in numbers.ravel().tolist()]
     if places and not pad:
         written = [text.rstrip("0").rstrip(".") for text in written]
     return f"[{','.join(written)}]"
+
+
+def _places(decimals: int, frame: Frame) -> int:
+    """Digits behind the point of numbers in this frame."""
+    if not 1 <= decimals <= MAX_DECIMALS:
+        raise ValueError(f"decimals={decimals}, but allowed are 1 to {MAX_DECIMALS}")
+    return 0 if frame.integer else decimals
 
 
 def _read_well_formed(text: str, frame: Frame) -> list[Ring] | None:
@@ -206,22 +195,15 @@ def _read_well_formed_numbers(text: str, count: int, frame: Frame) -> Numbers | 
 
 def _as_box(corners: NDArray[np.float64], issues: tuple[ParseIssue, ...], text: str) -> Prediction:
     """A box from two opposite corners ``(2, 2)`` in the unit frame."""
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    fault = ""
-    if (high <= low).any():
-        fault = "a box without area"
-    elif (corners[0] > corners[1]).any():
-        fault = "the top left corner is not the first"
-    if fault:
-        issues = (*issues, ParseIssue(IssueKind.BAD_BOX, 0, fault))
-    rings = () if (high <= low).any() else (ring_of_box(np.concatenate([low, high])),)
-    return Prediction(rings, issues, text, "bbox")
-
-
-def ring_of_box(box: NDArray[np.float64]) -> Ring:
-    """The corners of ``(x0, y0, x1, y1)``, ``(4, 2)``, clockwise on screen from the top left."""
-    x0, y0, x1, y1 = box.tolist()
-    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+    if x1 <= x0 or y1 <= y0:
+        issue = ParseIssue(IssueKind.BAD_BOX, 0, "a box without area")
+        return Prediction((), (*issues, issue), text, "bbox")
+    if (corners[0] > corners[1]).any():
+        issue = ParseIssue(IssueKind.BAD_BOX, 0, "the top left corner is not the first")
+        issues = (*issues, issue)
+    ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    return Prediction((ring,), issues, text, "bbox")
 
 
 def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
@@ -237,7 +219,8 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
     if _on_one_line(vertices):
         corner = int(limits[0]), int(limits[1])
         vertices = _thin_outline(min(vertices), max(vertices), corner)
-        if _signed_area(points) < 0:
+        x, y = points.T
+        if x @ np.roll(y, -1) < y @ np.roll(x, -1):  # counter-clockwise on screen (y down)
             vertices = vertices[:1] + vertices[:0:-1]
     # Compared with the next one, so that of a closed ring the last vertex goes, not the start.
     pairs = zip(vertices, vertices[1:] + vertices[:1], strict=True)
@@ -249,14 +232,8 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
     return f"[{','.join(written)}]"
 
 
-def _signed_area(points: Ring) -> float:
-    """Shoelace area, positive for clockwise on screen (y down)."""
-    x, y = points.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
 def _on_one_line(vertices: list[tuple[int, int]]) -> bool:
-    """True if the vertices, in whole steps, enclose nothing because they are all collinear."""
+    """Whether all vertices, in whole steps, are collinear."""
     (x0, y0), (x1, y1) = min(vertices), max(vertices)
     return all((x1 - x0) * (y - y0) == (y1 - y0) * (x - x0) for x, y in vertices)
 
@@ -264,10 +241,9 @@ def _on_one_line(vertices: list[tuple[int, int]]) -> bool:
 def _thin_outline(
     low: tuple[int, int], high: tuple[int, int], corner: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """Outline, one step wide, of the line from `low` to `high` (``low <= high``), inside the image.
+    """Clockwise outline, one step wide and inside the image, of the line from `low` to `high`.
 
-    Returns:
-        Three or four vertices (some may be repeated), clockwise, topmost-then-leftmost first.
+    Vertices may be repeated; the topmost-then-leftmost is the first.
     """
     if low == high:
         x, y = min(low[0], corner[0] - 1), low[1]

@@ -15,8 +15,8 @@ from seg_env.grammar.salvage import MAX_MAGNITUDE, MAX_VERTICES
 def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     """Regular expression of strict answers, to be matched against the full text.
 
-    Only plain groups, classes, alternatives and counted repeats are used, so it means the same in
-    Python's ``re``, RE2, Rust and the engines of vLLM. It has no anchors.
+    It has no anchors, and only plain groups, classes, alternatives and counted repeats up to
+    `decimals`, so it means the same in Python's ``re``, RE2, Rust and the engines of vLLM.
 
     Args:
         decimals: Most digits after the point; ignored in integer frames.

@@ -35,7 +35,6 @@ Numbers = list[float]
 """Coordinates as written, x and y in turn; empty for "no target"."""
 
 _MAX_GROUPS = MAX_VERTICES + 1024  # Bounds the work on groups that are no vertex, too.
-_MAX_SHORT_GROUPS = 64  # More bracket groups than that are an outline, or nothing at all.
 _SPACE = string.whitespace
 _NUMBER_CHARACTERS = ".+-eE" + string.digits
 _GROUP = re.compile(r"\[([^\[\]]*+)\]")  # An innermost pair of brackets.
@@ -55,7 +54,7 @@ def close_ring(points: list[list[float]]) -> Ring:
 
 
 def are_unit_numbers(rings: list[Ring]) -> bool:
-    """True if the numbers can only be fractions of the image: all at most 1 and not all whole.
+    """Whether all numbers are at most 1 and not all are whole.
 
     In a frame of whole numbers such an outline would lie within a single pixel.
     """
@@ -76,20 +75,17 @@ def salvage(text: str, frame: Frame) -> tuple[list[Ring], tuple[ParseIssue, ...]
         reader.note(IssueKind.EMPTY, 0)
     else:
         reader.read(text[:MAX_CHARACTERS])
-    if len(text) > MAX_CHARACTERS:
-        reader.note_unread_rest()
+    # That the text goes on behind what was read is implied by these.
+    implied = {IssueKind.EMPTY, IssueKind.TRUNCATED, IssueKind.TOO_MANY_VERTICES}
+    if not reader.issues.keys() & implied:
+        reader.note_unread_rest(text)
     if frame.integer and are_unit_numbers(reader.rings):
         reader.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
     return ([] if IssueKind.WRONG_FRAME in reader.issues else reader.rings), reader.found()
 
 
 def salvage_numbers(text: str, count: int, frame: Frame) -> tuple[Numbers, tuple[ParseIssue, ...]]:
-    """Read what can be read of any text as one list of so many numbers.
-
-    Args:
-        text: The answer.
-        count: 2 for a point, 4 for a box.
-        frame: Frame its numbers should be in.
+    """Read what can be read of any text as a point (`count` 2) or a box (4).
 
     Returns:
         The numbers as written (not mapped to the unit frame), empty if there is nothing usable, and
@@ -99,15 +95,13 @@ def salvage_numbers(text: str, count: int, frame: Frame) -> tuple[Numbers, tuple
     if not text or text.isspace():
         reader.note(IssueKind.EMPTY, 0)
         return [], reader.found()
-    if len(text) > MAX_CHARACTERS:
-        detail = f"only the first {MAX_CHARACTERS} characters are read"
-        reader.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
+    reader.note_unread_rest(text)
     numbers = reader.read(text[:MAX_CHARACTERS])
     return reader.checked(numbers), reader.found()
 
 
 class _Reader:
-    """The faults found in one pass over one answer."""
+    """The faults found in one pass over an answer."""
 
     def __init__(self, frame: Frame) -> None:
         self.issues: dict[IssueKind, ParseIssue] = {}
@@ -118,6 +112,12 @@ class _Reader:
         if kind not in self.issues:
             # In printable ASCII, because logs and reports would choke on some strings.
             self.issues[kind] = ParseIssue(kind, position, detail or ascii(quote[:16])[:78])
+
+    def note_unread_rest(self, text: str) -> None:
+        """Say so if the text goes on behind the part that is read."""
+        if len(text) > MAX_CHARACTERS:
+            detail = f"only the first {MAX_CHARACTERS} characters are read"
+            self.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
 
     def found(self) -> tuple[ParseIssue, ...]:
         """The faults in reading order."""
@@ -141,18 +141,10 @@ class _OutlineReader(_Reader):
         self._full = False
         self._empty_list = False
 
-    def note_unread_rest(self) -> None:
-        """Say that the text goes on behind the part that was read, unless that is implied."""
-        implied = {IssueKind.EMPTY, IssueKind.TRUNCATED, IssueKind.TOO_MANY_VERTICES}
-        if not self.issues.keys() & implied:
-            detail = f"only the first {MAX_CHARACTERS} characters are read"
-            self.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
-
     def read(self, text: str) -> None:
         """Walk over the bracket groups of the text: find the list, take its vertices, see its end.
 
-        Groups before the list are passed over as words; a list that closes without having given a
-        vertex counts as words, too.
+        Groups before the list are words, and so is a list that closes without giving a vertex.
         """
         end, depth, started = 0, 0, False  # depth: brackets open around the next group
         for count, group in enumerate(_GROUP.finditer(text), start=1):
@@ -167,8 +159,9 @@ class _OutlineReader(_Reader):
                 self.check_lead(gap, end)
             if started:
                 self._take(content, depth, position)
-            else:
-                self._skip(content, position)
+            else:  # a group in the words before the list, such as the reference "[1]"
+                self._empty_list |= not content.strip()
+                self.note(IssueKind.SURROUNDING_TEXT, position)
             end = group.end()
             if self._full or count == _MAX_GROUPS:
                 self.note(IssueKind.TOO_MANY_VERTICES, position, "the rest is dropped")
@@ -180,16 +173,11 @@ class _OutlineReader(_Reader):
         else:
             self._check_unread(text, end)
 
-    def _skip(self, content: str, position: int) -> None:
-        """Pass over a group in the words before the list, such as the reference ``[1]``."""
-        self._empty_list |= not content.strip()
-        self.note(IssueKind.SURROUNDING_TEXT, position)
-
     def _cross(self, gap: str, depth: int, position: int) -> tuple[int, bool]:
         """Judge what stands between two groups, and end the ring where it says so.
 
         Returns:
-            The depth of the next group and True, or the old depth and False if the list ended.
+            The depth of the next group, and whether the list goes on.
         """
         if gap in ("],[", "], ["):
             self._end_ring(position)
@@ -270,7 +258,7 @@ class _OutlineReader(_Reader):
             self.note(IssueKind.BAD_NESTING, end, quote=brackets)
 
     def _check_unread(self, text: str, end: int) -> None:
-        """Judge a text in which no list of points was found up to `end` nor behind it."""
+        """Judge a text without any list of points."""
         words, bracket, rest = text[end:].partition("[")
         if self._empty_list:
             if text[end:].strip() not in ("", "."):
@@ -291,7 +279,8 @@ class _NumbersReader(_Reader):
 
     def read(self, text: str) -> Numbers:
         """Find the one bracket group that can be meant, and judge what stands around it."""
-        groups = list(islice(_GROUP.finditer(text), _MAX_SHORT_GROUPS + 1))
+        # More groups than that are an outline, or nothing at all.
+        groups = islice(_GROUP.finditer(text), 65)
         written = [
             group for group in groups if not group[1].strip(",;" + _SPACE + _NUMBER_CHARACTERS)
         ]
@@ -306,7 +295,7 @@ class _NumbersReader(_Reader):
                 self.note(IssueKind.BAD_NESTING, first.start(), "a list where one was asked for")
                 return []
             self._judge_surroundings(text, chosen.start(), chosen.end())
-            return self._numbers(chosen[1])
+            return [float(number) for number in chosen[1].split(",")]
         corners = [_LISTS[2].fullmatch(group[1]) for group in filled]
         joined = len(filled) > 1 and self._are_joined(text, first, filled[1])
         if self._count == 4 and len(filled) == 2 and all(corners) and joined:
@@ -355,10 +344,6 @@ class _NumbersReader(_Reader):
         closing = after[: len(after) - len(rest)]
         if "[" in run or "]" in closing or "," in closing:
             self.note(IssueKind.BAD_NESTING, start, "brackets or commas too many")
-
-    def _numbers(self, content: str) -> Numbers:
-        match = _LISTS[self._count].fullmatch(content)
-        return [] if match is None else [float(value) for value in match.groups()]
 
     def checked(self, numbers: Numbers) -> Numbers:
         """The numbers if they can be meant as places in this frame; none otherwise."""

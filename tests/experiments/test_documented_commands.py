@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from annotator_folders import dino, sam2  # noqa: F401  (fixtures)
 from PIL import Image
 from processor_families import PROCESSOR_FAMILIES
+from released_folders import kimi_folder  # noqa: F401  (a fixture)
 from scripted_policy import write_tree
-from test_annotators import dino, sam2  # noqa: F401  (fixtures)
-from test_released import kimi_folder  # noqa: F401  (a fixture)
 
 from seg_env.data import export_jsonlines, open_dataset
 
@@ -53,7 +53,7 @@ def commands():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, dino, sam2, kimi_folder):  # noqa: F811
+def folder(tmp_path, monkeypatch, dino, sam2, kimi_folder):
     """Where commands run: with tiny models by the names of large ones, and data."""
     qwen = PROCESSOR_FAMILIES["qwen2_5_vl"].save(tmp_path / "Qwen" / "Qwen2.5-VL-7B-Instruct")
     shutil.copytree(qwen, tmp_path / "sthui" / "SimpleSeg-Qwen2.5-VL")

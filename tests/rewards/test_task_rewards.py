@@ -8,12 +8,7 @@ from rewards.centroid_distance import CentroidDistance
 from rewards.format import Format
 from rewards.mask_iou import MaskIoU, outline_iou
 from seg_env.grammar.answers import decode_answer
-from seg_env.metrics import (
-    Failure,
-    measure,
-    point_distances,
-    summarize,
-)
+from seg_env.metrics import Failure, measure, point_distances, summarize
 from seg_env.types import Target
 
 OUTLINE = "[[[0.2,0.2],[0.6,0.2],[0.6,0.6],[0.2,0.6]]]"

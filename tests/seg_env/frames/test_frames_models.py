@@ -10,10 +10,9 @@ from seg_env.frames import (
     FAMILIES,
     FAMILY_OF_MODEL,
     UNIT,
+    AnswerFrame,
     ResizeSettings,
     bin_frame,
-    family_frame,
-    family_of_model,
     find_answer_frame,
     normalize_tokens,
     pixel_frame,
@@ -50,7 +49,7 @@ def steps_of(family, image_size):
 @pytest.mark.parametrize("family", FAMILIES)
 @given(image_sizes, triangles)
 def test_pixels_come_back_from_text_within_half_a_step(family, image_size, triangle):
-    frame = family_frame(family, image_size)
+    frame = AnswerFrame(family).for_view(image_size)
     text = write_tokens(encode([triangle], frame=frame), family)
     prediction = decode(normalize_tokens(text, family), frame)
     assert prediction.valid
@@ -101,7 +100,7 @@ def test_every_model_type_has_a_family():
     assert find_answer_frame("paligemma").for_image((9, 9)) == row_first_frame(1023)
     assert find_answer_frame("qwen3_vl").for_image((9, 9)).name == "permille"
     assert find_answer_frame("llava").for_image((9, 9)) is UNIT
-    assert family_of_model("something_new") == "unit"
+    assert find_answer_frame("auto", model_type="something_new").family == "unit"
 
 
 def test_a_bin_is_the_one_of_florence():
@@ -154,7 +153,7 @@ def test_what_is_not_an_outline_stays_to_be_reported():
 
 @given(st.text("<loc_0123456789>;sep/ ", max_size=80), st.sampled_from(list(FAMILIES)))
 def test_any_text_is_rewritten_and_read(text, family):
-    decode(normalize_tokens(text, family), family_frame(family, (20, 30)))
+    decode(normalize_tokens(text, family), AnswerFrame(family).for_view((20, 30)))
 
 
 def test_hostile_tokens_take_linear_time():
@@ -166,7 +165,7 @@ def test_hostile_tokens_take_linear_time():
 
 def test_unknown_families_are_named():
     with pytest.raises(ValueError, match=r"bins.*florence"):
-        family_frame("bins", (1, 1))
+        AnswerFrame("bins").for_view((1, 1))
     with pytest.raises(ValueError, match="bins"):
         normalize_tokens("", "bins")
     with pytest.raises(ValueError, match="bins=0"):

@@ -10,12 +10,7 @@ from hypothesis.extra import numpy as hnp
 from outline_strategies import encloses_something, kinds, lengths, ring_lists, rings
 
 from seg_env.frames import PERMILLE, UNIT, Frame, letterbox_frame, pixel_frame
-from seg_env.grammar import (
-    ANSWER_LEADS,
-    decode,
-    encode,
-    grammar_regex,
-)
+from seg_env.grammar import ANSWER_LEADS, decode, encode, grammar_regex
 from seg_env.grammar.salvage import salvage
 from seg_env.types import IssueKind
 

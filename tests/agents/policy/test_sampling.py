@@ -2,9 +2,14 @@
 
 import pytest
 import torch
-from agents_fixtures import cloned_policy, random_images, small_inputs, small_policy
+from agents_fixtures import (
+    cloned_policy,
+    grouped_query_policy,
+    random_images,
+    small_inputs,
+    small_policy,
+)
 from scipy.stats import chisquare
-from test_policy import grouped_query_policy
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.sampling import invert_distribution, sample

@@ -1,10 +1,15 @@
 """Scoring through shared prefixes gives what the plain model gives, answer by answer."""
 
-import copy
-
 import pytest
 import torch
-from agents_fixtures import SMALL, cloned_policy, random_images, small_inputs, small_policy
+from agents_fixtures import (
+    SMALL,
+    cloned_policy,
+    grouped_query_policy,
+    random_images,
+    small_inputs,
+    small_policy,
+)
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.model import VLMPolicy, positions_of
@@ -12,19 +17,6 @@ from agents.policy.processing import chat_text, special_tokens
 from agents.policy.scoring import score
 
 GROUP = 3
-
-
-def grouped_query_policy():
-    """A policy whose attention heads share keys and values, as in larger models."""
-    policy = small_policy()
-    config = copy.deepcopy(policy.model.config)
-    config.text_config.num_attention_heads = 4
-    config.text_config.num_key_value_heads = 2
-    config.text_config.head_dim = SMALL.width // 4
-    torch.manual_seed(1)
-    model = type(policy.model)(config)
-    model.generation_config = policy.model.generation_config
-    return VLMPolicy(model, policy.processor)
 
 
 def random_completions(policy, inputs, longest=7):

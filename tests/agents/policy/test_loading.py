@@ -25,7 +25,7 @@ from agents.policy.model import VLMPolicy
 from experiments.common.command import brief_errors
 from experiments.common.policies import EMBEDDED, SHIPPED, open_policy, open_processor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
