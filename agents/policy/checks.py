@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from agents.policy.families import obstacle_to_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import AnswerWriter, evaluation_mode, write_shared
 from agents.policy.scoring import score
@@ -140,13 +141,14 @@ def try_sharing(policy: VLMPolicy, inputs: dict[str, Tensor]) -> None:
 
     Three tokens are sampled and scored both ways; `VLMPolicy.sharing_trial` keeps what was found.
     """
-    if policy.needs_trial and policy.obstacle_to_sharing(inputs, 3) is None:
-        policy.sharing_trial = _try(policy, inputs) or ""
+    length = inputs["input_ids"].shape[1] + 3
+    if policy.needs_trial and obstacle_to_sharing(policy.model, length) is None:
+        policy.sharing_trial = _try(policy, inputs)
 
 
 @torch.no_grad()
-def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str | None:
-    """What goes wrong when two answers share their prompt."""
+def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str:
+    """What goes wrong when two answers share their prompt, "" if nothing does."""
     with evaluation_mode(policy.model):
         try:
             rows = 2 * len(inputs["input_ids"])
@@ -165,4 +167,4 @@ def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str | None:
     gap = found.abs().max().item()
     if not gap <= (1e-3 if exact else 0.5):  # NaN is wrong, too
         return f"log-probabilities come out {gap:.2g} apart"
-    return None
+    return ""

@@ -40,18 +40,6 @@ from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_fr
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 """How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
 second holds what is about images."""
-INSTALL = {
-    "torchvision": (
-        "pip install torchvision, in the release that belongs to the installed torch (its CPU "
-        "builds have none: pip install torch==2.14.1 torchvision==0.29.1)"
-    ),
-    "num2words": "pip install num2words",
-    "timm": "pip install timm",
-    "sentencepiece": "pip install sentencepiece",
-    "tiktoken": "pip install tiktoken",
-}
-"""Packages that processors and tokenizers of some families need, and how to get them."""
-
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame that the model was trained in, one of
 `seg_env.frames.FAMILIES` or ``pixel:WxH``. It need not be the one that its family writes."""
@@ -261,8 +249,14 @@ def _reason(error: Exception, part: str) -> str:
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
         told = " ".join(map(str, causes)).lower()
-        for package, command in INSTALL.items():
+        for package in ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken"):
             if package in told:
+                command = f"pip install {package}"
+                if package == "torchvision":
+                    command += (
+                        ", in the release that belongs to the installed torch (its CPU builds have "
+                        "none: pip install torch==2.14.1 torchvision==0.29.1)"
+                    )
                 missing = "which is not installed"
                 if find_spec(package) is not None:
                     missing = f"and the installed one does not fit torch {torch.__version__}"
@@ -311,10 +305,9 @@ def _check_processor_files(name_or_path: str | Path) -> None:
     if not path.is_dir():
         return
     missing = []
-    if not (path / IMAGES_FILE).is_file():
-        settings = _read_settings(path / PROCESSOR_FILE)
-        if "image_processor" not in settings:
-            missing.append(f"how images are prepared ({IMAGES_FILE})")
+    images_told = "image_processor" in _read_settings(path / PROCESSOR_FILE)
+    if not images_told and not (path / IMAGES_FILE).is_file():
+        missing.append(f"how images are prepared ({IMAGES_FILE})")
     vocabularies = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
     if not any(any(path.glob(pattern)) for pattern in vocabularies):
         missing.append("the tokenizer (tokenizer.json)")
@@ -335,14 +328,14 @@ def _has_pillow_variant(processor: Any) -> bool:
     return ours and hasattr(transformers, f"{kinds[1].__name__}Pil")
 
 
-def _hub_answers(timeout: float = 10.0) -> bool:
+def _hub_answers() -> bool:
     """Whether the hub can be reached; asked once, where its client would try for minutes."""
     if urllib.request.getproxies():
         return True  # the proxy knows, and this machine may not even resolve the name
     address = urlsplit(hub_settings.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        socket.create_connection((address.hostname or "", port), timeout).close()
+        socket.create_connection((address.hostname or "", port), timeout=10.0).close()
     except OSError:
         return False
     return True

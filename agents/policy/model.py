@@ -23,7 +23,6 @@ from transformers import Cache
 from agents.policy.families import (
     complete_inputs,
     is_tested,
-    next_positions,
     obstacle_to_sharing,
     split_inputs,
     token_positions,
@@ -58,11 +57,6 @@ class Prefix:
     """``(B, V)`` scores of the first token of an answer."""
     positions: Tensor
     """``(B, P)`` or ``(axes, B, P)``."""
-
-    @property
-    def next_positions(self) -> Tensor:
-        """Position of the first token of an answer, ``(B,)``."""
-        return next_positions(self.positions)
 
 
 class VLMPolicy:
@@ -235,7 +229,7 @@ class VLMPolicy:
         """Whether answers share their prompt; warns once if that was asked for and cannot be."""
         if not self.shared_prefix:
             return False
-        reason = self.obstacle_to_sharing(inputs, new_tokens)
+        reason = obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
         if reason is None and not is_tested(self.model):
             reason = self.sharing_trial
             if reason is None:
@@ -250,10 +244,6 @@ class VLMPolicy:
                 stacklevel=3,
             )
         return False
-
-    def obstacle_to_sharing(self, inputs: dict[str, Tensor], new_tokens: int) -> str | None:
-        """What in the model's structure keeps answers of so many tokens from sharing prompts."""
-        return obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
 
     def freeze_vision(self) -> None:
         """Stop training tower and projector; their features are then kept image by image."""

@@ -202,11 +202,12 @@ def _patches(model: Any, height: int, width: int) -> int:
 
 def _selected(model: Any, height: int, width: int) -> int | None:
     """Tokens of a CLIP-like tower, of which models of LLaVA's form may leave out the first."""
+    added = {"clip_vision_model": 1, "siglip_vision_model": 0}
     kind = model.config.vision_config.model_type
-    if kind not in _CLASS_TOKENS:
+    if kind not in added:
         return None
     dropped = model.config.vision_feature_select_strategy == "default"
-    return _patches(model, height, width) + _CLASS_TOKENS[kind] - dropped
+    return _patches(model, height, width) + added[kind] - dropped
 
 
 def _shuffled(model: Any, height: int, width: int) -> int:
@@ -243,8 +244,6 @@ def _of_packed_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
     return lengths
 
 
-_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Tokens that a tower adds to those of patches."""
 _FEATURES_PER_ROW: dict[str, Callable[[Any, int, int], int | None]] = {
     "gemma3": lambda model, height, width: model.config.mm_tokens_per_image,
     "internvl": _shuffled,

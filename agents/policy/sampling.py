@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from agents.policy.families import answer_positions, complete_inputs, model_inputs, repeat_prompts
+from agents.policy.families import (
+    answer_positions,
+    complete_inputs,
+    model_inputs,
+    next_positions,
+    repeat_prompts,
+)
 from agents.policy.shared_prefix import SharedPrefixCache, replace_attention
 
 if TYPE_CHECKING:
@@ -148,7 +154,7 @@ def write_shared(
     prefix = policy.encode(inputs)
     logits = prefix.next_logits.repeat_interleave(group_size, dim=0)
     cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
-    starts = prefix.next_positions.repeat_interleave(group_size)
+    starts = next_positions(prefix.positions).repeat_interleave(group_size)
     # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
     with policy.autocast(), replace_attention(policy.model, cache):
         while True:

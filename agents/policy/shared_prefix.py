@@ -468,8 +468,10 @@ class FusedAnswerAttention(torch.autograd.Function):
     ) -> Tensor:
         """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
         parts = _Parts(query, key, value, bias, group_size, scaling)
-        before, before_total = parts.attend_prompt()
-        own, own_total = parts.attend_own()
+        before, before_total = _fused_forward(*parts.prompt, 0.0, False, **parts.prompt_options)
+        before, before_total = before.reshape(query.shape), before_total.reshape(query.shape[:3])
+        found = _fused_forward(*parts.own, 0.0, True, **parts.own_options)
+        own, own_total = map(parts.by_prompt, found)
         total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
         output = before * (before_total - total).exp()[..., None]
         output += own * (own_total - total).exp()[..., None]
@@ -484,9 +486,17 @@ class FusedAnswerAttention(torch.autograd.Function):
         query, key, value, bias, output, total = ctx.saved_tensors
         parts = _Parts(query, key, value, bias, *ctx.settings)
         whole = (gradients[0], output, total)
-        before, own = parts.prompt_gradients(*whole), parts.own_gradients(*whole)
-        keys, values = (torch.cat(pair, 2) for pair in zip(before[1:], own[1:], strict=True))
-        return before[0].add_(own[0]), keys, values, None, None, None
+        gradient, *result = map(parts.stack, whole)
+        before, *prompt_states = _fused_backward(
+            gradient, *parts.prompt, *result, 0.0, False, **parts.prompt_options
+        )
+        gradient, *result = map(parts.by_answer, whole)
+        found = _fused_backward(gradient, *parts.own, *result, 0.0, True, **parts.own_options)
+        own, *repeated = map(parts.by_prompt, found)
+        heads = (parts.kv_heads, parts.repeats)
+        own_states = [states.unflatten(1, heads).sum(2) for states in repeated]
+        keys, values = (torch.cat(pair, 2) for pair in zip(prompt_states, own_states, strict=True))
+        return before.reshape(query.shape).add_(own), keys, values, None, None, None
 
 
 class _Parts:
@@ -502,50 +512,24 @@ class _Parts:
         scaling: float,
     ) -> None:
         prompt = bias.shape[-1]
-        self.query, self.group_size = query, group_size
+        self.group_size = group_size
         self.kv_heads, self.repeats = key.shape[1], query.shape[1] // key.shape[1]
-        self.prompt = (self._stack(query), key[:, :, :prompt], value[:, :, :prompt])
+        self.prompt = (self.stack(query), key[:, :, :prompt], value[:, :, :prompt])
         own = [key[:, :, prompt:], value[:, :, prompt:]]
         if self.repeats > 1:
             own = [states.repeat_interleave(self.repeats, 1) for states in own]
-        self.own = tuple(self._by_answer(states) for states in (query, *own))
+        self.own = tuple(self.by_answer(states) for states in (query, *own))
         self.prompt_options = {"scale": scaling, "attn_mask": bias.to(query.dtype)}
         self.own_options = {"scale": scaling}
 
-    def attend_prompt(self) -> tuple[Tensor, Tensor]:
-        """Output ``(B, heads, G * T, D)`` and log-normalizer ``(B, heads, G * T)``."""
-        output, total = _fused_forward(*self.prompt, 0.0, False, **self.prompt_options)
-        return output.reshape(self.query.shape), total.reshape(self.query.shape[:3])
-
-    def attend_own(self) -> tuple[Tensor, Tensor]:
-        """The same, of answers to themselves."""
-        output, total = _fused_forward(*self.own, 0.0, True, **self.own_options)
-        return self._by_prompt(output), self._by_prompt(total)
-
-    def prompt_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
-        """Gradients of queries, and of keys and values of the prompt."""
-        whole = [self._stack(states) for states in (gradient, output, total)]
-        found = _fused_backward(
-            whole[0], *self.prompt, *whole[1:], 0.0, False, **self.prompt_options
-        )
-        return [found[0].reshape(self.query.shape), *found[1:]]
-
-    def own_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
-        """Gradients of queries, and of keys and values of the answers."""
-        whole = [self._by_answer(states) for states in (gradient, output, total)]
-        found = _fused_backward(whole[0], *self.own, *whole[1:], 0.0, True, **self.own_options)
-        queries, *repeated = (self._by_prompt(states) for states in found)
-        shape = (self.kv_heads, self.repeats)
-        return [queries, *(states.unflatten(1, shape).sum(2) for states in repeated)]
-
-    def _stack(self, rows: Tensor) -> Tensor:
+    def stack(self, rows: Tensor) -> Tensor:
         """``(B, heads, G * T, …)`` to ``(B, kv_heads, R * G * T, …)``: no order among answers."""
         return rows.reshape(len(rows), self.kv_heads, -1, *rows.shape[3:])
 
-    def _by_answer(self, states: Tensor) -> Tensor:
+    def by_answer(self, states: Tensor) -> Tensor:
         """``(B, heads, G * T, …)`` to ``(B * G, heads, T, …)``."""
         return states.unflatten(2, (self.group_size, -1)).transpose(1, 2).flatten(0, 1)
 
-    def _by_prompt(self, states: Tensor) -> Tensor:
-        """Inverse of `_by_answer`."""
+    def by_prompt(self, states: Tensor) -> Tensor:
+        """Inverse of `by_answer`."""
         return states.unflatten(0, (-1, self.group_size)).transpose(1, 2).flatten(2, 3)
