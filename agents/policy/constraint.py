@@ -116,21 +116,21 @@ class OutlineConstraint:
         mask[:, self._tokens.to(self.device)] = found
         return mask
 
-    def too_long(self, matcher: Any, written: Sequence[int], allowed: Tensor) -> Tensor:
+    def too_long(self, matcher: Any, tokens: Sequence[int], allowed: Tensor) -> Tensor:
         """Ids of the allowed tokens ``(V,)`` that leave too little room to finish an answer.
 
-        ``matcher`` is xgrammar's of the answer, whose tokens are ``written``.
+        ``matcher`` is xgrammar's of the answer, whose tokens are ``tokens``.
         """
-        room = self.token_budget - len(written) - 1
+        room = self.token_budget - len(tokens) - 1
         if room > self._farthest:
             return allowed.new_zeros(0, dtype=torch.long)
-        key = self._position("".join(map(self._texts.__getitem__, written)))
+        key = self._position("".join(map(self._texts.__getitem__, tokens)))
         if key not in self._needed:
-            tokens = allowed.nonzero().squeeze(-1)
-            needed = [self._tokens_behind(matcher.fork(), token) for token in tokens.tolist()]
-            self._needed[key] = tokens, torch.tensor(needed, device=tokens.device)
-        tokens, counts = self._needed[key]
-        return tokens[counts > room]
+            candidates = allowed.nonzero().squeeze(-1)
+            needed = [self._tokens_behind(matcher.fork(), token) for token in candidates.tolist()]
+            self._needed[key] = candidates, torch.tensor(needed, device=allowed.device)
+        candidates, counts = self._needed[key]
+        return candidates[counts > room]
 
     def _position(self, text: str) -> tuple[int, int, str]:
         """What decides how an answer may go on.
@@ -190,7 +190,7 @@ class OutlineConstraint:
             allowed[allowed.sum(-1) == 0] = 1.0  # it has ended, and takes no more
             columns = torch.multinomial(allowed, 1, generator=generator).squeeze(-1)
             walk.advance(everyone, self._tokens[columns])
-        for row in walk.written:
+        for row in walk.tokens:
             text = tokenizer.decode(row, skip_special_tokens=True)
             parts = [self._texts[token] for token in row]
             if "".join(parts).lstrip(" ") != text.lstrip(" "):
@@ -212,10 +212,10 @@ class OutlineWalk:
     """Answers on their way through an `OutlineConstraint`."""
 
     def __init__(self, constraint: OutlineConstraint, rows: int) -> None:
-        """Start ``rows`` empty answers; ``written`` are their tokens."""
+        """Start ``rows`` empty answers; ``tokens`` are their tokens."""
         self._constraint = constraint
         self._matchers = [xgrammar.GrammarMatcher(constraint.compiled) for _ in range(rows)]
-        self.written: list[list[int]] = [[] for _ in range(rows)]
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self._going = [True] * rows
         self._batch = xgrammar.BatchGrammarMatcher()
 
@@ -232,8 +232,8 @@ class OutlineWalk:
         ended = [place for place, row in enumerate(numbers) if not self._going[row]]
         allowed[ended] = constraint.behind_end
         for place, matcher in zip(places, matchers, strict=True):
-            written = self.written[numbers[place]]
-            too_long = constraint.too_long(matcher, written, allowed[place])
+            tokens = self.tokens[numbers[place]]
+            too_long = constraint.too_long(matcher, tokens, allowed[place])
             if len(too_long):
                 allowed[place, too_long] = False
         return allowed
@@ -247,5 +247,5 @@ class OutlineWalk:
         matchers = [self._matchers[row] for row, _ in pairs]
         accepted = self._batch.batch_accept_token(matchers, [token for _, token in pairs])
         for (row, token), known in zip(pairs, accepted, strict=True):
-            self.written[row].append(token)
+            self.tokens[row].append(token)
             self._going[row] = known and token not in self._constraint.ends

@@ -100,12 +100,12 @@ def _predict_shared(
     group_size = len(tokens) // batch
     inputs = complete_inputs(policy.model, inputs)
     text, _ = split_inputs(inputs)
-    written = tokens[:, :-1].reshape(batch, group_size * length)
+    answers = tokens[:, :-1].reshape(batch, group_size * length)
     positions = token_positions(policy.model, inputs)
     starts = next_positions(positions).repeat_interleave(group_size)
     after = answer_positions(positions, starts, length)
     after = after.reshape(*positions.shape[:-1], group_size * length)
-    text = extend_inputs(policy.model, text, written)
+    text = extend_inputs(policy.model, text, answers)
     text["position_ids"] = torch.cat([positions, after], -1)
     groups = PackedGroups(inputs["attention_mask"], group_size, length)
     with replace_attention(policy.model, groups):
@@ -165,10 +165,10 @@ def _predict_decoder(
 ) -> _Predictions:
     """Run an encoder-decoder: its decoder starts from a token of its own, not from the prompt."""
     start = policy.model.generation_config.decoder_start_token_id
-    written = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
+    before = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
         given = model_inputs(inputs)
-        logits = policy.model(**given, decoder_input_ids=written, use_cache=False).logits
+        logits = policy.model(**given, decoder_input_ids=before, use_cache=False).logits
     real = mask.bool()
     return logits[real], states[0][real] if hidden else None
 

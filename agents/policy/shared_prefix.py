@@ -148,20 +148,13 @@ class SharedPrefixCache(Cache):
     """
 
     def __init__(self, prompts: Cache, mask: Tensor, group_size: int, room: int) -> None:
-        """Share prompts among answers.
+        """Share prompts, prefilled into a cache, among answers of up to ``room`` tokens.
 
-        Args:
-            prompts: A cache that prompts were prefilled into.
-            mask: ``(B, P)``, 1 where a token of a prompt is real.
-            group_size: Answers per prompt.
-            room: Tokens of the longest answer.
+        ``mask`` is ``(B, P)``, 1 where a token of a prompt is real.
         """
         count = len(prompts.layers[0].keys) * group_size
-        super().__init__(
-            layers=[
-                SharedPrefixLayer(layer.keys, layer.values, count, room) for layer in prompts.layers
-            ]
-        )
+        layers = [SharedPrefixLayer(each.keys, each.values, count, room) for each in prompts.layers]
+        super().__init__(layers=layers)
         self.group_size = group_size
         self._spares: dict[torch.Size, Tensor] = {}
         self.slots = torch.arange(count, device=mask.device)
@@ -256,10 +249,7 @@ class PackedGroups:
         self.bias = padding_bias(prompt_mask)
 
     def mask(self, **arguments: Any) -> Tensor | None:
-        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family.
-
-        The rule is a function of indices, so it can be asked about the prompt alone.
-        """
+        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family."""
         prompt = self.prompt_mask.shape[1]
         alone = {"q_length": prompt, "kv_length": prompt, "attention_mask": self.prompt_mask}
         mask = sdpa_mask(**arguments | alone)

@@ -1,4 +1,4 @@
-"""A frozen tower sees every picture once, whoever asks about it."""
+"""A frozen tower sees every image once, whoever asks about it."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def watch_tower(case):
-    """Counts pictures that go through the vision tower."""
+    """Counts images that go through the vision tower."""
     base = case.policy.model.model
     names = ("visual", "vision_tower", "vision_model")
     (tower,) = (getattr(base, name) for name in names if hasattr(base, name))
@@ -31,7 +31,7 @@ def watch_tower(case):
 
 
 @every_family
-def test_the_tower_runs_once_for_each_distinct_picture(family):
+def test_the_tower_runs_once_for_each_distinct_image(family):
     case = build(family)
     tokens, mask = random_answers(case)
     wanted = score(case.policy, case.batch, tokens, mask).log_probs
@@ -48,7 +48,7 @@ def test_the_tower_runs_once_for_each_distinct_picture(family):
         scores.log_probs.sum().backward()
         optimizer.step()
     assert sum(seen) == 3
-    # The same pictures in another order, and beside others.
+    # The same images in another order, and beside others.
     again = select_prompts(case.batch, torch.tensor([2, 0, 2]))
     sample(case.policy, again, max_new_tokens=2)
     assert sum(seen) == 3
@@ -69,7 +69,7 @@ def test_freezing_stops_the_gradients_of_tower_and_projector_only(family):
     assert frozen == {name for name in named if any(part in name for part in vision)}
 
 
-def test_a_tower_that_learns_sees_pictures_every_time():
+def test_a_tower_that_learns_sees_images_every_time():
     case = build("llava")
     seen = watch_tower(case)
     tokens, mask = random_answers(case)

@@ -105,13 +105,13 @@ def answers_for(policy, longest=6):
 def ask_transformers(policy, image, prompt):
     """One prompt as transformers itself prepares it."""
     processor = policy.processor
-    picture = Image.fromarray(image)
+    pillow = Image.fromarray(image)
     if processor.chat_template is None:
         text = f"{processor.image_token}{prompt}"
-        inputs = dict(processor(text=text, images=picture, return_tensors="pt"))
+        inputs = dict(processor(text=text, images=pillow, return_tensors="pt"))
         inputs.pop("labels")
         return inputs
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+    content = [{"type": "image", "image": pillow}, {"type": "text", "text": prompt}]
     return dict(
         processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -434,7 +434,7 @@ def test_processors_are_saved_in_the_layout_they_are_tested_in(folders):
 
 
 PLAIN_PROMPTS = {"llava", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
-"""Families whose prompts can be cut behind the picture."""
+"""Families whose prompts can be cut behind the image."""
 
 
 @every_family
