@@ -45,7 +45,7 @@ from agents.settings import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments, SetByTheRun
+from experiments.common.arguments import FIRST, CloningSettings, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
@@ -53,18 +53,12 @@ from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_questions
 from seg_env.errors import WrongOptionError
-from seg_env.frames import AnswerFrame
 from seg_env.tasks import TEXT_TASKS, TaskMixture, query_of
 from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
     from experiments.common.cloning_data import LabelledImages
-
-
-@dataclass
-class CloningSettings(SetByTheRun, BehaviorCloningConfig):
-    """How a policy is taught from demonstrations."""
 
 
 @dataclass
@@ -146,7 +140,7 @@ class TRLArgs(RunArguments):
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
-    from experiments.common.cloning_data import demonstrate_images, workers_of
+    from experiments.common.cloning_data import demonstrate_images
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
     from experiments.evaluation.loop import evaluate_together
@@ -170,7 +164,7 @@ def main(args: Args) -> dict[str, Any]:
             queries=args.queries,
             epsilon=args.epsilon,
             decimals=args.decimals,
-            workers=workers_of(world.size),
+            workers=max(1, (os.cpu_count() or 1) // world.size),
             console=console,
             frame=policy.answer_frame,
             left_out=left_out,
@@ -182,13 +176,23 @@ def main(args: Args) -> dict[str, Any]:
             )
         agent.left_out = left_out
 
+        def questions_about(task: str) -> ReferringCore:
+            """Held-out questions of one task."""
+            return open_questions(
+                args.env,
+                split=args.evaluation.split,
+                difficulty=args.difficulty,
+                negatives=args.negatives,
+                task=task,
+                queries=asdict(args.queries),
+                frame=policy.answer_frame,
+            )
+
         def task_scores() -> dict[str, Any]:
             """How well the finished policy does each task that it was asked to learn."""
             tasks = () if args.task is None else TaskMixture.from_spec(args.task).tasks
             found = {
-                task: evaluate_together(
-                    agent, task_questions(args, task, policy.answer_frame), run.questions
-                ).fit_score()
+                task: evaluate_together(agent, questions_about(task), run.questions).fit_score()
                 for task in tasks
             }
             return {"tasks": found} if found else {}
@@ -240,11 +244,7 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
 
 
 def open_images(args: Args) -> LabelledImages:
-    """What there is to learn from.
-
-    Raises:
-        WrongOptionError: There are fewer images than a batch has.
-    """
+    """What there is to learn from: records, or scenes."""
     from experiments.common.cloning_data import RecordedImages
 
     images: LabelledImages = Scenes(
@@ -260,29 +260,12 @@ def open_images(args: Args) -> LabelledImages:
 
 
 def check_enough(args: Args, images: int) -> None:
-    """Refuse to train on fewer images than a batch has.
-
-    Raises:
-        WrongOptionError: So it is.
-    """
+    """Raise `WrongOptionError` for fewer images than a batch has."""
     if images < args.cloning.batch_size:
         raise WrongOptionError(
             f"{args.data or 'the scenes'} have {images} images to learn from, fewer than a "
             f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
         )
-
-
-def task_questions(args: Args, task: str, frame: AnswerFrame) -> ReferringCore:
-    """Held-out questions of one task."""
-    return open_questions(
-        args.env,
-        split=args.evaluation.split,
-        difficulty=args.difficulty,
-        negatives=args.negatives,
-        task=task,
-        queries=asdict(args.queries),
-        frame=frame,
-    )
 
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:

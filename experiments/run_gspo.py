@@ -78,9 +78,15 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     """Run the job under TRL, in each of its processes; the first one measures and writes.
 
     Raises:
-        WrongOptionError: An argument has no counterpart in TRL.
+        WrongOptionError: An argument has no counterpart in TRL and would be ignored.
     """
-    refuse_others(args)
+    for one in fields(args):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name not in HONOURED and getattr(args, one.name) != default:
+            raise WrongOptionError(
+                f"--{one.name.replace('_', '-')} has no counterpart under --backend trl: leave it "
+                "out, or leave --backend trl out"
+            )
     from agents.training.distributed import World
     from agents.trl_backend.gspo import TRLGSPO
     from experiments.common.launch import trainer_process
@@ -103,21 +109,6 @@ def train_on_trl(args: Args) -> dict[str, Any]:
         agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
         agent.share_out(int(os.environ.get("WORLD_SIZE", "1")))  # or tells how it could be
     return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")
-
-
-def refuse_others(args: Args) -> None:
-    """Make sure that nothing was asked for that would silently not happen.
-
-    Raises:
-        WrongOptionError: An argument has no counterpart in TRL.
-    """
-    for one in fields(args):
-        default = one.default if one.default_factory is MISSING else one.default_factory()
-        if one.name not in HONOURED and getattr(args, one.name) != default:
-            raise WrongOptionError(
-                f"--{one.name.replace('_', '-')} has no counterpart under --backend trl: leave it "
-                "out, or leave --backend trl out"
-            )
 
 
 def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 from agents.settings import BehaviorCloningConfig
-from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.arguments import FIRST, CloningSettings, TrainingArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
@@ -35,14 +35,6 @@ from seg_env.errors import WrongOptionError
 if TYPE_CHECKING:
     from agents.demonstrations import Demonstration
     from agents.policy.model import VLMPolicy
-
-BATCH = 64
-"""Questions asked at a time."""
-
-
-@dataclass
-class CloningSettings(SetByTheRun, BehaviorCloningConfig):
-    """How a policy is taught from demonstrations."""
 
 
 @dataclass
@@ -129,8 +121,8 @@ def own_demonstrations(
     policy.model.eval()
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
-        for start in range(0, count, BATCH):
-            some = order[start : start + BATCH].tolist()
+        for start in range(0, count, 64):
+            some = order[start : start + 64].tolist()
             questions = ask_each(rules.core, some, left_out)
             questions, inputs = prepare_usable(policy, questions, left_out)
             progress.advance(task, len(some))

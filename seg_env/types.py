@@ -61,11 +61,10 @@ class ParseIssue:
     """One fault found while reading an answer."""
 
     kind: IssueKind
-    """What is wrong."""
     position: int
     """Index of the character where it was noticed."""
     detail: str = ""
-    """A short human-readable addition, at most 80 characters."""
+    """A short addition for people, at most 80 characters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ class Prediction:
     """Usable rings in the unit frame of the target's image, as written (any orientation). A box is
     the ring of its four corners, clockwise from the top left; a point has none."""
     issues: tuple[ParseIssue, ...] = ()
-    """Everything that was wrong with the text, in reading order."""
+    """In reading order."""
     text: str = ""
     """The answer as the model wrote it."""
     form: Form = "mask"
@@ -94,6 +93,11 @@ class Prediction:
         """True when the text was read without any issue (``[]`` is valid and means "no target")."""
         return not self.issues
 
+    @property
+    def issue_kinds(self) -> tuple[str, ...]:
+        """Kinds of the issues, each once."""
+        return tuple(dict.fromkeys(issue.kind.value for issue in self.issues))
+
 
 @dataclass(frozen=True, eq=False)
 class Target:
@@ -102,12 +106,10 @@ class Target:
     rle: Rle
     """Column-major run lengths of the mask (COCO's order)."""
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Work shared by all predictions for this target (prepared runs, boundary bands); rewards may
-    put their own preparation here under their own name."""
+    """Work shared by all predictions for this target; rewards may add theirs under their name."""
     ignore: Rle | None = None
-    """Void pixels that belong neither to the object nor to what is around it: they are left out of
-    intersection and union (boundary scores and distances still see them). They never overlap the
-    mask."""
+    """Void pixels, which never overlap the mask: intersection and union leave them out, boundary
+    scores and distances do not."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:
@@ -125,7 +127,7 @@ class Target:
         return self.rle.area
 
     def mask(self) -> NDArray[np.bool_]:
-        """The ``(H, W)`` boolean mask, newly allocated."""
+        """The mask, ``(H, W)`` and newly allocated."""
         return self.rle.to_mask()
 
     def contains(self, point: NDArray[np.float64]) -> bool:
@@ -159,11 +161,10 @@ class Sample:
     """One question about one image."""
 
     id: str
-    """Identifier that is unique within its dataset."""
+    """Unique within its data set."""
     expression: str
     """The referring expression, for example ``"the small red star left of the ring"``."""
     target: Target
-    """What the expression refers to."""
     load_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
     """Returns the ``(H, W, 3) uint8`` image; called on first use of `image`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import gymnasium as gym
 import tyro
 from rich.console import Console
 
-from agents.settings import OnPolicyConfig
+from agents.settings import BehaviorCloningConfig, OnPolicyConfig
 from experiments.common.policies import (
     EMBEDDED,
     AnswerLength,
@@ -46,6 +46,11 @@ class SetByTheRun:
 
     seed: tyro.conf.Suppress[int] = 0
     deepspeed: tyro.conf.Suppress[str | None] = None
+
+
+@dataclass
+class CloningSettings(SetByTheRun, BehaviorCloningConfig):
+    """How a policy is taught from demonstrations."""
 
 
 @dataclass
@@ -125,11 +130,7 @@ class RunArguments:
         return {name: value for name, value in given.items() if value is not None}
 
     def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
-        """Tokens of the longest answer, or ``"auto"`` where they have to be measured.
-
-        Args:
-            configured: What the algorithm's settings say.
-        """
+        """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""
         if self.max_new_tokens == "auto" and configured != OnPolicyConfig.max_new_tokens:
             return configured
         return answer_length(self.max_new_tokens, self.policy)
@@ -184,17 +185,10 @@ class TrainingArguments(RunArguments):
     def open_environment(
         self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS
     ) -> ReferringSegmentationVectorEnv:
-        """The vector environment of a rank.
-
-        Args:
-            config: Settings of the algorithm.
-            world: The ranks.
-            frame: What the numbers in answers mean: the policy's.
+        """The vector environment of a rank, whose answers are in ``frame``.
 
         Raises:
-            ValueError: The id is not one of this project, or other options do not go with it: turns
-                where there is one, a grammar that is not that of what is asked for, or credit for
-                vertices where episodes have several turns.
+            ValueError: The id is not one of this project, or options contradict each other.
         """
         if self.env not in (known := ENVIRONMENT_IDS + REFINE_IDS):
             raise ValueError(f"--env {self.env} is not one of {', '.join(known)}")

@@ -10,14 +10,13 @@ A script has a dataclass of arguments, a ``main``, and this at its end:
 
 ``FIRST`` names, by groups, the options that people want first, as ``{"Policy": ("policy", …)}``;
 nested ones have dots, and those that ``Args`` has not are passed over. ``--help`` shows them on one
-screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
+screen, ``--help-all`` shows all options.
 
 What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
-under ``--debug``: an `ExplainedError` anywhere, and whatever is raised about the command line's
-words inside a block of `opening`. Every other exception is a bug and keeps its traceback.
+under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
+exception is a bug and keeps its traceback.
 
-No deep-learning library is imported here; a script whose help is to be quick imports those inside
-``main``.
+Help is quick because no deep-learning library is imported here: scripts import those in ``main``.
 """
 
 from __future__ import annotations
@@ -53,17 +52,10 @@ def run_command(
     args_type: type[Args],
     main: Callable[[Args], Result],
     description: str | None,
-    first: FirstOptions | None = None,
+    first: FirstOptions,
     words: Sequence[str] | None = None,
 ) -> Result:
-    """Run a command as its command line says.
-
-    Args:
-        args_type: Dataclass of its arguments, each with a docstring.
-        main: What it does.
-        description: Docstring of the script.
-        first: Options that ``--help`` shows; by default all.
-        words: What is read instead of the command line.
+    """Run a command as its command line says, or ``words`` in its place.
 
     Raises:
         SystemExit: After a help page, with status 0; where the user got something wrong, with 2.
@@ -71,8 +63,8 @@ def run_command(
     words = command_words(words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if first is not None and not {"-h", "--help"}.isdisjoint(words):
-        print_first_options(args_type, description, first)
+    if not {"-h", "--help"}.isdisjoint(words):
+        _print_first_options(args_type, description or "", first)
         raise SystemExit(0)
     words = ["--help" if word == "--help-all" else word for word in words]
     args = tyro.cli(args_type, args=words, description=description)
@@ -90,10 +82,9 @@ def command_words(words: Sequence[str] | None = None) -> list[str]:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Inside the block things that the command line names are opened, and may be wrong.
+    """Mark errors inside the block as a user's: they are about what the command line names.
 
-    Errors that tell what is wrong with them (wrong values, missing files and packages) pass through
-    unchanged, and `brief_errors` ends the script with what they say.
+    Only errors about values, files and packages are; `brief_errors` prints what they say.
     """
     try:
         yield
@@ -104,11 +95,7 @@ def opening() -> Iterator[None]:
 
 @contextmanager
 def brief_errors(*, debug: bool = False) -> Iterator[None]:
-    """End the script with status 2 and one line where something from outside is at fault.
-
-    Args:
-        debug: Let all exceptions pass, with their tracebacks.
-    """
+    """End the script with status 2 and one line for an error of the user's, unless ``debug``."""
     try:
         yield
     except Exception as error:
@@ -122,10 +109,10 @@ def brief_errors(*, debug: bool = False) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def print_first_options(args_type: type[Any], description: str | None, first: FirstOptions) -> None:
+def _print_first_options(args_type: type[Any], description: str, first: FirstOptions) -> None:
     """Print the short help page."""
     console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
-    console.print(f"usage: {script} [options]\n\n{_opening_of(description or '')}")
+    console.print(f"usage: {script} [options]\n\n{_opening_of(description)}")
     rows = dict(_options(args_type))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -155,9 +142,7 @@ def _opening_of(description: str) -> str:
 def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[str, str]]]:
     """Options of a dataclass by name: how each is typed, and its first sentence with its default.
 
-    Args:
-        cls: The dataclass.
-        default: One of it that the defaults are taken from; by default those of its fields.
+    ``default`` is an instance whose values are the defaults, in place of those of the fields.
     """
     kinds, texts = get_type_hints(cls, include_extras=True), _docstrings(cls)
     for field in fields(cls):
@@ -168,8 +153,7 @@ def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[s
         if tyro.conf.Suppress in get_args(kind):
             continue
         if is_dataclass(value):
-            inner = _options(type(value), value)
-            for below, (typed, text) in inner:
+            for below, (typed, text) in _options(type(value), value):
                 yield f"{name}.{below}", (f"--{name}.{typed[2:]}", text)
             continue
         sentence = re.split(r"(?<=[.;])\s", texts.get(field.name, ""), maxsplit=1)[0].rstrip(".;")

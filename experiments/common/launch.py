@@ -12,15 +12,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 
+from agents.settings import BehaviorCloningConfig, OnPolicyConfig
 from agents.training.distributed import World, is_lost_peer, join_world, leave_world
 from agents.training.hardware import fit_threads
 from agents.training.settings import zero_stage
@@ -29,15 +30,7 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
 
 
-class TrainingConfig(Protocol):
-    """What DeepSpeed has a say in."""
-
-    deepspeed: str | None
-    learning_rate: float
-    muon: bool
-
-
-Config = TypeVar("Config", bound=TrainingConfig)
+Config = TypeVar("Config", bound=OnPolicyConfig | BehaviorCloningConfig)
 
 
 @contextmanager
@@ -64,8 +57,7 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
 def trainer_process() -> tuple[bool, Console]:
     """Take this process's device for a trainer of TRL, which meets the other processes itself.
 
-    Returns:
-        Whether this is the first process, and a console that only prints there.
+    Returns whether this is the first process, and a console that only prints there.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -74,13 +66,10 @@ def trainer_process() -> tuple[bool, Console]:
 
 
 def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
-    """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate.
-
-    Without a choice they stay as they are.
-    """
+    """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate."""
     if choice is None:
         return config
-    config = replace(config, deepspeed=choice)  # type: ignore[type-var]
+    config = replace(config, deepspeed=choice)
     if not config.muon or zero_stage(choice) < 3:
         return config
     rate = config.learning_rate / 3
@@ -89,36 +78,26 @@ def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Co
         f"the learning rate ({rate:.3g}). With Muon turned off the rate is taken as given; stages "
         "1 and 2 keep Muon."
     )
-    return replace(config, muon=False, learning_rate=rate)  # type: ignore[type-var]
+    return replace(config, muon=False, learning_rate=rate)
 
 
-class Termination:
-    """Notices that the run is asked to end (SIGTERM), as schedulers do before they kill it.
+@contextmanager
+def termination(world: World) -> Iterator[Callable[[], bool]]:
+    """Inside the block, tell whether any rank was asked to end (SIGTERM), as schedulers do.
 
-    Attributes:
-        asked: Whether this process was asked. A second signal ends it at once.
+    All ranks must ask at the same point. A second signal ends a process at once.
     """
+    asked = False
 
-    def __init__(self, world: World) -> None:
-        """Nobody has asked yet."""
-        self._world, self.asked = world, False
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGTERM, previous)
 
-    def __enter__(self) -> Termination:
-        """Listen from now on; only a main thread can."""
-        self._listens = threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        """What the signal did before, it does again."""
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def agreed(self) -> bool:
-        """Whether any rank was asked; all must call this at the same point."""
-        return self._world.any(self.asked)
+    listens = threading.current_thread() is threading.main_thread()  # only there one can
+    previous = signal.signal(signal.SIGTERM, note) if listens else None
+    try:
+        yield lambda: world.any(asked)
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, previous)

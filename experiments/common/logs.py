@@ -39,13 +39,13 @@ class RunLog:
     """Writes ``metrics.jsonl`` and TensorBoard events of a run."""
 
     def __init__(self, folder: Path, *, start: int = 0) -> None:
-        """Open the log; lines of updates after ``start`` belong to work that was lost and go."""
+        """Open the log, without the lines after update ``start``, whose work was lost."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
+        path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["update"] <= start]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a")
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, update: int, metrics: dict[str, float]) -> None:
@@ -56,7 +56,7 @@ class RunLog:
             self._board.add_scalar(name, value, update)
 
     def close(self) -> None:
-        """Finish writing."""
+        """Flush and close both."""
         self._file.close()
         self._board.close()
 
@@ -76,11 +76,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     """Prepare a run's folder and record its configuration.
 
-    How the work is shared out (``deepspeed``, ``prompts_per_forward``) may change on the way.
-
     Raises:
         RunExistsError: There is a run already and ``resume`` is False.
-        WrongOptionError: A run is resumed with another configuration.
+        WrongOptionError: Settings other than `MAY_CHANGE` differ from those of the run resumed.
     """
     recorded = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -114,11 +112,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def keep_latest(folder: Path, count: int = 2) -> None:
-    """Remove all checkpoints of a folder but the last ones."""
+def keep_latest(folder: Path) -> None:
+    """Remove all checkpoints of a folder but the last two."""
     from agents.training.checkpoints import whole_checkpoints
 
-    for old in whole_checkpoints(folder)[:-count]:
+    for old in whole_checkpoints(folder)[:-2]:
         shutil.rmtree(old)
 
 
@@ -155,12 +153,12 @@ class TimesColumn(ProgressColumn):
     """
 
     def __init__(self) -> None:
-        """No task has been seen yet."""
+        """Keep both times on one line."""
         super().__init__(Column(no_wrap=True))
         self._steps: dict[int, tuple[float, float, float]] = {}
 
     def render(self, task: Task) -> Text:
-        """Such as ``1:05 elapsed, 2:10 left``."""
+        """The text, as in ``1:05 elapsed, 2:10 left``."""
         elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
         text = f"{clock(elapsed)} elapsed"
         if task.finished or task.total is None:
@@ -177,7 +175,7 @@ class TimesColumn(ProgressColumn):
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as in ``1:02:03`` or ``2:03``."""
+    """A time as in ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

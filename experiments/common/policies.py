@@ -37,16 +37,6 @@ SHIPPED = {
     EMBEDDED_TASKS: Path(__file__).parents[2] / "agents" / "embedded" / "policy_tasks",
 }
 """Folders of the policies that come with the project, by the names that command lines know."""
-LONGEST_OUTLINE = 128
-"""Tokens that the longest honest outline of an easy scene needs, with some room."""
-QUESTIONS = 8
-"""True answers that are scored with and without their image."""
-CANDIDATES = 64
-"""Samples that they are chosen from, spread evenly over the data set."""
-SAMPLES = 256
-"""True answers whose length is measured."""
-QUANTILE, ROOM = 0.99, 1.2
-"""Share of the true answers that must fit, and how much longer than those an answer may be."""
 
 
 def open_policy(
@@ -71,14 +61,14 @@ def open_policy(
             f"--policy {name}: no such folder; give one, a hub id, or {' or '.join(SHIPPED)}"
         )
     policy = VLMPolicy.from_pretrained(
-        _place(name),
+        SHIPPED.get(name, name),
         precision=choose_precision(precision),
         trust_remote_code=trust_remote_code,
         frame=frame,
     )
     if console is not None:
-        told = f"{name}: answers in frame {policy.answer_frame.description}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        message = f"{name}: answers in frame {policy.answer_frame.description}"
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
     return policy
 
 
@@ -86,12 +76,7 @@ def open_processor(name: str) -> Any:
     """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
     from agents.policy.loading import open_policy_processor
 
-    return open_policy_processor(_place(name))
-
-
-def _place(name: str) -> str | Path:
-    """Folder or hub id of a policy."""
-    return SHIPPED.get(name, name)
+    return open_policy_processor(SHIPPED.get(name, name))
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:
@@ -171,25 +156,42 @@ class TooFewImagesError(WrongOptionError):
 
 
 def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport:
-    """Score true answers to some questions with their image, with another one and a blank one.
+    """Score true answers to up to eight questions with their image, another one and a blank one.
 
     Raises:
         TooFewImagesError: There are not two questions about different images.
         UnusableSampleError: None of the samples looked at can be used.
     """
     from agents.policy.checks import compare_images
+    from agents.screening import prepare_usable
 
-    chosen = _different_images(policy, core)
-    answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in chosen]
-    images, prompts = [one.image for one in chosen], [one.prompt for one in chosen]
+    places = _spread_evenly(len(core.dataset), 64)
+    found: dict[bytes, Question] = {}
+    left_out = LeftOut()
+    for index in places:
+        for question in ask_each(core, [index], left_out):
+            usable, _ = prepare_usable(policy, [question], left_out)
+            if usable and question.sample.target.area:
+                found.setdefault(question.image.tobytes(), question)
+        if len(found) == 8:
+            break
+    if len(left_out) == len(places):
+        raise UnusableSampleError(f"no sample can be used: {left_out.summary()}")
+    if len(found) < 2:
+        raise TooFewImagesError(
+            f"{core.dataset.name} ({core.dataset.split}) has not two images with an object to ask "
+            f"about"
+        )
+    answers = [answer(one.sample, one.task, frame=core.answer_frame) for one in found.values()]
+    images = [one.image for one in found.values()]
+    prompts = [one.prompt for one in found.values()]
     return compare_images(policy, images, prompts, answers)
 
 
 def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
-    """Make sure that images reach the model; says aloud what was found.
+    """Make sure that images reach the model; prints the figures and returns them.
 
-    Returns:
-        The figures, empty where there are not two images to compare.
+    Without two images to compare there are none.
 
     Raises:
         BlindPolicyError: They do not.
@@ -210,45 +212,20 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
     return report.to_json()
 
 
-def _different_images(policy: VLMPolicy, core: ReferringCore) -> list[Question]:
-    """Some questions about things that are there, each about an image of its own."""
-    from agents.screening import prepare_usable
-
-    places = spread_evenly(len(core.dataset), CANDIDATES)
-    found: dict[bytes, Question] = {}
-    left_out = LeftOut()
-    for index in places:
-        for question in ask_each(core, [index], left_out):
-            usable, _ = prepare_usable(policy, [question], left_out)
-            if usable and question.sample.target.area:
-                found.setdefault(question.image.tobytes(), question)
-        if len(found) == QUESTIONS:
-            break
-    if len(left_out) == len(places):
-        raise UnusableSampleError(f"no sample can be used: {left_out.summary()}")
-    if len(found) < 2:
-        raise TooFewImagesError(
-            f"{core.dataset.name} ({core.dataset.split}) has not two images with an object to ask "
-            f"about"
-        )
-    return list(found.values())
-
-
 def answer_length(choice: AnswerLength, name: str | None) -> AnswerLength:
-    """What ``"auto"`` stands for: a number for tiny policies, else it has to be measured.
+    """What ``"auto"`` stands for: a number for `SHIPPED` and new (None) policies, else itself.
 
-    Args:
-        choice: What the command line says.
-        name: Which policy; None for a new one of the shape of `SHIPPED`.
+    It is what the longest honest outline of an easy scene needs, with some room.
     """
-    tiny = name is None or name in SHIPPED
-    return LONGEST_OUTLINE if choice == "auto" and tiny else choice
+    return 128 if choice == "auto" and (name is None or name in SHIPPED) else choice
 
 
 def longest_answer(
     choice: AnswerLength, policy: VLMPolicy, core: ReferringCore, console: Console
 ) -> int:
-    """Tokens of the longest answer, the end token included; says aloud what was measured.
+    """Tokens of the longest answer, the end token included; prints what was measured.
+
+    ``"auto"`` is a fifth more than 99 % of up to 256 true answers have, for the longest task.
 
     Raises:
         WrongOptionError: No answer can be written with the number given.
@@ -258,36 +235,7 @@ def longest_answer(
         if choice < 1:
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
-    lengths = true_lengths(policy, core)
-    high = max(float(np.quantile(some, QUANTILE)) for some in lengths.values())
-    count = min(map(len, lengths.values()))
-    found = math.ceil(high * ROOM)
-    console.print(
-        f"longest answer: {found} tokens ({QUANTILE:.0%} of {count} true answers of "
-        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return found
-
-
-def spread_evenly(total: int, count: int) -> list[int]:
-    """At most ``count`` of ``total`` places, the first and the last among them."""
-    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
-    return found
-
-
-def true_lengths(
-    policy: VLMPolicy, core: ReferringCore, count: int = SAMPLES
-) -> dict[Task, list[int]]:
-    """Tokens of true answers by task, in the policy's frame, the end token included.
-
-    They are of ``count`` samples, spread evenly over the data set.
-
-    Raises:
-        UnusableSampleError: No sample can be read.
-    """
-    places = spread_evenly(len(core.dataset), count)
+    places = _spread_evenly(len(core.dataset), 256)
     lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
     left_out = LeftOut()
     for index in places:
@@ -303,4 +251,19 @@ def true_lengths(
             lengths[task].append(len(tokens) + 1)
     if len(left_out) == len(places):
         raise UnusableSampleError(f"no true answer can be written: {left_out.summary()}")
-    return lengths
+    high = max(float(np.quantile(some, 0.99)) for some in lengths.values())
+    count = min(map(len, lengths.values()))
+    found = math.ceil(high * 1.2)
+    console.print(
+        f"longest answer: {found} tokens (99% of {count} true answers of {core.dataset.name} "
+        f"({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return found
+
+
+def _spread_evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, the first and the last among them."""
+    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    return found

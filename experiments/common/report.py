@@ -39,8 +39,6 @@ ROWS = (
 
 The first two are for episodes of several turns only."""
 
-BORDERS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
-"""Of the classes of first outlines, by IoU."""
 LEARNING_PANELS = (
     ("Cross-entropy per answer token", ["train/loss"]),
     ("Sampled answers", ["rollout/iou", "rollout/reward"]),
@@ -71,17 +69,16 @@ CRITIC_PANELS = (
 
 Panels = Sequence[tuple[str, list[str]]]
 Evaluations = dict[str, Evaluation]
-"""``greedy`` and ``sampled`` evaluations of one policy; of several turns, also
-``first`` and ``sampled_first``, those of the first turn."""
+"""``greedy`` and ``sampled`` evaluations of one policy; of several turns these are of the last one,
+and ``first`` and ``sampled_first`` of the first."""
 
 
 def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
     """What ``scores.json`` holds: summaries and paired gains with 95 % intervals.
 
     ``before`` and ``after`` give the greedy scores at their top level and those of sampled answers
-    under ``sampled``. Where episodes have several turns they are those of the last one; ``first``
-    and ``sampled_first`` have those of the first, and ``improvement``, at the top level and under
-    ``sampled``, what the other turns added to them.
+    under ``sampled``. Of several turns the last counts; ``first`` and ``sampled_first`` have the
+    scores of the first, and ``improvement``, at both levels, what the other turns added.
     """
     gains = {}
     for kind in before:
@@ -143,13 +140,7 @@ def markdown_table(scores: dict[str, Any]) -> str:
 
 
 def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
-    """Draw metrics of a run over its updates.
-
-    Args:
-        metrics: Rows of ``metrics.jsonl``.
-        panels: Titles and names of metrics; those of which none was logged are left out.
-        path: PNG to write.
-    """
+    """Draw metrics of a run over its updates, without the panels of which none was logged."""
     logged = sorted({name for row in metrics for name in row})
     found = []
     for title, names in panels:
@@ -163,23 +154,16 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     size = (5 * columns, 3.75 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis, (title, names) in zip(axes.flat, found, strict=False):
-        plot_panel(axis, metrics, title, names)
+        for name in names:
+            points = [(row["update"], row[name]) for row in metrics if name in row]
+            _plot_curve(axis, points, name.split("/", 1)[1])
+        axis.set(title=title, xlabel="update")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def plot_panel(axis: Any, metrics: list[dict[str, Any]], title: str, names: list[str]) -> None:
-    """Curves of some metrics over updates, as far as they were logged."""
-    for name in names:
-        points = [(row["update"], row[name]) for row in metrics if name in row]
-        if points:
-            _plot_curve(axis, points, name.split("/", 1)[1])
-    axis.set(title=title, xlabel="update")
-    axis.grid(alpha=0.3)
-    if axis.lines:
-        axis.legend(frameon=False)
 
 
 def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
@@ -200,15 +184,12 @@ def plot_before_after(
     before: Evaluation,
     after: Evaluation,
     path: Path,
-    count: int = 12,
     names: tuple[str, str] = ("before", "after"),
 ) -> None:
-    """Outlines of target, before and after on the first ``count`` questions, unselected."""
-    columns, count = 3, min(count, len(before.indices))
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(6.3 * columns, 2.5 * rows), layout="constrained"
-    )
+    """Outlines of target, before and after on the first twelve questions, unselected."""
+    count = min(12, len(before.indices))
+    rows = -(-count // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(6.3 * 3, 2.5 * rows), layout="constrained")
     for axis, number in zip(axes.flat, range(count), strict=False):
         question = core.ask(int(before.indices[number]))
         texts = [before.texts[number][0], after.texts[number][0]]
@@ -241,7 +222,16 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
         "greedy": (side["first"], side["greedy"]),
         "sampled": (side["sampled_first"], side["sampled"]),
     }
-    plot_turns(pairs, folder / "turns.png")
+    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
+    for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
+        # What was left alone lies on the diagonal.
+        axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+        axis.scatter(first.iou.ravel(), last.iou.ravel(), s=8, alpha=0.4)
+        axis.set(title=name, xlabel="IoU of the first outline", ylabel="IoU of the last")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+    figure.savefig(folder / "turns.png", dpi=110)
+    plt.close(figure)
     plot_before_after(
         core, *pairs["greedy"], path=folder / "first_last.png", names=("first", "last")
     )
@@ -264,6 +254,7 @@ The target, the first outline and the last, on the first held-out questions:
 
 def turns_table(first: Evaluation, last: Evaluation) -> str:
     """How often outlines were changed, and what became of those, by IoU of the first outline."""
+    borders = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
     before, after = first.iou.ravel(), last.iou.ravel()
     changed = (np.array(first.texts) != np.array(last.texts)).ravel()
     lines = [
@@ -271,8 +262,8 @@ def turns_table(first: Evaluation, last: Evaluation) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     classes = [
-        (f"{low:g} to {high:g}", (before >= low) & ((before < high) | (high == BORDERS[-1])))
-        for low, high in pairwise(BORDERS)
+        (f"{low:g} to {high:g}", (before >= low) & ((before < high) | (high == borders[-1])))
+        for low, high in pairwise(borders)
     ]
     for name, chosen in [*classes, ("all", np.ones_like(changed))]:
         both = chosen & changed
@@ -282,16 +273,3 @@ def turns_table(first: Evaluation, last: Evaluation) -> str:
         cells += [f"{100 * values[both].mean():.1f}" for values in pair] or ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def plot_turns(pairs: dict[str, tuple[Evaluation, Evaluation]], path: Path) -> None:
-    """IoU of last outlines over that of first ones; what was left alone lies on the diagonal."""
-    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
-    for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
-        axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-        axis.scatter(first.iou.ravel(), last.iou.ravel(), s=8, alpha=0.4)
-        axis.set(title=name, xlabel="IoU of the first outline", ylabel="IoU of the last")
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

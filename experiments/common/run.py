@@ -26,7 +26,7 @@ from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
 from experiments.common.command import opening
-from experiments.common.launch import TERMINATED, Termination, fit_to_deepspeed, launched
+from experiments.common.launch import TERMINATED, fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
     RunLog,
     clock,
@@ -59,25 +59,13 @@ from experiments.evaluation.loop import Evaluation, play_together
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_rules
 
-MOST_TRUNCATED = 0.05
-"""Share of a rollout's answers that may be cut off without a warning."""
-PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
-"""Whose versions a report names, where they are installed."""
-
 
 def train_on_policy(
     args: TrainingArguments, name: str, agent_type: Callable[..., OnPolicyAgent], title: str
 ) -> dict[str, Any]:
     """Open what the command line names, train an on-policy agent on it, and report.
 
-    Args:
-        args: The command line.
-        name: Of the agent's settings among the arguments.
-        agent_type: Which agent.
-        title: Of the report.
-
-    Returns:
-        What ``scores.json`` holds.
+    ``name`` is that of the agent's settings among the arguments. Returns the scores.
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
@@ -98,11 +86,7 @@ def train_on_policy(
 
 
 class Run:
-    """One run: its folder, its held-out questions and its progress bar.
-
-    Open it, build the agent, then call `train`. What is wrong with the policy or the folder is
-    found out before anything that takes long.
-    """
+    """One run and its folder: open it, build the agent, then call `train`."""
 
     def __init__(
         self,
@@ -121,10 +105,8 @@ class Run:
             policy: The one that training starts from.
             console: Where progress is shown.
             world: The ranks that measure and save together.
-            length: Tokens of the longest answer when the policy is measured, or ``"auto"`` to find
-                out on the held-out questions.
-            leads: Whether this process measures and writes. Under TRL all but the first one only
-                train, and save when the first does.
+            length: Most tokens of measured answers; ``"auto"`` measures the held-out questions.
+            leads: Whether this process measures and writes; under TRL only the first one does.
 
         Raises:
             BlindPolicyError: Images do not reach the model.
@@ -139,7 +121,6 @@ class Run:
         with opening():
             self.rules = open_rules(args.env, **held_out)
         self.core = self.rules.core
-        self.turns = self.rules.turns
         self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
         self.max_new_tokens = 0
@@ -155,8 +136,8 @@ class Run:
     def claim_folder(self) -> None:
         """Make the folder of the run, or find it as it was left; `train` does so at the latest.
 
-        Not before the agent has been built or all else is known to be right: what is refused leaves
-        no folder behind that the next try would find taken.
+        Call it once all options are known to be right: a refused run must not leave a folder that
+        the next try finds taken.
         """
         if self._claimed or not self._writes:
             return
@@ -185,7 +166,7 @@ class Run:
             title: Of the report.
             learned_from: The data, for the report.
             save_policy: Writes the finished policy; by default it is written from memory.
-            more_scores: What ``scores.json`` holds besides, of the finished policy.
+            more_scores: Measures what else ``scores.json`` holds.
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
@@ -201,7 +182,11 @@ class Run:
             )
             raise SystemExit(130) from None
         after = self.evaluate("after training")
-        self._save_policy(save_policy)
+        if save_policy is not None:
+            save_policy(self.folder / "policy")
+        elif self.leads:
+            with self.agent.whole_weights():  # of which every process may have a share
+                write_policy(self.folder / "policy", self.agent.policy, self.world)
         if not self.leads:
             return {}
         agent.gather_left_out()
@@ -225,7 +210,15 @@ class Run:
         """Measure the policy that training starts from, or go on from the last checkpoint."""
         checkpoint = latest_checkpoint(self.folder / "checkpoints") if self.args.resume else None
         checkpoint = self.world.broadcast(checkpoint)
-        before = self._first_evaluation(checkpoint is None)
+        store = self.folder / "before.json"
+        text = store.read_text() if checkpoint is not None and store.exists() else None
+        if (text := self.world.broadcast(text)) is not None:
+            stored = json.loads(text)
+            before = {kind: Evaluation.from_json(value) for kind, value in stored.items()}
+        else:
+            before = self.evaluate("before training")
+            if self._writes and before:
+                write_json(store, {kind: value.to_json() for kind, value in before.items()})
         if checkpoint is not None:
             self.agent.load(checkpoint)
             self.console.print(f"resumed after update {self.agent.update}")
@@ -236,24 +229,8 @@ class Run:
             self._write(0, curve)
         return before
 
-    def _first_evaluation(self, fresh: bool) -> Evaluations:
-        """Measure the policy that training starts from; kept, since a resumed run needs it too."""
-        store = self.folder / "before.json"
-        text = store.read_text() if not fresh and store.exists() else None
-        if (text := self.world.broadcast(text)) is not None:
-            stored = json.loads(text)
-            return {kind: Evaluation.from_json(value) for kind, value in stored.items()}
-        before = self.evaluate("before training")
-        if self._writes and before:
-            write_json(store, {kind: value.to_json() for kind, value in before.items()})
-        return before
-
     def evaluate(self, when: str) -> Evaluations:
-        """Greedy and sampled answers to all held-out questions; of several turns the last counts.
-
-        Then ``first`` and ``sampled_first`` are those of the first turn. Without questions there is
-        nothing.
-        """
+        """Greedy and sampled answers to all held-out questions; nothing without any."""
         if not (self.leads and len(self.questions)):
             return {}
         with progress_bar(self.console) as progress:
@@ -266,7 +243,7 @@ class Run:
             sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
         first = {"first": greedy[0], "sampled_first": sampled[0]}
-        return found | (first if self.turns > 1 else {})
+        return found | (first if self.rules.turns > 1 else {})
 
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
@@ -284,13 +261,9 @@ class Run:
         )
 
     def _learn(self) -> None:
-        """Train with a progress bar, logging and saving on the way.
-
-        Raises:
-            SystemExit: A rank was asked to end (SIGTERM); a checkpoint has been written.
-        """
+        """Train with a progress bar, logging and saving on the way; SIGTERM ends it early."""
         updates, began, before = self.args.updates, time.perf_counter(), self.agent.update
-        with progress_bar(self.console) as progress, Termination(self.world) as termination:
+        with progress_bar(self.console) as progress, termination(self.world) as asked_to_end:
             task = progress.add_task("training", total=updates, completed=before, status="")
 
             def on_update(update: int, metrics: dict[str, float]) -> None:
@@ -307,10 +280,13 @@ class Run:
                         f"{clock(left)} left",
                         highlight=False,
                     )
-                terminated = termination.agreed()
+                terminated = asked_to_end()
                 due = update % self.args.checkpoint_every == 0 and update < updates
                 if due or terminated:
-                    self._checkpoint(update)
+                    folder = self.folder / "checkpoints"
+                    self.agent.save(folder / f"update_{update:06d}")
+                    if self._writes:
+                        keep_latest(folder)
                 if terminated:
                     self.console.print(f"terminated after update {update}; --resume goes on there")
                     raise SystemExit(TERMINATED)
@@ -320,9 +296,9 @@ class Run:
             self.log.close()
 
     def _warn(self, metrics: dict[str, float]) -> None:
-        """Say once when many answers of a rollout do not come to their end."""
+        """Say once when over 5 % of the answers of a rollout are cut off."""
         share = metrics.get("rollout/truncated", 0.0)
-        if share > MOST_TRUNCATED and not self._warned:
+        if share > 0.05 and not self._warned:
             self._warned = True
             self.console.print(
                 f"[yellow]{share:.0%} of the answers of a rollout were cut off at "
@@ -337,7 +313,7 @@ class Run:
             self.log.write(update, metrics)
 
     def _curve(self, update: int) -> dict[str, float]:
-        """The small evaluation of the learning curve, when one is due."""
+        """The small evaluation of the learning curve, where one is due."""
         plan = self.args.evaluation
         some = self.questions[: plan.curve_questions]
         if not (self.leads and len(some) and plan.every) or update % plan.every:
@@ -348,24 +324,9 @@ class Run:
             "eval/sampled_giou": float(sampled[-1].iou.mean()),
             "eval/well_formed": float(greedy[-1].valid.mean()),
         }
-        if self.turns > 1:
+        if self.rules.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
         return curve
-
-    def _checkpoint(self, update: int) -> None:
-        """Write a checkpoint and remove the oldest beyond those kept."""
-        folder = self.folder / "checkpoints"
-        self.agent.save(folder / f"update_{update:06d}")
-        if self._writes:
-            keep_latest(folder)
-
-    def _save_policy(self, save: Callable[[Path], None] | None) -> None:
-        """Write the finished policy; every process may have a share of its weights."""
-        if save is not None:
-            save(self.folder / "policy")
-        elif self.leads:
-            with self.agent.whole_weights():
-                write_policy(self.folder / "policy", self.agent.policy, self.world)
 
     def _write_report(
         self,
@@ -390,7 +351,7 @@ class Run:
                 "\nThe target, the answer before and the answer after, on the first held-out "
                 "questions:\n\n![Before and after](before_after.png)\n"
             )
-        if before and self.turns > 1:
+        if before and self.rules.turns > 1:
             text += report_turns(self.core, after, self.folder)
         if any("train/value_loss" in row for row in metrics):
             plot_curves(metrics, CRITIC_PANELS, self.folder / "training_curves.png")
@@ -427,8 +388,9 @@ class Run:
             self.console.print(rich_table(scores, name))
         for line in _left_out_lines(scores):
             self.console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
-        report = self.folder / "report.md"
-        self.console.print(f"report: {report}  ({scores['minutes']:.1f} minutes)")
+        self.console.print(
+            f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
+        )
 
 
 def _measured(scores: dict[str, Any]) -> str:
@@ -464,9 +426,10 @@ def _left_out_lines(scores: dict[str, Any]) -> list[str]:
 
 
 def _versions() -> list[str]:
-    """Names and versions of packages that decide about the numbers."""
+    """Names and versions of the installed packages that decide about the numbers."""
+    packages = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
     found = []
-    for name in PACKAGES:
+    for name in packages:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

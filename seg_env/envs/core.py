@@ -1,4 +1,4 @@
-"""What the single and the vector environment share: everything but the bookkeeping of episodes."""
+"""Questions about samples and scored answers: what the single and the vector environment share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from rewards.composite import DEFAULT_REWARDS, RewardSpec
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.render import ScoredAnswer, draw_panel, write_report
-from seg_env.envs.scoring import Scorer, Scores
+from seg_env.envs.render import draw_panel, render_text
+from seg_env.envs.scoring import ScoredAnswer, Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
 from seg_env.tasks import (
@@ -37,10 +37,7 @@ Observation = dict[str, Any]
 """``{"image": (H, W, 3) uint8, "prompt": str}``."""
 
 PADDING_GRAY = 127
-"""Brightness of the padding: the middle of the range, neither dark nor light."""
-
-_TYPICAL_SIZE = (480, 640)  # of images that are of no common size, for samples of the spaces
-_LONGEST_PROMPT = 1 << 17  # characters of a question that gives an outline of most vertices
+"""Brightness of the padding of letterboxed images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +47,12 @@ class Question:
     index: int
     """Position of the sample in the data set."""
     sample: Sample
-    """What is asked about."""
     image: NDArray[np.uint8]
     """Image as the agent sees it, ``(H, W, 3)``; handed out as copies only."""
     prompt: str
-    """The question as text."""
     frame: Frame
     """Maps the numbers of an answer to the unit frame of the sample's own image."""
     task: Task = DEFAULT_TASK
-    """What is given and what is asked for."""
 
     @property
     def form(self) -> Form:
@@ -67,18 +61,7 @@ class Question:
 
 
 class ReferringCore:
-    """Asks about samples of a data set and scores the answers; holds no state of an episode.
-
-    Attributes:
-        dataset: Where samples come from.
-        tasks: What is asked, and how often.
-        queries: How places that questions give are drawn and written.
-        scorer: Scores answers.
-        answer_frame: What the numbers in answers mean; gives the frame of every question.
-        canvas_size: ``(H, W)`` that images are letterboxed to, None for native sizes.
-        observation_space: Space of one observation.
-        action_space: Space of one answer.
-    """
+    """Asks about samples of a data set and scores the answers; holds no state of an episode."""
 
     def __init__(
         self,
@@ -94,21 +77,9 @@ class ReferringCore:
     ) -> None:
         """Open the data set and set up scoring.
 
-        Args:
-            dataset: Name of a data set, or a data set object.
-            rewards: Any form that `RewardSum.from_spec` reads.
-            task: What is given and asked for, ``"text->mask"``, or several tasks with weights; see
-                `TaskMixture.from_spec`.
-            queries: Fields of `QueryStyle`, for tasks that give a place.
-            image_size: Side, or ``(H, W)``, that images are letterboxed to; None keeps them.
-            frame: What the numbers in answers mean: a name of `seg_env.frames.FAMILIES`, a model
-                type, ``"pixel:WxH"``, a `Frame`, or an `AnswerFrame`.
-            prompt_template: Question for outlines that contains ``{expression}``; boxes and points
-                are asked for in the words of `seg_env.tasks.PROMPTS`.
-            **source: ``split``, ``data_root`` and the others of `open_dataset`.
-
-        Raises:
-            ValueError: An argument is not one of what is listed here.
+        The arguments are those listed by `ReferringSegmentationEnv`; ``source`` are ``split``,
+        ``data_root`` and the others of `open_dataset`. ``prompt_template`` asks for outlines; boxes
+        and points are asked for in the words of `seg_env.tasks.PROMPTS`.
         """
         self._outlines_for = ""
         self.tasks = TaskMixture.from_spec(task)
@@ -121,30 +92,33 @@ class ReferringCore:
         self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
+        # A data set whose images are all squares of one size says so by this attribute.
+        side = getattr(self.dataset, "size", None)
+        self._native_size = (side, side) if isinstance(side, int) else None
         self.canvas_size = _parse_size(image_size)
         self.answer_frame = AnswerFrame.from_spec(frame).on_canvas(self.canvas_size)
         check_places(self.tasks.tasks, self.answer_frame)
         self.scorer = Scorer(rewards, self.answer_frame)
         self.prompt_template = prompt_template
         self.action_space = PolygonText(frame=self.typical_frame, forms=self.tasks.forms)
-        # An outline may be given in the question.
+        size = self.canvas_size or self._native_size
+        image = spaces.Box(0, 255, (*size, 3), dtype=np.uint8) if size else ImageSpace()
+        # Room for an outline of as many vertices as are read, where the question gives one.
         gives_outline = any(query_of(each) == "mask" for each in self.tasks.tasks)
-        prompt = FreeText(_LONGEST_PROMPT) if gives_outline else FreeText()
-        self.observation_space = spaces.Dict({"image": self._image_space(), "prompt": prompt})
+        prompt = FreeText(1 << 17) if gives_outline else FreeText()
+        self.observation_space = spaces.Dict({"image": image, "prompt": prompt})
 
     @property
     def typical_frame(self) -> Frame:
-        """Frame in which the action space writes its samples: that of the images' common size."""
-        side = getattr(self.dataset, "size", None)
-        size = (side, side) if isinstance(side, int) else _TYPICAL_SIZE
-        return self.answer_frame.for_view(size)
+        """Frame in which the action space writes its samples."""
+        return self.answer_frame.for_view(self._native_size or (480, 640))
 
     def draw(self, generator: np.random.Generator) -> int:
         """Index of a sample, each with the same probability."""
         return int(generator.integers(len(self.dataset)))
 
     def draw_seed(self, generator: np.random.Generator) -> int:
-        """What decides about the rest of a question; 0, and nothing drawn, if nothing is left."""
+        """A seed for the task and the place given; 0, and nothing drawn, if neither is random."""
         return int(generator.integers(2**31)) if self.tasks.is_random else 0
 
     def check_index(self, value: object, what: str) -> int:
@@ -159,20 +133,11 @@ class ReferringCore:
             )
         return index
 
-    def ask(
-        self,
-        index: int,
-        *,
-        task: Task | None = None,
-        query_seed: int = 0,
-    ) -> Question:
+    def ask(self, index: int, *, task: Task | None = None, query_seed: int = 0) -> Question:
         """Load a sample and the image that the agent sees; all follows from the arguments.
 
-        Args:
-            index: Position in the data set.
-            task: What is asked; by default drawn from the environment's tasks. Where no object is
-                there to point at, it is asked about by text.
-            query_seed: Number that the task and the place given depend on, besides the sample.
+        The task is by default drawn from the environment's tasks, with ``query_seed``, as is the
+        place given. Where there is no object to point at, it is asked about by text.
 
         Raises:
             ValueError: The sample contradicts itself, its image is one that the policy's processor
@@ -187,29 +152,24 @@ class ReferringCore:
             )
         frame = self.answer_frame.for_image(sample.target.size)
         task = askable(sample, task or draw_task(self.tasks, sample, query_seed))
-        if self._outlines_for and form_of(task) != "mask":
+        form = form_of(task)
+        if self._outlines_for and form != "mask":
             raise ValueError(f"{self._outlines_for} is about outlines; task={task!r} is not")
+        template = self.prompt_template if form == "mask" else prompt_for(form)
+        reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
         return Question(
             index,
             sample,
             native if self.canvas_size is None else letterbox(native, self.canvas_size),
-            self._prompt(sample, task, query_seed, frame),
+            template.replace("{expression}", reference),
             frame,
             task,
         )
 
-    def _prompt(self, sample: Sample, task: Task, query_seed: int, frame: Frame) -> str:
-        form = form_of(task)
-        template = self.prompt_template if form == "mask" else prompt_for(form)
-        reference = refer_to(sample, task, query_seed, style=self.queries, frame=frame)
-        return template.replace("{expression}", reference)
-
     def require_outlines(self, what: str, *, bracketed: bool = False) -> None:
-        """Ask for nothing but outlines from now on.
+        """Ask for nothing but outlines from now on, written in brackets if ``bracketed``.
 
-        Args:
-            what: Who needs it, for the message.
-            bracketed: Whether vertices must be written in brackets, too.
+        Error messages say ``what`` needs them.
         """
         if bracketed and self.answer_frame.writes_tokens:
             raise ValueError(
@@ -246,17 +206,15 @@ class ReferringCore:
             "task": question.task,
         }
 
-    def answer_info(self, question: Question, scores: Scores, row: int) -> dict[str, Any]:
-        """What ``info`` says of answer ``row``: the question again, and how it was answered."""
-        prediction = scores.predictions[row]
-        kinds = dict.fromkeys(issue.kind.value for issue in prediction.issues)
+    def answer_info(self, question: Question, answer: ScoredAnswer) -> dict[str, Any]:
+        """What ``info`` says of an answer: the question again, and how it was answered."""
         return {
             **self.reset_info(question),
-            "iou": float(scores.iou[row]),
-            "valid": prediction.valid,
-            "issues": ",".join(kinds),
-            "num_vertices": sum(len(ring) for ring in prediction.rings),
-            **{f"reward/{name}": float(values[row]) for name, values in scores.terms.items()},
+            "iou": answer.iou,
+            "valid": answer.prediction.valid,
+            "issues": ",".join(answer.prediction.issue_kinds),
+            "num_vertices": sum(map(len, answer.prediction.rings)),
+            **{f"reward/{name}": value for name, value in answer.terms.items()},
         }
 
     def render(
@@ -266,32 +224,21 @@ class ReferringCore:
         weights = self.scorer.rewards.terms
         if mode == "rgb_array":
             return draw_panel(question.sample, weights, answer)
-        return write_report(question.sample, weights, answer) if mode == "ansi" else None
-
-    def _image_space(self) -> spaces.Space[NDArray[np.uint8]]:
-        """A `Box` when all images have one size that is known beforehand."""
-        # A data set whose images are all squares of one size says so by this attribute.
-        side = getattr(self.dataset, "size", None)
-        size = self.canvas_size or ((side, side) if isinstance(side, int) else None)
-        if size is None:
-            return ImageSpace()
-        return spaces.Box(0, 255, (*size, 3), dtype=np.uint8)
+        return render_text(question.sample, weights, answer) if mode == "ansi" else None
 
 
 def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
     """Scale an image into a canvas without changing its proportions, and pad with gray.
 
-    The placement is `seg_env.frames.letterbox_geometry`, which `letterbox_frame` inverts exactly.
-    Shrinking averages over the area of each new pixel, so thin objects fade instead of vanishing.
-
-    The result, ``(H', W', 3) uint8``, is always newly allocated.
+    The placement is `seg_env.frames.letterbox_geometry`. Shrinking averages over the area of each
+    new pixel, so thin objects fade instead of vanishing. The result is newly allocated.
     """
     if image.shape[:2] == canvas_size:
         return image.copy()
     height, width = image.shape[:2]
     left, top, new_width, new_height = letterbox_geometry((height, width), canvas_size)
     # Pillow's bilinear filter widens with the scale; `reducing_gap` halves most of the cost of
-    # photos that are much larger than the canvas and changes values by less than a level.
+    # images that are much larger than the canvas and changes values by less than a level.
     scaled = Image.fromarray(image).resize(
         (new_width, new_height), Image.Resampling.BILINEAR, reducing_gap=3.0
     )
@@ -300,18 +247,8 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     return canvas
 
 
-def scored_answer(scores: Scores, row: int) -> ScoredAnswer:
-    """Answer ``row`` as far as an image shows it."""
-    return ScoredAnswer(
-        scores.predictions[row],
-        float(scores.iou[row]),
-        float(scores.total[row]),
-        {name: float(values[row]) for name, values in scores.terms.items()},
-    )
-
-
 def check_query_seed(value: object) -> int | None:
-    """The number that a reset option gives, None if it gives none."""
+    """The reset option ``"query_seed"``, None if it is not given."""
     if value is None:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:

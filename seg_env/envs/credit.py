@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.frames import Frame
 from seg_env.grammar import decode
-from seg_env.types import IssueKind, ParseIssue, Prediction, Ring
+from seg_env.types import IssueKind, ParseIssue, Prediction
 
 MAX_ENTRIES = 256
 """Most entries for one answer; vertices of longer ones are credited several at a time."""
@@ -26,35 +26,23 @@ class VertexCredit:
     """The reward of one answer, taken apart into ``K`` entries: its vertices, then its closing."""
 
     ends: NDArray[np.int64]
-    """``(K,)`` index behind the last character of each entry, increasing; the last is the length of
-    the text."""
+    """``(K,)`` index behind the last character of each entry; the last is the text's length."""
     rewards: NDArray[np.float64]
-    """``(K,)`` what the weighted reward grew by; sums to the reward of the text."""
+    """``(K,)`` what the weighted reward grew by."""
     iou: NDArray[np.float64]
-    """``(K,)`` what the mask IoU grew by; sums to the IoU of the text."""
+    """``(K,)`` what the mask IoU grew by."""
 
 
 def vertex_credit(
     core: ReferringCore, questions: Sequence[Question], texts: Sequence[str]
 ) -> list[VertexCredit]:
-    """Take the rewards of whole answers apart by vertex.
+    """Take the rewards of ``N`` answers apart by vertex, scored in one call of each reward.
 
-    The potential of an answer up to some vertex is the reward of that much of the text with its
-    brackets closed; that of no text is 0. A vertex is credited with the difference it made, as in
-    ``step_mode="vertex"`` (potential-based rewards: Ng, Harada and Russell, ICML 1999), so the
-    credits sum to the reward of the answer whatever the rewards and gates are. The last entry has
-    what the end of the text changed: nothing, as a rule.
-
-    A text with any issue, or without a ring, gets a single entry at its end. Everything is scored
-    in one call of each reward.
-
-    Args:
-        core: Scores the answers.
-        questions: ``N`` questions; answers to one question should share one object.
-        texts: ``N`` answers.
-
-    Returns:
-        ``N`` credits of at most `MAX_ENTRIES` + 1 entries each.
+    A vertex is credited with the difference that it made to the reward of the text so far, brackets
+    closed, as in ``step_mode="vertex"`` (see `VertexRules`); that of no text is 0. So the credits
+    sum to the reward of the answer. The last entry has what the end of the text changed: nothing,
+    as a rule. A text with any issue, or without a ring, gets a single entry at its end; any other
+    at most `MAX_ENTRIES` + 1.
     """
     other = next((question.task for question in questions if question.form != "mask"), None)
     if other is not None:
@@ -71,33 +59,25 @@ def vertex_credit(
     prefixes = [
         _prefixes(text, question.frame) for text, question in zip(texts, questions, strict=True)
     ]
-    scores = core.judge(
-        [prediction for _, predictions in prefixes for prediction in predictions],
-        [
-            question
-            for question, (_, predictions) in zip(questions, prefixes, strict=True)
-            for _ in predictions
-        ],
-    )
-    borders = np.cumsum([len(ends) for ends, _ in prefixes])[:-1]
-    parts = zip(
-        prefixes, np.split(scores.total, borders), np.split(scores.iou, borders), strict=True
-    )
-    return [
-        VertexCredit(
-            np.array(ends, dtype=np.int64),
-            np.diff(total, prepend=0.0),
-            np.diff(iou, prepend=0.0),
-        )
-        for (ends, _), total, iou in parts
-    ]
+    predictions, asked = [], []
+    for question, (_, read) in zip(questions, prefixes, strict=True):
+        predictions += read
+        asked += [question] * len(read)
+    scores = core.judge(predictions, asked)
+    credits, start = [], 0
+    for ends, read in prefixes:
+        own = slice(start, start + len(read))
+        total, iou = (np.diff(values[own], prepend=0.0) for values in (scores.total, scores.iou))
+        credits.append(VertexCredit(np.array(ends, dtype=np.int64), total, iou))
+        start += len(read)
+    return credits
 
 
 def _prefixes(text: str, frame: Frame) -> tuple[list[int], list[Prediction]]:
     """Ends of the entries of one answer, and what has been answered up to each of them.
 
-    The predictions are those that `decode` reads from ``text[:end] + "]]"`` (the last one, from
-    the text itself), mostly without reading anything again.
+    The predictions are those that `decode` reads from ``text[:end] + "]]"`` (the last, from the
+    text itself), mostly without reading anything again.
     """
     whole = decode(text, frame)
     if not whole.valid or not whole.rings:
@@ -116,7 +96,7 @@ def _prefixes(text: str, frame: Frame) -> tuple[list[int], list[Prediction]]:
 
 
 def _places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """For each vertex of a valid text, the number of its ring, and of vertices up to it there."""
+    """For each vertex of a valid text the index of its ring, and its own there, counted from 1."""
     ring, count = 0, 1
     places = [(ring, count)]
     for (_, end), (start, _) in pairwise(spans):
@@ -134,13 +114,9 @@ def _prefix(whole: Prediction, ring: int, count: int, end: int) -> Prediction:
         detail = f"ring with {count} of 3 vertices"
         issue = ParseIssue(IssueKind.TOO_FEW_VERTICES, end, detail)
         return Prediction(rings, (issue,), text)
-    return Prediction((*rings, _first_vertices(whole.rings[ring], count)), (), text)
-
-
-def _first_vertices(ring: Ring, count: int) -> Ring:
-    """The ring that the first vertices of another one form when it is closed behind them."""
+    points = whole.rings[ring]
     # A vertex that returns to the first one closes the ring and is not a vertex of its own; as the
     # last vertex of the whole ring it is not in the array.
-    if count > len(ring) or (count > 3 and (ring[count - 1] == ring[0]).all()):
+    if count > len(points) or (count > 3 and (points[count - 1] == points[0]).all()):
         count -= 1
-    return ring[:count]
+    return Prediction((*rings, points[:count]), (), text)

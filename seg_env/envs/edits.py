@@ -35,12 +35,8 @@ def write_outline(rings: Sequence[RingText]) -> str:
 def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
     """The numbers of a valid answer as its text writes them, ring by ring.
 
-    Args:
-        prediction: An answer that was read without any issue.
-
-    Returns:
-        As many rings as ``prediction.rings``, each of the same length: a last vertex that only
-        repeats the first is left out.
+    Rings are as many and as long as ``prediction.rings``: a last vertex that only repeats the first
+    is left out.
     """
     if not prediction.rings:
         return ()
@@ -61,11 +57,9 @@ class Edit:
     verb: str
     """``"move"``, ``"insert"`` (before the vertex of this number) or ``"delete"``."""
     vertex: int
-    """Number of the vertex."""
     x: str = ""
-    """New x as written; empty for ``"delete"``."""
+    """As written; empty for ``"delete"``, like ``y``."""
     y: str = ""
-    """New y as written; empty for ``"delete"``."""
 
 
 def parse_edits(text: str) -> tuple[Edit, ...] | None:
@@ -86,13 +80,10 @@ def parse_edits(text: str) -> tuple[Edit, ...] | None:
 
 
 def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingText, ...] | None:
-    """Correct an outline, one edit after the other; each numbers the vertices it finds.
+    """Correct an outline, one edit after the other; None if one names a vertex that is not there.
 
-    ``insert`` takes the number after the last vertex, too, to add to the last ring. A ring that is
-    left with two vertices would fill nothing and goes as a whole.
-
-    Returns:
-        The corrected outline, or None if an edit names a vertex that is not there.
+    ``insert`` also takes the number after the last vertex, to add to the last ring. A ring that is
+    left with two vertices fills nothing and goes.
     """
     changed = [list(ring) for ring in rings]
     for edit in edits:

@@ -1,8 +1,7 @@
-"""What an episode consists of, apart from who keeps count: one answer, here, or several steps.
+"""The rules of an episode: what is observed, what an action does and what it earns.
 
-The single and the vector environment do the bookkeeping of episodes; their rules say what is
-observed, what an action does and what it earns. Rules hold no state: that of an episode is a value
-that goes in and comes out, so a batch of episodes is stepped in one reward call.
+The single and the vector environment do the bookkeeping. Rules hold no state: that of an episode is
+a value that goes in and comes out, so a batch of episodes is stepped in one reward call.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from gymnasium import Space
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.render import ScoredAnswer
+from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.scoring import ScoredAnswer
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,6 @@ class Episode:
     """Where an episode stands; rules that need to know more add fields."""
 
     question: Question
-    """What is asked."""
 
 
 EpisodeType = TypeVar("EpisodeType", bound=Episode)
@@ -37,11 +35,8 @@ class Outcome(Generic[EpisodeType]):
     episode: EpisodeType
     """Where the episode stands now."""
     reward: float
-    """What the action earned."""
     terminated: bool
-    """The episode has come to its own end."""
     truncated: bool
-    """The episode was cut off."""
     info: dict[str, Any]
     """Strings, bools, ints and floats; the same keys for every action of these rules."""
     answer: ScoredAnswer
@@ -51,19 +46,16 @@ class Outcome(Generic[EpisodeType]):
 class EpisodeRules(ABC, Generic[EpisodeType]):
     """How episodes begin, go on and end.
 
-    Attributes:
-        core: Asks and scores.
-        observation_space: Space of one observation.
-        action_space: Space of one action.
-        last_action: What ends an episode, in words.
-        turns: Most prompts of an episode.
+    Its spaces are those of a single answer; rules of several steps set their own.
     """
 
     last_action = "one answer"
+    """What ends an episode, in words."""
     turns = 1
+    """Most prompts of an episode."""
 
     def __init__(self, core: ReferringCore) -> None:
-        """Keep the questions and rewards, whose spaces are those of a single answer."""
+        """Keep who asks and scores."""
         self.core = core
         self.observation_space: Space[Observation] = core.observation_space
         self.action_space: Space[str] = core.action_space
@@ -96,7 +88,7 @@ def copy_observation(observation: Observation) -> Observation:
 
 
 class AnswerRules(EpisodeRules[Episode]):
-    """One whole answer, then the end: a contextual bandit."""
+    """One whole answer ends the episode: a contextual bandit."""
 
     def begin(self, question: Question) -> Episode:
         """Open an episode."""
@@ -104,16 +96,13 @@ class AnswerRules(EpisodeRules[Episode]):
 
     def step(self, episodes: Sequence[Episode], actions: Sequence[str]) -> list[Outcome[Episode]]:
         """Score ``N`` answers; every episode ends."""
-        questions = [episode.question for episode in episodes]
-        scores = self.core.score(actions, questions)
-        return [
-            Outcome(
-                episode,
-                float(scores.total[row]),
-                terminated=True,
-                truncated=False,
-                info=self.core.answer_info(episode.question, scores, row),
-                answer=scored_answer(scores, row),
+        scores = self.core.score(actions, [episode.question for episode in episodes])
+        outcomes = []
+        for row, episode in enumerate(episodes):
+            answer = scores.answer(row)
+            info = self.core.answer_info(episode.question, answer)
+            outcome = Outcome(
+                episode, answer.total, terminated=True, truncated=False, info=info, answer=answer
             )
-            for row, episode in enumerate(episodes)
-        ]
+            outcomes.append(outcome)
+        return outcomes

@@ -1,4 +1,4 @@
-"""Samples that cannot be asked about: named, and left out and counted, or made an error."""
+"""Samples that cannot be asked about: left out and counted, or made an error."""
 
 from __future__ import annotations
 
@@ -29,26 +29,21 @@ class UnusableSampleError(ExplainedError, ValueError):
 
 
 class LeftOut:
-    """What has been left out, and why.
-
-    Attributes:
-        on_error: Whether samples are left out at all.
-        reasons: Why, by the name of the sample.
-        shared: A file in which loader processes note what they leave out, see `collect`.
-    """
+    """What has been left out, and why."""
 
     def __init__(self, on_error: OnError = "skip") -> None:
-        """Nothing is left out yet."""
+        """Begin with nothing left out."""
         self.on_error = on_error
         self.reasons: dict[str, str] = {}
+        """By the name of the sample."""
         self.shared: Path | None = None
+        """A file in which loader processes note what they leave out, see `collect`."""
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.reasons)
 
     def add(self, name: str, error: Exception) -> None:
-        """Leave a sample out, or raise UnusableSampleError where samples are not to be."""
+        """Leave a sample out; raise UnusableSampleError with ``on_error="error"``."""
         reason = str(error) if isinstance(error, UnusableSampleError) else describe(error)
         if self.on_error == "error":
             raise UnusableSampleError(
@@ -93,10 +88,9 @@ def describe(error: Exception) -> str:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Turn what goes wrong inside the block, where files are read, into `UnusableSampleError`.
+    """Turn what goes wrong while files are read into `UnusableSampleError`.
 
-    Files fail in any way. Memory that does not suffice and wrong options are no property of a
-    sample, and stay what they are.
+    Too little memory and wrong options are no property of a sample and stay what they are.
     """
     try:
         yield
@@ -112,13 +106,9 @@ def first_usable(
     dataset: Dataset,
     left_out: LeftOut,
 ) -> Loaded:
-    """What is loaded for the first of some samples that can be used; those before are left out.
+    """What ``load`` returns for the first of some samples that can be used.
 
-    Args:
-        choices: Samples, in the order in which they are tried.
-        load: Loads one; `UnusableSampleError` says that it cannot be used.
-        dataset: Where they are from.
-        left_out: Told of those that cannot be used.
+    A sample for which it raises `UnusableSampleError` is left out.
     """
     tried = 0
     for index in choices:

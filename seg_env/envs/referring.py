@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Observation, check_options, check_query_seed
 from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
-from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.render import RENDER_MODES, check_render_mode
 from seg_env.envs.rules import find_rules
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.tasks import check_task
 
 
@@ -30,8 +31,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     `PolygonText`: any string. A good one looks like ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``.
     Coordinates are ``x / W`` and ``y / H`` of the image seen, y downwards; with
     ``frame="permille"`` they run from 0 to 1000. A ring inside another one and of opposite
-    orientation is a hole. Faults in the text are reported in ``info["issues"]``, never raised;
-    what can still be read is scored.
+    orientation is a hole. Faults in the text are never raised: ``info["issues"]`` reports them, and
+    what can be read is scored.
 
     ## Observation Space
     A dictionary with
@@ -39,7 +40,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - ``image``: ``(H, W, 3) uint8``. A `Box` if all images have one size (``image_size`` is
       given, or the data set draws squares of one size), otherwise an `ImageSpace`. With
       ``image_size`` the image keeps its proportions and is padded with gray; answers are about
-      the padded image and are mapped back to the native one exactly.
+      the padded image.
     - ``prompt``: the question, a string.
 
     ## Rewards
@@ -54,9 +55,9 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ``task``.
 
     ## Episode End
-    After one answer: ``terminated`` is True, ``truncated`` is not. The observation returned with it
-    is the question once more. ``info`` adds ``iou``, ``valid`` (read without any fault), ``issues``
-    (kinds of faults, separated by commas), ``num_vertices`` and the single rewards.
+    After one answer: ``terminated`` is True, ``truncated`` is not, and the observation is the
+    question once more. ``info`` adds ``iou``, ``valid`` (read without any fault), ``issues`` (kinds
+    of faults, separated by commas), ``num_vertices`` and the single rewards.
 
     ## Arguments
     All but objects can be written as JSON.
@@ -87,8 +88,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ## Vertex by Vertex
     With ``step_mode="vertex"`` an action is the next vertex, ``[x,y]`` in plain decimal numbers; or
     ``],[``, after which the next vertex begins another ring; or ``]``, which closes the outline and
-    ends the episode (at once: the answer is ``[]``). Any other string changes nothing and costs the
-    step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
+    ends the episode (given first, it answers ``[]``). Any other string changes nothing and costs
+    the step only; ``info["fault"]`` names what was wrong (see `VertexFault`).
 
     - Observations have a third key, ``outline``: the answer so far as text, brackets open. With
       ``render_outline`` it is drawn on the image, too.
@@ -117,12 +118,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     """
 
     # Gymnasium declares it as a variable of instances.
-    metadata: dict[str, Any] = {  # noqa: RUF012
-        "render_modes": list(RENDER_MODES),
-        "render_fps": 1,
-    }
-    observation_space: gym.Space[Observation]
-    action_space: gym.Space[str]
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012
     _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
@@ -132,44 +128,29 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Open the data set; see the class for the arguments.
-
-        Args:
-            dataset: Name of a data set, or a data set object.
-            render_mode: ``"rgb_array"``, ``"ansi"`` or None.
-            **arguments: Those listed in the text of this class.
-        """
+        """Open the data set; the class lists the arguments."""
         self.render_mode = check_render_mode(render_mode)
-        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
+        self._rules = self._find_rules(dataset, **arguments)
         self._core = self._rules.core
+        self.dataset = self._core.dataset
         self.observation_space = self._rules.observation_space
         self.action_space = self._rules.action_space
         self._episode: Episode | None = None
         self._answer: ScoredAnswer | None = None
         self._has_ended = False
 
-    @property
-    def dataset(self) -> Dataset:
-        """The data set asked about; ``env.unwrapped.dataset[i]`` is sample ``i``."""
-        return self._core.dataset
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Ask a question.
 
-        Args:
-            seed: Seed of the generator that draws samples, tasks and places.
-            options: ``{"index": i}`` asks about sample ``i`` and draws nothing; ``"task"`` fixes
-                what is asked, and ``"query_seed"`` (0 where the index is given) what the task and
-                the place that it gives are drawn by.
+        With the option ``"index"`` nothing is drawn. The option ``"task"`` fixes what is asked, and
+        ``"query_seed"`` (0 where the index is given) what task and place are drawn by.
         """
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
-        task, chosen = given.get("task"), given.get("index")
-        if task is not None:
-            task = check_task(task)
-        query_seed = check_query_seed(given.get("query_seed"))
+        task = None if given.get("task") is None else check_task(given["task"])
+        query_seed, chosen = check_query_seed(given.get("query_seed")), given.get("index")
         if chosen is None:
             index = self._core.draw(self.np_random)
             drawn = self._core.draw_seed(self.np_random)
@@ -203,11 +184,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:
-        """Draw the question and, once given, the answer beside the truth.
-
-        Returns:
-            ``(H, W, 3) uint8`` for ``"rgb_array"``, text for ``"ansi"``, None without render mode.
-        """
+        """Draw the question and, once given, the answer beside the truth."""
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
         return self._core.render(self.render_mode, self._episode.question, self._answer)

@@ -14,9 +14,9 @@ class RefineEnv(ReferringSegmentationEnv):
     """Improve the outline of what a referring expression means, over several turns.
 
     ## Description
-    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. But the
-    episode goes on: the agent sees its outline drawn on the image and reads it in the prompt, and
-    answers with a better one, with edits, or with the word that it is content.
+    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. Then the agent
+    sees its outline drawn on the image and written in the prompt, and answers with a better one,
+    with edits, or with ``done``.
 
     ## Action Space
     `PolygonText`: any string. It is read as
@@ -29,19 +29,18 @@ class RefineEnv(ReferringSegmentationEnv):
       none if one cannot be;
     - ``done``.
 
-    Anything else, an outline with any fault and what is too long (``max_characters``) leave the
-    outline as it is: they cost the turn and nothing else. ``info["fault"]`` says why.
+    Anything else, an outline with any fault and what is longer than ``max_characters`` cost the
+    turn and leave the outline as it is. ``info["fault"]`` says why.
 
     ## Observation Space
     That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
-    ``prompt``, in which it is written, with the number of the turn. Before there is an outline it
-    is the plain image and the plain question.
+    ``prompt``, which has it too, and the number of the turn. Before the first outline they are the
+    plain image and question.
 
     ## Rewards
     What the turn improved the weighted reward of the outline by (the rewards of
     `ReferringSegmentationEnv`); the first outline is compared with 0. So the return of an episode
-    is the reward of the outline it ends with, and turns that make things worse cost what they
-    spoil.
+    is the reward of the outline it ends with, 0 if there is none.
 
     ## Starting State
     As in `ReferringSegmentationEnv`; ``info`` adds ``outline`` (so far, as text), ``turn`` (turns
@@ -57,7 +56,7 @@ class RefineEnv(ReferringSegmentationEnv):
 
     - ``turns``: 1 to 64, 3 by default.
     - ``max_characters``: longest action read and longest outline kept, 16384 by default.
-    - ``refine_template``: the prompt from the second outline on, with ``{question}``,
+    - ``refine_template``: the prompt once there is an outline, with ``{question}``,
       ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
 
     ```python
@@ -83,9 +82,9 @@ class RefineEnv(ReferringSegmentationEnv):
 class RefineVectorEnv(ReferringSegmentationVectorEnv):
     """``N`` environments of `RefineEnv` whose outlines are scored together.
 
-    Everything is as in `ReferringSegmentationVectorEnv`, but that episodes have several steps and
-    end when they want. Trainers disable autoreset and step until all episodes have ended, with None
-    in place of an action where one has:
+    As `ReferringSegmentationVectorEnv`, but episodes have several steps and end one by one.
+    Trainers disable autoreset and step until all have ended, with None in place of an action where
+    one has:
 
     ```python
     >>> import gymnasium as gym
@@ -106,11 +105,7 @@ class RefineVectorEnv(ReferringSegmentationVectorEnv):
     _find_rules = staticmethod(find_refine_rules)
 
     def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
-        """Not to be told: a turn earns an improvement, and may be an edit.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Raise TypeError: a turn earns an improvement, and may be an edit."""
         raise TypeError(
             "vertices of a turn have no rewards of their own, as a turn earns what it improved: "
             "credit whole answers here"

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
-from seg_env.envs.edits import (
-    RingText,
-    apply_edits,
-    parse_edits,
-    split_outline,
-    write_outline,
-)
+from seg_env.envs.core import Observation, Question, ReferringCore
+from seg_env.envs.edits import RingText, apply_edits, parse_edits, split_outline, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText
@@ -30,21 +24,15 @@ REFINE_PROMPT = (
     "outline, with edits (move i x y; insert i x y; delete i), or with done. "
     "Turn {turn} of {turns}."
 )
-"""What is asked from the second turn on."""
-MAX_TURNS = 64
-"""Most turns of an episode."""
-DEFAULT_MAX_CHARACTERS = 1 << 14
-"""Longest action that is read and longest outline that is kept, if not said otherwise."""
 
 _PLACEHOLDER = re.compile(r"\{(question|outline|turns?)\}")
-_NOTHING = Prediction((), (), "[]")
+_EMPTY = Prediction((), (), "[]")
 
 
 class TurnFault(StrEnum):
     """Why a turn left the outline as it was. Values are stable: ``info["fault"]`` has them."""
 
     NONE = ""
-    """There was no fault."""
     TOO_LONG = "too_long"
     """The action, or the outline it leads to, has too many characters."""
     UNREADABLE = "unreadable"
@@ -85,10 +73,7 @@ class _Turn:
 
 
 class RefineRules(EpisodeRules[RefineEpisode]):
-    """Up to ``turns`` turns; each earns what it improved the reward of the outline by.
-
-    An episode's return is the reward of the outline it ends with, 0 if there was none.
-    """
+    """Up to ``turns`` turns; each earns what it improved the reward of the outline by."""
 
     last_action = "last turn"
 
@@ -97,24 +82,14 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         core: ReferringCore,
         *,
         turns: int = 3,
-        max_characters: int = DEFAULT_MAX_CHARACTERS,
+        max_characters: int = 1 << 14,
         refine_template: str = REFINE_PROMPT,
     ) -> None:
-        """Set the limits.
-
-        Args:
-            core: Asks and scores.
-            turns: Turns of an episode, 1 to `MAX_TURNS`.
-            max_characters: Longest action that is read and longest outline that is kept.
-            refine_template: Prompt from the second turn on, with ``{question}`` and ``{outline}``,
-                and ``{turn}`` and ``{turns}`` where wanted.
-        """
+        """Set the limits; see `RefineEnv` for the arguments."""
         super().__init__(core)
         core.require_outlines("improving an answer turn by turn", bracketed=True)
-        for name, value, most in (
-            ("turns", turns, MAX_TURNS),
-            ("max_characters", max_characters, 1 << 18),
-        ):
+        limits = ("turns", turns, 64), ("max_characters", max_characters, 1 << 18)
+        for name, value, most in limits:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{name}={value!r}; use a whole number from 1 to {most}")
         missing = [word for word in ("{question}", "{outline}") if word not in refine_template]
@@ -133,7 +108,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         return RefineEpisode(question)
 
     def observe(self, episode: RefineEpisode) -> Observation:
-        """Image and question, from the first outline on with the outline in both."""
+        """Image and prompt, from the first outline on with the outline in both."""
         observation = super().observe(episode)
         if episode.outline is None:
             return observation
@@ -159,21 +134,18 @@ class RefineRules(EpisodeRules[RefineEpisode]):
         """Take ``N`` turns; all outlines are scored in one call."""
         turns = [self._read(*pair) for pair in zip(episodes, actions, strict=True)]
         outlines = [
-            turn.outline or episode.outline or _NOTHING
+            turn.outline or episode.outline or _EMPTY
             for turn, episode in zip(turns, episodes, strict=True)
         ]
         scores = self.core.judge(outlines, [episode.question for episode in episodes])
         outcomes = []
         for row, (before, turn) in enumerate(zip(episodes, turns, strict=True)):
+            answer = scores.answer(row)
             after = replace(before, turn=before.turn + 1)
             if turn.outline is not None:
-                after = replace(
-                    after,
-                    outline=turn.outline,
-                    rings=split_outline(turn.outline),
-                    value=float(scores.total[row]),
-                )
-            info = self.core.answer_info(after.question, scores, row)
+                rings = split_outline(turn.outline)
+                after = replace(after, outline=turn.outline, rings=rings, value=answer.total)
+            info = self.core.answer_info(after.question, answer)
             info |= {"valid": not turn.fault, "issues": turn.issues, "fault": turn.fault.value}
             outcomes.append(
                 Outcome(
@@ -182,13 +154,12 @@ class RefineRules(EpisodeRules[RefineEpisode]):
                     terminated=turn.done or after.turn == self.turns,
                     truncated=False,
                     info=info | self._progress(after),
-                    answer=scored_answer(scores, row),
+                    answer=answer,
                 )
             )
         return outcomes
 
     def _read(self, episode: RefineEpisode, action: str) -> _Turn:
-        """What an action says."""
         if len(action) > self.max_characters:
             return _Turn(fault=TurnFault.TOO_LONG)
         if "[" in action:
@@ -209,8 +180,7 @@ class RefineRules(EpisodeRules[RefineEpisode]):
             return _Turn(fault=TurnFault.TOO_LONG)
         outline = decode(text, episode.question.frame)
         if not outline.valid:
-            issues = ",".join(dict.fromkeys(issue.kind.value for issue in outline.issues))
-            return _Turn(fault=TurnFault.MALFORMED, issues=issues)
+            return _Turn(fault=TurnFault.MALFORMED, issues=",".join(outline.issue_kinds))
         return _Turn(outline)
 
     def _progress(self, episode: RefineEpisode) -> dict[str, Any]:

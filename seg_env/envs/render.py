@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from rewards.composite import Term
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.geometry.raster import rasterize
 from seg_env.types import Prediction, Ring, Sample, Target
 
@@ -22,38 +22,19 @@ Box = tuple[float, float, float, float]
 TARGET_COLOR: Color = (0, 190, 160)
 ANSWER_COLOR: Color = (255, 96, 48)
 WHITE: Color = (255, 255, 255)
-INK: Color = (22, 26, 34)
+DARK: Color = (22, 26, 34)
 
 SHORT_SIDE = 384
 """Smallest side of a drawing in pixels; smaller images are enlarged."""
 LONG_SIDE = 1600
 """Largest side of a drawing in pixels; larger images are reduced."""
-_FINER = 3
+_OVERSAMPLING = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
-_MOST_VERTICES = 200
+_MAX_DOTS = 200
 """Answers with more vertices are drawn without dots, which would hide the outline."""
-_MUTED = (150, 158, 172)
-_TRACK = (52, 59, 72)
-_BAD = (255, 138, 128)
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredAnswer:
-    """One scored answer, as far as an image shows it."""
-
-    prediction: Prediction
-    """The decoded answer."""
-    iou: float
-    """Mask IoU with the target."""
-    total: float
-    """The reward."""
-    terms: Mapping[str, float]
-    """Each reward by itself."""
-
-    @property
-    def faults(self) -> str:
-        """Kinds of faults, separated by commas; empty for a valid answer."""
-        return ", ".join(dict.fromkeys(issue.kind.value for issue in self.prediction.issues))
+_MUTED_COLOR = (150, 158, 172)
+_TRACK_COLOR = (52, 59, 72)
+_FAULT_COLOR = (255, 138, 128)
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -74,20 +55,16 @@ def draw_overlay(
     """Draw a target and an answer on their image.
 
     The target is tinted green within its exact outline; the answer is tinted orange within a line
-    with white borders, its vertices dots with numbers as far as there is room for them. The start
-    of a ring, vertex 0, is a white dot, and so is an answer that is a point.
-
-    Args:
-        image: ``(H, W, 3) uint8``; not changed.
-        target: What should be outlined, None to leave it out.
-        prediction: The answer, rings in the unit frame of the image, None to leave it out.
-        short_side: Smaller images are enlarged so that their shorter side has this many pixels.
-        numbered: Write numbers beside the vertices.
+    with white borders. Its vertices are dots, with numbers (if ``numbered``) as far as there is
+    room. The start of a ring, vertex 0, is a white dot, and so is an answer that is a point.
 
     Returns:
-        ``(H', W', 3) uint8`` with the proportions of the image.
+        ``(H', W', 3) uint8``, newly allocated, with the proportions of the image, which is enlarged
+        until its shorter side has ``short_side`` pixels, but to at most `LONG_SIDE`.
     """
-    width, height = _drawing_size(image.shape[1], image.shape[0], short_side)
+    height, width = image.shape[:2]
+    zoom = min(max(1.0, short_side / min(width, height)), LONG_SIDE / max(width, height))
+    width, height = max(1, round(width * zoom)), max(1, round(height * zoom))
     drawing = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     scale = min(width, height) / SHORT_SIDE
     if target is not None:
@@ -96,16 +73,18 @@ def draw_overlay(
     if prediction is not None and prediction.rings:
         filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
         drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
-    lines = Image.new("RGBA", (width * _FINER, height * _FINER))
+    few = prediction is not None and sum(map(len, prediction.rings)) <= _MAX_DOTS
+    lines = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     if target is not None:
-        _draw_rings(lines, target.rings, TARGET_COLOR, INK, 2.0 * scale)
+        _draw_rings(lines, target.rings, TARGET_COLOR, DARK, 2.0 * scale)
     if prediction is not None:
         _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
         point = () if prediction.point is None else (prediction.point[None],)
-        _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
+        if few:
+            _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
     lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
     drawing.paste(lines, mask=lines)
-    if numbered and prediction is not None:
+    if numbered and prediction is not None and few:
         _draw_numbers(drawing, prediction.rings, scale)
     return np.asarray(drawing).copy()
 
@@ -113,18 +92,11 @@ def draw_overlay(
 def draw_outline(
     image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
 ) -> NDArray[np.uint8]:
-    """Draw the outline so far on an image of what is seen, at the image's own size.
+    """Draw the outline so far on a copy of the image seen, ``(H, W, 3) uint8``.
 
-    The lines are thin and nothing is filled, so that the object stays visible. The first vertex of
-    each ring is a white dot: with it, the direction of the lines can be told.
-
-    Args:
-        image: ``(H, W, 3) uint8``; not changed.
-        rings: Closed rings, ``(V, 2)`` in the unit frame of the image seen.
-        open_ring: A ring that is still being drawn, ``(V, 2)``, joined to nothing at its end.
-
-    Returns:
-        ``(H, W, 3) uint8``, newly allocated.
+    Rings are ``(V, 2)`` in the unit frame of that image; ``open_ring`` is still being drawn and not
+    closed. The lines are thin and nothing is filled, so that the object stays visible. A white dot
+    on the first vertex of each ring shows the direction of the lines.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
@@ -146,8 +118,7 @@ def draw_panel(
 ) -> NDArray[np.uint8]:
     """Draw a question and its scored answer, ``(H, W, 3) uint8``.
 
-    Before the answer only the image and the expression are shown, since the truth is what is
-    asked for. The size is that of the drawing after the answer, so that frames can form a video.
+    Before the answer the truth is not shown, but the size is the same, so frames can form a video.
     """
     shown = (sample.target, answer.prediction) if answer else (None, None)
     overlay = draw_overlay(sample.image, *shown)
@@ -156,36 +127,33 @@ def draw_panel(
     margin, row = 14, 22
     names = [*weights] if "mask_iou" in weights else ["IoU", *weights]
     strip = 72 + row * len(names)
-    panel = Image.new("RGB", (width, height + strip), INK)
+    panel = Image.new("RGB", (width, height + strip), DARK)
     panel.paste(Image.fromarray(overlay), ((width - overlay.shape[1]) // 2, 0))
     draw = ImageDraw.Draw(panel)
-    _write_fitting(draw, (margin, height + 22), f"“{sample.expression}”", width - 2 * margin)
+    _draw_shortened(draw, (margin, height + 22), f"“{sample.expression}”", width - 2 * margin)
     y = height + 50
     if answer is None:
-        draw.text((margin, y), "waiting for an answer", _MUTED, font(13), "lm")
+        draw.text((margin, y), "waiting for an answer", _MUTED_COLOR, font(13), "lm")
     else:
         _draw_legend(draw, margin, y, answer)
+        draw.text((width - margin, y), f"reward {answer.total:.3f}", WHITE, font(15), "rm")
     values = {"IoU": answer.iou, **answer.terms} if answer else {}
     for number, name in enumerate(names):
         place = (margin, height + 78 + row * number, width - margin)
         _draw_bar(draw, place, name, _weight_text(weights.get(name)), values.get(name))
-    if answer is not None:
-        draw.text(
-            (width - margin, height + 50), f"reward {answer.total:.3f}", WHITE, font(15), "rm"
-        )
     return np.asarray(panel).copy()
 
 
-def write_report(
+def render_text(
     sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
 ) -> str:
-    """The same in a few lines of text, with a map of the two masks."""
+    """What `draw_panel` shows in a few lines of text, with a map of the two masks."""
     height, width = sample.target.size
     lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
     if answer is None:
         return "\n".join([*lines, "waiting for an answer", ""])
     lines += [
-        f"answer: {_content(answer.prediction)}, {answer.faults or 'valid'}",
+        f"answer: {_content(answer.prediction)}, {_faults(answer) or 'valid'}",
         *_map_of_masks(sample, answer),
         f"{'IoU':<20}{answer.iou:7.3f}",
     ]
@@ -195,14 +163,17 @@ def write_report(
 
 
 def _content(prediction: Prediction) -> str:
-    """What an answer consists of; a point in the unit frame."""
     if prediction.form != "point":
-        vertices = sum(len(ring) for ring in prediction.rings)
+        vertices = sum(map(len, prediction.rings))
         return f"{len(prediction.rings)} rings, {vertices} vertices"
     if prediction.point is None:
         return "no point"
     x, y = prediction.point.tolist()
     return f"point [{x:.4g},{y:.4g}]"
+
+
+def _faults(answer: ScoredAnswer) -> str:
+    return ", ".join(answer.prediction.issue_kinds)
 
 
 def _weight_text(term: Term | None) -> str:
@@ -226,12 +197,12 @@ def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> li
     if point is not None and ((point >= 0) & (point < 1)).all():
         letters[int(point[1] * rows), int(point[0] * columns)] = "X"
         key = "o target   X answer"
-    return ["".join(letter for letter in line) for line in letters] + [key]
+    return ["".join(line) for line in letters] + [key]
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer) -> None:
     """Colours of target and answer, with the answer's size or faults."""
-    vertices = sum(len(ring) for ring in answer.prediction.rings)
+    vertices = sum(map(len, answer.prediction.rings))
     size = f"{vertices} vertices" if answer.prediction.form != "point" else "a point"
     texts = [("target", TARGET_COLOR), (f"answer, {size}", ANSWER_COLOR)]
     place = float(x)
@@ -239,8 +210,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer
         draw.rounded_rectangle((place, y - 6, place + 12, y + 6), 3, color)
         draw.text((place + 18, y), text, WHITE, font(13), "lm")
         place += 18 + draw.textlength(text, font(13)) + 14
-    if answer.faults:
-        draw.text((place, y), answer.faults, _BAD, font(13), "lm")
+    draw.text((place, y), _faults(answer), _FAULT_COLOR, font(13), "lm")
 
 
 def _draw_bar(
@@ -253,9 +223,9 @@ def _draw_bar(
     """One line: name, weight, a bar over [0, 1], the number."""
     left, y, right = span
     draw.text((left, y), name, WHITE, font(13), "lm")
-    draw.text((left + 180, y), weight, _MUTED, font(12), "rm")
+    draw.text((left + 180, y), weight, _MUTED_COLOR, font(12), "rm")
     start, end = left + 192, right - 54
-    draw.rounded_rectangle((start, y - 4, end, y + 4), 4, _TRACK)
+    draw.rounded_rectangle((start, y - 4, end, y + 4), 4, _TRACK_COLOR)
     if value is None:
         return
     reach = start + (end - start) * float(np.clip(value, 0.0, 1.0))
@@ -264,7 +234,7 @@ def _draw_bar(
     draw.text((right, y), f"{value:.3f}", WHITE, font(13), "rm")
 
 
-def _write_fitting(
+def _draw_shortened(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int
 ) -> None:
     """One line of text, shortened with an ellipsis where it is too long."""
@@ -282,18 +252,9 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _drawing_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the drawing of an image."""
-    scale = max(1.0, short_side / min(width, height))
-    scale = min(scale, LONG_SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """A ring in pixels of a canvas ``(width, height)``; what is far outside is moved nearer.
-
-    Lines of any length would take any time.
-    """
+    """A ring in pixels of a canvas ``(width, height)``."""
+    # Brought near the image: drawing takes time in proportion to the length of a line.
     points = np.clip(np.nan_to_num(ring), -1.0, 2.0) * size
     return [(x, y) for x, y in points.tolist()]
 
@@ -304,21 +265,19 @@ def _draw_rings(
     """Closed outlines with a border on both sides, so that they show on any background."""
     draw = ImageDraw.Draw(lines)
     for paint, share in ((border, 2.2), (color, 1.0)):
-        thickness = max(1, round(width * share * _FINER))
+        thickness = max(1, round(width * share * _OVERSAMPLING))
         for ring in rings:
             points = _pixels(ring, lines.size)
             draw.line([*points, *points[:2]], fill=(*paint, 255), width=thickness, joint="curve")
 
 
 def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -> None:
-    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
-        return
     draw = ImageDraw.Draw(lines)
     for ring in rings:
         points = _pixels(ring, lines.size)
         for number, (x, y) in reversed(list(enumerate(points))):
             fill, border = (WHITE, ANSWER_COLOR) if number == 0 else (ANSWER_COLOR, WHITE)
-            size = radius * _FINER * (1.4 if number == 0 else 1.0)
+            size = radius * _OVERSAMPLING * (1.4 if number == 0 else 1.0)
             draw.ellipse(
                 (x - size, y - size, x + size, y + size),
                 fill=(*fill, 255),
@@ -329,8 +288,6 @@ def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -
 
 def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
     """Vertex numbers beside their dots, away from the middle of the ring, never overlapping."""
-    if sum(len(ring) for ring in rings) > _MOST_VERTICES:
-        return
     draw = ImageDraw.Draw(drawing)
     letters = font(max(9, round(11 * scale)))
     taken: list[Box] = []
@@ -346,7 +303,7 @@ def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 draw.text(
-                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=INK
+                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=DARK
                 )
 
 

@@ -1,7 +1,4 @@
-"""The one path from answers to numbers: decode, reward, IoU.
-
-Both environments, the trainers and the evaluator score through `Scorer`, so their numbers agree.
-"""
+"""The one path from answers to numbers: decode, reward, IoU."""
 
 from __future__ import annotations
 
@@ -19,11 +16,21 @@ from seg_env.types import Form, Prediction, Sample
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredAnswer:
+    """What one answer is worth."""
+
+    prediction: Prediction
+    iou: float
+    total: float
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What ``N`` answers are worth."""
 
     total: NDArray[np.float64]
-    """``(N,)`` weighted sum, the reward an agent learns from."""
+    """``(N,)`` weighted reward."""
     terms: dict[str, NDArray[np.float64]]
     """Each reward on its own, ``(N,)``, without its weight."""
     iou: NDArray[np.float64]
@@ -32,27 +39,25 @@ class Scores:
     predictions: tuple[Prediction, ...]
     """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
 
+    def answer(self, row: int) -> ScoredAnswer:
+        """What one answer is worth."""
+        return ScoredAnswer(
+            self.predictions[row],
+            float(self.iou[row]),
+            float(self.total[row]),
+            {name: float(values[row]) for name, values in self.terms.items()},
+        )
+
 
 class Scorer:
-    """Scores answers to questions about samples.
-
-    Attributes:
-        rewards: The weighted rewards.
-        answer_frame: What the numbers in answers mean.
-    """
+    """Scores answers to questions about samples, for environments, trainers and evaluators."""
 
     def __init__(
         self,
         rewards: RewardSpec = DEFAULT_REWARDS,
         frame: str | Frame | AnswerFrame = UNIT_ANSWERS,
     ) -> None:
-        """Set up the rewards.
-
-        Args:
-            rewards: Specification string such as ``"mask_iou=1.0 format=0.1"``, or any other form
-                that `RewardSum.from_spec` reads.
-            frame: What the numbers in answers mean, see `AnswerFrame.from_spec`.
-        """
+        """Set up rewards (see `RewardSum.from_spec`) and frame (see `AnswerFrame.from_spec`)."""
         self.rewards = RewardSum.from_spec(rewards)
         self.answer_frame = AnswerFrame.from_spec(frame)
 
@@ -66,11 +71,11 @@ class Scorer:
         """Score ``N`` answers in one call of each reward.
 
         Args:
-            texts: ``N`` answers as the model wrote them; any string is scored.
-            samples: ``N`` samples asked about. Answers to one question should share one `Sample`
-                object: what is prepared for its target is then prepared once.
-            frames: ``N`` coordinate frames; by default those of the answer frame for each sample.
-            forms: ``N`` times what was asked for; by default outlines.
+            texts: Any strings.
+            samples: Answers to one question should share one `Sample` object: what is prepared for
+                its target is then prepared once.
+            frames: Coordinate frames; by default those of the answer frame for each sample.
+            forms: What was asked for; by default outlines.
 
         Raises:
             ValueError: The sequences differ in length.

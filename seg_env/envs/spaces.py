@@ -23,7 +23,7 @@ class FreeText(spaces.Text):
     """
 
     def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
-        """Describe the space of all strings up to a length."""
+        """Describe the space."""
         super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
 
     def contains(self, x: Any) -> bool:
@@ -31,7 +31,7 @@ class FreeText(spaces.Text):
         return isinstance(x, str) and len(x) <= self.max_length
 
     def __repr__(self) -> str:
-        """Name and length; the hundred characters of the alphabet would only be noise."""
+        # Without the hundred characters of the alphabet.
         return f"{type(self).__name__}(max_length={self.max_length})"
 
 
@@ -53,7 +53,7 @@ class PolygonText(FreeText):
         forms: tuple[Form, ...] = ("mask",),
         seed: int | None = None,
     ) -> None:
-        """Describe the space by the frame, the decimals and the forms of its samples."""
+        """Describe the space; frame, decimals and forms are those of its samples."""
         super().__init__(max_length, seed=seed)
         self.frame = frame
         self.decimals = decimals
@@ -67,8 +67,7 @@ class PolygonText(FreeText):
         if form != "mask":
             points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
             return encode_numbers(points, self.decimals, frame=self.frame)
-        number_of_rings = 1 + int(self.np_random.random() < 0.25)
-        rings = [self._star() for _ in range(number_of_rings)]
+        rings = [self._star() for _ in range(1 + int(self.np_random.random() < 0.25))]
         return encode(rings, self.decimals, frame=self.frame)
 
     def contains(self, x: Any) -> bool:
@@ -76,9 +75,9 @@ class PolygonText(FreeText):
         return isinstance(x, str)
 
     def __eq__(self, other: object) -> bool:
-        """True for a space that samples the same answers."""
         return (
             isinstance(other, PolygonText)
+            and type(other) is type(self)
             and super().__eq__(other)
             and (self.frame, self.decimals) == (other.frame, other.decimals)
             and self.forms == other.forms
@@ -132,11 +131,9 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
         )
 
     def __eq__(self, other: object) -> bool:
-        """True for a space of the same largest side."""
         return isinstance(other, ImageSpace) and self.max_side == other.max_side
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        """For example ``ImageSpace(max_side=16384)``."""
         return f"ImageSpace(max_side={self.max_side})"

@@ -14,11 +14,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, ReferringCore, check_options, check_query_seed
+from seg_env.envs.core import Question, check_options, check_query_seed
 from seg_env.envs.credit import VertexCredit, vertex_credit
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
-from seg_env.envs.render import RENDER_MODES, ScoredAnswer, check_render_mode
+from seg_env.envs.render import RENDER_MODES, check_render_mode
 from seg_env.envs.rules import find_rules
+from seg_env.envs.scoring import ScoredAnswer
 from seg_env.tasks import Task, check_task
 
 BatchedObservation = dict[str, Any]
@@ -40,15 +41,14 @@ class ReferringSegmentationVectorEnv(
       observations. What belongs to the episodes that ended is in ``infos["final_obs"]`` and
       ``infos["final_info"]``; ``sample_id``, ``dataset``, ``index`` and ``task`` are those of the
       new questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
-      ``reward/<name>``) are repeated at the top level, where they are easy to read.
+      ``reward/<name>``) are repeated at the top level.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
-      by ``reset(options={"indices": ...})``, use this one: nothing is loaded in vain. Episodes of
-      several steps (``step_mode="vertex"``) end one by one; the others go on being stepped, with
-      None in place of an action where an episode has ended. There the observation stays, the reward
-      is 0, ``terminated`` stays True, and infos say nothing.
+      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps
+      (``step_mode="vertex"``) end one by one; the others go on, with None in place of an action
+      where an episode has ended. There the observation stays, the reward is 0, ``terminated`` stays
+      True, and infos say nothing.
 
-    An environment asks about one sample at a time, but several may ask about the same: it is then
-    loaded once, and what rewards prepare for its target is prepared once.
+    A sample that several environments ask about is loaded once, and its target prepared once.
 
     ```python
     >>> import gymnasium as gym
@@ -79,15 +79,10 @@ class ReferringSegmentationVectorEnv(
         max_episode_steps: int | None = None,
         **arguments: Any,
     ) -> None:
-        """Open the data set; see `ReferringSegmentationEnv` for the arguments.
+        """Open the data set; see `ReferringSegmentationEnv` for ``arguments``.
 
-        Args:
-            dataset: Name of a data set, or a data set object.
-            num_envs: Number of environments ``N``.
-            autoreset_mode: ``"SameStep"`` or ``"Disabled"``, or a member of ``AutoresetMode``.
-            render_mode: ``"rgb_array"``, ``"ansi"`` or None.
-            max_episode_steps: Accepted as ``make_vec`` may pass it; episodes end by themselves.
-            **arguments: Those of `ReferringSegmentationEnv`.
+        ``autoreset_mode`` is ``"SameStep"``, ``"Disabled"``, or a member of ``AutoresetMode``.
+        ``max_episode_steps`` is accepted as ``make_vec`` may pass it; episodes end by themselves.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
@@ -97,27 +92,18 @@ class ReferringSegmentationVectorEnv(
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self._rules: EpisodeRules[Any] = self._find_rules(dataset, **arguments)
-        self._core = self._rules.core
+        self._rules = self._find_rules(dataset, **arguments)
+        self.core = self._rules.core
+        self.dataset = self.core.dataset
         self.single_observation_space = self._rules.observation_space
         self.single_action_space = self._rules.action_space
-        self._one_size = isinstance(self._core.observation_space["image"], spaces.Box)
+        self._same_size = isinstance(self.core.observation_space["image"], spaces.Box)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
         self._episodes: list[Episode | None] = [None] * num_envs
         self._open = [False] * num_envs  # which environments wait for an action
         self._shown: list[tuple[Question, ScoredAnswer | None]] = []  # what `render` draws
-
-    @property
-    def core(self) -> ReferringCore:
-        """Who asks the questions and scores the answers."""
-        return self._core
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data set asked about."""
-        return self._core.dataset
 
     def reset(
         self,
@@ -129,43 +115,39 @@ class ReferringSegmentationVectorEnv(
 
         Args:
             seed: Seed of environment 0, the others follow by one each; or ``N`` seeds.
-            options: ``"indices"``: ``N`` whole numbers, the samples to ask about.
-                ``"reset_mask"``: ``(N,) bool``, the environments to reset; the others keep their
-                question. ``"tasks"``: one task, or ``N`` (None: drawn), in the place of what the
-                environments would ask. ``"query_seed"``: what tasks and places are drawn by, 0
-                where indices are given; equal indices, tasks and seeds are one question. Every
-                option may be left out.
+            options: ``"indices"``: ``N`` samples to ask about. ``"reset_mask"``: ``(N,) bool``, the
+                environments to reset; the others keep their question. ``"tasks"``: one task, or
+                ``N`` (None: drawn). ``"query_seed"``: what tasks and places are drawn by, 0 where
+                indices are given; equal indices, tasks and seeds are one question.
 
         Raises:
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
-        chosen = _check_mask(given.get("reset_mask"), self.num_envs)
+        rows = _check_mask(given.get("reset_mask"), self.num_envs)
         indices = self._check_indices(given.get("indices"))
         tasks = _check_tasks(given.get("tasks"), self.num_envs)
         query_seed = check_query_seed(given.get("query_seed"))
-        rows = np.flatnonzero(chosen).tolist()
-        self._seed(_check_seeds(seed, self.num_envs), rows)
+        seeds = _check_seeds(seed, self.num_envs)
+        for row in rows:
+            if seeds[row] is not None:
+                self._generators[row] = seeding.np_random(seeds[row])[0]
         self._ask(
             rows,
             None if indices is None else [indices[row] for row in rows],
             [tasks[row] for row in rows],
             query_seed,
         )
-        self._show_questions(rows)
+        episodes = self._current()
+        self._shown = self._shown or [(episode.question, None) for episode in episodes]
+        for row in rows:
+            self._shown[row] = episodes[row].question, None
         return self._observe(), self._reset_infos(rows)
 
     def step(self, actions: Sequence[str | None]) -> Step:
-        """Score ``N`` answers and end the ``N`` episodes; or, step by step, take an action in each.
+        """Take an action in each of the ``N`` episodes, scored in one call.
 
-        Args:
-            actions: ``N`` answers, or actions, as the model wrote them; None where an episode has
-                ended (with autoreset disabled).
-
-        Returns:
-            Observations (of the next questions where episodes ended, or of the same if autoreset is
-            disabled), rewards ``(N,) float64``, terminated (also where episodes had ended before),
-            truncated, infos.
+        With autoreset disabled, the action is None where an episode has ended.
 
         Raises:
             ResetNeeded: There is an action for an environment without an open question, or no
@@ -188,13 +170,9 @@ class ReferringSegmentationVectorEnv(
         return self._observe(), rewards, terminated, truncated, infos
 
     def fork(self, sources: Sequence[int]) -> BatchedObservation:
-        """Go on in every environment from where another one stands.
+        """Copy episodes: environment ``i`` goes on from where environment ``sources[i]`` stands.
 
         So a group of answers can be asked for from one state, whatever led there.
-
-        Args:
-            sources: ``N`` whole numbers: environment ``i`` takes over the episode of environment
-                ``sources[i]``, which goes on being its own as well.
         """
         if len(sources) != self.num_envs:
             raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
@@ -208,14 +186,12 @@ class ReferringSegmentationVectorEnv(
         return self._observe()
 
     def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
-        """How much of their reward whole answers earned with each of their vertices.
+        """The rewards of ``N`` whole answers by vertex.
 
-        Args:
-            texts: ``N`` whole answers to the current questions: the ones that are open or, if
-                autoreset is disabled, were answered last.
+        They answer the questions that are open or, if autoreset is disabled, were answered last.
         """
         questions = [episode.question for episode in self._current()]
-        return vertex_credit(self._core, questions, texts)
+        return vertex_credit(self.core, questions, texts)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw what was answered last, or the open questions if nothing was."""
@@ -223,12 +199,10 @@ class ReferringSegmentationVectorEnv(
             return None
         self._current()
         return tuple(
-            self._core.render(self.render_mode, question, answer)
-            for question, answer in self._shown
+            self.core.render(self.render_mode, question, answer) for question, answer in self._shown
         )
 
     def _check_indices(self, indices: object) -> list[int] | None:
-        """``N`` samples to ask about; None if they are drawn."""
         if indices is None:
             return None
         values = np.asarray(indices)
@@ -240,7 +214,7 @@ class ReferringSegmentationVectorEnv(
                 f"{self.num_envs} environments"
             )
         return [
-            self._core.check_index(value, f'options["indices"][{row}]')
+            self.core.check_index(value, f'options["indices"][{row}]')
             for row, value in enumerate(values)
         ]
 
@@ -255,23 +229,21 @@ class ReferringSegmentationVectorEnv(
         seeds = [0] * len(rows)
         if indices is None:
             generators = [self._generators[row] for row in rows]
-            drawn = [(self._core.draw(each), self._core.draw_seed(each)) for each in generators]
+            drawn = [(self.core.draw(each), self.core.draw_seed(each)) for each in generators]
             indices, seeds = [index for index, _ in drawn], [seed for _, seed in drawn]
         if query_seed is not None:
             seeds = [query_seed] * len(rows)
         asked = list(zip(indices, tasks, seeds, strict=True))
         loaded = {
-            key: self._core.ask(key[0], task=key[1], query_seed=key[2])
+            key: self.core.ask(key[0], task=key[1], query_seed=key[2])
             for key in dict.fromkeys(asked)
         }
         for row, key in zip(rows, asked, strict=True):
             self._episodes[row], self._open[row] = self._rules.begin(loaded[key]), True
 
     def _start_next(self, outcomes: Sequence[Outcome[Any]], infos: Infos) -> None:
-        """Put what ended into ``final_obs`` and ``final_info``, and ask the next questions there.
-
-        All environments were open, so the outcomes are those of all of them in order.
-        """
+        """Move what ended to ``final_obs`` and ``final_info``, and ask the next questions there."""
+        # All environments were open, so there is an outcome of each, in order.
         rows = [row for row, waits in enumerate(self._open) if not waits]
         if not rows:
             return
@@ -291,53 +263,36 @@ class ReferringSegmentationVectorEnv(
             raise ResetNeeded("Some environments have never been reset: call reset() first")
         return episodes
 
-    def _show_questions(self, rows: Sequence[int]) -> None:
-        """Let `render` draw the open questions of the rows."""
-        episodes = self._current()
-        self._shown = self._shown or [(episode.question, None) for episode in episodes]
-        for row in rows:
-            self._shown[row] = episodes[row].question, None
-
     def _observe(self) -> BatchedObservation:
         """Observations of all episodes in new memory."""
         single = [self._rules.observe(episode) for episode in self._current()]
         batched: BatchedObservation = {key: tuple(one[key] for one in single) for key in single[0]}
         images = batched["image"]
-        batched["image"] = np.stack(images) if self._one_size else tuple(map(np.copy, images))
+        batched["image"] = np.stack(images) if self._same_size else tuple(map(np.copy, images))
         return batched
 
-    def _reset_infos(self, rows: Sequence[int]) -> Infos:
+    def _reset_infos(self, rows: list[int]) -> Infos:
         episodes = self._current()
         infos = [self._rules.reset_info(episodes[row]) for row in rows]
         return _pack_infos(self.num_envs, rows, infos)
 
-    def _seed(self, seeds: Sequence[int | None] | None, rows: Sequence[int]) -> None:
-        """Give environments new generators, environment ``i`` that of its own seed."""
-        if seeds is None:
-            return
-        for row in rows:
-            if seeds[row] is not None:
-                self._generators[row] = seeding.np_random(seeds[row])[0]
 
-
-def _pack_infos(num_envs: int, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
+def _pack_infos(num_envs: int, rows: list[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
     """Infos of some environments as Gymnasium packs them, but a column at a time.
 
-    All have the same keys, and values that are str, bool, int or float. Strings become arrays of
-    objects; where nothing is known, arrays are zero.
+    Strings become arrays of objects; where nothing is known, arrays are zero.
     """
     packed: Infos = {}
-    where = list(rows)
     for key in infos[0]:
         kind = type(infos[0][key])
         column = np.full(num_envs, None) if kind is str else np.zeros(num_envs, dtype=kind)
-        column[where] = [info[key] for info in infos]
+        column[rows] = [info[key] for info in infos]
         packed[key], packed[f"_{key}"] = column, _mask_of(num_envs, rows)
     return packed
 
 
 def _merge_infos(infos: Infos, newer: Infos) -> None:
-    """Write packed infos into others of as many environments, only where the newer ones hold."""
+    """Write packed infos over others, only where the newer ones hold."""
     for key, column in newer.items():
         if key.startswith("_"):
             continue
@@ -349,15 +304,13 @@ def _merge_infos(infos: Infos, newer: Infos) -> None:
             infos[key], infos[f"_{key}"] = column, holds
 
 
-def _mask_of(num_envs: int, rows: Sequence[int]) -> NDArray[np.bool_]:
-    """``(N,) bool``, True in the rows."""
+def _mask_of(num_envs: int, rows: list[int]) -> NDArray[np.bool_]:
     mask = np.zeros(num_envs, dtype=np.bool_)
-    mask[list(rows)] = True
+    mask[rows] = True
     return mask
 
 
 def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """The autoreset mode of a name."""
     allowed = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
     for known in allowed:
         if mode in (known, known.value):
@@ -368,10 +321,10 @@ def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
     )
 
 
-def _check_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
-    """``(N,) bool``, the environments to reset; None stands for all of them."""
+def _check_mask(mask: object, num_envs: int) -> list[int]:
+    """The environments to reset, all without a mask."""
     if mask is None:
-        return np.ones(num_envs, dtype=np.bool_)
+        return list(range(num_envs))
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
     if mask.shape != (num_envs,) or not mask.any():
@@ -379,7 +332,7 @@ def _check_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
             f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
             f"shape ({num_envs},) with at least one True"
         )
-    return mask
+    return [int(row) for row in np.flatnonzero(mask)]
 
 
 def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
@@ -396,12 +349,10 @@ def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
     return [None if task is None else check_task(task) for task in tasks]
 
 
-def _check_seeds(
-    seed: int | Sequence[int | None] | None, num_envs: int
-) -> Sequence[int | None] | None:
+def _check_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
     """One seed for each environment, counted up from a single one."""
     if seed is None:
-        return None
+        return [None] * num_envs
     if isinstance(seed, int | np.integer):
         return [int(seed) + row for row in range(num_envs)]
     if len(seed) != num_envs:

@@ -11,21 +11,14 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from seg_env.envs.core import Observation, Question, ReferringCore, scored_answer
+from seg_env.envs.core import Observation, Question, ReferringCore
 from seg_env.envs.edits import NUMBER, RingText, write_outline
 from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
 from seg_env.envs.render import draw_outline
-from seg_env.envs.spaces import FreeText
+from seg_env.envs.spaces import FreeText, PolygonText
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import MAX_VERTICES
 from seg_env.types import Ring
-
-CLOSE = "]"
-"""Action that closes the outline and ends the episode."""
-NEXT_RING = "],["
-"""Action after which the next vertex begins another ring."""
-DEFAULT_MAX_VERTICES = 128
-"""Actions before the outline is closed by force, if not said otherwise."""
 
 _ACTION = re.compile(rf"\s*+(?:\[\s*+({NUMBER})\s*+,\s*+({NUMBER})\s*+\]|(\]\s*+,\s*+\[)|(\]))\s*+")
 _CHARACTERS_OF_A_VERTEX = 64  # At most: two numbers of 25 characters, brackets and commas.
@@ -35,7 +28,6 @@ class VertexFault(StrEnum):
     """Why an action changed nothing. Values are stable: they appear in ``info["fault"]``."""
 
     NONE = ""
-    """There was no fault."""
     UNREADABLE = "unreadable"
     """Neither ``[x,y]`` with plain decimal numbers, nor ``],[``, nor ``]``."""
     NO_RING = "no_ring"
@@ -49,11 +41,11 @@ class VertexEpisode(Episode):
     vertices_left: int
     """Actions left before the outline is closed by force."""
     rings: tuple[RingText, ...] = ()
-    """Rings that are complete."""
+    """Complete rings."""
     open_ring: RingText = ()
     """Vertices of the ring that is being drawn; none if the next vertex begins a ring."""
     value: float = 0.0
-    """Reward of the outline so far if it were closed; 0 at the start."""
+    """Reward of the outline so far, closed; 0 at the start."""
 
     @property
     def closed_text(self) -> str:
@@ -68,7 +60,7 @@ class VertexEpisode(Episode):
         return self.closed_text[:-1] + ",[" if self.rings else ""
 
 
-class VertexText(FreeText):
+class VertexText(PolygonText):
     """Actions of ``step_mode="vertex"``: any string at all, sampled as legal actions.
 
     Most samples are vertices inside the image, some close the outline or a ring.
@@ -76,9 +68,7 @@ class VertexText(FreeText):
 
     def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
         """Describe the space by the frame and the decimals in which samples are written."""
-        super().__init__(_CHARACTERS_OF_A_VERTEX, seed=seed)
-        self.frame = frame
-        self.decimals = decimals
+        super().__init__(_CHARACTERS_OF_A_VERTEX, frame=frame, decimals=decimals, seed=seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """Draw ``[x,y]``, ``],[`` or ``]``."""
@@ -86,52 +76,31 @@ class VertexText(FreeText):
             raise ValueError("VertexText.sample takes no mask and no probability; call sample()")
         kind = self.np_random.random()
         if kind < 0.15:
-            return CLOSE if kind < 0.1 else NEXT_RING
+            return "]" if kind < 0.1 else "],["
         points = self.frame.from_unit(self.np_random.random((1, 2)))
         x, y = np.clip(points[0], 0.0, self.frame.limits).tolist()
         places = 0 if self.frame.integer else self.decimals
         return f"[{x:.{places}f},{y:.{places}f}]"
 
-    def contains(self, x: Any) -> bool:
-        """True for every string: what cannot be read changes nothing."""
-        return isinstance(x, str)
-
-    def __eq__(self, other: object) -> bool:
-        """True for a space that samples the same actions."""
-        return (
-            isinstance(other, VertexText)
-            and super().__eq__(other)
-            and (self.frame, self.decimals) == (other.frame, other.decimals)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 class VertexRules(EpisodeRules[VertexEpisode]):
-    """One vertex after the other; the rewards are what each adds to that of the whole answer.
+    """One vertex after the other; each earns what it adds to the reward of the answer.
 
-    With ``phi`` the weighted reward of the outline so far with its brackets closed, and 0 before
-    the first action, an action earns ``phi(after) - phi(before)``: an episode's return is the
-    reward that the same answer earns as a whole, whatever the rewards and gates are
-    (potential-based rewards: Ng, Harada and Russell, ICML 1999).
+    With ``phi`` the weighted reward of the outline so far, closed, and 0 before the first action,
+    an action earns ``phi(after) - phi(before)``. So an episode's return is the reward of the same
+    text as one answer, whatever the rewards and gates are (potential-based rewards: Ng, Harada and
+    Russell, ICML 1999).
     """
 
     last_action = "closing bracket or the last vertex allowed"
 
     def __init__(
-        self,
-        core: ReferringCore,
-        *,
-        max_vertices: int = DEFAULT_MAX_VERTICES,
-        render_outline: bool = False,
+        self, core: ReferringCore, *, max_vertices: int = 128, render_outline: bool = False
     ) -> None:
         """Set the limits.
 
-        Args:
-            core: Asks and scores.
-            max_vertices: Actions (vertices, ring ends and faults) before an outline that is still
-                open is closed by force.
-            render_outline: Draw the outline so far on the image that is observed.
+        After ``max_vertices`` actions (vertices, ring ends and faults) an outline that is still
+        open is closed by force. With ``render_outline`` it is drawn on the image observed.
         """
         super().__init__(core)
         core.require_outlines('step_mode="vertex"', bracketed=True)
@@ -160,30 +129,31 @@ class VertexRules(EpisodeRules[VertexEpisode]):
 
     def reset_info(self, episode: VertexEpisode) -> dict[str, Any]:
         """What is asked, and which actions make sense."""
-        return super().reset_info(episode) | _choices(episode)
+        return super().reset_info(episode) | _legal_actions(episode)
 
     def step(
         self, episodes: Sequence[VertexEpisode], actions: Sequence[str]
     ) -> list[Outcome[VertexEpisode]]:
         """Take ``N`` actions; all outlines are scored in one call."""
-        drawn = [_act(*pair) for pair in zip(episodes, actions, strict=True)]
+        drawn = [_apply(*pair) for pair in zip(episodes, actions, strict=True)]
         scores = self.core.score(
             [after.closed_text for after, _, _ in drawn], [before.question for before in episodes]
         )
         outcomes = []
         for row, (before, (after, fault, closed)) in enumerate(zip(episodes, drawn, strict=True)):
+            answer = scores.answer(row)
             # What changed nothing earns nothing, whatever "[]" is worth.
-            value = before.value if fault else float(scores.total[row])
+            value = before.value if fault else answer.total
             after = replace(after, value=value)
-            info = self.core.answer_info(after.question, scores, row)
+            info = self.core.answer_info(after.question, answer)
             outcomes.append(
                 Outcome(
                     after,
                     value - before.value,
                     terminated=closed,
                     truncated=not closed and after.vertices_left == 0,
-                    info={**info, "fault": fault.value, **_choices(after)},
-                    answer=scored_answer(scores, row),
+                    info={**info, "fault": fault.value, **_legal_actions(after)},
+                    answer=answer,
                 )
             )
         return outcomes
@@ -194,8 +164,8 @@ def _points(ring: RingText, seen: Frame) -> Ring:
     return seen.to_unit(np.array(ring, dtype=np.float64))
 
 
-def _act(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
-    """The outline after an action, what was wrong with it, and whether the outline is closed."""
+def _apply(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
+    """The outline after an action, the action's fault, and whether the outline is closed."""
     match = _ACTION.fullmatch(action)
     if match is not None and match[4]:
         return episode, VertexFault.NONE, True
@@ -211,7 +181,7 @@ def _act(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFaul
     return replace(episode, rings=rings, open_ring=()), VertexFault.NONE, False
 
 
-def _choices(episode: VertexEpisode) -> dict[str, Any]:
+def _legal_actions(episode: VertexEpisode) -> dict[str, Any]:
     """Which actions lead to a well-formed answer."""
     return {
         "can_close": len(episode.open_ring) not in (1, 2),

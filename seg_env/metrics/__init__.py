@@ -15,12 +15,7 @@ from seg_env.metrics.intervals import (
     percentile_interval,
     resampled_ratios,
 )
-from seg_env.metrics.outlines import (
-    ceiling,
-    polis,
-    vertex_counts,
-    vertex_ratio,
-)
+from seg_env.metrics.outlines import ceiling, polis, vertex_counts, vertex_ratio
 from seg_env.metrics.records import (
     Columns,
     Failure,

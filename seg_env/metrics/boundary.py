@@ -1,7 +1,4 @@
-"""How well boundaries agree: boundary IoU, boundary F and the 95 % Hausdorff distance.
-
-As in `seg_env.metrics.scores`, ``N`` answers and ``N`` targets give ``(N,)``.
-"""
+"""How well boundaries agree: boundary IoU, boundary F and the 95 % Hausdorff distance."""
 
 from __future__ import annotations
 
@@ -44,13 +41,9 @@ def boundary_iou(
     band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of the image counting
     as background. Those erosions are one by ``(2 d + 1)`` squared, which is how it is computed.
 
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets; the band of each is made once and kept in its ``cache``.
-        dilation_ratio: Width of the band as a share of the image diagonal.
-        limited_by_mask: Return ``min(mask IoU, boundary IoU)``, as COCO's boundary AP does: a thick
-            band does not see a hole deep inside an object, nor a filled one.
-        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+    With ``limited_by_mask`` the score is ``min(mask IoU, boundary IoU)``, as in COCO's boundary AP:
+    a thick band does not see a hole deep inside an object, nor a filled one. Where answer and
+    target are both empty, it is ``empty_union``; where one is, 0.
     """
     _check_ratio("dilation_ratio", dilation_ratio)
     scores = np.zeros(len(predictions))
@@ -77,13 +70,8 @@ def boundary_f(
     ``ceil(ratio * diagonal)`` pixels from the target's boundary, the recall ``R`` the reverse.
     Boundary pixels are those of the mask of which one of the four neighbours is outside (the border
     of the image is a boundary); DAVIS's own script marks instead, also outside of the mask, pixels
-    that differ from the next one to the right or below.
-
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets.
-        tolerance_ratio: Tolerance as a share of the image diagonal.
-        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+    that differ from the next one to the right or below. Where answer and target are both empty, the
+    score is ``empty_union``; where one is, 0.
     """
     _check_ratio("tolerance_ratio", tolerance_ratio)
     scores = np.zeros(len(predictions))
@@ -100,15 +88,12 @@ def boundary_f(
 def hausdorff95(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> NDArray[np.float64]:
-    """HD95: the larger of the two directed distances that 95 % of a boundary stay below.
+    """HD95 in pixels: the larger of the two directed distances that 95 % of a boundary stay below.
 
     Distances run between centres of one-pixel boundaries, as for `boundary_f`; the percentile is
     interpolated linearly. (The plain Hausdorff distance takes the maximum, which one stray pixel
-    decides. Some tools pool both directions before taking the percentile; this does not.)
-
-    Returns:
-        ``(N,)`` in pixels; 0 where answer and target are both empty, the image diagonal, which
-        nothing exceeds, where one of them is.
+    decides. Some tools pool both directions before taking the percentile; this does not.) It is 0
+    where answer and target are both empty, the image diagonal where one of them is.
     """
     scores = np.zeros(len(predictions))
     for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
@@ -117,7 +102,7 @@ def hausdorff95(
 
 
 def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
-    """Width ``d`` in pixels of the band of boundary IoU in an image of ``(H, W)``."""
+    """Width in pixels of the band of boundary IoU in an image of ``(H, W)``."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
@@ -136,13 +121,7 @@ def band_iou(answer: Region, target: Region, radius: int) -> float:
 
 
 def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> EdgeDistances | None:
-    """Distances between two boundaries, both ways; None where a region is empty.
-
-    Args:
-        answer: A region.
-        target: Another of the same image.
-        limit: Distances up to here are exact; others may be infinite.
-    """
+    """Distances between two boundaries, exact up to ``limit``; None where a region is empty."""
     if not answer.area or not target.area:
         return None
     bound = np.nextafter(limit, math.inf)  # SciPy finds what is nearer than its bound.

@@ -23,9 +23,7 @@ class Interval(NamedTuple):
     estimate: float
     """The score of the samples themselves."""
     low: float
-    """Lower end."""
     high: float
-    """Upper end."""
 
 
 def bootstrap_interval(
@@ -37,13 +35,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of a statistic (Efron 1979), samples drawn with replacement.
 
-    Args:
-        statistic: For example `giou`, called with ``ious``, or `ciou`, called with
-            ``intersections, unions``.
-        *columns: ``(N,)`` arrays that are resampled together.
-        resamples: Number of resamples.
-        confidence: Probability the interval should cover, between 0 and 1.
-        seed: Equal seeds give equal intervals.
+    The ``(N,)`` columns are resampled together: ``ious`` for `giou`, ``intersections, unions`` for
+    `ciou`. ``confidence`` is the probability that the interval should cover, between 0 and 1.
 
     Raises:
         ValueError: There is no sample, the columns differ in length, or ``resamples`` or
@@ -73,10 +66,9 @@ def paired_bootstrap_interval(
 ) -> Interval:
     """Interval of the gain ``statistic(after) - statistic(before)`` on the same samples.
 
-    Each resample draws the same samples for both, so what is hard for both cancels out. An interval
-    that excludes 0 tells a gain from luck of the draw. ``before`` and ``after`` hold the columns of
-    the statistic, for example ``[ious]``, sample by sample in the same order; the other arguments
-    are those of `bootstrap_interval`.
+    Each resample draws the same samples for both, so what is hard for both cancels out. ``before``
+    and ``after`` hold the columns of the statistic, for example ``[ious]``, in the same order of
+    samples; the other arguments are those of `bootstrap_interval`.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} columns before and {len(after)} after; give the same")
@@ -96,16 +88,11 @@ def resampled_ratios(
     resamples: int = 2000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Many scores of the same samples, each a sum over another, over shared resamples.
+    """``K`` scores of the same samples, each a quotient of sums, over ``R`` shared resamples.
 
-    A mean is a sum over the number of samples, cIoU a sum of intersections over one of unions; all
-    scores of a report are resampled together, in the time of one or two.
-
-    Args:
-        numerators: ``(N, K)`` what each sample adds above the line of each of ``K`` scores.
-        denominators: ``(N, K)`` what it adds below.
-        resamples: Number of resamples, ``R``.
-        seed: Equal seeds draw equal samples, so that scores of two models can be compared.
+    ``numerators`` and ``denominators`` are ``(N, K)``, what each sample adds to the sums. A mean is
+    a sum over the number of samples, cIoU a sum of intersections over one of unions. Equal seeds
+    draw equal samples, so that scores of two models can be compared.
 
     Returns:
         ``(R, K)``, NaN where the denominators of a resample sum to 0.
@@ -127,15 +114,9 @@ def resampled_ratios(
 def percentile_interval(
     estimate: float, values: NDArray[np.float64], confidence: float = 0.95
 ) -> Interval:
-    """Interval between percentiles of resampled values.
+    """Interval between percentiles of resampled values ``(R,)``; NaN among them is left out.
 
-    Args:
-        estimate: The score of the samples themselves.
-        values: ``(R,)`` the score of each resample; NaN, where it is undefined, is left out.
-        confidence: Probability the interval should cover, between 0 and 1.
-
-    Returns:
-        The interval; its ends are NaN where no value is defined.
+    The ends are NaN where no value is defined.
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")

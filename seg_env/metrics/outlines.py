@@ -28,14 +28,11 @@ def polis(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArr
 
     Source: Avbelj, Müller and Bamler, "A Metric for Polygon Comparison and Building Extraction
     Evaluation" (IEEE GRSL 2015): half the mean over the answer's vertices plus half the mean over
-    the target's. An outline of several rings, holes among them, is taken as a whole.
+    the target's. An outline of several rings, holes among them, is taken as a whole. The target's
+    vertices are those of its outline, simplified with the tolerance `REFERENCE_EPSILON`.
 
-    A mask has no vertices of its own: those of its outline are used, simplified with the tolerance
-    `REFERENCE_EPSILON`.
-
-    Returns:
-        ``(N,)`` in pixels; 0 where answer and target have no usable ring, the image diagonal where
-        one of them has none. Larger values, possible far outside of the image, are cut to it.
+    It is 0 where answer and target have no usable ring, the image diagonal where one of them has
+    none. Larger values, possible far outside of the image, are cut to the diagonal.
     """
     check_lengths(predictions, targets)
     distances = [
@@ -95,13 +92,9 @@ def ceiling(
 ) -> NDArray[np.float64]:
     """Best mask IoU that text allows: of each target's own outline, written and read again.
 
-    The mean is the gIoU of a model without faults.
-
-    Args:
-        samples: ``N`` samples (a data set) or targets.
-        epsilon: Tolerance of the outline's simplification as a share of its perimeter.
-        decimals: Digits written after the point.
-        empty_union: Score of a target without pixels.
+    ``(N,)``; the mean is the gIoU of a model without faults. ``epsilon`` is the tolerance of the
+    outline's simplification as a share of its perimeter. A target without pixels scores
+    ``empty_union``.
     """
     scores = []
     for sample in samples:

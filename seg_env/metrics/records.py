@@ -21,11 +21,7 @@ from seg_env.metrics.boundary import (
     hd95_of,
     match_tolerance,
 )
-from seg_env.metrics.outlines import (
-    REFERENCE_EPSILON,
-    polis_distance,
-    vertex_counts,
-)
+from seg_env.metrics.outlines import REFERENCE_EPSILON, polis_distance, vertex_counts
 from seg_env.metrics.regions import Region, check_lengths
 from seg_env.metrics.scores import (
     Overlaps,
@@ -42,12 +38,6 @@ from seg_env.types import Prediction, Target
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """One ``(N,)`` array for each thing measured; no objects, so ``np.savez`` needs no pickle."""
-
-SIZE_LIMITS = {"small": 32**2, "medium": 96**2}
-"""COCO's size classes: areas below these many pixels; anything else is large."""
-
-UNION_SCORES = ("iou", "box_iou", "boundary_iou", "boundary_f")
-"""Columns that the rule for empty unions decides where answer and target are both empty."""
 
 _ANSWERS_AT_ONCE = 256  # Bitmaps held at a time, however many answers one target has.
 
@@ -83,21 +73,17 @@ def measure(
 ) -> Columns:
     """Measure every answer; targets are worked through one by one, so memory stays flat.
 
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets. Answers to one question should share one `Target` object.
-        others: Masks of the other objects in each image, as for `failures`.
-        boundaries: Add ``boundary_iou``, ``boundary_f`` and ``hd95``.
-        outlines: Add ``polis`` and ``target_vertices``.
-        empty_union: Score where answer and target are both empty, see `apply_empty_union`.
+    Answers to one question should share one `Target` object; ``others`` are as for `failures`, and
+    ``empty_union`` as for `apply_empty_union`.
 
     Returns:
         Columns ``(N,)``: ``intersection``, ``union``, ``target_area``, ``answer_area`` (pixels),
         ``iou``, ``box_iou`` (of boxes as written where boxes were asked for), ``vertices``,
         ``valid`` (read without issue), ``issues`` (kinds, joined by commas), ``size`` (see
-        `size_class`), ``failure`` (see `Failure`), and what ``boundaries`` and ``outlines`` add.
-        If points were asked for, also ``given`` (there is a point), ``inside`` (see
-        `points_inside`) and ``distance`` (see `point_distances`).
+        `size_class`), ``failure`` (see `Failure`); with ``boundaries`` also ``boundary_iou``,
+        ``boundary_f`` and ``hd95``; with ``outlines`` also ``polis`` and ``target_vertices``; if
+        points were asked for, also ``given`` (there is a point), ``inside`` (see `points_inside`)
+        and ``distance`` (see `point_distances`).
     """
     check_lengths(predictions, targets)
     if others is not None and len(others) != len(targets):
@@ -137,11 +123,15 @@ def _measure_group(
     points: bool,
 ) -> Columns:
     """Columns of the answers to one target, by the rule that an empty union counts 1."""
-    with _leaving_no_cache(target):
+    with _restoring_cache(target):
         regions = [Region.of_rings(answer.rings, target.size) for answer in answers]
         columns = _measure_masks(answers, regions, target, others)
         if points:
-            columns |= _measure_points(answers, target)
+            targets = [target] * len(answers)
+            given = [answer.point is not None for answer in answers]
+            columns["given"] = np.array(given, dtype=np.bool_)
+            columns["inside"] = points_inside(answers, targets)
+            columns["distance"] = point_distances(answers, targets)
         if boundaries:
             columns |= _measure_boundaries(regions, target)
         if outlines:
@@ -158,7 +148,6 @@ def _measure_masks(
     target: Target,
     others: Sequence[Sequence[Rle] | None] | None,
 ) -> Columns:
-    """What follows from the filled pixels and from how the text was read."""
     targets = [target] * len(answers)
     counts = overlaps(answers, targets)
     boxes = [region.box for region in regions], [Region.of_target(target).box] * len(answers)
@@ -166,7 +155,6 @@ def _measure_masks(
     written = np.array([answer.form == "bbox" for answer in answers])
     if written.any():
         box_ious = np.where(written, written_box_iou(answers, targets), box_ious)
-    issues = [",".join(dict.fromkeys(issue.kind for issue in each.issues)) for each in answers]
     target_areas = np.full(len(answers), target.area)
     return {
         "intersection": counts.intersections,
@@ -177,24 +165,13 @@ def _measure_masks(
         "box_iou": box_ious,
         "vertices": vertex_counts(answer.rings for answer in answers),
         "valid": np.array([answer.valid for answer in answers], dtype=np.bool_),
-        "issues": np.array(issues, dtype=np.str_),
+        "issues": np.array([",".join(answer.issue_kinds) for answer in answers], dtype=np.str_),
         "size": size_class(target_areas),
         "failure": failures(answers, targets, others, counts=counts),
     }
 
 
-def _measure_points(answers: Sequence[Prediction], target: Target) -> Columns:
-    """Where the points of some answers to one target are."""
-    targets = [target] * len(answers)
-    return {
-        "given": np.array([answer.point is not None for answer in answers], dtype=np.bool_),
-        "inside": points_inside(answers, targets),
-        "distance": point_distances(answers, targets),
-    }
-
-
 def _measure_boundaries(regions: Sequence[Region], target: Target) -> Columns:
-    """Scores of the boundaries of some answers to one target."""
     truth = Region.of_target(target)
     radius, tolerance = band_radius(target.size), match_tolerance(target.size)
     scores = np.ones((3, len(regions)))
@@ -209,8 +186,8 @@ def _measure_boundaries(regions: Sequence[Region], target: Target) -> Columns:
 
 
 @contextmanager
-def _leaving_no_cache(target: Target) -> Iterator[None]:
-    """Forget afterwards what was prepared meanwhile: there may be 100,000 targets in memory."""
+def _restoring_cache(target: Target) -> Iterator[None]:
+    """Forget what was prepared in the block: there may be 100,000 targets in memory."""
     known = set(target.cache)
     try:
         yield
@@ -220,7 +197,7 @@ def _leaving_no_cache(target: Target) -> Iterator[None]:
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:
-    """Columns of several calls of `measure`, one call after another."""
+    """The columns of several calls of `measure`, joined."""
     if len({frozenset(part) for part in parts}) != 1:
         raise ValueError(
             f"columns of {len(parts)} calls of measure do not go together; give at least one, all "
@@ -238,15 +215,14 @@ def apply_empty_union(columns: Columns, empty_union: float) -> Columns:
     """
     score = np.where(columns["valid"], empty_union, 0.0)
     nothing = columns["union"] == 0
-    scores = [name for name in UNION_SCORES if name in columns]
-    return columns | {name: np.where(nothing, score, columns[name]) for name in scores}
+    decided = columns.keys() & {"iou", "box_iou", "boundary_iou", "boundary_f"}
+    return columns | {name: np.where(nothing, score, columns[name]) for name in decided}
 
 
 def size_class(areas: ArrayLike) -> NDArray[np.str_]:
     """COCO's size class of targets of so many pixels at native size; "none" for 0."""
-    limits = [1, *SIZE_LIMITS.values()]
-    names = np.array(["none", *SIZE_LIMITS, "large"])
-    return np.asarray(names[np.searchsorted(limits, np.asarray(areas), side="right")])
+    names = np.array(["none", "small", "medium", "large"])
+    return np.asarray(names[np.searchsorted([1, 32**2, 96**2], np.asarray(areas), side="right")])
 
 
 def failures(
@@ -257,22 +233,12 @@ def failures(
     counts: Overlaps | None = None,
     threshold: float = 0.5,
 ) -> NDArray[np.str_]:
-    """Split answers into good ones and kinds of failure.
+    """Split answers into good ones and kinds of failure, the values of `Failure`.
 
-    An answer with issues that still fills pixels is judged by those pixels.
-
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets.
-        others: For each sample the masks of the other objects in its image, at the target's size,
-            or None where they are not known. Without them `Failure.WRONG_OBJECT` cannot be told
-            from `Failure.NO_OBJECT` and `Failure.WRONG_OUTLINE`, and is never returned. The
-            target itself may be among them.
-        counts: `overlaps` of answers and targets, if known already.
-        threshold: IoU from which an answer is good.
-
-    Returns:
-        ``(N,)`` values of `Failure`.
+    An answer with issues that still fills pixels is judged by those pixels; it is good from an IoU
+    of ``threshold``. ``others`` are the masks of the other objects in each image, at the target's
+    size, or None where they are not known: `Failure.WRONG_OBJECT` is then never returned. The
+    target itself may be among them. ``counts`` are the `overlaps`, if known already.
     """
     check_lengths(predictions, targets)
     others = [None] * len(targets) if others is None else others
@@ -289,8 +255,10 @@ def failures(
     for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         if prediction.point is not None:
             judged.append(_judge_point(prediction.point, target, others[index] or ()))
+        elif not areas[index] and not prediction.valid:
+            judged.append(Failure.MALFORMED)
         elif not areas[index]:
-            judged.append(_judge_empty(prediction, target))
+            judged.append(Failure.MISSED if target.area else Failure.GOOD)
         elif not target.area:
             judged.append(Failure.FALSE_ALARM)
         elif fits[index] >= threshold:
@@ -298,13 +266,6 @@ def failures(
         else:
             judged.append(_judge_bad(prediction, target, others[index] or (), scores[index]))
     return np.array(judged, dtype=f"<U{max(map(len, Failure))}")
-
-
-def _judge_empty(prediction: Prediction, target: Target) -> Failure:
-    """An answer that fills nothing."""
-    if not prediction.valid:
-        return Failure.MALFORMED
-    return Failure.MISSED if target.area else Failure.GOOD
 
 
 def _judge_point(point: NDArray[np.float64], target: Target, others: Sequence[Rle]) -> Failure:
@@ -321,15 +282,12 @@ def _judge_bad(
     prediction: Prediction, target: Target, others: Sequence[Rle], score: float
 ) -> Failure:
     """An answer that fills something else than the target."""
-    if any(_iou_with(other, prediction, target) > score for other in others):
-        return Failure.WRONG_OBJECT
+    for other in others:
+        if other.size != target.size:
+            raise ValueError(
+                f"another object has the size {other.size} and the target {target.size}; give "
+                f"masks of the same image"
+            )
+        if iou_batch([prediction.rings], other, empty_union=0.0)[0] > score:
+            return Failure.WRONG_OBJECT
     return Failure.WRONG_OUTLINE if score > 0 else Failure.NO_OBJECT
-
-
-def _iou_with(other: Rle, prediction: Prediction, target: Target) -> float:
-    if other.size != target.size:
-        raise ValueError(
-            f"another object has the size {other.size} and the target {target.size}; give masks "
-            f"of the same image"
-        )
-    return float(iou_batch([prediction.rings], other, empty_union=0.0)[0])

@@ -84,16 +84,16 @@ class Region:
 
     @cached_property
     def bitmap(self) -> Bitmap:
-        """The pixels themselves."""
-        return Bitmap(self.box[0], self._shrunk_upright(0))
+        """The pixels."""
+        return Bitmap(self.box[0], self._eroded_columns(0))
 
     def band(self, radius: int) -> Bitmap:
         """The pixels that an erosion by a square of ``2 * radius + 1`` pixels takes away.
 
-        Beyond the border of the image there is nothing, so pixels there belong to the band too.
+        Pixels at the border of the image belong to the band: there is nothing beyond.
         """
         if radius not in self._bands:
-            inside = self._shrunk_upright(radius)
+            inside = self._eroded_columns(radius)
             size = 2 * radius + 1
             words = self.bitmap.words.copy()
             if len(words) >= size:
@@ -116,7 +116,7 @@ class Region:
         """
         words = self.bitmap.words.copy()
         if len(words) >= 3:
-            inside = self._shrunk_upright(1)[1:-1] & words[:-2] & words[2:]
+            inside = self._eroded_columns(1)[1:-1] & words[:-2] & words[2:]
             words[1:-1] &= ~inside
         bits = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), bitorder="little")
         columns, rows = np.divmod(np.flatnonzero(bits.view(np.bool_)), 64 * words.shape[1])
@@ -129,7 +129,7 @@ class Region:
 
         return KDTree(self.edge, balanced_tree=False)  # Built faster, found as fast.
 
-    def _shrunk_upright(self, margin: int) -> NDArray[np.uint64]:
+    def _eroded_columns(self, margin: int) -> NDArray[np.uint64]:
         """``(C, K)`` bits of the region's columns, each span shortened at both of its ends."""
         left, _, right, _ = self.box
         height = self.size[0]
@@ -167,11 +167,7 @@ def prepared_target(target: Target) -> PreparedTarget:
 def region_pairs(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> Iterator[tuple[Region, Region]]:
-    """The region of each answer at its target's size, and the target's.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
+    """The region of each answer at its target's size, and the target's."""
     check_lengths(predictions, targets)
     for prediction, target in zip(predictions, targets, strict=True):
         yield Region.of_rings(prediction.rings, target.size), Region.of_target(target)

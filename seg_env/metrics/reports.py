@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,14 +19,15 @@ from seg_env.metrics.outlines import vertex_ratio
 from seg_env.metrics.records import Columns, apply_empty_union
 from seg_env.metrics.scores import PRECISION_THRESHOLDS, giou, samples
 
+Ratios: TypeAlias = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
+
 
 class Group(NamedTuple):
     """A score of some of the samples."""
 
     samples: int
-    """How many there are."""
     score: Interval
-    """Their score."""
 
 
 def summarize(
@@ -39,12 +40,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Scores of a model with bootstrap intervals over samples.
 
-    Args:
-        columns: What `measure` returned, all of it or with further columns.
-        empty_union: Score where answer and target are both empty; reported with the scores.
-        resamples: Number of bootstrap resamples, 0 for no intervals.
-        confidence: Probability that an interval should cover.
-        seed: Equal seeds give equal intervals.
+    ``columns`` are those of `measure`, or more. ``empty_union`` is the score where answer and
+    target are both empty. Without ``resamples`` there are no intervals.
 
     Returns:
         JSON-able: ``samples``, ``empty_union``, ``confidence``; the scores ``giou``, ``ciou``,
@@ -96,10 +93,7 @@ def compare(
 ) -> dict[str, Interval]:
     """Gains of a model over another on the same samples, with paired bootstrap intervals.
 
-    Both hold the samples in the same order; the other arguments are those of `summarize`.
-
-    Returns:
-        ``after - before`` for each score of `summarize` that both have; NaN where undefined.
+    They are ``after - before`` for each score of `summarize` that both have; NaN where undefined.
 
     Raises:
         ValueError: The two are not about the same targets.
@@ -121,16 +115,7 @@ def compare(
 
 
 def breakdown(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[str, Group]:
-    """Means by group: by size class, by kind of failure, by the ceiling of the representation.
-
-    Args:
-        values: ``(N,)`` a value of each sample, such as its IoU.
-        groups: ``(N,)`` a label of each sample, such as `size_class` or `ceiling_class`.
-        seed: Of the bootstrap.
-
-    Returns:
-        Number and score of each group that occurs, by sorted label.
-    """
+    """Means of values ``(N,)``, such as IoUs, by labels ``(N,)`` such as `size_class`, sorted."""
     values, groups = np.asarray(values), np.asarray(groups)
     if values.shape != groups.shape or values.ndim != 1:
         raise ValueError(f"values of shape {values.shape} for groups of shape {groups.shape}")
@@ -144,7 +129,7 @@ def breakdown(values: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> dict[st
 def ceiling_class(
     ceilings: ArrayLike, edges: tuple[float, ...] = (0.9, 0.95, 0.98)
 ) -> NDArray[np.str_]:
-    """Labels such as ``"0.90-0.95"`` that say between which edges a representation's best IoU is.
+    """Labels such as ``"0.90-0.95"``, the range in which a representation's best IoU is.
 
     A value on an edge belongs to the range above it.
     """
@@ -153,8 +138,7 @@ def ceiling_class(
     return np.asarray(np.array(names)[np.searchsorted(edges, np.asarray(ceilings), side="right")])
 
 
-def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
+def _ratios(columns: Columns) -> Ratios:
     each = np.ones(len(columns["iou"]))
     present = columns["target_area"] > 0
     silent = columns["valid"] & (columns["answer_area"] == 0)
@@ -171,27 +155,24 @@ def _ratios(columns: Columns) -> dict[str, tuple[NDArray[np.float64], NDArray[np
     if "boundary_iou" in columns:
         means["boundary_iou_limited"] = np.minimum(columns["iou"], columns["boundary_iou"])
     means["well_formed"] = columns["valid"]
-    ratios = {name: (np.asarray(values, dtype=np.float64), each) for name, values in means.items()}
-    pairs = {
-        "ciou": (columns["intersection"], columns["union"]),
-        "n_acc": (silent & ~present, ~present),
-        "t_acc": (~silent & present, present),
-    }
+    pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]]
+    pairs = {name: (values, each) for name, values in means.items()}
+    pairs["ciou"] = (columns["intersection"], columns["union"])
+    pairs["n_acc"] = (silent & ~present, ~present)
+    pairs["t_acc"] = (~silent & present, present)
     if "distance" in columns:
         measured = ~np.isnan(columns["distance"])
         pairs["point_distance"] = (np.nan_to_num(columns["distance"]), measured)
     if "target_vertices" in columns:
         ratio = vertex_ratio(columns["vertices"], columns["target_vertices"])
         pairs["vertex_ratio"] = (np.nan_to_num(ratio), ~np.isnan(ratio))
-    return ratios | {
+    return {
         name: (above.astype(np.float64), below.astype(np.float64))
         for name, (above, below) in pairs.items()
     }
 
 
-def _estimates(
-    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], empty_union: float
-) -> dict[str, float]:
+def _estimates(ratios: Ratios, empty_union: float) -> dict[str, float]:
     """The scores of the samples themselves."""
     return {
         name: float(above.sum() / below.sum()) if below.any() else _undefined(name, empty_union)
@@ -200,10 +181,7 @@ def _estimates(
 
 
 def _draws(
-    ratios: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    empty_union: float,
-    resamples: int,
-    seed: int,
+    ratios: Ratios, empty_union: float, resamples: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
     """``(R,)`` values of each score over resamples that all scores share."""
     above, below = (np.stack(side, axis=1) for side in zip(*ratios.values(), strict=True))

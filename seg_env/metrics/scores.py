@@ -1,8 +1,9 @@
 """Scores of answers against targets as plain functions of arrays.
 
-Functions of predictions and targets take ``N`` of each, return ``(N,)``, and raise ValueError where
-the two differ in length. Statistics work along the last axis, so that a bootstrap scores all its
-resamples in one call; of no sample there is none, which is a ValueError.
+Functions of predictions and targets, here and in the other modules of the package, take ``N`` of
+each, return ``(N,)``, and raise ValueError where the two differ in length. Statistics work along
+the last axis, so that a bootstrap scores all its resamples in one call, and raise ValueError
+without a sample.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class Overlaps(NamedTuple):
 def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Overlaps:
     """Count the pixels shared by answers and targets, at the targets' own sizes.
 
-    Answers to one question should share one `Target` object: it is prepared once and keeps the
-    preparation in its ``cache``.
+    Answers to one question should share one `Target` object, which is then prepared once.
     """
     check_lengths(predictions, targets)
     intersections = np.zeros(len(targets), dtype=np.int64)
@@ -53,7 +53,7 @@ def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ov
 
 
 def groups_of(targets: Sequence[Target]) -> list[list[int]]:
-    """Positions of the answers to each target, by order of the first; targets by identity."""
+    """Positions of the answers to each target (by identity), by order of the first."""
     groups: dict[int, list[int]] = {}
     for index, target in enumerate(targets):
         groups.setdefault(id(target), []).append(index)
@@ -69,13 +69,10 @@ def answer_areas(counts: Overlaps, targets: Sequence[Target]) -> NDArray[np.int6
 def iou(
     intersections: ArrayLike, unions: ArrayLike, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
-    """Intersection over union of each sample.
+    """Intersection over union of each sample, ``(...)``.
 
-    Args:
-        intersections: ``(...)`` pixels in both masks.
-        unions: ``(...)`` pixels in either mask.
-        empty_union: Score where both masks are empty. Text4Seg and LISA count 1, VisionReasoner 0;
-            a published score should say which.
+    Where both masks are empty it is ``empty_union``: Text4Seg and LISA count 1, VisionReasoner 0; a
+    published score should say which.
     """
     intersections, unions = np.asarray(intersections), np.asarray(unions)
     return np.where(unions == 0, empty_union, intersections / np.maximum(unions, 1))
@@ -89,23 +86,16 @@ def giou(ious: ArrayLike) -> NDArray[np.float64]:
 def ciou(
     intersections: ArrayLike, unions: ArrayLike, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
-    """Cumulative IoU, all intersections over all unions: large objects count more.
+    """Cumulative IoU, all intersections over all unions ``(..., N)``: large objects count more.
 
-    Args:
-        intersections: ``(..., N)`` pixels in both masks of each sample.
-        unions: ``(..., N)`` pixels in either mask.
-        empty_union: Score when every union is empty. A single empty one adds nothing to either sum.
+    It is ``empty_union`` when every union is empty; a single empty one adds nothing to either sum.
     """
     totals = samples(intersections).sum(axis=-1), samples(unions).sum(axis=-1)
     return iou(*totals, empty_union=empty_union)
 
 
 def precision_at(ious: ArrayLike, threshold: float) -> NDArray[np.float64]:
-    """Share of samples whose IoU reaches a threshold ("Pr@0.5"); exactly the threshold counts.
-
-    Raises:
-        ValueError: The threshold is outside ``[0, 1]``.
-    """
+    """Share of samples whose IoU reaches a threshold ("Pr@0.5"); exactly the threshold counts."""
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold {threshold!r} is no IoU; it lies in [0, 1], as 0.5")
     return np.asarray((samples(ious) >= threshold).mean(axis=-1))
@@ -116,13 +106,9 @@ def box_iou(
 ) -> NDArray[np.float64]:
     """IoU of the bounding boxes of the predicted and the true mask.
 
-    Boxes run along pixel edges around what is filled, at the target's own size. Referring
-    comprehension (REC) counts the share of values above 0.5.
-
-    Args:
-        predictions: ``N`` answers.
-        targets: ``N`` targets.
-        empty_union: Score where answer and target are both empty. Where one is, the score is 0.
+    Boxes run along pixel edges around what is filled, at the target's own size. Where answer and
+    target are both empty, the score is ``empty_union``; where one is, 0. Referring comprehension
+    (REC) counts the share of values above 0.5.
     """
     boxes = [(answer.box, target.box) for answer, target in region_pairs(predictions, targets)]
     pairs = np.array(boxes).reshape(-1, 2, 4)
@@ -175,9 +161,9 @@ def points_inside(
 def point_distances(
     predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> NDArray[np.float64]:
-    """Distance of points from the ones that answer best, `seg_env.tasks.point_of`.
+    """Distance of points from the best ones, `seg_env.tasks.point_of`, in the unit frame.
 
-    It is measured in the unit frame, and NaN where there is no point or no object.
+    It is NaN where there is no point or no object.
     """
     check_lengths(predictions, targets)
     distances = np.full(len(predictions), np.nan)
@@ -198,11 +184,7 @@ def _with_absent(
 
 
 def samples(values: ArrayLike) -> NDArray[np.float64]:
-    """Values as an array with at least one sample along its last axis.
-
-    Raises:
-        ValueError: There is no sample.
-    """
+    """Values as an array with at least one sample along its last axis."""
     array = np.asarray(values)
     if array.ndim == 0 or not array.shape[-1]:
         raise ValueError(f"a score needs at least one sample, got shape {array.shape}")

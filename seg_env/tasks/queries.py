@@ -1,7 +1,6 @@
-"""Places that a question gives in the place of an expression, drawn from the ground truth.
+"""Places that a question gives instead of an expression, drawn from the ground truth.
 
-What is drawn follows from the sample and a seed alone, so an evaluation can be repeated, and all
-answers of a group are about one question.
+They follow from the sample and a seed alone, so all answers of a group are about one question.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class QueryStyle:
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of outlines, as a share of the perimeter."""
     jitter: float = 0.05
-    """How far each side of a box may be moved, as a share of the box's width or height; the move
-    is uniform in both directions, and the box stays in the image."""
+    """How far each side of a box may be moved in either direction, uniformly, as a share of the
+    box's width or height; the box stays in the image."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -56,15 +55,13 @@ class QueryStyle:
         """A style from a mapping of its fields; None gives the default."""
         if isinstance(spec, QueryStyle):
             return spec
-        known = tuple(cls.__dataclass_fields__)
+        known = list(cls.__dataclass_fields__)
         if spec is not None and not isinstance(spec, Mapping):
-            raise ValueError(
-                f"queries={spec!r}; use a dictionary with some of {list(known)}, or None"
-            )
+            raise ValueError(f"queries={spec!r}; use a dictionary with some of {known}, or None")
         given = dict(spec or {})
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(f"queries={given!r}: unknown {unknown}; use some of {list(known)}")
+            raise ValueError(f"queries={given!r}: unknown {unknown}; use some of {known}")
         return cls(**given)  # type: ignore[arg-type]
 
 
@@ -73,7 +70,7 @@ def _is_number(value: object, kind: type = Real) -> bool:
 
 
 def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
-    """The task that a mixture asks of a sample; follows from sample and seed."""
+    """The task that a mixture asks of a sample."""
     return mixture.draw(_generator(sample, seed, len(TASKS)))
 
 
@@ -99,10 +96,10 @@ def refer_to(
 
     A point is one of the object's pixels, each as likely as the others; a box is the object's with
     each side moved a little; an outline is the object's, simplified. Numbers are written in the
-    frame that answers are about, clipped to the image.
+    frame that answers are about, clipped to the image. The seed is any number from 0.
 
-    The target must have a pixel if the task gives a place, see `seg_env.tasks.askable`; sample and
-    seed, any number from 0, decide about it.
+    Raises:
+        ValueError: The task gives a place, and the target has no pixel; see `askable`.
     """
     kind = query_of(task)
     if kind == "text":
@@ -123,7 +120,7 @@ def refer_to(
 
 
 def jittered_box(target: Target, jitter: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The target's box ``(4,)`` in the unit frame with each side moved, see `QueryStyle`."""
+    """The target's box ``(4,)`` in the unit frame, each side moved, see `QueryStyle`."""
     box = box_of(target)
     width, height = box[2] - box[0], box[3] - box[1]
     moves = rng.uniform(-jitter, jitter, 4) * (width, height, width, height)

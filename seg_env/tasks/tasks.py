@@ -1,8 +1,7 @@
 """Grounding tasks and their mixtures: any of text, point, box and outline asked from another.
 
-The paper recombines labels: a mask also gives a point and a box. A policy that learns them together
-finds things sooner than one that only ever sees outlines, because only the first vertex of an
-outline says where the object is.
+The paper recombines labels: a mask also gives a point and a box. A policy that learns all of them
+finds objects sooner: only the first vertex of an outline says where the object is.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,6 @@ TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_TASK: Task = "text->mask"
 
 TEXT_TASKS: tuple[Task, ...] = ("text->mask", "text->bbox", "text->point")
-"""Those that give an expression."""
 
 Query = Literal["text", "mask", "bbox", "point"]
 """What a question gives: an expression, or a place."""
@@ -51,7 +49,7 @@ PROMPTS: dict[Task, str] = {
     "text->point": "Output the center point of {expression} in the image.",
 }
 """One question of the paper's kind for each form of answer; ``{expression}`` is the referring
-expression, or in tasks that give a place, what `REFERENCES` says of it."""
+expression or, in tasks that give a place, what `REFERENCES` says of it."""
 
 REFERENCES: dict[Query, str] = {
     "text": "{query}",
@@ -59,9 +57,8 @@ REFERENCES: dict[Query, str] = {
     "bbox": "the object in {query}",
     "mask": "the object with polygon {query}",
 }
-"""How a question speaks of what is asked about; ``{query}`` is an expression, or a place written as
-an answer of that form would be."""
-
+"""How a question speaks of the object; ``{query}`` is an expression, or a place written as an
+answer of that form would be."""
 
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -82,7 +79,7 @@ def prompt_for(form: Form) -> str:
 
 
 def askable(sample: Sample, task: Task) -> Task:
-    """The task itself, or where there is no object to point at, the one that asks by text."""
+    """The task itself or, where there is no object to point at, the one that asks by text."""
     if sample.target.area or query_of(task) == "text":
         return task
     return cast("Task", f"text->{form_of(task)}")
@@ -91,11 +88,8 @@ def askable(sample: Sample, task: Task) -> Task:
 def question(sample: Sample, task: Task, reference: str | None = None) -> str:
     """The prompt that asks for ``task`` of a sample.
 
-    Args:
-        sample: What is asked about.
-        task: What is asked for.
-        reference: How the question speaks of it, see `seg_env.tasks.queries.refer_to`; by default
-            the sample's expression, which is right for tasks that give text.
+    Tasks that give a place need the ``reference`` of `seg_env.tasks.queries.refer_to`; the others
+    speak of the sample's expression by default.
     """
     if reference is None:
         if query_of(task) != "text":
@@ -115,17 +109,10 @@ def answer(
 ) -> str:
     """The text a perfect policy would answer.
 
-    Args:
-        sample: What is asked about.
-        task: Which form the answer takes.
-        epsilon: Douglas-Peucker tolerance of outlines as a share of the perimeter.
-        decimals: Digits after the decimal point.
-        pad: Write every number with all its decimals, ``0.50`` for ``0.5``.
-        frame: What the policy's numbers mean.
-
-    Returns:
-        ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]`` for
-        any of them if there is no such object; location tokens where the frame writes those.
+    It is ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]``
+    for any of them if there is no such object; location tokens where the frame writes those.
+    ``epsilon`` is the Douglas-Peucker tolerance of outlines as a share of the perimeter; ``pad``
+    writes every number with all its decimals, ``0.500`` for ``0.5``.
     """
     form, numbers = form_of(task), frame.for_image(sample.target.size)
     if form == "mask" or not sample.target.area:
@@ -151,8 +138,8 @@ def centre_of(target: Target) -> NDArray[np.float64]:
 def point_of(target: Target) -> NDArray[np.float64]:
     """``(x, y)`` in the unit frame that answers a question for a point: always on the target.
 
-    It is `centre_of`, or where that is beside the target, as in a ring, the middle of the longest
-    stretch of the target in the row of pixels that is nearest to it. Kept in ``target.cache``.
+    It is `centre_of` or, where that is beside the target, as in a ring, the middle of the longest
+    stretch of the target in the nearest row of pixels. Kept in ``target.cache``.
     """
     cached: NDArray[np.float64] | None = target.cache.get("point_of")
     if cached is not None:
@@ -165,7 +152,8 @@ def point_of(target: Target) -> NDArray[np.float64]:
     if not mask[min(row, height - 1), min(column, width - 1)]:
         rows = np.flatnonzero(mask.any(axis=1))
         row = int(rows[np.abs(rows + 0.5 - centre[1] * height).argmin()])
-        starts, ends = _runs(mask[row])
+        changes = np.flatnonzero(np.diff(mask[row], prepend=False, append=False))
+        starts, ends = changes[0::2], changes[1::2]
         longest = int((ends - starts).argmax())
         middle = (int(starts[longest]) + int(ends[longest])) / 2
         centre = np.array([middle / width, (row + 0.5) / height])
@@ -173,33 +161,20 @@ def point_of(target: Target) -> NDArray[np.float64]:
     return centre
 
 
-def _runs(line: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Where the stretches of True in ``(W,)`` start, and where they end, exclusive."""
-    changes = np.flatnonzero(np.diff(line, prepend=False, append=False))
-    return changes[0::2], changes[1::2]
-
-
 @dataclass(frozen=True)
 class TaskMixture:
     """Tasks with weights, in the order of `TASKS`."""
 
     weights: tuple[tuple[Task, float], ...] = ((DEFAULT_TASK, 1.0),)
-    """Tasks of a weight above 0."""
+    """All above 0."""
 
     @classmethod
     def from_spec(cls, spec: TaskSpec) -> TaskMixture:
-        """Read a single task, ``"point->mask"``, or several with weights.
+        """Read one task or several with weights.
 
-        Args:
-            spec: One of
-
-                - the name of a task;
-                - a string of ``task=weight`` terms separated by spaces,
-                  ``"text->mask=0.7 point->mask=0.3"``, or a sequence of such strings;
-                - a mapping from names to weights;
-                - a `TaskMixture`, returned as it is.
-
-                Weights are relative to each other; 0 leaves a task out.
+        They are given as a name, ``"point->mask"``, as ``"text->mask=0.7 point->mask=0.3"``, as a
+        sequence of such terms, or as a mapping from names to weights. Weights are relative to each
+        other; 0 leaves a task out.
 
         Raises:
             ValueError: It is none of these, a task is unknown, a weight is no number from 0, or
@@ -207,7 +182,13 @@ class TaskMixture:
         """
         if isinstance(spec, TaskMixture):
             return spec
-        words = _words(spec)
+        if isinstance(spec, Mapping):
+            words = [f"{task}={weight}" for task, weight in spec.items()]
+        else:
+            parts = [spec] if isinstance(spec, str) else spec
+            if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+                raise _unknown(spec)
+            words = [word for part in parts for word in part.split()]
         if len(words) == 1 and "=" not in words[0]:
             words = [f"{check_task(words[0])}=1"]
         weights = read_task_weights(words)
@@ -215,7 +196,7 @@ class TaskMixture:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks that are asked."""
+        """The tasks alone."""
         return tuple(task for task, _ in self.weights)
 
     @property
@@ -225,14 +206,15 @@ class TaskMixture:
 
     @property
     def is_random(self) -> bool:
-        """Whether something about a question is left to chance: its task, or the place it gives."""
+        """Whether a question's task, or the place it gives, is left to chance."""
         return len(self.tasks) > 1 or query_of(self.tasks[0]) != "text"
 
     def __str__(self) -> str:
-        """The string that `from_spec` reads."""
         if len(self.weights) == 1:
             return self.weights[0][0]
-        return " ".join(f"{task}={_shortest(weight)}" for task, weight in self.weights)
+        # With the shortest text of a number, ``1`` for 1.0.
+        shortest = [(task, repr(float(weight)).removesuffix(".0")) for task, weight in self.weights]
+        return " ".join(f"{task}={weight}" for task, weight in shortest)
 
     def draw(self, rng: np.random.Generator) -> Task:
         """A task by weight; nothing is drawn where there is only one."""
@@ -240,21 +222,6 @@ class TaskMixture:
             return self.weights[0][0]
         shares = np.array([weight for _, weight in self.weights])
         return self.weights[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
-
-
-def _words(spec: object) -> list[str]:
-    """The terms of a mixture in any form but its own."""
-    if isinstance(spec, Mapping):
-        return [f"{task}={weight}" for task, weight in spec.items()]
-    parts = [spec] if isinstance(spec, str) else spec
-    if isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts):
-        return [word for part in parts for word in part.split()]
-    raise _unknown(spec)
-
-
-def _shortest(weight: float) -> str:
-    """The shortest text that is read as the same number, ``1`` for 1.0."""
-    return repr(float(weight)).removesuffix(".0")
 
 
 def check_task(name: object) -> Task:
@@ -273,10 +240,7 @@ def _unknown(name: object) -> ValueError:
 
 
 def read_task_weights(words: Sequence[str]) -> dict[Task, float]:
-    """Task weights as a command line gives them.
-
-    Args:
-        words: ``name=weight`` each; ``mask`` is short for ``text->mask``.
+    """Task weights from ``name=weight`` terms, where ``mask`` is short for ``text->mask``.
 
     Raises:
         ValueError: A task is unknown, a weight is no number from 0, or their sum is 0 or infinite.

@@ -299,15 +299,15 @@ def test_odd_images_give_way_to_others_in_the_rows_of_trl(odd_tree, tree):
         rows_of(policy, odd_tree, LeftOut("error"))
 
 
-def test_broken_pictures_are_left_out_of_cloning(odd_tree):
+def test_broken_images_are_left_out_of_cloning(odd_tree):
     dataset = open_dataset("refcoco", data_root=odd_tree, split="train")
     records = odd_tree / "train.jsonl"
-    images = "images/mscoco/images/train2014"
+    folder = "images/mscoco/images/train2014"
     records.write_text(
         "".join(
             json.dumps(
                 {
-                    "image": f"{images}/COCO_train2014_{number:012d}.jpg",
+                    "image": f"{folder}/COCO_train2014_{number:012d}.jpg",
                     "expression": dataset[number - 1].expression,
                     "rings": [ring.tolist() for ring in dataset[number - 1].target.rings],
                     "size": list(dataset[number - 1].target.size),
@@ -325,22 +325,20 @@ def test_broken_pictures_are_left_out_of_cloning(odd_tree):
         "epsilon": 0.0,
         "decimals": 3,
         "workers": 1,
+        "frame": find_answer_frame("permille"),
     }
     console = Console(record=True, width=300)
-    frame = find_answer_frame("permille")
-    pictures = RecordedImages(str(records))
+    images = RecordedImages(str(records))
     left_out = LeftOut()
-    found = demonstrate_images(
-        pictures, **settings, console=console, left_out=left_out, frame=frame
-    )
+    found = demonstrate_images(images, **settings, console=console, left_out=left_out)
     assert len(found) == 5
-    assert [*left_out.reasons] == [str(odd_tree / images / f"COCO_train2014_{BROKEN:012d}.jpg")]
+    assert [*left_out.reasons] == [str(odd_tree / folder / f"COCO_train2014_{BROKEN:012d}.jpg")]
     tokenizer = build_processor(SMALL).tokenizer
     (dialogue,) = found[0].dialogues
     text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
     assert decode(text, PERMILLE).valid
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
-        demonstrate_images(pictures, **settings, console=console, left_out=LeftOut("error"))
+        demonstrate_images(images, **settings, console=console, left_out=LeftOut("error"))
 
 
 def test_files_of_answers_are_scored_without_images_that_have_no_frame(odd_tree, tmp_path):

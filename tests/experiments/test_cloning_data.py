@@ -1,4 +1,4 @@
-"""What behaviour cloning learns from: scenes, and annotated pictures in files."""
+"""What behaviour cloning learns from: scenes, and annotated images in files."""
 
 import json
 
@@ -12,6 +12,8 @@ from experiments import run_bc
 from experiments.common.cloning_data import RecordedImages, demonstrate_images
 from seg_env.data.annotate import Job, annotate, write_scene_shards
 from seg_env.data.scenes import Scenes
+from seg_env.envs.left_out import LeftOut
+from seg_env.frames import UNIT_ANSWERS
 from seg_env.tasks import TEXT_TASKS
 from seg_env.tasks.queries import QueryStyle
 
@@ -23,6 +25,8 @@ SETTINGS = {
     "decimals": 2,
     "workers": 1,
     "console": Console(quiet=True),
+    "left_out": LeftOut("error"),
+    "frame": UNIT_ANSWERS,
 }
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
 
@@ -38,12 +42,12 @@ def records(request, tmp_path_factory):
     return folder / "out"
 
 
-def test_records_of_a_picture_come_together_with_their_truth(records):
-    pictures = RecordedImages(str(records))
+def test_records_of_an_image_come_together_with_their_truth(records):
+    images = RecordedImages(str(records))
     scenes = Scenes("train", "medium", length=SCENES, size=64)
-    assert 0 < len(pictures) <= SCENES
-    for index in range(len(pictures)):
-        found = pictures.samples_of(index)
+    assert 0 < len(images) <= SCENES
+    for index in range(len(images)):
+        found = images.samples_of(index)
         truth = scenes.samples_of(index)
         assert [sample.expression for sample in found] == [each.expression for each in truth]
         for sample, each in zip(found, truth, strict=True):
@@ -52,9 +56,9 @@ def test_records_of_a_picture_come_together_with_their_truth(records):
 
 
 def test_records_teach_what_scenes_teach(records):
-    pictures = RecordedImages(str(records), most=2)
-    assert len(pictures) == 2
-    found = demonstrate_images(pictures, None, SMALL, **SETTINGS)
+    images = RecordedImages(str(records), most=2)
+    assert len(images) == 2
+    found = demonstrate_images(images, None, SMALL, **SETTINGS)
     scenes = Scenes("train", "medium", length=2, size=64)
     wanted = demonstrate_images(scenes, None, SMALL, **SETTINGS)
     assert [one.dialogues for one in found] == [one.dialogues for one in wanted]
@@ -64,7 +68,7 @@ def test_records_teach_what_scenes_teach(records):
 
 
 def test_what_is_not_there_is_not_asked_for(tmp_path):
-    """Nobody can point at an absent object; a picture of nothing else teaches nothing."""
+    """Nobody can point at an absent object; an image of nothing else teaches nothing."""
     scene = Scenes("train", size=64)[0]
     Image.fromarray(scene.image).save(tmp_path / "a.png")
     Image.fromarray(scene.image).save(tmp_path / "b.png")
@@ -73,13 +77,13 @@ def test_what_is_not_there_is_not_asked_for(tmp_path):
     lines = [{"image": name, "expression": said, "rings": drawn} for name, said, drawn in rows]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pictures = RecordedImages(str(path))
-    assert [[s.expression for s in pictures.samples_of(i)] for i in (0, 1)] == [["the star"], []]
-    found = demonstrate_images(pictures, None, SMALL, **SETTINGS)
+    images = RecordedImages(str(path))
+    assert [[s.expression for s in images.samples_of(i)] for i in (0, 1)] == [["the star"], []]
+    found = demonstrate_images(images, None, SMALL, **SETTINGS)
     assert len(found) == 1
 
 
-def test_too_few_pictures_for_a_batch_are_an_error(records, tmp_path):
+def test_too_few_images_for_a_batch_are_an_error(records, tmp_path):
     args = run_bc.Args(model=SMALL, data=str(records), output_dir=tmp_path / "run")
     with pytest.raises(ValueError, match=f"{records.name} have .* a smaller --cloning.batch-size"):
         run_bc.main(args)

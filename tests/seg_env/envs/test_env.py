@@ -52,7 +52,7 @@ def test_gymnasium_finds_nothing_to_object_to(identifier, render_mode):
     ],
     ids=str,
 )
-def test_gymnasium_finds_nothing_to_object_to_with_pictures_of_all_sizes(pictures, arguments):
+def test_gymnasium_finds_nothing_to_object_to_with_images_of_all_sizes(pictures, arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(make(pictures, **arguments).unwrapped)
@@ -236,7 +236,7 @@ def test_native_sizes_are_kept_and_declared(pictures):
 @pytest.mark.parametrize(
     "frame", [UNIT, PERMILLE, pixel_frame(200, 100)], ids=lambda frame: frame.name
 )
-def test_answers_are_about_the_picture_seen(pictures, canvas, frame):
+def test_answers_are_about_the_image_seen(pictures, canvas, frame):
     env = make(pictures, image_size=canvas, frame=frame)
     for index, size in enumerate(pictures.sizes):
         seen = env.reset(options={"index": index})[0]["image"]
@@ -261,7 +261,7 @@ def test_the_letterbox_is_inverted_exactly(pictures, canvas):
         frame = env.action_space.frame
         if size != canvas:
             frame = letterbox_frame(frame, size, canvas)
-        # Encoding clips to the picture seen; the target lies within it.
+        # Encoding clips to the image seen; the target lies within it.
         text = encode(pictures[index].target.rings, decimals=9, frame=frame)
         assert env.step(text)[4]["iou"] == 1.0
 
@@ -349,7 +349,7 @@ def test_wrong_options_are_explained(scenes, options, error, message):
         make(scenes).unwrapped.reset(options=options)
 
 
-def test_a_picture_that_does_not_fit_its_target_is_reported(pictures):
+def test_an_image_that_does_not_fit_its_target_is_reported(pictures):
     class Mismatched(type(pictures)):
         def __getitem__(self, index):
             sample = super().__getitem__(index)

@@ -94,10 +94,10 @@ def test_a_megabyte_of_anything_takes_bounded_time_and_memory(samples, name):
     env.reset(options={"index": 0})
     start = time.process_time()
     info = env.step(HUGE[name])[4]
-    picture = env.render()
+    image = env.render()
     assert time.process_time() - start < 5.0
     assert info["num_vertices"] <= 4096
-    assert picture.nbytes < 10_000_000
+    assert image.nbytes < 10_000_000
 
 
 def test_memory_does_not_follow_the_numbers_in_the_text(samples):

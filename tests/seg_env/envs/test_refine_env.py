@@ -320,9 +320,9 @@ def test_the_outline_is_rendered():
     assert "4 vertices" in env.render()
     env.step("delete 0")
     assert "3 vertices" in env.render()
-    picture = RefineEnv(DATA, render_mode="rgb_array")
-    picture.reset(seed=0)
-    assert picture.render().shape[2] == 3
+    env = RefineEnv(DATA, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape[2] == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures and reports of questions and answers."""
+"""Questions and answers, drawn and as text."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from seg_env.grammar import decode, encode
 SQUARE = "[[[0.25,0.25],[0.75,0.25],[0.75,0.75],[0.25,0.75]]]"
 
 
-def close_to(picture, color, tolerance=12):
-    """``(H, W) bool``: where a picture has a color."""
-    return (np.abs(picture.astype(int) - color) <= tolerance).all(axis=2)
+def close_to(image, color, tolerance=12):
+    """``(H, W) bool``: where an image has a color."""
+    return (np.abs(image.astype(int) - color) <= tolerance).all(axis=2)
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def black():
     return np.zeros((64, 96, 3), dtype=np.uint8)
 
 
-def test_small_pictures_are_enlarged_and_large_ones_reduced(black):
+def test_small_images_are_enlarged_and_large_ones_reduced(black):
     assert draw_overlay(black).shape == (384, 576, 3)
     assert draw_overlay(black, short_side=64).shape == (64, 96, 3)
     assert draw_overlay(np.zeros((1000, 4000, 3), np.uint8)).shape == (400, 1600, 3)
     assert draw_overlay(np.zeros((1, 3000, 3), np.uint8)).shape == (1, 1600, 3)
 
 
-def test_a_picture_alone_stays_as_it_is(scenes):
+def test_an_image_alone_stays_as_it_is(scenes):
     image = scenes[0].image
     np.testing.assert_array_equal(draw_overlay(image, short_side=64), image)
 
@@ -67,7 +67,7 @@ def test_vertices_are_numbered_on_request(black):
     assert np.abs(changed - [192, 288]).min(axis=0).max() > 60  # near the corners only
 
 
-def test_drawing_changes_neither_picture_nor_target(scenes):
+def test_drawing_changes_neither_image_nor_target(scenes):
     sample = scenes[2]
     before = sample.image.copy()
     draw_overlay(sample.image, sample.target, decode(SQUARE))
@@ -111,7 +111,7 @@ def test_long_expressions_are_shortened(pictures):
     assert (long != short).any()
 
 
-def test_the_report_tells_what_the_picture_shows(scenes):
+def test_the_report_tells_what_the_image_shows(scenes):
     env = ReferringSegmentationEnv(scenes, render_mode="ansi", rewards="mask_iou=1 format=gate")
     _, info = env.reset(options={"index": 1})
     assert "waiting" in env.render()

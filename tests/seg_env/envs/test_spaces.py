@@ -62,7 +62,7 @@ def test_a_mask_for_sampling_is_refused():
         PolygonText().sample(mask=(3, None))
 
 
-def test_image_space_takes_pictures_of_any_size():
+def test_image_space_takes_images_of_any_size():
     space = ImageSpace(max_side=500, seed=0)
     shapes = {sample.shape for sample in (space.sample() for _ in range(10)) if sample in space}
     assert len(shapes) == 10

@@ -115,7 +115,7 @@ def test_equal_indices_are_one_question_and_tasks_can_be_fixed():
 
 
 @pytest.mark.parametrize("frame", ["unit", "permille"])
-def test_a_place_means_in_a_letterboxed_picture_what_the_answer_would(frame):
+def test_a_place_means_in_a_letterboxed_image_what_the_answer_would(frame):
     core = ReferringCore(
         Pictures(), task="point->mask", image_size=64, frame=frame, queries={"decimals": 5}
     )
@@ -146,12 +146,13 @@ def test_gymnasium_finds_no_fault():
 
 def test_a_point_is_drawn():
     env = gym.make(SCENES, task="text->point", render_mode="rgb_array", **SMALL)
-    pictures = []
+    drawn = []
     for text in ("[0.2,0.2]", "[]"):
         env.reset(options={"index": 0})
         env.step(text)
-        pictures.append(env.render())
-    assert (pictures[0][: pictures[0].shape[1]] != pictures[1][: pictures[0].shape[1]]).any()
+        drawn.append(env.render())
+    side = drawn[0].shape[1]
+    assert (drawn[0][:side] != drawn[1][:side]).any()
 
 
 @pytest.mark.parametrize(

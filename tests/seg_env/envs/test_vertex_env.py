@@ -92,7 +92,7 @@ def test_gymnasium_finds_nothing_to_object_to(identifier, render_mode, monkeypat
     [{"render_outline": True}, {"image_size": [48, 30], "frame": "permille", "max_vertices": 5}],
     ids=str,
 )
-def test_gymnasium_finds_nothing_to_object_to_with_pictures_of_all_sizes(pictures, arguments):
+def test_gymnasium_finds_nothing_to_object_to_with_images_of_all_sizes(pictures, arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gym.make(SCENES, dataset=pictures, step_mode="vertex", **arguments)
@@ -211,9 +211,9 @@ def test_the_outline_so_far_is_drawn_where_it_is_asked_for(pictures, image_size)
     for env in (plain, drawn):
         env.reset(options={"index": 3})
     for action in ["[0.5,0.5]", "[0.9,0.5]"]:
-        expected, picture = plain.step(action)[0]["image"], drawn.step(action)[0]["image"]
-    changed = np.argwhere((expected != picture).any(axis=2))
-    height, width = picture.shape[:2]
+        expected, seen = plain.step(action)[0]["image"], drawn.step(action)[0]["image"]
+    changed = np.argwhere((expected != seen).any(axis=2))
+    height, width = seen.shape[:2]
     assert np.ptp(changed[:, 1]) == pytest.approx(0.4 * width, abs=4)
     assert changed[:, 0].mean() == pytest.approx(0.5 * height, abs=2)
     # What is asked about is not drawn upon.

@@ -53,12 +53,11 @@ def pairs():
     return [random_pair(rng) for _ in range(500)]
 
 
-def edges_of(ndimage, mask):
+def edges_of(mask):
     return mask & ~ndimage.binary_erosion(mask)
 
 
 def test_boundary_iou_equals_iterated_erosion(pairs):
-
     def band(mask, width):
         padded = np.pad(mask, 1)
         inside = ndimage.binary_erosion(padded, np.ones((3, 3)), iterations=width)
@@ -86,7 +85,7 @@ def test_boundary_f_and_hd95_equal_distance_transforms(pairs):
         mask = rasterize(prediction.rings, truth.shape)
         if not mask.any() or not truth.any():
             continue
-        ours, theirs = edges_of(ndimage, mask), edges_of(ndimage, truth)
+        ours, theirs = edges_of(mask), edges_of(truth)
         to_truth = ndimage.distance_transform_edt(~theirs)[ours]
         to_answer = ndimage.distance_transform_edt(~ours)[theirs]
         tolerance = math.ceil(0.008 * math.hypot(*truth.shape))
