@@ -45,12 +45,12 @@ class OutlineConstraint:
         end_ids: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Compile the grammar for a vocabulary.
+        """Compile the grammar that `seg_env.grammar.grammar_ebnf` writes for a vocabulary.
 
         Args:
             tokenizer: Any transformers tokenizer that can write the characters of the grammar.
             token_budget: The sampler's ``max_new_tokens``, the end token included.
-            decimals: See `seg_env.grammar.grammar_ebnf`, as for the next three.
+            decimals: As in `grammar_ebnf`, like the next three.
             frame: Frame of the numbers.
             pad: Every number has all decimals.
             max_vertices: Most vertices of a ring.

@@ -106,12 +106,9 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
 def open_checkpoint(
     name_or_path: str | Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint; the model is on the CPU.
+    """Model and processor of a folder or hub id; the model is on the CPU.
 
-    Args:
-        name_or_path: Folder or hub id.
-        dtype: Type of the weights; ``"auto"`` leaves them as saved.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
+    With the dtype ``"auto"`` its weights are as they were saved.
 
     Raises:
         CheckpointError: It cannot be opened.

@@ -85,10 +85,7 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 class ImageTokensError(ValueError):
     """A prompt holds another number of image tokens than its image has features.
 
-    Attributes:
-        row: Which prompt of the batch; None if it cannot be told from the whole batch.
-        tokens: Image tokens of that prompt, or of the batch.
-        features: Features of its image, or of all images.
+    ``row`` says which prompt of the batch; where it is None, the numbers are those of the batch.
     """
 
     def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
