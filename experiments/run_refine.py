@@ -25,8 +25,8 @@ from rich.console import Console
 from agents.settings import BehaviorCloningConfig
 from experiments.common.arguments import FIRST, CloningSettings, TrainingArguments
 from experiments.common.command import opening, run_command
-from experiments.common.constrained import GrammarOptions
 from experiments.common.logs import progress_bar
+from experiments.common.policies import GrammarOptions
 from seg_env.envs.left_out import LeftOut, ask_each
 from seg_env.envs.refine_rules import RefineRules
 from seg_env.envs.rules import open_rules

@@ -1,8 +1,4 @@
-"""What is tried on a policy before it is trained: do images reach it, can answers share a prompt.
-
-`compare_images` scores true answers with their image, with another one, and with none.
-`try_sharing` samples and scores a few tokens both ways.
-"""
+"""What is tried on a policy before training: do images reach it, can answers share a prompt."""
 
 from __future__ import annotations
 
@@ -17,19 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from agents.policy.families import obstacle_to_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import AnswerWriter, evaluation_mode, write_shared
-from agents.policy.scoring import score, score_plain, score_shared
+from agents.policy.scoring import score
 from seg_env.errors import ExplainedError
-
-GRAY = 127
-"""Brightness of a blank image: the middle of the range, which most processors map to about 0."""
-_LONGEST = 128
-"""Tokens of an answer that are scored: where an object is shows in the first ones."""
-_FLOOR = 1e-6
-"""Nats below which two log-probabilities are equal; rounding of the model at hand comes on top."""
-TOLERANCES = {"exact": 1e-3, "rounded": 0.5}
-"""How much log-probabilities may differ between two correct ways to compute them."""
 
 
 class BlindPolicyError(ExplainedError, RuntimeError):
@@ -58,7 +46,7 @@ class VisionReport:
     @property
     def sees(self) -> bool:
         """Whether log-probabilities change with the image by more than by rounding."""
-        limit = _FLOOR + 10 * self.rounding
+        limit = 1e-6 + 10 * self.rounding
         return min(self.change_other, self.change_blank) > limit
 
     @property
@@ -77,7 +65,7 @@ class VisionReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers, and what they mean."""
+        """All figures, with the verdict."""
         return {**asdict(self), "sees": self.sees}
 
 
@@ -93,27 +81,32 @@ def compare_images(
     Images that are exchanged are resized to each other's size, so that prompts have the same
     tokens in the same places and nothing but what is seen can make a difference.
 
-    Args:
-        policy: Whose model is looked at.
-        images: ``N`` images, at least two that differ.
-        prompts: ``N`` questions about them.
-        answers: ``N`` true answers as the policy would write them.
-
     Raises:
         ValueError: There are not two different images.
     """
-    different = _exchange(images)
-    blank = [np.full_like(image, GRAY) for image in images]
+    other_images = _exchange(images)
+    gray = [np.full_like(image, 127) for image in images]  # most processors map it to about 0
     tokens, mask = _tokens(policy, answers)
-    own = _log_probs(policy, images, prompts, tokens, mask)
-    again = _log_probs(policy, images, prompts, tokens, mask)
-    other = _log_probs(policy, different, prompts, tokens, mask)
-    without = _log_probs(policy, blank, prompts, tokens, mask)
+
+    def log_probs(shown: Sequence[NDArray[np.uint8]]) -> Tensor:
+        rows = []
+        for row, (image, prompt) in enumerate(zip(shown, prompts, strict=True)):
+            inputs, part = policy.prepare([image], [prompt]), slice(row, row + 1)
+            rows.append(score(policy, inputs, tokens[part], mask[part]).log_probs)
+        return torch.cat(rows)
+
+    constraint, policy.constraint = policy.constraint, None
+    try:
+        with evaluation_mode(policy.model):
+            own, again = log_probs(images), log_probs(images)
+            other, blank = log_probs(other_images), log_probs(gray)
+    finally:
+        policy.constraint = constraint
     count = mask.sum()
     return VisionReport(
         len(images),
-        *(float(values.sum() / count) for values in (own, other, without)),
-        *(float((values - own).abs().max()) for values in (other, without, again)),
+        *(float(values.sum() / count) for values in (own, other, blank)),
+        *(float((values - own).abs().max()) for values in (other, blank, again)),
     )
 
 
@@ -132,55 +125,30 @@ def _exchange(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
 
 
 def _tokens(policy: VLMPolicy, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The first tokens ``(N, T)`` of answers, padded on the right, and their mask."""
+    """The first tokens ``(N, T)`` of answers, padded on the right, and their mask.
+
+    Where an object is shows in the first ones.
+    """
     encoded = policy.tokenizer(list(answers), add_special_tokens=False).input_ids
-    whole = ([*row, policy.end_ids[0]][:_LONGEST] for row in encoded)
+    whole = ([*row, policy.end_ids[0]][:128] for row in encoded)
     rows = [torch.tensor(row, device=policy.device) for row in whole]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return pad_sequence(rows, batch_first=True, padding_value=policy.pad_id), mask
-
-
-def _log_probs(
-    policy: VLMPolicy,
-    images: Sequence[NDArray[np.uint8]],
-    prompts: Sequence[str],
-    tokens: Tensor,
-    mask: Tensor,
-) -> Tensor:
-    """Log-probabilities ``(N, T)`` as training finds them, one prompt at a time."""
-    constraint, policy.constraint = policy.constraint, None
-    try:
-        with evaluation_mode(policy.model):
-            found = [
-                score(
-                    policy,
-                    policy.prepare([image], [prompt]),
-                    tokens[row : row + 1],
-                    mask[row : row + 1],
-                ).log_probs
-                for row, (image, prompt) in enumerate(zip(images, prompts, strict=True))
-            ]
-    finally:
-        policy.constraint = constraint
-    return torch.cat(found)
 
 
 def try_sharing(policy: VLMPolicy, inputs: dict[str, Tensor]) -> None:
     """Find out, once per policy, whether answers of a family that is in no table share prompts.
 
     Three tokens are sampled and scored both ways; `VLMPolicy.sharing_trial` keeps what was found.
-
-    Args:
-        policy: The policy; nothing is tried where `VLMPolicy.needs_trial` says so.
-        inputs: Prepared prompts.
     """
-    if policy.needs_trial and policy.obstacle_to_sharing(inputs, 3) is None:
-        policy.sharing_trial = _try(policy, inputs) or ""
+    length = inputs["input_ids"].shape[1] + 3
+    if policy.needs_trial and obstacle_to_sharing(policy.model, length) is None:
+        policy.sharing_trial = _try(policy, inputs)
 
 
 @torch.no_grad()
-def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str | None:
-    """What goes wrong when prompts are shared by two answers."""
+def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str:
+    """What goes wrong when two answers share their prompt, "" if nothing does."""
     with evaluation_mode(policy.model):
         try:
             rows = 2 * len(inputs["input_ids"])
@@ -188,15 +156,15 @@ def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str | None:
             writer = AnswerWriter(policy, rows, 3, 1.0, noise.to(policy.device))
             write_shared(policy, inputs, 2, writer)
             drawn = writer.completions()
-            shared = score_shared(policy, inputs, drawn.tokens, drawn.mask)
+            shared = score(policy, inputs, drawn.tokens, drawn.mask, shared=True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model nobody has tried may fail in any way
             return f"sharing raises {type(error).__name__}: {error}"
-        plain = score_plain(policy, inputs, drawn.tokens, drawn.mask)
+        plain = score(policy, inputs, drawn.tokens, drawn.mask, shared=False)
     exact = policy.precision == "float32" and policy.model.dtype == torch.float32
     found = torch.stack([drawn.log_probs, shared.log_probs]) - plain.log_probs
     gap = found.abs().max().item()
-    if not gap <= TOLERANCES["exact" if exact else "rounded"]:
+    if not gap <= (1e-3 if exact else 0.5):  # NaN is wrong, too
         return f"log-probabilities come out {gap:.2g} apart"
-    return None
+    return ""

@@ -1,18 +1,16 @@
 """Decoding constrained to the grammar of outlines, by xgrammar's token masks.
 
-The constrained policy is the model's distribution renormalised over the allowed tokens. It is the
-same policy when sampling and when scoring, as both walk along the same answers.
-
-It writes nothing that `seg_env.grammar.decode` would find fault with, and every answer is complete
-within a budget of tokens: where that runs out, the tokens that stay allowed are those behind which
-the answer can be finished in time by writing what its ring and its number still lack.
+The constrained policy is the model's distribution renormalised over the allowed tokens, when
+sampling and when scoring. It writes nothing that `seg_env.grammar.decode` would find fault with,
+and every answer is complete within a budget of tokens: where that runs out, the tokens that stay
+allowed are those behind which the answer can still be finished in time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 import xgrammar
@@ -21,48 +19,17 @@ from torch import Tensor
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import grammar_ebnf
 
-if TYPE_CHECKING:
-    from agents.policy.model import VLMPolicy
-
 UNREACHABLE = 1 << 40
 """Tokens to the end of an answer where none lead there."""
-_ALPHABET = frozenset("[],.0123456789 ")
-_WALKS, _STEPS = 32, 48
-"""Size of the check that tokens together mean what they mean one by one."""
-_VERTEX = re.compile(r"\[[\d.]+,[\d.]+\]")
-
-
-class ConstraintWalk(Protocol):
-    """Answers of a batch on their way through a constraint, token by token."""
-
-    def allowed(self, rows: Tensor) -> Tensor:
-        """Tokens that may come next in some answers, ``(n,) -> (n, V)`` bool, at least one each.
-
-        ``V`` is the number of rows of the output embedding.
-        """
-
-    def advance(self, rows: Tensor, tokens: Tensor) -> None:
-        """Add one token, ``(n,)``, to each of some answers, ``(n,)``."""
-
-
-class TokenConstraint(Protocol):
-    """A rule about which token may come next."""
-
-    def walk(self, rows: int) -> ConstraintWalk:
-        """Start so many empty answers."""
 
 
 class OutlineConstraint:
-    """A `TokenConstraint`: answers are outlines, ended by an end token.
+    """A rule about which token may come next: answers are outlines, ended by an end token.
 
     End tokens are allowed exactly behind a complete answer; behind an end token only end tokens and
     padding are. A token that is not allowed ends the answer, too: foreign completions are defined.
     At the last vertex that a ring may have, xgrammar 0.2.8 leaves out tokens that end the ring and
     begin another one: they are written one after the other.
-
-    Attributes:
-        size: ``V``, rows of the output embedding.
-        token_budget: Longest answer in tokens, the end token included.
     """
 
     def __init__(
@@ -78,16 +45,16 @@ class OutlineConstraint:
         end_ids: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Compile the grammar for a vocabulary.
+        """Compile the grammar that `seg_env.grammar.grammar_ebnf` writes for a vocabulary.
 
         Args:
             tokenizer: Any transformers tokenizer that can write the characters of the grammar.
-            token_budget: The sampler's ``max_new_tokens``.
-            decimals: See `seg_env.grammar.grammar_ebnf`, as for the next three.
+            token_budget: The sampler's ``max_new_tokens``, the end token included.
+            decimals: As in `grammar_ebnf`, like the next three.
             frame: Frame of the numbers.
             pad: Every number has all decimals.
             max_vertices: Most vertices of a ring.
-            size: Rows of the output embedding; by default the length of the tokenizer.
+            size: Rows of the output embedding, ``V``; by default the length of the tokenizer.
             end_ids: Tokens that end an answer; by default the tokenizer's one.
             device: Where masks are wanted.
 
@@ -114,21 +81,20 @@ class OutlineConstraint:
             "" if token in special else text.decode("latin-1")
             for token, text in enumerate(vocabulary.decoded_vocab)
         ]
-        usable = (text and set(text) <= _ALPHABET for text in self._texts)
+        usable = (text and set(text) <= set("[],.0123456789 ") for text in self._texts)
         self._tokens = torch.tensor(
             [token for token, used in enumerate(usable) if used or token in self.ends]
         )
-        self._closings = self._find_closings(
-            "0" if frame.integer or not pad else f"{0:.{decimals}f}"
-        )
-        self._farthest = max(count for _, count in self._closings)
+        padded = pad and not frame.integer
+        self._closings = self._find_closings(f"{0:.{decimals}f}" if padded else "0")
+        self._farthest = self._closings[-1][1]
         self._counts_vertices = max_vertices is not None
         self._needed: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
         self._check_texts(tokenizer)
 
     @classmethod
-    def for_policy(cls, policy: VLMPolicy, **settings: Any) -> OutlineConstraint:
-        """The constraint for a policy's vocabulary, on its device; the rest as in the class."""
+    def for_policy(cls, policy: Any, **settings: Any) -> OutlineConstraint:
+        """The constraint for a `VLMPolicy`'s vocabulary, on its device."""
         return cls(
             policy.tokenizer,
             size=policy.forbidden.shape[0],
@@ -150,33 +116,30 @@ class OutlineConstraint:
         mask[:, self._tokens.to(self.device)] = found
         return mask
 
-    def too_long(self, matcher: Any, written: Sequence[int], allowed: Tensor) -> Tensor:
-        """Which of the allowed tokens ``(V,)`` leave too little room to finish an answer, ids.
+    def too_long(self, matcher: Any, tokens: Sequence[int], allowed: Tensor) -> Tensor:
+        """Ids of the allowed tokens ``(V,)`` that leave too little room to finish an answer.
 
-        Args:
-            matcher: Where the answer stands.
-            written: Its tokens.
-            allowed: What the grammar allows next.
+        ``matcher`` is xgrammar's of the answer, whose tokens are ``tokens``.
         """
-        room = self.token_budget - len(written) - 1
+        room = self.token_budget - len(tokens) - 1
         if room > self._farthest:
             return allowed.new_zeros(0, dtype=torch.long)
-        key = self._position("".join(map(self._texts.__getitem__, written)))
+        key = self._position("".join(map(self._texts.__getitem__, tokens)))
         if key not in self._needed:
-            tokens = allowed.nonzero().squeeze(-1)
-            needed = [self._tokens_behind(matcher.fork(), token) for token in tokens.tolist()]
-            self._needed[key] = tokens, torch.tensor(needed, device=tokens.device)
-        tokens, counts = self._needed[key]
-        return tokens[counts > room]
+            candidates = allowed.nonzero().squeeze(-1)
+            needed = [self._tokens_behind(matcher.fork(), token) for token in candidates.tolist()]
+            self._needed[key] = candidates, torch.tensor(needed, device=allowed.device)
+        candidates, counts = self._needed[key]
+        return candidates[counts > room]
 
     def _position(self, text: str) -> tuple[int, int, str]:
-        """What the rest of an answer may be depends on: equal positions have equal continuations.
+        """What decides how an answer may go on.
 
         That is how deep brackets are nested, how many vertices the open ring has, and what follows
         its last complete vertex, in which only the whole part of the last number matters.
         """
         ring = text[max(text.rfind("[["), 0) :]
-        ring, vertices = _VERTEX.subn("v", ring)
+        ring, vertices = re.subn(r"\[[\d.]+,[\d.]+\]", "v", ring)
         rest = re.sub(r"[\d.]+,", "0,", ring[max(ring.rfind("v"), 0) :])
         rest = re.sub(r"\.\d+", lambda digits: "." + "0" * (len(digits[0]) - 1), rest)
         depth = text.count("[") - text.count("]")
@@ -199,31 +162,15 @@ class OutlineConstraint:
     def _find_closings(self, zero: str) -> list[tuple[str, int]]:
         """Texts that finish an answer, with their least tokens: each state has one among them.
 
-        They are the ends of the shortest outline.
-
-        Args:
-            zero: The shortest number.
-
-        Raises:
-            ValueError: These tokens cannot write it, or nothing within the budget.
+        They are the ends of the shortest outline; ``zero`` is the shortest number.
         """
         vertex = f"[{zero},{zero}]"
         outline = f"[[{vertex},{vertex},{vertex}]]"
-        pieces = {text for text in self._texts if text and set(text) <= set("[],.0")}
-        longest = max(map(len, pieces), default=0)
-
-        def least(text: str) -> int:
-            counts = [0]
-            for end in range(1, len(text) + 1):
-                starts = range(max(0, end - longest), end)
-                found = (counts[start] + 1 for start in starts if text[start:end] in pieces)
-                counts.append(min(found, default=UNREACHABLE))
-            return counts[-1]
-
         texts = ["[]", *(outline[start:] for start in range(len(outline)))]
-        closings = sorted(((text, least(text)) for text in texts), key=lambda closing: closing[1])
-        shortest = dict(closings)["[]"] + 1
-        if closings[-1][1] >= UNREACHABLE:
+        pieces = {text for text in self._texts if text and set(text) <= set("[],.0")}
+        counts = {text: _least_tokens(text, pieces) for text in texts}
+        shortest = counts["[]"] + 1
+        if max(counts.values()) >= UNREACHABLE:
             raise ValueError(
                 "the tokens of this vocabulary cannot write an answer; is every character of "
                 "'[],.0123456789' representable?"
@@ -232,41 +179,48 @@ class OutlineConstraint:
             raise ValueError(
                 f"token_budget={self.token_budget}, but the shortest answer takes {shortest} tokens"
             )
-        return closings
+        return sorted(counts.items(), key=lambda closing: closing[1])
 
     def _check_texts(self, tokenizer: Any) -> None:
-        """Compare what random answers are decoded to with the texts of their tokens.
-
-        Raises:
-            ValueError: They differ.
-        """
+        """Compare what random answers are decoded to with the texts of their tokens."""
         generator = torch.Generator().manual_seed(0)
-        walk, everyone = self.walk(_WALKS), torch.arange(_WALKS)
-        for _ in range(_STEPS):
+        walk, everyone = self.walk(32), torch.arange(32)
+        for _ in range(48):
             allowed = walk.allowed(everyone).cpu()[:, self._tokens].float()
             allowed[allowed.sum(-1) == 0] = 1.0  # it has ended, and takes no more
             columns = torch.multinomial(allowed, 1, generator=generator).squeeze(-1)
             walk.advance(everyone, self._tokens[columns])
-        for row in walk.written:
+        for row in walk.tokens:
             text = tokenizer.decode(row, skip_special_tokens=True)
             parts = [self._texts[token] for token in row]
             if "".join(parts).lstrip(" ") != text.lstrip(" "):
                 raise ValueError(f"tokens {row} write {text!r}, but one by one they write {parts}")
 
 
+def _least_tokens(text: str, pieces: set[str]) -> int:
+    """Fewest of the pieces that together are the text."""
+    longest = max(map(len, pieces), default=0)
+    counts = [0]
+    for end in range(1, len(text) + 1):
+        starts = range(max(0, end - longest), end)
+        found = (counts[start] + 1 for start in starts if text[start:end] in pieces)
+        counts.append(min(found, default=UNREACHABLE))
+    return counts[-1]
+
+
 class OutlineWalk:
     """Answers on their way through an `OutlineConstraint`."""
 
     def __init__(self, constraint: OutlineConstraint, rows: int) -> None:
-        """Start ``rows`` empty answers; ``written`` are their tokens."""
+        """Start ``rows`` empty answers; ``tokens`` are their tokens."""
         self._constraint = constraint
         self._matchers = [xgrammar.GrammarMatcher(constraint.compiled) for _ in range(rows)]
-        self.written: list[list[int]] = [[] for _ in range(rows)]
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self._going = [True] * rows
         self._batch = xgrammar.BatchGrammarMatcher()
 
     def allowed(self, rows: Tensor) -> Tensor:
-        """Tokens that may come next, ``(n, V)`` bool."""
+        """Tokens that may come next in some answers, ``(n,) -> (n, V)`` bool, at least one each."""
         constraint = self._constraint
         numbers = rows.tolist()
         places = [place for place, row in enumerate(numbers) if self._going[row]]
@@ -278,14 +232,14 @@ class OutlineWalk:
         ended = [place for place, row in enumerate(numbers) if not self._going[row]]
         allowed[ended] = constraint.behind_end
         for place, matcher in zip(places, matchers, strict=True):
-            written = self.written[numbers[place]]
-            too_long = constraint.too_long(matcher, written, allowed[place])
+            tokens = self.tokens[numbers[place]]
+            too_long = constraint.too_long(matcher, tokens, allowed[place])
             if len(too_long):
                 allowed[place, too_long] = False
         return allowed
 
     def advance(self, rows: Tensor, tokens: Tensor) -> None:
-        """Add one token to each of some answers."""
+        """Add one token, ``(n,)``, to each of some answers, ``(n,)``."""
         given = zip(rows.tolist(), tokens.tolist(), strict=True)
         pairs = [(row, token) for row, token in given if self._going[row]]
         if not pairs:
@@ -293,5 +247,5 @@ class OutlineWalk:
         matchers = [self._matchers[row] for row, _ in pairs]
         accepted = self._batch.batch_accept_token(matchers, [token for _, token in pairs])
         for (row, token), known in zip(pairs, accepted, strict=True):
-            self.written[row].append(token)
+            self.tokens[row].append(token)
             self._going[row] = known and token not in self._constraint.ends

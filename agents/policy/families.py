@@ -1,7 +1,7 @@
 """What differs between families of vision-language models: a table, and what shows from outside.
 
-Nothing else in the project asks which family a model is of. Families in the table are tested;
-others are tried when an agent is built (see `agents.policy.checks.try_sharing`).
+Families in the table are tested; others are tried when an agent is built
+(`agents.policy.checks.try_sharing`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 """Inputs with one entry per token of a prompt; all others are about images."""
 
 GRIDS = ("image_grid_thw", "image_grid_hws")
-"""Inputs that count the patches of each image: Qwen's in time, height and width, Kimi-VL's in
-height and width."""
+"""Inputs that count the patches of each image by time (Qwen's only), height and width."""
 IMAGE_ROWS = "image_rows"
 """Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
-where images are cut into tiles that follow each other (`agents.policy.processing`)."""
+where images are cut into tiles."""
 ROWS_PER_IMAGE = {
     "pixel_values": (*GRIDS, IMAGE_ROWS),
     "pixel_values_videos": ("video_grid_thw",),
@@ -57,7 +56,7 @@ FAMILIES = {
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model; one that nobody has tested gets what is usual."""
+    """The family of a model; one that is not in the table gets what is usual."""
     return FAMILIES.get(model.config.model_type, Family())
 
 
@@ -67,7 +66,7 @@ def is_tested(model: Any) -> bool:
 
 
 def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs about the tokens of prompts, and inputs about their images, as models take them."""
+    """Inputs of a model about the tokens of prompts, and about their images."""
     inputs = model_inputs(inputs)
     text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
     return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
@@ -81,7 +80,7 @@ def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add what a model reads positions from and a processor may have left out.
 
-    Without ``mm_token_type_ids`` models of Qwen's form silently place a image as if it were text;
+    Without ``mm_token_type_ids`` models of Qwen's form silently place an image as if it were text;
     others of the kind, such as Kimi's, know no such input.
     """
     if (
@@ -107,10 +106,9 @@ def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[s
 
 
 def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Positions of tokens as the model's own ``generate`` finds them.
+    """Positions of tokens as the model's own ``generate`` finds them, ``(B, P)``.
 
-    Returns:
-        ``(B, P)``, or ``(axes, B, P)`` for models that place a image in time, height and width.
+    They are ``(axes, B, P)`` for models that place an image in time, height and width.
     """
     tokens = inputs["input_ids"]
     positions: Tensor = model._prepare_position_ids_for_generation(tokens, dict(inputs))
@@ -129,10 +127,7 @@ def next_positions(positions: Tensor) -> Tensor:
 def answer_positions(positions: Tensor, start: Tensor, length: int) -> Tensor:
     """Positions of ``length`` tokens from ``start`` ``(n,)``, ``(n, length)`` or ``(axes, n, …)``.
 
-    Args:
-        positions: Those of the prompts, for their number of axes.
-        start: Position of the first token of each row.
-        length: Tokens per row.
+    There are as many axes as in the ``positions`` of the prompts.
     """
     rows = start[:, None] + torch.arange(length, device=start.device)
     return rows if positions.ndim == 2 else rows.expand(positions.shape[0], -1, -1)
@@ -141,9 +136,7 @@ def answer_positions(positions: Tensor, start: Tensor, length: int) -> Tensor:
 def obstacle_to_sharing(model: Any, length: int) -> str | None:
     """Why answers of a model cannot share the keys and values of their prompt, if so.
 
-    Args:
-        model: Any transformers model that generates text.
-        length: Tokens of the longest prompt with the longest answer.
+    ``length`` is that of the longest prompt with the longest answer, in tokens.
     """
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
@@ -167,12 +160,9 @@ def vision_parameters(model: Any) -> list[Tensor]:
 
 
 def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
-    """Rows of some prompts, by their indices ``(b,)``; an index may occur repeatedly.
+    """Inputs of some prompts, by their indices ``(b,)``; an index may occur repeatedly.
 
-    Args:
-        inputs: What `VLMPolicy.prepare` returned for ``B`` prompts with one image each. Patches
-            of all images may follow each other in one tensor, as Qwen's processors have it.
-        prompts: Which prompts.
+    Patches of all images may follow each other in one tensor, as Qwen's processors have it.
 
     Raises:
         ValueError: It cannot be told which rows of an input belong to which prompt.
@@ -184,8 +174,15 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
     }
 
 
+def repeat_prompts(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Inputs with every prompt so many times, its copies next to each other."""
+    tokens = inputs["input_ids"]
+    prompts = torch.arange(len(tokens), device=tokens.device)
+    return select_prompts(inputs, prompts.repeat_interleave(times))
+
+
 def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
-    """Rows of a flattened input that belong to some prompts, in their order."""
+    """Rows of an input that belong to some prompts, in their order."""
     names = ROWS_PER_IMAGE.get(key, ())
     counted = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])

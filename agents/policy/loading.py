@@ -1,7 +1,7 @@
 """How a checkpoint is opened: its class, its code, its processor, and the frame it records.
 
-What cannot be opened raises `CheckpointError`, whose message is one line: what is missing, and what
-to do about it.
+What cannot be opened raises `CheckpointError`, which says in one line what is missing and what to
+do about it.
 """
 
 from __future__ import annotations
@@ -40,26 +40,9 @@ from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_fr
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 """How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
 second holds what is about images."""
-SETTINGS_FILES = ("config.json", PROCESSOR_FILE, IMAGES_FILE, "tokenizer_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-"""Any of them holds a vocabulary."""
-INSTALL = {
-    "torchvision": (
-        "pip install torchvision, in the release that belongs to the installed torch (its CPU "
-        "builds have none: pip install torch==2.14.1 torchvision==0.29.1)"
-    ),
-    "num2words": "pip install num2words",
-    "timm": "pip install timm",
-    "sentencepiece": "pip install sentencepiece",
-    "tiktoken": "pip install tiktoken",
-}
-"""Packages that processors and tokenizers of some families need, and how to get them."""
-
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame that the model was trained in, one of
 `seg_env.frames.FAMILIES` or ``pixel:WxH``. It need not be the one that its family writes."""
-
-_LONGEST_REASON = 240
 
 
 class CheckpointError(ExplainedError, OSError, ValueError):
@@ -88,13 +71,9 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
     Checkpoints with code of their own may have it under the name of plain language models, as
     Kimi-VL does.
 
-    Args:
-        name_or_path: Folder or hub id.
-        trust_remote_code: Whether that code may run.
-
     Raises:
-        CheckpointError: There is no such checkpoint, it is none of a model that reads images, or it
-            needs code of its own, and that was not allowed; names the option.
+        CheckpointError: There is no such checkpoint, its model reads no images, or it needs code of
+            its own, which was not allowed.
     """
     check_checkpoint(name_or_path)
     with explained(name_or_path):
@@ -127,19 +106,15 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
 def open_checkpoint(
     name_or_path: str | Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint; the model is on the CPU.
+    """Model and processor of a folder or hub id; the model is on the CPU.
 
-    The processor comes first: it is opened in no time, and is what most often is missing.
-
-    Args:
-        name_or_path: Folder or hub id.
-        dtype: Type of the weights; ``"auto"`` leaves them as saved.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
+    With the dtype ``"auto"`` its weights are as they were saved.
 
     Raises:
-        CheckpointError: It cannot be opened; says in one line what is missing.
+        CheckpointError: It cannot be opened.
     """
     opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
+    # The processor comes first: it is opened in no time, and is what most often is missing.
     processor = open_policy_processor(name_or_path, trust_remote_code=trust_remote_code)
     with quiet_progress(), explained(name_or_path):
         model = opener.from_pretrained(
@@ -151,17 +126,11 @@ def open_checkpoint(
 def open_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The processor of a checkpoint: image processor, tokenizer and chat template.
 
-    Which of two implementations prepares images does not depend on what happens to be installed,
-    nor on the device. Families with a video part need torchvision, and theirs is taken; for all
-    others the one that needs Pillow alone is taken, so that the same image becomes the same numbers
-    with and without torchvision.
-
-    Args:
-        name_or_path: Folder or hub id.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
+    The same image becomes the same numbers with and without torchvision: families with a video
+    part need it, and theirs is taken; for all others images are prepared by Pillow alone.
 
     Raises:
-        CheckpointError: It cannot be opened; says in one line what is missing.
+        CheckpointError: It cannot be opened.
     """
     check_checkpoint(name_or_path)
     # The argument `backend` would reach the video processor too, which refuses all but torchvision.
@@ -199,11 +168,8 @@ def open_policy_processor(name_or_path: str | Path, *, trust_remote_code: bool =
 def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> AnswerFrame:
     """The frame of the numbers that a policy writes.
 
-    Args:
-        name: What was asked for, ``auto`` for what the model records, else what its family writes.
-        model: The model.
-        processor: Its processor, which may resize images.
-        name_or_path: Folder or hub id it was opened from.
+    ``name`` is what was asked for: ``auto`` for what the model records, else what its family
+    writes.
 
     Raises:
         ValueError: There is no such frame.
@@ -239,14 +205,14 @@ def check_checkpoint(name_or_path: str | Path) -> None:
     """Make sure that a name stands for a model's folder, or may stand for one on the hub.
 
     Raises:
-        CheckpointError: It does not; says in one line what was found instead.
+        CheckpointError: It does not.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.exists():
         _check_folder(path)
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or isinstance(name_or_path, Path):
         raise CheckpointMissingError(f"{name}: no such folder, and no id of a model on the hub")
-    elif not _is_downloaded(name):
+    elif not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
         if hub_settings.HF_HUB_OFFLINE:
             raise CheckpointMissingError(
                 f"{name}: no such folder here, and not among the models that were downloaded "
@@ -276,31 +242,33 @@ def _reason(error: Exception, part: str) -> str:
     """Why something could not be opened, in one sentence."""
     text = " ".join(str(error).split())
     if isinstance(error, (ImportError, RuntimeError)):
-        told = " ".join(_messages(error)).lower()
-        for package, command in INSTALL.items():
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        told = " ".join(map(str, causes)).lower()
+        for package in ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken"):
             if package in told:
+                command = f"pip install {package}"
+                if package == "torchvision":
+                    command += (
+                        ", in the release that belongs to the installed torch (its CPU builds have "
+                        "none: pip install torch==2.14.1 torchvision==0.29.1)"
+                    )
                 missing = "which is not installed"
                 if find_spec(package) is not None:
                     missing = f"and the installed one does not fit torch {torch.__version__}"
                 return f"{part or 'it'} needs {package}, {missing}: {command}"
     sentence = re.split(r"(?<=[a-z)'`\"])\. (?=[A-Z])", text, maxsplit=1)[0]
-    if len(sentence) > _LONGEST_REASON:
-        sentence = sentence[:_LONGEST_REASON].rsplit(" ", 1)[0] + " …"
+    if len(sentence) > 240:
+        sentence = sentence[:240].rsplit(" ", 1)[0] + " …"
     return f"{part + ': ' if part else ''}{sentence.rstrip('.') or type(error).__name__}"
-
-
-def _messages(error: BaseException | None) -> Iterator[str]:
-    """Messages of an error and of those that caused it."""
-    while error is not None:
-        yield str(error)
-        error = error.__cause__ or error.__context__
 
 
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"{path}: is a file; give the folder of a model")
     if (path / "config.json").is_file():
-        for name in SETTINGS_FILES:
+        for name in ("config.json", PROCESSOR_FILE, IMAGES_FILE, "tokenizer_config.json"):
             _read_settings(path / name)
         return
     if (path / "adapter_config.json").is_file():
@@ -334,11 +302,11 @@ def _check_processor_files(name_or_path: str | Path) -> None:
     if not path.is_dir():
         return
     missing = []
-    if not (path / IMAGES_FILE).is_file():
-        settings = _read_settings(path / PROCESSOR_FILE)
-        if "image_processor" not in settings:
-            missing.append(f"how images are prepared ({IMAGES_FILE})")
-    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+    images_told = "image_processor" in _read_settings(path / PROCESSOR_FILE)
+    if not images_told and not (path / IMAGES_FILE).is_file():
+        missing.append(f"how images are prepared ({IMAGES_FILE})")
+    vocabularies = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+    if not any(any(path.glob(pattern)) for pattern in vocabularies):
         missing.append("the tokenizer (tokenizer.json)")
     if missing:
         raise CheckpointError(
@@ -352,26 +320,19 @@ def _has_pillow_variant(processor: Any) -> bool:
     """Whether a processor of transformers prepares images alone, by torchvision, and need not."""
     if not isinstance(processor, ProcessorMixin) or hasattr(processor, "video_processor"):
         return False
-    kind = type(getattr(processor, "image_processor", None))
-    ours = type(processor).__module__.startswith("transformers.")
-    ours = ours and kind.__module__.startswith("transformers.")
-    return ours and hasattr(transformers, f"{kind.__name__}Pil")
+    kinds = type(processor), type(getattr(processor, "image_processor", None))
+    ours = all(kind.__module__.startswith("transformers.") for kind in kinds)
+    return ours and hasattr(transformers, f"{kinds[1].__name__}Pil")
 
 
-def _is_downloaded(name: str) -> bool:
-    """Whether files of a model on the hub lie in the cache."""
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    return isinstance(found, str)
-
-
-def _hub_answers(timeout: float = 10.0) -> bool:
+def _hub_answers() -> bool:
     """Whether the hub can be reached; asked once, where its client would try for minutes."""
-    address = urlsplit(hub_settings.ENDPOINT)
     if urllib.request.getproxies():
         return True  # the proxy knows, and this machine may not even resolve the name
+    address = urlsplit(hub_settings.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        socket.create_connection((address.hostname or "", port), timeout).close()
+        socket.create_connection((address.hostname or "", port), timeout=10.0).close()
     except OSError:
         return False
     return True

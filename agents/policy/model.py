@@ -1,7 +1,7 @@
 """The policy: any transformers image-text-to-text model, asked in groups.
 
-The unit is a *group*: ``G`` completions of one prompt. The image and the prompt are encoded once
-per prompt; completions continue from that shared prefix, when sampling and when scoring.
+A group is ``G`` completions of one prompt. Image and prompt are encoded once; completions continue
+from that shared prefix, when sampling and when scoring.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from transformers import Cache
 from agents.policy.families import (
     complete_inputs,
     is_tested,
-    next_positions,
     obstacle_to_sharing,
     split_inputs,
     token_positions,
@@ -41,11 +40,9 @@ from agents.policy.vision_cache import ImageFeatures
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 
 if TYPE_CHECKING:
-    from agents.policy.constraint import TokenConstraint
+    from agents.policy.constraint import OutlineConstraint
 
 Precision = Literal["float32", "bfloat16"]
-FORBIDDEN_LOGIT = -1e9
-"""Stands for minus infinity: exp() of it is zero, and so is zero times it in the entropy."""
 
 
 @dataclass
@@ -61,11 +58,6 @@ class Prefix:
     positions: Tensor
     """``(B, P)`` or ``(axes, B, P)``."""
 
-    @property
-    def next_positions(self) -> Tensor:
-        """Position of the first token of an answer, ``(B,)``."""
-        return next_positions(self.positions)
-
 
 class VLMPolicy:
     """A vision-language model as a policy over answers.
@@ -77,6 +69,7 @@ class VLMPolicy:
         shared_prefix: False to repeat the prompt for each answer: slower, and the same numbers.
         constraint: A rule about tokens. The policy then is the model renormalised over what the
             rule allows, when sampling and when scoring.
+        forbidden: ``(V,)`` bool, tokens that no answer may contain.
         end_ids: Tokens that end an answer.
         pad_id: Token that fills up what comes after.
         sharing_trial: What is wrong with sharing prompts in a family that is in no table, "" if
@@ -92,7 +85,7 @@ class VLMPolicy:
         *,
         precision: Precision = "float32",
         shared_prefix: bool = True,
-        constraint: TokenConstraint | None = None,
+        constraint: OutlineConstraint | None = None,
         answer_frame: AnswerFrame = UNIT_ANSWERS,
     ) -> None:
         """Wrap a loaded model; see `from_pretrained`."""
@@ -135,14 +128,12 @@ class VLMPolicy:
             device: ``"cpu"``, ``"cuda"``, …; by default CUDA where there is one.
             precision: See the class.
             dtype: Type of the weights; by default float32 on a CPU and as saved elsewhere.
-            trust_remote_code: Run code that comes with the checkpoint; leave it off for models you
-                have not read.
+            trust_remote_code: Run code that comes with the checkpoint, which you should have read.
             frame: What the numbers that it writes mean, see `seg_env.frames.find_answer_frame`; by
                 default what the folder records, else what its family writes.
 
         Raises:
-            CheckpointError: It cannot be opened, or needs code of its own, which was not allowed;
-                says in one line what is missing.
+            CheckpointError: It cannot be opened, or needs code of its own, which was not allowed.
             ValueError: There is no such frame.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -163,7 +154,7 @@ class VLMPolicy:
         self.processor.save_pretrained(path)
 
     def mark_trained(self) -> None:
-        """Record the frame in the configuration; called once a step has changed the weights."""
+        """Record the frame in the configuration, once training has changed the weights."""
         record_frame(self.model, self.answer_frame)
 
     @property
@@ -183,7 +174,7 @@ class VLMPolicy:
 
         Raises:
             ImageTokensError: A prompt has another number of image tokens than its image has
-                features; its ``row`` says which.
+                features.
         """
         inputs = self.prepare_on_cpu(images, prompts)
         return {key: value.to(self.device) for key, value in inputs.items()}
@@ -231,14 +222,14 @@ class VLMPolicy:
 
     @property
     def needs_trial(self) -> bool:
-        """Whether it must be tried if answers can share their prompt."""
+        """Whether `agents.policy.checks.try_sharing` has something to find out."""
         return self.shared_prefix and self.sharing_trial is None and not is_tested(self.model)
 
     def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
-        """Whether answers share their prompt; says once why, if it was asked for and cannot be."""
+        """Whether answers share their prompt; warns once if that was asked for and cannot be."""
         if not self.shared_prefix:
             return False
-        reason = self.obstacle_to_sharing(inputs, new_tokens)
+        reason = obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
         if reason is None and not is_tested(self.model):
             reason = self.sharing_trial
             if reason is None:
@@ -254,10 +245,6 @@ class VLMPolicy:
             )
         return False
 
-    def obstacle_to_sharing(self, inputs: dict[str, Tensor], new_tokens: int) -> str | None:
-        """What in the model's structure keeps answers of so many tokens from sharing prompts."""
-        return obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
-
     def freeze_vision(self) -> None:
         """Stop training tower and projector; their features are then kept image by image."""
         for parameter in vision_parameters(self.model):
@@ -271,15 +258,13 @@ class VLMPolicy:
     def log_softmax(
         self, logits: Tensor, temperature: float, allowed: Tensor | None = None
     ) -> Tensor:
-        """Log-probabilities over the tokens an answer may contain, ``(..., V)`` float32.
+        """Log-probabilities ``(..., V)`` over the tokens that are allowed, ``(..., V)`` bool.
 
-        Args:
-            logits: ``(..., V)``.
-            temperature: What they are divided by.
-            allowed: ``(..., V)`` bool; by default all but the forbidden tokens.
+        By default all but the forbidden ones are.
         """
         excluded = self.forbidden if allowed is None else ~allowed
-        return torch.log_softmax(logits.masked_fill(excluded, FORBIDDEN_LOGIT) / temperature, -1)
+        # Not minus infinity: zero times that, in the entropy, would be NaN.
+        return torch.log_softmax(logits.masked_fill(excluded, -1e9) / temperature, -1)
 
     def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
         """Answers as text, without the end token."""
@@ -287,11 +272,10 @@ class VLMPolicy:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def _forbidden_tokens(self) -> Tensor:
-        """``(V,)`` bool: tokens no answer may contain.
+        """Special tokens other than the end, and rows of the embedding beyond the tokenizer.
 
-        Special tokens other than the end: a sampled image placeholder makes scoring fail with
-        "image features and image tokens do not match". Rows of the embedding beyond the tokenizer
-        (large models pad their vocabulary) have no text at all.
+        A sampled image placeholder would make scoring fail: "image features and image tokens do
+        not match". Large models pad their vocabulary by rows that have no text at all.
         """
         size = self.model.get_output_embeddings().weight.shape[0]
         forbidden = torch.zeros(size, dtype=torch.bool)

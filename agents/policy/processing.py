@@ -21,15 +21,6 @@ from transformers.image_processing_utils import select_best_resolution
 from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
 
-ONE_LIST_OF_IMAGES = ("KimiVLProcessor",)
-"""Processors that take the images of all prompts in one list, and only images of Pillow."""
-WITHOUT_CHAT = ("PaliGemmaProcessor",)
-"""Processors of models that know no chat: the image comes first, then the question alone."""
-PLACEHOLDERS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
-"""Entries of a configuration that name the token which features replace."""
-FEWEST_ROWS = 5
-"""Processors take shorter images, (H, W, 3), for ones whose channels come first."""
-
 
 def prepare_inputs(
     processor: Any, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
@@ -40,12 +31,12 @@ def prepare_inputs(
     start = getattr(processor.tokenizer, "bos_token", None)
     if start and all(text.startswith(start) for text in texts):
         options["add_special_tokens"] = False  # the chat template has written it already
-    if any(len(image) < FEWEST_ROWS for image in images):
+    if any(len(image) < 5 for image in images):  # their rows would be taken for channels
         options["input_data_format"] = "channels_last"
     # Torch neither reads arrays that run backwards nor likes those that cannot be written to.
     arrays = [np.require(image, requirements=["C", "W"]) for image in images]
     given: list[Any] = [[image] for image in arrays]
-    if type(processor).__name__ in ONE_LIST_OF_IMAGES:
+    if type(processor).__name__ == "KimiVLProcessor":  # all prompts' in one list, Pillow's only
         given = [Image.fromarray(image) for image in arrays]
     found = processor(text=texts, images=given, return_tensors="pt", padding=True, **options)
     # PaliGemma's labels belong to answers that were given along, and there are none.
@@ -53,9 +44,7 @@ def prepare_inputs(
 
 
 def chat_text(processor: Any, prompt: str) -> str:
-    """One question about one image in the model's own chat format, ready to be answered.
-
-    What reads as a special token in the prompt is broken up, see `harmless`.
+    """One question about one image in the model's own chat format, made `harmless`.
 
     Raises:
         CheckpointError: The processor has no chat format.
@@ -64,7 +53,7 @@ def chat_text(processor: Any, prompt: str) -> str:
     name = type(processor).__name__
     template = getattr(processor, "chat_template", "")  # processors of other makers need have none
     if template is None:
-        if name not in WITHOUT_CHAT:
+        if name != "PaliGemmaProcessor":  # its models know no chat: image first, then the question
             raise CheckpointError(
                 f"this {name} has no chat template, so prompts cannot be written; copy "
                 "chat_template.jinja from the model that it was made from"
@@ -96,10 +85,7 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 class ImageTokensError(ValueError):
     """A prompt holds another number of image tokens than its image has features.
 
-    Attributes:
-        row: Which prompt of the batch; None if it cannot be told from the whole batch.
-        tokens: Image tokens of that prompt, or of the batch.
-        features: Features of its image, or of all images.
+    ``row`` says which prompt of the batch; where it is None, the numbers are those of the batch.
     """
 
     def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
@@ -122,7 +108,8 @@ class ImageTokensError(ValueError):
 
 def count_image_tokens(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
     """``(B,)`` image tokens of each prompt; None if the configuration does not name the token."""
-    found = (getattr(model.config, name, None) for name in PLACEHOLDERS)
+    names = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+    found = (getattr(model.config, name, None) for name in names)
     token = next((one for one in found if isinstance(one, int)), None)
     return None if token is None else (inputs["input_ids"] == token).sum(-1)
 
@@ -130,9 +117,8 @@ def count_image_tokens(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
 def count_image_features(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
     """``(B,)`` features that the model makes of each prompt's image; None for unknown families.
 
-    Read off the shapes that the processor's output has and the model's configuration; nothing is
-    computed. Where several rows of ``pixel_values`` belong to a prompt and nothing says which, see
-    `number_image_rows`.
+    Read off the shapes of inputs and the model's configuration. Where several rows of
+    ``pixel_values`` belong to a prompt and nothing says which, see `number_image_rows`.
     """
     pixels = inputs.get("pixel_values")
     if pixels is None:
@@ -154,8 +140,8 @@ def count_image_features(model: Any, inputs: dict[str, Tensor]) -> Tensor | None
 def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Note how many rows of ``pixel_values`` belong to each prompt where it is not one.
 
-    Processors that cut images into tiles put those of all prompts behind each other and do not say
-    whose they are: the image tokens of a prompt tell.
+    Processors put the tiles of all images behind each other: the image tokens of a prompt tell
+    which are its own.
 
     Raises:
         ImageTokensError: They do not.
@@ -174,10 +160,6 @@ def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor
 
 def check_image_tokens(model: Any, inputs: dict[str, Tensor]) -> None:
     """Make sure that every prompt has as many image tokens as its image has features.
-
-    Args:
-        model: The model that is to be asked.
-        inputs: Prepared prompts, one image each.
 
     Raises:
         ImageTokensError: One has not; its ``row`` is the first such prompt.
@@ -217,11 +199,12 @@ def _patches(model: Any, height: int, width: int) -> int:
 
 def _selected(model: Any, height: int, width: int) -> int | None:
     """Tokens of a CLIP-like tower, of which models of LLaVA's form may leave out the first."""
+    added = {"clip_vision_model": 1, "siglip_vision_model": 0}
     kind = model.config.vision_config.model_type
-    if kind not in _CLASS_TOKENS:
+    if kind not in added:
         return None
     dropped = model.config.vision_feature_select_strategy == "default"
-    return _patches(model, height, width) + _CLASS_TOKENS[kind] - dropped
+    return _patches(model, height, width) + added[kind] - dropped
 
 
 def _shuffled(model: Any, height: int, width: int) -> int:
@@ -258,8 +241,6 @@ def _of_packed_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
     return lengths
 
 
-_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Tokens that a tower adds to those of patches."""
 _FEATURES_PER_ROW: dict[str, Callable[[Any, int, int], int | None]] = {
     "gemma3": lambda model, height, width: model.config.mm_tokens_per_image,
     "internvl": _shuffled,

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from agents.policy.families import answer_positions, complete_inputs, model_inputs, select_prompts
+from agents.policy.families import (
+    answer_positions,
+    complete_inputs,
+    model_inputs,
+    next_positions,
+    repeat_prompts,
+)
 from agents.policy.shared_prefix import SharedPrefixCache, replace_attention
 
 if TYPE_CHECKING:
@@ -50,8 +56,7 @@ def sample(
     """Draw ``group_size`` answers to each of ``B`` prepared prompts.
 
     Args:
-        policy: What to sample from; where its family cannot share a prompt among answers, every
-            answer gets a prompt of its own.
+        policy: What to sample from.
         inputs: What `VLMPolicy.prepare` returned.
         group_size: Answers per prompt.
         max_new_tokens: Longest answer, the end token included; longer ones are cut off.
@@ -76,22 +81,12 @@ def sample(
 
 
 class AnswerWriter:
-    """Chooses tokens of answers and keeps them.
-
-    Attributes:
-        rows: Answers that have not ended, ``(n,)``.
-        room: Tokens of the longest answer.
-    """
+    """Chooses and keeps tokens of answers; ``rows``, ``(n,)``, are those that have not ended."""
 
     def __init__(
-        self,
-        policy: VLMPolicy,
-        rows: int,
-        room: int,
-        temperature: float,
-        noise: Tensor | None,
+        self, policy: VLMPolicy, rows: int, room: int, temperature: float, noise: Tensor | None
     ) -> None:
-        """Start ``rows`` empty answers; the rest is as in `sample`."""
+        """Start ``rows`` empty answers of up to ``room`` tokens; the rest is as in `sample`."""
         self.room, self.rows = room, torch.arange(rows, device=policy.device)
         self._policy, self._temperature, self._noise = policy, temperature, noise
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
@@ -103,10 +98,7 @@ class AnswerWriter:
         self._step = 0
 
     def write(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a token to every answer that has not ended.
-
-        Args:
-            logits: ``(n, V)``, what the model says of ``rows``.
+        """Add a token to every answer that has not ended, by the model's ``(n, V)`` logits.
 
         Returns:
             The tokens ``(n,)``, and which of the ``n`` answers go on ``(n,)``.
@@ -117,7 +109,11 @@ class AnswerWriter:
             allowed = self._walk.allowed(rows) & ~policy.forbidden
             free = (allowed.sum(-1) > 1).long()
         scores = policy.log_softmax(logits.float(), self._temperature or 1.0, allowed)
-        tokens = self._choose(scores)
+        if self._temperature == 0:
+            tokens = scores.argmax(-1)
+        else:
+            assert self._noise is not None
+            tokens = invert_distribution(scores.exp(), self._noise[rows, step])
         self._tokens[rows, step] = tokens
         self._mask[rows, step] = 1
         self._free[rows, step] = free
@@ -135,22 +131,12 @@ class AnswerWriter:
         kept = (self._tokens, self._mask, self._log_probs, self._free)
         return Completions(*(values[:, :used] for values in kept))
 
-    def _choose(self, log_probs: Tensor) -> Tensor:
-        """One token per row, ``(n,)``."""
-        if self._temperature == 0:
-            return log_probs.argmax(-1)
-        assert self._noise is not None
-        return invert_distribution(log_probs.exp(), self._noise[self.rows, self._step])
-
 
 def invert_distribution(probabilities: Tensor, noise: Tensor) -> Tensor:
     """The token of each row at which its cumulated probabilities exceed the noise, ``(n,)``.
 
-    Uniform noise draws from the distribution. A token of probability 0 is never taken.
-
-    Args:
-        probabilities: ``(n, V)``; rows need not sum to 1 exactly.
-        noise: ``(n,)`` in [0, 1).
+    Noise ``(n,)`` that is uniform in [0, 1) draws from the distribution ``(n, V)``, whose rows need
+    not sum to 1 exactly. A token of probability 0 is never taken.
     """
     # In float64: over a vocabulary of 150,000 tokens float32 sums lose the rare ones.
     cumulated = probabilities.double().cumsum(-1)
@@ -168,7 +154,7 @@ def write_shared(
     prefix = policy.encode(inputs)
     logits = prefix.next_logits.repeat_interleave(group_size, dim=0)
     cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
-    starts = prefix.next_positions.repeat_interleave(group_size)
+    starts = next_positions(prefix.positions).repeat_interleave(group_size)
     # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
     with policy.autocast(), replace_attention(policy.model, cache):
         while True:
@@ -193,9 +179,7 @@ def write_plain(
     policy: VLMPolicy, inputs: dict[str, Tensor], group_size: int, writer: AnswerWriter
 ) -> None:
     """Decode by the model's own ``generate``, which knows the cache of every family."""
-    prompts = torch.arange(len(inputs["input_ids"]), device=policy.device)
-    inputs = select_prompts(inputs, prompts.repeat_interleave(group_size))
-    inputs = complete_inputs(policy.model, inputs)
+    inputs = complete_inputs(policy.model, repeat_prompts(inputs, group_size))
     with policy.autocast(), _neutral_generation(policy):
         policy.model.generate(
             **model_inputs(inputs),
@@ -236,7 +220,7 @@ def _neutral_generation(policy: VLMPolicy) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Evaluation mode inside the block, each part of the model as it was afterwards.
+    """Evaluation mode inside the block; afterwards each part of the model is as it was.
 
     In training mode layers with gradient checkpointing would neither fill nor read a cache.
     """

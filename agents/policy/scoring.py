@@ -17,7 +17,7 @@ from agents.policy.families import (
     is_tested,
     model_inputs,
     next_positions,
-    select_prompts,
+    repeat_prompts,
     split_inputs,
     token_positions,
 )
@@ -41,14 +41,9 @@ class TokenScores:
     """``(N, T, D)`` float32 last hidden state each token was predicted from, if asked for."""
 
 
-@dataclass
-class _Predictions:
-    """What a forward pass says about the ``M`` real tokens of ``(N, T)`` answers, row by row."""
-
-    logits: Tensor
-    """``(M, V)``."""
-    hidden: Tensor | None
-    """``(M, D)``."""
+_Predictions = tuple[Tensor, Tensor | None]
+"""Logits ``(M, V)`` and, if asked for, hidden states ``(M, D)`` that say what comes at the ``M``
+real tokens of ``(N, T)`` answers, row by row."""
 
 
 def score(
@@ -59,6 +54,7 @@ def score(
     temperature: float = 1.0,
     *,
     hidden: bool = False,
+    shared: bool | None = None,
 ) -> TokenScores:
     """Log-probabilities and entropies of completions.
 
@@ -66,78 +62,71 @@ def score(
     tower.
 
     Args:
-        policy: Whose they are; where its family cannot share a prompt among answers, every answer
-            gets a prompt of its own.
+        policy: Whose they are.
         inputs: ``B`` prepared prompts.
         tokens: ``(N, T)`` with ``N = B * G``, the completions of a prompt next to each other.
         mask: ``(N, T)``, 1 for real tokens, padded on the right.
         temperature: What logits are divided by.
         hidden: Return the hidden states that tokens were predicted from, too.
+        shared: Whether the answers share their prompt; by default they do where the policy's family
+            can.
     """
-    shares = policy.shares_prefix(inputs, tokens.shape[1])
-    compute = score_shared if shares else score_plain
-    return compute(policy, inputs, tokens, mask, temperature, hidden=hidden)
-
-
-def score_shared(
-    policy: VLMPolicy,
-    inputs: dict[str, Tensor],
-    tokens: Tensor,
-    mask: Tensor,
-    temperature: float = 1.0,
-    *,
-    hidden: bool = False,
-) -> TokenScores:
-    """As `score`, in rows of one prompt with all its answers."""
     tokens = tokens.masked_fill(mask == 0, policy.pad_id)
+    if shared is None:
+        shared = policy.shares_prefix(inputs, tokens.shape[1])
+    predict = _predict_shared if shared else _predict_plain
+    logits, states = predict(policy, inputs, tokens, mask, hidden)
+    real = mask.bool()
+    allowed, free = _allowed_tokens(policy, tokens, mask)
+    scores = policy.log_softmax(logits.float(), temperature, allowed)
+    chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
+    with torch.no_grad():
+        entropies = -(scores.exp() * scores).sum(-1)
+
+    def place(values: Tensor) -> Tensor:
+        whole = values.new_zeros(*mask.shape, *values.shape[1:])
+        return whole.masked_scatter(real.view(*mask.shape, *[1] * (values.ndim - 1)), values)
+
+    return TokenScores(
+        place(chosen), place(entropies), free, None if states is None else place(states.float())
+    )
+
+
+def _predict_shared(
+    policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
+) -> _Predictions:
+    """Run rows of one prompt with all its answers."""
     batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
     group_size = len(tokens) // batch
     inputs = complete_inputs(policy.model, inputs)
     text, _ = split_inputs(inputs)
-    written = tokens[:, :-1].reshape(batch, group_size * length)
+    answers = tokens[:, :-1].reshape(batch, group_size * length)
     positions = token_positions(policy.model, inputs)
     starts = next_positions(positions).repeat_interleave(group_size)
     after = answer_positions(positions, starts, length)
     after = after.reshape(*positions.shape[:-1], group_size * length)
+    text = extend_inputs(policy.model, text, answers)
+    text["position_ids"] = torch.cat([positions, after], -1)
     groups = PackedGroups(inputs["attention_mask"], group_size, length)
     with replace_attention(policy.model, groups):
-        found = _predict(
-            policy,
-            extend_inputs(policy.model, text, written)
-            | {"position_ids": torch.cat([positions, after], -1)},
-            policy.image_inputs(inputs),
-            mask,
-            hidden,
-        )
-    return _token_scores(policy, found, tokens, mask, temperature)
+        return _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
 
 
-def score_plain(
-    policy: VLMPolicy,
-    inputs: dict[str, Tensor],
-    tokens: Tensor,
-    mask: Tensor,
-    temperature: float = 1.0,
-    *,
-    hidden: bool = False,
-) -> TokenScores:
-    """As `score`, by an ordinary forward pass over rows of one prompt with one answer."""
-    tokens = tokens.masked_fill(mask == 0, policy.pad_id)
-    group_size = len(tokens) // len(inputs["input_ids"])
-    prompts = torch.arange(len(inputs["input_ids"]), device=tokens.device)
-    inputs = select_prompts(inputs, prompts.repeat_interleave(group_size))
+def _predict_plain(
+    policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
+) -> _Predictions:
+    """Run an ordinary forward pass over rows of one prompt with one answer."""
+    inputs = repeat_prompts(inputs, len(tokens) // len(inputs["input_ids"]))
     inputs = complete_inputs(policy.model, inputs)
     if policy.model.config.is_encoder_decoder:
-        found = _predict_decoder(policy, inputs, tokens, mask, hidden)
-        return _token_scores(policy, found, tokens, mask, temperature)
+        return _predict_decoder(policy, inputs, tokens, mask, hidden)
     text, images = split_inputs(inputs)
     text = extend_inputs(policy.model, text, tokens[:, :-1])
     prompt = inputs["attention_mask"].shape[1]
     text["attention_mask"][:, prompt:] = mask[:, :-1]
     if "position_ids" in policy.forward_arguments:
         text["position_ids"] = token_positions(policy.model, text | images)
-    found = _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
-    return _token_scores(policy, found, tokens, mask, temperature)
+    return _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
 
 
 def _predict(
@@ -168,7 +157,7 @@ def _predict(
         # so make other last bits each time where there are several threads.
         return (states if keep else states[wanted]).index_select(0, source)
 
-    return _Predictions(pick(logits), pick(states[0]) if hidden else None)
+    return pick(logits), pick(states[0]) if hidden else None
 
 
 def _predict_decoder(
@@ -176,12 +165,12 @@ def _predict_decoder(
 ) -> _Predictions:
     """Run an encoder-decoder: its decoder starts from a token of its own, not from the prompt."""
     start = policy.model.generation_config.decoder_start_token_id
-    written = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
+    before = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
         given = model_inputs(inputs)
-        logits = policy.model(**given, decoder_input_ids=written, use_cache=False).logits
+        logits = policy.model(**given, decoder_input_ids=before, use_cache=False).logits
     real = mask.bool()
-    return _Predictions(logits[real], states[0][real] if hidden else None)
+    return logits[real], states[0][real] if hidden else None
 
 
 @contextmanager
@@ -189,32 +178,9 @@ def _captured_hidden(policy: VLMPolicy, wanted: bool) -> Iterator[list[Tensor]]:
     """What the output layer is given inside the block: the last hidden state, of any family."""
     states: list[Tensor] = []
     output_layer = policy.model.get_output_embeddings()
-    hook = (
-        output_layer.register_forward_pre_hook(lambda _, given: states.append(given[0]))
-        if wanted
-        else nullcontext()
-    )
-    with hook:
+    hook = output_layer.register_forward_pre_hook if wanted else nullcontext
+    with hook(lambda _, given: states.append(given[0])):
         yield states
-
-
-def _token_scores(
-    policy: VLMPolicy, found: _Predictions, tokens: Tensor, mask: Tensor, temperature: float
-) -> TokenScores:
-    """Put predictions about real tokens where the tokens are."""
-    real = mask.bool()
-    allowed, free = _allowed_tokens(policy, tokens, mask)
-    scores = policy.log_softmax(found.logits.float(), temperature, allowed)
-    chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropies = -(scores.exp() * scores).sum(-1)
-
-    def place(values: Tensor) -> Tensor:
-        whole = values.new_zeros(*mask.shape, *values.shape[1:])
-        return whole.masked_scatter(real.view(*mask.shape, *[1] * (values.ndim - 1)), values)
-
-    hidden = None if found.hidden is None else place(found.hidden.float())
-    return TokenScores(place(chosen), place(entropies), free, hidden)
 
 
 def _allowed_tokens(
@@ -222,9 +188,7 @@ def _allowed_tokens(
 ) -> tuple[Tensor | None, Tensor]:
     """What the constraint allows before each of the ``M`` real tokens of ``(N, T)`` answers.
 
-    Returns:
-        ``(M, V)`` bool, or None without a constraint, and ``(N, T)`` int64 that is 1 on real tokens
-        that were chosen among several.
+    ``(M, V)`` bool, or None without a constraint, and `TokenScores.free`.
     """
     real, free = mask.bool(), mask.long().clone()
     if policy.constraint is None:

@@ -6,8 +6,8 @@ every step the queries of a group are stacked, so that the prompt's keys are rea
 tokens and not ``G * (P + T)``, forward and backward. Results equal ordinary attention.
 
 A transformers decoder takes its attention by name from a registry. Inside `replace_attention` the
-name is ours, and queries, keys and values of every layer go to the object that knows where prompts
-and answers stand. Nothing passes through the arguments of models, which families treat unequally.
+name is ours, and every layer's states go to the object that knows where prompts and answers stand.
+Nothing passes through the arguments of models, which families treat unequally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,33 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "simpleseg_shared_prefix"
-
-
-class SharedAttention(Protocol):
-    """Knows which tokens are a prompt's, and which answers continue it."""
-
-    def mask(self, **arguments: Any) -> Tensor | None:
-        """What `attend` is given as mask, from the arguments of transformers' mask functions."""
-        ...
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
-        """Attention of one layer, ``(n, heads, L, D)`` to ``(n, L, heads, D)``.
-
-        ``softcap`` bounds scores by a tanh (Gemma 2).
-        """
-        ...
-
-
-_ACTIVE: ContextVar[SharedAttention] = ContextVar(IMPLEMENTATION)
+_ACTIVE: ContextVar[SharedPrefixCache | PackedGroups] = ContextVar(IMPLEMENTATION)
 
 
 def _attend(
@@ -63,9 +37,9 @@ def _attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The registered function; attention dropout is left out on purpose.
+    """The registered function; ``softcap`` bounds scores by a tanh (Gemma 2).
 
-    Dropout would make the policy that is trained another one than the policy that was sampled.
+    Attention dropout is left out: it would make the trained policy another than the sampled one.
     """
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -80,7 +54,7 @@ def _mask(**arguments: Any) -> Tensor | None:
 
 
 @contextmanager
-def replace_attention(model: Any, attention: SharedAttention) -> Iterator[None]:
+def replace_attention(model: Any, attention: SharedPrefixCache | PackedGroups) -> Iterator[None]:
     """Let the decoder of a model attend by ``attention`` inside the block.
 
     Layers that are checkpointed run again in the backward pass, after the block: they are given the
@@ -91,7 +65,7 @@ def replace_attention(model: Any, attention: SharedAttention) -> Iterator[None]:
 
 
 @contextmanager
-def _switched(model: Any, attention: SharedAttention) -> Iterator[None]:
+def _switched(model: Any, attention: SharedPrefixCache | PackedGroups) -> Iterator[None]:
     """Exchange the attention, in the configuration of the decoder and in the one masks go by."""
     configs = [model.get_decoder().config, model.config.get_text_config(decoder=True)]
     ordinary = [config._attn_implementation for config in configs]
@@ -107,7 +81,7 @@ def _switched(model: Any, attention: SharedAttention) -> Iterator[None]:
 
 
 @contextmanager
-def _replayed(model: Any, attention: SharedAttention) -> Iterator[None]:
+def _replayed(model: Any, attention: SharedPrefixCache | PackedGroups) -> Iterator[None]:
     """Make checkpointed layers exchange the attention whenever they run."""
 
     def checkpoint_with(ordinary: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,7 +117,7 @@ class SharedPrefixLayer(DynamicLayer):
     """Keys and values of one layer: those of ``B`` prompts, and of the answers so far."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: int, room: int) -> None:
-        """Take the prompts' ``(B, kv_heads, P, D)`` states; make room for ``rows`` answers."""
+        """Take the prompts' ``(B, kv_heads, P, D)`` states; reserve ``room`` tokens an answer."""
         super().__init__()
         self.prefix_keys = keys.transpose(2, 3).contiguous()  # (B, kv_heads, D, P)
         self.prefix_values = values
@@ -156,7 +130,7 @@ class SharedPrefixLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append states of one token, ``(n, kv_heads, 1, D)``; returns those of the answers."""
+        """Append states of one token, ``(n, kv_heads, 1, D)``; return those of the answers."""
         self.key_store[:, :, self.length] = key_states[:, :, 0]
         self.value_store[:, :, self.length] = value_states[:, :, 0]
         self.length += 1
@@ -174,28 +148,18 @@ class SharedPrefixCache(Cache):
     """
 
     def __init__(self, prompts: Cache, mask: Tensor, group_size: int, room: int) -> None:
-        """Share prompts among answers.
+        """Share prompts, prefilled into a cache, among answers of up to ``room`` tokens.
 
-        Args:
-            prompts: A cache that prompts were prefilled into.
-            mask: ``(B, P)``, 1 where a token of a prompt is real.
-            group_size: Answers per prompt.
-            room: Tokens of the longest answer.
+        ``mask`` is ``(B, P)``, 1 where a token of a prompt is real.
         """
         count = len(prompts.layers[0].keys) * group_size
-        super().__init__(
-            layers=[
-                SharedPrefixLayer(layer.keys, layer.values, count, room) for layer in prompts.layers
-            ]
-        )
+        layers = [SharedPrefixLayer(each.keys, each.values, count, room) for each in prompts.layers]
+        super().__init__(layers=layers)
         self.group_size = group_size
         self._spares: dict[torch.Size, Tensor] = {}
         self.slots = torch.arange(count, device=mask.device)
         """Which answer each row of the batch is; row ``b * G + g`` continues prompt ``b``."""
-        self.bias: Tensor | None = None
-        """``(B, 1, 1, P)`` minus infinity on padding; None where there is no padding."""
-        if not mask.all():
-            self.bias = padding_bias(mask)
+        self.bias = None if mask.all() else padding_bias(mask)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch."""
@@ -218,7 +182,7 @@ class SharedPrefixCache(Cache):
         return kept
 
     def mask(self, **arguments: Any) -> None:
-        """Answers see all they have written; what they see of the prompt is known here."""
+        """No mask: answers see all they have written, and `bias` says what of the prompt."""
 
     def attend(
         self,
@@ -276,24 +240,16 @@ class PackedGroups:
     """Where prompts and answers stand in ``(B, P + G * T)`` rows."""
 
     def __init__(self, prompt_mask: Tensor, group_size: int, length: int) -> None:
-        """Describe a batch.
+        """Describe a batch: ``(B, P)`` mask of prompts, ``group_size`` answers of ``length`` each.
 
-        Args:
-            prompt_mask: ``(B, P)``, 1 where a token of a prompt is real.
-            group_size: Answers per prompt, ``G``.
-            length: Tokens per answer, ``T``. Padding on the right needs no mask: nothing real
-                comes after it.
+        Padding on the right of answers needs no mask: nothing real comes after it.
         """
         self.prompt_mask = prompt_mask.bool()
-        self.group_size = group_size
-        self.length = length
+        self.group_size, self.length = group_size, length
         self.bias = padding_bias(prompt_mask)
 
     def mask(self, **arguments: Any) -> Tensor | None:
-        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family.
-
-        The rule is a function of indices, so it can be asked about the prompt alone.
-        """
+        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family."""
         prompt = self.prompt_mask.shape[1]
         alone = {"q_length": prompt, "kv_length": prompt, "attention_mask": self.prompt_mask}
         mask = sdpa_mask(**arguments | alone)
@@ -320,7 +276,7 @@ class PackedGroups:
         output = _prompt_attention(queries, keys, values, mask, scaling, softcap)
         if self.length:
             arguments = (query[:, :, prompt:], key, value, self.bias, self.group_size, scaling)
-            if is_fusable(query, value, softcap):
+            if query.is_cpu and softcap is None and query.shape[-1] == value.shape[-1]:
                 answers = FusedAnswerAttention.apply(*arguments)
             else:
                 answers = AnswerAttention.apply(*arguments, softcap)
@@ -336,7 +292,7 @@ def _prompt_attention(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    """Ordinary attention, causal where there is no mask; ``(B, heads, P, D)``."""
+    """Ordinary attention, causal where there is no mask, ``(B, heads, P, D)``."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -478,11 +434,6 @@ _fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def is_fusable(query: Tensor, value: Tensor, softcap: float | None) -> bool:
-    """Whether the kernel can do it."""
-    return query.is_cpu and softcap is None and query.shape[-1] == value.shape[-1]
-
-
 class FusedAnswerAttention(torch.autograd.Function):
     """`AnswerAttention` by PyTorch's fused kernel for CPUs: equal up to rounding.
 
@@ -507,8 +458,10 @@ class FusedAnswerAttention(torch.autograd.Function):
     ) -> Tensor:
         """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
         parts = _Parts(query, key, value, bias, group_size, scaling)
-        before, before_total = parts.attend_prompt()
-        own, own_total = parts.attend_own()
+        before, before_total = _fused_forward(*parts.prompt, 0.0, False, **parts.prompt_options)
+        before, before_total = before.reshape(query.shape), before_total.reshape(query.shape[:3])
+        found = _fused_forward(*parts.own, 0.0, True, **parts.own_options)
+        own, own_total = map(parts.by_prompt, found)
         total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
         output = before * (before_total - total).exp()[..., None]
         output += own * (own_total - total).exp()[..., None]
@@ -523,9 +476,17 @@ class FusedAnswerAttention(torch.autograd.Function):
         query, key, value, bias, output, total = ctx.saved_tensors
         parts = _Parts(query, key, value, bias, *ctx.settings)
         whole = (gradients[0], output, total)
-        before, own = parts.prompt_gradients(*whole), parts.own_gradients(*whole)
-        keys, values = (torch.cat(pair, 2) for pair in zip(before[1:], own[1:], strict=True))
-        return before[0].add_(own[0]), keys, values, None, None, None
+        gradient, *result = map(parts.stack, whole)
+        before, *prompt_states = _fused_backward(
+            gradient, *parts.prompt, *result, 0.0, False, **parts.prompt_options
+        )
+        gradient, *result = map(parts.by_answer, whole)
+        found = _fused_backward(gradient, *parts.own, *result, 0.0, True, **parts.own_options)
+        own, *repeated = map(parts.by_prompt, found)
+        heads = (parts.kv_heads, parts.repeats)
+        own_states = [states.unflatten(1, heads).sum(2) for states in repeated]
+        keys, values = (torch.cat(pair, 2) for pair in zip(prompt_states, own_states, strict=True))
+        return before.reshape(query.shape).add_(own), keys, values, None, None, None
 
 
 class _Parts:
@@ -541,54 +502,24 @@ class _Parts:
         scaling: float,
     ) -> None:
         prompt = bias.shape[-1]
-        self.query, self.group_size = query, group_size
+        self.group_size = group_size
         self.kv_heads, self.repeats = key.shape[1], query.shape[1] // key.shape[1]
-        self.prompt = (self._stack(query), key[:, :, :prompt], value[:, :, :prompt])
-        own = (self._repeat(states[:, :, prompt:]) for states in (key, value))
-        self.own = tuple(self._by_answer(states) for states in (query, *own))
+        self.prompt = (self.stack(query), key[:, :, :prompt], value[:, :, :prompt])
+        own = [key[:, :, prompt:], value[:, :, prompt:]]
+        if self.repeats > 1:
+            own = [states.repeat_interleave(self.repeats, 1) for states in own]
+        self.own = tuple(self.by_answer(states) for states in (query, *own))
         self.prompt_options = {"scale": scaling, "attn_mask": bias.to(query.dtype)}
         self.own_options = {"scale": scaling}
 
-    def attend_prompt(self) -> tuple[Tensor, Tensor]:
-        """Output ``(B, heads, G * T, D)`` and log-normalizer ``(B, heads, G * T)``."""
-        output, total = _fused_forward(*self.prompt, 0.0, False, **self.prompt_options)
-        return output.reshape(self.query.shape), total.reshape(self.query.shape[:3])
-
-    def attend_own(self) -> tuple[Tensor, Tensor]:
-        """The same, of answers to themselves."""
-        output, total = _fused_forward(*self.own, 0.0, True, **self.own_options)
-        return self._by_prompt(output), self._by_prompt(total)
-
-    def prompt_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
-        """Gradients of queries, and of keys and values of the prompt."""
-        whole = [self._stack(states) for states in (gradient, output, total)]
-        found = _fused_backward(
-            whole[0], *self.prompt, *whole[1:], 0.0, False, **self.prompt_options
-        )
-        return [found[0].reshape(self.query.shape), *found[1:]]
-
-    def own_gradients(self, gradient: Tensor, output: Tensor, total: Tensor) -> list[Tensor]:
-        """Gradients of queries, and of keys and values of the answers."""
-        whole = [self._by_answer(states) for states in (gradient, output, total)]
-        found = _fused_backward(whole[0], *self.own, *whole[1:], 0.0, True, **self.own_options)
-        queries, keys, values = (self._by_prompt(states) for states in found)
-        return [queries, self._sum(keys), self._sum(values)]
-
-    def _stack(self, rows: Tensor) -> Tensor:
+    def stack(self, rows: Tensor) -> Tensor:
         """``(B, heads, G * T, …)`` to ``(B, kv_heads, R * G * T, …)``: no order among answers."""
         return rows.reshape(len(rows), self.kv_heads, -1, *rows.shape[3:])
 
-    def _by_answer(self, states: Tensor) -> Tensor:
+    def by_answer(self, states: Tensor) -> Tensor:
         """``(B, heads, G * T, …)`` to ``(B * G, heads, T, …)``."""
         return states.unflatten(2, (self.group_size, -1)).transpose(1, 2).flatten(0, 1)
 
-    def _by_prompt(self, states: Tensor) -> Tensor:
-        """Inverse of `_by_answer`."""
+    def by_prompt(self, states: Tensor) -> Tensor:
+        """Inverse of `by_answer`."""
         return states.unflatten(0, (-1, self.group_size)).transpose(1, 2).flatten(2, 3)
-
-    def _repeat(self, states: Tensor) -> Tensor:
-        return states.repeat_interleave(self.repeats, 1) if self.repeats > 1 else states
-
-    def _sum(self, states: Tensor) -> Tensor:
-        """Gradient of `_repeat`."""
-        return states.unflatten(1, (self.kv_heads, self.repeats)).sum(2)

@@ -36,19 +36,18 @@ class ImageFeatures:
     def __call__(self, model: Any, inputs: dict[str, Tensor], precision: str) -> dict[str, Any]:
         """Model inputs about images: features if the tower is frozen, else what was given.
 
-        Args:
-            model: The model.
-            inputs: Prepared prompts, one image each.
-            precision: Of the forward pass; features of one precision are not used in another.
+        Features of one ``precision`` of the forward pass are not used in another.
         """
         _, images = split_inputs(inputs)
         parameters = vision_parameters(model)
         frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
-        if not frozen or "pixel_values" not in images or not _takes_features(model):
+        taken = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        if not frozen or "pixel_values" not in images or not taken or self._inseparable:
             return images
-        if self._inseparable:
-            return images
-        self._forget_unless(precision, [parameter._version for parameter in parameters])
+        made_by = (precision, [parameter._version for parameter in parameters])
+        if made_by != self._made_by:  # the tower is another one, as after loading weights
+            self._kept.clear()
+            self._size, self._made_by = 0, made_by
         keys = _digests(inputs, images)
         missing = {key: row for row, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key in self._kept}
@@ -61,14 +60,13 @@ class ImageFeatures:
             found |= dict(zip(missing, made, strict=True))
         self._keep(found)
         rest = {key: value for key, value in images.items() if not key.startswith("pixel_")}
-        output = self._joined([found[key] for key in keys])
+        levels = zip(*(found[key] for key in keys), strict=True)
+        first, *deeper = (list(level) for level in levels)
+        output = BaseModelOutputWithPooling(
+            pooler_output=torch.cat(first) if self._stacked else first
+        )
+        output["deepstack_features"] = deeper
         return rest | {"mm_encoder_outputs": {"image": output}}
-
-    def _forget_unless(self, *made_by: object) -> None:
-        """Drop everything if the tower is another one, for example after loading weights."""
-        if made_by != self._made_by:
-            self._kept.clear()
-            self._size, self._made_by = 0, made_by
 
     @torch.no_grad()
     def _encode(self, model: Any, inputs: dict[str, Tensor]) -> list[FeaturesOfImage] | None:
@@ -87,15 +85,6 @@ class ImageFeatures:
             return None
         return [tuple(features) for features in zip(*levels, strict=True)]
 
-    def _joined(self, features: list[FeaturesOfImage]) -> BaseModelOutputWithPooling:
-        """Features of all prompts as the tower's output, in the form the model wants."""
-        first, *deeper = (list(level) for level in zip(*features, strict=True))
-        output = BaseModelOutputWithPooling(
-            pooler_output=torch.cat(first) if self._stacked else first
-        )
-        output["deepstack_features"] = deeper
-        return output
-
     def _keep(self, found: dict[bytes, FeaturesOfImage]) -> None:
         """Note that images were used; drop those that were not for the longest time."""
         for key, features in found.items():
@@ -105,11 +94,6 @@ class ImageFeatures:
             self._kept.move_to_end(key)
         while self._size > self.limit:
             self._size -= _bytes(self._kept.popitem(last=False)[1])
-
-
-def _takes_features(model: Any) -> bool:
-    """Whether features can be handed to the model in place of images."""
-    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
 def _digests(inputs: dict[str, Tensor], images: dict[str, Tensor]) -> list[bytes]:

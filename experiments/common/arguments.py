@@ -11,10 +11,10 @@ import tyro
 from rich.console import Console
 
 from agents.settings import BehaviorCloningConfig, OnPolicyConfig
-from experiments.common.constrained import GrammarOptions
 from experiments.common.policies import (
     EMBEDDED,
     AnswerLength,
+    GrammarOptions,
     PrecisionChoice,
     answer_length,
     open_policy,

@@ -1,4 +1,4 @@
-"""The policy that a command line names: opened, asked whether it sees, and how long it answers.
+"""The policy that a command line names: opened, constrained, asked whether it sees, and measured.
 
 Needs no deep-learning library before a policy is opened.
 """
@@ -6,6 +6,8 @@ Needs no deep-learning library before a policy is opened.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +17,7 @@ from rich.console import Console
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
-from seg_env.frames import AUTO
+from seg_env.frames import AUTO, AnswerFrame
 from seg_env.tasks import Task, answer
 
 if TYPE_CHECKING:
@@ -87,6 +89,66 @@ def choose_precision(choice: PrecisionChoice) -> Precision:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return "bfloat16" if computes_in_bfloat16(device) else "float32"
+
+
+@dataclass
+class GrammarOptions:
+    """Which answers a policy can write."""
+
+    constrained: bool = False
+    """Only outlines, complete within the longest answer: other tokens get no probability, in
+    sampling, training and evaluation. Not for policies that answer in sentences."""
+    decimals: int | None = None
+    """Most digits after the point; by default 2, always written, for the shipped policies, else
+    3."""
+    max_vertices: int | None = None
+    """Most vertices of a ring."""
+
+
+def constrain(
+    policy: VLMPolicy,
+    name: str,
+    options: GrammarOptions,
+    max_new_tokens: int,
+    frame: AnswerFrame,
+    console: Console,
+) -> None:
+    """Set the policy's constraint if the options ask for one; ``name`` is what --policy says.
+
+    Raises:
+        ValueError: Answers in the frame are no bracketed numbers, or xgrammar is missing.
+    """
+    if not options.constrained:
+        return
+    if frame.writes_tokens:
+        raise ValueError(
+            f"--grammar.constrained allows bracketed numbers, and frame "
+            f"{frame.family!r} writes location tokens: leave it out, or choose "
+            f"another --frame"
+        )
+    if frame.depends_on_image:
+        console.print(
+            f"frame {frame.family} has other limits for every image: the grammar allows whole "
+            f"numbers of up to four digits, and so also those beyond a border. --image-size gives "
+            f"all images the same limits",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if find_spec("xgrammar") is None:
+        raise WrongOptionError(
+            "--grammar.constrained needs xgrammar: pip install 'simpleseg-rl[grammar]'"
+        )
+    from agents.policy.constraint import OutlineConstraint
+
+    taught = name in SHIPPED and options.decimals is None  # to write two digits, always
+    policy.constraint = OutlineConstraint.for_policy(
+        policy,
+        decimals=2 if taught else options.decimals or 3,
+        pad=taught,
+        frame=frame.widest(),
+        token_budget=max_new_tokens,
+        max_vertices=options.max_vertices,
+    )
 
 
 class TooFewImagesError(WrongOptionError):

@@ -24,7 +24,6 @@ from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
 from experiments.common.command import opening, typed_command
-from experiments.common.constrained import constrain
 from experiments.common.launch import TERMINATED, fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
     RunLog,
@@ -36,7 +35,13 @@ from experiments.common.logs import (
     write_atomically,
     write_json,
 )
-from experiments.common.policies import SHIPPED, AnswerLength, longest_answer, require_vision
+from experiments.common.policies import (
+    SHIPPED,
+    AnswerLength,
+    constrain,
+    longest_answer,
+    require_vision,
+)
 from experiments.common.report import (
     CRITIC_PANELS,
     LEARNING_PANELS,

@@ -11,9 +11,6 @@ from __future__ import annotations
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar.salvage import MAX_MAGNITUDE, MAX_VERTICES
 
-MOST_DECIMALS = 17
-"""Most digits behind a point that `decode` reads without closer inspection."""
-
 
 def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     """Regular expression of strict answers, to be matched against the full text.
@@ -50,9 +47,6 @@ def grammar_ebnf(
 ) -> str:
     """The same language in GBNF, the EBNF dialect of xgrammar (vLLM) and llama.cpp.
 
-    Rules are ``name ::= ...``, the start rule is ``root``; ``|``, ``?``, ``*``, ``+``, ``{1,9}``,
-    quoted literals and character classes have their usual meaning.
-
     Args:
         decimals: Most digits after the point, 1 to 17; ignored in integer frames.
         frame: Frame of the numbers; its limits become part of the grammar.
@@ -60,15 +54,12 @@ def grammar_ebnf(
         spaces: A comma may be followed by one space.
         max_vertices: Most vertices of a ring; by default as many as it likes.
 
-    Returns:
-        The grammar, one rule a line.
-
     Raises:
-        ValueError: if a limit of the frame is no whole number that is read, or an argument is out
-            of range.
+        ValueError: A limit of the frame is no whole number that is read, or an argument is out of
+            range.
     """
-    if not 1 <= decimals <= MOST_DECIMALS:
-        raise ValueError(f"decimals={decimals}, but allowed are 1 to {MOST_DECIMALS}")
+    if not 1 <= decimals <= 17:  # more `decode` reads only after closer inspection
+        raise ValueError(f"decimals={decimals}, but allowed are 1 to 17")
     if max_vertices is not None and not 3 <= max_vertices <= MAX_VERTICES:
         raise ValueError(f"max_vertices={max_vertices}, but allowed are 3 to {MAX_VERTICES}")
     digits, zeros = (
@@ -104,11 +95,7 @@ def grammar_ebnf(
 
 
 def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
-    """Spell the whole numbers from 0 as sequences of digits and digit classes.
-
-    Returns:
-        The sequences that together mean every number below `limit`, and the digits of `limit`.
-    """
+    """Sequences of digits and classes for all numbers from 0 below `limit`, and its own digits."""
     if limit != int(limit) or not 1 <= limit <= MAX_MAGNITUDE:
         raise ValueError(
             f"limit {limit:.10g} of the frame, but a whole number from 1 to {MAX_MAGNITUDE:.0f} is "

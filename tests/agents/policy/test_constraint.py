@@ -18,8 +18,8 @@ from agents.embedded.tiny import build_tokenizer
 from agents.policy.constraint import OutlineConstraint
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
-from experiments.common import constrained
+from agents.policy.scoring import score
+from experiments.common import policies
 from seg_env.data.scenes import Scenes
 from seg_env.errors import WrongOptionError
 from seg_env.frames import PERMILLE, UNIT, pixel_frame
@@ -343,19 +343,19 @@ def test_outlines_are_scored_as_they_were_sampled():
     answers = policy.texts(drawn.tokens, drawn.mask)
     assert all(decode(answer).issues == () for answer in answers)
     assert len(set(answers)) > 3
-    for compute in (score, score_plain):
-        scores = compute(policy, inputs, drawn.tokens, drawn.mask, 1.3)
+    for shared in (None, False):
+        scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3, shared=shared)
         torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
         assert torch.equal(scores.free, drawn.free)
 
 
 def test_without_xgrammar_the_command_line_names_it(monkeypatch):
-    policy, options = small_policy(), constrained.GrammarOptions(constrained=True)
-    monkeypatch.setattr(constrained, "find_spec", lambda name: None)
+    policy, options = small_policy(), policies.GrammarOptions(constrained=True)
+    monkeypatch.setattr(policies, "find_spec", lambda name: None)
     with pytest.raises(WrongOptionError, match=r"simpleseg-rl\[grammar\]"):
-        constrained.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
+        policies.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
     monkeypatch.undo()
-    constrained.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
+    policies.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
     assert policy.constraint.token_budget == 20
 
 

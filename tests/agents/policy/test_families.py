@@ -21,7 +21,7 @@ from agents.policy import families
 from agents.policy.checks import try_sharing
 from agents.policy.families import select_prompts
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 from agents.policy.shared_prefix import AnswerAttention, FusedAnswerAttention, PackedGroups
 
 GROUP = 3
@@ -83,8 +83,8 @@ def assert_same_as_plain(case):
     tokens, mask = random_answers(case, GROUP)
     wanted = plain_log_probs(case, tokens, mask)
     wanted_gradients = gradients(case, wanted)
-    for compute in (score, score_plain):
-        found = compute(case.policy, case.batch, tokens, mask).log_probs
+    for shared in (None, False):
+        found = score(case.policy, case.batch, tokens, mask, shared=shared).log_probs
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
         assert_same_gradients(gradients(case, found), wanted_gradients)
 
@@ -176,17 +176,17 @@ def test_a_prompt_goes_through_the_decoder_once(shared):
     case = build("llava")
     case.policy.shared_prefix = shared
     tokens, mask = random_answers(case, GROUP)
-    seen, pictures = [], []
+    seen, images = [], []
     layer = case.policy.model.get_decoder().layers[0]
     layer.register_forward_hook(lambda module, given, _: seen.append(given[0].shape[:2].numel()))
     tower = case.policy.model.model.vision_tower
-    tower.register_forward_hook(lambda module, given, _: pictures.append(len(given[0])))
+    tower.register_forward_hook(lambda module, given, _: images.append(len(given[0])))
     score(case.policy, case.batch, tokens, mask)
     prompts, width = case.batch["input_ids"].shape
     answer = tokens.shape[1] - 1  # the last token is predicted, and read by nobody
     once = prompts * (width + GROUP * answer)
     assert seen == [once if shared else prompts * GROUP * (width + answer)]
-    assert pictures == [prompts if shared else prompts * GROUP]
+    assert images == [prompts if shared else prompts * GROUP]
     noise = noise_of(case, GROUP, 3)
     sample(case.policy, case.batch, group_size=GROUP, max_new_tokens=3, noise=noise)
     assert seen[1] == prompts * width * (1 if shared else GROUP)
@@ -242,7 +242,7 @@ def test_bfloat16_is_close(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("picks", [[1], [2, 0], [0, 0, 2, 1, 1], []])
-def test_prompts_are_selected_with_their_pictures(family, picks):
+def test_prompts_are_selected_with_their_images(family, picks):
     case = build(family)
     chosen = select_prompts(case.batch, torch.tensor(picks, dtype=torch.long))
     for key, value in chosen.items():
@@ -298,14 +298,17 @@ def test_the_fused_attention_equals_the_one_that_runs_everywhere(heads):
     torch.testing.assert_close(fused, general, rtol=1e-5, atol=1e-5)
 
 
-def test_models_of_qwen_form_place_pictures_without_being_told_which_tokens_they_are():
+def test_models_of_qwen_form_place_images_without_being_told_which_tokens_they_are():
     case = build("qwen2_5_vl")
     tokens, mask = random_answers(case, GROUP)
     untold = {key: value for key, value in case.batch.items() if key != "mm_token_type_ids"}
     wanted = plain_log_probs(case, tokens, mask)
-    for compute in (score, score_plain):
+    for shared in (None, False):
         torch.testing.assert_close(
-            compute(case.policy, untold, tokens, mask).log_probs, wanted, rtol=0, atol=1e-5
+            score(case.policy, untold, tokens, mask, shared=shared).log_probs,
+            wanted,
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -315,8 +318,8 @@ def test_hidden_states_are_those_that_tokens_were_predicted_from(family):
     policy = case.policy
     tokens, mask = random_answers(case, GROUP)
     assert score(policy, case.batch, tokens, mask).hidden is None
-    for compute in (score, score_plain):
-        scores = compute(policy, case.batch, tokens, mask, hidden=True)
+    for shared in (None, False):
+        scores = score(policy, case.batch, tokens, mask, hidden=True, shared=shared)
         assert scores.hidden.shape == (*tokens.shape, 32)
         assert (scores.hidden[mask == 0] == 0).all()
         logits = policy.model.get_output_embeddings()(scores.hidden)

@@ -1,4 +1,4 @@
-"""A frozen tower sees every picture once, whoever asks about it."""
+"""A frozen tower sees every image once, whoever asks about it."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ from family_models import FAMILIES, build, random_answers
 
 from agents.policy.families import select_prompts, vision_parameters
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 from agents.policy.vision_cache import ImageFeatures
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def watch_tower(case):
-    """Counts pictures that go through the vision tower."""
+    """Counts images that go through the vision tower."""
     base = case.policy.model.model
     names = ("visual", "vision_tower", "vision_model")
     (tower,) = (getattr(base, name) for name in names if hasattr(base, name))
@@ -31,7 +31,7 @@ def watch_tower(case):
 
 
 @every_family
-def test_the_tower_runs_once_for_each_distinct_picture(family):
+def test_the_tower_runs_once_for_each_distinct_image(family):
     case = build(family)
     tokens, mask = random_answers(case)
     wanted = score(case.policy, case.batch, tokens, mask).log_probs
@@ -41,14 +41,14 @@ def test_the_tower_runs_once_for_each_distinct_picture(family):
     for update in range(2):
         sample(case.policy, case.batch, group_size=2, max_new_tokens=4)
         scores = score(case.policy, case.batch, tokens, mask)
-        plain = score_plain(case.policy, case.batch, tokens, mask)
+        plain = score(case.policy, case.batch, tokens, mask, shared=False)
         torch.testing.assert_close(scores.log_probs, plain.log_probs, rtol=0, atol=1e-5)
         if update == 0:
             torch.testing.assert_close(scores.log_probs, wanted, rtol=0, atol=1e-5)
         scores.log_probs.sum().backward()
         optimizer.step()
     assert sum(seen) == 3
-    # The same pictures in another order, and beside others.
+    # The same images in another order, and beside others.
     again = select_prompts(case.batch, torch.tensor([2, 0, 2]))
     sample(case.policy, again, max_new_tokens=2)
     assert sum(seen) == 3
@@ -69,7 +69,7 @@ def test_freezing_stops_the_gradients_of_tower_and_projector_only(family):
     assert frozen == {name for name in named if any(part in name for part in vision)}
 
 
-def test_a_tower_that_learns_sees_pictures_every_time():
+def test_a_tower_that_learns_sees_images_every_time():
     case = build("llava")
     seen = watch_tower(case)
     tokens, mask = random_answers(case)

@@ -86,7 +86,7 @@ def test_gradients_equal_those_of_a_plain_forward_pass(make_policy):
     shared = gradients(score(policy, inputs, tokens, mask).log_probs)
     plain = gradients(plain_log_probs(policy, inputs, tokens, mask))
     assert shared.keys() == plain.keys()
-    assert any("vision_tower" in name for name in shared), "the picture must be learned too"
+    assert any("vision_tower" in name for name in shared), "the image must be learned too"
     largest = max(gradient.norm() for gradient in plain.values())
     for name, gradient in plain.items():
         # A parameter without influence, such as the bias of attention keys, has only rounding.
@@ -161,7 +161,7 @@ def test_any_text_can_be_asked(prompt):
     inputs = policy.prepare(random_images(1), [prompt])
     ids = inputs["input_ids"][0].tolist()
     specials = [token for index in ids if (token := special_tokens(policy.tokenizer).get(index))]
-    # One picture, one turn: what reads like a special token in the question is only text.
+    # One image, one turn: what reads like a special token in the question is only text.
     assert specials.count(IMAGE) == (SMALL.image_size // SMALL.patch_size) ** 2
     assert specials.count(USER) == specials.count(ASSISTANT) == 1
     assert policy.encode(inputs).next_logits.isfinite().all()

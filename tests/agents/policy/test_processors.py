@@ -31,7 +31,7 @@ from agents.policy.processing import (
     prepare_inputs,
 )
 from agents.policy.sampling import sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 from agents.rollout import join_prompts
 from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILY_OF_MODEL
@@ -105,13 +105,13 @@ def answers_for(policy, longest=6):
 def ask_transformers(policy, image, prompt):
     """One prompt as transformers itself prepares it."""
     processor = policy.processor
-    picture = Image.fromarray(image)
+    pillow = Image.fromarray(image)
     if processor.chat_template is None:
         text = f"{processor.image_token}{prompt}"
-        inputs = dict(processor(text=text, images=picture, return_tensors="pt"))
+        inputs = dict(processor(text=text, images=pillow, return_tensors="pt"))
         inputs.pop("labels")
         return inputs
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+    content = [{"type": "image", "image": pillow}, {"type": "text", "text": prompt}]
     return dict(
         processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -205,8 +205,8 @@ def test_scores_and_gradients_are_those_of_transformers(family, open_family):
     assert (inputs["attention_mask"] == 0).any()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for compute in (score, score_plain):
-            found = compute(policy, inputs, tokens, mask).log_probs
+        for shared in (None, False):
+            found = score(policy, inputs, tokens, mask, shared=shared).log_probs
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
             assert_same_gradients(gradients(policy, found), wanted_gradients)
     assert policy.shares_prefix(inputs, tokens.shape[1])
@@ -255,8 +255,8 @@ def test_prompts_are_chosen_repeated_and_joined_with_their_images(family, open_f
 
         def assert_is(inputs, picks):
             rows = (torch.tensor(picks)[:, None] * GROUP + torch.arange(GROUP)).flatten()
-            for compute in (score, score_plain):
-                found = compute(policy, inputs, tokens[rows], mask[rows]).log_probs
+            for shared in (None, False):
+                found = score(policy, inputs, tokens[rows], mask[rows], shared=shared).log_probs
                 found = found.view(len(picks), GROUP, -1)
                 torch.testing.assert_close(found, wanted[picks], rtol=0, atol=1e-5)
 
@@ -391,8 +391,8 @@ def test_the_real_vocabulary_of_qwen(tmp_path):
         wanted = torch.stack(
             [reference(policy, images()[0], PROMPTS[0], answer) for answer in tokens]
         )
-        for compute in (score, score_plain):
-            found = compute(policy, inputs, tokens, mask).log_probs
+        for shared in (None, False):
+            found = score(policy, inputs, tokens, mask, shared=shared).log_probs
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -434,7 +434,7 @@ def test_processors_are_saved_in_the_layout_they_are_tested_in(folders):
 
 
 PLAIN_PROMPTS = {"llava", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
-"""Families whose prompts can be cut behind the picture."""
+"""Families whose prompts can be cut behind the image."""
 
 
 @every_family

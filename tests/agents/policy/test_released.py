@@ -159,7 +159,7 @@ def test_code_of_a_checkpoint_is_run_when_asked(kimi_folder, tmp_path):
 
 
 class KimiVLProcessor:
-    """Takes pictures as Kimi-VL's processor does."""
+    """Takes images as Kimi-VL's processor does."""
 
     def __init__(self):
         self.tokenizer = build_tokenizer()
@@ -171,11 +171,11 @@ class KimiVLProcessor:
         return {"texts": text, "sizes": [image.size for image in images]}
 
 
-def test_kimi_vl_is_given_pictures_in_one_list():
-    pictures = [np.zeros((8, 12, 3), np.uint8), np.zeros((5, 7, 3), np.uint8)]
-    found = prepare_inputs(KimiVLProcessor(), pictures, ["one", "two"])
+def test_kimi_vl_is_given_images_in_one_list():
+    images = [np.zeros((8, 12, 3), np.uint8), np.zeros((5, 7, 3), np.uint8)]
+    found = prepare_inputs(KimiVLProcessor(), images, ["one", "two"])
     assert found == {"texts": ["one", "two"], "sizes": [(12, 8), (7, 5)]}
-    assert Image.fromarray(pictures[0]).size == (12, 8)
+    assert Image.fromarray(images[0]).size == (12, 8)
 
 
 def test_patches_of_kimi_vl_are_told_apart_by_height_and_width():

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
 from agents.policy.sampling import invert_distribution, sample
-from agents.policy.scoring import score, score_plain
+from agents.policy.scoring import score
 
 LONGEST = 60
 
@@ -265,8 +265,7 @@ def test_a_constraint_is_kept(constrained):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, shared):
     policy, drawn = constrained
-    compute = score if shared else score_plain
-    scores = compute(policy, inputs, drawn.tokens, drawn.mask, 1.3)
+    scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3, shared=shared)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
     assert torch.equal(scores.free, drawn.free)
     # Where the rule leaves no choice, nothing was chosen.
