@@ -45,9 +45,11 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     Raises:
         ValueError: ``N`` is not a multiple of the group size.
     """
-    groups = _groups(rewards, group_size)
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
     if group_size == 1:
         return rewards
+    groups = rewards.view(-1, group_size, rewards.shape[1])
     others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).view_as(rewards)
 
@@ -125,7 +127,9 @@ def explained_variance(
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:
-    """``(N, …)`` to ``(B, G, …)``."""
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} answers do not split into groups of {group_size}")
-    return rewards.view(-1, group_size, *rewards.shape[1:])
+    """``(N,)`` to ``(B, G)``."""
+    if group_size < 1 or rewards.ndim != 1 or len(rewards) % group_size:
+        raise ValueError(
+            f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}"
+        )
+    return rewards.view(-1, group_size)
