@@ -7,6 +7,7 @@ from that shared prefix, when sampling and when scoring.
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -149,6 +150,10 @@ class VLMPolicy:
 
     def save(self, path: str | Path) -> None:
         """Write an ordinary transformers folder: safetensors weights, processor, chat template."""
+        # Saving looks whether the model is one of DeepSpeed's and so imports it. Where there is no
+        # accelerator it would warn that it found none.
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         with quiet_progress():
             self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
