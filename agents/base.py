@@ -41,7 +41,7 @@ class Agent(ABC):
         """One completion for each observation of an environment, single or vector.
 
         Temperature 0 gives the likeliest completion, 1 samples from the policy. Where weights are
-        sharded (ZeRO-3), all ranks must call this, inside `whole_weights`.
+        sharded (ZeRO-3), all ranks must call this, inside `gathered_weights`.
         """
         images, prompts = split_observations(observations)
         inputs = self.policy.prepare(images, prompts)
@@ -56,7 +56,7 @@ class Agent(ABC):
         for reasons in self.world.gather(self.left_out.reasons):
             self.left_out.update(reasons)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """Hold all weights of the policy inside the block, not only this rank's shard."""
         return nullcontext()
 

@@ -83,20 +83,20 @@ class BehaviorCloning(Agent):
             "train/learning_rate": learning_rate,
         }
 
-    def whole_weights(self) -> AbstractContextManager[None]:
-        """See `Agent.whole_weights`; all ranks must enter it."""
-        return self.engine.whole_weights()
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        """See `Agent.gathered_weights`; all ranks must enter it."""
+        return self.engine.gathered_weights()
 
     def save(self, path: str | Path) -> None:
         """Write policy, optimizer and progress; every rank must call this."""
         facts = {"update": self.update, "config": asdict(self.config)}
         tensors = {"optimizer": self.engine.state_dict()}
-        with self.whole_weights():
+        with self.gathered_weights():
             write_checkpoint(path, self.policy, tensors, facts, self.world)
 
     def load(self, path: str | Path) -> None:
         """Go on from `save` to the same numbers; with another number of ranks, up to rounding."""
-        with self.engine.whole_weights(change=True):
+        with self.engine.gathered_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
         self.engine.load_state_dict(tensors["optimizer"])
         self.update = facts["update"]

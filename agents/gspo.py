@@ -44,7 +44,7 @@ class GSPO(OnPolicyAgent):
 
     def credit(self, rollout: Rollout) -> Metrics:
         """Group-normalised rewards ``(N,)``."""
-        self._mean_length = self.mean_length(rollout.free)
+        self._mean_length = self.mean_length(rollout.choice_mask)
         rollout.advantages = group_advantages(
             rollout.rewards, rollout.group_size, self.config.advantage_floor
         )
@@ -63,7 +63,7 @@ class GSPO(OnPolicyAgent):
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
-            part.free,
+            part.choice_mask,
             *loss.clips_of(self.config),
             level=loss.level,
             weights=part.weights,

@@ -199,7 +199,7 @@ class OnPolicyAgent(Agent):
         """One turn: a scored rollout, which episodes have ended ``(N,)``, and metrics."""
         config, policy = self.config, self.policy
         noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
-        with self.whole_weights():
+        with self.gathered_weights():
             answers = sample(
                 policy,
                 inputs,
@@ -214,7 +214,7 @@ class OnPolicyAgent(Agent):
             inputs=inputs,
             tokens=answers.tokens,
             mask=answers.mask,
-            free=answers.free,
+            choice_mask=answers.choice_mask,
             sampler_log_probs=answers.log_probs,
             old_log_probs=answers.log_probs,
             rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
@@ -276,7 +276,7 @@ class OnPolicyAgent(Agent):
         rollout.weights, metrics = truncated_importance_weights(
             rollout.old_log_probs,
             rollout.sampler_log_probs,
-            rollout.free,
+            rollout.choice_mask,
             self.config.importance_cap,
         )
         return metrics
@@ -304,7 +304,7 @@ class OnPolicyAgent(Agent):
         if self._reference is not None and self.kl_in_loss:
             with torch.no_grad():
                 reference = self._score(self._reference, part).log_probs
-            penalty = kl_penalty(scores.log_probs, reference, part.free)
+            penalty = kl_penalty(scores.log_probs, reference, part.choice_mask)
             loss = loss + self.config.kl_coefficient * penalty
             metrics["reference_kl"] = penalty.item()
         return loss
@@ -329,9 +329,9 @@ class OnPolicyAgent(Agent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
-        """See `Agent.whole_weights`; all ranks must enter it."""
-        return self.engine.whole_weights()
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        """See `Agent.gathered_weights`; all ranks must enter it."""
+        return self.engine.gathered_weights()
 
     def save(self, path: str | Path) -> None:
         """Write policy, optimizer, random states and counters; see `write_checkpoint`.
@@ -346,7 +346,7 @@ class OnPolicyAgent(Agent):
             "config": asdict(self.config),
             "left_out": self.left_out.reasons,
         }
-        with self.whole_weights():
+        with self.gathered_weights():
             tensors["extra"] = self.extra_tensors()
             write_checkpoint(path, self.policy, tensors, facts, self.world)
 
@@ -356,7 +356,7 @@ class OnPolicyAgent(Agent):
         The reference policy of the KL penalty is not in a checkpoint: build the agent on the policy
         that training started from, then load.
         """
-        with self.engine.whole_weights(change=True):
+        with self.engine.gathered_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
             self.load_extra_tensors(tensors["extra"])
         self.engine.load_state_dict(tensors["optimizer"])

@@ -53,7 +53,7 @@ class PPO(OnPolicyAgent):
         """Set up; see `OnPolicyAgent`."""
         self.kl_coefficient = config.kl_coefficient
         self._aligner = TokenAligner(policy.tokenizer)
-        self._lengths = {"all": 1.0, "free": 1.0}
+        self._lengths = {"all": 1.0, "choices": 1.0}
         super().__init__(policy, env, config, on_error=on_error)
 
     def trained_module(self) -> nn.Module:
@@ -88,7 +88,7 @@ class PPO(OnPolicyAgent):
         assert rollout.token_rewards is not None
         self._lengths = {
             "all": self.mean_length(rollout.mask),
-            "free": self.mean_length(rollout.free),
+            "choices": self.mean_length(rollout.choice_mask),
         }
         penalty, metrics = self._divergence(rollout)
         rewards = rollout.token_rewards - penalty
@@ -99,7 +99,7 @@ class PPO(OnPolicyAgent):
             rewards, rollout.values, rollout.mask, config.gamma, config.lam
         )
         if config.whiten:
-            advantages = whiten(advantages, rollout.free, self.world.sum)
+            advantages = whiten(advantages, rollout.choice_mask, self.world.sum)
         rollout.advantages = advantages
         value, _ = masked_moments(rollout.values, rollout.mask, self.world.sum)
         metrics["value"] = value.item()
@@ -118,12 +118,12 @@ class PPO(OnPolicyAgent):
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
-            part.free,
+            part.choice_mask,
             config.clip_low,
             config.clip_high,
             level="token",
             weights=part.weights,
-            tokens_per_answer=self._lengths["free"],
+            tokens_per_answer=self._lengths["choices"],
         )
         errors, found = value_loss(
             self.critic.values(scores, part, detach=self._only_fits),
@@ -172,7 +172,7 @@ class PPO(OnPolicyAgent):
             real = part.mask.bool()
             features = self.engine.forward(partial(self._features, part))
             regression.add(features[real], part.returns[real])
-        with self.engine.whole_weights(change=True):
+        with self.engine.gathered_weights(change=True):
             # Damped, since answers are few and their tokens much alike.
             head.start_from(*regression.solve(0.1, self.world.sum))
 

@@ -27,7 +27,7 @@ class Rollout:
     """``(N, T)``."""
     mask: Tensor
     """``(N, T)``, 1 on real tokens."""
-    free: Tensor
+    choice_mask: Tensor
     """``(N, T)``, 1 on real tokens that the policy chose; a grammar may leave one possibility."""
     sampler_log_probs: Tensor
     """``(N, T)`` as found while sampling."""

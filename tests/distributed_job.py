@@ -18,7 +18,7 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.model import VLMPolicy
 from agents.ppo import PPO, PPOConfig
-from agents.training.distributed import World, join_world, leave_world
+from agents.training.distributed import World, destroy_process_group, init_process_group
 
 UPDATES, HALF = 5, 3
 STEADY = {"adam_epsilon": 1e-4, "muon_precision": "float32"}
@@ -97,7 +97,7 @@ def learn(agent, updates=UPDATES, checkpoint=None):
 
 def weights_of(agent):
     """A copy of all weights by name."""
-    with agent.engine.whole_weights():
+    with agent.engine.gathered_weights():
         state = agent.policy.model.state_dict()
         return {name: value.detach().clone() for name, value in state.items()}
 
@@ -150,7 +150,7 @@ def keep(folder, name, agent, rows):
 
 def main(folder):
     """Train in every way; rank 0 writes metrics and weights."""
-    join_world()
+    init_process_group()
     for name in KINDS:
         agent = make_agent(folder, *KINDS[name])
         keep(folder, name, agent, learn(agent, checkpoint=folder / "checkpoints" / name))
@@ -174,7 +174,7 @@ def main(folder):
     agent.load(folder / "checkpoints" / "muon-zero2")
     keep(folder, "muon-zero2-as-zero2", agent, clone(agent))
     muon_network.train_on_ranks(folder / "networks")
-    leave_world()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import os
 
 import torch.distributed as dist
 
-from agents.training.distributed import World, join_world, leave_world
+from agents.training.distributed import World, destroy_process_group, init_process_group
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one processor has all to do
-    join_world()
+    init_process_group()
     # Like DeepSpeed's engines: what refers to a group to the very end keeps its threads.
     builtins.kept_to_the_end = [dist.group.WORLD]
     for number in range(20):
         World.current().gather(number)
-    leave_world()
+    destroy_process_group()

@@ -76,7 +76,7 @@ def train(choice=None, resumed=None, halfway=None):
     engine = make_engine(network, replace(SETTINGS, deepspeed=choice))
     if resumed is not None:
         saved = torch.load(resumed, weights_only=True)
-        with engine.whole_weights(change=True):
+        with engine.gathered_weights(change=True):
             network.load_state_dict(saved["weights"])
         engine.load_state_dict(saved["optimizer"])
     share, norms = engine.world.block(ROWS, "rows"), []

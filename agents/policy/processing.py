@@ -44,12 +44,12 @@ def prepare_inputs(
 
 
 def chat_text(processor: Any, prompt: str) -> str:
-    """One question about one image in the model's own chat format, made `harmless`.
+    """One question about one image in the model's own chat format, with special tokens broken.
 
     Raises:
         CheckpointError: The processor has no chat format.
     """
-    prompt = harmless(prompt, special_tokens(processor.tokenizer).values())
+    prompt = break_special_tokens(prompt, special_tokens(processor.tokenizer).values())
     name = type(processor).__name__
     template = getattr(processor, "chat_template", "")  # processors of other makers need have none
     if template is None:
@@ -65,7 +65,7 @@ def chat_text(processor: Any, prompt: str) -> str:
     return text
 
 
-def harmless(text: str, special: Iterable[str]) -> str:
+def break_special_tokens(text: str, special: Iterable[str]) -> str:
     """Break up what reads as a special token by a space.
 
     An expression is data from outside, and ``<image>`` in it would ask for a second image.

@@ -34,7 +34,7 @@ class Completions:
     """``(N, T)`` int64, 1 for real tokens, the end token included."""
     log_probs: Tensor
     """``(N, T)`` float32 log-probabilities under the sampling policy, 0 on padding."""
-    free: Tensor
+    choice_mask: Tensor
     """``(N, T)`` int64, 1 for real tokens that were chosen: more than one was allowed."""
 
     @property
@@ -92,7 +92,7 @@ class AnswerWriter:
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
         self._tokens = torch.full((rows, room), policy.pad_id, device=policy.device)
         self._mask = torch.zeros_like(self._tokens)
-        self._free = torch.zeros_like(self._tokens)
+        self._choice_mask = torch.zeros_like(self._tokens)
         self._log_probs = torch.zeros(rows, room, device=policy.device)
         self._walk = None if policy.constraint is None else policy.constraint.walk(rows)
         self._step = 0
@@ -104,10 +104,10 @@ class AnswerWriter:
             The tokens ``(n,)``, and which of the ``n`` answers go on ``(n,)``.
         """
         policy, rows, step = self._policy, self.rows, self._step
-        allowed, free = None, torch.ones_like(rows)
+        allowed, choice_mask = None, torch.ones_like(rows)
         if self._walk is not None:
             allowed = self._walk.allowed(rows) & ~policy.forbidden
-            free = (allowed.sum(-1) > 1).long()
+            choice_mask = (allowed.sum(-1) > 1).long()
         scores = policy.log_softmax(logits.float(), self._temperature or 1.0, allowed)
         if self._temperature == 0:
             tokens = scores.argmax(-1)
@@ -116,7 +116,7 @@ class AnswerWriter:
             tokens = invert_distribution(scores.exp(), self._noise[rows, step])
         self._tokens[rows, step] = tokens
         self._mask[rows, step] = 1
-        self._free[rows, step] = free
+        self._choice_mask[rows, step] = choice_mask
         self._log_probs[rows, step] = scores.gather(-1, tokens[:, None]).squeeze(-1)
         if self._walk is not None:
             self._walk.advance(rows, tokens)
@@ -128,7 +128,7 @@ class AnswerWriter:
     def completions(self) -> Completions:
         """What has been written."""
         used = int(self._mask.sum(-1).max())
-        kept = (self._tokens, self._mask, self._log_probs, self._free)
+        kept = (self._tokens, self._mask, self._log_probs, self._choice_mask)
         return Completions(*(values[:, :used] for values in kept))
 
 

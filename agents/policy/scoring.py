@@ -35,7 +35,7 @@ class TokenScores:
     """Float32 log-probability of every token under the policy, at the given temperature."""
     entropies: Tensor
     """Float32 entropy of the distribution each token was drawn from, in nats."""
-    free: Tensor
+    choice_mask: Tensor
     """Int64, 1 on real tokens that the policy chose: more than one was allowed."""
     hidden: Tensor | None = None
     """``(N, T, D)`` float32 last hidden state each token was predicted from, if asked for."""
@@ -77,7 +77,7 @@ def score(
     predict = _predict_shared if shared else _predict_plain
     logits, states = predict(policy, inputs, tokens, mask, hidden)
     real = mask.bool()
-    allowed, free = _allowed_tokens(policy, tokens, mask)
+    allowed, choice_mask = _allowed_tokens(policy, tokens, mask)
     scores = policy.log_softmax(logits.float(), temperature, allowed)
     chosen = scores.gather(-1, tokens[real][:, None]).squeeze(-1)
     with torch.no_grad():
@@ -88,7 +88,10 @@ def score(
         return whole.masked_scatter(real.view(*mask.shape, *[1] * (values.ndim - 1)), values)
 
     return TokenScores(
-        place(chosen), place(entropies), free, None if states is None else place(states.float())
+        place(chosen),
+        place(entropies),
+        choice_mask,
+        None if states is None else place(states.float()),
     )
 
 
@@ -188,11 +191,11 @@ def _allowed_tokens(
 ) -> tuple[Tensor | None, Tensor]:
     """What the constraint allows before each of the ``M`` real tokens of ``(N, T)`` answers.
 
-    ``(M, V)`` bool, or None without a constraint, and `TokenScores.free`.
+    ``(M, V)`` bool, or None without a constraint, and `TokenScores.choice_mask`.
     """
-    real, free = mask.bool(), mask.long().clone()
+    real, choice_mask = mask.bool(), mask.long().clone()
     if policy.constraint is None:
-        return None, free
+        return None, choice_mask
     walk = policy.constraint.walk(len(tokens))
     place = real.flatten().cumsum(0).view(mask.shape) - 1
     allowed = torch.empty(int(real.sum()), len(policy.forbidden), dtype=torch.bool).to(mask.device)
@@ -200,5 +203,5 @@ def _allowed_tokens(
         rows = real[:, step].nonzero().squeeze(-1)
         allowed[place[rows, step]] = walk.allowed(rows) & ~policy.forbidden
         walk.advance(rows, tokens[rows, step])
-    free[real] = (allowed.sum(-1) > 1).long()
-    return allowed, free
+    choice_mask[real] = (allowed.sum(-1) > 1).long()
+    return allowed, choice_mask

@@ -100,10 +100,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of the highest update in a run's folder, or None."""
-    return next(reversed(whole_checkpoints(folder)), None)
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
-def whole_checkpoints(folder: str | Path) -> list[Path]:
+def complete_checkpoints(folder: str | Path) -> list[Path]:
     """Folders ``update_<number>`` in order, without those that were cut off."""
     names = [path for path in Path(folder).glob("update_*") if path.name[7:].isdigit()]
     whole = [path for path in names if (path / "state.json").exists()]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.training.distributed import join_world
+from agents.training.distributed import init_process_group
 from agents.training.engine import Engine
 from agents.training.optim import MASTER, OptimizerState, adamw, usable_states
 from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
@@ -88,7 +88,7 @@ class DeepSpeedEngine(Engine):
         self._keeps_master = dtype != torch.float32
         config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
-        self.world = join_world(deepspeed=True)
+        self.world = init_process_group(deepspeed=True)
         self.hybrid = PartitionedHybridOptimizer(module, settings) if settings.muon else None
         with _local_rank():
             self._engine, *_ = deepspeed.initialize(
@@ -123,8 +123,8 @@ class DeepSpeedEngine(Engine):
         return float(self._engine.get_global_grad_norm())
 
     @contextmanager
-    def whole_weights(self, *, change: bool = False) -> Iterator[None]:
-        """See `Engine.whole_weights`; stage 3 gathers them from all ranks."""
+    def gathered_weights(self, *, change: bool = False) -> Iterator[None]:
+        """See `Engine.gathered_weights`; stage 3 gathers them from all ranks."""
         if self._stage == 3:
             everything = list(self.module.parameters())
             with deepspeed.zero.GatheredParameters(everything, 0 if change else None):

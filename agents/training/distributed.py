@@ -38,7 +38,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The processes that `join_world` met; a single one without it."""
+        """The processes that `init_process_group` met; a single one without it."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
@@ -110,7 +110,7 @@ def combine(
     return combined
 
 
-def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> World:
+def init_process_group(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> World:
     """Meet the other processes that a launcher started; without one the world is this process.
 
     DeepSpeed needs a process group even of one process. ``timeout`` is how long to wait for the
@@ -134,7 +134,7 @@ def join_world(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> Worl
     return World.current()
 
 
-def leave_world() -> None:
+def destroy_process_group() -> None:
     """Leave the process group in good order."""
     if dist.is_available() and dist.is_initialized():
         _wait_for_threads()

@@ -33,7 +33,7 @@ class Engine:
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Call a function that passes through the module.
 
-        Every pass but those inside `whole_weights` goes through here, and ranks must make the same
+        Every pass but those inside `gathered_weights` goes through here, and ranks must make the same
         passes in the same order: DeepSpeed may have to fetch weights on the way.
         """
         return function()
@@ -57,7 +57,7 @@ class Engine:
         return norm.item()
 
     @contextmanager
-    def whole_weights(self, *, change: bool = False) -> Iterator[None]:
+    def gathered_weights(self, *, change: bool = False) -> Iterator[None]:
         """Hold all weights inside the block, to use them at this rank's own pace.
 
         With ``change`` the block sets weights, the same ones on every rank.

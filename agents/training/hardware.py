@@ -40,7 +40,7 @@ def _has(instructions: str) -> bool:
     return bool(torch.cpu.get_capabilities().get(instructions)) and not (wide and denied)
 
 
-def fit_threads() -> int:
+def limit_threads() -> int:
     """Let PyTorch use no more threads than cores; returns how many it uses.
 
     A second thread of a core gains little, and threads beyond a container's share wait for each

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.policy.model import VLMPolicy
-from agents.policy.processing import harmless, special_tokens
+from agents.policy.processing import break_special_tokens, special_tokens
 from agents.screening import Prepare, require_usable
 from agents.settings import Wording
 from seg_env.data.base import Dataset
@@ -96,7 +96,8 @@ class QuestionRows:
         questions = [self._questions[row] for row in batch["row"]]
         return {
             "prompt": [
-                [{"role": "user", "content": harmless(q.prompt, self.special)}] for q in questions
+                [{"role": "user", "content": break_special_tokens(q.prompt, self.special)}]
+                for q in questions
             ],
             "images": [[question.image] for question in questions],
             "question": questions,
@@ -191,7 +192,7 @@ class DemonstrationRows:
         if self.wording == "paper":  # `decode_answer` of seg_env reads all of these sentences
             reply = ANSWERS[rng.integers(len(ANSWERS))].format(answer=reply)
         return {
-            "prompt": [{"role": "user", "content": harmless(asked, self.special)}],
+            "prompt": [{"role": "user", "content": break_special_tokens(asked, self.special)}],
             "completion": [{"role": "assistant", "content": reply}],
             "images": [image],
         }

@@ -76,7 +76,7 @@ def open_records(path: str) -> Dataset:
 
 def _image_of(dataset: Dataset, index: int) -> str:
     """The path of a sample's image, or another name that its image alone has."""
-    path = dataset.photo_path(index) if isinstance(dataset, AnnotatedImages) else None
+    path = dataset.image_path(index) if isinstance(dataset, AnnotatedImages) else None
     if path is not None:
         return str(path)
     sample = dataset[index]

@@ -22,8 +22,13 @@ import torch
 from rich.console import Console
 
 from agents.settings import BehaviorCloningConfig, OnPolicyConfig
-from agents.training.distributed import World, is_lost_peer, join_world, leave_world
-from agents.training.hardware import fit_threads
+from agents.training.distributed import (
+    World,
+    destroy_process_group,
+    init_process_group,
+    is_lost_peer,
+)
+from agents.training.hardware import limit_threads
 from agents.training.settings import zero_stage
 
 TERMINATED = 128 + signal.SIGTERM
@@ -39,8 +44,8 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
 
     A rank that finds another one gone ends with a message and status 1.
     """
-    fit_threads()
-    world = join_world(deepspeed=deepspeed is not None)
+    limit_threads()
+    world = init_process_group(deepspeed=deepspeed is not None)
     try:
         yield world, Console(quiet=not world.is_main)
     except Exception as error:
@@ -51,7 +56,7 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
             f"({str(error).split('. ')[0]}). Why it ended is told by its own messages. The same "
             "command with --resume goes on from the last checkpoint."
         ) from error
-    leave_world()
+    destroy_process_group()
 
 
 def trainer_process() -> tuple[bool, Console]:

@@ -114,9 +114,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def keep_latest(folder: Path) -> None:
     """Remove all checkpoints of a folder but the last two."""
-    from agents.training.checkpoints import whole_checkpoints
+    from agents.training.checkpoints import complete_checkpoints
 
-    for old in whole_checkpoints(folder)[:-2]:
+    for old in complete_checkpoints(folder)[:-2]:
         shutil.rmtree(old)
 
 

@@ -179,7 +179,7 @@ class Run:
         if save_policy is not None:
             save_policy(self.folder / "policy")
         elif self.leads:
-            with self.agent.whole_weights():  # of which every process may have a share
+            with self.agent.gathered_weights():  # of which every process may have a share
                 write_policy(self.folder / "policy", self.agent.policy, self.world)
         if not self.leads:
             return {}

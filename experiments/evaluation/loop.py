@@ -339,7 +339,7 @@ def evaluate_agent_turns(
     # Few questions are no reason for ranks to be idle.
     batch_size = max(1, min(BATCH_SIZE, math.ceil(len(indices) / agent.world.size)))
     settings |= {"batch_size": batch_size, "world": agent.world}
-    with agent.whole_weights():
+    with agent.gathered_weights():
         return evaluate_turns(agent.policy, rules, indices, **settings)
 
 

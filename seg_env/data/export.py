@@ -95,7 +95,7 @@ def _write_image(
     dataset: Dataset, index: int, sample: Sample, root: Path, copied: dict[Path, str]
 ) -> str:
     """Copy or save the image; returns its path relative to the root."""
-    source: Path | None = dataset.photo_path(index) if hasattr(dataset, "photo_path") else None
+    source: Path | None = dataset.image_path(index) if hasattr(dataset, "image_path") else None
     if source is None:
         place = f"images/{dataset.split}-{index}.png"
         Image.fromarray(sample.image).save(root / place)

@@ -232,7 +232,7 @@ def test_parts_of_a_rollout_hold_whole_groups():
         inputs={"input_ids": torch.arange(3)[:, None], "attention_mask": torch.ones(3, 1)},
         tokens=rows[:, None].expand(6, 4),
         mask=mask,
-        free=mask,
+        choice_mask=mask,
         sampler_log_probs=torch.zeros(6, 4),
         old_log_probs=torch.zeros(6, 4),
         rewards=rows.float(),

@@ -71,7 +71,7 @@ class AnnotatedImages(ABC):
         """Masks of the other annotated objects in the image; broken annotations are left out."""
         return self._others(self._row(index))
 
-    def photo_path(self, index: int, /) -> Path | None:
+    def image_path(self, index: int, /) -> Path | None:
         """The file of a sample's image, or None where it does not lie in a file."""
         return self._image_path(self._row(index))
 

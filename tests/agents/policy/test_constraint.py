@@ -346,7 +346,7 @@ def test_outlines_are_scored_as_they_were_sampled():
     for shared in (None, False):
         scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3, shared=shared)
         torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
-        assert torch.equal(scores.free, drawn.free)
+        assert torch.equal(scores.choice_mask, drawn.choice_mask)
 
 
 def test_without_xgrammar_the_command_line_names_it(monkeypatch):

@@ -267,15 +267,15 @@ def test_a_constrained_policy_is_scored_as_it_was_sampled(constrained, inputs, s
     policy, drawn = constrained
     scores = score(policy, inputs, drawn.tokens, drawn.mask, 1.3, shared=shared)
     torch.testing.assert_close(drawn.log_probs, scores.log_probs.detach(), rtol=0, atol=1e-5)
-    assert torch.equal(scores.free, drawn.free)
+    assert torch.equal(scores.choice_mask, drawn.choice_mask)
     # Where the rule leaves no choice, nothing was chosen.
-    alone = (drawn.mask == 1) & (drawn.free == 0)
+    alone = (drawn.mask == 1) & (drawn.choice_mask == 0)
     singles = torch.isin(drawn.tokens, torch.tensor([policy.constraint.quote]))
     assert torch.equal(alone, (singles | (drawn.tokens == policy.constraint.end)) & alone)
     assert alone.any()
     assert (scores.log_probs[alone] == 0).all()
     assert (scores.entropies[alone] == 0).all()
-    assert (scores.log_probs[drawn.free == 1] < 0).all()
+    assert (scores.log_probs[drawn.choice_mask == 1] < 0).all()
 
 
 def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
@@ -290,5 +290,5 @@ def test_a_constrained_policy_is_the_model_renormalised(constrained, inputs):
 
 
 def test_without_a_constraint_every_token_is_free(group, policy, inputs):
-    assert torch.equal(group.free, group.mask)
-    assert torch.equal(score(policy, inputs, group.tokens, group.mask).free, group.mask)
+    assert torch.equal(group.choice_mask, group.mask)
+    assert torch.equal(score(policy, inputs, group.tokens, group.mask).choice_mask, group.mask)

@@ -62,4 +62,4 @@ def test_a_number_of_threads_that_the_user_set_stays(asked, now, expected, monke
     monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    assert hardware.fit_threads() == expected
+    assert hardware.limit_threads() == expected

@@ -98,7 +98,7 @@ def test_jxu124_finds_images_in_the_usual_places(tmp_path):
     assert_protocol(dataset, 3)
     np.testing.assert_array_equal(dataset[0].target.mask(), BOTH_MASK)
     assert dataset[2].metadata["ref_id"] == 2
-    assert dataset.photo_path(0) == tmp_path / "train2014" / PHOTO
+    assert dataset.image_path(0) == tmp_path / "train2014" / PHOTO
 
 
 def moondream_row(image, *masks):

@@ -101,7 +101,7 @@ def test_an_image_within_the_file_or_renamed_beside_it(write, tmp_path):
     root = write(shape("cup", SQUARE), image=False, imageData=encoded)
     dataset = LabelMe(root)
     assert_protocol(dataset, 1)
-    assert dataset.photo_path(0) is None
+    assert dataset.image_path(0) is None
     assert dataset[0].image[0, 0].tolist() == [1, 2, 3]
     write_photo(root / "train/desk.png", colour=(4, 5, 6))
     assert LabelMe(root)[0].image[0, 0].tolist() == [4, 5, 6]
