@@ -33,8 +33,8 @@ class Engine:
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Call a function that passes through the module.
 
-        Every pass but those inside `gathered_weights` goes through here, and ranks must make the same
-        passes in the same order: DeepSpeed may have to fetch weights on the way.
+        Every pass but those inside `gathered_weights` goes through here, and ranks must make the
+        same passes in the same order: DeepSpeed may have to gather weights on the way.
         """
         return function()
 
