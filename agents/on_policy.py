@@ -391,7 +391,7 @@ def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
         "valid": float(np.mean(infos["valid"])),
         "vertices": float(np.mean(infos["num_vertices"])),
         "tokens": rollout.mask.sum(-1).float().mean().item(),
-        "group_spread": group_std(rollout.rewards, rollout.group_size).mean().item(),
+        "group_std": group_std(rollout.rewards, rollout.group_size).mean().item(),
         "degenerate_groups": degenerate_fraction(rollout.rewards, rollout.group_size),
     }
     rewards = (key for key in infos if key.startswith("reward/"))

@@ -328,7 +328,7 @@ class EnvironmentReward:
             "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
             "tokens": np.mean([len(tokens) for tokens in completion_ids]),
             "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
-            "group_spread": group_std(rewards, self.group_size).mean().item(),
+            "group_std": group_std(rewards, self.group_size).mean().item(),
             "degenerate_groups": degenerate_fraction(rewards, self.group_size),
             **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
         }

@@ -45,7 +45,7 @@ LEARNING_PANELS = (
     ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou", "eval/first_giou"]),
     ("Reward terms", ["reward/"]),
     ("Clip fraction, approximate KL", ["train/clip_fraction", "train/approx_kl"]),
-    ("Entropy, group spread", ["train/entropy", "rollout/group_spread"]),
+    ("Entropy, group standard deviation", ["train/entropy", "rollout/group_std"]),
     (
         "Well-formed, degenerate groups",
         ["rollout/valid", "eval/well_formed", "rollout/degenerate_groups"],
