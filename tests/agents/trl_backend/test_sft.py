@@ -186,7 +186,7 @@ def test_the_environments_question_is_one_of_the_papers():
 
 
 class Odd:
-    """A image without a target, asked about in words that read as a special token."""
+    """An image without a target, asked about in words that read as a special token."""
 
     name, split = "odd", "test"
 
