@@ -29,8 +29,8 @@ def same_threads():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-class Pictures:
-    """White rectangles on black pictures, each picture of another size; counts what is loaded."""
+class SizedImages:
+    """White rectangles on black images, each of another size; counts what is loaded."""
 
     name = "pictures"
     split = "test"
@@ -58,7 +58,7 @@ class Pictures:
 
 @pytest.fixture
 def pictures():
-    return Pictures()
+    return SizedImages()
 
 
 @pytest.fixture

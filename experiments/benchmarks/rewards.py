@@ -29,7 +29,7 @@ BATCHED = "pycocotools, batched"
 
 
 @dataclass(frozen=True)
-class Group:
+class AnswerGroup:
     """Answers about one object, in the form that each contender takes as its input."""
 
     size: tuple[int, int]
@@ -125,7 +125,7 @@ def make_group(
     group: int,
     vertices: int,
     coco: Any,
-) -> Group:
+) -> AnswerGroup:
     """A smooth object (``scale`` 0 is small, 1 is large) and noisy answers about it."""
     radius = min(size) * (0.05 + 0.35 * scale)
     center = np.array(size[::-1]) * rng.uniform(0.4, 0.6, 2)
@@ -141,7 +141,7 @@ def make_group(
     truth = coco.merge(coco.frPyObjects([outline(200).ravel().tolist()], *size))
     noise = rng.normal(0, 0.03 * radius, (group, vertices, 2))
     rings = [[ring] for ring in ((outline(vertices) + noise) / pixels).clip(0, 1).round(3)]
-    return Group(
+    return AnswerGroup(
         size=size,
         rings=rings,
         flat=[[(ring * pixels).ravel().tolist()] for (ring,) in rings],
@@ -152,7 +152,7 @@ def make_group(
     )
 
 
-def make_contenders(coco: Any) -> dict[str, Callable[[Group], NDArray[np.float64]]]:
+def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.float64]]]:
     """All ways of computing the IoU of a group, by name."""
     return {
         OURS: lambda group: iou_batch(group.rings, group.rle),
@@ -167,13 +167,13 @@ def make_contenders(coco: Any) -> dict[str, Callable[[Group], NDArray[np.float64
     }
 
 
-def pycocotools_batched(coco: Any, group: Group) -> NDArray[np.float64]:
+def pycocotools_batched(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
     """One call of ``iou`` for the group."""
     answers = [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
     return np.asarray(coco.iou(answers, [group.truth], [0]))[:, 0]
 
 
-def pycocotools_one_by_one(coco: Any, group: Group) -> NDArray[np.float64]:
+def pycocotools_one_by_one(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
     """One call of ``iou`` for each answer."""
     scores = [
         coco.iou([coco.merge(coco.frPyObjects(flat, *group.size))], [group.truth], [0])[0, 0]
@@ -182,7 +182,7 @@ def pycocotools_one_by_one(coco: Any, group: Group) -> NDArray[np.float64]:
     return np.array(scores)
 
 
-def rasterio_full(group: Group) -> NDArray[np.float64]:
+def rasterio_full(group: AnswerGroup) -> NDArray[np.float64]:
     """Masks of the whole image by rasterio (its fill rule, which is not COCO's)."""
     from rasterio.features import rasterize
 
@@ -196,7 +196,7 @@ def rasterio_full(group: Group) -> NDArray[np.float64]:
 
 
 def released_decoder(
-    coco: Any, read: Callable[[str], list[list[list[float]]]], group: Group
+    coco: Any, read: Callable[[str], list[list[list[float]]]], group: AnswerGroup
 ) -> NDArray[np.float64]:
     """Text, polygon by polygon, to full masks, as SimpleSeg's script decodes answers."""
     height, width = group.size
@@ -218,7 +218,9 @@ def mask_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def measure(
-    contenders: dict[str, Callable[[Group], NDArray[np.float64]]], groups: list[Group], rounds: int
+    contenders: dict[str, Callable[[AnswerGroup], NDArray[np.float64]]],
+    groups: list[AnswerGroup],
+    rounds: int,
 ) -> dict[str, NDArray[np.float64]]:
     """CPU seconds ``(rounds,)`` of each contender for one pass over all groups."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -12,7 +12,7 @@ from seg_env.types import Form
 
 
 @dataclass(frozen=True)
-class Family:
+class FrameFamily:
     """What models of one family write."""
 
     meaning: str
@@ -26,18 +26,18 @@ class Family:
 
 
 _TABLE = {
-    "unit": Family("fractions of the image, x/W and y/H", UNIT),
-    "permille": Family("whole numbers from 0 to 1000 relative to the image", PERMILLE),
-    "pixels": Family("pixels of the image itself"),
-    "qwen2.5-vl": Family("pixels of the image as the processor resizes it"),
-    "florence": Family(
+    "unit": FrameFamily("fractions of the image, x/W and y/H", UNIT),
+    "permille": FrameFamily("whole numbers from 0 to 1000 relative to the image", PERMILLE),
+    "pixels": FrameFamily("pixels of the image itself"),
+    "qwen2.5-vl": FrameFamily("pixels of the image as the processor resizes it"),
+    "florence": FrameFamily(
         "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
         bin_frame(1000),
         r"<loc_([0-9]{1,4})>",
         "<loc_{}>",
         "<sep>",
     ),
-    "paligemma": Family(
+    "paligemma": FrameFamily(
         "tokens <loc0000> to <loc1023> from border to border, y before x",
         row_first_frame(1023),
         r"<loc([0-9]{4})>",
@@ -173,7 +173,7 @@ def write_tokens(text: str, family: str) -> str:
     )
 
 
-def find_family(family: str) -> Family:
+def find_family(family: str) -> FrameFamily:
     """What models of a family write, ValueError if there is no such family."""
     if family not in _TABLE:
         raise ValueError(f"family {family!r} is unknown; use one of {', '.join(FAMILIES)}")

@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import Pictures
+from conftest import SizedImages
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 
@@ -117,7 +117,7 @@ def test_equal_indices_are_one_question_and_tasks_can_be_fixed():
 @pytest.mark.parametrize("frame", ["unit", "permille"])
 def test_a_place_means_in_a_letterboxed_image_what_the_answer_would(frame):
     core = ReferringCore(
-        Pictures(), task="point->mask", image_size=64, frame=frame, queries={"decimals": 5}
+        SizedImages(), task="point->mask", image_size=64, frame=frame, queries={"decimals": 5}
     )
     for index in range(4):
         for task in ("point->mask", "bbox->mask", "mask->bbox"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import Pictures
+from conftest import SizedImages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +73,7 @@ def test_what_is_not_there_has_the_same_answer_in_every_form():
 
 
 def test_the_point_asked_for_is_the_middle_or_where_that_misses_on_the_object():
-    square = Pictures()[0].target
+    square = SizedImages()[0].target
     np.testing.assert_array_equal(point_of(square), centre_of(square))
     ring = ring_target()
     assert not ring.contains(centre_of(ring))

@@ -30,7 +30,7 @@ from seg_env.tasks import box_of
 from seg_env.tasks.queries import QueryStyle
 
 DATA = Path(
-    os.environ.get("SIMPLESEG_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
+    os.environ.get("SIMPLESEG_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
 ).absolute()
 SCENES = "SimpleSeg-Scenes-v0"
 COUNT = 6
@@ -231,7 +231,7 @@ def test_two_ranks_share_the_questions_and_score_as_one(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     process = subprocess.run(
         [*launcher, "2", "experiments/evaluate.py", *words, str(tmp_path / "two")],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=os.environ | {"OMP_NUM_THREADS": THREADS},
         check=False,
         capture_output=True,
@@ -320,7 +320,7 @@ def test_a_policy_and_a_file_cannot_both_answer(tmp_path, truth):
 
 def run_python(code, *words):
     """A Python program in a process of its own."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
         cwd=root,
