@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from experiments.common.command import run_command
+from experiments.common.command import run_command, typed_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
@@ -134,9 +133,9 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
 
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
         seconds = time.perf_counter() - start
-    words = sys.argv[1:] if words is None else words
+    script = ["python", "experiments/annotate.py"]
     report = {
-        "command": shlex.join(["python", "experiments/annotate.py", *words]),
+        "command": typed_command() if words is None else shlex.join([*script, *words]),
         "this_run": {"pictures": images, "seconds": round(seconds, 2), "workers": workers},
         **manifest,
     }

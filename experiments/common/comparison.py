@@ -264,8 +264,9 @@ def _plot_curves(axis: Any, results: Sequence[Result], name: str, color: str, la
     updates = sorted(set.intersection(*(set(curve) for curve in curves)))
     if updates:
         values = np.array([[curve[update] for update in updates] for curve in curves])
-        axis.plot(updates, values.T, color=color, alpha=0.3, linewidth=1)
-        axis.plot(updates, values.mean(axis=0), color=color, linewidth=2.5, label=label or None)
+        style = {"color": color, "marker": "o" if len(updates) == 1 else ""}  # one is no line
+        axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style)
+        axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label or None, **style)
 
 
 def over_seeds(

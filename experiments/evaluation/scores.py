@@ -37,7 +37,7 @@ from seg_env.metrics import (
     resampled_ratios,
     summarize,
 )
-from seg_env.metrics.reports import _ratios
+from seg_env.metrics.reports import score_ratios
 from seg_env.types import Form, Target
 
 SCORES = (
@@ -246,7 +246,7 @@ def _intervals_over_questions(
     wanted = ["giou", "ciou", *(f"precision@{at}" for at in PRECISION_THRESHOLDS)]
     wanted += ["box_giou", "rec_accuracy", "pointing_accuracy", "well_formed"]
     wanted += ["boundary_iou", "boundary_f"]
-    ratios = _ratios(columns)
+    ratios = score_ratios(columns)
     quotients = {key: ratios[key] for key in wanted if key in ratios}
     above, below = (
         np.stack(side, axis=1).reshape(-1, answers, len(quotients)).sum(axis=1)

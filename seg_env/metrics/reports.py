@@ -57,7 +57,7 @@ def summarize(
         of present objects not answered so.
     """
     columns = apply_empty_union(columns, empty_union)
-    ratios = _ratios(columns)
+    ratios = score_ratios(columns)
     estimates = _estimates(ratios, empty_union)
     issues = Counter(kind for kinds in columns["issues"].tolist() for kind in kinds.split(","))
     summary: dict[str, Any] = {
@@ -103,7 +103,7 @@ def compare(
             f"{len(before['iou'])} samples before and {len(after['iou'])} after are not about the "
             f"same targets; measure both models on the same samples in the same order"
         )
-    sides = [_ratios(apply_empty_union(each, empty_union)) for each in (before, after)]
+    sides = [score_ratios(apply_empty_union(each, empty_union)) for each in (before, after)]
     shared = [name for name in sides[0] if name in sides[1]]
     first, second = [_estimates(side, empty_union) for side in sides]
     # Equal seeds: each resample draws the same samples for both.
@@ -138,7 +138,8 @@ def ceiling_class(
     return np.asarray(np.array(names)[np.searchsorted(edges, np.asarray(ceilings), side="right")])
 
 
-def _ratios(columns: Columns) -> Ratios:
+def score_ratios(columns: Columns) -> Ratios:
+    """Every score of `summarize`, as numerators and denominators of its samples."""
     each = np.ones(len(columns["iou"]))
     present = columns["target_area"] > 0
     silent = columns["valid"] & (columns["answer_area"] == 0)
