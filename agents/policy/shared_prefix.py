@@ -23,6 +23,8 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from agents.policy.attention import Kernel, soft_capped, widened
+
 IMPLEMENTATION = "simpleseg_shared_prefix"
 _ACTIVE: ContextVar[SharedPrefixCache | PackedGroups] = ContextVar(IMPLEMENTATION)
 
@@ -202,7 +204,7 @@ class SharedPrefixCache(Cache):
         to_prefix = self._stack(query, layer) @ layer.prefix_keys
         to_own = query.view(count, kv_heads, -1, width) @ key.transpose(2, 3)
         if softcap is not None:
-            to_prefix, to_own = (softcap * (x / softcap).tanh() for x in (to_prefix, to_own))
+            to_prefix, to_own = (soft_capped(x, softcap) for x in (to_prefix, to_own))
         if self.bias is not None:
             to_prefix = to_prefix + self.bias
         scores = [self._gather(to_prefix), to_own.reshape(count, heads, own_length)]
@@ -246,7 +248,10 @@ class PackedGroups:
         """
         self.prompt_mask = prompt_mask.bool()
         self.group_size, self.length = group_size, length
-        self.bias = padding_bias(prompt_mask)
+        # CUDA's fastest kernel takes no bias. That of CPUs rounds otherwise without one, so there
+        # a row does not depend on whether another one of its batch is padded.
+        unpadded = prompt_mask.is_cuda and bool(self.prompt_mask.all())
+        self.bias = None if unpadded else padding_bias(prompt_mask)
 
     def mask(self, **arguments: Any) -> Tensor | None:
         """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family."""
@@ -275,11 +280,9 @@ class PackedGroups:
         queries, keys, values = (states[:, :, :prompt] for states in (query, key, value))
         output = _prompt_attention(queries, keys, values, mask, scaling, softcap)
         if self.length:
-            arguments = (query[:, :, prompt:], key, value, self.bias, self.group_size, scaling)
-            if query.is_cpu and softcap is None and query.shape[-1] == value.shape[-1]:
-                answers = FusedAnswerAttention.apply(*arguments)
-            else:
-                answers = AnswerAttention.apply(*arguments, softcap)
+            answers = AnswerAttention.apply(
+                query[:, :, prompt:], key, value, self.bias, self.group_size, scaling, softcap
+            )
             output = torch.cat([output, answers], 2)
         return output.transpose(1, 2)
 
@@ -300,8 +303,7 @@ def _prompt_attention(
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
         )
-    scores = _widened(query @ key.transpose(2, 3)) * scaling
-    scores = softcap * (scores / softcap).tanh()
+    scores = soft_capped(widened(query @ key.transpose(2, 3)) * scaling, softcap)
     if mask is None:
         mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -309,10 +311,11 @@ def _prompt_attention(
 
 
 class AnswerAttention(torch.autograd.Function):
-    """Answers attend to their prompt and to themselves.
+    """Answers attend to their prompt and to themselves; no matrix of all scores is ever held.
 
-    Attention weights are not kept for the backward pass but computed again (as in FlashAttention,
-    arXiv 2205.14135, section 3.1): kept, they would be most of what an update has in memory.
+    Prompt and answers are attended to separately and merged by their normalizers; in the backward
+    pass each part is given output and normalizer of the whole, which makes its gradients those of
+    the whole (as ring attention does between devices, arXiv 2310.01889, section 3).
     """
 
     @staticmethod
@@ -321,187 +324,54 @@ class AnswerAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         group_size: int,
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
         """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
+        parts = _Parts(query, key, value, group_size)
+        kernel = Kernel(scaling, softcap)
         with torch.autocast(query.device.type, enabled=False):
-            stacked = _stack(query, key.shape[1], group_size) * scaling
-            prompt_keys, own_keys = _split(key, bias, group_size)
-            prompt_values, own_values = _split(value, bias, group_size)
-            before, own = _scores(stacked, prompt_keys, own_keys, bias, softcap)
-            highest = torch.maximum(before.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
-            before.sub_(highest).exp_()
-            own.sub_(highest).exp_()
-            total = before.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
-            output = before.to(value.dtype) @ prompt_values
-            output += (_by_answer(own.to(value.dtype), own_values) @ own_values).flatten(2, 3)
-            output = (output / total).to(value.dtype)
-        ctx.save_for_backward(query, key, value, bias, output, highest + total.log())
-        ctx.settings = group_size, scaling, softcap
-        return _unstack(output, query, group_size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """Gradients of queries, keys and values."""
-        query, key, value, bias, output, log_total = ctx.saved_tensors
-        group_size, scaling, softcap = ctx.settings
-        stacked = _stack(query, key.shape[1], group_size) * scaling
-        gradient = _stack(gradients[0], key.shape[1], group_size)
-        keys, values = _split(key, bias, group_size), _split(value, bias, group_size)
-        scores = _scores(stacked, *keys, bias, softcap)
-        # Softmax: d score = weight * (d weight - sum over keys of weight * d weight).
-        mean = _widened(gradient.flatten(2, 3) * output).sum(-1, keepdim=True)
-        query_gradient = torch.zeros_like(stacked)
-        key_gradient, value_gradient = torch.empty_like(key), torch.empty_like(value)
-        key_parts = _split(key_gradient, bias, group_size)
-        value_parts = _split(value_gradient, bias, group_size)
-        for part, score in enumerate(scores):
-            slope = None if softcap is None else 1 - (score.clamp(min=-softcap) / softcap) ** 2
-            weights = score.sub_(log_total).exp_()
-            asked = _like(stacked, values[part])
-            given = _like(gradient, values[part])
-            value_parts[part].copy_(
-                _by_answer(weights.to(value.dtype), values[part]).transpose(-1, -2) @ given
+            before, before_total = kernel.forward(*parts.prompt, bias=bias)
+            before, before_total = (
+                before.reshape(query.shape),
+                before_total.reshape(query.shape[:3]),
             )
-            change = _widened(given @ values[part].transpose(-1, -2)).view_as(weights)
-            change.sub_(mean).mul_(weights)
-            if slope is not None:
-                change.mul_(slope)
-            change = _by_answer(change.to(value.dtype), values[part])
-            query_gradient += (change @ keys[part]).view_as(stacked)
-            key_parts[part].copy_(change.transpose(-1, -2) @ asked)
-        query_gradient = _unstack(query_gradient.flatten(2, 3) * scaling, query, group_size)
-        return query_gradient, key_gradient, value_gradient, None, None, None, None
-
-
-def _stack(rows: Tensor, kv_heads: int, group_size: int) -> Tensor:
-    """``(B, heads, G * T, D)`` to ``(B, kv_heads, G, R * T, D)``: what shares keys stands together.
-
-    ``R`` heads of queries share one head of keys.
-    """
-    batch, _, _, width = rows.shape
-    answers = rows.reshape(batch, kv_heads, -1, group_size, rows.shape[2] // group_size, width)
-    return answers.transpose(2, 3).flatten(3, 4)
-
-
-def _unstack(stacked: Tensor, like: Tensor, group_size: int) -> Tensor:
-    """Inverse of `_stack`, from ``(B, kv_heads, G * R * T, D)``."""
-    batch, heads, tokens, _ = like.shape
-    repeats = heads // stacked.shape[1]
-    shape = (batch, stacked.shape[1], group_size, repeats, tokens // group_size, -1)
-    return stacked.reshape(shape).transpose(2, 3).reshape(batch, heads, tokens, -1)
-
-
-def _widened(values: Tensor) -> Tensor:
-    """Half precision as float32, the rest as it is: what a softmax needs."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _split(states: Tensor, bias: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Views of the prompt's ``(B, kv_heads, P, D)`` and the answers' ``(B, kv_heads, G, T, D)``."""
-    prompt = bias.shape[-1]
-    return states[:, :, :prompt], states[:, :, prompt:].unflatten(2, (group_size, -1))
-
-
-def _like(stacked: Tensor, states: Tensor) -> Tensor:
-    """Queries as they meet keys of a prompt (all together) or of answers (answer by answer)."""
-    return stacked if states.ndim == 5 else stacked.flatten(2, 3)
-
-
-def _by_answer(weights: Tensor, states: Tensor) -> Tensor:
-    """``(B, kv_heads, G * R * T, X)``, split by answer if that is how the states are."""
-    return weights.unflatten(2, (states.shape[2], -1)) if states.ndim == 5 else weights
-
-
-def _scores(
-    stacked: Tensor, prompt_keys: Tensor, own_keys: Tensor, bias: Tensor, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Scores against the prompt and the answer itself, ``(B, kv_heads, G * R * T, …)``."""
-    length = own_keys.shape[3]
-    before = _widened(stacked.flatten(2, 3) @ prompt_keys.transpose(2, 3))
-    own = _widened(stacked @ own_keys.transpose(3, 4)).unflatten(3, (-1, length))
-    if softcap is not None:
-        before, own = softcap * (before / softcap).tanh(), softcap * (own / softcap).tanh()
-    later = torch.ones(length, length, dtype=torch.bool, device=own.device).triu(1)
-    own.masked_fill_(later, -torch.inf)
-    return before.add_(bias), own.flatten(2, 4)
-
-
-_fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-class FusedAnswerAttention(torch.autograd.Function):
-    """`AnswerAttention` by PyTorch's fused kernel for CPUs: equal up to rounding.
-
-    Prompt and answer are attended to separately and merged by their normalizers; in the backward
-    pass each part is given output and normalizer of the whole, which makes its gradients those of
-    the whole (as ring attention does between devices, arXiv 2310.01889, section 3).
-
-    On the embedded policy a forward and backward pass takes as long as with `AnswerAttention`
-    (median ratio .96 of 15 pairs, one thread). Log-probabilities differ by up to 2e-5 between the
-    two, so runs on CPUs stay what they were only as long as this one is taken there.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor,
-        group_size: int,
-        scaling: float,
-    ) -> Tensor:
-        """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
-        parts = _Parts(query, key, value, bias, group_size, scaling)
-        before, before_total = _fused_forward(*parts.prompt, 0.0, False, **parts.prompt_options)
-        before, before_total = before.reshape(query.shape), before_total.reshape(query.shape[:3])
-        found = _fused_forward(*parts.own, 0.0, True, **parts.own_options)
-        own, own_total = map(parts.by_prompt, found)
-        total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
-        output = before * (before_total - total).exp()[..., None]
-        output += own * (own_total - total).exp()[..., None]
-        output = output.to(value.dtype)
+            own, own_total = map(parts.by_prompt, kernel.forward(*parts.own, causal=True))
+            total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
+            output = before * (before_total - total).exp()[..., None]
+            output += own * (own_total - total).exp()[..., None]
+            output = output.to(value.dtype)
         ctx.save_for_backward(query, key, value, bias, output, total)
-        ctx.settings = group_size, scaling
+        ctx.settings = group_size, kernel
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Gradients of queries, keys and values."""
         query, key, value, bias, output, total = ctx.saved_tensors
-        parts = _Parts(query, key, value, bias, *ctx.settings)
+        group_size, kernel = ctx.settings
+        parts = _Parts(query, key, value, group_size)
         whole = (gradients[0], output, total)
-        gradient, *result = map(parts.stack, whole)
-        before, *prompt_states = _fused_backward(
-            gradient, *parts.prompt, *result, 0.0, False, **parts.prompt_options
-        )
-        gradient, *result = map(parts.by_answer, whole)
-        found = _fused_backward(gradient, *parts.own, *result, 0.0, True, **parts.own_options)
-        own, *repeated = map(parts.by_prompt, found)
-        heads = (parts.kv_heads, parts.repeats)
-        own_states = [states.unflatten(1, heads).sum(2) for states in repeated]
+        with torch.autocast(query.device.type, enabled=False):
+            before, *prompt_states = kernel.backward(
+                *parts.prompt, *map(parts.stack, whole), bias=bias
+            )
+            found = kernel.backward(*parts.own, *map(parts.by_answer, whole), causal=True)
+            own, *repeated = map(parts.by_prompt, found)
+            heads = (parts.kv_heads, parts.repeats)
+            own_states = [states.unflatten(1, heads).sum(2) for states in repeated]
         keys, values = (torch.cat(pair, 2) for pair in zip(prompt_states, own_states, strict=True))
-        return before.reshape(query.shape).add_(own), keys, values, None, None, None
+        return before.reshape(query.shape).add_(own), keys, values, None, None, None, None
 
 
 class _Parts:
-    """One attention as two calls of the kernel; ``R`` heads of queries share one of keys."""
+    """One attention as two calls of a kernel; ``R`` heads of queries share one of keys."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor,
-        group_size: int,
-        scaling: float,
-    ) -> None:
-        prompt = bias.shape[-1]
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, group_size: int) -> None:
+        """Cut ``(B, kv_heads, P + G * T, D)`` states behind the prompt."""
+        prompt = key.shape[2] - query.shape[2]
         self.group_size = group_size
         self.kv_heads, self.repeats = key.shape[1], query.shape[1] // key.shape[1]
         self.prompt = (self.stack(query), key[:, :, :prompt], value[:, :, :prompt])
@@ -509,8 +379,6 @@ class _Parts:
         if self.repeats > 1:
             own = [states.repeat_interleave(self.repeats, 1) for states in own]
         self.own = tuple(self.by_answer(states) for states in (query, *own))
-        self.prompt_options = {"scale": scaling, "attn_mask": bias.to(query.dtype)}
-        self.own_options = {"scale": scaling}
 
     def stack(self, rows: Tensor) -> Tensor:
         """``(B, heads, G * T, …)`` to ``(B, kv_heads, R * G * T, …)``: no order among answers."""

@@ -22,7 +22,7 @@ from agents.policy.checks import try_sharing
 from agents.policy.families import select_prompts
 from agents.policy.sampling import sample
 from agents.policy.scoring import score
-from agents.policy.shared_prefix import AnswerAttention, FusedAnswerAttention, PackedGroups
+from agents.policy.shared_prefix import PackedGroups
 
 GROUP = 3
 FALLBACKS = {
@@ -279,23 +279,6 @@ def test_attention_over_packed_groups_has_the_derivatives_of_its_value(heads, so
 
     inputs = (states(heads[0]), states(heads[1]), states(heads[1]))
     assert torch.autograd.gradcheck(attend, inputs)
-
-
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
-def test_the_fused_attention_equals_the_one_that_runs_everywhere(heads):
-    generator = seeded()
-    bias = PackedGroups(torch.tensor([[0, 0, 1], [1, 1, 1]]), group_size=2, length=4).bias
-    query = torch.randn(2, heads[0], 2 * 4, 5, generator=generator)
-    key, value = torch.randn(2, 2, heads[1], 3 + 2 * 4, 5, generator=generator)
-    weights = torch.randn(query.shape, generator=generator)
-
-    def run(attention, *settings):
-        inputs = [states.clone().requires_grad_() for states in (query, key, value)]
-        output = attention.apply(*inputs, bias, 2, 0.4, *settings)
-        return [output, *torch.autograd.grad((output * weights).sum(), inputs)]
-
-    fused, general = run(FusedAnswerAttention), run(AnswerAttention, None)
-    torch.testing.assert_close(fused, general, rtol=1e-5, atol=1e-5)
 
 
 def test_models_of_qwen_form_place_images_without_being_told_which_tokens_they_are():
