@@ -121,7 +121,8 @@ def make_policy(work: Work) -> VLMPolicy:
     config = work.model_config()
     processor = build_processor(config)
     torch.manual_seed(work.seed)
-    model = build_model(config, processor).to(work.device)
+    with torch.device(work.device):  # billions of weights are drawn there in no time
+        model = build_model(config, processor)
     model.set_attn_implementation(work.attention)
     policy = VLMPolicy(model, processor, precision=work.precision)
     policy.forbidden[policy.end_ids] = True
