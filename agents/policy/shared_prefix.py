@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from agents.policy.attention import Kernel, soft_capped, widened
+from agents.policy.attention import attend, attend_backward, find_kernel
 
 IMPLEMENTATION = "simpleseg_shared_prefix"
 _ACTIVE: ContextVar[SharedPrefixCache | PackedGroups] = ContextVar(IMPLEMENTATION)
@@ -204,7 +205,7 @@ class SharedPrefixCache(Cache):
         to_prefix = self._stack(query, layer) @ layer.prefix_keys
         to_own = query.view(count, kv_heads, -1, width) @ key.transpose(2, 3)
         if softcap is not None:
-            to_prefix, to_own = (soft_capped(x, softcap) for x in (to_prefix, to_own))
+            to_prefix, to_own = (_soft_capped(x, softcap) for x in (to_prefix, to_own))
         if self.bias is not None:
             to_prefix = to_prefix + self.bias
         scores = [self._gather(to_prefix), to_own.reshape(count, heads, own_length)]
@@ -278,16 +279,41 @@ class PackedGroups:
         query, key = query.to(value.dtype), key.to(value.dtype)
         prompt = self.prompt_mask.shape[1]
         queries, keys, values = (states[:, :, :prompt] for states in (query, key, value))
-        output = _prompt_attention(queries, keys, values, mask, scaling, softcap)
+        output = _attention(queries, keys, values, mask, scaling, softcap)
         if self.length:
-            answers = AnswerAttention.apply(
-                query[:, :, prompt:], key, value, self.bias, self.group_size, scaling, softcap
-            )
+            asked = query[:, :, prompt:]
+            if softcap is None and find_kernel(query, value, self.bias):
+                settings = (self.bias, self.group_size, scaling)
+                answers = AnswerAttention.apply(asked, key, value, *settings)
+            else:
+                answers = self._attend_one_by_one(asked, key, value, scaling, softcap)
             output = torch.cat([output, answers], 2)
         return output.transpose(1, 2)
 
+    def _attend_one_by_one(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Attention of the answers where no kernel does it; holds the scores of one at a time."""
+        prompt, later = self.prompt_mask.shape[1], key.new_ones(self.length, self.length).triu(1)
+        own = (later == 0).expand(len(key), 1, -1, -1)
+        mask = torch.cat([self.prompt_mask[:, None, None].expand(-1, -1, self.length, -1), own], -1)
 
-def _prompt_attention(
+        def attend(start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            own, end = prompt + start, start + self.length
+            seen, values = (
+                torch.cat([each[:, :, :prompt], each[:, :, own : own + self.length]], 2)
+                for each in (key, value)
+            )
+            return _attention(query[:, :, start:end], seen, values, mask, scaling, softcap)
+
+        outputs: list[Tensor] = [
+            checkpoint(attend, start, query, key, value, use_reentrant=False)
+            for start in range(0, query.shape[2], self.length)
+        ]
+        return torch.cat(outputs, 2)
+
+
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -295,7 +321,7 @@ def _prompt_attention(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    """Ordinary attention, causal where there is no mask, ``(B, heads, P, D)``."""
+    """Ordinary attention, causal where there is no mask, ``(B, heads, Q, D)``."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -303,11 +329,17 @@ def _prompt_attention(
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
         )
-    scores = soft_capped(widened(query @ key.transpose(2, 3)) * scaling, softcap)
+    scores = query @ key.transpose(2, 3)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+    scores = _soft_capped(scores, softcap)
     if mask is None:
         mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).to(value.dtype) @ value
+
+
+def _soft_capped(scores: Tensor, bound: float) -> Tensor:
+    return bound * (scores / bound).tanh()
 
 
 class AnswerAttention(torch.autograd.Function):
@@ -327,43 +359,43 @@ class AnswerAttention(torch.autograd.Function):
         bias: Tensor | None,
         group_size: int,
         scaling: float,
-        softcap: float | None,
     ) -> Tensor:
         """Attention of ``(B, heads, G * T, D)`` queries over ``(B, kv_heads, P + G * T, D)``."""
         parts = _Parts(query, key, value, group_size)
-        kernel = Kernel(scaling, softcap)
         with torch.autocast(query.device.type, enabled=False):
-            before, before_total = kernel.forward(*parts.prompt, bias=bias)
+            before, before_total = attend(*parts.prompt, scaling=scaling, bias=bias)
             before, before_total = (
                 before.reshape(query.shape),
                 before_total.reshape(query.shape[:3]),
             )
-            own, own_total = map(parts.by_prompt, kernel.forward(*parts.own, causal=True))
+            own, own_total = map(parts.by_prompt, attend(*parts.own, scaling=scaling, causal=True))
             total = torch.logaddexp(before_total, own_total)  # (B, heads, G * T)
             output = before * (before_total - total).exp()[..., None]
             output += own * (own_total - total).exp()[..., None]
             output = output.to(value.dtype)
         ctx.save_for_backward(query, key, value, bias, output, total)
-        ctx.settings = group_size, kernel
+        ctx.settings = group_size, scaling
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Gradients of queries, keys and values."""
         query, key, value, bias, output, total = ctx.saved_tensors
-        group_size, kernel = ctx.settings
+        group_size, scaling = ctx.settings
         parts = _Parts(query, key, value, group_size)
         whole = (gradients[0], output, total)
         with torch.autocast(query.device.type, enabled=False):
-            before, *prompt_states = kernel.backward(
-                *parts.prompt, *map(parts.stack, whole), bias=bias
+            gradient, *result = map(parts.stack, whole)
+            before, *prompt_states = attend_backward(
+                gradient, *parts.prompt, *result, scaling=scaling, bias=bias
             )
-            found = kernel.backward(*parts.own, *map(parts.by_answer, whole), causal=True)
+            gradient, *result = map(parts.by_answer, whole)
+            found = attend_backward(gradient, *parts.own, *result, scaling=scaling, causal=True)
             own, *repeated = map(parts.by_prompt, found)
             heads = (parts.kv_heads, parts.repeats)
             own_states = [states.unflatten(1, heads).sum(2) for states in repeated]
         keys, values = (torch.cat(pair, 2) for pair in zip(prompt_states, own_states, strict=True))
-        return before.reshape(query.shape).add_(own), keys, values, None, None, None, None
+        return before.reshape(query.shape).add_(own), keys, values, None, None, None
 
 
 class _Parts:
