@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
@@ -16,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Column, Table
 from scipy import ndimage
 
+from experiments.benchmarks.memory import resident_mib
+from experiments.benchmarks.rewards import smooth_object
 from experiments.common.logs import write_json
+from experiments.common.tables import terminal_table
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.metrics import band_radius, boundary_iou, iou, measure, overlaps
 from seg_env.types import Prediction, Target
@@ -65,11 +65,11 @@ def benchmark_evaluate(
         np.random.default_rng(seed), (height, width), vertices, answers_per_target
     )
     timed_rate(score, source, max(predictions // 10, 1))
-    before = peak_mib()
+    before = resident_mib("VmHWM")
     rate = timed_rate(score, source, predictions)
     results: dict[str, Any] = {
         "predictions_per_second": rate,
-        "memory_growth_mib": peak_mib() - before,
+        "memory_growth_mib": resident_mib("VmHWM") - before,
         "all_columns_per_second": timed_rate(measure, source, measured),
         **compare_with_straightforward(source, compared, rate),
         "settings": {
@@ -108,20 +108,10 @@ class SmoothAnswers:
 
     def _outlines(self, scale: float, vertices: int) -> tuple[Target, NDArray[np.float64], float]:
         """A target, a sparse outline of it in the unit frame, and how far vertices are off."""
+        radius, outline = smooth_object(self._rng, scale, self.size)
         pixels = np.array(self.size[::-1], dtype=np.float64)
-        radius = min(self.size) * (0.05 + 0.35 * scale)
-        center = pixels * self._rng.uniform(0.4, 0.6, 2)
-        waves = self._rng.normal(0, 0.08, (2, 4))
-
-        def outline(count: int) -> NDArray[np.float64]:
-            angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
-            phases = angles[:, None] * np.arange(2, 6)
-            radii = radius * (1 + np.cos(phases) @ waves[0] + np.sin(phases) @ waves[1])
-            around = np.stack((np.cos(angles), np.sin(angles)), axis=1)
-            return (center + radii[:, None] * around) / pixels
-
-        target = Target(rasterize_rle([outline(200)], self.size))
-        return target, outline(vertices), 0.03 * radius / float(pixels.mean())
+        target = Target(rasterize_rle([outline(200) / pixels], self.size))
+        return target, outline(vertices) / pixels, 0.03 * radius / float(pixels.mean())
 
     def batches(self, count: int) -> Iterator[tuple[list[Prediction], list[Target]]]:
         """``count`` answers and their targets, none of them known from an earlier batch."""
@@ -153,12 +143,6 @@ def timed_rate(function: Any, source: SmoothAnswers, count: int) -> float:
         function(*batch)
         seconds += time.thread_time() - start
     return count / seconds
-
-
-def peak_mib() -> float:
-    """Largest resident set so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
@@ -201,20 +185,17 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     settings = results["settings"]
     height, width = settings["size"]
-    table = Table(
-        "",
-        Column("answers per second", justify="right"),
-        title=f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
-        f"{settings['answers_per_target']} per target, {width}x{height}",
+    labels = {
+        "predictions_per_second": "mask IoU and boundary IoU",
+        "straightforward_per_second": "the same by pycocotools and scipy, straightforwardly",
+        "all_columns_per_second": "all columns",
+    }
+    rows = [(label, f"{results[key]:.0f}") for key, label in labels.items() if key in results]
+    title = (
+        f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
+        f"{settings['answers_per_target']} per target, {width}x{height}"
     )
-    for label, key in (
-        ("mask IoU and boundary IoU", "predictions_per_second"),
-        ("the same by pycocotools and scipy, straightforwardly", "straightforward_per_second"),
-        ("all columns", "all_columns_per_second"),
-    ):
-        if key in results:
-            table.add_row(label, f"{results[key]:.0f}")
-    console.print(table)
+    console.print(terminal_table(["", "answers per second"], rows, title=title))
     console.print(f"memory grew by {results['memory_growth_mib']:.1f} MiB")
     if "ratio_vs_straightforward" in results:
         console.print(
