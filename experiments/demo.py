@@ -25,7 +25,7 @@ from rich.console import Console
 
 from experiments.common.arguments import PolicyArguments
 from experiments.common.command import opening, run_command
-from experiments.common.policies import EMBEDDED, AnswerLength, PrecisionChoice, answer_length
+from experiments.common.policies import AnswerLength, PrecisionChoice, answer_length
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
@@ -52,7 +52,6 @@ FIRST = {
 class Args(PolicyArguments):
     """Serve a page on which a policy answers."""
 
-    policy: str | None = EMBEDDED
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
     port: int = 8000

@@ -61,9 +61,6 @@ FIRST = {
 class Args(TaskArguments):
     """Score the answers of a policy, or of any system."""
 
-    policy: str | None = None
-    """Who answers: ``embedded`` (default, taught by expression only), ``embedded-tasks`` (reads
-    points, boxes and outlines too), a transformers folder, or a hub id."""
     frame: str = AUTO
     """What the numbers in answers are: auto (what the policy's folder records, else what its family
     writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
@@ -254,19 +251,15 @@ class TaskEvaluation:
         from experiments.evaluation.loop import collect_answers
 
         args = self.args
-        length = answer_length(args.max_new_tokens, args.policy or EMBEDDED)
+        length = answer_length(args.max_new_tokens, args.policy)
         return collect_answers(
             policy,
             self.core,
             self.folder,
-            asked=args.asked(),
-            resume=args.resume,
+            args.asked(),
             questions=self.questions,
-            answers=args.answers,
-            temperature=args.temperature,
             max_new_tokens=longest_answer(length, policy, self.core, self.console),
-            batch_size=args.batch_size,
-            seed=args.seed,
+            resume=args.resume,
             console=self.console,
             left_out=self.left_out,
         )

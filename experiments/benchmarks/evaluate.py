@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +62,8 @@ def benchmark_evaluate(
         compared: Answers that are also scored in the straightforward way.
         measured: Answers that are measured in all columns.
     """
-    source = SmoothAnswers(
-        np.random.default_rng(seed), (height, width), vertices, answers_per_target
+    source = partial(
+        make_batches, np.random.default_rng(seed), (height, width), vertices, answers_per_target
     )
     timed_rate(score, source, max(predictions // 10, 1))
     before = resident_mib("VmHWM")
@@ -90,42 +91,30 @@ def benchmark_evaluate(
             write_json(path, results)
 
 
-class SmoothAnswers:
-    """Endless answers of smooth objects, small and large, with noise on every vertex.
+Batch: TypeAlias = tuple[list[Prediction], list[Target]]
+Source: TypeAlias = Callable[[int], Iterator[Batch]]
+"""Makes so many answers, each with its target, in batches."""
 
-    Every target and every answer is a new object of one of 64 outlines.
+
+def make_batches(
+    rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int, count: int
+) -> Iterator[Batch]:
+    """Answers about smooth objects, small and large, with noise on every vertex.
+
+    Every target and every answer is new, none known from an earlier batch.
     """
-
-    def __init__(
-        self, rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int
-    ) -> None:
-        """Draw the outlines."""
-        self.size = size
-        self._rng = rng
-        self._per_target = per_target
-        outlines = [self._outlines(scale, vertices) for scale in np.linspace(0, 1, 64)]
-        self._drawn = [outlines[index] for index in rng.permutation(len(outlines))]
-
-    def _outlines(self, scale: float, vertices: int) -> tuple[Target, NDArray[np.float64], float]:
-        """A target, a sparse outline of it in the unit frame, and how far vertices are off."""
-        radius, outline = smooth_object(self._rng, scale, self.size)
-        pixels = np.array(self.size[::-1], dtype=np.float64)
-        target = Target(rasterize_rle([outline(200) / pixels], self.size))
-        return target, outline(vertices) / pixels, 0.03 * radius / float(pixels.mean())
-
-    def batches(self, count: int) -> Iterator[tuple[list[Prediction], list[Target]]]:
-        """``count`` answers and their targets, none of them known from an earlier batch."""
-        for start in range(0, count, BATCH):
-            predictions: list[Prediction] = []
-            targets: list[Target] = []
-            for index in range(start, min(start + BATCH, count)):
-                truth, outline, noise = self._drawn[index // self._per_target % len(self._drawn)]
-                if not targets or index % self._per_target == 0:
-                    target = Target(truth.rle)
-                ring = outline + self._rng.normal(0, noise, outline.shape)
-                predictions.append(Prediction((ring.clip(0, 1).round(3),)))
-                targets.append(target)
-            yield predictions, targets
+    pixels = np.array(size[::-1], dtype=np.float64)
+    for start in range(0, count, BATCH):
+        predictions: list[Prediction] = []
+        targets: list[Target] = []
+        for index in range(min(BATCH, count - start)):
+            if index % per_target == 0:
+                radius, outline = smooth_object(rng, rng.uniform(), size)
+                target = Target(rasterize_rle([outline(200) / pixels], size))
+            ring = outline(vertices) + rng.normal(0, 0.03 * radius, (vertices, 2))
+            predictions.append(Prediction(((ring / pixels).clip(0, 1).round(3),)))
+            targets.append(target)
+        yield predictions, targets
 
 
 def score(
@@ -135,23 +124,23 @@ def score(
     return iou(*overlaps(predictions, targets)), boundary_iou(predictions, targets)
 
 
-def timed_rate(function: Any, source: SmoothAnswers, count: int) -> float:
+def timed_rate(function: Any, source: Source, count: int) -> float:
     """Answers per second of CPU time, without the making of the answers."""
     seconds = 0.0
-    for batch in source.batches(count):
+    for batch in source(count):
         start = time.thread_time()
         function(*batch)
         seconds += time.thread_time() - start
     return count / seconds
 
 
-def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
+def compare_with_straightforward(source: Source, count: int, rate: float) -> dict[str, Any]:
     """Speed beside pycocotools and scipy, and by how much the scores differ."""
     if find_spec("pycocotools") is None:
         return {}
     coco = import_module("pycocotools.mask")
     seconds, difference = 0.0, 0.0
-    for predictions, targets in source.batches(count):
+    for predictions, targets in source(count):
         ours = np.stack(score(predictions, targets))
         start = time.thread_time()
         pairs = zip(predictions, targets, strict=True)

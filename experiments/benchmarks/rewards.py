@@ -170,10 +170,18 @@ def make_group(
 
 def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.float64]]]:
     """All ways of computing the IoU of a group, by name."""
+
+    def masks_of(group: AnswerGroup) -> list[Any]:
+        return [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
+
+    def one_by_one(group: AnswerGroup) -> NDArray[np.float64]:
+        scores = [coco.iou([mask], [group.truth], [0])[0, 0] for mask in masks_of(group)]
+        return np.array(scores)
+
     return {
         OURS: lambda group: iou_batch(group.rings, group.rle),
-        BATCHED: partial(pycocotools_batched, coco),
-        "pycocotools, one by one": partial(pycocotools_one_by_one, coco),
+        BATCHED: lambda group: coco.iou(masks_of(group), [group.truth], [0])[:, 0],
+        "pycocotools, one by one": one_by_one,
         "rasterio, full frame": rasterio_full,
         "ours, from text": lambda group: iou_batch(
             [decode(text).rings for text in group.texts], group.rle
@@ -181,18 +189,6 @@ def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.f
         "released decoder, from text (json)": partial(released_decoder, coco, loads),
         "released decoder, from text (ast)": partial(released_decoder, coco, ast.literal_eval),
     }
-
-
-def pycocotools_batched(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
-    """One call of ``iou`` for the group."""
-    answers = [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
-    return np.asarray(coco.iou(answers, [group.truth], [0]))[:, 0]
-
-
-def pycocotools_one_by_one(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
-    """One call of ``iou`` for each answer."""
-    answers = [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
-    return np.array([coco.iou([answer], [group.truth], [0])[0, 0] for answer in answers])
 
 
 def rasterio_full(group: AnswerGroup) -> NDArray[np.float64]:

@@ -75,8 +75,8 @@ class PolicyArguments:
     """Which policy answers."""
 
     policy: str | None = None
-    """A transformers folder, a hub id, ``embedded`` or ``embedded-tasks``: the shipped policies, of
-    which the first is taught by expression only and the second reads points, boxes and outlines."""
+    """A transformers folder, a hub id, or one of the shipped policies: ``embedded`` (default), or
+    ``embedded-tasks``, which reads points, boxes and outlines too."""
     frame: str = AUTO
     """What the numbers that the policy writes mean; auto: what its folder records, else what its
     family writes. Others are unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or

@@ -63,7 +63,7 @@ class Evaluation:
     """Whether the text was well-formed."""
     vertices: NDArray[np.int64]
     tokens: NDArray[np.int64]
-    texts: list[list[str]]
+    texts: NDArray[np.object_]
     """The answers; of several turns, the outlines they led to."""
     fit: NDArray[np.float64]
     """How well answers fit what was asked for: as ``iou`` for outlines, the IoU of boxes, and 1 for
@@ -104,18 +104,15 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as lists and strings."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
+        return {name: value.tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Evaluation:
         """Inverse of `to_json`."""
         # Files of earlier versions are all about outlines.
         stored = {"fit": stored["iou"], "tasks": [DEFAULT_TASK] * len(stored["iou"])} | stored
-        arrays = {name: np.array(value) for name, value in stored.items() if name != "texts"}
-        return cls(**arrays, texts=stored["texts"])
+        types = {"texts": object}
+        return cls(**{name: np.array(stored[name], types.get(name)) for name in stored})
 
 
 def sample_answers(
@@ -266,7 +263,7 @@ def _measure(
         valid=column("valid"),
         vertices=column("num_vertices"),
         tokens=np.array(lengths).reshape(shape),
-        texts=np.array(outlines, dtype=object).reshape(shape).tolist(),
+        texts=np.array(outlines, object).reshape(shape),
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),
     )
@@ -310,14 +307,12 @@ def evaluate_turns(
     if not parts:
         raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
     longest = max(map(len, parts))
-    return [_join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
-
-
-def _join(parts: Sequence[Evaluation]) -> Evaluation:
-    texts = [row for part in parts for row in part.texts]
-    names = vars(parts[0]).keys() - {"texts"}
-    stacked = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Evaluation(**stacked, texts=texts)
+    joined = []
+    for turn in range(longest):
+        some = [vars(turns[min(turn, len(turns) - 1)]) for turns in parts]
+        columns = {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+        joined.append(Evaluation(**columns))
+    return joined
 
 
 def evaluate(
@@ -334,24 +329,21 @@ def collect_answers(
     policy: VLMPolicy,
     core: ReferringCore,
     folder: Path,
-    *,
     asked: dict[str, Any],
-    resume: bool,
+    *,
     questions: int,
-    answers: int,
     max_new_tokens: int,
-    batch_size: int,
+    resume: bool,
     console: Console,
     left_out: LeftOut,
-    **settings: Any,
 ) -> Path | None:
     """Ask the first questions of a data set and keep the answers in a file as they come.
 
     The answers are the same on any number of ranks and after an interruption: ranks share out whole
     batches, and those that the file holds whole are not asked again. The folder keeps
     ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` what decides the answers, ``asked``:
-    answers by other settings are not added to, and none without ``resume``. Further settings are
-    those of `ask`.
+    ``temperature``, ``answers`` (to each question), ``batch_size``, ``seed`` and whatever else.
+    Answers by other settings are not added to, and none without ``resume``.
 
     Returns:
         The file; None on a rank that is not the main one.
@@ -361,6 +353,7 @@ def collect_answers(
         WrongOptionError: They are there by other settings.
         UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
+    answers, batch_size = asked["answers"], asked["batch_size"]
     world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
     check_resume(path, asked, resume=resume)
     if noted.exists() and left_out.on_error == "skip":
@@ -376,8 +369,9 @@ def collect_answers(
         usable = [index for index in places if names[index] not in left_out.reasons]
         if any(names[index] not in known for index in usable):
             batches.append(usable)
-    settings |= {"answers": answers, "max_new_tokens": max_new_tokens}
-    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **settings)
+    sampling = {name: asked[name] for name in ("temperature", "answers", "seed")}
+    sampling["max_new_tokens"] = max_new_tokens
+    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **sampling)
     total, count, status = 0.0, 0, "" if batches else "answered before"
     with progress_bar(console) as progress:
         task = progress.add_task("answering", total=questions, status=status)

@@ -109,11 +109,10 @@ def advise_frame(
     if foreign <= 0.1:
         return None
     readings = compare_frames(frame, texts, samples, predictions[0].form)
-    best = max(readings, key=lambda reading: reading.read)
-    advice = f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}"
-    if best.family != frame.family and 1 - best.read < foreign / 2:
-        advice += f"; read with --frame {best.family} it would be {1 - best.read:.0%}"
-    return f"{advice}. --frame {GUESS} shows what each frame would make of them"
+    return (
+        f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}. "
+        f"{conclusion(readings)}. --frame {GUESS} shows what each frame would make of them"
+    )
 
 
 def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
