@@ -145,7 +145,7 @@ def main(args: Args) -> dict[str, Any]:
     )
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
-    from experiments.evaluation.loop import evaluate_agent
+    from experiments.evaluation.loop import evaluate
 
     with launched(args.deepspeed) as (world, console):
         with opening():
@@ -202,7 +202,9 @@ def main(args: Args) -> dict[str, Any]:
                     queries=asdict(args.queries),
                     frame=policy.answer_frame,
                 )
-                found[task] = evaluate_agent(agent, core, run.questions).fit_score()
+                with agent.gathered_weights():
+                    measured = evaluate(policy, core, run.questions, world=agent.world)
+                found[task] = measured.fit_score()
             return {"tasks": found}
 
         learned_from = args.data or f"{len(images)} {args.difficulty} scenes (train)"

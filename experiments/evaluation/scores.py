@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from experiments.common.logs import progress_bar
-from experiments.evaluation.answers import AnswerRecord
+from experiments.evaluation.answers import AnsweredQuestion
 from experiments.evaluation.reader import advise_frame
+from seg_env import metrics
 from seg_env.envs.core import ReferringCore
 from seg_env.errors import WrongOptionError
-from seg_env.geometry.rle import Rle
-from seg_env.metrics import (
-    PRECISION_THRESHOLDS,
-    Columns,
-    breakdown,
-    ceiling,
-    ceiling_class,
-    compare,
-    giou,
-    join_columns,
-    measure,
-    paired_bootstrap_interval,
-    percentile_interval,
-    resampled_ratios,
-    summarize,
-)
+from seg_env.metrics import PRECISION_THRESHOLDS, Columns
 from seg_env.metrics.reports import score_ratios
-from seg_env.types import Form, Target
+from seg_env.types import Form
 
 SCORES = (
     ("gIoU", "giou", 100.0),
@@ -69,33 +49,6 @@ MEANINGFUL: dict[Form, set[str]] = {
     "point": ANY_FORM | {"pointing_accuracy", "point_distance"},
 }
 """Scores that say something about answers of each form; the others are left out of tables."""
-
-
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question with its answers."""
-
-    index: int
-    """Position of the sample in the data set."""
-    answers: list[AnswerRecord]
-    """One or more."""
-
-
-class _OtherObjects(Sequence[Rle]):
-    """Masks of the other objects of an image, read when looked at: only failed answers need it."""
-
-    def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
-        self._load = load
-
-    @cached_property
-    def _masks(self) -> list[Rle]:
-        return [target.rle for target in self._load()]
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._masks[index]
 
 
 def measure_answers(
@@ -132,12 +85,9 @@ def measure_answers(
                 console.print(f"[yellow]{advice}[/yellow]", highlight=False)
             others = None
             if hasattr(dataset, "others"):
-                others = [
-                    _OtherObjects(partial(dataset.others, item.index))
-                    for item in chunk
-                    for _ in item.answers
-                ]
-            part = measure(
+                around = ([each.rle for each in dataset.others(item.index)] for item in chunk)
+                others = [each for each, k in zip(around, counts, strict=True) for _ in range(k)]
+            part = metrics.measure(
                 read,
                 [sample.target for sample in asked],
                 others=others,
@@ -146,7 +96,7 @@ def measure_answers(
                 empty_union=empty_union,
             )
             if details:
-                part["ceiling"] = np.repeat(ceiling(samples), counts)
+                part["ceiling"] = np.repeat(metrics.ceiling(samples), counts)
             part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
             part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
             part["characters"] = np.array(list(map(len, texts)))
@@ -156,23 +106,18 @@ def measure_answers(
             parts.append(part)
             total, count = total + float(part["iou"].sum()), count + len(texts)
             progress.update(task, advance=len(chunk), status=f"gIoU {total / count:.3f}")
-    return join_columns(parts)
+    return metrics.join_columns(parts)
 
 
-def save_samples(folder: Path, columns: Columns) -> Path:
-    """Write one row an answer: ``per_sample.parquet``, or ``.csv`` where pyarrow is missing."""
-    first = ["id", "answer", "expression"]
-    ordered = {name: columns[name] for name in [*first, *sorted(columns.keys() - set(first))]}
-    if find_spec("pyarrow") is not None:
-        table = import_module("pyarrow").table({k: v.tolist() for k, v in ordered.items()})
-        path = folder / "per_sample.parquet"
-        import_module("pyarrow.parquet").write_table(table, path)
-        return path
-    path = folder / "per_sample.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = zip(*(column.tolist() for column in ordered.values()), strict=True)
-        csv.writer(file).writerows([ordered, *rows])
-    return path
+def save_samples(folder: Path, columns: Columns) -> None:
+    """Write ``per_sample.parquet``, one row an answer."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    first = ("id", "answer", "expression")
+    names = [*first, *sorted(columns.keys() - set(first))]
+    table = pa.table({name: columns[name].tolist() for name in names})
+    parquet.write_table(table, folder / "per_sample.parquet")
 
 
 def load_samples(path: Path) -> Columns:
@@ -180,30 +125,14 @@ def load_samples(path: Path) -> Columns:
 
     Raises:
         FileNotFoundError: There is none.
-        ImportError: It is a parquet file and pyarrow is missing.
     """
-    if path.is_dir():
-        found = [path / name for name in ("per_sample.parquet", "per_sample.csv")]
-        path = next((each for each in found if each.exists()), found[0])
+    from pyarrow import parquet
+
+    path = path / "per_sample.parquet" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; give a folder that evaluate.py wrote")
-    if path.suffix != ".csv":
-        if find_spec("pyarrow") is None:
-            raise ImportError(f"reading {path} needs pyarrow: pip install 'simpleseg-rl[hub]'")
-        table = import_module("pyarrow.parquet").read_table(path)
-        return {name: np.array(table[name].to_pylist()) for name in table.column_names}
-    with path.open(encoding="utf-8", newline="") as file:
-        names, *rows = list(csv.reader(file))
-    return {name: _typed(name, [row[i] for row in rows]) for i, name in enumerate(names)}
-
-
-def _typed(name: str, cells: list[str]) -> NDArray[Any]:
-    """A column of a CSV file."""
-    if name in ("id", "expression", "issues", "size", "failure"):
-        return np.array(cells, dtype=np.str_)
-    if name in ("valid", "given"):
-        return np.array([cell == "True" for cell in cells])
-    return np.array(cells, dtype=np.float64)
+    table = parquet.read_table(path)
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
 def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict[str, Any]:
@@ -214,7 +143,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
     for scores that are means and for cIoU.
     """
     resamples = 2000 if answers == 1 else 0
-    found = summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
+    found = metrics.summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
     if answers > 1:
         found["intervals"] = _intervals_over_questions(columns, answers, found, seed)
     found["characters"] = float(columns["characters"].mean())
@@ -222,7 +151,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
     found["tokens"] = float(columns["tokens"][known].mean()) if known.any() else None
     groups = {"size": columns["size"]}
     if "ceiling" in columns:
-        groups["ceiling"] = ceiling_class(columns["ceiling"])
+        groups["ceiling"] = metrics.ceiling_class(columns["ceiling"])
         found["representation_ceiling"] = float(columns["ceiling"].mean())
     means = columns["iou"].reshape(-1, answers).mean(axis=1)
     found["breakdown"] = {
@@ -232,7 +161,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
                 "giou": group.score.estimate,
                 "interval": [group.score.low, group.score.high],
             }
-            for label, group in breakdown(means, labels[::answers], seed=seed).items()
+            for label, group in metrics.breakdown(means, labels[::answers], seed=seed).items()
         }
         for name, labels in groups.items()
     }
@@ -252,9 +181,9 @@ def _intervals_over_questions(
         np.stack(side, axis=1).reshape(-1, answers, len(quotients)).sum(axis=1)
         for side in zip(*quotients.values(), strict=True)
     )
-    draws = resampled_ratios(above, below, seed=seed)
+    draws = metrics.resampled_ratios(above, below, seed=seed)
     return {
-        key: list(percentile_interval(found[key], draws[:, place])[1:])
+        key: list(metrics.percentile_interval(found[key], draws[:, place])[1:])
         for place, key in enumerate(quotients)
     }
 
@@ -279,10 +208,10 @@ def gains(
             f"{sorted(only)[:2]}. Evaluate both with the same --env, --split and --questions"
         )
     if answers == 1:
-        intervals = compare(before, after, empty_union=empty_union, seed=seed)
+        intervals = metrics.compare(before, after, empty_union=empty_union, seed=seed)
     else:
         means = [columns["iou"].reshape(-1, answers).mean(axis=1) for columns in (before, after)]
-        gain = paired_bootstrap_interval(giou, means[:1], means[1:], seed=seed)
+        gain = metrics.paired_bootstrap_interval(metrics.giou, means[:1], means[1:], seed=seed)
         intervals = {"giou": gain}
     return {
         name: {"gain": gain.estimate, "interval": [gain.low, gain.high]}
