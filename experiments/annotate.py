@@ -32,8 +32,9 @@ from experiments.common.command import run_command, typed_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
-from seg_env.data.annotate.job import BINS, parse_part
+from seg_env.data.annotate.job import parse_part
 from seg_env.data.annotate.sources import ParquetShards, TarShards
+from seg_env.data.annotate.tally import BINS
 from seg_env.data.annotate.truth import best_object, scene_of
 
 FIRST = {

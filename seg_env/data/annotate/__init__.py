@@ -4,7 +4,7 @@ Every stage is a small class behind a protocol (`stages`), named by a word or an
 of them can be replaced. Output is what `seg_env.data.open_dataset` opens.
 """
 
-from seg_env.data.annotate.job import Job, Tally
+from seg_env.data.annotate.job import Job
 from seg_env.data.annotate.pipeline import Progress, annotate
 from seg_env.data.annotate.stages import (
     DEFAULT_FILTERS,
@@ -18,12 +18,12 @@ from seg_env.data.annotate.stages import (
     ImageSource,
     RawImage,
     Reason,
-    Rejected,
     Segment,
     Segmenter,
     Shard,
     load_stage,
 )
+from seg_env.data.annotate.tally import Tally
 from seg_env.data.annotate.truth import write_scene_shards
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "Progress",
     "RawImage",
     "Reason",
-    "Rejected",
     "Segment",
     "Segmenter",
     "Shard",

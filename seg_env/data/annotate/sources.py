@@ -14,17 +14,18 @@ import os
 import tarfile
 import warnings
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar, NamedTuple, Self, cast
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.annotate.describing import clean_text
-from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Rejected, Shard
+from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard
 from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
 
@@ -33,6 +34,8 @@ TEXT_ENDINGS = ("txt", "caption", "text")
 """Of alternative texts in archives."""
 MOST_IMAGE_BYTES = 1 << 25
 MOST_TEXT_BYTES = 1 << 20
+MOST_HEADER_BYTES = 1 << 14
+"""Of all headers of one member of an archive."""
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
 """What LAION, COYO and img2dataset call the alternative text."""
@@ -71,176 +74,60 @@ class _FileShards:
 class TarShards(_FileShards):
     """Tar archives in WebDataset's layout, such as img2dataset writes for LAION and COYO.
 
-    Each archive is a shard. Members that follow each other and share a key are one sample::
+    Each archive is a shard. Members that follow each other and share a key, the name up to the
+    first dot, are one sample::
 
         000000012.jpg   (or jpeg, png, webp, bmp)
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    As in WebDataset a key ends at the first dot. Where only what follows the last dot is one of
-    these endings, the key ends there: ``img.001.png`` is an image ``img.001``, unless there is a
-    sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
+    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is an
+    image ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
     Archives may be compressed by gzip. They are read forward in one pass.
     """
 
     endings = (".tar", ".tar.gz", ".tgz")
 
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The samples of an archive; see `seg_env.data.annotate.stages.ImageSource`."""
-        plain, dotted = _Group(), _Group()  # so 7.seg.png does not part 7.jpg from 7.txt
+        group, members = "", dict[str, bytes]()
         for member in _read_members(Path(shard.paths[0])):
             if isinstance(member, Reason):
-                yield Rejected(member)
+                yield member
                 continue
             name, data = member
-            if name.dotted:
-                if dotted.is_closed_by(name):
-                    yield from dotted.sample(beside=plain.key)
-                    dotted = _Group(name.key)
-                dotted.members[name.ending] = data
-            else:
-                if plain.is_closed_by(name):
-                    yield from plain.sample()
-                    if not dotted.is_about(name.key):
-                        yield from dotted.sample(beside=plain.key)
-                        dotted = _Group()
-                    plain = _Group(name.key)
-                plain.members[name.ending] = data
-        yield from plain.sample()
-        yield from dotted.sample(beside=plain.key)
+            folder, slash, file = name.rpartition("/")
+            key, _, ending = file.partition(".")
+            key, ending = folder + slash + key, ending.lower()
+            is_full = sum(map(len, members.values())) > 2 * MOST_IMAGE_BYTES
+            if key != group or ending in members or is_full:
+                yield from _samples(group, members)
+                group, members = key, {}
+            members[ending] = data
+        yield from _samples(group, members)
 
 
-class _Name(NamedTuple):
-    """The name of a member, taken apart."""
-
-    key: str
-    ending: str
-    dotted: bool
-    """Whether the key has dots, which WebDataset would not allow."""
-
-
-def _split(name: str) -> _Name | None:
-    """The parts of a name; None if it does not end like an image, a text or a record."""
-    endings = (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json")
-    folder, slash, file = name.rpartition("/")
-    key, _, ending = file.partition(".")
-    if key and ending.lower() in endings:
-        return _Name(folder + slash + key, ending.lower(), dotted=False)
-    key, _, ending = file.rpartition(".")
-    if ending.lower() in endings and len(ending) < len(file):
-        return _Name(folder + slash + key, ending.lower(), dotted=True)
-    return None
+def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reason]:
+    """The image that members of one key are about, or one for each name with further dots."""
+    parts: dict[str, dict[str, bytes]] = defaultdict(dict)
+    for endings, data in members.items():
+        further, _, ending = endings.rpartition(".")
+        parts[further][ending] = data
+    if not parts.get("", {}).keys().isdisjoint(IMAGE_ENDINGS):
+        parts = {"": parts[""]}
+    name = key.rpartition("/")[2]
+    for further, part in parts.items():
+        image = next((part[ending] for ending in IMAGE_ENDINGS if ending in part), None)
+        text = next((part[ending] for ending in TEXT_ENDINGS if ending in part), b"")
+        if image is not None:
+            whole = f"{name}.{further}" if further else name
+            yield _raw_image(whole, image, text, _record(part.get("json", b"")))
+        elif not further:  # others, such as 7.meta.json, are no failed download
+            yield Reason.NO_IMAGE
 
 
-@dataclass
-class _Group:
-    """Members that follow each other and share a key."""
-
-    key: str | None = None
-    members: dict[str, bytes] = field(default_factory=dict)
-
-    def is_closed_by(self, name: _Name) -> bool:
-        return name.key != self.key or name.ending in self.members
-
-    def is_about(self, key: str | None) -> bool:
-        """Whether it adds to the sample of another key: 7.seg.png is about 7."""
-        return self.key is not None and key is not None and self.key.startswith(f"{key}.")
-
-    def sample(self, beside: str | None = None) -> Iterator[RawImage | Rejected]:
-        """The image with its texts, or a fault if there is none; nothing if about ``beside``.
-
-        Dotted texts alone, such as ``7.meta.json``, are no failed download.
-        """
-        if self.key is None or self.is_about(beside):
-            return
-        members, key = self.members, self.key.rpartition("/")[2]
-        data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
-        if data is not None:
-            text = next((members[ending] for ending in TEXT_ENDINGS if ending in members), b"")
-            yield _raw_image(key, data, text, _record(members.get("json", b"")))
-        elif members and "." not in key:
-            yield Rejected(Reason.NO_IMAGE)
-
-
-class _Header(tarfile.TarInfo):
-    """A header of an archive that is not trusted.
-
-    `tarfile` itself takes a broken header behind the first for the end of the archive, reads
-    extended headers of any size into memory, and in older releases of Python takes time and memory
-    that grow with the square of their size.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read a header; only the mark at the end ends an archive."""
-        block = b""
-        try:
-            block = cast("IO[bytes]", archive.fileobj).read(tarfile.BLOCKSIZE)
-            if len(block) < tarfile.BLOCKSIZE:
-                raise EOFError("no mark at the end")
-            return cls.frombuf(block, "utf-8", "replace")._proc_member(archive)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-        except tarfile.HeaderError as error:
-            if any(block):
-                raise ValueError(str(error)) from error
-            raise  # the mark
-
-    def _proc_member(self, archive: tarfile.TarFile) -> Self:
-        """What `tarfile` calls for every header; subclasses may override it."""
-        if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE:
-            raise ValueError("below 0 bytes, or with holes as no image has them")
-        if self.type == tarfile.XGLTYPE:  # about all members: passed over like one
-            return self._proc_builtin(archive)  # type: ignore[attr-defined, no-any-return]
-        if self.type in (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            if self.size > 1 << 16:
-                raise ValueError(f"an extended header of {self.size} bytes")
-            if self.type in _PAX:
-                return self._read_pax(archive)
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
-
-    def _read_pax(self, archive: tarfile.TarFile) -> Self:
-        """The member behind this extended header, with the name and size that it gives."""
-        content = cast("IO[bytes]", archive.fileobj).read(_padded(self.size))[: self.size]
-        if len(content) < self.size:
-            raise EOFError("half an extended header")
-        given = _pax_records(content)
-        if "GNU.sparse.major" in given:
-            raise ValueError("with holes")
-        member = self.fromtarfile(archive)
-        member.name = given.get("path", member.name)
-        size = given.get("size", f"{member.size}")
-        if not (size.isascii() and size.isdigit() and len(size) < 20):
-            raise ValueError(f"{size} bytes")
-        member.size = int(size)
-        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:
-            archive.offset = member.offset_data + _padded(member.size)
-        return member
-
-
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-"""Types of extended headers."""
-
-
-def _padded(size: int) -> int:
-    return size + -size % tarfile.BLOCKSIZE
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """The records ``"<length> <key>=<value>"``, each on a line, of an extended header."""
-    found: dict[str, str] = {}
-    while content.strip(b"\0"):
-        length, space, _ = content.partition(b" ")
-        if not space or not length.isdigit() or len(length) > 6 or int(length) <= len(length) + 1:
-            raise ValueError("a record without its length")
-        record, content = content[len(length) + 1 : int(length)], content[int(length) :]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-    return found
-
-
-def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
+def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
     """Names and contents of the files of an archive that have an ending that is read.
 
     A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
@@ -255,34 +142,83 @@ def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
             # Images hardly compress at all; 64 MiB are allowed in any case.
             end, beyond = 20 * end + (1 << 26), Reason.BOMB
             file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
+        bounded = _BoundedFile(file)
         try:
             archive = tarfile.TarFile(
-                fileobj=file, tarinfo=_Header, encoding="utf-8", errors="replace"
+                fileobj=cast("IO[bytes]", bounded), encoding="utf-8", errors="replace"
             )
             while (member := archive.next()) is not None:
-                # Or they would all be kept.
+                # Or members and headers about all of them would be kept.
                 archive.members.clear()  # type: ignore[attr-defined]
+                archive.pax_headers = {}
+                is_image = member.name.lower().endswith(IMAGE_ENDINGS)
+                bounded.left = most = MOST_IMAGE_BYTES if is_image else MOST_TEXT_BYTES
+                if member.size < 0 or member.issparse():
+                    yield Reason.CORRUPT
+                    return
                 if member.islnk() or member.issym() or member.isdev():
                     yield Reason.NOT_A_FILE
                 elif member.isdir():
-                    continue
+                    pass
                 elif member.offset_data + member.size > end:
                     yield beyond
                     return
                 elif not member.isreg():
-                    continue
+                    pass
                 elif leads_out(member.name):
                     yield Reason.UNSAFE_NAME
-                elif (name := _split(member.name)) is not None:
-                    most = MOST_IMAGE_BYTES if name.ending in IMAGE_ENDINGS else MOST_TEXT_BYTES
+                elif member.name.lower().endswith(_READ_ENDINGS):
                     if member.size > most:
                         yield Reason.TOO_MANY_BYTES
                     else:
-                        yield name, cast("IO[bytes]", archive.extractfile(member)).read()
-        except (EOFError, tarfile.ReadError):
+                        yield member.name, bounded.read(member.size)
+                bounded.left = MOST_HEADER_BYTES
+        except EOFError:
             yield Reason.TRUNCATED
-        except (gzip.BadGzipFile, zlib.error, ValueError, RecursionError):
+        except (gzip.BadGzipFile, zlib.error, ValueError):
             yield Reason.CORRUPT
+        except tarfile.ReadError:
+            yield Reason.TRUNCATED if bounded.ended else Reason.CORRUPT
+        else:  # tarfile takes a broken header for the end of an archive
+            if bounded.ended:
+                yield Reason.TRUNCATED
+            elif any(bounded.last):
+                yield Reason.CORRUPT
+
+
+_READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
+
+
+class _BoundedFile:
+    """An archive that is not trusted, for `tarfile` to read: never back, and only so many bytes.
+
+    `tarfile` itself reads headers of whatever size they claim, and follows negative sizes.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.left = MOST_HEADER_BYTES
+        """Bytes that may be read."""
+        self.last = b""
+        """What was read last."""
+        self.ended = False
+        """Whether that was less than asked for."""
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise ValueError(f"{size} bytes of {self.left} that are allowed")
+        self.left -= size
+        self.last = self._file.read(size)
+        self.ended = len(self.last) < size
+        return self.last
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, position: int) -> int:
+        if position < self.tell():
+            raise ValueError(f"back to {position}")
+        return self._file.seek(position)
 
 
 def leads_out(name: str) -> bool:
@@ -307,7 +243,7 @@ class ParquetShards(_FileShards):
         require("pyarrow.parquet")
         super().__init__(path)
 
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The rows of a file; see `seg_env.data.annotate.stages.ImageSource`.
 
         Raises:
@@ -319,18 +255,18 @@ class ParquetShards(_FileShards):
             try:
                 file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
             except broken:
-                yield Rejected(Reason.CORRUPT_TABLE)
+                yield Reason.CORRUPT_TABLE
                 return
             columns = _columns(file.schema_arrow.names, path)
             for group in range(file.num_row_groups):
                 if file.metadata.row_group(group).total_byte_size > 1 << 33:
-                    yield Rejected(Reason.TOO_MANY_BYTES)
+                    yield Reason.TOO_MANY_BYTES
                     continue
                 try:
                     for batch in file.iter_batches(16, row_groups=[group], columns=columns):
                         yield from (_row_image(row, columns) for row in batch.to_pylist())
                 except broken:
-                    yield Rejected(Reason.CORRUPT_TABLE)
+                    yield Reason.CORRUPT_TABLE
 
 
 def _columns(names: list[str], path: Path) -> list[str]:
@@ -345,13 +281,13 @@ def _columns(names: list[str], path: Path) -> list[str]:
     return [image, *(n for n in (*KEY_COLUMNS, *TEXT_KEYS, *KEPT_KEYS) if n in names)]
 
 
-def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Rejected:
+def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
     image = row[columns[0]]
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes) or not data:
-        return Rejected(Reason.NO_IMAGE)
+        return Reason.NO_IMAGE
     if len(data) > MOST_IMAGE_BYTES:
-        return Rejected(Reason.TOO_MANY_BYTES)
+        return Reason.TOO_MANY_BYTES
     keys = (row[name] for name in columns if name in KEY_COLUMNS)
     key = next((str(key)[:200] for key in keys if key is not None), "")
     return _raw_image(key, data, b"", row)
@@ -367,7 +303,7 @@ class Folder:
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
         """Name the folder, which must exist; it is searched by `shards`."""
-        self._root = Path(path).expanduser().absolute()
+        self._root = Path(path).expanduser().resolve()
         self._per_shard = per_shard
         if not self._root.is_dir():
             raise FileNotFoundError(f"{path!r} is no folder")
@@ -392,13 +328,12 @@ class Folder:
             for n, start in enumerate(starts)
         ]
 
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The images of a part; see `seg_env.data.annotate.stages.ImageSource`."""
-        for name in shard.paths:
-            path = Path(name)
+        for path in map(Path, shard.paths):
             data = self._content(path, MOST_IMAGE_BYTES)
             if isinstance(data, Reason):
-                yield Rejected(data)
+                yield data
                 continue
             text, record = (
                 content if isinstance(content, bytes) else b""
@@ -412,12 +347,11 @@ class Folder:
     def _content(self, path: Path, most: int) -> bytes | Reason:
         """The content of a file, or why it is not read."""
         try:
-            real = path.resolve()
-            if not real.is_relative_to(self._root.resolve()):
+            if not path.resolve().is_relative_to(self._root):
                 return Reason.NOT_A_FILE
-            if not real.is_file():
+            if not path.is_file():
                 return Reason.NO_IMAGE
-            with real.open("rb") as file:
+            with path.open("rb") as file:
                 data = file.read(most + 1)
         except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
             return Reason.NOT_A_FILE
@@ -451,7 +385,7 @@ def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) ->
 
 def open_image(
     raw: RawImage, least_side: int = 32, most_pixels: int = 1 << 25
-) -> DecodedImage | Rejected:
+) -> DecodedImage | Reason:
     """Decode an image, or say why it is none.
 
     The size is read first: nothing is allocated for an image of more than ``most_pixels`` (2**25
@@ -463,19 +397,19 @@ def open_image(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _decode(raw, least_side, most_pixels)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return Rejected(Reason.TOO_MANY_PIXELS)
+        return Reason.TOO_MANY_PIXELS
     except MemoryError:
         raise
     except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
-        return Rejected(Reason.UNREADABLE)
+        return Reason.UNREADABLE
 
 
-def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Rejected:
+def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Reason:
     with Image.open(io.BytesIO(raw.data), formats=FORMATS) as file:
         if file.width * file.height > most_pixels:
-            return Rejected(Reason.TOO_MANY_PIXELS)
+            return Reason.TOO_MANY_PIXELS
         if min(file.width, file.height) < least_side:
-            return Rejected(Reason.TOO_SMALL)
+            return Reason.TOO_SMALL
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
@@ -484,9 +418,7 @@ def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | 
     upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
     buffer = io.BytesIO()
     upright.save(buffer, "JPEG", quality=95, subsampling=0)
-    with Image.open(buffer) as file:
-        pixels = np.array(file.convert("RGB"))
-    return DecodedImage(raw.key, buffer.getvalue(), ".jpg", pixels, raw.text, raw.metadata)
+    return _decode(replace(raw, data=buffer.getvalue()), least_side, most_pixels)
 
 
 def _orientation(file: Image.Image) -> int:

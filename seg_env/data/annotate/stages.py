@@ -48,13 +48,6 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Something in a source that did not become an image."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True)
 class Shard:
     """A part of a source that one worker annotates: whole, or not at all."""
 
@@ -137,7 +130,7 @@ class ImageSource(Protocol):
     def shards(self) -> list[Shard]:
         """Its parts in a fixed order: the same for every worker and after every restart."""
 
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The images of a part in a fixed order; what is broken is reported.
 
         Memory does not grow with the size of the part. Content never raises; a file that has

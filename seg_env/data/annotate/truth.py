@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from seg_env.data.annotate.filters import box_iou, mask_iou
-from seg_env.data.annotate.job import temporary_path
+from seg_env.data.annotate.job import partial_path
 from seg_env.data.annotate.stages import (
     DecodedImage,
     Describer,
@@ -62,7 +62,7 @@ def write_scene_shards(
     paths = []
     for start in range(0, count, per_shard):
         path = root / f"scenes-{start // per_shard:06d}.tar"
-        partial = temporary_path(path)
+        partial = partial_path(path)
         paths.append(path)
         numbers = range(start, min(start + per_shard, count))
         if not path.exists():
