@@ -120,7 +120,7 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
                 difficulty=args.difficulty,
                 seed=args.seed,
                 size=args.size,
-                on_scene=lambda count: progress.update(rendering, completed=count),
+                on_scenes=lambda count: progress.update(rendering, completed=count),
             )
         task = progress.add_task("annotating shards", total=None, status="")
         start = time.perf_counter()

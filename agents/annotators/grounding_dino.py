@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 
 import torch
 from transformers import GroundingDinoForObjectDetection
 
-from agents.annotators.loading import load_model, local_or_id
+from agents.annotators.loading import load_model
 from agents.policy.loading import open_processor
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, Detection
@@ -44,7 +45,7 @@ class GroundingDino:
         """
         if isinstance(labels, str) or not labels or any("." in label for label in labels):
             raise ValueError(f"labels={labels!r} must be a list of phrases without full stops")
-        model = local_or_id(model)
+        model = expanduser(model)
         self._model = load_model(GroundingDinoForObjectDetection, model, device)
         self._processor = open_processor(model)
         self._question = ". ".join(label.strip().lower() for label in labels) + "."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 
 import torch
 
-from agents.annotators.loading import local_or_id
 from agents.policy.families import model_inputs
 from agents.policy.model import Precision, VLMPolicy
 from seg_env.data.annotate.describing import PROMPT, highlight
-from seg_env.data.annotate.stages import DecodedImage, Found
+from seg_env.data.annotate.stages import Found
 
 
 class VlmDescriber:
@@ -42,29 +42,21 @@ class VlmDescriber:
             device: By default CUDA where there is one.
         """
         self._policy = VLMPolicy.from_pretrained(
-            local_or_id(model), device=device, precision=precision
+            expanduser(model), device=device, precision=precision
         )
         self._policy.model.eval()
         self._prompt, self._batch_size = prompt, batch_size
         self._longest_side, self._max_new_tokens = longest_side, max_new_tokens
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
+    def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`."""
-        pairs = [
-            (image, found) for image, some in zip(images, objects, strict=True) for found in some
-        ]
-        texts: list[str] = []
-        for start in range(0, len(pairs), self._batch_size):
-            texts += self._ask(pairs[start : start + self._batch_size])
-        flat = iter(texts)
-        return [[next(flat) for _ in some] for some in objects]
+        starts = range(0, len(objects), self._batch_size)
+        return [text for n in starts for text in self._ask(objects[n : n + self._batch_size])]
 
-    def _ask(self, pairs: Sequence[tuple[DecodedImage, Found]]) -> list[str]:
+    def _ask(self, objects: Sequence[Found]) -> list[str]:
         policy = self._policy
-        images = [highlight(*pair, self._longest_side) for pair in pairs]
-        inputs = policy.prepare(images, [self._prompt] * len(pairs))
+        images = [highlight(found, self._longest_side) for found in objects]
+        inputs = policy.prepare(images, [self._prompt] * len(objects))
         with torch.inference_mode(), policy.autocast():
             tokens = policy.model.generate(
                 **model_inputs(inputs), max_new_tokens=self._max_new_tokens, do_sample=False

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from seg_env.data.annotate.describing import PROMPT, highlight
-from seg_env.data.annotate.stages import DecodedImage, Found, check_between, check_whole
+from seg_env.data.annotate.stages import Found, check_between, check_whole
 
 try:
     import httpx2
@@ -74,9 +74,7 @@ class EndpointDescriber:
         """
         check_whole(1, parallel=parallel, tries=tries)
         check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
-        check_between(0.0, 86_400.0, timeout=timeout)
-        if not timeout:
-            raise ValueError(f"timeout={timeout}; use a number of seconds above 0")
+        check_between(0.001, 86_400.0, timeout=timeout)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
@@ -90,9 +88,6 @@ class EndpointDescriber:
         self._url, self._parallel = url, parallel
         self._longest_side, self._prompt = longest_side, prompt
         self._refused = 0
-        headers: dict[str, Any] = {"Accept-Encoding": "identity"}
-        if not key:
-            headers["Authorization"] = openai.Omit()
         client = openai.OpenAI(
             base_url=url,
             api_key=key or "none",
@@ -101,7 +96,7 @@ class EndpointDescriber:
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False,  # they would carry the key to wherever the server says
                 timeout=timeout,
-                event_hooks={"response": [partial(_bound, seconds=timeout)]},
+                event_hooks={"response": [partial(_read_bounded, seconds=timeout)]},
             ),
         )
         self._create = partial(
@@ -109,27 +104,24 @@ class EndpointDescriber:
             model=model,
             max_tokens=max_tokens,
             temperature=0,
-            extra_headers=headers,
+            extra_headers={
+                "Accept-Encoding": "identity",
+                **({} if key else {"Authorization": openai.Omit()}),
+            },
         )
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
+    def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`.
 
         Raises:
             ConnectionError: The server does not answer, or refuses everything.
         """
-        pairs = [
-            (image, found) for image, some in zip(images, objects, strict=True) for found in some
-        ]
         with ThreadPoolExecutor(self._parallel) as pool:
-            texts = iter(list(pool.map(lambda pair: self._ask(*pair), pairs)))
-        return [[next(texts) for _ in some] for some in objects]
+            return list(pool.map(self._ask, objects))
 
-    def _ask(self, image: DecodedImage, found: Found) -> str:
+    def _ask(self, found: Found) -> str:
         try:
-            response = self._create(messages=[self._question(image, found)])
+            response = self._create(messages=[self._question(found)])
         except openai.APIError as error:
             problem = f"{error} {error.__cause__ or ''}"
             if isinstance(error, openai.APIStatusError):
@@ -150,9 +142,9 @@ class EndpointDescriber:
         self._refused = 0
         return text
 
-    def _question(self, image: DecodedImage, found: Found) -> dict[str, Any]:
+    def _question(self, found: Found) -> dict[str, Any]:
         buffer = io.BytesIO()
-        Image.fromarray(highlight(image, found, self._longest_side)).save(buffer, "JPEG")
+        Image.fromarray(highlight(found, self._longest_side)).save(buffer, "JPEG")
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         content = [
             {"type": "text", "text": self._prompt},
@@ -169,30 +161,19 @@ class EndpointDescriber:
         return ""
 
 
-class _Bounded(httpx2.SyncByteStream):
-    """An answer that is cut off at `MOST_BYTES`, and given up when it takes too long.
+def _read_bounded(response: httpx2.Response, seconds: float) -> None:
+    """Read an answer up to `MOST_BYTES`; one that is packed, perhaps a bomb, stays packed.
 
     The client's own timeout is for each part of an answer: a server that dribbles would never end.
     """
-
-    def __init__(self, stream: Any, seconds: float) -> None:
-        self._stream, self._seconds = stream, seconds
-
-    def __iter__(self) -> Iterator[bytes]:
-        end, left = time.monotonic() + self._seconds, MOST_BYTES
-        for part in self._stream:
-            yield part[:left]
-            left -= len(part)
-            if left <= 0:
-                return
-            if time.monotonic() > end:
-                raise httpx2.ReadTimeout(f"an answer took more than {self._seconds} seconds")
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _bound(response: httpx2.Response, seconds: float) -> None:
-    """Bound an answer before it is read; one that is packed, perhaps a bomb, stays packed."""
     response.headers.pop("Content-Encoding", None)
-    response.stream = _Bounded(response.stream, seconds)
+    stream: Any = response.stream
+    end, body = time.monotonic() + seconds, b""
+    for part in stream:
+        body += part
+        if len(body) >= MOST_BYTES:
+            break
+        if time.monotonic() > end:
+            raise httpx2.ReadTimeout(f"an answer took more than {seconds} seconds")
+    stream.close()
+    response.stream = httpx2.ByteStream(body[:MOST_BYTES])

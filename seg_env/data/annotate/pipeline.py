@@ -48,6 +48,7 @@ from seg_env.data.annotate.stages import (
     Segmenter,
     Shard,
     When,
+    by_image,
     load_stage,
 )
 from seg_env.data.annotate.tally import Tally
@@ -212,10 +213,6 @@ def _work(shard: Shard) -> None:
     _annotate_in_worker(shard)
 
 
-Batch = list[list[Found]]
-"""The objects of each image."""
-
-
 class Annotator:
     """Finds, cuts out, describes and sorts the objects of images."""
 
@@ -250,16 +247,18 @@ class Annotator:
     def _annotated(
         self, shard: Shard, name: str, tally: Tally, on_images: Callable[[int], object]
     ) -> Iterator[Annotated]:
-        """The images of a shard that have objects, named by their place in it."""
+        """The objects of each image of a shard that has any, named by its place in the shard."""
         numbered = enumerate(self._decoded(shard, tally))
         while taken := list(islice(numbered, self._job.batch_size)):
-            batch = [(number, each) for number, each in taken if isinstance(each, DecodedImage)]
-            found = self._annotate([image for _, image in batch], tally) if batch else []
-            for (number, image), objects in zip(batch, found, strict=True):
-                if objects:
-                    tally.annotated += 1
-                    yield f"{name}-{number:06d}", image, objects
-            on_images(len(batch))
+            names = {
+                image: f"{name}-{number:06d}"
+                for number, image in taken
+                if isinstance(image, DecodedImage)
+            }
+            for image, objects in by_image(self._annotate(list(names), tally)):
+                tally.annotated += 1
+                yield names[image], objects
+            on_images(len(names))
 
     def _decoded(self, shard: Shard, tally: Tally) -> Iterator[DecodedImage | Reason]:
         """Everything in a shard in its order, so that records can be named by their place."""
@@ -278,20 +277,17 @@ class Annotator:
                 tally.read += 1
             yield image
 
-    def _annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
+    def _annotate(self, images: Sequence[DecodedImage], tally: Tally) -> list[Found]:
         """The objects of images that pass all filters, each with mask and expression."""
-        found = self._detect(images, tally)
-        found = self._filter("detector", images, found, tally)
-        found = self._segment(images, found, tally)
-        found = self._filter("segmenter", images, found, tally)
-        found = self._describe(images, found, tally)
-        return self._filter("describer", images, found, tally)
+        objects = self._filter("detector", self._detect(images, tally), tally)
+        objects = self._filter("segmenter", self._segment(objects, tally), tally)
+        return self._filter("describer", self._describe(objects, tally), tally)
 
-    def _detect(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
+    def _detect(self, images: Sequence[DecodedImage], tally: Tally) -> list[Found]:
         with tally.timed("detect"):
-            boxes = self._detector.detect(images)
+            boxes = self._detector.detect(images) if images else []
         _check_length("detector", boxes, images)
-        batch: Batch = []
+        objects = []
         for image, some in zip(images, boxes, strict=True):
             tally.detected += len(some)
             ranked = sorted(
@@ -300,59 +296,55 @@ class Annotator:
             tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
             clipped = [_clip(each, image.size) for each in ranked[: self._job.most_objects]]
             tally.dropped["no box within the picture"] += clipped.count(None)
-            batch.append([Found(each) for each in clipped if each is not None])
-        return batch
+            objects += [Found(image, each) for each in clipped if each is not None]
+        return objects
 
-    def _segment(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
-        detections = [[each.detection for each in some] for some in found]
+    def _segment(self, objects: Sequence[Found], tally: Tally) -> list[Found]:
         with tally.timed("segment"):
-            masks = self._segmenter.segment(images, detections)
-        _check_length("segmenter", masks, images)
-        batch: Batch = []
-        for image, some, segments in zip(images, found, masks, strict=True):
-            _check_length("segmenter", segments, some)
-            kept = []
-            for each, segment in zip(some, segments, strict=True):
-                if segment is None or not segment.rle.area or not math.isfinite(segment.score):
-                    tally.dropped["no mask"] += 1
-                elif segment.rle.size != image.size:
-                    raise ValueError(
-                        f"the segmenter gave a mask of {segment.rle.size} for an image of "
-                        f"{image.size} (height, width)"
-                    )
-                else:
-                    kept.append(replace(each, segment=segment))
-            batch.append(kept)
-        return batch
+            segments = self._segmenter.segment(objects) if objects else []
+        _check_length("segmenter", segments, objects)
+        kept = []
+        for found, segment in zip(objects, segments, strict=True):
+            if segment is None or not segment.rle.area or not math.isfinite(segment.score):
+                tally.dropped["no mask"] += 1
+            elif segment.rle.size != found.image.size:
+                raise ValueError(
+                    f"the segmenter gave a mask of {segment.rle.size} for an image of "
+                    f"{found.image.size} (height, width)"
+                )
+            else:
+                kept.append(replace(found, segment=segment))
+        return kept
 
-    def _describe(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
+    def _describe(self, objects: Sequence[Found], tally: Tally) -> list[Found]:
         with tally.timed("describe"):
-            texts = self._describer.describe(images, found)
-        _check_length("describer", texts, images)
-        batch: Batch = []
-        for some, described in zip(found, texts, strict=True):
-            _check_length("describer", described, some)
-            expressions = [clean_expression(text) for text in described]
-            tally.dropped["no description"] += expressions.count("")
-            pairs = zip(some, expressions, strict=True)
-            batch.append([replace(each, expression=text) for each, text in pairs if text])
-        return batch
+            texts = self._describer.describe(objects) if objects else []
+        _check_length("describer", texts, objects)
+        expressions = map(clean_expression, texts)
+        named = [
+            replace(found, expression=text)
+            for found, text in zip(objects, expressions, strict=True)
+            if text
+        ]
+        tally.dropped["no description"] += len(objects) - len(named)
+        return named
 
-    def _filter(
-        self, after: When, images: Sequence[DecodedImage], found: Batch, tally: Tally
-    ) -> Batch:
-        found = [list(some) for some in found]
+    def _filter(self, after: When, objects: Sequence[Found], tally: Tally) -> list[Found]:
+        kept = list(objects)
         with tally.timed("filter"):
             for judge in self._filters:
-                if judge.after != after:
-                    continue
-                for place, image in enumerate(images):
-                    reasons = judge.judge(image, found[place])
-                    _check_length(type(judge).__name__, reasons, found[place])
-                    tally.dropped.update(reason for reason in reasons if reason is not None)
-                    pairs = zip(found[place], reasons, strict=True)
-                    found[place] = [each for each, reason in pairs if reason is None]
-        return found
+                if judge.after == after:
+                    kept = [
+                        found for some in by_image(kept) for found in _judged(judge, *some, tally)
+                    ]
+        return kept
+
+
+def _judged(judge: Filter, image: DecodedImage, found: list[Found], tally: Tally) -> list[Found]:
+    reasons = judge.judge(image, found)
+    _check_length(type(judge).__name__, reasons, found)
+    tally.dropped.update(reason for reason in reasons if reason is not None)
+    return [each for each, reason in zip(found, reasons, strict=True) if reason is None]
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:

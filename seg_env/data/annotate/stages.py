@@ -7,11 +7,12 @@ arguments as a JSON object where it needs any: ``score{"least": 0.4}``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from importlib import import_module
+from itertools import groupby
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -111,6 +112,8 @@ class Segment:
 class Found:
     """One object on its way through the stages, each of which fills in a field."""
 
+    image: DecodedImage = field(repr=False)
+    """The image that it is in."""
     detection: Detection
     segment: Segment | None = None
     expression: str = ""
@@ -121,6 +124,11 @@ class Found:
         if self.segment is None:
             raise ValueError(f"{self.detection} has no mask yet: this needs the segmenter's output")
         return Target(self.segment.rle)
+
+
+def by_image(objects: Iterable[Found]) -> list[tuple[DecodedImage, list[Found]]]:
+    """Images, each with its objects, which follow each other."""
+    return [(image, list(some)) for image, some in groupby(objects, lambda found: found.image)]
 
 
 @runtime_checkable
@@ -150,20 +158,19 @@ class Detector(Protocol):
 class Segmenter(Protocol):
     """Turns boxes into masks."""
 
-    def segment(
-        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
-    ) -> list[list[Segment | None]]:
-        """A mask, or None, for each box of each of ``B`` images, of the image's size."""
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
+        """A mask of the image's size, or None, for the box of each of ``N`` objects.
+
+        Objects of one image follow each other, see `by_image`.
+        """
 
 
 @runtime_checkable
 class Describer(Protocol):
     """Says what objects are."""
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
-        """An expression for each object of each of ``B`` images; ``""`` where it has none.
+    def describe(self, objects: Sequence[Found]) -> list[str]:
+        """An expression for each of ``N`` objects; ``""`` for one that has none.
 
         It may be any text: the pipeline cleans and checks it.
         """

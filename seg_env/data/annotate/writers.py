@@ -10,22 +10,23 @@ from typing import Any
 
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.job import Job
-from seg_env.data.annotate.stages import DecodedImage, Found
+from seg_env.data.annotate.stages import Found
 from seg_env.data.annotate.tally import Tally
 from seg_env.data.export import run_lengths
 from seg_env.data.readers.hub import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
-Annotated = tuple[str, DecodedImage, Sequence[Found]]
-"""An image with at least one object, and a name that no other image of the run has."""
+Annotated = tuple[str, Sequence[Found]]
+"""The objects, at least one, of an image, and a name that no other image of the run has."""
 
 
 def write_json_lines(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
     """Write lines as `seg_env.data.readers.jsonlines.JsonLines` reads them, images beside them."""
     (folder / "images").mkdir()
     with (folder / f"{job.split}.jsonl").open("w", encoding="utf-8") as file:
-        for name, image, objects in images:
+        for name, objects in images:
+            image = objects[0].image
             with tally.timed("write"):
                 # Readers tell images apart by the names of files, whatever folder these are in.
                 place = f"images/{name}{image.suffix}"
@@ -89,9 +90,8 @@ def write_parquet(folder: Path, job: Job, images: Iterator[Annotated], tally: Ta
                 file.write_table(arrow.Table.from_pylist(rows, schema=schema))
 
 
-def _row(
-    name: str, image: DecodedImage, objects: Sequence[Found], job: Job, tally: Tally
-) -> dict[str, Any]:
+def _row(name: str, objects: Sequence[Found], job: Job, tally: Tally) -> dict[str, Any]:
+    image = objects[0].image
     key = clean_text(image.key)
     samples = []
     for k, found in enumerate(objects):
