@@ -31,7 +31,7 @@ from rich.console import Console
 from experiments.common.command import run_command, typed_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
-from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
+from seg_env.data.annotate import DEFAULT_FILTERS, Job, annotate, write_scene_shards
 from seg_env.data.annotate.job import parse_part
 from seg_env.data.annotate.sources import ParquetShards, TarShards
 from seg_env.data.annotate.tally import BINS
@@ -125,12 +125,12 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
         task = progress.add_task("annotating shards", total=None, status="")
         start = time.perf_counter()
 
-        def show(found: Progress) -> None:
+        def show(done: int, of: int, annotated: int) -> None:
             nonlocal images
-            images = found.images
+            images = annotated
             speed = images / max(time.perf_counter() - start, 1e-9)
             status = f"{images} images, {speed:.1f} a second"
-            progress.update(task, completed=found.shards, total=found.of, status=status)
+            progress.update(task, completed=done, total=of, status=status)
 
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
         seconds = time.perf_counter() - start

@@ -44,7 +44,8 @@ def tar_bytes(members, form=tarfile.USTAR_FORMAT):
 
 def gray_image(height=40, width=60, key="0"):
     """A decoded gray image."""
-    return DecodedImage(key, b"", ".png", np.full((height, width, 3), 128, dtype=np.uint8))
+    gray = np.full((height, width, 3), 128, dtype=np.uint8)
+    return DecodedImage(key, b"", suffix=".png", image=gray)
 
 
 def found(mask, score=1.0, mask_score=1.0, expression="the thing", box=None):

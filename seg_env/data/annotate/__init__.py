@@ -5,7 +5,7 @@ of them can be replaced. Output is what `seg_env.data.open_dataset` opens.
 """
 
 from seg_env.data.annotate.job import Job
-from seg_env.data.annotate.pipeline import Progress, annotate
+from seg_env.data.annotate.pipeline import annotate
 from seg_env.data.annotate.stages import (
     DEFAULT_FILTERS,
     Box,
@@ -37,7 +37,6 @@ __all__ = [
     "Found",
     "ImageSource",
     "Job",
-    "Progress",
     "RawImage",
     "Reason",
     "Segment",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from seg_env.data.annotate.stages import DEFAULT_FILTERS, Shard
+from seg_env.data.annotate.stages import DEFAULT_FILTERS, Shard, check_between, check_whole
 
 PLAN = "plan.json"
 SHARDS = "shards"
@@ -52,19 +52,14 @@ class Job:
     def __post_init__(self) -> None:
         """Raise ValueError for what can be seen to be wrong without loading a stage."""
         for name, allowed in (("container", ("jsonl", "parquet")), ("form", ("rings", "rle"))):
-            if getattr(self, name) not in allowed:
-                given = getattr(self, name)
+            if (given := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={given!r} is unknown; use one of {', '.join(allowed)}")
         if not self.split.isidentifier():
             raise ValueError(f"split={self.split!r} names files: use letters, digits and _")
-        for name in ("batch_size", "most_objects", "least_side", "most_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is too small; use 1 or more")
-        if not 1 <= self.decimals <= 9 or not 0 <= self.epsilon < 1:
-            raise ValueError(
-                f"decimals={self.decimals}, epsilon={self.epsilon}: use 1 to 9 digits and a "
-                "tolerance from 0 to 1"
-            )
+        check_whole(1, batch_size=self.batch_size, most_objects=self.most_objects)
+        check_whole(1, least_side=self.least_side, most_pixels=self.most_pixels)
+        check_between(1, 9, decimals=self.decimals)
+        check_between(0, 1, epsilon=self.epsilon)
 
 
 def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:

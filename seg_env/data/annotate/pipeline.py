@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
@@ -55,25 +55,13 @@ from seg_env.data.annotate.tally import Tally
 from seg_env.data.annotate.writers import WRITERS, Annotated, to_line
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    shards: int
-    """Shards of this part that are done, those of earlier runs included."""
-    of: int
-    """Shards of this part."""
-    images: int
-    """Images that this run has annotated."""
-
-
 def annotate(
     job: Job,
     output: str | os.PathLike[str],
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
-    on_progress: Callable[[Progress], object] = lambda progress: None,
+    on_progress: Callable[[int, int, int], object] = lambda done, of, images: None,
 ) -> dict[str, Any]:
     """Do a job, or what is left of it, and write records and ``manifest.json`` into a folder.
 
@@ -86,7 +74,9 @@ def annotate(
         output: Folder of the run; holds the records in the end.
         workers: Processes; each loads the models and takes shards of its own.
         part: Number of this machine, from 0, and how many there are.
-        on_progress: Called after each batch of images, or several times a second by workers.
+        on_progress: Called after each batch of images, or several times a second by workers, with
+            shards of this part that are done, those of earlier runs included; shards of this part;
+            images that this run has annotated.
 
     Returns:
         The manifest: counts over everything that is done, by whichever machine.
@@ -107,26 +97,26 @@ def annotate(
     missing = [shard for shard in mine if not shard_folder(root, shard.number).exists()]
 
     def report(done: int, images: int) -> None:
-        on_progress(Progress(len(mine) - len(missing) + done, len(mine), images))
+        on_progress(len(mine) - len(missing) + done, len(mine), images)
 
     if not missing:
         record_plan(root, plan)  # all was copied here from other machines
         images = 0
     elif workers == 1:
-        images = _in_this_process(job, root, plan, missing, report)
+        images = _in_this_process((job, root, plan), missing, report)
     else:
-        images = _in_processes(job, root, plan, missing, workers, report)
+        images = _in_processes((job, root, plan), missing, workers, report)
     report(len(missing), images)
     return _merge(root, plan)
 
 
+Run = tuple[Job, Path, dict[str, Any]]
+"""What is to be done, the folder of the run, and its plan."""
 Report = Callable[[int, int], None]
 """Called with the number of shards that are done, and of images that have been annotated."""
 
 
-def _in_this_process(
-    job: Job, root: Path, plan: dict[str, Any], shards: Sequence[Shard], report: Report
-) -> int:
+def _in_this_process(run: Run, shards: Sequence[Shard], report: Report) -> int:
     images = done = 0
 
     def count(new: int) -> None:
@@ -134,33 +124,18 @@ def _in_this_process(
         images += new
         report(done, images)
 
-    annotator = _load_annotator(job, root, plan)
+    annotator = Annotator(*run, count)
     for shard in shards:
-        annotator.annotate_shard(shard, root, count)
+        annotator.annotate(shard)
         done += 1
     return images
 
 
-def _load_annotator(job: Job, root: Path, plan: dict[str, Any]) -> Annotator:
-    annotator = Annotator(job)
-    record_plan(root, plan)  # a stage that cannot be built must not claim the folder
-    return annotator
-
-
-def _in_processes(
-    job: Job,
-    root: Path,
-    plan: dict[str, Any],
-    shards: Sequence[Shard],
-    workers: int,
-    report: Report,
-) -> int:
+def _in_processes(run: Run, shards: Sequence[Shard], workers: int, report: Report) -> int:
     workers = min(workers, len(shards))
     context = get_context("spawn")  # models and threads do not survive a fork
     images, stop = context.Value("q", 0), context.Event()
-    with ProcessPoolExecutor(
-        workers, context, _begin_worker, (workers, job, root, plan, images, stop)
-    ) as pool:
+    with ProcessPoolExecutor(workers, context, _begin_worker, (run, workers, images, stop)) as pool:
         pending = {pool.submit(_work, shard) for shard in shards}
         try:
             while pending:
@@ -175,19 +150,16 @@ def _in_processes(
     return int(images.value)
 
 
-_annotate_in_worker: Callable[[Shard], None]
-"""What this process does with a shard, if it is a worker."""
+_annotator: Callable[[], Annotator]
+"""Gives the annotator of this process, if it is a worker."""
 
 
-def _begin_worker(
-    workers: int, job: Job, root: Path, plan: dict[str, Any], images: Any, stop: Any
-) -> None:
+def _begin_worker(run: Run, workers: int, images: Any, stop: Any) -> None:
     """Prepare a worker process: it ends with its parent, and shares the cores."""
-    global _annotate_in_worker
+    global _annotator
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Libraries read this when they are imported, which the stages do.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    load = cache(partial(_load_annotator, job, root, plan))  # later, to have errors reported
 
     def count(new: int) -> None:
         with images.get_lock():
@@ -195,10 +167,8 @@ def _begin_worker(
         if stop.is_set():
             raise InterruptedError("another worker failed")
 
-    def annotate_shard(shard: Shard) -> None:
-        load().annotate_shard(shard, root, count)
-
-    _annotate_in_worker = annotate_shard
+    # Loaded with the first shard, to have errors reported.
+    _annotator = cache(partial(Annotator, *run, count))
 
 
 def _exit_with_parent() -> None:
@@ -210,32 +180,34 @@ def _exit_with_parent() -> None:
 
 
 def _work(shard: Shard) -> None:
-    _annotate_in_worker(shard)
+    _annotator().annotate(shard)
 
 
 class Annotator:
     """Finds, cuts out, describes and sorts the objects of images."""
 
-    def __init__(self, job: Job) -> None:
-        """Load the stages with their models."""
-        self._job = job
+    def __init__(
+        self, job: Job, output: Path, plan: dict[str, Any], on_images: Callable[[int], object]
+    ) -> None:
+        """Load the stages with their models, then claim the folder."""
+        self._job, self._output, self._on_images = job, output, on_images
         self._source: ImageSource = load_stage(job.source, ImageSource)
         self._detector: Detector = load_stage(job.detector, Detector)
         self._segmenter: Segmenter = load_stage(job.segmenter, Segmenter)
         self._describer: Describer = load_stage(job.describer, Describer)
         self._filters: list[Filter] = [load_stage(text, Filter) for text in job.filters]
+        self._tally = Tally()
+        record_plan(output, plan)  # a stage that cannot be built must not claim it
 
-    def annotate_shard(
-        self, shard: Shard, output: Path, on_images: Callable[[int], object]
-    ) -> None:
+    def annotate(self, shard: Shard) -> None:
         """Annotate a shard into a folder of its own; reports the number of images of each batch."""
-        final = shard_folder(output, shard.number)
+        final = shard_folder(self._output, shard.number)
         folder = partial_path(final)
         folder.mkdir()
-        tally = Tally()
+        tally = self._tally = Tally()
         try:
-            annotated = self._annotated(shard, final.name, tally, on_images)
-            WRITERS[self._job.container](folder, self._job, annotated, tally)
+            write = WRITERS[self._job.container]
+            write(folder, self._job, self._annotated(shard, final.name), tally)
             _write(folder / MANIFEST, [_to_json({"shard": shard.name, **tally.to_json()})])
             os.rename(folder, final)
         except OSError:
@@ -244,69 +216,67 @@ class Annotator:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _annotated(
-        self, shard: Shard, name: str, tally: Tally, on_images: Callable[[int], object]
-    ) -> Iterator[Annotated]:
+    def _annotated(self, shard: Shard, name: str) -> Iterator[Annotated]:
         """The objects of each image of a shard that has any, named by its place in the shard."""
-        numbered = enumerate(self._decoded(shard, tally))
+        numbered = enumerate(self._decoded(shard))
         while taken := list(islice(numbered, self._job.batch_size)):
             names = {
                 image: f"{name}-{number:06d}"
                 for number, image in taken
                 if isinstance(image, DecodedImage)
             }
-            for image, objects in by_image(self._annotate(list(names), tally)):
-                tally.annotated += 1
+            for image, objects in by_image(self._annotate(list(names))):
+                self._tally.annotated += 1
                 yield names[image], objects
-            on_images(len(names))
+            self._on_images(len(names))
 
-    def _decoded(self, shard: Shard, tally: Tally) -> Iterator[DecodedImage | Reason]:
+    def _decoded(self, shard: Shard) -> Iterator[DecodedImage | Reason]:
         """Everything in a shard in its order, so that records can be named by their place."""
         raws = self._source.read(shard)
         while True:
             image: RawImage | DecodedImage | Reason | None
-            with tally.timed("read"):
+            with self._tally.timed("read"):
                 image = next(raws, None)
                 if isinstance(image, RawImage):
                     image = open_image(image, self._job.least_side, self._job.most_pixels)
             if image is None:
                 return
             if isinstance(image, Reason):
-                tally.rejected[image] += 1
+                self._tally.rejected[image] += 1
             else:
-                tally.read += 1
+                self._tally.read += 1
             yield image
 
-    def _annotate(self, images: Sequence[DecodedImage], tally: Tally) -> list[Found]:
+    def _annotate(self, images: Sequence[DecodedImage]) -> list[Found]:
         """The objects of images that pass all filters, each with mask and expression."""
-        objects = self._filter("detector", self._detect(images, tally), tally)
-        objects = self._filter("segmenter", self._segment(objects, tally), tally)
-        return self._filter("describer", self._describe(objects, tally), tally)
+        objects = self._filter("detector", self._detect(images))
+        objects = self._filter("segmenter", self._segment(objects))
+        return self._filter("describer", self._describe(objects))
 
-    def _detect(self, images: Sequence[DecodedImage], tally: Tally) -> list[Found]:
-        with tally.timed("detect"):
+    def _detect(self, images: Sequence[DecodedImage]) -> list[Found]:
+        with self._tally.timed("detect"):
             boxes = self._detector.detect(images) if images else []
         _check_length("detector", boxes, images)
         objects = []
         for image, some in zip(images, boxes, strict=True):
-            tally.detected += len(some)
+            self._tally.detected += len(some)
             ranked = sorted(
                 some, key=lambda each: -each.score if math.isfinite(each.score) else math.inf
             )
-            tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
+            self._tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
             clipped = [_clip(each, image.size) for each in ranked[: self._job.most_objects]]
-            tally.dropped["no box within the picture"] += clipped.count(None)
+            self._tally.dropped["no box within the picture"] += clipped.count(None)
             objects += [Found(image, each) for each in clipped if each is not None]
         return objects
 
-    def _segment(self, objects: Sequence[Found], tally: Tally) -> list[Found]:
-        with tally.timed("segment"):
+    def _segment(self, objects: Sequence[Found]) -> list[Found]:
+        with self._tally.timed("segment"):
             segments = self._segmenter.segment(objects) if objects else []
         _check_length("segmenter", segments, objects)
         kept = []
         for found, segment in zip(objects, segments, strict=True):
             if segment is None or not segment.rle.area or not math.isfinite(segment.score):
-                tally.dropped["no mask"] += 1
+                self._tally.dropped["no mask"] += 1
             elif segment.rle.size != found.image.size:
                 raise ValueError(
                     f"the segmenter gave a mask of {segment.rle.size} for an image of "
@@ -316,8 +286,8 @@ class Annotator:
                 kept.append(replace(found, segment=segment))
         return kept
 
-    def _describe(self, objects: Sequence[Found], tally: Tally) -> list[Found]:
-        with tally.timed("describe"):
+    def _describe(self, objects: Sequence[Found]) -> list[Found]:
+        with self._tally.timed("describe"):
             texts = self._describer.describe(objects) if objects else []
         _check_length("describer", texts, objects)
         expressions = map(clean_expression, texts)
@@ -326,25 +296,22 @@ class Annotator:
             for found, text in zip(objects, expressions, strict=True)
             if text
         ]
-        tally.dropped["no description"] += len(objects) - len(named)
+        self._tally.dropped["no description"] += len(objects) - len(named)
         return named
 
-    def _filter(self, after: When, objects: Sequence[Found], tally: Tally) -> list[Found]:
+    def _filter(self, after: When, objects: Sequence[Found]) -> list[Found]:
+        judges = [judge for judge in self._filters if judge.after == after]
         kept = list(objects)
-        with tally.timed("filter"):
-            for judge in self._filters:
-                if judge.after == after:
-                    kept = [
-                        found for some in by_image(kept) for found in _judged(judge, *some, tally)
-                    ]
+        with self._tally.timed("filter"):
+            for judge in judges:
+                kept = [found for some in by_image(kept) for found in self._judged(judge, *some)]
         return kept
 
-
-def _judged(judge: Filter, image: DecodedImage, found: list[Found], tally: Tally) -> list[Found]:
-    reasons = judge.judge(image, found)
-    _check_length(type(judge).__name__, reasons, found)
-    tally.dropped.update(reason for reason in reasons if reason is not None)
-    return [each for each, reason in zip(found, reasons, strict=True) if reason is None]
+    def _judged(self, judge: Filter, image: DecodedImage, objects: list[Found]) -> list[Found]:
+        reasons = judge.judge(image, objects)
+        _check_length(type(judge).__name__, reasons, objects)
+        self._tally.dropped.update(reason for reason in reasons if reason is not None)
+        return [found for found, reason in zip(objects, reasons, strict=True) if reason is None]
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:

@@ -413,7 +413,7 @@ def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | 
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
-            return DecodedImage(raw.key, raw.data, suffix, pixels, raw.text, raw.metadata)
+            return DecodedImage(**vars(raw), suffix=suffix, image=pixels)
         upright = ImageOps.exif_transpose(file).convert("RGB")
     upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
     buffer = io.BytesIO()

@@ -71,19 +71,17 @@ class RawImage:
     """Where it came from and under which licence."""
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """A decoded image with what its source says about it, see `RawImage`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodedImage(RawImage):
+    """A decoded image with what its source says about it.
 
-    key: str
-    data: bytes = field(repr=False)
-    """The encoded image as it will be written; it decodes to `image` without being turned."""
+    `data` is the encoded image as it will be written; it decodes to `image` without being turned.
+    """
+
     suffix: str
     """File ending, such as ``".jpg"``."""
     image: NDArray[np.uint8] = field(repr=False)
     """``(H, W, 3) uint8``."""
-    text: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def vlm(tmp_path_factory):
 def noise(height, width, text="", seed=0):
     """An image of noise."""
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return DecodedImage(f"{seed}", b"", ".png", image, text)
+    return DecodedImage(f"{seed}", b"", text, suffix=".png", image=image)
 
 
 @pytest.mark.parametrize("size", [(48, 80), (90, 30)])
