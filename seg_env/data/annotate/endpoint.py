@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,76 +34,70 @@ MOST_REFUSED = 20
 """So many requests refused one after another mean that something is wrong with all of them."""
 
 
+@dataclass(eq=False)
 class EndpointDescriber:
     """Asks ``<url>/chat/completions`` about each object: vLLM, llama.cpp, a commercial service.
 
     A red outline shows the object. A request that the server refuses, for its content perhaps,
     leaves an object without description. A server that is down is asked again with growing pauses,
     and then stops the run, which can be resumed.
+
+    Raises:
+        ValueError: The address is not one of http or https, or would send a key unencrypted to
+            another machine; or a number is out of range.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        api_key_variable: str = "OPENAI_API_KEY",
-        prompt: str = PROMPT,
-        parallel: int = 4,
-        tries: int = 6,
-        timeout: float = 120.0,
-        longest_side: int = 768,
-        max_tokens: int = 60,
-    ) -> None:
-        """Set up the client; nothing is sent yet.
+    url: str
+    """Up to the version, for example ``"http://localhost:8000/v1"``."""
+    model: str
+    """What the server calls the model."""
+    _: KW_ONLY
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key, which is written nowhere; unset or empty sends none."""
+    prompt: str = PROMPT
+    """What is asked about an image from `highlight`."""
+    parallel: int = 4
+    """Requests at a time."""
+    tries: int = 6
+    """How often a request is made before a failing server stops the run."""
+    timeout: float = 120.0
+    """Seconds that an answer may take."""
+    longest_side: int = 768
+    """Larger images are reduced to it, in pixels."""
+    max_tokens: int = 60
+    """Longest description."""
 
-        Args:
-            url: Up to the version, for example ``"http://localhost:8000/v1"``.
-            model: What the server calls the model.
-            api_key_variable: Environment variable with the key, which is written nowhere; unset or
-                empty sends none.
-            prompt: What is asked about an image from `highlight`.
-            parallel: Requests at a time.
-            tries: How often a request is made before a failing server stops the run.
-            timeout: Seconds that an answer may take.
-            longest_side: Larger images are reduced to it, in pixels.
-            max_tokens: Longest description.
-
-        Raises:
-            ValueError: The address is not one of http or https, or would send a key unencrypted to
-                another machine; or a number is out of range.
-        """
-        check_whole(1, parallel=parallel, tries=tries)
-        check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
-        check_between(0.001, 86_400.0, timeout=timeout)
-        parts = urlsplit(url)
+    def __post_init__(self) -> None:
+        """Set up the client; nothing is sent yet."""
+        check_whole(1, parallel=self.parallel, tries=self.tries)
+        check_whole(1, longest_side=self.longest_side, max_tokens=self.max_tokens)
+        check_between(0.001, 86_400.0, timeout=self.timeout)
+        url, variable = self.url, self.api_key_variable
+        parts, key = urlsplit(url), os.environ.get(variable, "")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
-        key = os.environ.get(api_key_variable, "")
         is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         if key and parts.scheme == "http" and not is_local:
             raise ValueError(
-                f"url={url!r} would send the key in {api_key_variable} unencrypted: use https, or "
-                "unset the variable"
+                f"url={url!r} would send the key in {variable} unencrypted: use https, or unset "
+                "the variable"
             )
-        self._url, self._parallel = url, parallel
-        self._longest_side, self._prompt = longest_side, prompt
         self._refused = 0
         client = openai.OpenAI(
-            base_url=url,
+            base_url=self.url,
             api_key=key or "none",
-            max_retries=tries - 1,
-            timeout=timeout,
+            max_retries=self.tries - 1,
+            timeout=self.timeout,
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False,  # they would carry the key to wherever the server says
-                timeout=timeout,
-                event_hooks={"response": [partial(_read_bounded, seconds=timeout)]},
+                timeout=self.timeout,
+                event_hooks={"response": [partial(_read_bounded, seconds=self.timeout)]},
             ),
         )
         self._create = partial(
             client.chat.completions.with_raw_response.create,
-            model=model,
-            max_tokens=max_tokens,
+            model=self.model,
+            max_tokens=self.max_tokens,
             temperature=0,
             extra_headers={
                 "Accept-Encoding": "identity",
@@ -116,7 +111,7 @@ class EndpointDescriber:
         Raises:
             ConnectionError: The server does not answer, or refuses everything.
         """
-        with ThreadPoolExecutor(self._parallel) as pool:
+        with ThreadPoolExecutor(self.parallel) as pool:
             return list(pool.map(self._ask, objects))
 
     def _ask(self, found: Found) -> str:
@@ -130,7 +125,7 @@ class EndpointDescriber:
                     return self._refuse(problem)
             tries = 1 + int(error.request.headers.get("X-Stainless-Retry-Count", 0))
             raise ConnectionError(
-                f"{self._url} failed {'once' if tries == 1 else f'{tries} times'}, last with "
+                f"{self.url} failed {'once' if tries == 1 else f'{tries} times'}, last with "
                 f"{problem}; shards that are done stay, run again to go on"
             ) from error
         try:
@@ -144,10 +139,10 @@ class EndpointDescriber:
 
     def _question(self, found: Found) -> dict[str, Any]:
         buffer = io.BytesIO()
-        Image.fromarray(highlight(found, self._longest_side)).save(buffer, "JPEG")
+        Image.fromarray(highlight(found, self.longest_side)).save(buffer, "JPEG")
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         content = [
-            {"type": "text", "text": self._prompt},
+            {"type": "text", "text": self.prompt},
             {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
         ]
         return {"role": "user", "content": content}
@@ -156,7 +151,7 @@ class EndpointDescriber:
         self._refused += 1
         if self._refused >= MOST_REFUSED:
             raise ConnectionError(
-                f"{self._url} refused {self._refused} requests in a row, last with {problem}"
+                f"{self.url} refused {self._refused} requests in a row, last with {problem}"
             )
         return ""
 

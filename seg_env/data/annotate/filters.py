@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from seg_env.data.annotate.stages import Box, DecodedImage, Found, When
+from seg_env.data.annotate.stages import DecodedImage, Found, When
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
+from seg_env.metrics.scores import iou_of_boxes
 
 
 class _ObjectFilter:
@@ -80,8 +79,8 @@ class Agreement(_ObjectFilter):
     after: ClassVar[When] = "segmenter"
 
     def _reason(self, image: DecodedImage, found: Found) -> str | None:
-        overlap = box_iou(found.target.rle.bbox, found.detection.box)
-        return None if overlap >= self.least else "mask beside its box"
+        overlap = iou_of_boxes([found.target.rle.bbox], [found.detection.box], 0.0)
+        return None if overlap[0] >= self.least else "mask beside its box"
 
 
 @dataclass(frozen=True)
@@ -176,15 +175,6 @@ class Distinct:
         texts = [found.expression.casefold() for found in objects]
         counts = Counter(texts)
         return ["ambiguous description" if counts[text] > 1 else None for text in texts]
-
-
-def box_iou(one: Box, two: Box) -> float:
-    """IoU of two boxes, 0 where both are empty."""
-    x0, y0 = np.maximum(one[:2], two[:2])
-    x1, y1 = np.minimum(one[2:], two[2:])
-    shared = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
-    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)) - shared
-    return float(shared / area) if area > 0 else 0.0
 
 
 def mask_iou(one: Rle, two: Rle) -> float:

@@ -6,10 +6,8 @@ faults are reported by reason, and nothing is ever extracted: names in archives 
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
-import json
 import os
 import tarfile
 import warnings
@@ -28,6 +26,7 @@ from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard
 from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
+from seg_env.data.records import RecordError, parse_json_object
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
@@ -296,9 +295,7 @@ def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
 class Folder:
     """Images below a folder in the order of their names, so many to a shard.
 
-    A text beside an image (``dog.txt`` for ``dog.jpg``) is what the source says about it, and
-    ``dog.json`` may hold a caption, a URL and a licence. Links that lead out of the folder are not
-    followed.
+    Links that lead out of the folder are not followed.
     """
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
@@ -331,20 +328,11 @@ class Folder:
     def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The images of a part; see `seg_env.data.annotate.stages.ImageSource`."""
         for path in map(Path, shard.paths):
-            data = self._content(path, MOST_IMAGE_BYTES)
-            if isinstance(data, Reason):
-                yield data
-                continue
-            text, record = (
-                content if isinstance(content, bytes) else b""
-                for content in (
-                    self._content(path.with_suffix(ending), MOST_TEXT_BYTES)
-                    for ending in (".txt", ".json")
-                )
-            )
-            yield _raw_image(str(path.relative_to(self._root)), data, text, _record(record))
+            data = self._content(path)
+            key = str(path.relative_to(self._root))
+            yield data if isinstance(data, Reason) else RawImage(key, data)
 
-    def _content(self, path: Path, most: int) -> bytes | Reason:
+    def _content(self, path: Path) -> bytes | Reason:
         """The content of a file, or why it is not read."""
         try:
             if not path.resolve().is_relative_to(self._root):
@@ -352,23 +340,20 @@ class Folder:
             if not path.is_file():
                 return Reason.NO_IMAGE
             with path.open("rb") as file:
-                data = file.read(most + 1)
+                data = file.read(MOST_IMAGE_BYTES + 1)
         except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
             return Reason.NOT_A_FILE
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
-                return Reason.UNREADABLE
-            raise  # the disk's failure, not this file's: it stops the run
-        return data if len(data) <= most else Reason.TOO_MANY_BYTES
+        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
+            return Reason.UNREADABLE
+        return data if len(data) <= MOST_IMAGE_BYTES else Reason.TOO_MANY_BYTES
 
 
 def _record(content: bytes) -> dict[str, Any]:
     """The JSON object in a record; an empty one where it holds anything else."""
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json_object(content, "record")
+    except RecordError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) -> RawImage:

@@ -215,15 +215,8 @@ SHORT_NAMES = {
 """Words that stand for the stages that come with the project."""
 
 DEFAULT_FILTERS = (
-    "score",
-    "area",
-    "mask_score",
-    "agreement",
-    "duplicates",
-    "ceiling",
-    "wording",
-    "distinct",
-)
+    "score", "area", "mask_score", "agreement", "duplicates", "ceiling", "wording", "distinct",
+)  # fmt: skip
 """Filters in the order they are asked."""
 
 

@@ -22,7 +22,7 @@ from typing import get_args
 import numpy as np
 from PIL import Image, ImageFilter
 
-from seg_env.data.annotate.filters import box_iou, mask_iou
+from seg_env.data.annotate.filters import mask_iou
 from seg_env.data.annotate.job import partial_path
 from seg_env.data.annotate.stages import (
     DecodedImage,
@@ -40,6 +40,7 @@ from seg_env.data.scenes import Scenes, Split
 from seg_env.data.scenes.dataset import Scene
 from seg_env.data.scenes.layout import Difficulty
 from seg_env.geometry.rle import Rle
+from seg_env.metrics.scores import iou_of_boxes
 
 
 def write_scene_shards(
@@ -126,10 +127,14 @@ class TrueMasks:
         return list(map(self._of, objects))
 
     def _of(self, found: Found) -> Segment | None:
-        scene, box = scene_of(found.image.key, found.image.size), found.detection.box
-        masks = [Rle.from_mask(mask) for mask in scene.masks] if scene else []
-        best = max(masks, key=lambda mask: box_iou(mask.bbox, box), default=None)
-        return Segment(best) if best and box_iou(best.bbox, box) > 0 else None
+        scene = scene_of(found.image.key, found.image.size)
+        if scene is None:
+            return None
+        masks = [Rle.from_mask(mask) for mask in scene.masks]
+        boxes = [found.detection.box] * len(masks)
+        overlaps = iou_of_boxes([mask.bbox for mask in masks], boxes, 0.0)
+        best = int(overlaps.argmax())
+        return Segment(masks[best]) if overlaps[best] > 0 else None
 
 
 class TrueExpressions:
