@@ -6,7 +6,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, write_scene_shards
+from seg_env.data.annotate import Job, write_scene_shards
+from seg_env.data.annotate.stages import DecodedImage, Detection, Found, Segment
 from seg_env.geometry.rle import Rle
 
 TRUTH = ("true_boxes", "true_masks", "true_expressions")

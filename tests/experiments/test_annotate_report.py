@@ -8,7 +8,8 @@ from PIL import Image
 
 from experiments.annotate import Args, build_job, find_source, main
 from seg_env.data import open_dataset
-from seg_env.data.annotate import Detector, load_stage
+from seg_env.data.annotate import load_stage
+from seg_env.data.annotate.stages import Detector
 
 SMALL = {"scenes": 6, "per_shard": 3, "size": 48, "workers": 1, "difficulty": "easy"}
 

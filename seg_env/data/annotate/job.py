@@ -65,8 +65,8 @@ class Job:
 def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
     """The content of ``plan.json``, with a digest of the names and sizes of all files."""
     digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.number} {shard.name}\n".encode("utf-8", "surrogateescape"))
+    for number, shard in enumerate(shards):
+        digest.update(f"{number} {shard.name}\n".encode("utf-8", "surrogateescape"))
         for path in shard.paths:
             line = f"{Path(path).name} {os.path.getsize(path) if os.path.exists(path) else 0}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))

@@ -49,6 +49,7 @@ from seg_env.data.annotate.stages import (
     Shard,
     When,
     by_image,
+    check_whole,
     load_stage,
 )
 from seg_env.data.annotate.tally import Tally
@@ -85,16 +86,13 @@ def annotate(
         ValueError: The job cannot be done, or the folder holds another one.
         OSError: A disk or a server failed; what is done stays.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}; use a whole number from 1")
+    check_whole(1, workers=workers)
     root = Path(output)
     shards: list[Shard] = load_stage(job.source, ImageSource).shards()
-    if any(shard.number != place for place, shard in enumerate(shards)):
-        raise ValueError(f"the source {job.source!r} must number its shards 0, 1, 2, ...")
     plan = build_plan(job, shards)
     check_plan(root, plan)  # before models are loaded for nothing
-    mine = shards[part[0] :: part[1]]  # so that parts finish together
-    missing = [shard for shard in mine if not shard_folder(root, shard.number).exists()]
+    mine = list(enumerate(shards))[part[0] :: part[1]]  # so that parts finish together
+    missing = [each for each in mine if not shard_folder(root, each[0]).exists()]
 
     def report(done: int, images: int) -> None:
         on_progress(len(mine) - len(missing) + done, len(mine), images)
@@ -112,11 +110,13 @@ def annotate(
 
 Run = tuple[Job, Path, dict[str, Any]]
 """What is to be done, the folder of the run, and its plan."""
+NumberedShard = tuple[int, Shard]
+"""A shard and its place in the source, from 0."""
 Report = Callable[[int, int], None]
 """Called with the number of shards that are done, and of images that have been annotated."""
 
 
-def _in_this_process(run: Run, shards: Sequence[Shard], report: Report) -> int:
+def _in_this_process(run: Run, shards: Sequence[NumberedShard], report: Report) -> int:
     images = done = 0
 
     def count(new: int) -> None:
@@ -126,17 +126,17 @@ def _in_this_process(run: Run, shards: Sequence[Shard], report: Report) -> int:
 
     annotator = Annotator(*run, count)
     for shard in shards:
-        annotator.annotate(shard)
+        annotator.annotate(*shard)
         done += 1
     return images
 
 
-def _in_processes(run: Run, shards: Sequence[Shard], workers: int, report: Report) -> int:
+def _in_processes(run: Run, shards: Sequence[NumberedShard], workers: int, report: Report) -> int:
     workers = min(workers, len(shards))
     context = get_context("spawn")  # models and threads do not survive a fork
     images, stop = context.Value("q", 0), context.Event()
     with ProcessPoolExecutor(workers, context, _begin_worker, (run, workers, images, stop)) as pool:
-        pending = {pool.submit(_work, shard) for shard in shards}
+        pending = {pool.submit(_work, *shard) for shard in shards}
         try:
             while pending:
                 done, pending = wait(pending, 0.25, FIRST_EXCEPTION)
@@ -179,8 +179,8 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _work(shard: Shard) -> None:
-    _annotator().annotate(shard)
+def _work(number: int, shard: Shard) -> None:
+    _annotator().annotate(number, shard)
 
 
 class Annotator:
@@ -199,9 +199,9 @@ class Annotator:
         self._tally = Tally()
         record_plan(output, plan)  # a stage that cannot be built must not claim it
 
-    def annotate(self, shard: Shard) -> None:
+    def annotate(self, number: int, shard: Shard) -> None:
         """Annotate a shard into a folder of its own; reports the number of images of each batch."""
-        final = shard_folder(self._output, shard.number)
+        final = shard_folder(self._output, number)
         folder = partial_path(final)
         folder.mkdir()
         tally = self._tally = Tally()

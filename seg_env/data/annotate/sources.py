@@ -67,7 +67,7 @@ class _FileShards:
 
     def shards(self) -> list[Shard]:
         """One for each file, by name."""
-        return [Shard(n, path.name, (str(path),)) for n, path in enumerate(self._paths)]
+        return [Shard(path.name, (str(path),)) for path in self._paths]
 
 
 class TarShards(_FileShards):
@@ -321,8 +321,8 @@ class Folder:
             )
         starts = range(0, len(found), self._per_shard)
         return [
-            Shard(n, f"files {start}", tuple(found[start : start + self._per_shard]))
-            for n, start in enumerate(starts)
+            Shard(f"files {start}", tuple(found[start : start + self._per_shard]))
+            for start in starts
         ]
 
     def read(self, shard: Shard) -> Iterator[RawImage | Reason]:

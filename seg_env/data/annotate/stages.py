@@ -52,8 +52,6 @@ class Reason(StrEnum):
 class Shard:
     """A part of a source that one worker annotates: whole, or not at all."""
 
-    number: int
-    """Its place in the source, from 0."""
     name: str
     paths: tuple[str, ...]
 

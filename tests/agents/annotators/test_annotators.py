@@ -18,7 +18,8 @@ from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
 from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import open_dataset
-from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, annotate
+from seg_env.data.annotate import Job, annotate
+from seg_env.data.annotate.stages import DecodedImage, Detection, Found, Segment
 from seg_env.geometry.rle import Rle
 
 LABELS = ["red star", "dog", "green ring"]

@@ -15,8 +15,10 @@ from annotate_fixtures import TRUTH, encoded, scene_job, tar_bytes, tar_source
 
 from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import JsonLines, Scenes, images_of, open_dataset
-from seg_env.data.annotate import Detector, Job, Tally, annotate, load_stage
+from seg_env.data.annotate import Job, annotate, load_stage
 from seg_env.data.annotate.job import parse_part
+from seg_env.data.annotate.stages import Detector
+from seg_env.data.annotate.tally import Tally
 from seg_env.geometry.overlap import iou_batch
 
 BOXES = (
@@ -284,7 +286,7 @@ class StrangeBoxes:
     """Boxes of every kind that a model may give."""
 
     def detect(self, images):
-        from seg_env.data.annotate import Detection
+        from seg_env.data.annotate.stages import Detection
 
         nan, inf = float("nan"), float("inf")
         boxes = [

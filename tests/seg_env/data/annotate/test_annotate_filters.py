@@ -6,7 +6,7 @@ from annotate_fixtures import found, gray_image, rectangle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seg_env.data.annotate import Detection, Filter, Found, Segment, load_stage
+from seg_env.data.annotate import load_stage
 from seg_env.data.annotate.describing import (
     LONGEST,
     LabelDescriber,
@@ -25,7 +25,7 @@ from seg_env.data.annotate.filters import (
     WordingFilter,
     mask_iou,
 )
-from seg_env.data.annotate.stages import DEFAULT_FILTERS
+from seg_env.data.annotate.stages import DEFAULT_FILTERS, Detection, Filter, Found, Segment
 from seg_env.geometry.rle import Rle
 
 SQUARE = rectangle(10, 10, 30, 30)

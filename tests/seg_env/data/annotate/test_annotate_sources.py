@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from seg_env.data.annotate import ImageSource, RawImage, Reason, load_stage
+from seg_env.data.annotate import load_stage
 from seg_env.data.annotate.sources import Folder, TarShards, leads_out, open_image
+from seg_env.data.annotate.stages import ImageSource, RawImage, Reason
 
 
 def read(source):

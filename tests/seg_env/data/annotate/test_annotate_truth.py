@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 from annotate_fixtures import TRUTH
 
-from seg_env.data.annotate import (
-    Describer,
-    Detection,
-    Detector,
-    Found,
-    Segmenter,
-    load_stage,
-    write_scene_shards,
-)
+from seg_env.data.annotate import load_stage, write_scene_shards
 from seg_env.data.annotate.filters import mask_iou
 from seg_env.data.annotate.sources import TarShards, open_image
+from seg_env.data.annotate.stages import Describer, Detection, Detector, Found, Segmenter
 from seg_env.data.annotate.truth import scene_of
 from seg_env.data.scenes import Scenes
 
