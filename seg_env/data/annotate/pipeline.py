@@ -100,7 +100,7 @@ def annotate(
     if not missing:
         record_plan(root, plan)  # all was copied here from other machines
         images = 0
-    elif workers == 1:
+    elif min(workers, len(missing)) == 1:
         images = _in_this_process((job, root, plan), missing, report)
     else:
         images = _in_processes((job, root, plan), missing, workers, report)

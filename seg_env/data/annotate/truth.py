@@ -102,14 +102,22 @@ def scene_of(key: str, size: tuple[int, int]) -> Scene | None:
     return scenes.scene(number)
 
 
-class TrueBoxes:
-    """A detector that knows the scenes."""
+class Truth:
+    """All three stages, which know the scenes; they find nothing in images that show none."""
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
-        """See `seg_env.data.annotate.stages.Detector`."""
-        return [self._of(scene_of(image.key, image.size)) for image in images]
+        """The box of each object, with color and shape for a label."""
+        return [self._boxes(scene_of(image.key, image.size)) for image in images]
 
-    def _of(self, scene: Scene | None) -> list[Detection]:
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
+        """The mask of the object whose box overlaps most with the one given."""
+        return list(map(self._mask, objects))
+
+    def describe(self, objects: Sequence[Found]) -> list[str]:
+        """The expression of the object whose mask fits best."""
+        return list(map(self._expression, objects))
+
+    def _boxes(self, scene: Scene | None) -> list[Detection]:
         if scene is None:
             return []
         label = "{color} {shape}"
@@ -118,15 +126,7 @@ class TrueBoxes:
             for number, mask in enumerate(scene.masks)
         ]
 
-
-class TrueMasks:
-    """A segmenter that knows the scenes: the object whose box overlaps most with the one given."""
-
-    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
-        """See `seg_env.data.annotate.stages.Segmenter`."""
-        return list(map(self._of, objects))
-
-    def _of(self, found: Found) -> Segment | None:
+    def _mask(self, found: Found) -> Segment | None:
         scene = scene_of(found.image.key, found.image.size)
         if scene is None:
             return None
@@ -136,15 +136,7 @@ class TrueMasks:
         best = int(overlaps.argmax())
         return Segment(masks[best]) if overlaps[best] > 0 else None
 
-
-class TrueExpressions:
-    """A describer that knows the scenes: the expression of the object whose mask fits best."""
-
-    def describe(self, objects: Sequence[Found]) -> list[str]:
-        """See `seg_env.data.annotate.stages.Describer`."""
-        return list(map(self._of, objects))
-
-    def _of(self, found: Found) -> str:
+    def _expression(self, found: Found) -> str:
         scene = scene_of(found.image.key, found.image.size)
         if scene is None:
             return ""
