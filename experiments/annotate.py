@@ -33,7 +33,6 @@ from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, annotate, write_scene_shards
 from seg_env.data.annotate.job import parse_part
-from seg_env.data.annotate.sources import ParquetShards, TarShards
 from seg_env.data.annotate.tally import BINS
 from seg_env.data.annotate.truth import best_object, scene_of
 
@@ -173,19 +172,8 @@ def build_job(args: Args, web: Path) -> Job:
 
 def find_source(images: str, per_shard: int) -> str:
     """The source that a path stands for; a name or import path of a source stays as it is."""
-    place = Path(images).expanduser()
-    if not place.exists() and (":" in images or "{" in images):
-        return images
-    names = [each.name for each in place.iterdir()] if place.is_dir() else [place.name]
-    for kind, source in (("tar", TarShards), ("parquet", ParquetShards)):
-        if any(name.endswith(source.endings) for name in names):
-            return _stage(kind, path=images)
-    if not place.is_dir():
-        raise FileNotFoundError(
-            f"images={images!r} is no folder; give a folder of images, a .tar or .parquet file, "
-            "or a folder or a quoted pattern of those, such as '/data/*.tar'"
-        )
-    return _stage("folder", path=images, per_shard=per_shard)
+    is_path = Path(images).expanduser().exists() or not {":", "{"} & set(images)
+    return _stage("files", path=images, per_shard=per_shard) if is_path else images
 
 
 def _stage(name: str, **arguments: Any) -> str:

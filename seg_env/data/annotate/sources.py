@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.annotate.describing import clean_text
-from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard
+from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
 from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
 from seg_env.data.records import RecordError, parse_json_object
@@ -46,35 +46,78 @@ KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
 """Columns that name a row."""
 
 
-class _FileShards:
-    """Files that are a shard each: one, those of a folder, or of a pattern like ``"/a/*.tar"``."""
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
-    endings: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: str) -> None:
-        place = Path(path).expanduser()
-        self._paths = [place.absolute()]
-        if not place.is_file():
-            folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
-            self._paths = sorted(
-                each.absolute()
-                for each in folder.glob(pattern)
-                if each.name.endswith(self.endings) and each.is_file()
-            )
-        if not self._paths:
-            endings = " or ".join(self.endings)
-            raise FileNotFoundError(f"{path!r} names no file that ends in {endings}")
+class Files:
+    """Images in files: tar archives, parquet tables, or a folder of images.
+
+    Archives and tables are given as one file, a folder or a pattern such as ``"/a/*.tar"``; each is
+    a shard. Images below a folder are taken in the order of their names, so many to a shard; links
+    that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
+    """
+
+    def __init__(self, path: str, per_shard: int = 1000) -> None:
+        """Name the files; they are looked for by `shards`."""
+        check_whole(1, per_shard=per_shard)
+        self._path, self._per_shard = Path(path).expanduser().absolute(), per_shard
 
     def shards(self) -> list[Shard]:
-        """One for each file, by name."""
-        return [Shard(path.name, (str(path),)) for path in self._paths]
+        """The files by name; FileNotFoundError if there are none."""
+        place, found = self._path, [self._path]
+        if not place.is_file():
+            folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
+            found = sorted(each for each in folder.glob(pattern) if each.is_file())
+        archives = [each for each in found if each.name.endswith(TAR_ENDINGS)]
+        tables = [each for each in found if each.name.endswith(".parquet")]
+        if tables and not archives:
+            require("pyarrow.parquet")  # before models are loaded for nothing
+        if archives or tables:
+            return [Shard(each.name, (str(each),)) for each in archives or tables]
+        images = sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(place)
+            for name in names
+            if name.lower().rpartition(".")[2] in IMAGE_ENDINGS
+        )
+        if not images:
+            raise FileNotFoundError(
+                f"{str(place)!r} names no images; give a folder of images, a .tar or .parquet "
+                "file, or a folder or a quoted pattern of those, such as '/data/*.tar'"
+            )
+        starts = range(0, len(images), self._per_shard)
+        return [Shard(f"files {n}", tuple(images[n : n + self._per_shard])) for n in starts]
+
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
+        """The images of a shard; see `seg_env.data.annotate.stages.ImageSource`."""
+        paths = [Path(path) for path in shard.paths]
+        if paths[0].name.endswith(TAR_ENDINGS):
+            return read_tar(paths[0])
+        if paths[0].name.endswith(".parquet"):
+            return read_parquet(paths[0])
+        return (self._read_image(path) for path in paths)
+
+    def _read_image(self, path: Path) -> RawImage | Reason:
+        try:
+            if not path.resolve().is_relative_to(self._path.resolve()):
+                return Reason.NOT_A_FILE
+            if not path.is_file():
+                return Reason.NO_IMAGE
+            with path.open("rb") as file:
+                data = file.read(MOST_IMAGE_BYTES + 1)
+        except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
+            return Reason.NOT_A_FILE
+        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
+            return Reason.UNREADABLE
+        if len(data) > MOST_IMAGE_BYTES:
+            return Reason.TOO_MANY_BYTES
+        return RawImage(str(path.relative_to(self._path)), data)
 
 
-class TarShards(_FileShards):
-    """Tar archives in WebDataset's layout, such as img2dataset writes for LAION and COYO.
+def read_tar(path: Path) -> Iterator[RawImage | Reason]:
+    """The samples of an archive as WebDataset lays it out, and img2dataset for LAION and COYO.
 
-    Each archive is a shard. Members that follow each other and share a key, the name up to the
-    first dot, are one sample::
+    Members that follow each other and share a key, the name up to the first dot, are one sample::
 
         000000012.jpg   (or jpeg, png, webp, bmp)
         000000012.txt   the alternative text
@@ -83,28 +126,23 @@ class TarShards(_FileShards):
     What has further dots in its name (``img.001.png``) is a sample by itself, unless there is an
     image ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
-    Archives may be compressed by gzip. They are read forward in one pass.
+    The archive may be compressed by gzip. It is read forward in one pass.
     """
-
-    endings = (".tar", ".tar.gz", ".tgz")
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
-        """The samples of an archive; see `seg_env.data.annotate.stages.ImageSource`."""
-        group, members = "", dict[str, bytes]()
-        for member in _read_members(Path(shard.paths[0])):
-            if isinstance(member, Reason):
-                yield member
-                continue
-            name, data = member
-            folder, slash, file = name.rpartition("/")
-            key, _, ending = file.partition(".")
-            key, ending = folder + slash + key, ending.lower()
-            is_full = sum(map(len, members.values())) > 2 * MOST_IMAGE_BYTES
-            if key != group or ending in members or is_full:
-                yield from _samples(group, members)
-                group, members = key, {}
-            members[ending] = data
-        yield from _samples(group, members)
+    group, members = "", dict[str, bytes]()
+    for member in _read_members(path):
+        if isinstance(member, Reason):
+            yield member
+            continue
+        name, data = member
+        folder, slash, file = name.rpartition("/")
+        key, _, ending = file.partition(".")
+        key, ending = folder + slash + key, ending.lower()
+        is_full = sum(map(len, members.values())) > 2 * MOST_IMAGE_BYTES
+        if key != group or ending in members or is_full:
+            yield from _samples(group, members)
+            group, members = key, {}
+        members[ending] = data
+    yield from _samples(group, members)
 
 
 def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reason]:
@@ -226,46 +264,34 @@ def leads_out(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
-class ParquetShards(_FileShards):
-    """Parquet files with encoded images, such as img2dataset writes for LAION and COYO.
+def read_parquet(path: Path) -> Iterator[RawImage | Reason]:
+    """The rows of a file with encoded images, such as img2dataset writes for LAION and COYO.
 
-    Each file is a shard. One column holds the image (``image``, ``jpg``, ...), as bytes or as
-    ``{"bytes", "path"}``; one may hold the alternative text (``caption``, ``text``, ``TEXT``, ...).
-    Tables that list addresses only, as LAION and COYO publish them, have to be downloaded first,
-    for example by img2dataset. Needs ``pip install 'simpleseg-rl[hub]'``.
+    One column holds the image (``image``, ``jpg``, ...), as bytes or as ``{"bytes", "path"}``; one
+    may hold the alternative text (``caption``, ``text``, ``TEXT``, ...). Tables that list addresses
+    only, as LAION and COYO publish them, have to be downloaded first, for example by img2dataset.
+
+    Raises:
+        ValueError: The table is sound and has no column of images.
+        ImportError: ``pyarrow`` is missing: ``pip install 'simpleseg-rl[hub]'``.
     """
-
-    endings = (".parquet",)
-
-    def __init__(self, path: str) -> None:
-        """Find the files; ImportError if ``pyarrow`` is missing."""
-        require("pyarrow.parquet")
-        super().__init__(path)
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
-        """The rows of a file; see `seg_env.data.annotate.stages.ImageSource`.
-
-        Raises:
-            ValueError: The table is sound and has no column of images.
-        """
-        path = Path(shard.paths[0])
-        broken = (require("pyarrow").ArrowException, OSError, ValueError, KeyError)
-        with path.open("rb") as opened:  # a file that has disappeared is no corrupt one
+    broken = (require("pyarrow").ArrowException, OSError, ValueError, KeyError)
+    with path.open("rb") as opened:  # a file that has disappeared is no corrupt one
+        try:
+            file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
+        except broken:
+            yield Reason.CORRUPT_TABLE
+            return
+        columns = _columns(file.schema_arrow.names, path)
+        for group in range(file.num_row_groups):
+            if file.metadata.row_group(group).total_byte_size > 1 << 33:
+                yield Reason.TOO_MANY_BYTES
+                continue
             try:
-                file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
+                for batch in file.iter_batches(16, row_groups=[group], columns=columns):
+                    yield from (_row_image(row, columns) for row in batch.to_pylist())
             except broken:
                 yield Reason.CORRUPT_TABLE
-                return
-            columns = _columns(file.schema_arrow.names, path)
-            for group in range(file.num_row_groups):
-                if file.metadata.row_group(group).total_byte_size > 1 << 33:
-                    yield Reason.TOO_MANY_BYTES
-                    continue
-                try:
-                    for batch in file.iter_batches(16, row_groups=[group], columns=columns):
-                        yield from (_row_image(row, columns) for row in batch.to_pylist())
-                except broken:
-                    yield Reason.CORRUPT_TABLE
 
 
 def _columns(names: list[str], path: Path) -> list[str]:
@@ -290,62 +316,6 @@ def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
     keys = (row[name] for name in columns if name in KEY_COLUMNS)
     key = next((str(key)[:200] for key in keys if key is not None), "")
     return _raw_image(key, data, b"", row)
-
-
-class Folder:
-    """Images below a folder in the order of their names, so many to a shard.
-
-    Links that lead out of the folder are not followed.
-    """
-
-    def __init__(self, path: str, per_shard: int = 1000) -> None:
-        """Name the folder, which must exist; it is searched by `shards`."""
-        self._root = Path(path).expanduser().resolve()
-        self._per_shard = per_shard
-        if not self._root.is_dir():
-            raise FileNotFoundError(f"{path!r} is no folder")
-        if per_shard < 1:
-            raise ValueError(f"per_shard={per_shard}; a shard has at least 1 image")
-
-    def shards(self) -> list[Shard]:
-        """The images by name, cut into equal parts; FileNotFoundError if there are none."""
-        found = sorted(
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(self._root)
-            for name in names
-            if name.lower().rpartition(".")[2] in IMAGE_ENDINGS
-        )
-        if not found:
-            raise FileNotFoundError(
-                f"{self._root} holds no file that ends in {', '.join(IMAGE_ENDINGS)}"
-            )
-        starts = range(0, len(found), self._per_shard)
-        return [
-            Shard(f"files {start}", tuple(found[start : start + self._per_shard]))
-            for start in starts
-        ]
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
-        """The images of a part; see `seg_env.data.annotate.stages.ImageSource`."""
-        for path in map(Path, shard.paths):
-            data = self._content(path)
-            key = str(path.relative_to(self._root))
-            yield data if isinstance(data, Reason) else RawImage(key, data)
-
-    def _content(self, path: Path) -> bytes | Reason:
-        """The content of a file, or why it is not read."""
-        try:
-            if not path.resolve().is_relative_to(self._root):
-                return Reason.NOT_A_FILE
-            if not path.is_file():
-                return Reason.NO_IMAGE
-            with path.open("rb") as file:
-                data = file.read(MOST_IMAGE_BYTES + 1)
-        except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
-            return Reason.NOT_A_FILE
-        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
-            return Reason.UNREADABLE
-        return data if len(data) <= MOST_IMAGE_BYTES else Reason.TOO_MANY_BYTES
 
 
 def _record(content: bytes) -> dict[str, Any]:

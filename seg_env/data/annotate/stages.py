@@ -187,9 +187,10 @@ class Filter(Protocol):
 
 
 SHORT_NAMES = {
-    "folder": "seg_env.data.annotate.sources:Folder",
-    "tar": "seg_env.data.annotate.sources:TarShards",
-    "parquet": "seg_env.data.annotate.sources:ParquetShards",
+    "files": "seg_env.data.annotate.sources:Files",
+    "folder": "seg_env.data.annotate.sources:Files",
+    "tar": "seg_env.data.annotate.sources:Files",
+    "parquet": "seg_env.data.annotate.sources:Files",
     "true_boxes": "seg_env.data.annotate.truth:Truth",
     "true_masks": "seg_env.data.annotate.truth:Truth",
     "true_expressions": "seg_env.data.annotate.truth:Truth",

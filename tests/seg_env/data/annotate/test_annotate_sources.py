@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from seg_env.data.annotate import load_stage
-from seg_env.data.annotate.sources import Folder, TarShards, leads_out, open_image
+from seg_env.data.annotate.sources import Files, leads_out, open_image
 from seg_env.data.annotate.stages import ImageSource, RawImage, Reason
 
 
@@ -35,7 +35,7 @@ def read(source):
 def read_tar(tmp_path, content):
     path = tmp_path / "shard.tar"
     path.write_bytes(content)
-    return read(TarShards(str(path)))
+    return read(Files(str(path)))
 
 
 def open_bytes(data, **limits):
@@ -277,11 +277,17 @@ def test_several_archives_by_folder_and_pattern(tmp_path):
         (tmp_path / f"part-{number}.tar").write_bytes(tar_bytes([(f"{number}.png", encoded())]))
     (tmp_path / "other.txt").write_text("no archive")
     for path in (tmp_path, tmp_path / "part-*.tar"):
-        source = TarShards(str(path))
+        source = Files(str(path))
         assert [shard.name for shard in source.shards()] == ["part-1.tar", "part-2.tar"]
         assert [each.key for each in read(source)[0]] == ["1", "2"]
-    with pytest.raises(FileNotFoundError, match="names no file"):
-        TarShards(str(tmp_path / "*.tgz"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "*.png", "*.tgz", "missing", "empty"])
+def test_other_places_are_told_what_a_source_is(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"names no images; give a folder"):
+        Files(str(tmp_path / name)).shards()
 
 
 def test_a_folder_of_images(tmp_path):
@@ -293,7 +299,7 @@ def test_a_folder_of_images(tmp_path):
     (web / "a.txt").write_text("no image")
     (tmp_path / "secret.png").write_bytes(encoded(seed=9))
     (web / "z.png").symlink_to(tmp_path / "secret.png")
-    source = Folder(str(web), per_shard=3)
+    source = Files(str(web), per_shard=3)
     assert [len(shard.paths) for shard in source.shards()] == [3, 3, 1]
     images, faults = read(source)
     assert [each.key for each in images] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
@@ -303,7 +309,7 @@ def test_a_folder_of_images(tmp_path):
 def test_links_that_loop_cost_themselves_only(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "a.png").write_bytes(encoded())
-    images, faults = read(Folder(str(tmp_path)))
+    images, faults = read(Files(str(tmp_path)))
     assert [each.key for each in images] == ["a.png"]
     assert sum(faults.values()) == 1
     assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_IMAGE}  # as this Python sees a loop
@@ -412,7 +418,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
     content = os.urandom(1 << 20)
     path = tmp_path / "shard.tar"
     path.write_bytes(tar_bytes([(f"{n}.jpg", content) for n in range(30)]))
-    source = TarShards(str(path))
+    source = Files(str(path))
     tracemalloc.start()
     assert sum(len(each.data) for each in source.read(source.shards()[0])) == 30 << 20
     assert tracemalloc.get_traced_memory()[1] < 6 << 20

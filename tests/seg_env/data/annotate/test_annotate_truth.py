@@ -8,7 +8,7 @@ from annotate_fixtures import TRUTH
 
 from seg_env.data.annotate import load_stage, write_scene_shards
 from seg_env.data.annotate.filters import mask_iou
-from seg_env.data.annotate.sources import TarShards, open_image
+from seg_env.data.annotate.sources import Files, open_image
 from seg_env.data.annotate.stages import Describer, Detection, Detector, Found, Segmenter
 from seg_env.data.annotate.truth import scene_of
 from seg_env.data.scenes import Scenes
@@ -18,7 +18,7 @@ from seg_env.data.scenes import Scenes
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     write_scene_shards(folder, 12, per_shard=5, size=64, difficulty="medium", seed=3)
-    source = TarShards(str(folder))
+    source = Files(str(folder))
     return [open_image(raw) for shard in source.shards() for raw in source.read(shard)]
 
 
@@ -55,7 +55,7 @@ def test_archives_that_are_there_stay(tmp_path):
     assert write_scene_shards(tmp_path, 5, per_shard=2, size=32) == paths
     assert [path.read_bytes() for path in paths] == before
     assert [path.stat().st_mtime_ns for path in (paths[0], paths[2])] == [stamps[0], stamps[2]]
-    assert len(TarShards(str(tmp_path)).shards()) == 3
+    assert len(Files(str(tmp_path)).shards()) == 3
 
 
 def test_the_truth_is_that_of_the_scenes(images):
