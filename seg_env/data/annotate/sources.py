@@ -123,8 +123,8 @@ def read_tar(path: Path) -> Iterator[RawImage | Reason]:
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is an
-    image ``img`` beside it, to which it then belongs (a segmentation map, for example).
+    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is a
+    sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
     The archive may be compressed by gzip. It is read forward in one pass.
     """
@@ -151,7 +151,7 @@ def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reas
     for endings, data in members.items():
         further, _, ending = endings.rpartition(".")
         parts[further][ending] = data
-    if not parts.get("", {}).keys().isdisjoint(IMAGE_ENDINGS):
+    if "" in parts:
         parts = {"": parts[""]}
     name = key.rpartition("/")[2]
     for further, part in parts.items():
@@ -208,7 +208,10 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
                     if member.size > most:
                         yield Reason.TOO_MANY_BYTES
                     else:
-                        yield member.name, bounded.read(member.size)
+                        data = bounded.read(member.size)
+                        if bounded.ended:
+                            raise EOFError("half a member")
+                        yield member.name, data
                 bounded.left = MOST_HEADER_BYTES
         except EOFError:
             yield Reason.TRUNCATED

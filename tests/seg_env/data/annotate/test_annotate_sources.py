@@ -147,6 +147,13 @@ def test_a_compressed_archive_cut_short(tmp_path):
     assert faults == {Reason.TRUNCATED: 1}
 
 
+def test_half_an_archive_that_was_compressed(tmp_path):
+    whole = tar_bytes([("0.png", encoded()), ("1.png", encoded(seed=1))])
+    images, faults = read_tar(tmp_path, gzip.compress(whole[: len(whole) // 2]))
+    assert [each.data for each in images] == [encoded()]
+    assert faults == {Reason.TRUNCATED: 1}
+
+
 def test_an_archive_of_rubbish(tmp_path):
     assert read_tar(tmp_path, os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
     assert read_tar(tmp_path, b"\x1f\x8b" + os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
