@@ -20,13 +20,15 @@ from seg_env.metrics.scores import iou_of_boxes
 
 
 class _ObjectFilter:
-    """A filter that looks at each object on its own."""
+    """A filter that looks at each object on its own, once it has a mask."""
+
+    after: ClassVar[When] = "segmenter"
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
         """See `seg_env.data.annotate.stages.Filter`."""
-        return [self._reason(image, found) for found in objects]
+        return [self._reason(found) for found in objects]
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         raise NotImplementedError
 
 
@@ -37,7 +39,7 @@ class Score(_ObjectFilter):
     least: float = 0.3
     after: ClassVar[When] = "detector"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         return None if found.detection.score >= self.least else "low detection score"
 
 
@@ -49,10 +51,9 @@ class Area(_ObjectFilter):
     """Share of the image, as `most`."""
     most: float = 0.9
     least_pixels: int = 64
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
-        area, pixels = found.target.area, math.prod(image.size)
+    def _reason(self, found: Found) -> str | None:
+        area, pixels = found.target.area, math.prod(found.image.size)
         if area < max(self.least * pixels, self.least_pixels):
             return "too small"
         return "too large" if area > self.most * pixels else None
@@ -63,9 +64,8 @@ class MaskScore(_ObjectFilter):
     """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
 
     least: float = 0.7
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         score = found.segment.score if found.segment else 0.0
         return None if score >= self.least else "low mask score"
 
@@ -76,9 +76,8 @@ class Agreement(_ObjectFilter):
 
     least: float = 0.5
     """Lowest IoU of the mask's bounding box with the detector's box."""
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         overlap = iou_of_boxes([found.target.rle.bbox], [found.detection.box], 0.0)
         return None if overlap[0] >= self.least else "mask beside its box"
 
@@ -117,9 +116,8 @@ class Ceiling(_ObjectFilter):
     """Tolerance of the outline, see `seg_env.types.Target.outline`."""
     decimals: int = 3
     most_vertices: int = 400
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         rings = decode(encode(found.target.outline(self.epsilon), self.decimals)).rings
         if sum(map(len, rings)) > self.most_vertices:
             return "too many vertices"
@@ -154,7 +152,7 @@ class WordingFilter(_ObjectFilter):
     most_characters: int = 200
     after: ClassVar[When] = "describer"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         text = found.expression
         if len(text) > self.most_characters or len(text.split()) > self.most_words:
             return "description too long"
