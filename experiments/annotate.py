@@ -31,9 +31,9 @@ from rich.console import Console
 from experiments.common.command import run_command, typed_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
 from seg_env.data import Dataset, open_dataset
-from seg_env.data.annotate import DEFAULT_FILTERS, Job, Progress, annotate, write_scene_shards
-from seg_env.data.annotate.job import BINS, parse_part
-from seg_env.data.annotate.sources import ParquetShards, TarShards
+from seg_env.data.annotate import DEFAULT_FILTERS, Job, annotate, write_scene_shards
+from seg_env.data.annotate.job import parse_part
+from seg_env.data.annotate.tally import BINS
 from seg_env.data.annotate.truth import best_object, scene_of
 
 FIRST = {
@@ -119,23 +119,23 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
                 difficulty=args.difficulty,
                 seed=args.seed,
                 size=args.size,
-                on_scene=lambda count: progress.update(rendering, completed=count),
+                on_scenes=lambda count: progress.update(rendering, completed=count),
             )
         task = progress.add_task("annotating shards", total=None, status="")
         start = time.perf_counter()
 
-        def show(found: Progress) -> None:
+        def show(done: int, of: int, annotated: int) -> None:
             nonlocal images
-            images = found.images
+            images = annotated
             speed = images / max(time.perf_counter() - start, 1e-9)
             status = f"{images} images, {speed:.1f} a second"
-            progress.update(task, completed=found.shards, total=found.of, status=status)
+            progress.update(task, completed=done, total=of, status=status)
 
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
         seconds = time.perf_counter() - start
-    script = ["python", "experiments/annotate.py"]
+    command = f"python experiments/annotate.py {shlex.join(words or ())}"
     report = {
-        "command": typed_command() if words is None else shlex.join([*script, *words]),
+        "command": typed_command() if words is None else command,
         "this_run": {"pictures": images, "seconds": round(seconds, 2), "workers": workers},
         **manifest,
     }
@@ -144,8 +144,8 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
 
 def build_job(args: Args, web: Path) -> Job:
     """The job that the arguments ask for, on scenes below ``web`` or images of one's own."""
-    detector, segmenter, describer = "true_boxes", "true_masks", "true_expressions"
     source = _stage("tar", path=str(web.absolute()))
+    detector, segmenter, describer = "true_boxes", "true_masks", "true_expressions"
     if args.images:
         source = find_source(args.images, args.per_shard)
         detector, segmenter, describer = "grounding_dino", "sam", ""
@@ -164,37 +164,16 @@ def build_job(args: Args, web: Path) -> Job:
     if args.wrong_expressions:
         noise = {"share": args.wrong_expressions, "seed": args.seed}
         describer = _stage("mixed_up_expressions", stage=describer, **noise)
+    options = ("filters", "container", "form", "epsilon", "decimals", "batch_size")
     return Job(
-        source,
-        detector,
-        segmenter,
-        describer,
-        filters=args.filters,
-        container=args.container,
-        form=args.form,
-        epsilon=args.epsilon,
-        decimals=args.decimals,
-        batch_size=args.batch_size,
+        source, detector, segmenter, describer, **{name: getattr(args, name) for name in options}
     )
 
 
 def find_source(images: str, per_shard: int) -> str:
     """The source that a path stands for; a name or import path of a source stays as it is."""
-    place = Path(images).expanduser()
-    if not place.exists() and (":" in images or "{" in images):
-        return images
-    names = [place.name]
-    if place.is_dir():
-        names = [each.name for each in place.iterdir()]
-    for kind, source in (("tar", TarShards), ("parquet", ParquetShards)):
-        if any(name.endswith(source.endings) for name in names):
-            return _stage(kind, path=images)
-    if not place.is_dir():
-        raise FileNotFoundError(
-            f"images={images!r} is no folder; give a folder of images, a .tar or .parquet file, "
-            "or a folder or a quoted pattern of those, such as '/data/*.tar'"
-        )
-    return _stage("folder", path=images, per_shard=per_shard)
+    is_path = Path(images).expanduser().exists() or not {":", "{"} & set(images)
+    return _stage("files", path=images, per_shard=per_shard) if is_path else images
 
 
 def _stage(name: str, **arguments: Any) -> str:
@@ -240,21 +219,19 @@ def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
         sample = dataset[index]
         key = str(sample.metadata.get("key", sample.metadata.get("image_id")))
         scene = scene_of(key, sample.target.size)
-        if scene is None:
-            continue
-        # By the mask, not by the expression, which may be another object's.
-        number, overlap = best_object(scene, sample.target.rle)
-        overlaps.append(overlap)
-        right.append(sample.expression == scene.expressions[number])
-        found.add((key, number))
+        if scene is not None:
+            # By the mask, not by the expression, which may be another object's.
+            number, overlap = best_object(scene, sample.target.rle)
+            overlaps.append(overlap)
+            right.append(sample.expression == scene.expressions[number])
+            found.add((key, number))
     if not overlaps:
         return {"records": 0}
-    scores = np.array(overlaps)
     return {
-        "records": len(scores),
-        "mask_iou": float(scores.mean()),
-        "worst_mask_iou": float(scores.min()),
-        "share_above_95": float((scores >= 0.95).mean()),
+        "records": len(overlaps),
+        "mask_iou": float(np.mean(overlaps)),
+        "worst_mask_iou": min(overlaps),
+        "share_above_95": float(np.mean(np.array(overlaps) >= 0.95)),
         "right_expressions": float(np.mean(right)),
         "objects_found": len(found) / max(objects, 1),
     }
@@ -265,41 +242,43 @@ def report_text(report: dict[str, Any], job: Job) -> str:
     images, objects, shards = report["pictures"], report["objects"], report["shards"]
     done = report["this_run"]
     speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
-    lines = [
+    this_run = "This run found everything done."
+    if done["pictures"]:
+        this_run = (
+            f"This run: {done['pictures']} images in {done['seconds']} s, {speed:.1f} images a "
+            f"second with {done['workers']} workers."
+        )
+    paragraphs = [
         "# Annotation",
-        "",
         f"`{report['command']}`",
-        "",
         f"{images['read']} images read, {images['annotated']} with records; "
         f"{objects['detected']} objects detected, **{objects['written']} records** written; "
         f"{shards['done']} of {shards['of']} shards done.",
-        "",
-        f"This run: {done['pictures']} images in {done['seconds']} s, {speed:.1f} images a second "
-        f"with {done['workers']} workers."
-        if done["pictures"]
-        else "This run found everything done.",
-        "",
+        this_run,
     ]
     if truth := report.get("truth", {}).get("records"):
         found = report["truth"]
-        lines += [
+        paragraphs.append(
             f"Against the truth ({truth} records): mask IoU {found['mask_iou']:.4f} on average, "
             f"{found['worst_mask_iou']:.4f} at worst, {found['share_above_95']:.1%} at .95 or "
             f"above; {found['right_expressions']:.1%} of expressions right; "
-            f"{found['objects_found']:.1%} of all objects found.",
-            "",
-        ]
-    lines += _table("Left out", "images and files", images["rejected"])
-    lines += _table("Dropped", "objects", objects["dropped"])
-    lines += _table("Seconds by stage, over all workers and runs", "seconds", report["seconds"])
+            f"{found['objects_found']:.1%} of all objects found."
+        )
     stages = (job.source, job.detector, job.segmenter, job.describer, *job.filters)
-    lines += ["Stages:", "", *(f"- `{stage}`" for stage in stages), ""]
-    return "\n".join([*lines, "![Records](contact_sheet.png)", "![Counts](histograms.png)", ""])
+    paragraphs += [
+        _table("Left out", "images and files", images["rejected"]),
+        _table("Dropped", "objects", objects["dropped"]),
+        _table("Seconds by stage, over all workers and runs", "seconds", report["seconds"]),
+        "Stages:",
+        "\n".join(f"- `{stage}`" for stage in stages),
+        "![Records](contact_sheet.png)\n![Counts](histograms.png)\n",
+    ]
+    return "\n\n".join(paragraphs)
 
 
-def _table(title: str, unit: str, counts: dict[str, float]) -> list[str]:
+def _table(title: str, unit: str, counts: dict[str, float]) -> str:
     rows = [f"| {name} | {count} |" for name, count in counts.items()] or ["| nothing | 0 |"]
-    return [f"| {title} | {unit} |", "|---|---:|", *rows, ""]
+    return "\n".join([f"| {title} | {unit} |", "|---|---:|", *rows])
 
 
 def draw_contact_sheet(dataset: Dataset, path: Path) -> None:

@@ -6,7 +6,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, write_scene_shards
+from seg_env.data.annotate import Job, write_scene_shards
+from seg_env.data.annotate.stages import DecodedImage, Detection, Found, Segment
 from seg_env.geometry.rle import Rle
 
 TRUTH = ("true_boxes", "true_masks", "true_expressions")
@@ -44,14 +45,15 @@ def tar_bytes(members, form=tarfile.USTAR_FORMAT):
 
 def gray_image(height=40, width=60, key="0"):
     """A decoded gray image."""
-    return DecodedImage(key, b"", ".png", np.full((height, width, 3), 128, dtype=np.uint8))
+    gray = np.full((height, width, 3), 128, dtype=np.uint8)
+    return DecodedImage(key, b"", suffix=".png", image=gray)
 
 
 def found(mask, score=1.0, mask_score=1.0, expression="the thing", box=None):
-    """An object with a mask; its box is that of the mask unless told otherwise."""
+    """An object with a mask in a gray image; its box is that of the mask unless told otherwise."""
     rle = Rle.from_mask(mask)
     detection = Detection(tuple(map(float, box or rle.bbox)), score, "thing")
-    return Found(detection, Segment(rle, mask_score), expression)
+    return Found(gray_image(*mask.shape), detection, Segment(rle, mask_score), expression)
 
 
 def rectangle(x0, y0, x1, y1, size=(40, 60)):
@@ -73,11 +75,8 @@ class OneBox:
 class FillBox:
     """A segmenter that takes the whole box."""
 
-    def segment(self, images, detections):
-        return [
-            [self._fill(each.box, image.size) for each in some]
-            for image, some in zip(images, detections, strict=True)
-        ]
+    def segment(self, objects):
+        return [self._fill(found.detection.box, found.image.size) for found in objects]
 
     def _fill(self, box, size):
         x0, y0, x1, y1 = map(round, box)
@@ -89,8 +88,8 @@ class Failing(FillBox):
 
     seen = 0
 
-    def segment(self, images, detections):
-        self.seen += len(images)
+    def segment(self, objects):
+        self.seen += len({found.image for found in objects})
         if self.seen > 1:
             raise RuntimeError("out of memory")
-        return super().segment(images, detections)
+        return super().segment(objects)

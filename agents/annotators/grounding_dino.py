@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from os.path import expanduser
 
 import torch
 from transformers import GroundingDinoForObjectDetection
 
-from agents.annotators.loading import load_model, local_or_id
+from agents.annotators.loading import load_model
 from agents.policy.loading import open_processor
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, Detection
@@ -19,37 +21,33 @@ LABELS = (
 """What is looked for by default: broad words that most web images contain."""
 
 
+@dataclass(eq=False)
 class GroundingDino:
     """Finds what labels, or the text that an image came with, name (arXiv 2303.05499)."""
 
-    def __init__(
-        self,
-        model: str = "IDEA-Research/grounding-dino-base",
-        labels: Sequence[str] = LABELS,
-        *,
-        use_text: bool = False,
-        threshold: float = 0.25,
-        text_threshold: float = 0.25,
-        device: str | None = None,
-    ) -> None:
-        """Load the model.
+    model: str = "IDEA-Research/grounding-dino-base"
+    """Folder, or id on the hub."""
+    labels: Sequence[str] = LABELS
+    """What is looked for: phrases without full stops, which separate them."""
+    _: KW_ONLY
+    use_text: bool = False
+    """Look for what the image's own text names; for labels where it has none."""
+    threshold: float = 0.25
+    """Least score of a box."""
+    text_threshold: float = 0.25
+    """Least score of a word to be part of a box's label."""
+    device: str | None = None
+    """By default CUDA where there is one."""
 
-        Args:
-            model: Folder, or id on the hub.
-            labels: What is looked for: phrases without full stops, which separate them.
-            use_text: Look for what the image's own text names; for labels where it has none.
-            threshold: Least score of a box.
-            text_threshold: Least score of a word to be part of a box's label.
-            device: By default CUDA where there is one.
-        """
+    def __post_init__(self) -> None:
+        """Load the model."""
+        labels = self.labels
         if isinstance(labels, str) or not labels or any("." in label for label in labels):
             raise ValueError(f"labels={labels!r} must be a list of phrases without full stops")
-        model = local_or_id(model)
-        self._model = load_model(GroundingDinoForObjectDetection, model, device)
+        model = expanduser(self.model)
+        self._model = load_model(GroundingDinoForObjectDetection, model, self.device)
         self._processor = open_processor(model)
         self._question = ". ".join(label.strip().lower() for label in labels) + "."
-        self._use_text = use_text
-        self._threshold, self._text_threshold = threshold, text_threshold
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """See `seg_env.data.annotate.stages.Detector`."""
@@ -66,8 +64,8 @@ class GroundingDino:
         results = self._processor.post_process_grounded_object_detection(
             outputs,
             inputs["input_ids"],
-            threshold=self._threshold,
-            text_threshold=self._text_threshold,
+            threshold=self.threshold,
+            text_threshold=self.text_threshold,
             target_sizes=[image.size for image in images],
         )
         return [
@@ -91,5 +89,5 @@ class GroundingDino:
 
     def question(self, image: DecodedImage) -> str:
         """What is asked about an image: lower case, with a full stop behind it."""
-        text = clean_text(image.text).lower().rstrip(". ") if self._use_text else ""
+        text = clean_text(image.text).lower().rstrip(". ") if self.use_text else ""
         return f"{text}." if text else self._question

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.policy.loading import check_checkpoint, explained, quiet_progress
-
-
-def local_or_id(name_or_path: str) -> str:
-    """A folder with ``~`` written out, or an id as it is."""
-    path = Path(name_or_path).expanduser()
-    return str(path) if path.exists() else name_or_path
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:

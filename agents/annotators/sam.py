@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, Sam2Model, SamModel
 
-from agents.annotators.loading import load_model, local_or_id
+from agents.annotators.loading import load_model
 from agents.policy.loading import open_processor
-from seg_env.data.annotate.stages import Box, DecodedImage, Detection, Segment
+from seg_env.data.annotate.stages import Box, Found, Segment, by_image
 from seg_env.geometry.rle import Rle
 
 MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +36,7 @@ class Sam:
             model: Folder, or id on the hub, such as ``"facebook/sam2.1-hiera-large"``.
             device: By default CUDA where there is one.
         """
-        model = local_or_id(model)
+        model = expanduser(model)
         kind = AutoConfig.from_pretrained(model).model_type
         if kind == "sam":
             self._frame: _SamFrame | _Sam2Frame = _SamFrame(open_processor(model))
@@ -46,16 +47,14 @@ class Sam:
         else:
             raise ValueError(f"{model!r} is a {kind!r} model; use one of 'sam' or 'sam2'")
 
-    def segment(
-        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
-    ) -> list[list[Segment | None]]:
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
         """See `seg_env.data.annotate.stages.Segmenter`."""
-        return [
-            self._of(each.image, [box.box for box in some]) if some else []
-            for each, some in zip(images, detections, strict=True)
-        ]
+        segments: list[Segment | None] = []
+        for image, some in by_image(objects):
+            segments += self._of(image.image, [found.detection.box for found in some])
+        return segments
 
-    def _of(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> list[Segment | None]:
+    def _of(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> list[Segment]:
         inputs = self._frame.inputs(image, boxes)
         moved = {key: inputs[key].to(self._model.device) for key in ("pixel_values", "input_boxes")}
         with torch.inference_mode():

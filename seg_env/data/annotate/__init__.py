@@ -4,48 +4,9 @@ Every stage is a small class behind a protocol (`stages`), named by a word or an
 of them can be replaced. Output is what `seg_env.data.open_dataset` opens.
 """
 
-from seg_env.data.annotate.job import Job, Tally
-from seg_env.data.annotate.pipeline import Progress, annotate
-from seg_env.data.annotate.stages import (
-    DEFAULT_FILTERS,
-    Box,
-    DecodedImage,
-    Describer,
-    Detection,
-    Detector,
-    Filter,
-    Found,
-    ImageSource,
-    RawImage,
-    Reason,
-    Rejected,
-    Segment,
-    Segmenter,
-    Shard,
-    load_stage,
-)
+from seg_env.data.annotate.job import Job
+from seg_env.data.annotate.pipeline import annotate
+from seg_env.data.annotate.stages import DEFAULT_FILTERS, load_stage
 from seg_env.data.annotate.truth import write_scene_shards
 
-__all__ = [
-    "DEFAULT_FILTERS",
-    "Box",
-    "DecodedImage",
-    "Describer",
-    "Detection",
-    "Detector",
-    "Filter",
-    "Found",
-    "ImageSource",
-    "Job",
-    "Progress",
-    "RawImage",
-    "Reason",
-    "Rejected",
-    "Segment",
-    "Segmenter",
-    "Shard",
-    "Tally",
-    "annotate",
-    "load_stage",
-    "write_scene_shards",
-]
+__all__ = ["DEFAULT_FILTERS", "Job", "annotate", "load_stage", "write_scene_shards"]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from seg_env.data.annotate.stages import DecodedImage, Found
+from seg_env.data.annotate.stages import Found
 
 PROMPT = (
     "One object in this picture has a red outline. Write a short phrase, of at most 15 words, that "
@@ -29,23 +29,18 @@ class LabelDescriber:
 
     template: str = "the {label}"
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
+    def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`."""
-        labels = [[found.detection.label for found in some] for some in objects]
-        return [
-            [self.template.replace("{label}", label) if label else "" for label in some]
-            for some in labels
-        ]
+        labels = [found.detection.label for found in objects]
+        return [label and self.template.replace("{label}", label) for label in labels]
 
 
-def highlight(image: DecodedImage, found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
-    """A copy of an image, at most ``longest_side`` pixels long, with an object outlined in red."""
-    height, width = image.size
+def highlight(found: Found, longest_side: int = 768) -> NDArray[np.uint8]:
+    """A copy of an object's image, at most ``longest_side`` pixels long, with a red outline."""
+    height, width = found.image.size
     scale = min(1.0, longest_side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    drawn = Image.fromarray(image.image).resize(size, Image.Resampling.BICUBIC)
+    drawn = Image.fromarray(found.image.image).resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
     thick = max(2, round(max(size) / 200))
     for ring in found.target.outline():

@@ -7,8 +7,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from seg_env.data.annotate.describing import PROMPT, highlight
-from seg_env.data.annotate.stages import DecodedImage, Found, check_between, check_whole
+from seg_env.data.annotate.stages import Found, check_between, check_whole
 
 try:
     import httpx2
@@ -33,103 +34,89 @@ MOST_REFUSED = 20
 """So many requests refused one after another mean that something is wrong with all of them."""
 
 
+@dataclass(eq=False)
 class EndpointDescriber:
     """Asks ``<url>/chat/completions`` about each object: vLLM, llama.cpp, a commercial service.
 
     A red outline shows the object. A request that the server refuses, for its content perhaps,
     leaves an object without description. A server that is down is asked again with growing pauses,
     and then stops the run, which can be resumed.
+
+    Raises:
+        ValueError: The address is not one of http or https, or would send a key unencrypted to
+            another machine; or a number is out of range.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        api_key_variable: str = "OPENAI_API_KEY",
-        prompt: str = PROMPT,
-        parallel: int = 4,
-        tries: int = 6,
-        timeout: float = 120.0,
-        longest_side: int = 768,
-        max_tokens: int = 60,
-    ) -> None:
-        """Set up the client; nothing is sent yet.
+    url: str
+    """Up to the version, for example ``"http://localhost:8000/v1"``."""
+    model: str
+    """What the server calls the model."""
+    _: KW_ONLY
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key, which is written nowhere; unset or empty sends none."""
+    prompt: str = PROMPT
+    """What is asked about an image from `highlight`."""
+    parallel: int = 4
+    """Requests at a time."""
+    tries: int = 6
+    """How often a request is made before a failing server stops the run."""
+    timeout: float = 120.0
+    """Seconds that an answer may take."""
+    longest_side: int = 768
+    """Larger images are reduced to it, in pixels."""
+    max_tokens: int = 60
+    """Longest description."""
 
-        Args:
-            url: Up to the version, for example ``"http://localhost:8000/v1"``.
-            model: What the server calls the model.
-            api_key_variable: Environment variable with the key, which is written nowhere; unset or
-                empty sends none.
-            prompt: What is asked about an image from `highlight`.
-            parallel: Requests at a time.
-            tries: How often a request is made before a failing server stops the run.
-            timeout: Seconds that an answer may take.
-            longest_side: Larger images are reduced to it, in pixels.
-            max_tokens: Longest description.
-
-        Raises:
-            ValueError: The address is not one of http or https, or would send a key unencrypted to
-                another machine; or a number is out of range.
-        """
-        check_whole(1, parallel=parallel, tries=tries)
-        check_whole(1, longest_side=longest_side, max_tokens=max_tokens)
-        check_between(0.0, 86_400.0, timeout=timeout)
-        if not timeout:
-            raise ValueError(f"timeout={timeout}; use a number of seconds above 0")
-        parts = urlsplit(url)
+    def __post_init__(self) -> None:
+        """Set up the client; nothing is sent yet."""
+        check_whole(1, parallel=self.parallel, tries=self.tries)
+        check_whole(1, longest_side=self.longest_side, max_tokens=self.max_tokens)
+        check_between(0.001, 86_400.0, timeout=self.timeout)
+        url, variable = self.url, self.api_key_variable
+        parts, key = urlsplit(url), os.environ.get(variable, "")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} must start with http:// or https:// and name a server")
-        key = os.environ.get(api_key_variable, "")
         is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         if key and parts.scheme == "http" and not is_local:
             raise ValueError(
-                f"url={url!r} would send the key in {api_key_variable} unencrypted: use https, or "
-                "unset the variable"
+                f"url={url!r} would send the key in {variable} unencrypted: use https, or unset "
+                "the variable"
             )
-        self._url, self._parallel = url, parallel
-        self._longest_side, self._prompt = longest_side, prompt
         self._refused = 0
-        headers: dict[str, Any] = {"Accept-Encoding": "identity"}
-        if not key:
-            headers["Authorization"] = openai.Omit()
         client = openai.OpenAI(
-            base_url=url,
+            base_url=self.url,
             api_key=key or "none",
-            max_retries=tries - 1,
-            timeout=timeout,
+            max_retries=self.tries - 1,
+            timeout=self.timeout,
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False,  # they would carry the key to wherever the server says
-                timeout=timeout,
-                event_hooks={"response": [partial(_bound, seconds=timeout)]},
+                timeout=self.timeout,
+                event_hooks={"response": [partial(_read_bounded, seconds=self.timeout)]},
             ),
         )
         self._create = partial(
             client.chat.completions.with_raw_response.create,
-            model=model,
-            max_tokens=max_tokens,
+            model=self.model,
+            max_tokens=self.max_tokens,
             temperature=0,
-            extra_headers=headers,
+            extra_headers={
+                "Accept-Encoding": "identity",
+                **({} if key else {"Authorization": openai.Omit()}),
+            },
         )
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
+    def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`.
 
         Raises:
             ConnectionError: The server does not answer, or refuses everything.
         """
-        pairs = [
-            (image, found) for image, some in zip(images, objects, strict=True) for found in some
-        ]
-        with ThreadPoolExecutor(self._parallel) as pool:
-            texts = iter(list(pool.map(lambda pair: self._ask(*pair), pairs)))
-        return [[next(texts) for _ in some] for some in objects]
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(self._ask, objects))
 
-    def _ask(self, image: DecodedImage, found: Found) -> str:
+    def _ask(self, found: Found) -> str:
         try:
-            response = self._create(messages=[self._question(image, found)])
+            response = self._create(messages=[self._question(found)])
         except openai.APIError as error:
             problem = f"{error} {error.__cause__ or ''}"
             if isinstance(error, openai.APIStatusError):
@@ -138,7 +125,7 @@ class EndpointDescriber:
                     return self._refuse(problem)
             tries = 1 + int(error.request.headers.get("X-Stainless-Retry-Count", 0))
             raise ConnectionError(
-                f"{self._url} failed {'once' if tries == 1 else f'{tries} times'}, last with "
+                f"{self.url} failed {'once' if tries == 1 else f'{tries} times'}, last with "
                 f"{problem}; shards that are done stay, run again to go on"
             ) from error
         try:
@@ -150,12 +137,12 @@ class EndpointDescriber:
         self._refused = 0
         return text
 
-    def _question(self, image: DecodedImage, found: Found) -> dict[str, Any]:
+    def _question(self, found: Found) -> dict[str, Any]:
         buffer = io.BytesIO()
-        Image.fromarray(highlight(image, found, self._longest_side)).save(buffer, "JPEG")
+        Image.fromarray(highlight(found, self.longest_side)).save(buffer, "JPEG")
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         content = [
-            {"type": "text", "text": self._prompt},
+            {"type": "text", "text": self.prompt},
             {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
         ]
         return {"role": "user", "content": content}
@@ -164,35 +151,24 @@ class EndpointDescriber:
         self._refused += 1
         if self._refused >= MOST_REFUSED:
             raise ConnectionError(
-                f"{self._url} refused {self._refused} requests in a row, last with {problem}"
+                f"{self.url} refused {self._refused} requests in a row, last with {problem}"
             )
         return ""
 
 
-class _Bounded(httpx2.SyncByteStream):
-    """An answer that is cut off at `MOST_BYTES`, and given up when it takes too long.
+def _read_bounded(response: httpx2.Response, seconds: float) -> None:
+    """Read an answer up to `MOST_BYTES`; one that is packed, perhaps a bomb, stays packed.
 
     The client's own timeout is for each part of an answer: a server that dribbles would never end.
     """
-
-    def __init__(self, stream: Any, seconds: float) -> None:
-        self._stream, self._seconds = stream, seconds
-
-    def __iter__(self) -> Iterator[bytes]:
-        end, left = time.monotonic() + self._seconds, MOST_BYTES
-        for part in self._stream:
-            yield part[:left]
-            left -= len(part)
-            if left <= 0:
-                return
-            if time.monotonic() > end:
-                raise httpx2.ReadTimeout(f"an answer took more than {self._seconds} seconds")
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _bound(response: httpx2.Response, seconds: float) -> None:
-    """Bound an answer before it is read; one that is packed, perhaps a bomb, stays packed."""
     response.headers.pop("Content-Encoding", None)
-    response.stream = _Bounded(response.stream, seconds)
+    stream: Any = response.stream
+    end, body = time.monotonic() + seconds, b""
+    for part in stream:
+        body += part
+        if len(body) >= MOST_BYTES:
+            break
+        if time.monotonic() > end:
+            raise httpx2.ReadTimeout(f"an answer took more than {seconds} seconds")
+    stream.close()
+    response.stream = httpx2.ByteStream(body[:MOST_BYTES])

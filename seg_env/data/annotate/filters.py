@@ -12,22 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from seg_env.data.annotate.stages import Box, DecodedImage, Found, When
+from seg_env.data.annotate.stages import DecodedImage, Found, When
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
+from seg_env.metrics.scores import iou_of_boxes
 
 
 class _ObjectFilter:
-    """A filter that looks at each object on its own."""
+    """A filter that looks at each object on its own, once it has a mask."""
+
+    after: ClassVar[When] = "segmenter"
 
     def judge(self, image: DecodedImage, objects: Sequence[Found]) -> list[str | None]:
         """See `seg_env.data.annotate.stages.Filter`."""
-        return [self._reason(image, found) for found in objects]
+        return [self._reason(found) for found in objects]
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         raise NotImplementedError
 
 
@@ -38,7 +39,7 @@ class Score(_ObjectFilter):
     least: float = 0.3
     after: ClassVar[When] = "detector"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         return None if found.detection.score >= self.least else "low detection score"
 
 
@@ -50,10 +51,9 @@ class Area(_ObjectFilter):
     """Share of the image, as `most`."""
     most: float = 0.9
     least_pixels: int = 64
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
-        area, pixels = found.target.area, math.prod(image.size)
+    def _reason(self, found: Found) -> str | None:
+        area, pixels = found.target.area, math.prod(found.image.size)
         if area < max(self.least * pixels, self.least_pixels):
             return "too small"
         return "too large" if area > self.most * pixels else None
@@ -64,9 +64,8 @@ class MaskScore(_ObjectFilter):
     """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
 
     least: float = 0.7
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         score = found.segment.score if found.segment else 0.0
         return None if score >= self.least else "low mask score"
 
@@ -77,11 +76,10 @@ class Agreement(_ObjectFilter):
 
     least: float = 0.5
     """Lowest IoU of the mask's bounding box with the detector's box."""
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
-        overlap = box_iou(found.target.rle.bbox, found.detection.box)
-        return None if overlap >= self.least else "mask beside its box"
+    def _reason(self, found: Found) -> str | None:
+        overlap = iou_of_boxes([found.target.rle.bbox], [found.detection.box], 0.0)
+        return None if overlap[0] >= self.least else "mask beside its box"
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,8 @@ class Ceiling(_ObjectFilter):
     """Tolerance of the outline, see `seg_env.types.Target.outline`."""
     decimals: int = 3
     most_vertices: int = 400
-    after: ClassVar[When] = "segmenter"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         rings = decode(encode(found.target.outline(self.epsilon), self.decimals)).rings
         if sum(map(len, rings)) > self.most_vertices:
             return "too many vertices"
@@ -155,7 +152,7 @@ class WordingFilter(_ObjectFilter):
     most_characters: int = 200
     after: ClassVar[When] = "describer"
 
-    def _reason(self, image: DecodedImage, found: Found) -> str | None:
+    def _reason(self, found: Found) -> str | None:
         text = found.expression
         if len(text) > self.most_characters or len(text.split()) > self.most_words:
             return "description too long"
@@ -176,15 +173,6 @@ class Distinct:
         texts = [found.expression.casefold() for found in objects]
         counts = Counter(texts)
         return ["ambiguous description" if counts[text] > 1 else None for text in texts]
-
-
-def box_iou(one: Box, two: Box) -> float:
-    """IoU of two boxes, 0 where both are empty."""
-    x0, y0 = np.maximum(one[:2], two[:2])
-    x1, y1 = np.minimum(one[2:], two[2:])
-    shared = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
-    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)) - shared
-    return float(shared / area) if area > 0 else 0.0
 
 
 def mask_iou(one: Rle, two: Rle) -> float:

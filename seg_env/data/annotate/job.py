@@ -1,4 +1,4 @@
-"""What a run is to do, the folder that says so, and the counts of what came of it."""
+"""What a run is to do, and the folder that says so."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import hashlib
 import json
 import os
 import re
-import socket
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
-from seg_env.data.annotate.stages import DEFAULT_FILTERS, Shard
+from seg_env.data.annotate.stages import DEFAULT_FILTERS, Shard, check_between, check_whole
 
 PLAN = "plan.json"
 SHARDS = "shards"
@@ -54,26 +52,21 @@ class Job:
     def __post_init__(self) -> None:
         """Raise ValueError for what can be seen to be wrong without loading a stage."""
         for name, allowed in (("container", ("jsonl", "parquet")), ("form", ("rings", "rle"))):
-            if getattr(self, name) not in allowed:
-                given = getattr(self, name)
+            if (given := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={given!r} is unknown; use one of {', '.join(allowed)}")
         if not self.split.isidentifier():
             raise ValueError(f"split={self.split!r} names files: use letters, digits and _")
-        for name in ("batch_size", "most_objects", "least_side", "most_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is too small; use 1 or more")
-        if not 1 <= self.decimals <= 9 or not 0 <= self.epsilon < 1:
-            raise ValueError(
-                f"decimals={self.decimals}, epsilon={self.epsilon}: use 1 to 9 digits and a "
-                "tolerance from 0 to 1"
-            )
+        check_whole(1, batch_size=self.batch_size, most_objects=self.most_objects)
+        check_whole(1, least_side=self.least_side, most_pixels=self.most_pixels)
+        check_between(1, 9, decimals=self.decimals)
+        check_between(0, 1, epsilon=self.epsilon)
 
 
 def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
     """The content of ``plan.json``, with a digest of the names and sizes of all files."""
     digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.number} {shard.name}\n".encode("utf-8", "surrogateescape"))
+    for number, shard in enumerate(shards):
+        digest.update(f"{number} {shard.name}\n".encode("utf-8", "surrogateescape"))
         for path in shard.paths:
             line = f"{Path(path).name} {os.path.getsize(path) if os.path.exists(path) else 0}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
@@ -91,14 +84,12 @@ def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
         ValueError: See `check_plan`.
     """
     (output / SHARDS).mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(output / PLAN)
-    temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    try:
-        os.link(temporary, output / PLAN)  # unlike a rename, fails where there is one already
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
+    if not (output / PLAN).exists():
+        unfinished = partial_path(output / PLAN)
+        unfinished.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(unfinished, output / PLAN)  # unlike a rename, fails where there is one already
+        unfinished.unlink()
     check_plan(output, plan)
 
 
@@ -136,123 +127,11 @@ def parse_part(text: str) -> tuple[int, int]:
     return part, parts
 
 
-def part_of(shards: Sequence[Shard], part: tuple[int, int]) -> list[Shard]:
-    """The shards of part ``i`` of ``n``: every ``n``-th, so that parts finish together."""
-    return list(shards[part[0] :: part[1]])
-
-
 def shard_folder(output: Path, number: int) -> Path:
     """Where the records of a shard lie; it gets this name when everything is in it."""
     return output / SHARDS / f"{number:06d}"
 
 
-def temporary_path(path: Path) -> Path:
-    """A temporary name beside a path that no other process uses."""
-    return path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
-
-
-def stale_paths(path: Path) -> list[Path]:
-    """What processes of this machine left beside a path when they were killed."""
-    found = []
-    for place in path.parent.glob(f"{path.name}.partial-{socket.gethostname()}-*"):
-        number = place.name.rpartition("-")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not _is_alive(int(number))):
-            found.append(place)
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    try:  # one that has ended is listed until its parent asks after it
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state != "Z"
-
-
-BINS: dict[str, tuple[float, ...]] = {
-    "area": (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1),
-    "score": (0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
-    "outline_iou": (0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1),
-    "vertices": (0, 5, 10, 20, 40, 80, 160, 320, 10**9),
-    "words": (0, 2, 3, 4, 5, 6, 8, 12, 20, 10**9),
-}
-"""Edges of the bins of each histogram; a value on an edge belongs to the bin above it."""
-
-
-@dataclass
-class Tally:
-    """What became of images and objects; counts add up over shards, workers and machines."""
-
-    read: int = 0
-    annotated: int = 0
-    """Images with at least one record."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    """What did not become an image, by `seg_env.data.annotate.stages.Reason`."""
-    detected: int = 0
-    written: int = 0
-    """Objects that became records."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Objects that did not, by reason; with ``written`` they add up to ``detected``."""
-    histograms: dict[str, list[int]] = field(
-        default_factory=lambda: {name: [0] * (len(edges) - 1) for name, edges in BINS.items()}
-    )
-    """Of the records: counts in the bins of `BINS`."""
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Time spent in each stage, summed over workers."""
-
-    def observe(self, name: str, value: float) -> None:
-        """Count a value in a histogram; values beyond the edges go into the outermost bins."""
-        edges, counts = BINS[name], self.histograms[name]
-        place = sum(value >= edge for edge in edges) - 1
-        counts[min(max(place, 0), len(counts) - 1)] += 1
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-    def add(self, manifest: Mapping[str, Any]) -> None:
-        """Add the counts of a manifest, see `to_json`."""
-        images, objects = manifest["pictures"], manifest["objects"]
-        self.read += images["read"]
-        self.annotated += images["annotated"]
-        self.rejected.update(images["rejected"])
-        self.detected += objects["detected"]
-        self.written += objects["written"]
-        self.dropped.update(objects["dropped"])
-        for name, spent in manifest["seconds"].items():
-            self.seconds[name] += spent
-        for name, counts in manifest["histograms"].items():
-            pairs = zip(self.histograms[name], counts, strict=True)
-            self.histograms[name] = [ours + theirs for ours, theirs in pairs]
-
-    def to_json(self) -> dict[str, Any]:
-        """As manifests have it."""
-        return {
-            "pictures": {
-                "read": self.read,
-                "annotated": self.annotated,
-                "rejected": _sorted(self.rejected),
-            },
-            "objects": {
-                "detected": self.detected,
-                "written": self.written,
-                "dropped": _sorted(self.dropped),
-            },
-            "histograms": self.histograms,
-            "seconds": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
-        }
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return {str(reason): counts[reason] for reason in sorted(counts) if counts[reason]}
+def partial_path(path: Path) -> Path:
+    """A name beside a path, for what is not complete yet, that no other process uses."""
+    return path.with_name(f"{path.name}.partial-{uuid4().hex}")

@@ -12,30 +12,26 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from seg_env.data.annotate.describing import clean_expression
 from seg_env.data.annotate.job import (
     MANIFEST,
-    PLAN,
     SHARDS,
     Job,
-    Tally,
     build_plan,
     check_plan,
-    part_of,
+    partial_path,
     record_plan,
     shard_folder,
-    stale_paths,
-    temporary_path,
 )
 from seg_env.data.annotate.sources import open_image
 from seg_env.data.annotate.stages import (
@@ -48,25 +44,16 @@ from seg_env.data.annotate.stages import (
     Found,
     ImageSource,
     RawImage,
-    Rejected,
+    Reason,
     Segmenter,
     Shard,
     When,
+    by_image,
+    check_whole,
     load_stage,
 )
-from seg_env.data.annotate.writers import WRITERS
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    shards: int
-    """Shards of this part that are done, those of earlier runs included."""
-    of: int
-    """Shards of this part."""
-    images: int
-    """Images that this run has annotated."""
+from seg_env.data.annotate.tally import Tally
+from seg_env.data.annotate.writers import WRITERS, Annotated, to_line
 
 
 def annotate(
@@ -75,11 +62,12 @@ def annotate(
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: Callable[[int, int, int], object] = lambda done, of, images: None,
 ) -> dict[str, Any]:
-    """Annotate the shards of a source that are not done yet, and join all that are.
+    """Do a job, or what is left of it, and write records and ``manifest.json`` into a folder.
 
-    Machines that share a folder take parts ``(0, n)`` to ``(n - 1, n)``; those that do not copy
+    Run it again after an interruption of any kind to go on. Several machines take parts of the
+    shards and write into one folder, at the same time if they like; without a shared disk, copy
     what they wrote below ``shards`` into one folder, and run it there.
 
     Args:
@@ -87,7 +75,9 @@ def annotate(
         output: Folder of the run; holds the records in the end.
         workers: Processes; each loads the models and takes shards of its own.
         part: Number of this machine, from 0, and how many there are.
-        on_progress: Called several times a second.
+        on_progress: Called after each batch of images, or several times a second by workers, with
+            shards of this part that are done, those of earlier runs included; shards of this part;
+            images that this run has annotated.
 
     Returns:
         The manifest: counts over everything that is done, by whichever machine.
@@ -96,93 +86,89 @@ def annotate(
         ValueError: The job cannot be done, or the folder holds another one.
         OSError: A disk or a server failed; what is done stays.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}; use a whole number from 1")
+    check_whole(1, workers=workers)
     root = Path(output)
-    source: ImageSource = load_stage(job.source, ImageSource)
-    shards = source.shards()
-    if any(shard.number != place for place, shard in enumerate(shards)):
-        raise ValueError(f"the source {job.source!r} must number its shards 0, 1, 2, ...")
+    shards: list[Shard] = load_stage(job.source, ImageSource).shards()
     plan = build_plan(job, shards)
     check_plan(root, plan)  # before models are loaded for nothing
-    mine = part_of(shards, part)
-    missing = [shard for shard in mine if not shard_folder(root, shard.number).exists()]
+    mine = list(enumerate(shards))[part[0] :: part[1]]  # so that parts finish together
+    missing = [each for each in mine if not shard_folder(root, each[0]).exists()]
+
+    def report(done: int, images: int) -> None:
+        on_progress(len(mine) - len(missing) + done, len(mine), images)
+
     if not missing:
         record_plan(root, plan)  # all was copied here from other machines
-    workers = min(workers, len(missing))
-    if workers > 1:
-        steps = _in_processes(job, root, plan, missing, workers)
+        images = 0
+    elif min(workers, len(missing)) == 1:
+        images = _in_this_process((job, root, plan), missing, report)
     else:
-        steps = _in_this_process(job, root, plan, missing, source)
-    with closing(steps):
-        for done, images in steps:
-            if on_progress is not None:
-                on_progress(Progress(len(mine) - len(missing) + done, len(mine), images))
+        images = _in_processes((job, root, plan), missing, workers, report)
+    report(len(missing), images)
     return _merge(root, plan)
 
 
-Steps = Generator[tuple[int, int], None, None]
-"""Shards that are done, and images that have been annotated so far."""
+Run = tuple[Job, Path, dict[str, Any]]
+"""What is to be done, the folder of the run, and its plan."""
+NumberedShard = tuple[int, Shard]
+"""A shard and its place in the source, from 0."""
+Report = Callable[[int, int], None]
+"""Called with the number of shards that are done, and of images that have been annotated."""
 
 
-def _in_this_process(
-    job: Job, root: Path, plan: dict[str, Any], shards: Sequence[Shard], source: ImageSource
-) -> Steps:
-    images = 0
-    if shards:
-        annotator = Annotator(job, source)
-        record_plan(root, plan)  # a stage that cannot be built must not claim the folder
-        for done, shard in enumerate(shards):
-            for new in annotator.annotate_shard(shard, root):
-                images += new
-                yield done, images
-    yield len(shards), images
+def _in_this_process(run: Run, shards: Sequence[NumberedShard], report: Report) -> int:
+    images = done = 0
+
+    def count(new: int) -> None:
+        nonlocal images
+        images += new
+        report(done, images)
+
+    annotator = Annotator(*run, count)
+    for shard in shards:
+        annotator.annotate(*shard)
+        done += 1
+    return images
 
 
-def _in_processes(
-    job: Job, root: Path, plan: dict[str, Any], shards: Sequence[Shard], workers: int
-) -> Steps:
+def _in_processes(run: Run, shards: Sequence[NumberedShard], workers: int, report: Report) -> int:
+    workers = min(workers, len(shards))
     context = get_context("spawn")  # models and threads do not survive a fork
-    shared = _Shared(job, str(root), plan, context.Value("q", 0), context.Event())
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin_worker, initargs=(shared, workers)
-    ) as pool:
-        pending = {pool.submit(_work, shard) for shard in shards}
+    images, stop = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(workers, context, _begin_worker, (run, workers, images, stop)) as pool:
+        pending = {pool.submit(_work, *shard) for shard in shards}
         try:
             while pending:
                 done, pending = wait(pending, 0.25, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                yield len(shards) - len(pending), shared.images.value
+                report(len(shards) - len(pending), images.value)
         except BaseException:
-            shared.stop.set()  # or the pool would wait until every worker has done its shard
+            stop.set()  # or the pool would wait until every worker has done its shard
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return int(images.value)
 
 
-class _Shared(NamedTuple):
-    """What all processes are given."""
-
-    job: Job
-    root: str
-    plan: dict[str, Any]
-    images: Any
-    """A counter of images that have been annotated."""
-    stop: Any
-    """An event: another process failed."""
+_annotator: Callable[[], Annotator]
+"""Gives the annotator of this process, if it is a worker."""
 
 
-_shared: _Shared
-"""What this process was given, if it is a worker."""
-
-
-def _begin_worker(shared: _Shared, workers: int) -> None:
+def _begin_worker(run: Run, workers: int, images: Any, stop: Any) -> None:
     """Prepare a worker process: it ends with its parent, and shares the cores."""
-    global _shared
+    global _annotator
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Libraries read this when they are imported, which the stages do.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    _shared = shared
+
+    def count(new: int) -> None:
+        with images.get_lock():
+            images.value += new
+        if stop.is_set():
+            raise InterruptedError("another worker failed")
+
+    # Loaded with the first shard, to have errors reported.
+    _annotator = cache(partial(Annotator, *run, count))
 
 
 def _exit_with_parent() -> None:
@@ -193,166 +179,139 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-@cache
-def _load_annotator() -> Annotator:
-    """The annotator of a worker process, loaded with its first shard to have errors reported."""
-    annotator = Annotator(_shared.job, load_stage(_shared.job.source, ImageSource))
-    record_plan(Path(_shared.root), _shared.plan)
-    return annotator
-
-
-def _work(shard: Shard) -> None:
-    for new in _load_annotator().annotate_shard(shard, Path(_shared.root)):
-        with _shared.images.get_lock():
-            _shared.images.value += new
-        if _shared.stop.is_set():
-            raise InterruptedError("another worker failed")
-
-
-Batch = list[list[Found]]
-"""The objects of each image."""
+def _work(number: int, shard: Shard) -> None:
+    _annotator().annotate(number, shard)
 
 
 class Annotator:
     """Finds, cuts out, describes and sorts the objects of images."""
 
-    def __init__(self, job: Job, source: ImageSource) -> None:
-        """Load the stages with their models."""
-        self._job, self._source = job, source
+    def __init__(
+        self, job: Job, output: Path, plan: dict[str, Any], on_images: Callable[[int], object]
+    ) -> None:
+        """Load the stages with their models, then claim the folder."""
+        self._job, self._output, self._on_images = job, output, on_images
+        self._source: ImageSource = load_stage(job.source, ImageSource)
         self._detector: Detector = load_stage(job.detector, Detector)
         self._segmenter: Segmenter = load_stage(job.segmenter, Segmenter)
         self._describer: Describer = load_stage(job.describer, Describer)
         self._filters: list[Filter] = [load_stage(text, Filter) for text in job.filters]
+        self._tally = Tally()
+        record_plan(output, plan)  # a stage that cannot be built must not claim it
 
-    def annotate_shard(self, shard: Shard, output: Path) -> Iterator[int]:
-        """Annotate a shard into a folder of its own; yields the number of images of each batch."""
-        final = shard_folder(output, shard.number)
-        for old in stale_paths(final):
-            shutil.rmtree(old, ignore_errors=True)
-        folder = temporary_path(final)
+    def annotate(self, number: int, shard: Shard) -> None:
+        """Annotate a shard into a folder of its own; reports the number of images of each batch."""
+        final = shard_folder(self._output, number)
+        folder = partial_path(final)
         folder.mkdir()
-        tally = Tally()
-        numbered = enumerate(self._decode(shard, tally))
-        with closing(WRITERS[self._job.container](folder, self._job, final.name, tally)) as writer:
-            while taken := list(islice(numbered, self._job.batch_size)):
-                batch = [(number, each) for number, each in taken if isinstance(each, DecodedImage)]
-                found = self._annotate([image for _, image in batch], tally) if batch else []
-                with tally.timed("write"):
-                    for (number, image), objects in zip(batch, found, strict=True):
-                        tally.annotated += bool(objects)
-                        if objects:
-                            writer.write(number, image, objects)
-                yield len(batch)
-        manifest = {"shard": shard.name, **tally.to_json()}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        tally = self._tally = Tally()
         try:
+            write = WRITERS[self._job.container]
+            write(folder, self._job, self._annotated(shard, final.name), tally)
+            _write(folder / MANIFEST, [_to_json({"shard": shard.name, **tally.to_json()})])
             os.rename(folder, final)
-        except OSError:  # another process was faster; its folder stays, for both hold the same
-            if not final.exists():
+        except OSError:
+            if not final.exists():  # else another process was faster; both hold the same
                 raise
-            shutil.rmtree(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _decode(self, shard: Shard, tally: Tally) -> Iterator[DecodedImage | Rejected]:
+    def _annotated(self, shard: Shard, name: str) -> Iterator[Annotated]:
+        """The objects of each image of a shard that has any, named by its place in the shard."""
+        numbered = enumerate(self._decoded(shard))
+        while taken := list(islice(numbered, self._job.batch_size)):
+            names = {
+                image: f"{name}-{number:06d}"
+                for number, image in taken
+                if isinstance(image, DecodedImage)
+            }
+            for image, objects in by_image(self._annotate(list(names))):
+                self._tally.annotated += 1
+                yield names[image], objects
+            self._on_images(len(names))
+
+    def _decoded(self, shard: Shard) -> Iterator[DecodedImage | Reason]:
         """Everything in a shard in its order, so that records can be named by their place."""
         raws = self._source.read(shard)
         while True:
-            image: RawImage | DecodedImage | Rejected | None
-            with tally.timed("read"):
+            image: RawImage | DecodedImage | Reason | None
+            with self._tally.timed("read"):
                 image = next(raws, None)
-                if image is not None and not isinstance(image, Rejected):
+                if isinstance(image, RawImage):
                     image = open_image(image, self._job.least_side, self._job.most_pixels)
             if image is None:
                 return
-            if isinstance(image, Rejected):
-                tally.rejected[image.reason] += 1
+            if isinstance(image, Reason):
+                self._tally.rejected[image] += 1
             else:
-                tally.read += 1
+                self._tally.read += 1
             yield image
 
-    def _annotate(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
+    def _annotate(self, images: Sequence[DecodedImage]) -> list[Found]:
         """The objects of images that pass all filters, each with mask and expression."""
-        found = self._detect(images, tally)
-        found = self._filter("detector", images, found, tally)
-        found = self._segment(images, found, tally)
-        found = self._filter("segmenter", images, found, tally)
-        found = self._describe(images, found, tally)
-        return self._filter("describer", images, found, tally)
+        objects = self._filter("detector", self._detect(images))
+        objects = self._filter("segmenter", self._segment(objects))
+        return self._filter("describer", self._describe(objects))
 
-    def _detect(self, images: Sequence[DecodedImage], tally: Tally) -> Batch:
-        with tally.timed("detect"):
-            boxes = self._detector.detect(images)
+    def _detect(self, images: Sequence[DecodedImage]) -> list[Found]:
+        with self._tally.timed("detect"):
+            boxes = self._detector.detect(images) if images else []
         _check_length("detector", boxes, images)
-        batch: Batch = []
+        objects = []
         for image, some in zip(images, boxes, strict=True):
-            tally.detected += len(some)
+            self._tally.detected += len(some)
             ranked = sorted(
                 some, key=lambda each: -each.score if math.isfinite(each.score) else math.inf
             )
-            tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
+            self._tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
             clipped = [_clip(each, image.size) for each in ranked[: self._job.most_objects]]
-            tally.dropped["no box within the picture"] += clipped.count(None)
-            batch.append([Found(each) for each in clipped if each is not None])
-        return batch
+            self._tally.dropped["no box within the picture"] += clipped.count(None)
+            objects += [Found(image, each) for each in clipped if each is not None]
+        return objects
 
-    def _segment(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
-        with tally.timed("segment"):
-            masks = self._segmenter.segment(
-                images, [[each.detection for each in some] for some in found]
-            )
-        _check_length("segmenter", masks, images)
-        batch: Batch = []
-        for image, some, segments in zip(images, found, masks, strict=True):
-            _check_length("segmenter", segments, some)
-            kept = []
-            for each, segment in zip(some, segments, strict=True):
-                if segment is None or not segment.rle.area or not math.isfinite(segment.score):
-                    tally.dropped["no mask"] += 1
-                elif segment.rle.size != image.size:
-                    raise ValueError(
-                        f"the segmenter gave a mask of {segment.rle.size} for an image of "
-                        f"{image.size} (height, width)"
-                    )
-                else:
-                    kept.append(replace(each, segment=segment))
-            batch.append(kept)
-        return batch
+    def _segment(self, objects: Sequence[Found]) -> list[Found]:
+        with self._tally.timed("segment"):
+            segments = self._segmenter.segment(objects) if objects else []
+        _check_length("segmenter", segments, objects)
+        kept = []
+        for found, segment in zip(objects, segments, strict=True):
+            if segment is None or not segment.rle.area or not math.isfinite(segment.score):
+                self._tally.dropped["no mask"] += 1
+            elif segment.rle.size != found.image.size:
+                raise ValueError(
+                    f"the segmenter gave a mask of {segment.rle.size} for an image of "
+                    f"{found.image.size} (height, width)"
+                )
+            else:
+                kept.append(replace(found, segment=segment))
+        return kept
 
-    def _describe(self, images: Sequence[DecodedImage], found: Batch, tally: Tally) -> Batch:
-        with tally.timed("describe"):
-            texts = self._describer.describe(images, found)
-        _check_length("describer", texts, images)
-        batch: Batch = []
-        for some, described in zip(found, texts, strict=True):
-            _check_length("describer", described, some)
-            expressions = [clean_expression(text) for text in described]
-            tally.dropped["no description"] += expressions.count("")
-            batch.append(
-                [
-                    replace(each, expression=expression)
-                    for each, expression in zip(some, expressions, strict=True)
-                    if expression
-                ]
-            )
-        return batch
+    def _describe(self, objects: Sequence[Found]) -> list[Found]:
+        with self._tally.timed("describe"):
+            texts = self._describer.describe(objects) if objects else []
+        _check_length("describer", texts, objects)
+        expressions = map(clean_expression, texts)
+        named = [
+            replace(found, expression=text)
+            for found, text in zip(objects, expressions, strict=True)
+            if text
+        ]
+        self._tally.dropped["no description"] += len(objects) - len(named)
+        return named
 
-    def _filter(
-        self, after: When, images: Sequence[DecodedImage], found: Batch, tally: Tally
-    ) -> Batch:
-        with tally.timed("filter"):
-            for judge in self._filters:
-                if judge.after == after:
-                    found = [
-                        _kept(judge, image, some, tally)
-                        for image, some in zip(images, found, strict=True)
-                    ]
-        return found
+    def _filter(self, after: When, objects: Sequence[Found]) -> list[Found]:
+        judges = [judge for judge in self._filters if judge.after == after]
+        kept = list(objects)
+        with self._tally.timed("filter"):
+            for judge in judges:
+                kept = [found for some in by_image(kept) for found in self._judged(judge, *some)]
+        return kept
 
-
-def _kept(judge: Filter, image: DecodedImage, found: list[Found], tally: Tally) -> list[Found]:
-    reasons = judge.judge(image, found)
-    _check_length(type(judge).__name__, reasons, found)
-    tally.dropped.update(reason for reason in reasons if reason is not None)
-    return [each for each, reason in zip(found, reasons, strict=True) if reason is None]
+    def _judged(self, judge: Filter, image: DecodedImage, objects: list[Found]) -> list[Found]:
+        reasons = judge.judge(image, objects)
+        _check_length(type(judge).__name__, reasons, objects)
+        self._tally.dropped.update(reason for reason in reasons if reason is not None)
+        return [found for found, reason in zip(objects, reasons, strict=True) if reason is None]
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
@@ -375,17 +334,14 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
     What comes out depends on which shards are done and on nothing else.
     """
-    split, container = plan["job"]["split"], plan["job"]["container"]
-    for name in (PLAN, MANIFEST, f"{split}.jsonl"):
-        for old in stale_paths(output / name):
-            old.unlink(missing_ok=True)
+    split = plan["job"]["split"]
     folders = [shard_folder(output, number) for number in range(plan["shards"])]
     done = [folder for folder in folders if folder.exists()]
     tally = Tally()
     for folder in done:
         tally.add(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    if container == "jsonl":
-        _join_lines(output / f"{split}.jsonl", done)
+    if plan["job"]["container"] == "jsonl":
+        _write(output / f"{split}.jsonl", _joined_lines(f"{split}.jsonl", done))
     else:
         _link_tables(output / "data", split, done)
     manifest = {
@@ -393,33 +349,37 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
         "shards": {"done": len(done), "of": len(folders)},
         **tally.to_json(),
     }
-    temporary = temporary_path(output / MANIFEST)
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, output / MANIFEST)
+    if manifest["complete"]:  # nobody works on a shard now: what killed processes left can go
+        for unfinished in (output / SHARDS).glob("*.partial-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+    _write(output / MANIFEST, [_to_json(manifest)])
     return manifest
 
 
-def _join_lines(path: Path, folders: Sequence[Path]) -> None:
+def _joined_lines(name: str, folders: Sequence[Path]) -> Iterator[str]:
     """All lines in the order of shards; paths of images start from the folder of the run."""
-    temporary = temporary_path(path)
-    with temporary.open("w", encoding="utf-8") as joined:
-        for folder in folders:
-            with (folder / path.name).open(encoding="utf-8") as lines:
-                for line in lines:
-                    record = json.loads(line)
-                    record["image"] = f"{SHARDS}/{folder.name}/{record['image']}"
-                    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-                    joined.write(text + "\n")
-    os.replace(temporary, path)
+    for folder in folders:
+        with (folder / name).open(encoding="utf-8") as lines:
+            for record in map(json.loads, lines):
+                record["image"] = f"{SHARDS}/{folder.name}/{record['image']}"
+                yield to_line(record)
 
 
 def _link_tables(data: Path, split: str, folders: Sequence[Path]) -> None:
     """Second names for the tables, under which data sets of the hub are looked for."""
     data.mkdir(exist_ok=True)
     for folder in folders:
-        path = data / f"{split}-{folder.name}.parquet"
-        if not path.exists():
-            temporary = temporary_path(path)
-            temporary.unlink(missing_ok=True)
-            os.link(folder / f"{split}.parquet", temporary)
-            os.replace(temporary, path)
+        with suppress(FileExistsError):
+            os.link(folder / f"{split}.parquet", data / f"{split}-{folder.name}.parquet")
+
+
+def _to_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """Write a file that is there when it is complete."""
+    unfinished = partial_path(path)
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+    os.replace(unfinished, path)

@@ -6,33 +6,35 @@ faults are reported by reason, and nothing is ever extracted: names in archives 
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
-import json
 import os
 import tarfile
 import warnings
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar, NamedTuple, Self, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.annotate.describing import clean_text
-from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Rejected, Shard
+from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
 from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
+from seg_env.data.records import RecordError, parse_json_object
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
 """Of alternative texts in archives."""
 MOST_IMAGE_BYTES = 1 << 25
 MOST_TEXT_BYTES = 1 << 20
+MOST_HEADER_BYTES = 1 << 14
+"""Of all headers of one member of an archive."""
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
 """What LAION, COYO and img2dataset call the alternative text."""
@@ -44,203 +46,125 @@ KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
 """Columns that name a row."""
 
 
-class _FileShards:
-    """Files that are a shard each: one, those of a folder, or of a pattern like ``"/a/*.tar"``."""
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
-    endings: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: str) -> None:
-        place = Path(path).expanduser()
-        self._paths = [place.absolute()]
-        if not place.is_file():
-            folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
-            self._paths = sorted(
-                each.absolute()
-                for each in folder.glob(pattern)
-                if each.name.endswith(self.endings) and each.is_file()
-            )
-        if not self._paths:
-            endings = " or ".join(self.endings)
-            raise FileNotFoundError(f"{path!r} names no file that ends in {endings}")
+class Files:
+    """Images in files: tar archives, parquet tables, or a folder of images.
+
+    Archives and tables are given as one file, a folder or a pattern such as ``"/a/*.tar"``; each is
+    a shard. Images below a folder are taken in the order of their names, so many to a shard; links
+    that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
+    """
+
+    def __init__(self, path: str, per_shard: int = 1000) -> None:
+        """Name the files; they are looked for by `shards`."""
+        check_whole(1, per_shard=per_shard)
+        self._path, self._per_shard = Path(path).expanduser().absolute(), per_shard
 
     def shards(self) -> list[Shard]:
-        """One for each file, by name."""
-        return [Shard(n, path.name, (str(path),)) for n, path in enumerate(self._paths)]
+        """The files by name; FileNotFoundError if there are none."""
+        place, found = self._path, [self._path]
+        if not place.is_file():
+            folder, pattern = (place, "*") if place.is_dir() else (place.parent, place.name)
+            found = sorted(each for each in folder.glob(pattern) if each.is_file())
+        archives = [each for each in found if each.name.endswith(TAR_ENDINGS)]
+        tables = [each for each in found if each.name.endswith(".parquet")]
+        if tables and not archives:
+            require("pyarrow.parquet")  # before models are loaded for nothing
+        if archives or tables:
+            return [Shard(each.name, (str(each),)) for each in archives or tables]
+        images = sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(place)
+            for name in names
+            if name.lower().rpartition(".")[2] in IMAGE_ENDINGS
+        )
+        if not images:
+            raise FileNotFoundError(
+                f"{str(place)!r} names no images; give a folder of images, a .tar or .parquet "
+                "file, or a folder or a quoted pattern of those, such as '/data/*.tar'"
+            )
+        starts = range(0, len(images), self._per_shard)
+        return [Shard(f"files {n}", tuple(images[n : n + self._per_shard])) for n in starts]
+
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
+        """The images of a shard; see `seg_env.data.annotate.stages.ImageSource`."""
+        paths = [Path(path) for path in shard.paths]
+        if paths[0].name.endswith(TAR_ENDINGS):
+            return read_tar(paths[0])
+        if paths[0].name.endswith(".parquet"):
+            return read_parquet(paths[0])
+        return (self._read_image(path) for path in paths)
+
+    def _read_image(self, path: Path) -> RawImage | Reason:
+        try:
+            if not path.resolve().is_relative_to(self._path.resolve()):
+                return Reason.NOT_A_FILE
+            if not path.is_file():
+                return Reason.NO_IMAGE
+            with path.open("rb") as file:
+                data = file.read(MOST_IMAGE_BYTES + 1)
+        except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
+            return Reason.NOT_A_FILE
+        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
+            return Reason.UNREADABLE
+        if len(data) > MOST_IMAGE_BYTES:
+            return Reason.TOO_MANY_BYTES
+        return RawImage(str(path.relative_to(self._path)), data)
 
 
-class TarShards(_FileShards):
-    """Tar archives in WebDataset's layout, such as img2dataset writes for LAION and COYO.
+def read_tar(path: Path) -> Iterator[RawImage | Reason]:
+    """The samples of an archive as WebDataset lays it out, and img2dataset for LAION and COYO.
 
-    Each archive is a shard. Members that follow each other and share a key are one sample::
+    Members that follow each other and share a key, the name up to the first dot, are one sample::
 
         000000012.jpg   (or jpeg, png, webp, bmp)
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    As in WebDataset a key ends at the first dot. Where only what follows the last dot is one of
-    these endings, the key ends there: ``img.001.png`` is an image ``img.001``, unless there is a
+    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is a
     sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
 
-    Archives may be compressed by gzip. They are read forward in one pass.
+    The archive may be compressed by gzip. It is read forward in one pass.
     """
-
-    endings = (".tar", ".tar.gz", ".tgz")
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
-        """The samples of an archive; see `seg_env.data.annotate.stages.ImageSource`."""
-        plain, dotted = _Group(), _Group()  # so 7.seg.png does not part 7.jpg from 7.txt
-        for member in _read_members(Path(shard.paths[0])):
-            if isinstance(member, Reason):
-                yield Rejected(member)
-                continue
-            name, data = member
-            if name.dotted:
-                if dotted.is_closed_by(name):
-                    yield from dotted.sample(beside=plain.key)
-                    dotted = _Group(name.key)
-                dotted.members[name.ending] = data
-            else:
-                if plain.is_closed_by(name):
-                    yield from plain.sample()
-                    if not dotted.is_about(name.key):
-                        yield from dotted.sample(beside=plain.key)
-                        dotted = _Group()
-                    plain = _Group(name.key)
-                plain.members[name.ending] = data
-        yield from plain.sample()
-        yield from dotted.sample(beside=plain.key)
+    group, members = "", dict[str, bytes]()
+    for member in _read_members(path):
+        if isinstance(member, Reason):
+            yield member
+            continue
+        name, data = member
+        folder, slash, file = name.rpartition("/")
+        key, _, ending = file.partition(".")
+        key, ending = folder + slash + key, ending.lower()
+        is_full = sum(map(len, members.values())) > 2 * MOST_IMAGE_BYTES
+        if key != group or ending in members or is_full:
+            yield from _samples(group, members)
+            group, members = key, {}
+        members[ending] = data
+    yield from _samples(group, members)
 
 
-class _Name(NamedTuple):
-    """The name of a member, taken apart."""
-
-    key: str
-    ending: str
-    dotted: bool
-    """Whether the key has dots, which WebDataset would not allow."""
-
-
-def _split(name: str) -> _Name | None:
-    """The parts of a name; None if it does not end like an image, a text or a record."""
-    endings = (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json")
-    folder, slash, file = name.rpartition("/")
-    key, _, ending = file.partition(".")
-    if key and ending.lower() in endings:
-        return _Name(folder + slash + key, ending.lower(), dotted=False)
-    key, _, ending = file.rpartition(".")
-    if ending.lower() in endings and len(ending) < len(file):
-        return _Name(folder + slash + key, ending.lower(), dotted=True)
-    return None
+def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reason]:
+    """The image that members of one key are about, or one for each name with further dots."""
+    parts: dict[str, dict[str, bytes]] = defaultdict(dict)
+    for endings, data in members.items():
+        further, _, ending = endings.rpartition(".")
+        parts[further][ending] = data
+    if "" in parts:
+        parts = {"": parts[""]}
+    name = key.rpartition("/")[2]
+    for further, part in parts.items():
+        image = next((part[ending] for ending in IMAGE_ENDINGS if ending in part), None)
+        text = next((part[ending] for ending in TEXT_ENDINGS if ending in part), b"")
+        if image is not None:
+            whole = f"{name}.{further}" if further else name
+            yield _raw_image(whole, image, text, _record(part.get("json", b"")))
+        elif not further:  # others, such as 7.meta.json, are no failed download
+            yield Reason.NO_IMAGE
 
 
-@dataclass
-class _Group:
-    """Members that follow each other and share a key."""
-
-    key: str | None = None
-    members: dict[str, bytes] = field(default_factory=dict)
-
-    def is_closed_by(self, name: _Name) -> bool:
-        return name.key != self.key or name.ending in self.members
-
-    def is_about(self, key: str | None) -> bool:
-        """Whether it adds to the sample of another key: 7.seg.png is about 7."""
-        return self.key is not None and key is not None and self.key.startswith(f"{key}.")
-
-    def sample(self, beside: str | None = None) -> Iterator[RawImage | Rejected]:
-        """The image with its texts, or a fault if there is none; nothing if about ``beside``.
-
-        Dotted texts alone, such as ``7.meta.json``, are no failed download.
-        """
-        if self.key is None or self.is_about(beside):
-            return
-        members, key = self.members, self.key.rpartition("/")[2]
-        data = next((members[ending] for ending in IMAGE_ENDINGS if ending in members), None)
-        if data is not None:
-            text = next((members[ending] for ending in TEXT_ENDINGS if ending in members), b"")
-            yield _raw_image(key, data, text, _record(members.get("json", b"")))
-        elif members and "." not in key:
-            yield Rejected(Reason.NO_IMAGE)
-
-
-class _Header(tarfile.TarInfo):
-    """A header of an archive that is not trusted.
-
-    `tarfile` itself takes a broken header behind the first for the end of the archive, reads
-    extended headers of any size into memory, and in older releases of Python takes time and memory
-    that grow with the square of their size.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read a header; only the mark at the end ends an archive."""
-        block = b""
-        try:
-            block = cast("IO[bytes]", archive.fileobj).read(tarfile.BLOCKSIZE)
-            if len(block) < tarfile.BLOCKSIZE:
-                raise EOFError("no mark at the end")
-            return cls.frombuf(block, "utf-8", "replace")._proc_member(archive)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-        except tarfile.HeaderError as error:
-            if any(block):
-                raise ValueError(str(error)) from error
-            raise  # the mark
-
-    def _proc_member(self, archive: tarfile.TarFile) -> Self:
-        """What `tarfile` calls for every header; subclasses may override it."""
-        if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE:
-            raise ValueError("below 0 bytes, or with holes as no image has them")
-        if self.type == tarfile.XGLTYPE:  # about all members: passed over like one
-            return self._proc_builtin(archive)  # type: ignore[attr-defined, no-any-return]
-        if self.type in (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            if self.size > 1 << 16:
-                raise ValueError(f"an extended header of {self.size} bytes")
-            if self.type in _PAX:
-                return self._read_pax(archive)
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
-
-    def _read_pax(self, archive: tarfile.TarFile) -> Self:
-        """The member behind this extended header, with the name and size that it gives."""
-        content = cast("IO[bytes]", archive.fileobj).read(_padded(self.size))[: self.size]
-        if len(content) < self.size:
-            raise EOFError("half an extended header")
-        given = _pax_records(content)
-        if "GNU.sparse.major" in given:
-            raise ValueError("with holes")
-        member = self.fromtarfile(archive)
-        member.name = given.get("path", member.name)
-        size = given.get("size", f"{member.size}")
-        if not (size.isascii() and size.isdigit() and len(size) < 20):
-            raise ValueError(f"{size} bytes")
-        member.size = int(size)
-        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:
-            archive.offset = member.offset_data + _padded(member.size)
-        return member
-
-
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-"""Types of extended headers."""
-
-
-def _padded(size: int) -> int:
-    return size + -size % tarfile.BLOCKSIZE
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """The records ``"<length> <key>=<value>"``, each on a line, of an extended header."""
-    found: dict[str, str] = {}
-    while content.strip(b"\0"):
-        length, space, _ = content.partition(b" ")
-        if not space or not length.isdigit() or len(length) > 6 or int(length) <= len(length) + 1:
-            raise ValueError("a record without its length")
-        record, content = content[len(length) + 1 : int(length)], content[int(length) :]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-    return found
-
-
-def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
+def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
     """Names and contents of the files of an archive that have an ending that is read.
 
     A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
@@ -255,34 +179,86 @@ def _read_members(path: Path) -> Iterator[tuple[_Name, bytes] | Reason]:
             # Images hardly compress at all; 64 MiB are allowed in any case.
             end, beyond = 20 * end + (1 << 26), Reason.BOMB
             file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
+        bounded = _BoundedFile(file)
         try:
             archive = tarfile.TarFile(
-                fileobj=file, tarinfo=_Header, encoding="utf-8", errors="replace"
+                fileobj=cast("IO[bytes]", bounded), encoding="utf-8", errors="replace"
             )
             while (member := archive.next()) is not None:
-                # Or they would all be kept.
+                # Or members and headers about all of them would be kept.
                 archive.members.clear()  # type: ignore[attr-defined]
+                archive.pax_headers = {}
+                is_image = member.name.lower().endswith(IMAGE_ENDINGS)
+                bounded.left = most = MOST_IMAGE_BYTES if is_image else MOST_TEXT_BYTES
+                if member.size < 0 or member.issparse():
+                    yield Reason.CORRUPT
+                    return
                 if member.islnk() or member.issym() or member.isdev():
                     yield Reason.NOT_A_FILE
                 elif member.isdir():
-                    continue
+                    pass
                 elif member.offset_data + member.size > end:
                     yield beyond
                     return
                 elif not member.isreg():
-                    continue
+                    pass
                 elif leads_out(member.name):
                     yield Reason.UNSAFE_NAME
-                elif (name := _split(member.name)) is not None:
-                    most = MOST_IMAGE_BYTES if name.ending in IMAGE_ENDINGS else MOST_TEXT_BYTES
+                elif member.name.lower().endswith(_READ_ENDINGS):
                     if member.size > most:
                         yield Reason.TOO_MANY_BYTES
                     else:
-                        yield name, cast("IO[bytes]", archive.extractfile(member)).read()
-        except (EOFError, tarfile.ReadError):
+                        data = bounded.read(member.size)
+                        if bounded.ended:
+                            raise EOFError("half a member")
+                        yield member.name, data
+                bounded.left = MOST_HEADER_BYTES
+        except EOFError:
             yield Reason.TRUNCATED
-        except (gzip.BadGzipFile, zlib.error, ValueError, RecursionError):
+        except (gzip.BadGzipFile, zlib.error, ValueError):
             yield Reason.CORRUPT
+        except tarfile.ReadError:
+            yield Reason.TRUNCATED if bounded.ended else Reason.CORRUPT
+        else:  # tarfile takes a broken header for the end of an archive
+            if bounded.ended:
+                yield Reason.TRUNCATED
+            elif any(bounded.last):
+                yield Reason.CORRUPT
+
+
+_READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
+
+
+class _BoundedFile:
+    """An archive that is not trusted, for `tarfile` to read: never back, and only so many bytes.
+
+    `tarfile` itself reads headers of whatever size they claim, and follows negative sizes.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.left = MOST_HEADER_BYTES
+        """Bytes that may be read."""
+        self.last = b""
+        """What was read last."""
+        self.ended = False
+        """Whether that was less than asked for."""
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise ValueError(f"{size} bytes of {self.left} that are allowed")
+        self.left -= size
+        self.last = self._file.read(size)
+        self.ended = len(self.last) < size
+        return self.last
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, position: int) -> int:
+        if position < self.tell():
+            raise ValueError(f"back to {position}")
+        return self._file.seek(position)
 
 
 def leads_out(name: str) -> bool:
@@ -291,46 +267,34 @@ def leads_out(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
-class ParquetShards(_FileShards):
-    """Parquet files with encoded images, such as img2dataset writes for LAION and COYO.
+def read_parquet(path: Path) -> Iterator[RawImage | Reason]:
+    """The rows of a file with encoded images, such as img2dataset writes for LAION and COYO.
 
-    Each file is a shard. One column holds the image (``image``, ``jpg``, ...), as bytes or as
-    ``{"bytes", "path"}``; one may hold the alternative text (``caption``, ``text``, ``TEXT``, ...).
-    Tables that list addresses only, as LAION and COYO publish them, have to be downloaded first,
-    for example by img2dataset. Needs ``pip install 'simpleseg-rl[hub]'``.
+    One column holds the image (``image``, ``jpg``, ...), as bytes or as ``{"bytes", "path"}``; one
+    may hold the alternative text (``caption``, ``text``, ``TEXT``, ...). Tables that list addresses
+    only, as LAION and COYO publish them, have to be downloaded first, for example by img2dataset.
+
+    Raises:
+        ValueError: The table is sound and has no column of images.
+        ImportError: ``pyarrow`` is missing: ``pip install 'simpleseg-rl[hub]'``.
     """
-
-    endings = (".parquet",)
-
-    def __init__(self, path: str) -> None:
-        """Find the files; ImportError if ``pyarrow`` is missing."""
-        require("pyarrow.parquet")
-        super().__init__(path)
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
-        """The rows of a file; see `seg_env.data.annotate.stages.ImageSource`.
-
-        Raises:
-            ValueError: The table is sound and has no column of images.
-        """
-        path = Path(shard.paths[0])
-        broken = (require("pyarrow").ArrowException, OSError, ValueError, KeyError)
-        with path.open("rb") as opened:  # a file that has disappeared is no corrupt one
+    broken = (require("pyarrow").ArrowException, OSError, ValueError, KeyError)
+    with path.open("rb") as opened:  # a file that has disappeared is no corrupt one
+        try:
+            file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
+        except broken:
+            yield Reason.CORRUPT_TABLE
+            return
+        columns = _columns(file.schema_arrow.names, path)
+        for group in range(file.num_row_groups):
+            if file.metadata.row_group(group).total_byte_size > 1 << 33:
+                yield Reason.TOO_MANY_BYTES
+                continue
             try:
-                file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
+                for batch in file.iter_batches(16, row_groups=[group], columns=columns):
+                    yield from (_row_image(row, columns) for row in batch.to_pylist())
             except broken:
-                yield Rejected(Reason.CORRUPT_TABLE)
-                return
-            columns = _columns(file.schema_arrow.names, path)
-            for group in range(file.num_row_groups):
-                if file.metadata.row_group(group).total_byte_size > 1 << 33:
-                    yield Rejected(Reason.TOO_MANY_BYTES)
-                    continue
-                try:
-                    for batch in file.iter_batches(16, row_groups=[group], columns=columns):
-                        yield from (_row_image(row, columns) for row in batch.to_pylist())
-                except broken:
-                    yield Rejected(Reason.CORRUPT_TABLE)
+                yield Reason.CORRUPT_TABLE
 
 
 def _columns(names: list[str], path: Path) -> list[str]:
@@ -345,96 +309,24 @@ def _columns(names: list[str], path: Path) -> list[str]:
     return [image, *(n for n in (*KEY_COLUMNS, *TEXT_KEYS, *KEPT_KEYS) if n in names)]
 
 
-def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Rejected:
+def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
     image = row[columns[0]]
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes) or not data:
-        return Rejected(Reason.NO_IMAGE)
+        return Reason.NO_IMAGE
     if len(data) > MOST_IMAGE_BYTES:
-        return Rejected(Reason.TOO_MANY_BYTES)
+        return Reason.TOO_MANY_BYTES
     keys = (row[name] for name in columns if name in KEY_COLUMNS)
     key = next((str(key)[:200] for key in keys if key is not None), "")
     return _raw_image(key, data, b"", row)
 
 
-class Folder:
-    """Images below a folder in the order of their names, so many to a shard.
-
-    A text beside an image (``dog.txt`` for ``dog.jpg``) is what the source says about it, and
-    ``dog.json`` may hold a caption, a URL and a licence. Links that lead out of the folder are not
-    followed.
-    """
-
-    def __init__(self, path: str, per_shard: int = 1000) -> None:
-        """Name the folder, which must exist; it is searched by `shards`."""
-        self._root = Path(path).expanduser().absolute()
-        self._per_shard = per_shard
-        if not self._root.is_dir():
-            raise FileNotFoundError(f"{path!r} is no folder")
-        if per_shard < 1:
-            raise ValueError(f"per_shard={per_shard}; a shard has at least 1 image")
-
-    def shards(self) -> list[Shard]:
-        """The images by name, cut into equal parts; FileNotFoundError if there are none."""
-        found = sorted(
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(self._root)
-            for name in names
-            if name.lower().rpartition(".")[2] in IMAGE_ENDINGS
-        )
-        if not found:
-            raise FileNotFoundError(
-                f"{self._root} holds no file that ends in {', '.join(IMAGE_ENDINGS)}"
-            )
-        starts = range(0, len(found), self._per_shard)
-        return [
-            Shard(n, f"files {start}", tuple(found[start : start + self._per_shard]))
-            for n, start in enumerate(starts)
-        ]
-
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
-        """The images of a part; see `seg_env.data.annotate.stages.ImageSource`."""
-        for name in shard.paths:
-            path = Path(name)
-            data = self._content(path, MOST_IMAGE_BYTES)
-            if isinstance(data, Reason):
-                yield Rejected(data)
-                continue
-            text, record = (
-                content if isinstance(content, bytes) else b""
-                for content in (
-                    self._content(path.with_suffix(ending), MOST_TEXT_BYTES)
-                    for ending in (".txt", ".json")
-                )
-            )
-            yield _raw_image(str(path.relative_to(self._root)), data, text, _record(record))
-
-    def _content(self, path: Path, most: int) -> bytes | Reason:
-        """The content of a file, or why it is not read."""
-        try:
-            real = path.resolve()
-            if not real.is_relative_to(self._root.resolve()):
-                return Reason.NOT_A_FILE
-            if not real.is_file():
-                return Reason.NO_IMAGE
-            with real.open("rb") as file:
-                data = file.read(most + 1)
-        except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
-            return Reason.NOT_A_FILE
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
-                return Reason.UNREADABLE
-            raise  # the disk's failure, not this file's: it stops the run
-        return data if len(data) <= most else Reason.TOO_MANY_BYTES
-
-
 def _record(content: bytes) -> dict[str, Any]:
     """The JSON object in a record; an empty one where it holds anything else."""
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json_object(content, "record")
+    except RecordError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) -> RawImage:
@@ -451,7 +343,7 @@ def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) ->
 
 def open_image(
     raw: RawImage, least_side: int = 32, most_pixels: int = 1 << 25
-) -> DecodedImage | Rejected:
+) -> DecodedImage | Reason:
     """Decode an image, or say why it is none.
 
     The size is read first: nothing is allocated for an image of more than ``most_pixels`` (2**25
@@ -463,30 +355,28 @@ def open_image(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _decode(raw, least_side, most_pixels)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return Rejected(Reason.TOO_MANY_PIXELS)
+        return Reason.TOO_MANY_PIXELS
     except MemoryError:
         raise
     except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
-        return Rejected(Reason.UNREADABLE)
+        return Reason.UNREADABLE
 
 
-def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Rejected:
+def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Reason:
     with Image.open(io.BytesIO(raw.data), formats=FORMATS) as file:
         if file.width * file.height > most_pixels:
-            return Rejected(Reason.TOO_MANY_PIXELS)
+            return Reason.TOO_MANY_PIXELS
         if min(file.width, file.height) < least_side:
-            return Rejected(Reason.TOO_SMALL)
+            return Reason.TOO_SMALL
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
-            return DecodedImage(raw.key, raw.data, suffix, pixels, raw.text, raw.metadata)
+            return DecodedImage(**vars(raw), suffix=suffix, image=pixels)
         upright = ImageOps.exif_transpose(file).convert("RGB")
     upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
     buffer = io.BytesIO()
     upright.save(buffer, "JPEG", quality=95, subsampling=0)
-    with Image.open(buffer) as file:
-        pixels = np.array(file.convert("RGB"))
-    return DecodedImage(raw.key, buffer.getvalue(), ".jpg", pixels, raw.text, raw.metadata)
+    return _decode(replace(raw, data=buffer.getvalue()), least_side, most_pixels)
 
 
 def _orientation(file: Image.Image) -> int:

@@ -7,11 +7,12 @@ arguments as a JSON object where it needs any: ``score{"least": 0.4}``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from importlib import import_module
+from itertools import groupby
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,18 +49,9 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Something in a source that did not become an image."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True)
 class Shard:
     """A part of a source that one worker annotates: whole, or not at all."""
 
-    number: int
-    """Its place in the source, from 0."""
     name: str
     paths: tuple[str, ...]
 
@@ -77,19 +69,17 @@ class RawImage:
     """Where it came from and under which licence."""
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """A decoded image with what its source says about it, see `RawImage`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodedImage(RawImage):
+    """A decoded image with what its source says about it.
 
-    key: str
-    data: bytes = field(repr=False)
-    """The encoded image as it will be written; it decodes to `image` without being turned."""
+    `data` is the encoded image as it will be written; it decodes to `image` without being turned.
+    """
+
     suffix: str
     """File ending, such as ``".jpg"``."""
     image: NDArray[np.uint8] = field(repr=False)
     """``(H, W, 3) uint8``."""
-    text: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -118,6 +108,8 @@ class Segment:
 class Found:
     """One object on its way through the stages, each of which fills in a field."""
 
+    image: DecodedImage = field(repr=False)
+    """The image that it is in."""
     detection: Detection
     segment: Segment | None = None
     expression: str = ""
@@ -130,6 +122,11 @@ class Found:
         return Target(self.segment.rle)
 
 
+def by_image(objects: Iterable[Found]) -> list[tuple[DecodedImage, list[Found]]]:
+    """Images, each with its objects, which follow each other."""
+    return [(image, list(some)) for image, some in groupby(objects, lambda found: found.image)]
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """Where images come from."""
@@ -137,7 +134,7 @@ class ImageSource(Protocol):
     def shards(self) -> list[Shard]:
         """Its parts in a fixed order: the same for every worker and after every restart."""
 
-    def read(self, shard: Shard) -> Iterator[RawImage | Rejected]:
+    def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
         """The images of a part in a fixed order; what is broken is reported.
 
         Memory does not grow with the size of the part. Content never raises; a file that has
@@ -157,20 +154,19 @@ class Detector(Protocol):
 class Segmenter(Protocol):
     """Turns boxes into masks."""
 
-    def segment(
-        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
-    ) -> list[list[Segment | None]]:
-        """A mask, or None, for each box of each of ``B`` images, of the image's size."""
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
+        """A mask of the image's size, or None, for the box of each of ``N`` objects.
+
+        Objects of one image follow each other, see `by_image`.
+        """
 
 
 @runtime_checkable
 class Describer(Protocol):
     """Says what objects are."""
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
-        """An expression for each object of each of ``B`` images; ``""`` where it has none.
+    def describe(self, objects: Sequence[Found]) -> list[str]:
+        """An expression for each of ``N`` objects; ``""`` for one that has none.
 
         It may be any text: the pipeline cleans and checks it.
         """
@@ -191,12 +187,13 @@ class Filter(Protocol):
 
 
 SHORT_NAMES = {
-    "folder": "seg_env.data.annotate.sources:Folder",
-    "tar": "seg_env.data.annotate.sources:TarShards",
-    "parquet": "seg_env.data.annotate.sources:ParquetShards",
-    "true_boxes": "seg_env.data.annotate.truth:TrueBoxes",
-    "true_masks": "seg_env.data.annotate.truth:TrueMasks",
-    "true_expressions": "seg_env.data.annotate.truth:TrueExpressions",
+    "files": "seg_env.data.annotate.sources:Files",
+    "folder": "seg_env.data.annotate.sources:Files",
+    "tar": "seg_env.data.annotate.sources:Files",
+    "parquet": "seg_env.data.annotate.sources:Files",
+    "true_boxes": "seg_env.data.annotate.truth:Truth",
+    "true_masks": "seg_env.data.annotate.truth:Truth",
+    "true_expressions": "seg_env.data.annotate.truth:Truth",
     "jittered_boxes": "seg_env.data.annotate.truth:JitteredBoxes",
     "frayed_masks": "seg_env.data.annotate.truth:FrayedMasks",
     "mixed_up_expressions": "seg_env.data.annotate.truth:MixedUpExpressions",
@@ -217,15 +214,8 @@ SHORT_NAMES = {
 """Words that stand for the stages that come with the project."""
 
 DEFAULT_FILTERS = (
-    "score",
-    "area",
-    "mask_score",
-    "agreement",
-    "duplicates",
-    "ceiling",
-    "wording",
-    "distinct",
-)
+    "score", "area", "mask_score", "agreement", "duplicates", "ceiling", "wording", "distinct",
+)  # fmt: skip
 """Filters in the order they are asked."""
 
 

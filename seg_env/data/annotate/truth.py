@@ -14,6 +14,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
@@ -21,8 +22,8 @@ from typing import get_args
 import numpy as np
 from PIL import Image, ImageFilter
 
-from seg_env.data.annotate.filters import box_iou, mask_iou
-from seg_env.data.annotate.job import temporary_path
+from seg_env.data.annotate.filters import mask_iou
+from seg_env.data.annotate.job import partial_path
 from seg_env.data.annotate.stages import (
     DecodedImage,
     Describer,
@@ -39,6 +40,7 @@ from seg_env.data.scenes import Scenes, Split
 from seg_env.data.scenes.dataset import Scene
 from seg_env.data.scenes.layout import Difficulty
 from seg_env.geometry.rle import Rle
+from seg_env.metrics.scores import iou_of_boxes
 
 
 def write_scene_shards(
@@ -49,12 +51,12 @@ def write_scene_shards(
     difficulty: Difficulty = "medium",
     seed: int = 0,
     size: int = 128,
-    on_scene: Callable[[int], object] | None = None,
+    on_scenes: Callable[[int], object] = lambda count: None,
 ) -> list[Path]:
     """Render scenes into tar archives in WebDataset's layout; returns the paths of all of them.
 
     Archives that are in the folder stay. For ``difficulty``, ``seed`` and ``size`` see
-    `seg_env.data.scenes.Scenes`; ``on_scene`` is called with the number of scenes that are there.
+    `seg_env.data.scenes.Scenes`; ``on_scenes`` is called with the number of scenes that are there.
     """
     scenes = Scenes("train", difficulty, seed, length=count, size=size)
     root = Path(folder)
@@ -62,18 +64,15 @@ def write_scene_shards(
     paths = []
     for start in range(0, count, per_shard):
         path = root / f"scenes-{start // per_shard:06d}.tar"
-        partial = temporary_path(path)
-        paths.append(path)
-        numbers = range(start, min(start + per_shard, count))
+        unfinished = partial_path(path)
+        stop = min(start + per_shard, count)
         if not path.exists():
-            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-                for number in numbers:
+            with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
+                for number in range(start, stop):
                     _add_scene(archive, scenes, number)
-                    if on_scene is not None:
-                        on_scene(number + 1)
-            os.replace(partial, path)
-        if on_scene is not None:
-            on_scene(numbers.stop)
+            os.replace(unfinished, path)
+        paths.append(path)
+        on_scenes(stop)
     return paths
 
 
@@ -103,58 +102,42 @@ def scene_of(key: str, size: tuple[int, int]) -> Scene | None:
     return scenes.scene(number)
 
 
-class TrueBoxes:
-    """A detector that knows the scenes."""
+class Truth:
+    """All three stages, which know the scenes; they find nothing in images that show none."""
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
-        """See `seg_env.data.annotate.stages.Detector`."""
-        return [self._of(scene_of(image.key, image.size)) for image in images]
+        """The box of each object, with color and shape for a label."""
+        return [self._boxes(scene_of(image.key, image.size)) for image in images]
 
-    def _of(self, scene: Scene | None) -> list[Detection]:
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
+        """The mask of the object whose box overlaps most with the one given."""
+        return list(map(self._mask, objects))
+
+    def describe(self, objects: Sequence[Found]) -> list[str]:
+        """The expression of the object whose mask fits best."""
+        return list(map(self._expression, objects))
+
+    def _boxes(self, scene: Scene | None) -> list[Detection]:
         if scene is None:
             return []
-        labels = [
-            "{color} {shape}".format_map(scene.describe(number))
-            for number in range(len(scene.masks))
-        ]
-        boxes = [Rle.from_mask(mask).bbox for mask in scene.masks]
-        return [Detection(box, 1.0, label) for box, label in zip(boxes, labels, strict=True)]
-
-
-class TrueMasks:
-    """A segmenter that knows the scenes: the object whose box overlaps most with the one given."""
-
-    def segment(
-        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
-    ) -> list[list[Segment | None]]:
-        """See `seg_env.data.annotate.stages.Segmenter`."""
+        label = "{color} {shape}"
         return [
-            [self._of(scene_of(image.key, image.size), detection) for detection in some]
-            for image, some in zip(images, detections, strict=True)
+            Detection(Rle.from_mask(mask).bbox, 1.0, label.format_map(scene.describe(number)))
+            for number, mask in enumerate(scene.masks)
         ]
 
-    def _of(self, scene: Scene | None, detection: Detection) -> Segment | None:
+    def _mask(self, found: Found) -> Segment | None:
+        scene = scene_of(found.image.key, found.image.size)
         if scene is None:
             return None
         masks = [Rle.from_mask(mask) for mask in scene.masks]
-        overlaps = [box_iou(mask.bbox, detection.box) for mask in masks]
-        best = int(np.argmax(overlaps))
+        boxes = [found.detection.box] * len(masks)
+        overlaps = iou_of_boxes([mask.bbox for mask in masks], boxes, 0.0)
+        best = int(overlaps.argmax())
         return Segment(masks[best]) if overlaps[best] > 0 else None
 
-
-class TrueExpressions:
-    """A describer that knows the scenes: the expression of the object whose mask fits best."""
-
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
-        """See `seg_env.data.annotate.stages.Describer`."""
-        return [
-            [self._of(scene_of(image.key, image.size), found) for found in some]
-            for image, some in zip(images, objects, strict=True)
-        ]
-
-    def _of(self, scene: Scene | None, found: Found) -> str:
+    def _expression(self, found: Found) -> str:
+        scene = scene_of(found.image.key, found.image.size)
         if scene is None:
             return ""
         number, overlap = best_object(scene, found.target.rle)
@@ -194,7 +177,7 @@ class JitteredBoxes:
         scale = self._sigma * np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
         left, top, right, bottom = (detection.box + rng.normal(size=4) * scale).tolist()
         box = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
-        return Detection(box, detection.score, detection.label)
+        return replace(detection, box=box)
 
 
 class FrayedMasks:
@@ -206,15 +189,10 @@ class FrayedMasks:
         self._inner: Segmenter = load_stage(stage, Segmenter)
         self._most, self._seed = most, seed
 
-    def segment(
-        self, images: Sequence[DecodedImage], detections: Sequence[Sequence[Detection]]
-    ) -> list[list[Segment | None]]:
+    def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
         """See `seg_env.data.annotate.stages.Segmenter`."""
-        found = self._inner.segment(images, detections)
-        return [
-            [self._frayed(segment, rng) for segment in some]
-            for rng, some in zip(_rngs(images, self._seed, 1), found, strict=True)
-        ]
+        rngs = _rngs([found.image for found in objects], self._seed, 1)
+        return list(map(self._frayed, self._inner.segment(objects), rngs))
 
     def _frayed(self, segment: Segment | None, rng: np.random.Generator) -> Segment | None:
         pixels = int(rng.integers(-self._most, self._most + 1))
@@ -236,26 +214,21 @@ class MixedUpExpressions:
         self._inner: Describer = load_stage(stage, Describer)
         self._share, self._seed = share, seed
 
-    def describe(
-        self, images: Sequence[DecodedImage], objects: Sequence[Sequence[Found]]
-    ) -> list[list[str]]:
+    def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`."""
-        texts = self._inner.describe(images, objects)
-        everything = sorted({text for some in texts for text in some})
-        return [
-            [self._mixed_up(text, everything, rng) for text in some]
-            for rng, some in zip(_rngs(images, self._seed, 2), texts, strict=True)
-        ]
+        texts = self._inner.describe(objects)
+        everything = sorted(set(texts))
+        rngs = _rngs([found.image for found in objects], self._seed, 2)
+        return [self._mixed_up(*pair, everything) for pair in zip(texts, rngs, strict=True)]
 
-    def _mixed_up(self, text: str, all_texts: Sequence[str], rng: np.random.Generator) -> str:
+    def _mixed_up(self, text: str, rng: np.random.Generator, all_texts: Sequence[str]) -> str:
         wrong, draw = rng.random(2)
         others = [each for each in all_texts if each != text]
         return others[int(draw * len(others))] if wrong < self._share and others else text
 
 
 def _rngs(images: Sequence[DecodedImage], seed: int, stage: int) -> list[np.random.Generator]:
-    """One generator for each image, from its name."""
-    return [
-        np.random.default_rng([seed, stage, zlib.crc32(each.key.encode("utf-8", "replace"))])
-        for each in images
-    ]
+    """A generator for each image, from its name; places with one image share its generator."""
+    names = {image: zlib.crc32(image.key.encode("utf-8", "replace")) for image in images}
+    made = {image: np.random.default_rng([seed, stage, name]) for image, name in names.items()}
+    return [made[image] for image in images]

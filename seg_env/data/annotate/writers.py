@@ -3,150 +3,136 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from seg_env.data.annotate.describing import clean_text
-from seg_env.data.annotate.job import Job, Tally
-from seg_env.data.annotate.stages import DecodedImage, Found
+from seg_env.data.annotate.job import Job
+from seg_env.data.annotate.stages import Found
+from seg_env.data.annotate.tally import Tally
 from seg_env.data.export import run_lengths
 from seg_env.data.readers.hub import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
-
-class _Writer:
-    """Writes the records of a shard into an empty folder; names start with the shard's."""
-
-    def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        self._folder, self._job, self._shard, self._tally = folder, job, shard, tally
-
-    def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        """Write the objects of the image at a place in the shard."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def _outline(self, found: Found) -> tuple[str, float]:
-        """Count a record; returns its outline as text, and the IoU of that with its mask."""
-        tally, rle = self._tally, found.target.rle
-        text = encode(found.target.outline(self._job.epsilon), self._job.decimals)
-        rings = decode(text).rings
-        outline_iou = float(iou_batch([rings], rle)[0])
-        tally.written += 1
-        tally.observe("area", rle.area / (rle.size[0] * rle.size[1]))
-        tally.observe("score", found.detection.score)
-        tally.observe("outline_iou", outline_iou)
-        tally.observe("vertices", sum(map(len, rings)))
-        tally.observe("words", len(found.expression.split()))
-        return text, round(outline_iou, 4)
+Annotated = tuple[str, Sequence[Found]]
+"""The objects, at least one, of an image, and a name that no other image of the run has."""
 
 
-class _JsonLinesWriter(_Writer):
-    """Lines as `seg_env.data.readers.jsonlines.JsonLines` reads them, and images beside them."""
+def write_json_lines(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
+    """Write lines as `seg_env.data.readers.jsonlines.JsonLines` reads them, images beside them."""
+    (folder / "images").mkdir()
+    with (folder / f"{job.split}.jsonl").open("w", encoding="utf-8") as file:
+        for name, objects in images:
+            image = objects[0].image
+            with tally.timed("write"):
+                # Readers tell images apart by the names of files, whatever folder these are in.
+                place = f"images/{name}{image.suffix}"
+                (folder / place).write_bytes(image.data)
+                for k, found in enumerate(objects):
+                    outline, outline_iou = _write_outline(found, job, tally)
+                    rle = found.target.rle
+                    record = {
+                        "id": f"{name}-{k}",
+                        "image": place,
+                        "expression": found.expression,
+                        "size": list(image.size),
+                        job.form: run_lengths(rle) if job.form == "rle" else json.loads(outline),
+                        "metadata": {
+                            **image.metadata,
+                            "key": clean_text(image.key),
+                            "label": clean_text(found.detection.label),
+                            "score": round(found.detection.score, 4),
+                            "mask_score": round(found.segment.score, 4) if found.segment else None,
+                            "box": [round(side, 1) for side in found.detection.box],
+                            "outline_iou": outline_iou,
+                        },
+                    }
+                    file.write(to_line(record))
 
-    def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        super().__init__(folder, job, shard, tally)
-        (folder / "images").mkdir()
-        self._file = (folder / f"{job.split}.jsonl").open("w", encoding="utf-8")
 
-    def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        # Readers tell images apart by the names of files, whatever folder these are in.
-        name = f"{self._shard}-{number:06d}"
-        place = f"images/{name}{image.suffix}"
-        (self._folder / place).write_bytes(image.data)
-        for k, found in enumerate(objects):
-            text, outline_iou = self._outline(found)
-            exact = self._job.form == "rle"
-            mask = {"rle": run_lengths(found.target.rle)} if exact else {"rings": json.loads(text)}
-            record = {
+def to_line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def write_parquet(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
+    """Write rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
+    arrow = require("pyarrow")
+    text = arrow.string()
+    numbers = arrow.list_(arrow.float64())
+    mask = arrow.struct({"size": arrow.list_(arrow.int64()), "counts": text})
+    sample = arrow.struct(
+        {
+            "id": text,
+            "image_id": text,
+            "category": text,
+            "sentences": arrow.list_(text),
+            "bbox": numbers,
+            "mask": mask,
+        }
+    )
+    schema = arrow.schema(
+        {
+            "image": arrow.struct({"bytes": arrow.binary(), "path": text}),
+            "image_id": text,
+            "file_name": text,
+            "samples": arrow.list_(sample),
+        }
+    )
+    path = folder / f"{job.split}.parquet"
+    with require("pyarrow.parquet").ParquetWriter(path, schema) as file:
+        while group := list(islice(images, 32)):
+            with tally.timed("write"):
+                rows = [_row(*each, job, tally) for each in group]
+                file.write_table(arrow.Table.from_pylist(rows, schema=schema))
+
+
+def _row(name: str, objects: Sequence[Found], job: Job, tally: Tally) -> dict[str, Any]:
+    image = objects[0].image
+    key = clean_text(image.key)
+    samples = []
+    for k, found in enumerate(objects):
+        _write_outline(found, job, tally)
+        x0, y0, x1, y1 = found.target.rle.bbox
+        samples.append(
+            {
                 "id": f"{name}-{k}",
-                "image": place,
-                "expression": found.expression,
-                "size": list(image.size),
-                **mask,
-                "metadata": {
-                    **image.metadata,
-                    "key": clean_text(image.key),
-                    "label": clean_text(found.detection.label),
-                    "score": round(found.detection.score, 4),
-                    "mask_score": round(found.segment.score, 4) if found.segment else None,
-                    "box": [round(side, 1) for side in found.detection.box],
-                    "outline_iou": outline_iou,
-                },
+                "image_id": key,
+                "category": clean_text(found.detection.label),
+                "sentences": [found.expression],
+                "bbox": [float(value) for value in (x0, y0, x1 - x0, y1 - y0)],
+                "mask": run_lengths(found.target.rle),
             }
-            line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            self._file.write(line + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _ParquetWriter(_Writer):
-    """Rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
-
-    def __init__(self, folder: Path, job: Job, shard: str, tally: Tally) -> None:
-        super().__init__(folder, job, shard, tally)
-        arrow = require("pyarrow")
-        text = arrow.string()
-        mask = arrow.struct([("size", arrow.list_(arrow.int64())), ("counts", text)])
-        sample = arrow.struct(
-            [
-                ("id", text),
-                ("image_id", text),
-                ("category", text),
-                ("sentences", arrow.list_(text)),
-                ("bbox", arrow.list_(arrow.float64())),
-                ("mask", mask),
-            ]
         )
-        self._schema = arrow.schema(
-            [
-                ("image", arrow.struct([("bytes", arrow.binary()), ("path", text)])),
-                ("image_id", text),
-                ("file_name", text),
-                ("samples", arrow.list_(sample)),
-            ]
-        )
-        self._table = arrow.Table
-        self._rows: list[dict[str, Any]] = []
-        path = folder / f"{job.split}.parquet"
-        self._file = require("pyarrow.parquet").ParquetWriter(path, self._schema)
-
-    def write(self, number: int, image: DecodedImage, objects: Sequence[Found]) -> None:
-        name, key = f"{self._shard}-{number:06d}", clean_text(image.key)
-        samples = []
-        for k, found in enumerate(objects):
-            self._outline(found)
-            x0, y0, x1, y1 = found.target.rle.bbox
-            samples.append(
-                {
-                    "id": f"{name}-{k}",
-                    "image_id": key,
-                    "category": clean_text(found.detection.label),
-                    "sentences": [found.expression],
-                    "bbox": [float(value) for value in (x0, y0, x1 - x0, y1 - y0)],
-                    "mask": run_lengths(found.target.rle),
-                }
-            )
-        encoded = {"bytes": image.data, "path": f"{name}{image.suffix}"}
-        self._rows.append(
-            {"image": encoded, "image_id": key, "file_name": encoded["path"], "samples": samples}
-        )
-        if len(self._rows) == 32:  # a row group
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._file.write_table(self._table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
-
-    def close(self) -> None:
-        self._flush()
-        self._file.close()
+    file_name = f"{name}{image.suffix}"
+    return {
+        "image": {"bytes": image.data, "path": file_name},
+        "image_id": key,
+        "file_name": file_name,
+        "samples": samples,
+    }
 
 
-WRITERS: dict[str, type[_Writer]] = {"jsonl": _JsonLinesWriter, "parquet": _ParquetWriter}
+def _write_outline(found: Found, job: Job, tally: Tally) -> tuple[str, float]:
+    """Count a record; returns its outline as text, and the IoU of that with its mask."""
+    rle = found.target.rle
+    text = encode(found.target.outline(job.epsilon), job.decimals)
+    rings = decode(text).rings
+    outline_iou = float(iou_batch([rings], rle)[0])
+    tally.written += 1
+    tally.observe("area", rle.area / (rle.size[0] * rle.size[1]))
+    tally.observe("score", found.detection.score)
+    tally.observe("outline_iou", outline_iou)
+    tally.observe("vertices", sum(map(len, rings)))
+    tally.observe("words", len(found.expression.split()))
+    return text, round(outline_iou, 4)
+
+
+WRITERS: dict[str, Callable[[Path, Job, Iterator[Annotated], Tally], None]] = {
+    "jsonl": write_json_lines,
+    "parquet": write_parquet,
+}
 """Writers by container."""

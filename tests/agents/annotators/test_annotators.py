@@ -18,7 +18,8 @@ from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
 from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import open_dataset
-from seg_env.data.annotate import DecodedImage, Detection, Found, Job, Segment, annotate
+from seg_env.data.annotate import Job, annotate
+from seg_env.data.annotate.stages import DecodedImage, Detection, Found, Segment
 from seg_env.geometry.rle import Rle
 
 LABELS = ["red star", "dog", "green ring"]
@@ -35,7 +36,7 @@ def vlm(tmp_path_factory):
 def noise(height, width, text="", seed=0):
     """An image of noise."""
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return DecodedImage(f"{seed}", b"", ".png", image, text)
+    return DecodedImage(f"{seed}", b"", text, suffix=".png", image=image)
 
 
 @pytest.mark.parametrize("size", [(48, 80), (90, 30)])
@@ -117,11 +118,10 @@ def test_masks_of_several_boxes_are_those_of_each_box(family, request):
     segmenter = Sam(request.getfixturevalue(family), device="cpu")
     image = noise(48, 80)
     detections = [Detection((4.0, 4.0, 40.0, 30.0), 0.9), Detection((30.0, 10.0, 79.0, 47.0), 0.8)]
-    together, none = segmenter.segment([image, image], [detections, []])
-    assert none == []
+    together = segmenter.segment([Found(image, each) for each in detections])
     assert [segment.rle.size for segment in together] == [(48, 80)] * 2
     for detection, segment in zip(detections, together, strict=True):
-        ((alone,),) = segmenter.segment([image], [[detection]])
+        (alone,) = segmenter.segment([Found(image, detection)])
         assert alone.rle == segment.rle
         assert 0 <= alone.score <= 1
         assert alone.score == pytest.approx(segment.score, abs=1e-5)
@@ -136,12 +136,12 @@ def test_descriptions_are_what_the_model_generates(vlm):
     describer = VlmDescriber(vlm, prompt="What is red?", batch_size=2, max_new_tokens=5)
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:30, 20:40] = True
-    found = Found(Detection((20, 10, 40, 30), 1.0), Segment(Rle.from_mask(mask)))
-    images = [noise(40, 60), noise(40, 60, seed=1), noise(40, 60, seed=2)]
-    texts = describer.describe(images, [[found, found], [], [found]])
-    assert [len(some) for some in texts] == [2, 0, 1]
-    assert texts[0][0] == texts[0][1]
-    assert describer.describe(images[2:], [[found]]) == texts[2:]
+    box, segment = Detection((20, 10, 40, 30), 1.0), Segment(Rle.from_mask(mask))
+    one, other = (Found(noise(40, 60, seed=seed), box, segment) for seed in (0, 2))
+    texts = describer.describe([one, one, other])
+    assert len(texts) == 3
+    assert texts[0] == texts[1]
+    assert describer.describe([other]) == texts[2:]
 
 
 @pytest.mark.parametrize("family", ["sam", "sam2"])

@@ -19,22 +19,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from seg_env.data.annotate import ImageSource, RawImage, Reason, Rejected, load_stage
-from seg_env.data.annotate.sources import Folder, TarShards, leads_out, open_image
+from seg_env.data.annotate import load_stage
+from seg_env.data.annotate.sources import Files, leads_out, open_image
+from seg_env.data.annotate.stages import ImageSource, RawImage, Reason
 
 
 def read(source):
     """All images of a source, and its faults counted."""
     assert isinstance(source, ImageSource)
     found = [each for shard in source.shards() for each in source.read(shard)]
-    faults = Counter(each.reason for each in found if isinstance(each, Rejected))
+    faults = Counter(each for each in found if isinstance(each, Reason))
     return [each for each in found if isinstance(each, RawImage)], dict(faults)
 
 
 def read_tar(tmp_path, content):
     path = tmp_path / "shard.tar"
     path.write_bytes(content)
-    return read(TarShards(str(path)))
+    return read(Files(str(path)))
 
 
 def open_bytes(data, **limits):
@@ -146,6 +147,13 @@ def test_a_compressed_archive_cut_short(tmp_path):
     assert faults == {Reason.TRUNCATED: 1}
 
 
+def test_half_an_archive_that_was_compressed(tmp_path):
+    whole = tar_bytes([("0.png", encoded()), ("1.png", encoded(seed=1))])
+    images, faults = read_tar(tmp_path, gzip.compress(whole[: len(whole) // 2]))
+    assert [each.data for each in images] == [encoded()]
+    assert faults == {Reason.TRUNCATED: 1}
+
+
 def test_an_archive_of_rubbish(tmp_path):
     assert read_tar(tmp_path, os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
     assert read_tar(tmp_path, b"\x1f\x8b" + os.urandom(5000)) == ([], {Reason.CORRUPT: 1})
@@ -186,27 +194,35 @@ def test_extended_headers_of_rubbish(tmp_path, content):
     padded = content + bytes(-len(content) % 512)
     after = tar_bytes([("a.png", encoded())])
     _, faults = read_tar(tmp_path, extended_header(len(content)) + padded + after)
-    assert set(faults) <= {Reason.CORRUPT, Reason.TRUNCATED}
+    assert set(faults) <= {Reason.CORRUPT, Reason.TRUNCATED, Reason.UNSAFE_NAME}
 
 
-def pax_header(**records):
+def global_header(**records):
+    return pax_header(tarfile.XGLTYPE, **records)
+
+
+def pax_header(kind=tarfile.XHDTYPE, **records):
     content = b""
     for key, value in records.items():
         record = f" {key}={value}\n".encode()
         length = len(record) + 2
         content += f"{length:02d}".encode() + record
-    return extended_header(len(content)) + content + bytes(-len(content) % 512)
+    return extended_header(len(content), kind) + content + bytes(-len(content) % 512)
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 @pytest.mark.parametrize("size", [-512, -1024, "1e3", "9" * 30])
 def test_sizes_that_are_none_do_not_turn_the_reader_back(tmp_path, size, compress):
     content = pax_header(size=size) + tar_bytes([("a.png", encoded())])
-    assert read_tar(tmp_path, compress(content)) == ([], {Reason.CORRUPT: 1})
+    images, faults = read_tar(tmp_path, compress(content))
+    assert not any(each.data for each in images)
+    assert list(faults.values()) == [1]
     negative = tarfile.TarInfo("a.png")
     negative.size = -512
     content = negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     assert read_tar(tmp_path, compress(content)) == ([], {Reason.CORRUPT: 1})
+    _, faults = read_tar(tmp_path, compress(global_header(size=9) + content))
+    assert faults == {Reason.CORRUPT: 1}
 
 
 def test_sizes_and_names_in_extended_headers_hold(tmp_path):
@@ -224,11 +240,20 @@ def test_a_chain_of_extended_headers_is_given_up(tmp_path):
     assert read_tar(tmp_path, chain) == ([], {Reason.CORRUPT: 1})
 
 
-def test_headers_about_all_members_are_passed_over(tmp_path):
-    about_all = extended_header(512, tarfile.XGLTYPE) + b"13 path=evil\n".ljust(512, b"\0")
-    images, faults = read_tar(tmp_path, about_all + tar_bytes([("a.png", encoded())]))
-    assert [each.key for each in images] == ["a"]
+def test_headers_about_all_members_change_nothing_and_are_not_kept(tmp_path):
+    archive = tar_bytes([("a.png", encoded()), ("b.png", encoded())])
+    images, faults = read_tar(tmp_path, global_header(comment="a commit") + archive)
+    assert [each.key for each in images] == ["a", "b"]
     assert not faults
+    images, _ = read_tar(tmp_path, global_header(path="../evil.png") + archive)
+    assert [each.key for each in images] == ["b"]
+    member = tarfile.TarInfo("a.bin").tobuf()
+    many = b"".join(global_header(**{"x" * 60 + str(n): "y" * 20}) + member for n in range(5000))
+    content = gzip.compress(many + archive)
+    tracemalloc.start()
+    assert len(read_tar(tmp_path, content)[0]) == 2
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE])
@@ -259,40 +284,40 @@ def test_several_archives_by_folder_and_pattern(tmp_path):
         (tmp_path / f"part-{number}.tar").write_bytes(tar_bytes([(f"{number}.png", encoded())]))
     (tmp_path / "other.txt").write_text("no archive")
     for path in (tmp_path, tmp_path / "part-*.tar"):
-        source = TarShards(str(path))
+        source = Files(str(path))
         assert [shard.name for shard in source.shards()] == ["part-1.tar", "part-2.tar"]
         assert [each.key for each in read(source)[0]] == ["1", "2"]
-    with pytest.raises(FileNotFoundError, match="names no file"):
-        TarShards(str(tmp_path / "*.tgz"))
 
 
-def test_a_folder_of_images_with_texts(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "*.png", "*.tgz", "missing", "empty"])
+def test_other_places_are_told_what_a_source_is(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"names no images; give a folder"):
+        Files(str(tmp_path / name)).shards()
+
+
+def test_a_folder_of_images(tmp_path):
     web = tmp_path / "web"
     (web / "deep").mkdir(parents=True)
     for number in range(5):
         (web / f"deep/{number}.JPG").write_bytes(encoded(form="JPEG", seed=number))
     (web / "a.png").write_bytes(encoded())
-    (web / "a.txt").write_text("the text")
-    (web / "a.json").write_text('{"url": "http://x"}')
+    (web / "a.txt").write_text("no image")
     (tmp_path / "secret.png").write_bytes(encoded(seed=9))
     (web / "z.png").symlink_to(tmp_path / "secret.png")
-    source = Folder(str(web), per_shard=3)
+    source = Files(str(web), per_shard=3)
     assert [len(shard.paths) for shard in source.shards()] == [3, 3, 1]
     images, faults = read(source)
     assert [each.key for each in images] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
-    assert (images[0].text, images[0].metadata) == ("the text", {"url": "http://x"})
     assert faults == {Reason.NOT_A_FILE: 1}
 
 
-def test_links_that_loop_and_names_too_long_for_a_sidecar_cost_themselves_only(tmp_path):
+def test_links_that_loop_cost_themselves_only(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
-    for beside in ("a.txt", "a.json"):
-        (tmp_path / beside).symlink_to(beside)
-    long = "x" * 251  # with .json it has more bytes than a name may have
-    for name in ("a.png", f"{long}.png"):
-        (tmp_path / name).write_bytes(encoded())
-    images, faults = read(Folder(str(tmp_path)))
-    assert [(each.key, each.text) for each in images] == [("a.png", ""), (f"{long}.png", "")]
+    (tmp_path / "a.png").write_bytes(encoded())
+    images, faults = read(Files(str(tmp_path)))
+    assert [each.key for each in images] == ["a.png"]
     assert sum(faults.values()) == 1
     assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_IMAGE}  # as this Python sees a loop
 
@@ -375,7 +400,7 @@ def png_claiming(width, height):
 @pytest.mark.parametrize("side", [6_000, 10_000, 60_000])
 def test_decompression_bombs_are_not_decoded(side):
     tracemalloc.start()
-    assert open_bytes(png_claiming(side, side)) == Rejected(Reason.TOO_MANY_PIXELS)
+    assert open_bytes(png_claiming(side, side)) == Reason.TOO_MANY_PIXELS
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
 
@@ -393,14 +418,14 @@ def test_decompression_bombs_are_not_decoded(side):
     ],
 )
 def test_what_is_no_image(data, reason):
-    assert open_bytes(data) == Rejected(reason)
+    assert open_bytes(data) == reason
 
 
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     content = os.urandom(1 << 20)
     path = tmp_path / "shard.tar"
     path.write_bytes(tar_bytes([(f"{n}.jpg", content) for n in range(30)]))
-    source = TarShards(str(path))
+    source = Files(str(path))
     tracemalloc.start()
     assert sum(len(each.data) for each in source.read(source.shards()[0])) == 30 << 20
     assert tracemalloc.get_traced_memory()[1] < 6 << 20

@@ -15,9 +15,10 @@ from annotate_fixtures import TRUTH, encoded, scene_job, tar_bytes, tar_source
 
 from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import JsonLines, Scenes, images_of, open_dataset
-from seg_env.data.annotate import Detector, Job, Tally, annotate, load_stage
-from seg_env.data.annotate.job import parse_part, part_of
-from seg_env.data.annotate.pipeline import Progress
+from seg_env.data.annotate import Job, annotate, load_stage
+from seg_env.data.annotate.job import parse_part
+from seg_env.data.annotate.stages import Detector
+from seg_env.data.annotate.tally import Tally
 from seg_env.geometry.overlap import iou_batch
 
 BOXES = (
@@ -96,14 +97,6 @@ def test_exact_masks(web, tmp_path, container, form):
     assert counts(manifest)["histograms"] == web[2]["histograms"]
 
 
-def test_parts_are_a_partition():
-    shards = list(range(11))
-    for parts in range(1, 14):
-        split = [part_of(shards, (part, parts)) for part in range(parts)]
-        assert sorted(sum(split, [])) == shards  # noqa: RUF017 (a dozen numbers)
-        assert max(map(len, split)) - min(map(len, split)) <= 1
-
-
 @pytest.mark.parametrize("text", ["1/1", "-1/2", "1", "0/0", "a/b", "1/2/3", "٣/٤", ""])
 def test_parts_are_checked(text):
     assert parse_part("2/3") == (2, 3)
@@ -128,11 +121,11 @@ def test_machines_agree(web, tmp_path):
 
 def test_several_workers_write_the_same(web, tmp_path):
     job, folder, manifest = web
-    seen: list[Progress] = []
-    found = annotate(job, tmp_path, workers=2, on_progress=seen.append)
+    seen = []
+    found = annotate(job, tmp_path, workers=2, on_progress=lambda *now: seen.append(now))
     assert counts(found) == counts(manifest)
     assert records(tmp_path) == records(folder)
-    assert seen[-1] == Progress(shards=4, of=4, images=12)
+    assert seen[-1] == (4, 4, 12)
 
 
 KILLED = """
@@ -165,7 +158,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     for attempt in range(5):
         stages = json.dumps([job.source, *TRUTH])
         command = [sys.executable, str(script), stages, str(output), str(1 + attempt % 2)]
-        running = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        running = subprocess.Popen(command, cwd=Path(__file__).parents[4])
         done = len(list(output.glob("shards/??????")))
         deadline = time.monotonic() + 60
         while len(list(output.glob("shards/??????"))) <= done and running.poll() is None:
@@ -293,7 +286,7 @@ class StrangeBoxes:
     """Boxes of every kind that a model may give."""
 
     def detect(self, images):
-        from seg_env.data.annotate import Detection
+        from seg_env.data.annotate.stages import Detection
 
         nan, inf = float("nan"), float("inf")
         boxes = [

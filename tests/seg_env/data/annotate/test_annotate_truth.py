@@ -1,20 +1,15 @@
 """The truth of scenes as stages, and the noise that makes it worse: measured, and repeatable."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from annotate_fixtures import TRUTH
 
-from seg_env.data.annotate import (
-    Describer,
-    Detection,
-    Detector,
-    Found,
-    Segmenter,
-    load_stage,
-    write_scene_shards,
-)
+from seg_env.data.annotate import load_stage, write_scene_shards
 from seg_env.data.annotate.filters import mask_iou
-from seg_env.data.annotate.sources import TarShards, open_image
+from seg_env.data.annotate.sources import Files, open_image
+from seg_env.data.annotate.stages import Describer, Detection, Detector, Found, Segmenter
 from seg_env.data.annotate.truth import scene_of
 from seg_env.data.scenes import Scenes
 
@@ -23,7 +18,7 @@ from seg_env.data.scenes import Scenes
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     write_scene_shards(folder, 12, per_shard=5, size=64, difficulty="medium", seed=3)
-    source = TarShards(str(folder))
+    source = Files(str(folder))
     return [open_image(raw) for shard in source.shards() for raw in source.read(shard)]
 
 
@@ -37,14 +32,12 @@ def noisy(name, stage, **options):
 
 
 def through(images, detector=TRUTH[0], segmenter=TRUTH[1], describer=TRUTH[2]):
-    """Boxes, masks and expressions of all images."""
+    """Boxes of each image, masks and expressions of all objects of all images."""
     boxes = load_stage(detector, Detector).detect(images)
-    masks = load_stage(segmenter, Segmenter).segment(images, boxes)
-    found = [
-        [Found(box, mask) for box, mask in zip(*some, strict=True)]
-        for some in zip(boxes, masks, strict=True)
-    ]
-    return boxes, masks, load_stage(describer, Describer).describe(images, found)
+    objects = [Found(image, box) for image, some in zip(images, boxes, strict=True) for box in some]
+    masks = load_stage(segmenter, Segmenter).segment(objects)
+    objects = [replace(found, segment=mask) for found, mask in zip(objects, masks, strict=True)]
+    return boxes, masks, load_stage(describer, Describer).describe(objects)
 
 
 def test_archives_hold_the_scenes(images):
@@ -62,16 +55,15 @@ def test_archives_that_are_there_stay(tmp_path):
     assert write_scene_shards(tmp_path, 5, per_shard=2, size=32) == paths
     assert [path.read_bytes() for path in paths] == before
     assert [path.stat().st_mtime_ns for path in (paths[0], paths[2])] == [stamps[0], stamps[2]]
-    assert len(TarShards(str(tmp_path)).shards()) == 3
+    assert len(Files(str(tmp_path)).shards()) == 3
 
 
 def test_the_truth_is_that_of_the_scenes(images):
     scenes = Scenes("train", "medium", seed=3, size=64)
     _, masks, texts = through(images)
-    for number in range(12):
-        samples = scenes.samples_of(number)
-        assert [mask.rle for mask in masks[number]] == [each.target.rle for each in samples]
-        assert texts[number] == [each.expression for each in samples]
+    samples = [each for number in range(12) for each in scenes.samples_of(number)]
+    assert [mask.rle for mask in masks] == [each.target.rle for each in samples]
+    assert texts == [each.expression for each in samples]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +81,8 @@ def test_other_images_have_no_truth(key):
 
 
 def test_a_box_beside_everything_has_no_mask(images):
-    boxes = [[Detection((-9.0, -9.0, -1.0, -1.0), 1.0)]]
-    assert load_stage(TRUTH[1], Segmenter).segment(images[:1], boxes) == [[None]]
+    beside = Found(images[0], Detection((-9.0, -9.0, -1.0, -1.0), 1.0))
+    assert load_stage(TRUTH[1], Segmenter).segment([beside]) == [None]
 
 
 def test_boxes_jitter_by_the_share_asked_for(images):
@@ -109,7 +101,7 @@ def test_boxes_jitter_by_the_share_asked_for(images):
 def test_masks_fray_by_whole_pixels_at_most(images):
     _, plain, _ = through(images)
     _, frayed, _ = through(images, segmenter=noisy("frayed_masks", TRUTH[1], most=2))
-    pairs = list(zip(flat(plain), flat(frayed), strict=True))
+    pairs = list(zip(plain, frayed, strict=True))
     overlaps = [mask_iou(ours.rle, theirs.rle) for ours, theirs in pairs]
     assert 0.5 < np.mean(overlaps) < 0.95
     grown = {bool((b.rle.to_mask() & ~a.rle.to_mask()).any()) for a, b in pairs}
@@ -126,9 +118,9 @@ def test_expressions_are_wrong_as_often_as_asked_for(images):
     for share in (0.0, 0.5, 1.0):
         name = noisy("mixed_up_expressions", TRUTH[2], share=share)
         _, _, mixed = through(images, describer=name)
-        wrong = [a != b for a, b in zip(flat(plain), flat(mixed), strict=True)]
+        wrong = [a != b for a, b in zip(plain, mixed, strict=True)]
         assert np.mean(wrong) == pytest.approx(share, abs=0.2 if 0 < share < 1 else 0)
-        assert set(flat(mixed)) <= set(flat(plain))
+        assert set(mixed) <= set(plain)
 
 
 @pytest.mark.parametrize("name", ["jittered_boxes", "frayed_masks"])
@@ -138,10 +130,8 @@ def test_noise_is_a_matter_of_seed_and_image(images, name):
 
     def noise(seed, some):
         stage = noisy(name, TRUTH[place], seed=seed)
-        return [
-            each.box if place == 0 else each.rle
-            for each in flat(through(some, **{kind: stage})[place])
-        ]
+        found = through(some, **{kind: stage})[place]
+        return [each.box for each in flat(found)] if place == 0 else [each.rle for each in found]
 
     once, again, other = noise(1, images), noise(1, images), noise(2, images)
     assert once == again

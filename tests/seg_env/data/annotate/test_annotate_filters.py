@@ -6,7 +6,7 @@ from annotate_fixtures import found, gray_image, rectangle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seg_env.data.annotate import Detection, Filter, Found, Segment, load_stage
+from seg_env.data.annotate import load_stage
 from seg_env.data.annotate.describing import (
     LONGEST,
     LabelDescriber,
@@ -25,7 +25,7 @@ from seg_env.data.annotate.filters import (
     WordingFilter,
     mask_iou,
 )
-from seg_env.data.annotate.stages import DEFAULT_FILTERS
+from seg_env.data.annotate.stages import DEFAULT_FILTERS, Detection, Filter, Found, Segment
 from seg_env.geometry.rle import Rle
 
 SQUARE = rectangle(10, 10, 30, 30)
@@ -41,7 +41,9 @@ def test_defaults_are_filters():
 
 
 def test_score():
-    objects = [Found(Detection((0, 0, 9, 9), score)) for score in (0.29, 0.3, float("nan"))]
+    objects = [
+        Found(gray_image(), Detection((0, 0, 9, 9), score)) for score in (0.29, 0.3, float("nan"))
+    ]
     low = "low detection score"
     assert Score(least=0.3).judge(gray_image(), objects) == [low, None, low]
 
@@ -179,15 +181,14 @@ def test_text_of_any_length_is_cut_first():
 
 
 def test_labels_as_descriptions():
-    named = [Found(Detection((0, 0, 1, 1), 1.0, label)) for label in ("dog", "")]
-    assert LabelDescriber().describe([gray_image()], [named]) == [["the dog", ""]]
-    assert LabelDescriber("{label} {0}").describe([gray_image()], [named[:1]]) == [["dog {0}"]]
+    named = [Found(gray_image(), Detection((0, 0, 1, 1), 1.0, label)) for label in ("dog", "")]
+    assert LabelDescriber().describe(named) == ["the dog", ""]
+    assert LabelDescriber("{label} {0}").describe(named[:1]) == ["dog {0}"]
 
 
 def test_the_object_is_shown_by_its_outline():
-    gray = gray_image(400, 600)
-    mask = rectangle(100, 100, 300, 300, (400, 600))
-    shown = highlight(gray, found(mask), longest_side=300)
+    square = found(rectangle(100, 100, 300, 300, (400, 600)))
+    shown = highlight(square, longest_side=300)
     assert shown.shape == (200, 300, 3)
     red = (shown[..., 0].astype(int) - shown[..., 1]) > 60
     rows, columns = np.nonzero(red)
@@ -195,10 +196,15 @@ def test_the_object_is_shown_by_its_outline():
         (rows.min(), rows.max(), columns.min(), columns.max()), (50, 150, 50, 150), atol=3
     )
     assert not red[60:140, 60:140].any()
-    assert (gray.image == 128).all()
+    assert (square.image.image == 128).all()
 
 
 def test_a_mask_is_needed_for_a_target():
     with pytest.raises(ValueError, match="no mask yet"):
-        _ = Found(Detection((0, 0, 1, 1), 1.0)).target
-    assert Found(Detection((0, 0, 1, 1), 1.0), Segment(Rle.from_mask(SQUARE))).target.area == 400
+        _ = Found(gray_image(), Detection((0, 0, 1, 1), 1.0)).target
+    assert (
+        Found(
+            gray_image(), Detection((0, 0, 1, 1), 1.0), Segment(Rle.from_mask(SQUARE))
+        ).target.area
+        == 400
+    )
