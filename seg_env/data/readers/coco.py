@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from abc import abstractmethod
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seg_env.data.images import read_image
-from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
-from seg_env.data.records import (
-    OnError,
-    RecordError,
-    garbage_collection_paused,
-    integer,
-    relative_path,
-    size_field,
-    text_field,
-)
-from seg_env.data.segmentations import object_target
-from seg_env.geometry.rle import Rle
-from seg_env.types import Sample, Target
+from seg_env.data.images import folder_of
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, valid_targets
+from seg_env.data.records import OnError, Record, RecordError, garbage_collection_paused
+from seg_env.data.segmentations import object_target, union
+from seg_env.types import Target
 
 
 class ImageRecord(NamedTuple):
@@ -43,8 +31,6 @@ class ImageRecord(NamedTuple):
 class Annotation(NamedTuple):
     """One entry of ``annotations``."""
 
-    id: int
-    image_id: int
     category_id: int
     """-1 where it has none."""
     is_crowd: bool
@@ -61,8 +47,8 @@ class Instances:
     images: Mapping[int, ImageRecord]
     categories: Mapping[int, str]
     """Names by id."""
-    annotations: Mapping[int, list[Annotation]]
-    """Annotations by id of their image, sorted by their own id."""
+    annotations: Mapping[int, Mapping[int, Annotation]]
+    """By id of their image, then by their own id, sorted."""
 
     def only(self, image_ids: Collection[int]) -> Instances:
         """Some of the images with their annotations, and all categories."""
@@ -70,21 +56,9 @@ class Instances:
         annotations = {key: each for key, each in self.annotations.items() if key in image_ids}
         return replace(self, images=images, annotations=annotations)
 
-    def annotations_of(self, image_id: int) -> list[int]:
-        """Ids of the annotations of an image, sorted."""
-        return [each.id for each in self.annotations.get(image_id, [])]
-
-    def annotation(self, image_id: int, annotation_id: int) -> Annotation:
-        """An annotation of an image; a `ValueError` if there is none, or several of that id."""
-        of_image = self.annotations.get(image_id, [])
-        first = bisect_left(of_image, annotation_id, key=attrgetter("id"))
-        count = bisect_right(of_image, annotation_id, key=attrgetter("id")) - first
-        if count != 1:
-            raise ValueError(
-                f"{self.path}: image {image_id} has {count} annotations of the id "
-                f"{annotation_id}, expected one"
-            )
-        return of_image[first]
+    def annotations_of(self, image_id: int) -> Mapping[int, Annotation]:
+        """The annotations of an image by id, sorted."""
+        return self.annotations.get(image_id, {})
 
 
 @garbage_collection_paused()
@@ -101,34 +75,36 @@ def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Insta
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     images: dict[int, ImageRecord] = {}
     categories: dict[int, str] = {}
-    annotations: dict[int, list[Annotation]] = {}
-    for key in ("images", "categories", "annotations"):
-        records = tables.get(key, []) if isinstance(tables, dict) else tables
-        if not isinstance(records, list) or records is tables:
+    annotations: dict[int, dict[int, Annotation]] = {}
+
+    def add_image(record: Record) -> None:
+        number, size = record.integer("id"), record.size()
+        images[number] = ImageRecord(record.path("file_name"), size)
+
+    def add_category(record: Record) -> None:
+        categories[record.integer("id")] = record.text("name")
+
+    def add_annotation(record: Record) -> None:
+        number, image_id = record.integer("id"), record.integer("image_id")
+        category_id = record.integer("category_id") if "category_id" in record else -1
+        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
+        of_image = annotations.setdefault(image_id, {})
+        if number in of_image:
+            raise RecordError(f"{record.where}: the id {number} appears twice in image {image_id}")
+        of_image[number] = Annotation(category_id, is_crowd, segmentation)
+
+    adding = {"images": add_image, "categories": add_category, "annotations": add_annotation}
+    for key, add in adding.items():
+        records = tables.get(key, []) if isinstance(tables, dict) else None
+        if not isinstance(records, list):
             raise ValueError(f"{path}: expected an object with lists 'images' and 'annotations'")
-        for row, record in enumerate(records):
-            where = f"{path}: record {row} of {key!r}"
+        for row, values in enumerate(records):
             try:
-                if key == "images":
-                    identifier, size = integer(record, "id", where), size_field(record, where)
-                    name = relative_path(text_field(record, "file_name", where), where)
-                    images[identifier] = ImageRecord(name, size)
-                elif key == "categories":
-                    categories[integer(record, "id", where)] = text_field(record, "name", where)
-                else:
-                    numbered = integer(record, "id", where), integer(record, "image_id", where)
-                    category = (
-                        integer(record, "category_id", where) if "category_id" in record else -1
-                    )
-                    annotation = Annotation(
-                        *numbered, category, record.get("iscrowd") == 1, record.get("segmentation")
-                    )
-                    annotations.setdefault(annotation.image_id, []).append(annotation)
+                add(Record(values, f"{path}: record {row} of {key!r}"))
             except RecordError as error:
                 on_broken(error)
-    for of_image in annotations.values():
-        of_image.sort(key=attrgetter("id"))
-    return Instances(path, images, categories, annotations)
+    by_id = {key: dict(sorted(of_image.items())) for key, of_image in annotations.items()}
+    return Instances(path, images, categories, by_id)
 
 
 def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +119,8 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-class CocoImages(AnnotatedImages):
-    """Images whose outlines lie in an `Instances`; a row asks for some annotations of one image."""
+class CocoImages(AnnotatedImages[Key]):
+    """Images whose outlines lie in an `Instances`."""
 
     _instances: Instances
     image_root: Path
@@ -155,40 +131,47 @@ class CocoImages(AnnotatedImages):
         Raises:
             ValueError: There is no such annotation, or it is malformed, outside or empty.
         """
-        annotation = self._instances.annotation(image_id, annotation_id)
-        where = f"{self._instances.path}: annotation {annotation_id}"
+        path, annotations = self._instances.path, self._instances.annotations_of(image_id)
+        if annotation_id not in annotations:
+            raise ValueError(f"{path}: image {image_id} has no annotation {annotation_id}")
         size = self._instances.images[image_id].size
-        return object_target(annotation.segmentation, size, where)
+        segmentation = annotations[annotation_id].segmentation
+        return object_target(segmentation, size, f"{path}: annotation {annotation_id}")
 
-    @abstractmethod
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        """The image and the annotations that a row asks for, by id."""
+    def _entry(
+        self,
+        identifier: str,
+        image_id: int,
+        annotation_ids: Sequence[int],
+        sentences: Sequence[str],
+        metadata: dict[str, Any],
+        sentence_ids: Sequence[int] | None = None,
+    ) -> Entry:
+        """What is known of some annotations of an image, which are asked for together."""
+        file_name, size = self._instances.images[image_id]
 
-    def _united(self, image_id: int, annotation_ids: Iterable[int]) -> Target:
-        """All of some objects as one target; of none, an empty one."""
-        parts = [self.object_target(image_id, each) for each in annotation_ids]
-        if len(parts) == 1:
-            return parts[0]
-        height, width = self._instances.images[image_id].size
-        empty = Rle.from_counts((height, width), [height * width])
-        return Target(Rle.union_of([empty, *(part.rle for part in parts)]))
+        def target() -> Target:
+            parts = [self.object_target(image_id, each).rle for each in annotation_ids]
+            return union(parts, size)
 
-    def _load_image(self, image: ImageRecord) -> Callable[[], Any]:
-        return partial(read_image, self.image_root / image.file_name, image.size)
+        def others() -> list[Target]:
+            asked, present = set(annotation_ids), self._instances.annotations_of(image_id)
+            rest = (each for each in present if each not in asked)
+            return valid_targets(partial(self.object_target, image_id, each) for each in rest)
 
-    def _image_name(self, row: int) -> str:
-        return self._instances.images[self._asked(row)[0]].file_name
-
-    def _image_path(self, row: int) -> Path:
-        return self.image_root / self._image_name(row)
-
-    def _others(self, row: int) -> list[Target]:
-        image_id, asked = self._asked(row)
-        others = set(self._instances.annotations_of(image_id)).difference(asked)
-        return valid_targets(partial(self.object_target, image_id), sorted(others))
+        return Entry(
+            id=identifier,
+            sentences=sentences,
+            image=self.image_root / file_name,
+            size=size,
+            target=target,
+            metadata=metadata | {"image_id": image_id, "file_name": file_name},
+            others=others,
+            sentence_ids=sentence_ids,
+        )
 
 
-class Coco(CocoImages):
+class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
     """Images annotated in COCO's form: one sample for each image and category in it.
 
     On disk, as COCO has it::
@@ -226,39 +209,30 @@ class Coco(CocoImages):
         root = Path(data_root).expanduser().absolute()
         self._instances = read_instances(_find_annotations(root, split), self._broken)
         self.per_annotation = per_annotation
-        self._questions = self._group()
+        for image_id, members in sorted(self._instances.annotations.items()):
+            if image_id in self._instances.images:
+                self._ask_for(image_id, members)
+                continue
+            problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
+            error = RecordError(f"{self._instances.path}: {problem} in 'images'")
+            self._broken(error, count=len(members))
         first = next(iter(self._instances.images.values()), None)
         self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        self._choose_rows(range(len(self._questions)), exclude_images)
+        self._choose(exclude_images)
 
-    def _group(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Ids of the image, the category and the annotations of each question."""
-        questions: list[tuple[int, int, tuple[int, ...]]] = []
-        for image_id, members in sorted(self._instances.annotations.items()):
-            if image_id not in self._instances.images:
-                problem = (
-                    f"{self._instances.path}: annotation {members[0].id} belongs to image "
-                    f"{image_id}, which is not in 'images'"
-                )
-                self._broken(RecordError(problem), count=len(members))
-            elif self.per_annotation:
-                singles = (each for each in members if not each.is_crowd)
-                questions += [(image_id, each.category_id, (each.id,)) for each in singles]
-            else:
-                by_category: dict[int, list[int]] = {}
-                for each in members:
-                    by_category.setdefault(each.category_id, []).append(each.id)
-                for category_id, ids in sorted(by_category.items()):
-                    questions.append((image_id, category_id, tuple(ids)))
-        return questions
+    def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
+        """Ask for each object of an image, or for all of each category."""
+        by_category: dict[int, list[int]] = {}
+        for number, each in members.items():
+            if not self.per_annotation:
+                by_category.setdefault(each.category_id, []).append(number)
+            elif not each.is_crowd:
+                self._ask((image_id, each.category_id, (number,)))
+        for category_id, numbers in sorted(by_category.items()):
+            self._ask((image_id, category_id, tuple(numbers)))
 
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        image_id, _, objects = self._questions[row]
-        return image_id, objects
-
-    def _sample(self, row: int) -> Sample:
-        image_id, category_id, objects = self._questions[row]
-        image = self._instances.images[image_id]
+    def _read(self, key: tuple[int, int, tuple[int, ...]]) -> Entry:
+        image_id, category_id, objects = key
         category = self._instances.categories.get(category_id)
         if category is None:
             raise RecordError(
@@ -266,19 +240,12 @@ class Coco(CocoImages):
                 "which is not in 'categories'"
             )
         number = objects[0] if self.per_annotation else category_id
-        return Sample(
-            id=f"{self.name}-{self.split}-{image_id}-{number}",
-            expression=category,
-            target=self._united(image_id, objects),
-            load_image=self._load_image(image),
-            metadata={
-                "image_id": image_id,
-                "category_id": category_id,
-                "category": category,
-                "ann_id": list(objects),
-                "file_name": image.file_name,
-            },
-        )
+        identifier = f"{self.name}-{self.split}-{image_id}-{number}"
+        described = {"category_id": category_id, "category": category, "ann_id": list(objects)}
+        return self._entry(identifier, image_id, objects, [category], described)
+
+    def _image_name(self, key: tuple[int, int, tuple[int, ...]]) -> str:
+        return self._instances.images[key[0]].file_name
 
 
 def _find_annotations(root: Path, split: str) -> Path:
@@ -313,12 +280,10 @@ def _find_images(
             for top in (base, *above)
             for folder in (top / split, top / "images" / split, top / "images", top)
         ]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
     # Any image may be the one that is missing: an existing folder will do.
-    for folder in folders:
-        if folder.is_dir() and folder != root:
-            return folder
-    looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
+    existing = (folder for folder in folders if folder.is_dir() and folder != root)
+    found = folder_of(first, folders) or next(existing, None)
+    if found is None:
+        looked = ", ".join(str(folder) for folder in folders)
+        raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
+    return found

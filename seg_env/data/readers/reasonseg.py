@@ -6,21 +6,20 @@ import os
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.images import image_size, read_image
-from seg_env.data.readers.annotated_images import AnnotatedImages
+from seg_env.data.images import image_size
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
-from seg_env.data.records import Fault, OnError, RecordError, describe
+from seg_env.data.records import Fault, OnError, Record, RecordError, located
 from seg_env.data.segmentations import check_inside
 from seg_env.geometry.rle import Rle
-from seg_env.types import Sample, Target
+from seg_env.types import Target
 
 
-class ReasonSeg(AnnotatedImages):
+class ReasonSeg(AnnotatedImages[str]):
     """One split of ReasonSeg (Lai et al. 2023, arXiv 2308.00692): one sample for each sentence.
 
     On disk, as it was published::
@@ -42,6 +41,9 @@ class ReasonSeg(AnnotatedImages):
     number), and ``sentences`` where samples are images.
     """
 
+    by_sentence = True
+    sentence_key = "sentence"
+
     def __init__(
         self,
         data_root: str | os.PathLike[str],
@@ -56,7 +58,7 @@ class ReasonSeg(AnnotatedImages):
         With ``per_reference`` an image is one sample, with its first sentence, as in the published
         evaluation.
         """
-        super().__init__("reasonseg", split, on_error)
+        super().__init__("reasonseg", split, on_error, per_reference=per_reference)
         root = Path(data_root).expanduser().absolute()
         folders = [root / "ReasonSeg" / split, root / split]
         existing = [folder for folder in folders if folder.is_dir()]
@@ -66,70 +68,46 @@ class ReasonSeg(AnnotatedImages):
                 f"there is no folder of the split {split!r}; looked for {looked}"
             )
         self.image_root = existing[0]
-        self.per_reference = per_reference
-        self._files = sorted(path.name for path in self.image_root.glob("*.json"))
-        if not self._files:
+        paths = sorted(self.image_root.glob("*.json"))
+        if not paths:
             raise FileNotFoundError(f"{self.image_root} has no .json files")
-        self._questions: list[tuple[int, int]] = []  # number of the file, of the sentence
-        for number, name in enumerate(self._files):
-            path = self.image_root / name
+        for path in paths:
             with self._reading_record():
-                count = len(_texts(read_json_file(path), path))
-                sentences = range(1 if per_reference else count)
-                self._questions += [(number, sentence) for sentence in sentences]
-        self._choose_rows(range(len(self._questions)), exclude_images)
+                self._ask(path.name, len(_texts(read_json_file(path))))
+        self._choose(exclude_images)
 
-    def _sample(self, row: int) -> Sample:
-        number, sentence = self._questions[row]
-        path = self.image_root / self._files[number]
-        record = read_json_file(path)
-        texts = _texts(record, path)
-        if sentence >= len(texts):
-            raise RecordError(f"{path} has changed since it was opened; open it again")
-        image = image_beside(path)
+    def _read(self, key: str) -> Entry:
+        record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)
         size = image_size(image)
-        metadata: dict[str, Any] = {
-            "file_name": image.name,
-            "is_sentence": bool(record.get("is_sentence", True)),
-            "sentence": sentence,
-        }
-        identifier = f"{self.name}-{self.split}-{path.stem}"
-        if self.per_reference:
-            metadata["sentences"] = texts
-        else:
-            identifier += f"-{sentence}"
-        return Sample(
-            id=identifier,
-            expression=texts[sentence],
-            target=painted_target(record, path, size),
-            load_image=partial(read_image, image, size),
-            metadata=metadata,
+        is_sentence = bool(record.get("is_sentence", True))
+        return Entry(
+            id=f"{self.name}-{self.split}-{Path(key).stem}",
+            sentences=_texts(record),
+            image=image,
+            size=size,
+            target=partial(painted_target, record, size),
+            metadata={"file_name": image.name, "is_sentence": is_sentence},
         )
 
-    def _unit(self, row: int) -> int:
-        return self._questions[row][0]
-
-    def _image_name(self, row: int) -> str:
-        return self._files[self._unit(row)]
-
-    def _image_path(self, row: int) -> Path:
-        return image_beside(self.image_root / self._files[self._unit(row)])
+    def _image_name(self, key: str) -> str:
+        return key
 
 
-def painted_target(record: dict[str, Any], path: Path, size: tuple[int, int]) -> Target:
+def painted_target(record: Record, size: tuple[int, int]) -> Target:
     """Paint the shapes of a file, the largest first; smaller ones cover larger ones."""
     layers: list[tuple[int, bool, NDArray[np.bool_]]] = []
-    for number, shape in enumerate(shapes_of(record, path)):
-        label = shape["label"].lower()
+    for shape in shapes_of(record):
+        label = shape.text("label").lower()
         if label == "flag":
             continue
-        where = f"{path}: shape {number}"
-        points = points_of(shape, where)
-        check_inside(np.trunc(points) + 0.5, size, where)
+        points = points_of(shape)
+        with located(shape.where):
+            check_inside(np.trunc(points) + 0.5, size)
         filled = fill_inclusive(points, size)
         layers.append((int(filled.sum()), "ignore" in label, filled))
     if not layers:
-        raise RecordError(f"{path}: 'shapes' is empty: there is nothing to outline", Fault.EMPTY)
+        problem = "'shapes' is empty: there is nothing to outline"
+        raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
     target, void = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
     order = np.argsort([area for area, _, _ in layers], kind="stable")[::-1]
     for index in order.tolist():
@@ -139,12 +117,13 @@ def painted_target(record: dict[str, Any], path: Path, size: tuple[int, int]) ->
     return Target(Rle.from_mask(target), ignore=ignore)
 
 
-def _texts(record: dict[str, Any], path: Path) -> list[str]:
-    listed = record.get("text")
-    texts = [listed] if isinstance(listed, str) else listed
-    if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
-        raise RecordError(f"{path}: 'text' must be a list of sentences, got {describe(listed)}")
-    return texts
+def _texts(record: Record) -> list[str]:
+    texts = record.get("text")
+    if isinstance(texts, str):
+        return [texts]
+    if not texts:
+        raise record.error("text", "must be a list of sentences")
+    return record.texts("text")
 
 
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:

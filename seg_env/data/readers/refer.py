@@ -13,26 +13,24 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
+from seg_env.data.images import folder_of
+from seg_env.data.readers.annotated_images import Entry
 from seg_env.data.readers.coco import CocoImages, read_instances
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
 from seg_env.data.records import (
     OnError,
+    Record,
     RecordError,
     describe,
     garbage_collection_paused,
-    integer,
-    text_field,
 )
-from seg_env.types import Sample
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The data sets, and the partition papers report on."""
 EMBEDDED_NAME = "embedded-sample"
 
 
-class Refer(CocoImages):
+class Refer(CocoImages[int]):
     """One split of a data set of the RefCOCO family: one sample for each sentence.
 
     On disk, as the ``refer`` API and its data have it::
@@ -55,6 +53,8 @@ class Refer(CocoImages):
     and ``sentences`` where samples are references.
     """
 
+    by_sentence = True
+    sentence_key = "sent_id"
     names: ClassVar[tuple[str, ...]] = tuple(DEFAULT_SPLIT_BY)
     several_objects: ClassVar[bool] = False
     """Whether a reference names a list of objects."""
@@ -80,7 +80,7 @@ class Refer(CocoImages):
         """
         if name not in self.names:
             raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
-        super().__init__(name, split, on_error)
+        super().__init__(name, split, on_error, per_reference=per_reference)
         root = Path(data_root).expanduser().absolute()
         path, self.split_by = _find_references(root, name, split_by)
         instances_path = root / name / "instances.json"
@@ -94,18 +94,15 @@ class Refer(CocoImages):
             check_counts(name, self.split_by, split, len(self._references), sentences)
         instances = read_instances(instances_path, self._broken)
         self._instances = instances.only({reference.image_id for reference in self._references})
-        self.per_reference = per_reference
-        rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
         for number, reference in enumerate(self._references):
-            count = len(reference.sentences[:1] if per_reference else reference.sentences)
+            count = len(reference.sentences)
             if problem := self._unlinked(reference):
-                self._broken(RecordError(f"{path}: {problem}"), count)
+                self._broken(RecordError(f"{path}: {problem}"), 1 if per_reference else count)
             else:
-                rows += [(number, sentence) for sentence in range(count)]
-        self._questions = np.array(rows, dtype=np.int64).reshape(-1, 2)
+                self._ask(number, count)
         first = next(iter(self._instances.images.values()), None)
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
-        self._choose_rows(range(len(rows)), exclude_images)
+        self._choose(exclude_images)
 
     def _unlinked(self, reference: Reference) -> str:
         """What a reference names that is not there; empty if all is."""
@@ -121,31 +118,23 @@ class Refer(CocoImages):
             f"{self._instances.path}"
         )
 
-    def _sample(self, row: int) -> Sample:
-        number, sentence = self._questions[row].tolist()
-        reference = self._references[number]
-        sentence_id, expression = reference.sentences[sentence]
-        image = self._instances.images[reference.image_id]
-        metadata: dict[str, Any] = {
-            "ref_id": reference.id,
-            **self._described(reference),
-            "sent_id": sentence_id,
-            "image_id": reference.image_id,
-            "file_name": image.file_name,
-            "image_ann_ids": self._instances.annotations_of(reference.image_id),
-        }
-        identifier = f"{self.name}-{self.split_by}-{self.split}-{reference.id}"
-        if self.per_reference:
-            metadata["sentences"] = [text for _, text in reference.sentences]
-        else:
-            identifier += f"-{sentence_id}"
-        return Sample(
-            id=identifier,
-            expression=expression,
-            target=self._united(reference.image_id, reference.annotation_ids),
-            load_image=self._load_image(image),
-            metadata=metadata,
+    def _read(self, key: int) -> Entry:
+        reference = self._references[key]
+        return self._entry(
+            f"{self.name}-{self.split_by}-{self.split}-{reference.id}",
+            reference.image_id,
+            reference.annotation_ids,
+            list(reference.sentences.values()),
+            {
+                "ref_id": reference.id,
+                **self._described(reference),
+                "image_ann_ids": list(self._instances.annotations_of(reference.image_id)),
+            },
+            sentence_ids=list(reference.sentences),
         )
+
+    def _image_name(self, key: int) -> str:
+        return self._instances.images[self._references[key].image_id].file_name
 
     def _described(self, reference: Reference) -> dict[str, Any]:
         """What the metadata says about the objects of a reference."""
@@ -154,13 +143,6 @@ class Refer(CocoImages):
             "category_id": reference.category_id,
             "category": self._instances.categories.get(reference.category_id, ""),
         }
-
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        reference = self._references[self._unit(row)]
-        return reference.image_id, reference.annotation_ids
-
-    def _unit(self, row: int) -> int:
-        return int(self._questions[row, 0])
 
 
 class GRefCoco(Refer):
@@ -195,10 +177,8 @@ class GRefCoco(Refer):
         super().__init__(data_root, "grefcoco", split, split_by, image_root, **options)
 
     def _described(self, reference: Reference) -> dict[str, Any]:
-        categories = [
-            self._instances.annotation(reference.image_id, each).category_id
-            for each in reference.annotation_ids
-        ]
+        annotations = self._instances.annotations_of(reference.image_id)
+        categories = [annotations[each].category_id for each in reference.annotation_ids]
         return {
             "ann_id": list(reference.annotation_ids),
             "category_id": categories,
@@ -274,9 +254,8 @@ def _find_images(
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
+    if found := folder_of(first, folders):
+        return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
     raise _missing(folders[0] / first, root, name, looked)
 
@@ -319,7 +298,8 @@ class Reference(NamedTuple):
     """-1 where the category is that of the objects."""
     annotation_ids: tuple[int, ...]
     """Empty where it refers to nothing."""
-    sentences: tuple[tuple[int, str], ...]
+    sentences: dict[int, str]
+    """By id."""
 
 
 @garbage_collection_paused()
@@ -340,21 +320,21 @@ def read_references(
     splits: Counter[str] = Counter()
     references: dict[int, Reference] = {}
     room = size * MAX_REPETITION
-    for row, record in enumerate(_load(path, size)):
-        where = f"{path}: record {row}"
+    for row, values in enumerate(_load(path, size)):
+        record = Record(values, f"{path}: record {row}")
         try:
-            found = text_field(record, "split", where)
+            found = record.text("split")
             splits[found] += 1
             if found != split:
                 continue
-            reference = _reference(record, where, several, room)
+            reference = _reference(record, several, room)
             if reference.id in references:
-                raise RecordError(f"{where}: ref_id {reference.id} appears twice")
+                raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
         except RecordError as error:
             on_broken(error)
         else:
             references[reference.id] = reference
-            room -= sum(len(text) + SENTENCE_SIZE for _, text in reference.sentences)
+            room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
     if split not in splits:
         present = ", ".join(f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20))
         raise ValueError(f"{path} has no split {split!r}; it has {present or 'no references'}")
@@ -377,42 +357,38 @@ def _load(path: Path, size: int) -> list[Any]:
     return records
 
 
-def _reference(record: Any, where: str, several: bool, room: int) -> Reference:
-    identifier, image_id = integer(record, "ref_id", where), integer(record, "image_id", where)
-    category_id = -1 if several else integer(record, "category_id", where)
+def _reference(record: Record, several: bool, room: int) -> Reference:
+    identifier, image_id = record.integer("ref_id"), record.integer("image_id")
+    category_id = -1 if several else record.integer("category_id")
     listed = record.get("ann_id")
     if not several or isinstance(listed, int):  # the reader published with gRefCOCO takes both
-        listed = [integer(record, "ann_id", where)]
+        listed = [record.integer("ann_id")]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
-        raise RecordError(
-            f"{where}: 'ann_id' must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target, "
-            f"got {describe(listed)}"
-        )
-    annotation_ids = tuple(integer({"ann_id": each}, "ann_id", where) for each in listed)
+        problem = f"must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target"
+        raise record.error("ann_id", problem)
+    each_alone = (Record({"ann_id": each}, record.where) for each in listed)
+    annotation_ids = tuple(each.integer("ann_id") for each in each_alone)
     if several and annotation_ids == (-1,):
         annotation_ids = ()
-    sentences = _sentences(record, where, room)
-    return Reference(identifier, image_id, category_id, annotation_ids, sentences)
+    return Reference(identifier, image_id, category_id, annotation_ids, _sentences(record, room))
 
 
-def _sentences(record: dict[str, Any], where: str, room: int) -> tuple[tuple[int, str], ...]:
-    listed = record.get("sentences")
-    if not isinstance(listed, list):
-        raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
+def _sentences(record: Record, room: int) -> dict[int, str]:
+    listed = record.items("sentences")
     found: dict[int, str] = {}
     for each in listed:
-        identifier = integer(each, "sent_id", f"{where}, sentence")
-        text = text_field(each, "sent", f"{where}, sentence")
+        sentence = Record(each, f"{record.where}, sentence")
+        identifier, text = sentence.integer("sent_id"), sentence.text("sent")
         room -= len(text) + SENTENCE_SIZE
         if room < 0:
             raise ValueError(
-                f"{where}: the file unfolds to more than {MAX_REPETITION} times its own size"
+                f"{record.where}: the file unfolds to more than {MAX_REPETITION} times its own size"
             )
         # A lone surrogate cannot be written to any file.
         found[identifier] = text.encode("utf-8", "replace").decode("utf-8")
     if len(found) < len(listed):
-        raise RecordError(f"{where}: a sent_id appears twice")
-    return tuple(found.items())
+        raise RecordError(f"{record.where}: a sent_id appears twice")
+    return found
 
 
 # --- what was published ---------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_other_objects_of_an_image_have_masks_too(tree: Tree) -> None:
     first, second = (dataset.object_target(9, ann_id) for ann_id in (500, 501))
     assert second.area == 400
     assert first.area == square_and_beside().sum()
-    with pytest.raises(ValueError, match="image 9 has 0 annotations of the id 502"):
+    with pytest.raises(ValueError, match="image 9 has no annotation 502"):
         dataset.object_target(9, 502)
 
 
