@@ -9,13 +9,10 @@ like, and is small enough to come with the package.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from shapely.geometry import Polygon
 
@@ -28,84 +25,66 @@ from seg_env.data.sources import HELD_OUT_SPLITS
 from seg_env.geometry.polygon import roles
 from seg_env.types import Sample, Target
 
-
-@dataclass(frozen=True, eq=False)
-class _CroppedScene:
-    """One scene, its borders cut off where nothing is lost."""
-
-    number: int
-    file_name: str
-    samples: list[Sample]
-    rows: slice
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        return self.samples[0].image[self.rows]
-
-    def ann_id(self, position: int) -> int:
-        return self.number * 10 + position
+INFO = {"description": "procedural scenes in the form of RefCOCO; not RefCOCO"}
 
 
 def write_embedded(root: Path) -> None:
     """Write the whole sample below ``root``."""
     for folder, count in (("images/mscoco/images/train2014", 30), ("images/saiapr_tc-12", 16)):
         of_clef = "saiapr" in folder
-        scenes = list(_cropped_scenes(count, of_clef))
-        for scene in scenes:
-            path = root / folder / scene.file_name
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        expressions: list[str] = []  # one for each annotation
+        for number in range(1, count + 1):
+            samples, rows = _draw(number, of_clef)
+            file = f"{number % 3}/{number}.jpg" if of_clef else f"COCO_train2014_{number:012d}.jpg"
+            path = root / folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(scene.pixels).save(path, quality=88, optimize=True)
+            pixels = samples[0].image[rows]
+            Image.fromarray(pixels).save(path, quality=88, optimize=True)
+            size = {"height": pixels.shape[0], "width": pixels.shape[1]}
+            images.append({"id": number, "file_name": file, **size})
+            for position, sample in enumerate(samples):
+                target = Target.from_mask(sample.target.mask()[rows])
+                x0, y0, x1, y1 = target.rle.bbox
+                annotations.append(
+                    {
+                        "id": number * 10 + position,
+                        "image_id": number,
+                        "category_id": list(SHAPES).index(sample.metadata["shape"]) + 1,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": target.area,
+                        "iscrowd": 0,
+                        "segmentation": [run_lengths(target.rle)] if of_clef else _polygons(target),
+                    }
+                )
+                expressions.append(sample.expression)
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(SHAPES)]
+        tables = {"images": images, "annotations": annotations, "categories": categories}
         for (name, split_by), held_out in HELD_OUT_SPLITS.items():
             if name != "grefcoco" and (name == "refclef") == of_clef:
-                _write_json(root / name / "instances.json", _instances(scenes, of_clef))
-                records = _references(scenes, name, held_out)
-                _write_json(root / name / f"refs({split_by}).json", records)
+                references = _references(annotations, expressions, name, held_out)
+                for file, content in (
+                    ("instances.json", {"info": INFO, **tables}),
+                    (f"refs({split_by}).json", references),
+                ):
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                    text = json.dumps(content, separators=(",", ":")) + "\n"
+                    (root / name / file).write_text(text, encoding="ascii")
 
 
-def _cropped_scenes(count: int, of_clef: bool) -> Iterator[_CroppedScene]:
-    for index in range(count):
-        size = (128, 144, 160)[index % 3]
-        dataset = Scenes("val", ("medium", "hard")[index % 2], seed=int(of_clef), size=size)
-        samples = dataset.samples_of(index)
-        rows = slice(0, size)
-        # "At the top" is said of the whole image: such a scene stays whole.
-        if not any(place in sample.expression for sample in samples for place in PLACES):
-            masks = np.array([sample.target.mask() for sample in samples])
-            filled = np.flatnonzero(masks.any(axis=(0, 2)))
-            rows = slice(max(0, int(filled[0]) - 4), min(size, int(filled[-1]) + 5))
-        number = index + 1
-        name = f"{number % 3}/{number}.jpg" if of_clef else f"COCO_train2014_{number:012d}.jpg"
-        yield _CroppedScene(number, name, samples, rows)
-
-
-def _category_id(sample: Sample) -> int:
-    return list(SHAPES).index(sample.metadata["shape"]) + 1
-
-
-def _instances(scenes: list[_CroppedScene], of_clef: bool) -> dict[str, Any]:
-    images, annotations = [], []
-    for scene in scenes:
-        height, width = scene.pixels.shape[:2]
-        images.append(
-            {"id": scene.number, "file_name": scene.file_name, "height": height, "width": width}
-        )
-        for position, sample in enumerate(scene.samples):
-            target = Target.from_mask(sample.target.mask()[scene.rows])
-            x0, y0, x1, y1 = target.rle.bbox
-            annotations.append(
-                {
-                    "id": scene.ann_id(position),
-                    "image_id": scene.number,
-                    "category_id": _category_id(sample),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": target.area,
-                    "iscrowd": 0,
-                    "segmentation": [run_lengths(target.rle)] if of_clef else _polygons(target),
-                }
-            )
-    categories = [{"id": k + 1, "name": name} for k, name in enumerate(SHAPES)]
-    info = {"description": "procedural scenes in the form of RefCOCO; not RefCOCO"}
-    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+def _draw(number: int, of_clef: bool) -> tuple[list[Sample], slice]:
+    """The questions about a scene, and its rows without borders where nothing is lost."""
+    index = number - 1
+    size = (128, 144, 160)[index % 3]
+    dataset = Scenes("val", ("medium", "hard")[index % 2], seed=int(of_clef), size=size)
+    samples = dataset.samples_of(index)
+    # "At the top" is said of the whole image: such a scene stays whole.
+    if any(place in sample.expression for sample in samples for place in PLACES):
+        return samples, slice(0, size)
+    masks = np.array([sample.target.mask() for sample in samples])
+    filled = np.flatnonzero(masks.any(axis=(0, 2)))
+    return samples, slice(max(0, int(filled[0]) - 4), min(size, int(filled[-1]) + 5))
 
 
 def _polygons(target: Target) -> list[list[int]]:
@@ -131,43 +110,35 @@ def _polygons(target: Target) -> list[list[int]]:
 
 
 def _references(
-    scenes: list[_CroppedScene], name: str, held_out: tuple[str, ...]
+    annotations: list[dict[str, Any]], expressions: list[str], name: str, held_out: tuple[str, ...]
 ) -> list[dict[str, Any]]:
+    """Two sentences about each object; of eight images five are for training."""
     # RefCOCO+ was collected with the rule that words of location are forbidden.
     located = (*PLACES, *SUPERLATIVES[:4], "left", "right", "above", "below")
     forbidden = located if name == "refcoco+" else ()
     records: list[dict[str, Any]] = []
-    for scene in scenes:
-        # Five images of eight are for training, the other three go around the other splits.
-        block, slot = divmod(scene.number - 1, 8)
-        split = "train" if slot < 5 else held_out[(3 * block + slot - 5) % len(held_out)]
-        for position, sample in enumerate(scene.samples):
-            if any(words in sample.expression for words in forbidden):
-                continue
-            number, ann_id = len(records), scene.ann_id(position)
-            texts = [sample.expression, sample.expression.removeprefix("the ")]
-            sentences = [
-                {"sent_id": 2 * number + k, "sent": text, "raw": text, "tokens": text.split()}
-                for k, text in enumerate(texts)
-            ]
-            records.append(
-                {
-                    "ref_id": number,
-                    "ann_id": ann_id,
-                    "image_id": scene.number,
-                    "category_id": _category_id(sample),
-                    "split": split,
-                    "file_name": f"COCO_train2014_{scene.number:012d}_{ann_id}.jpg",
-                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
-                    "sentences": sentences,
-                }
-            )
+    for annotation, expression in zip(annotations, expressions, strict=True):
+        if any(words in expression for words in forbidden):
+            continue
+        number, image_id, ann_id = len(records), annotation["image_id"], annotation["id"]
+        block, slot = divmod(image_id - 1, 8)
+        sentences = [
+            {"sent_id": 2 * number + k, "sent": text, "raw": text, "tokens": text.split()}
+            for k, text in enumerate((expression, expression.removeprefix("the ")))
+        ]
+        records.append(
+            {
+                "ref_id": number,
+                "ann_id": ann_id,
+                "image_id": image_id,
+                "category_id": annotation["category_id"],
+                "split": "train" if slot < 5 else held_out[(3 * block + slot - 5) % len(held_out)],
+                "file_name": f"COCO_train2014_{image_id:012d}_{ann_id}.jpg",
+                "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                "sentences": sentences,
+            }
+        )
     return records
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="ascii")
 
 
 if __name__ == "__main__":
