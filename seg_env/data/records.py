@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from seg_env.geometry.rle import MAX_PIXELS
@@ -118,6 +118,15 @@ class Record(NamedTuple):
     def error(self, key: str, problem: str) -> RecordError:
         """The error of a field that is not as it must be."""
         return RecordError(f"{self.where}: {key!r} {problem}, got {describe(self.get(key))}")
+
+
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Read a file of JSON that a data set hangs on; a `ValueError` if it is none."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            return json.load(stream, object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 from seg_env.data.images import image_size, read_image
 from seg_env.data.records import Fault, OnError, RecordError
@@ -44,13 +44,20 @@ class Entry:
     """What errors call the image, by default its path."""
 
 
+class Options(TypedDict, total=False):
+    """What every reader takes."""
+
+    exclude_images: Collection[str | int] | None
+    """Image ids or names of image files to leave out, see `seg_env.data.held_out_images`."""
+    on_error: OnError
+    """What to do about broken records."""
+
+
 class AnnotatedImages(ABC, Generic[Key]):
     """A data set whose records lie in files: indexing, leaving out, counting what was left out.
 
-    Readers take ``exclude_images=``, image ids or names of image files to leave out (see
-    `seg_env.data.held_out_images`), and ``on_error=``, what to do about broken records (see
-    `seg_env.data.records.OnError`). They raise a `FileNotFoundError` that says what is missing and
-    what was looked for, and a `ValueError` that names file and record.
+    Readers take `Options`. They raise a `FileNotFoundError` that says what is missing and what was
+    looked for, and a `ValueError` that names file and record.
 
     A reader's constructor finds the *keys* of its objects, whatever it needs to find one again
     (the number of a file, ids), calls `_ask` with each, and `_choose` at the end. What a key stands
@@ -69,7 +76,13 @@ class AnnotatedImages(ABC, Generic[Key]):
     """Number of samples left out for their image (``exclude_images=``)."""
 
     def __init__(
-        self, name: str, split: str, on_error: OnError, *, per_reference: bool = False
+        self,
+        name: str,
+        split: str,
+        *,
+        per_reference: bool = False,
+        exclude_images: Collection[str | int] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         """Start with nothing asked for and nothing left out."""
         if on_error not in ("raise", "skip"):
@@ -80,6 +93,7 @@ class AnnotatedImages(ABC, Generic[Key]):
         self.excluded = 0
         self.per_reference = per_reference
         """Whether an object is one sample, with its first sentence."""
+        self._exclude = {image_key(image) for image in exclude_images or ()}
         self._on_error = on_error
         self._questions: list[tuple[Key, int]] = []  # an object and the number of a sentence
 
@@ -137,12 +151,11 @@ class AnnotatedImages(ABC, Generic[Key]):
         count = min(sentences, 1) if self.per_reference else sentences
         self._questions += [(key, number) for number in range(count)]
 
-    def _choose(self, exclude_images: Collection[str | int] | None) -> None:
+    def _choose(self) -> None:
         """Keep the images that are allowed and, on request, the records that are sound."""
-        if exclude_images:
-            excluded = {image_key(image) for image in exclude_images}
-            reasons = self._drop(lambda key: image_key(self._image_name(key)) in excluded)
-            self.excluded = sum(reasons.values())
+        if self._exclude:
+            dropped = self._drop(lambda key: image_key(self._image_name(key)) in self._exclude)
+            self.excluded = dropped.total()
         if self._on_error == "skip":
             self._count(self._drop(self._fault))
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import folder_of
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, valid_targets
-from seg_env.data.records import OnError, Record, RecordError, garbage_collection_paused
+from seg_env.data.readers.annotated_images import (
+    AnnotatedImages,
+    Entry,
+    Key,
+    Options,
+    valid_targets,
+)
+from seg_env.data.records import Record, RecordError, garbage_collection_paused, read_json
 from seg_env.data.segmentations import object_target, union
 from seg_env.types import Target
 
@@ -39,74 +43,6 @@ class Annotation(NamedTuple):
     """As in the file, but polygons are arrays."""
 
 
-@dataclass(frozen=True, eq=False)
-class Instances:
-    """The content of an ``instances.json`` that is used here."""
-
-    path: Path
-    images: Mapping[int, ImageRecord]
-    categories: Mapping[int, str]
-    """Names by id."""
-    annotations: Mapping[int, Mapping[int, Annotation]]
-    """By id of their image, then by their own id, sorted."""
-
-    def only(self, image_ids: Collection[int]) -> Instances:
-        """Some of the images with their annotations, and all categories."""
-        images = {key: image for key, image in self.images.items() if key in image_ids}
-        annotations = {key: each for key, each in self.annotations.items() if key in image_ids}
-        return replace(self, images=images, annotations=annotations)
-
-    def annotations_of(self, image_id: int) -> Mapping[int, Annotation]:
-        """The annotations of an image by id, sorted."""
-        return self.annotations.get(image_id, {})
-
-
-@garbage_collection_paused()
-def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
-    """Read an ``instances.json``.
-
-    ``on_broken`` raises the error of a broken record, or returns to go on without it. A file that
-    is not JSON of this form is a `ValueError`.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            tables = json.load(stream, object_hook=_pack_polygons)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    images: dict[int, ImageRecord] = {}
-    categories: dict[int, str] = {}
-    annotations: dict[int, dict[int, Annotation]] = {}
-
-    def add_image(record: Record) -> None:
-        number, size = record.integer("id"), record.size()
-        images[number] = ImageRecord(record.path("file_name"), size)
-
-    def add_category(record: Record) -> None:
-        categories[record.integer("id")] = record.text("name")
-
-    def add_annotation(record: Record) -> None:
-        number, image_id = record.integer("id"), record.integer("image_id")
-        category_id = record.integer("category_id") if "category_id" in record else -1
-        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
-        of_image = annotations.setdefault(image_id, {})
-        if number in of_image:
-            raise RecordError(f"{record.where}: the id {number} appears twice in image {image_id}")
-        of_image[number] = Annotation(category_id, is_crowd, segmentation)
-
-    adding = {"images": add_image, "categories": add_category, "annotations": add_annotation}
-    for key, add in adding.items():
-        records = tables.get(key, []) if isinstance(tables, dict) else None
-        if not isinstance(records, list):
-            raise ValueError(f"{path}: expected an object with lists 'images' and 'annotations'")
-        for row, values in enumerate(records):
-            try:
-                add(Record(values, f"{path}: record {row} of {key!r}"))
-            except RecordError as error:
-                on_broken(error)
-    by_id = {key: dict(sorted(of_image.items())) for key, of_image in annotations.items()}
-    return Instances(path, images, categories, by_id)
-
-
 def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
     """Keep polygons as arrays while a file is parsed: in lists they take four times the memory."""
     parts = record.get("segmentation")
@@ -120,10 +56,64 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class CocoImages(AnnotatedImages[Key]):
-    """Images whose outlines lie in an `Instances`."""
+    """Images whose outlines lie in an ``instances.json``."""
 
-    _instances: Instances
     image_root: Path
+    _path: Path
+    """Of ``instances.json``."""
+    _images: dict[int, ImageRecord]
+    _categories: dict[int, str]
+    """Names by id."""
+    _annotations: dict[int, dict[int, Annotation]]
+    """By id of their image, then by their own id, sorted."""
+
+    @garbage_collection_paused()
+    def _read_instances(self, path: Path, image_ids: Collection[int] | None = None) -> None:
+        """Read an ``instances.json``, by default all of its images.
+
+        Raises:
+            ValueError: It is not JSON of this form, or a record is broken.
+        """
+        tables = read_json(path, _pack_polygons)
+        self._path, self._images, self._categories, self._annotations = path, {}, {}, {}
+        adding = {
+            "images": self._add_image,
+            "categories": self._add_category,
+            "annotations": self._add_annotation,
+        }
+        for key, add in adding.items():
+            records = tables.get(key, []) if isinstance(tables, dict) else None
+            if not isinstance(records, list):
+                raise ValueError(f"{path}: expected an object with lists 'images', 'annotations'")
+            for row, values in enumerate(records):
+                try:
+                    add(Record(values, f"{path}: record {row} of {key!r}"))
+                except RecordError as error:
+                    self._broken(error)
+        wanted = self._annotations.keys() if image_ids is None else image_ids
+        self._annotations = {
+            key: dict(sorted(of_image.items()))
+            for key, of_image in self._annotations.items()
+            if key in wanted
+        }
+        if image_ids is not None:
+            self._images = {key: image for key, image in self._images.items() if key in image_ids}
+
+    def _add_image(self, record: Record) -> None:
+        number, size = record.integer("id"), record.size()
+        self._images[number] = ImageRecord(record.path("file_name"), size)
+
+    def _add_category(self, record: Record) -> None:
+        self._categories[record.integer("id")] = record.text("name")
+
+    def _add_annotation(self, record: Record) -> None:
+        number, image_id = record.integer("id"), record.integer("image_id")
+        category_id = record.integer("category_id") if "category_id" in record else -1
+        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
+        of_image = self._annotations.setdefault(image_id, {})
+        if number in of_image:
+            raise RecordError(f"{record.where}: the id {number} appears twice in image {image_id}")
+        of_image[number] = Annotation(category_id, is_crowd, segmentation)
 
     def object_target(self, image_id: int, annotation_id: int) -> Target:
         """The mask of any annotated object in the images of this split.
@@ -131,12 +121,11 @@ class CocoImages(AnnotatedImages[Key]):
         Raises:
             ValueError: There is no such annotation, or it is malformed, outside or empty.
         """
-        path, annotations = self._instances.path, self._instances.annotations_of(image_id)
-        if annotation_id not in annotations:
-            raise ValueError(f"{path}: image {image_id} has no annotation {annotation_id}")
-        size = self._instances.images[image_id].size
-        segmentation = annotations[annotation_id].segmentation
-        return object_target(segmentation, size, f"{path}: annotation {annotation_id}")
+        annotation = self._annotations.get(image_id, {}).get(annotation_id)
+        if annotation is None:
+            raise ValueError(f"{self._path}: image {image_id} has no annotation {annotation_id}")
+        where = f"{self._path}: annotation {annotation_id}"
+        return object_target(annotation.segmentation, self._images[image_id].size, where)
 
     def _entry(
         self,
@@ -148,15 +137,15 @@ class CocoImages(AnnotatedImages[Key]):
         sentence_ids: Sequence[int] | None = None,
     ) -> Entry:
         """What is known of some annotations of an image, which are asked for together."""
-        file_name, size = self._instances.images[image_id]
+        file_name, size = self._images[image_id]
 
         def target() -> Target:
             parts = [self.object_target(image_id, each).rle for each in annotation_ids]
             return union(parts, size)
 
         def others() -> list[Target]:
-            asked, present = set(annotation_ids), self._instances.annotations_of(image_id)
-            rest = (each for each in present if each not in asked)
+            asked = set(annotation_ids)
+            rest = (each for each in self._annotations.get(image_id, {}) if each not in asked)
             return valid_targets(partial(self.object_target, image_id, each) for each in rest)
 
         return Entry(
@@ -201,24 +190,23 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         image_root: str | os.PathLike[str] | None = None,
         *,
         per_annotation: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read an annotation file."""
-        super().__init__("coco", split, on_error)
+        super().__init__("coco", split, **options)
         root = Path(data_root).expanduser().absolute()
-        self._instances = read_instances(_find_annotations(root, split), self._broken)
+        self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
-        for image_id, members in sorted(self._instances.annotations.items()):
-            if image_id in self._instances.images:
+        for image_id, members in sorted(self._annotations.items()):
+            if image_id in self._images:
                 self._ask_for(image_id, members)
                 continue
             problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
-            error = RecordError(f"{self._instances.path}: {problem} in 'images'")
+            error = RecordError(f"{self._path}: {problem} in 'images'")
             self._broken(error, count=len(members))
-        first = next(iter(self._instances.images.values()), None)
+        first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        self._choose(exclude_images)
+        self._choose()
 
     def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
         """Ask for each object of an image, or for all of each category."""
@@ -233,10 +221,10 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
 
     def _read(self, key: tuple[int, int, tuple[int, ...]]) -> Entry:
         image_id, category_id, objects = key
-        category = self._instances.categories.get(category_id)
+        category = self._categories.get(category_id)
         if category is None:
             raise RecordError(
-                f"{self._instances.path}: annotation {objects[0]} has category {category_id}, "
+                f"{self._path}: annotation {objects[0]} has category {category_id}, "
                 "which is not in 'categories'"
             )
         number = objects[0] if self.per_annotation else category_id
@@ -245,7 +233,7 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         return self._entry(identifier, image_id, objects, [category], described)
 
     def _image_name(self, key: tuple[int, int, tuple[int, ...]]) -> str:
-        return self._instances.images[key[0]].file_name
+        return self._images[key[0]].file_name
 
 
 def _find_annotations(root: Path, split: str) -> Path:

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import folder_of, image_size
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, valid_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
 from seg_env.data.readers.refer import COCO_FOLDERS
-from seg_env.data.records import OnError, Record
+from seg_env.data.records import Record
 from seg_env.data.segmentations import object_target
 
 
@@ -53,14 +53,13 @@ class Parquet(AnnotatedImages[tuple[int, int]]):
         image_root: str | os.PathLike[str] | None = None,
         *,
         per_reference: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the sentences of a split; with ``per_reference`` the first one of each object."""
         root = Path(data_root).expanduser()
         on_hub = not root.exists() and len(root.parts) == 2 and not root.is_absolute()
         name = str(data_root) if on_hub else "parquet"
-        super().__init__(name, split, on_error, per_reference=per_reference)
+        super().__init__(name, split, per_reference=per_reference, **options)
         if on_hub:
             download = require("huggingface_hub").snapshot_download
             patterns = [f"*{split}*.parquet"]
@@ -83,7 +82,7 @@ class Parquet(AnnotatedImages[tuple[int, int]]):
             with self._reading_record():
                 for k, each in enumerate(self._objects_of(record)):
                     self._ask((number, k), len(each.sentences))
-        self._choose(exclude_images)
+        self._choose()
 
     def _read(self, key: tuple[int, int]) -> Entry:
         number, k = key

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from seg_env.data.images import image_size, read_mask
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry
-from seg_env.data.records import OnError, Record, RecordError, describe, located
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
+from seg_env.data.records import Record, RecordError, describe, located
 from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
@@ -53,12 +53,10 @@ class JsonLines(AnnotatedImages[int]):
         data_root: str | os.PathLike[str],
         split: str = "train",
         image_root: str | os.PathLike[str] | None = None,
-        *,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Find the lines of a file; ``image_root`` is by default its folder."""
-        super().__init__("jsonl", split, on_error)
+        super().__init__("jsonl", split, **options)
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
@@ -72,14 +70,14 @@ class JsonLines(AnnotatedImages[int]):
                 position += len(line)
         self._starts = np.array(starts, dtype=np.int64)
         for row in np.flatnonzero(self._starts >= 0).tolist():
-            if exclude_images and on_error == "skip":
+            if self._exclude and self._on_error == "skip":
                 # Names of images are needed first, and lines without one cannot be judged.
                 with self._reading_record():
                     self._image_name(row)
                     self._ask(row)
             else:
                 self._ask(row)
-        self._choose(exclude_images)
+        self._choose()
 
     def _read(self, key: int) -> Entry:
         record = self._record(key)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, valid_targets
-from seg_env.data.records import Fault, OnError, Record, RecordError, located
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
+from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
 from seg_env.types import Target
 
@@ -47,11 +47,10 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
         split: str = "train",
         *,
         per_annotation: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the labels of a folder."""
-        super().__init__("labelme", split, on_error)
+        super().__init__("labelme", split, **options)
         self.image_root = Path(data_root).expanduser().absolute()
         folder = self.image_root / split
         folder = folder if folder.is_dir() else self.image_root
@@ -67,7 +66,7 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
                 for group in groups:
                     self._ask((len(self._files), group))
                 self._files.append((str(path.relative_to(self.image_root)), image))
-        self._choose(exclude_images)
+        self._choose()
 
     def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
         """Numbers of the shapes that belong together."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.images import image_size
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
-from seg_env.data.records import Fault, OnError, Record, RecordError, located
+from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
@@ -50,15 +50,14 @@ class ReasonSeg(AnnotatedImages[str]):
         split: str = "val",
         *,
         per_reference: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the sentences of a split.
 
         With ``per_reference`` an image is one sample, with its first sentence, as in the published
         evaluation.
         """
-        super().__init__("reasonseg", split, on_error, per_reference=per_reference)
+        super().__init__("reasonseg", split, per_reference=per_reference, **options)
         root = Path(data_root).expanduser().absolute()
         folders = [root / "ReasonSeg" / split, root / split]
         existing = [folder for folder in folders if folder.is_dir()]
@@ -74,7 +73,7 @@ class ReasonSeg(AnnotatedImages[str]):
         for path in paths:
             with self._reading_record():
                 self._ask(path.name, len(_texts(read_json_file(path))))
-        self._choose(exclude_images)
+        self._choose()
 
     def _read(self, key: str) -> Entry:
         record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)

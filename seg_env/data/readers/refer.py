@@ -5,24 +5,22 @@ The data itself is not ours to give away: users point to their copy.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import folder_of
-from seg_env.data.readers.annotated_images import Entry
-from seg_env.data.readers.coco import CocoImages, read_instances
+from seg_env.data.readers.annotated_images import Entry, Options
+from seg_env.data.readers.coco import CocoImages
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
 from seg_env.data.records import (
-    OnError,
     Record,
     RecordError,
     describe,
     garbage_collection_paused,
+    read_json,
 )
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
@@ -55,9 +53,6 @@ class Refer(CocoImages[int]):
 
     by_sentence = True
     sentence_key = "sent_id"
-    names: ClassVar[tuple[str, ...]] = tuple(DEFAULT_SPLIT_BY)
-    several_objects: ClassVar[bool] = False
-    """Whether a reference names a list of objects."""
 
     def __init__(
         self,
@@ -68,8 +63,7 @@ class Refer(CocoImages[int]):
         image_root: str | os.PathLike[str] | None = None,
         *,
         per_reference: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the files of one split.
 
@@ -78,45 +72,73 @@ class Refer(CocoImages[int]):
         ``per_reference`` a reference is one sample, with its first sentence (the longest would be
         the easiest question).
         """
-        if name not in self.names:
-            raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
-        super().__init__(name, split, on_error, per_reference=per_reference)
+        names = (*DEFAULT_SPLIT_BY, "grefcoco")
+        if name not in names:
+            raise ValueError(f"unknown data set {name!r}; there are {', '.join(names)}")
+        super().__init__(name, split, per_reference=per_reference, **options)
+        self._several = name == "grefcoco"  # a reference names a list of objects
         root = Path(data_root).expanduser().absolute()
         path, self.split_by = _find_references(root, name, split_by)
         instances_path = root / name / "instances.json"
         if not instances_path.is_file():
             raise _missing(instances_path, root, name)
-        self._references = read_references(
-            path, split, several=self.several_objects, on_broken=self._broken
-        )
+        self._references = self._read_references(path)
         sentences = sum(len(reference.sentences) for reference in self._references)
         if root != embedded_root():
             check_counts(name, self.split_by, split, len(self._references), sentences)
-        instances = read_instances(instances_path, self._broken)
-        self._instances = instances.only({reference.image_id for reference in self._references})
+        self._read_instances(instances_path, {reference.image_id for reference in self._references})
         for number, reference in enumerate(self._references):
             count = len(reference.sentences)
             if problem := self._unlinked(reference):
                 self._broken(RecordError(f"{path}: {problem}"), 1 if per_reference else count)
             else:
                 self._ask(number, count)
-        first = next(iter(self._instances.images.values()), None)
+        first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
-        self._choose(exclude_images)
+        self._choose()
+
+    @garbage_collection_paused()
+    def _read_references(self, path: Path) -> list[Reference]:
+        """Read the references of the split from ``refs(*).p`` or ``refs(*).json``.
+
+        Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`.
+
+        Raises:
+            ValueError: The split is not in the file (names those that are), or the file is
+                malformed, or unfolds to more than `MAX_REPETITION` times its own size.
+        """
+        splits: Counter[str] = Counter()
+        references: dict[int, Reference] = {}
+        room = path.stat().st_size * MAX_REPETITION
+        for row, values in enumerate(_load(path)):
+            record = Record(values, f"{path}: record {row}")
+            try:
+                found = record.text("split")
+                splits[found] += 1
+                if found != self.split:
+                    continue
+                reference = _reference(record, self._several, room)
+                if reference.id in references:
+                    raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
+            except RecordError as error:
+                self._broken(error)
+            else:
+                references[reference.id] = reference
+                room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
+        if self.split not in splits:
+            listed = [f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20)]
+            present = ", ".join(listed) or "no references"
+            raise ValueError(f"{path} has no split {self.split!r}; it has {present}")
+        return list(references.values())
 
     def _unlinked(self, reference: Reference) -> str:
         """What a reference names that is not there; empty if all is."""
-        image_id = reference.image_id
-        present = self._instances.annotations_of(image_id)
-        missing = [each for each in reference.annotation_ids if each not in present]
-        if not missing and image_id in self._instances.images:
+        image_id, named = reference.image_id, reference.annotation_ids
+        missing = [each for each in named if each not in self._annotations.get(image_id, {})]
+        if not missing and image_id in self._images:
             return ""
-        annotation_ids = missing or reference.annotation_ids
-        what = f"annotation {annotation_ids[0]} of " if annotation_ids else ""
-        return (
-            f"ref_id {reference.id} names {what}image {image_id}, which is not in "
-            f"{self._instances.path}"
-        )
+        what = "".join(f"annotation {each} of " for each in (missing or named)[:1])
+        return f"ref_id {reference.id} names {what}image {image_id}, which is not in {self._path}"
 
     def _read(self, key: int) -> Entry:
         reference = self._references[key]
@@ -128,20 +150,26 @@ class Refer(CocoImages[int]):
             {
                 "ref_id": reference.id,
                 **self._described(reference),
-                "image_ann_ids": list(self._instances.annotations_of(reference.image_id)),
+                "image_ann_ids": list(self._annotations.get(reference.image_id, {})),
             },
             sentence_ids=list(reference.sentences),
         )
 
     def _image_name(self, key: int) -> str:
-        return self._instances.images[self._references[key].image_id].file_name
+        return self._images[self._references[key].image_id].file_name
 
     def _described(self, reference: Reference) -> dict[str, Any]:
         """What the metadata says about the objects of a reference."""
+        ids, names = reference.annotation_ids, self._categories
+        if not self._several:
+            category = reference.category_id
+            return {"ann_id": ids[0], "category_id": category, "category": names.get(category, "")}
+        categories = [self._annotations[reference.image_id][each].category_id for each in ids]
         return {
-            "ann_id": reference.annotation_ids[0],
-            "category_id": reference.category_id,
-            "category": self._instances.categories.get(reference.category_id, ""),
+            "ann_id": list(ids),
+            "category_id": categories,
+            "category": [names.get(each, "") for each in categories],
+            "no_target": not ids,
         }
 
 
@@ -162,9 +190,6 @@ class GRefCoco(Refer):
     ``no_target`` is added.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("grefcoco",)
-    several_objects: ClassVar[bool] = True
-
     def __init__(
         self,
         data_root: str | os.PathLike[str],
@@ -175,16 +200,6 @@ class GRefCoco(Refer):
     ) -> None:
         """Read the files of one split; arguments and errors are those of `Refer`."""
         super().__init__(data_root, "grefcoco", split, split_by, image_root, **options)
-
-    def _described(self, reference: Reference) -> dict[str, Any]:
-        annotations = self._instances.annotations_of(reference.image_id)
-        categories = [annotations[each].category_id for each in reference.annotation_ids]
-        return {
-            "ann_id": list(reference.annotation_ids),
-            "category_id": categories,
-            "category": [self._instances.categories.get(each, "") for each in categories],
-            "no_target": not reference.annotation_ids,
-        }
 
 
 def embedded_root() -> Path:
@@ -302,56 +317,12 @@ class Reference(NamedTuple):
     """By id."""
 
 
-@garbage_collection_paused()
-def read_references(
-    path: Path, split: str, *, several: bool, on_broken: Callable[[ValueError], None]
-) -> list[Reference]:
-    """Read the references of one split from ``refs(*).p`` or ``refs(*).json``.
-
-    Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`. ``several`` is the form
-    of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the category is that of the
-    objects. ``on_broken`` raises the error of a broken record, or returns to go on without it.
-
-    Raises:
-        ValueError: The split is not in the file (names those that are), or the file is malformed,
-            or unfolds to more than `MAX_REPETITION` times its own size.
-    """
+def _load(path: Path) -> list[Any]:
     size = path.stat().st_size
-    splits: Counter[str] = Counter()
-    references: dict[int, Reference] = {}
-    room = size * MAX_REPETITION
-    for row, values in enumerate(_load(path, size)):
-        record = Record(values, f"{path}: record {row}")
-        try:
-            found = record.text("split")
-            splits[found] += 1
-            if found != split:
-                continue
-            reference = _reference(record, several, room)
-            if reference.id in references:
-                raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
-        except RecordError as error:
-            on_broken(error)
-        else:
-            references[reference.id] = reference
-            room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
-    if split not in splits:
-        present = ", ".join(f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20))
-        raise ValueError(f"{path} has no split {split!r}; it has {present or 'no references'}")
-    return list(references.values())
-
-
-def _load(path: Path, size: int) -> list[Any]:
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        try:
-            records = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-    else:
-        records = load_plain_pickle(data, str(path))
+    is_json = path.suffix == ".json"
+    records = read_json(path) if is_json else load_plain_pickle(path.read_bytes(), str(path))
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of references, got {describe(records)}")
     return records
