@@ -87,20 +87,26 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
         )
 
 
-def parse_points(value: object) -> NDArray[np.float64]:
-    """``(V, 2)`` points from a list of pairs of finite numbers; else a `ValueError`."""
+def parse_points(value: object, *, flat: bool = False) -> NDArray[np.float64]:
+    """``(V, 2)`` points from finite numbers, in pairs or, with ``flat``, one after another.
+
+    Raises:
+        ValueError: It is something else.
+    """
     try:
         points = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        points = np.zeros(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError("expected a list of finite pairs [x, y]")
-    return points
+        points = np.zeros(())  # of no dimension
+    fits = points.size % 2 == 0 if flat else points.shape[1:] == (2,)
+    if points.ndim != (1 if flat else 2) or not fits or not np.isfinite(points).all():
+        form = "flat list of finite x, y, x, y, ..." if flat else "list of finite pairs [x, y]"
+        raise ValueError(f"expected a {form}")
+    return points.reshape(-1, 2)
 
 
 def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     if isinstance(part, list | array):
-        points = _points(part)
+        points = parse_points(part, flat=True)
         if inside:
             check_inside(points, size)
         return fill_polygon(points, size)
@@ -116,18 +122,6 @@ def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     if isinstance(counts, list):
         return Rle.from_counts(size, counts)
     raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
-
-
-def _points(numbers: Sequence[Any]) -> NDArray[np.float64]:
-    try:
-        flat = np.array(numbers, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a polygon is a flat list of numbers: {error}") from error
-    if flat.ndim != 1 or len(flat) % 2 or not np.isfinite(flat).all():
-        raise ValueError(
-            f"a polygon is a flat list of finite x, y, x, y, ...; got {len(numbers)} entries"
-        )
-    return flat.reshape(-1, 2)
 
 
 def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:

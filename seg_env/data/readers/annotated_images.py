@@ -70,7 +70,7 @@ class AnnotatedImages(ABC, Generic[Key]):
     """What the metadata calls the number of the sentence; empty where it does not have it."""
     name: str
     split: str
-    skipped: dict[str, int]
+    skipped: Counter[str]
     """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
     excluded: int
     """Number of samples left out for their image (``exclude_images=``)."""
@@ -89,7 +89,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         self.name = name
         self.split = split
-        self.skipped = {}
+        self.skipped = Counter()
         self.excluded = 0
         self.per_reference = per_reference
         """Whether an object is one sample, with its first sentence."""
@@ -110,8 +110,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             IndexError: Outside ``[-len, len)``.
             ValueError: The record is broken; names file and record.
         """
-        key, number = self._question(index)
-        entry = self._read(key)
+        entry, number = self._at(index)
         if number >= len(entry.sentences):
             raise RecordError(f"{entry.id} has changed since it was opened; open it again")
         identifier, metadata = entry.id, dict(entry.metadata)
@@ -127,16 +126,24 @@ class AnnotatedImages(ABC, Generic[Key]):
 
     def others(self, index: int, /) -> list[Target]:
         """Masks of the other annotated objects in the image; broken annotations are left out."""
-        return self._read(self._question(index)[0]).others()
+        return self._at(index)[0].others()
 
     def image_path(self, index: int, /) -> Path | None:
         """The file of a sample's image, or None where it does not lie in a file."""
-        image = self._read(self._question(index)[0]).image
+        image = self._at(index)[0].image
         return image if isinstance(image, Path) else None
 
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
         return frozenset(map(self._image_name, dict(self._questions)))
+
+    def _at(self, index: int) -> tuple[Entry, int]:
+        """The object of a sample and the number of its sentence."""
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"index {number} is outside of {len(self)} samples")
+        key, sentence = self._questions[number]
+        return self._read(key), sentence
 
     @abstractmethod
     def _read(self, key: Key) -> Entry:
@@ -157,42 +164,32 @@ class AnnotatedImages(ABC, Generic[Key]):
             dropped = self._drop(lambda key: image_key(self._image_name(key)) in self._exclude)
             self.excluded = dropped.total()
         if self._on_error == "skip":
-            self._count(self._drop(self._fault))
+            self.skipped.update(self._drop(self._fault))
 
-    def _drop(self, reason_of: Callable[[Key], Fault | bool | None]) -> Counter[Any]:
+    def _drop(self, reason_of: Callable[[Key], Any]) -> Counter[Any]:
         """Drop the questions about objects for which there is a reason; counts them by reason."""
         reasons = {key: reason_of(key) for key in dict(self._questions)}
         dropped = Counter(reason for key, _ in self._questions if (reason := reasons[key]))
         self._questions = [each for each in self._questions if not reasons[each[0]]]
         return dropped
 
-    def _fault(self, key: Key) -> Fault | None:
-        """What is wrong with an annotation or, as its header tells, with an image."""
+    def _fault(self, key: Key) -> str:
+        """What is wrong with an annotation or, as its header tells, an image; empty if nothing."""
         try:
             entry = self._read(key)
             entry.target()
             image_size(entry.image, entry.image_name, entry.size)
         except FileNotFoundError:
-            return Fault.MISSING_IMAGE
+            return str(Fault.MISSING_IMAGE)
         except ValueError as error:
-            return getattr(error, "fault", Fault.MALFORMED)
-        return None
+            return str(getattr(error, "fault", Fault.MALFORMED))
+        return ""
 
-    def _count(self, faults: Counter[Fault]) -> None:
-        added = Counter({str(fault): count for fault, count in faults.items()})
-        self.skipped = dict(Counter(self.skipped) + added)
-
-    def _question(self, index: int) -> tuple[Key, int]:
-        number = operator.index(index)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"index {number} is outside of {len(self)} samples")
-        return self._questions[number]
-
-    def _broken(self, error: ValueError, count: int = 1) -> None:
+    def _broken(self, error: RecordError, count: int = 1) -> None:
         """Raise the error of a broken record, or count it where such records are left out."""
         if self._on_error == "raise":
             raise error
-        self._count(Counter({Fault.MALFORMED: count}))
+        self.skipped[str(error.fault)] += count
 
     @contextmanager
     def _reading_record(self) -> Iterator[None]:

@@ -64,7 +64,7 @@ def test_an_empty_segmentation_is_an_empty_target() -> None:
     [
         ([[1, 2, 3]], "flat list of finite x, y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
-        ([[1, 2, 3, 4, 5, "six"]], "flat list of numbers"),
+        ([[1, 2, 3, 4, 5, "six"]], "flat list of finite"),
         ([["1e999"] * 6], "finite"),
         (SQUARE, "expected a polygon"),
         ("polygon", "the string 'polygon'"),
