@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,14 @@ def image_size(
     """
     with _opened(source, expected, name) as image:
         return image.height, image.width
+
+
+def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
+    """The first of some files or folders that is there; a `FileNotFoundError` if none is."""
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise FileNotFoundError(f"there is no {what} below {root}; looked for {', '.join(places)}")
 
 
 def folder_of(file: str, folders: Iterable[Path]) -> Path | None:

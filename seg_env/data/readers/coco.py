@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from seg_env.data.images import folder_of
+from seg_env.data.images import first_existing, folder_of
 from seg_env.data.readers.annotated_images import (
     AnnotatedImages,
     Entry,
@@ -41,6 +41,13 @@ class Annotation(NamedTuple):
     """Whether it outlines a crowd instead of one object."""
     segmentation: Any
     """As in the file, but polygons are arrays."""
+
+
+def _records(tables: Any, key: str, path: Path) -> Iterator[Record]:
+    records = tables.get(key, []) if isinstance(tables, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected an object with lists 'images' and 'annotations'")
+    return (Record(each, f"{path}: record {row} of {key!r}") for row, each in enumerate(records))
 
 
 def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
@@ -76,35 +83,22 @@ class CocoImages(AnnotatedImages[Key]):
         """
         tables = read_json(path, _pack_polygons)
         self._path, self._images, self._categories, self._annotations = path, {}, {}, {}
-        adding = {
-            "images": self._add_image,
-            "categories": self._add_category,
-            "annotations": self._add_annotation,
-        }
-        for key, add in adding.items():
-            records = tables.get(key, []) if isinstance(tables, dict) else None
-            if not isinstance(records, list):
-                raise ValueError(f"{path}: expected an object with lists 'images', 'annotations'")
-            for row, values in enumerate(records):
-                try:
-                    add(Record(values, f"{path}: record {row} of {key!r}"))
-                except RecordError as error:
-                    self._broken(error)
-        wanted = self._annotations.keys() if image_ids is None else image_ids
-        self._annotations = {
-            key: dict(sorted(of_image.items()))
-            for key, of_image in self._annotations.items()
-            if key in wanted
-        }
+        for record in _records(tables, "images", path):
+            with self._reading_record():
+                image_id, size = record.integer("id"), record.size()
+                self._images[image_id] = ImageRecord(record.path("file_name"), size)
+        for record in _records(tables, "categories", path):
+            with self._reading_record():
+                self._categories[record.integer("id")] = record.text("name")
+        for record in _records(tables, "annotations", path):
+            with self._reading_record():
+                self._add_annotation(record)
+        for image_id, of_image in self._annotations.items():
+            self._annotations[image_id] = dict(sorted(of_image.items()))
         if image_ids is not None:
-            self._images = {key: image for key, image in self._images.items() if key in image_ids}
-
-    def _add_image(self, record: Record) -> None:
-        number, size = record.integer("id"), record.size()
-        self._images[number] = ImageRecord(record.path("file_name"), size)
-
-    def _add_category(self, record: Record) -> None:
-        self._categories[record.integer("id")] = record.text("name")
+            self._images = {key: self._images[key] for key in self._images if key in image_ids}
+            wanted = (key for key in self._annotations if key in image_ids)
+            self._annotations = {key: self._annotations[key] for key in wanted}
 
     def _add_annotation(self, record: Record) -> None:
         number, image_id = record.integer("id"), record.integer("image_id")
@@ -223,10 +217,8 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         image_id, category_id, objects = key
         category = self._categories.get(category_id)
         if category is None:
-            raise RecordError(
-                f"{self._path}: annotation {objects[0]} has category {category_id}, "
-                "which is not in 'categories'"
-            )
+            problem = f"category {category_id}, which is not in 'categories'"
+            raise RecordError(f"{self._path}: annotation {objects[0]} has {problem}")
         number = objects[0] if self.per_annotation else category_id
         identifier = f"{self.name}-{self.split}-{image_id}-{number}"
         described = {"category_id": category_id, "category": category, "ann_id": list(objects)}
@@ -247,12 +239,7 @@ def _find_annotations(root: Path, split: str) -> Path:
         f"{split}/_annotations.coco.json",
         "instances.json",
     )
-    for place in places:
-        if (root / place).is_file():
-            return root / place
-    raise FileNotFoundError(
-        f"no annotations of the split {split!r} below {root}; looked for {', '.join(places)}"
-    )
+    return first_existing(root, places, f"annotation file of the split {split!r}")
 
 
 def _find_images(

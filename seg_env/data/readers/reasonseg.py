@@ -10,7 +10,7 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.images import image_size
+from seg_env.data.images import first_existing, image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
 from seg_env.data.records import Fault, Record, RecordError, located
@@ -59,14 +59,8 @@ class ReasonSeg(AnnotatedImages[str]):
         """
         super().__init__("reasonseg", split, per_reference=per_reference, **options)
         root = Path(data_root).expanduser().absolute()
-        folders = [root / "ReasonSeg" / split, root / split]
-        existing = [folder for folder in folders if folder.is_dir()]
-        if not existing:
-            looked = ", ".join(str(folder) for folder in folders)
-            raise FileNotFoundError(
-                f"there is no folder of the split {split!r}; looked for {looked}"
-            )
-        self.image_root = existing[0]
+        places = (f"ReasonSeg/{split}", split)
+        self.image_root = first_existing(root, places, f"folder of the split {split!r}")
         paths = sorted(self.image_root.glob("*.json"))
         if not paths:
             raise FileNotFoundError(f"{self.image_root} has no .json files")
@@ -173,17 +167,13 @@ def _line(
     steps = np.abs(end - start)
     major = 0 if steps[0] >= steps[1] else 1
     minor = 1 - major
-    signs = np.where(end >= start, 1, -1)
-    length, rise = int(steps[major]), int(steps[minor])
+    length, rise = max(int(steps[major]), 1), int(steps[minor])
     # Only the steps at which the line is beside neither of the two borders it runs across.
-    border = (-int(start[major])) * int(signs[major])
-    far = (limits[major] - 1 - int(start[major])) * int(signs[major])
-    first, last = max(0, min(border, far)), min(length, max(border, far))
-    along = np.arange(first, last + 1)
-    whole = max(length, 1)
-    across = (2 * along * rise + whole - 1) // (2 * whole)  # rounded to the nearest, halves down
-    pixels = np.empty((2, len(along)), dtype=np.int64)
-    pixels[major] = start[major] + signs[major] * along
-    pixels[minor] = start[minor] + signs[minor] * across
-    inside = (pixels[minor] >= 0) & (pixels[minor] < limits[minor])
-    return pixels[0, inside], pixels[1, inside]
+    low, high = sorted((int(start[major]), int(end[major])))
+    along = np.arange(max(low, 0), min(high, limits[major] - 1) + 1)
+    step = np.abs(along - start[major])
+    rising = (2 * step * rise + length - 1) // (2 * length)  # rounded to the nearest, halves down
+    across = start[minor] + np.where(end[minor] >= start[minor], rising, -rising)
+    inside = (across >= 0) & (across < limits[minor])
+    along, across = along[inside], across[inside]
+    return (along, across) if major == 0 else (across, along)

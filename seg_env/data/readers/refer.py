@@ -112,7 +112,7 @@ class Refer(CocoImages[int]):
         room = path.stat().st_size * MAX_REPETITION
         for row, values in enumerate(_load(path)):
             record = Record(values, f"{path}: record {row}")
-            try:
+            with self._reading_record():
                 found = record.text("split")
                 splits[found] += 1
                 if found != self.split:
@@ -120,9 +120,6 @@ class Refer(CocoImages[int]):
                 reference = _reference(record, self._several, room)
                 if reference.id in references:
                     raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
-            except RecordError as error:
-                self._broken(error)
-            else:
                 references[reference.id] = reference
                 room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
         if self.split not in splits:
