@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.scenes.language import describe_absent, establish, refer, vocabulary
+from seg_env.data.scenes.language import describe_absent, establish, refer
 from seg_env.data.scenes.layout import RECIPES, Difficulty, Patch, SceneObject, arrange
 from seg_env.data.scenes.paint import paint
 from seg_env.geometry.contour import trace
@@ -76,11 +76,6 @@ class Scenes:
         self.difficulty: Difficulty = difficulty
         self.seed = seed
         self.size = size
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every word that an expression of this difficulty can contain."""
-        return vocabulary(self.difficulty)
 
     def __len__(self) -> int:
         return self._length

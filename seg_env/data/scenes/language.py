@@ -68,16 +68,6 @@ class Description(NamedTuple):
         return self.extension == (1 << number, 1 << number)
 
 
-def vocabulary(difficulty: str) -> tuple[str, ...]:
-    """Every word that an expression of the difficulty can contain, in alphabetical order."""
-    if difficulty == "easy":
-        return tuple(sorted({"the", *EASY_COLORS, *EASY_SHAPES}))
-    phrases = ["the small large object", *SHAPES, *COLORS, *TEXTURES, *PLACES, *SUPERLATIVES]
-    if difficulty == "hard":
-        phrases += [*DIRECTIONS, *ORDERS]
-    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
-
-
 def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str, ...] | None:
     """Draw an expression for every object; None if some object has none."""
     weights = WEIGHTS[difficulty]
