@@ -21,7 +21,6 @@ from seg_env.data.scenes.layout import (
     COLORS,
     EASY_COLORS,
     EASY_SHAPES,
-    TEXTURES,
     Difficulty,
     SceneObject,
 )
