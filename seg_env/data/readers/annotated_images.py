@@ -6,7 +6,7 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,8 @@ class Entry:
 
     id: str
     """Of the sample; the number of a sentence is added where each sentence is one."""
-    sentences: Sequence[str]
-    """Expressions for it."""
+    sentences: Mapping[int, str]
+    """Expressions for it by their numbers."""
     image: Path | bytes
     """The file of the image, or its content."""
     size: tuple[int, int]
@@ -38,8 +38,6 @@ class Entry:
     metadata: dict[str, Any]
     others: Callable[[], list[Target]] = list
     """Builds the masks of the other objects of the image; broken ones are left out."""
-    sentence_ids: Sequence[int] | None = None
-    """Numbers of the sentences, by default 0, 1, ..."""
     image_name: str = ""
     """What errors call the image, by default its path."""
 
@@ -111,16 +109,15 @@ class AnnotatedImages(ABC, Generic[Key]):
             ValueError: The record is broken; names file and record.
         """
         entry, number = self._at(index)
-        if number >= len(entry.sentences):
+        if number not in entry.sentences:
             raise RecordError(f"{entry.id} has changed since it was opened; open it again")
         identifier, metadata = entry.id, dict(entry.metadata)
-        sentence_id = entry.sentence_ids[number] if entry.sentence_ids else number
         if self.sentence_key:
-            metadata[self.sentence_key] = sentence_id
+            metadata[self.sentence_key] = number
         if self.per_reference:
-            metadata["sentences"] = list(entry.sentences)
+            metadata["sentences"] = list(entry.sentences.values())
         elif self.by_sentence:
-            identifier += f"-{sentence_id}"
+            identifier += f"-{number}"
         load = partial(read_image, entry.image, entry.size, entry.image_name)
         return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
 
@@ -153,10 +150,10 @@ class AnnotatedImages(ABC, Generic[Key]):
     def _image_name(self, key: Key) -> str:
         """The name of the image's file."""
 
-    def _ask(self, key: Key, sentences: int = 1) -> None:
+    def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
         """Ask for an object by each of its sentences, or by the first."""
-        count = min(sentences, 1) if self.per_reference else sentences
-        self._questions += [(key, number) for number in range(count)]
+        asked = list(numbers)[: 1 if self.per_reference else None]
+        self._questions += [(key, number) for number in asked]
 
     def _choose(self) -> None:
         """Keep the images that are allowed and, on request, the records that are sound."""

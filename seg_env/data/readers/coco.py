@@ -126,9 +126,8 @@ class CocoImages(AnnotatedImages[Key]):
         identifier: str,
         image_id: int,
         annotation_ids: Sequence[int],
-        sentences: Sequence[str],
+        sentences: Mapping[int, str],
         metadata: dict[str, Any],
-        sentence_ids: Sequence[int] | None = None,
     ) -> Entry:
         """What is known of some annotations of an image, which are asked for together."""
         file_name, size = self._images[image_id]
@@ -150,7 +149,6 @@ class CocoImages(AnnotatedImages[Key]):
             target=target,
             metadata=metadata | {"image_id": image_id, "file_name": file_name},
             others=others,
-            sentence_ids=sentence_ids,
         )
 
 
@@ -222,7 +220,7 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         number = objects[0] if self.per_annotation else category_id
         identifier = f"{self.name}-{self.split}-{image_id}-{number}"
         described = {"category_id": category_id, "category": category, "ann_id": list(objects)}
-        return self._entry(identifier, image_id, objects, [category], described)
+        return self._entry(identifier, image_id, objects, {0: category}, described)
 
     def _image_name(self, key: tuple[int, int, tuple[int, ...]]) -> str:
         return self._images[key[0]].file_name

@@ -18,7 +18,7 @@ from seg_env.data.records import Record
 from seg_env.data.segmentations import object_target
 
 
-class Parquet(AnnotatedImages[tuple[int, int]]):
+class Parquet(AnnotatedImages[tuple[int, int, str]]):
     """One split of a table of the hub: one sample for each sentence.
 
     On disk, as ``huggingface-cli download --repo-type dataset`` leaves it::
@@ -76,27 +76,25 @@ class Parquet(AnnotatedImages[tuple[int, int]]):
         self._objects_of = fitting[0]
         places = [root.absolute() / place for place in (*COCO_FOLDERS, "")]
         self._image_roots = [Path(image_root).expanduser().absolute()] if image_root else places
-        self._image_names: list[str] = []
         for number, record in enumerate(self._table.walk(LIGHT)):
-            self._image_names.append(_file_name(record))
             with self._reading_record():
                 for k, each in enumerate(self._objects_of(record)):
-                    self._ask((number, k), len(each.sentences))
+                    self._ask((number, k, _file_name(record)), range(len(each.sentences)))
         self._choose()
 
-    def _read(self, key: tuple[int, int]) -> Entry:
-        number, k = key
+    def _read(self, key: tuple[int, int, str]) -> Entry:
+        number, k, file_name = key
         record = self._table.row(number)
         objects = self._objects_of(record)
         image, size = self._image(record)
         targets = [partial(object_target, each.segmentation, size, each.where) for each in objects]
         return Entry(
             id=f"{self.name}-{self.split}-{number}-{k}",
-            sentences=objects[k].sentences,
+            sentences=dict(enumerate(objects[k].sentences)),
             image=image,
             size=size,
             target=targets[k],
-            metadata={**objects[k].metadata, "file_name": _file_name(record), "row": number},
+            metadata={**objects[k].metadata, "file_name": file_name, "row": number},
             others=partial(valid_targets, targets[:k] + targets[k + 1 :]),
             image_name=f"{record.where}: image" if isinstance(image, bytes) else "",
         )
@@ -113,8 +111,8 @@ class Parquet(AnnotatedImages[tuple[int, int]]):
             raise record.error("image", "must hold an image")
         return data, image_size(data, f"{record.where}: image")
 
-    def _image_name(self, key: tuple[int, int]) -> str:
-        return self._image_names[key[0]]
+    def _image_name(self, key: tuple[int, int, str]) -> str:
+        return key[2]
 
 
 def _find_files(root: Path, split: str) -> list[Path]:

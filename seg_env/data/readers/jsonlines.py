@@ -95,7 +95,7 @@ class JsonLines(AnnotatedImages[int]):
             raise record.error("metadata", "must be an object")
         return Entry(
             id=str(record.get("id", key)),
-            sentences=[record.text("expression")],
+            sentences={0: record.text("expression")},
             image=image,
             size=(size[0], size[1]),
             target=partial(self._target, record, (size[0], size[1])),

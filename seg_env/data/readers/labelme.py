@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 28
 """Largest file that is read; LabelMe may keep the image itself in it."""
 
 
-class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
+class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
     """A folder annotated with LabelMe: one sample for each image and label in it.
 
     On disk, as LabelMe saves it::
@@ -58,14 +58,12 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
         if not paths:
             raise FileNotFoundError(f"{folder} has no .json files")
         self.per_annotation = per_annotation
-        self._files: list[tuple[str, str]] = []  # annotations and image, relative to the root
         for path in paths:
             with self._reading_record():
                 record = read_json_file(path)
                 groups, image = self._groups(shapes_of(record)), self._find_image(record, path)
                 for group in groups:
-                    self._ask((len(self._files), group))
-                self._files.append((str(path.relative_to(self.image_root)), image))
+                    self._ask((str(path.relative_to(self.image_root)), image, group))
         self._choose()
 
     def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
@@ -92,9 +90,8 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
             place = image_beside(path)  # files are often renamed together, imagePath is not
         return str(place.relative_to(self.image_root))
 
-    def _read(self, key: tuple[int, tuple[int, ...]]) -> Entry:
-        number, group = key
-        name, image_name = self._files[number]
+    def _read(self, key: tuple[str, str, tuple[int, ...]]) -> Entry:
+        name, image_name, group = key  # annotations and image, relative to the root
         record = read_json_file(self.image_root / name)
         size, shapes = record.size("imageHeight", "imageWidth"), shapes_of(record)
         if group[-1] >= len(shapes):
@@ -108,7 +105,7 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
         first = shapes[group[0]]
         return Entry(
             id=f"{self.name}-{self.split}-{name}-{group[0]}",
-            sentences=[_expression_of(first)],
+            sentences={0: _expression_of(first)},
             image=image,
             size=size,
             target=partial(_filled, [shapes[k] for k in group], size),
@@ -117,8 +114,8 @@ class LabelMe(AnnotatedImages[tuple[int, tuple[int, ...]]]):
             image_name=f"{record.where}: imageData" if isinstance(image, bytes) else "",
         )
 
-    def _image_name(self, key: tuple[int, tuple[int, ...]]) -> str:
-        return self._files[key[0]][1]
+    def _image_name(self, key: tuple[str, str, tuple[int, ...]]) -> str:
+        return key[1]
 
 
 def read_json_file(path: Path) -> Record:

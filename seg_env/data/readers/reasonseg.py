@@ -66,7 +66,7 @@ class ReasonSeg(AnnotatedImages[str]):
             raise FileNotFoundError(f"{self.image_root} has no .json files")
         for path in paths:
             with self._reading_record():
-                self._ask(path.name, len(_texts(read_json_file(path))))
+                self._ask(path.name, _texts(read_json_file(path)))
         self._choose()
 
     def _read(self, key: str) -> Entry:
@@ -110,13 +110,11 @@ def painted_target(record: Record, size: tuple[int, int]) -> Target:
     return Target(Rle.from_mask(target), ignore=ignore)
 
 
-def _texts(record: Record) -> list[str]:
+def _texts(record: Record) -> dict[int, str]:
     texts = record.get("text")
-    if isinstance(texts, str):
-        return [texts]
-    if not texts:
+    if not texts and not isinstance(texts, str):
         raise record.error("text", "must be a list of sentences")
-    return record.texts("text")
+    return dict(enumerate([texts] if isinstance(texts, str) else record.texts("text")))
 
 
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -88,11 +88,11 @@ class Refer(CocoImages[int]):
             check_counts(name, self.split_by, split, len(self._references), sentences)
         self._read_instances(instances_path, {reference.image_id for reference in self._references})
         for number, reference in enumerate(self._references):
-            count = len(reference.sentences)
             if problem := self._unlinked(reference):
-                self._broken(RecordError(f"{path}: {problem}"), 1 if per_reference else count)
+                count = 1 if per_reference else len(reference.sentences)
+                self._broken(RecordError(f"{path}: {problem}"), count)
             else:
-                self._ask(number, count)
+                self._ask(number, reference.sentences)
         first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
         self._choose()
@@ -143,13 +143,12 @@ class Refer(CocoImages[int]):
             f"{self.name}-{self.split_by}-{self.split}-{reference.id}",
             reference.image_id,
             reference.annotation_ids,
-            list(reference.sentences.values()),
+            reference.sentences,
             {
                 "ref_id": reference.id,
                 **self._described(reference),
                 "image_ann_ids": list(self._annotations.get(reference.image_id, {})),
             },
-            sentence_ids=list(reference.sentences),
         )
 
     def _image_name(self, key: int) -> str:
