@@ -1,9 +1,9 @@
-"""A sample of procedural scenes on disk in the form of the RefCOCO family.
+"""Writes the files below `embedded_root`: procedural scenes in the form of the RefCOCO family.
 
-It stands in where users have not pointed to their copy of the data, shows what each file looks
-like, and is small enough to come with the package.
+They stand in where users have not pointed to their copy of the data, show what each file looks
+like, and are small enough to come with the package.
 
-    python -m seg_env.data.embedded_sample      # writes it again
+    PYTHONPATH=. python tests/embedded_sample.py      # writes them again
 """
 
 from __future__ import annotations
