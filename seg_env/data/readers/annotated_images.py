@@ -182,19 +182,15 @@ class AnnotatedImages(ABC, Generic[Key]):
             return str(getattr(error, "fault", Fault.MALFORMED))
         return ""
 
-    def _broken(self, error: RecordError, count: int = 1) -> None:
-        """Raise the error of a broken record, or count it where such records are left out."""
-        if self._on_error == "raise":
-            raise error
-        self.skipped[str(error.fault)] += count
-
     @contextmanager
-    def _reading_record(self) -> Iterator[None]:
-        """Treat a `RecordError` of the block as `_broken` does."""
+    def _reading_record(self, count: int = 1) -> Iterator[None]:
+        """Raise a `RecordError` of the block, or count it where broken records are left out."""
         try:
             yield
         except RecordError as error:
-            self._broken(error)
+            if self._on_error == "raise":
+                raise
+            self.skipped[str(error.fault)] += count
 
 
 def valid_targets(builders: Iterable[Callable[[], Target]]) -> list[Target]:

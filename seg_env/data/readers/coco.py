@@ -190,18 +190,17 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
         for image_id, members in sorted(self._annotations.items()):
-            if image_id in self._images:
+            with self._reading_record(len(members)):
                 self._ask_for(image_id, members)
-                continue
-            problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
-            error = RecordError(f"{self._path}: {problem} in 'images'")
-            self._broken(error, count=len(members))
         first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
         self._choose()
 
     def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
         """Ask for each object of an image, or for all of each category."""
+        if image_id not in self._images:
+            problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
+            raise RecordError(f"{self._path}: {problem} in 'images'")
         by_category: dict[int, list[int]] = {}
         for number, each in members.items():
             if not self.per_annotation:

@@ -88,10 +88,8 @@ class Refer(CocoImages[int]):
             check_counts(name, self.split_by, split, len(self._references), sentences)
         self._read_instances(instances_path, {reference.image_id for reference in self._references})
         for number, reference in enumerate(self._references):
-            if problem := self._unlinked(reference):
-                count = 1 if per_reference else len(reference.sentences)
-                self._broken(RecordError(f"{path}: {problem}"), count)
-            else:
+            with self._reading_record(1 if per_reference else len(reference.sentences)):
+                self._check_links(reference, path)
                 self._ask(number, reference.sentences)
         first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
@@ -128,14 +126,14 @@ class Refer(CocoImages[int]):
             raise ValueError(f"{path} has no split {self.split!r}; it has {present}")
         return list(references.values())
 
-    def _unlinked(self, reference: Reference) -> str:
-        """What a reference names that is not there; empty if all is."""
+    def _check_links(self, reference: Reference, path: Path) -> None:
+        """Raise when a reference names an object or an image that is not there."""
         image_id, named = reference.image_id, reference.annotation_ids
         missing = [each for each in named if each not in self._annotations.get(image_id, {})]
-        if not missing and image_id in self._images:
-            return ""
-        what = "".join(f"annotation {each} of " for each in (missing or named)[:1])
-        return f"ref_id {reference.id} names {what}image {image_id}, which is not in {self._path}"
+        if missing or image_id not in self._images:
+            what = "".join(f"annotation {each} of " for each in (missing or named)[:1])
+            problem = f"names {what}image {image_id}, which is not in {self._path}"
+            raise RecordError(f"{path}: ref_id {reference.id} {problem}")
 
     def _read(self, key: int) -> Entry:
         reference = self._references[key]
