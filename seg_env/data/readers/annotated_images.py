@@ -158,10 +158,17 @@ class AnnotatedImages(ABC, Generic[Key]):
     def _choose(self) -> None:
         """Keep the images that are allowed and, on request, the records that are sound."""
         if self._exclude:
-            dropped = self._drop(lambda key: image_key(self._image_name(key)) in self._exclude)
-            self.excluded = dropped.total()
+            self.excluded = self._drop(self._is_excluded).total()
         if self._on_error == "skip":
             self.skipped.update(self._drop(self._fault))
+
+    def _is_excluded(self, key: Key) -> bool:
+        try:
+            return image_key(self._image_name(key)) in self._exclude
+        except RecordError:
+            if self._on_error == "raise":
+                raise
+            return False  # such a record is counted as broken
 
     def _drop(self, reason_of: Callable[[Key], Any]) -> Counter[Any]:
         """Drop the questions about objects for which there is a reason; counts them by reason."""

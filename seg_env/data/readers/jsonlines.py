@@ -70,13 +70,7 @@ class JsonLines(AnnotatedImages[int]):
                 position += len(line)
         self._starts = np.array(starts, dtype=np.int64)
         for row in np.flatnonzero(self._starts >= 0).tolist():
-            if self._exclude and self._on_error == "skip":
-                # Names of images are needed first, and lines without one cannot be judged.
-                with self._reading_record():
-                    self._image_name(row)
-                    self._ask(row)
-            else:
-                self._ask(row)
+            self._ask(row)
         self._choose()
 
     def _read(self, key: int) -> Entry:
@@ -84,12 +78,10 @@ class JsonLines(AnnotatedImages[int]):
         image, size = self.image_root / record.path("image"), record.get("size")
         if size is None:
             size = image_size(image)
-        elif not (
-            isinstance(size, list)
-            and len(size) == 2
-            and all(type(side) is int and side > 0 for side in size)
-        ):
+        elif not isinstance(size, list) or [type(side) for side in size] != [int, int]:
             raise record.error("size", "must be [height, width]")
+        elif min(size) < 1:
+            raise RecordError(f"{record.where}: 'size' must be positive, got {size}")
         extras = record.get("metadata", {})
         if not isinstance(extras, dict):
             raise record.error("metadata", "must be an object")

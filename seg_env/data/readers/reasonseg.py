@@ -102,9 +102,8 @@ def painted_target(record: Record, size: tuple[int, int]) -> Target:
         problem = "'shapes' is empty: there is nothing to outline"
         raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
     target, void = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
-    order = np.argsort([area for area, _, _ in layers], kind="stable")[::-1]
-    for index in order.tolist():
-        _, is_void, filled = layers[index]
+    layers.sort(key=lambda layer: layer[0])
+    for _, is_void, filled in reversed(layers):
         target[filled], void[filled] = not is_void, is_void
     ignore = Rle.from_mask(void) if void.any() else None
     return Target(Rle.from_mask(target), ignore=ignore)
