@@ -27,7 +27,7 @@ from experiments.common.arguments import PolicyArguments
 from experiments.common.command import opening, run_command
 from experiments.common.policies import AnswerLength, PrecisionChoice, answer_length
 from rewards.composite import DEFAULT_REWARDS
-from seg_env.data.images import image_size, read_image_bytes
+from seg_env.data.images import image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.render import draw_overlay
 from seg_env.envs.scoring import Scorer
@@ -163,7 +163,7 @@ def read_data_uri(address: str) -> NDArray[np.uint8]:
     """
     data = base64.b64decode(address.partition(",")[2], validate=True)
     name = "the picture that was sent"
-    return read_image_bytes(data, image_size(data, name), name)
+    return read_image(data, image_size(data, name), name)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """Data sets: procedural scenes and readers of annotated images."""
 
-from seg_env.data.base import Dataset, KnowsOthers
+from seg_env.data.base import Dataset
 from seg_env.data.export import export_jsonlines
 from seg_env.data.readers.annotated_images import images_of
 from seg_env.data.readers.coco import Coco
@@ -20,7 +20,6 @@ __all__ = [
     "Fault",
     "GRefCoco",
     "JsonLines",
-    "KnowsOthers",
     "LabelMe",
     "Parquet",
     "ReasonSeg",

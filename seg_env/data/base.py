@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from seg_env.types import Sample, Target
+from seg_env.types import Sample
 
 
 @runtime_checkable
@@ -12,7 +12,9 @@ class Dataset(Protocol):
     """A finite, indexable source of samples.
 
     Data sets are picklable (workers get a copy), hold no open files, and load images only when
-    `Sample.image` is asked for.
+    `Sample.image` is asked for. One that knows the other objects of an image has ``others(index)``,
+    a list of their `Target`s at the size of the image: with them an evaluation can tell an answer
+    that outlines the wrong object from a bad outline of the right one.
     """
 
     name: str
@@ -27,17 +29,4 @@ class Dataset(Protocol):
         Raises:
             IndexError: Outside ``[-len, len)``, so that iteration stops by itself.
         """
-        ...
-
-
-@runtime_checkable
-class KnowsOthers(Dataset, Protocol):
-    """A data set that also knows the other objects of an image.
-
-    With them an evaluation can tell an answer that outlines the wrong object from a bad outline of
-    the right one. The method is optional: ask by ``isinstance(dataset, KnowsOthers)``.
-    """
-
-    def others(self, index: int, /) -> list[Target]:
-        """Masks of the other known objects in the image of sample ``index``, at its size."""
         ...

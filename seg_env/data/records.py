@@ -1,14 +1,14 @@
-"""Fields of records in annotation files, and what is wrong with them, as a `RecordError`."""
+"""Records of annotation files, and what is wrong with them, as a `RecordError`."""
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 from seg_env.geometry.rle import MAX_PIXELS
 
@@ -44,6 +44,91 @@ class RecordError(ValueError):
         self.fault = fault
 
 
+class Record(NamedTuple):
+    """An object of JSON from outside; its fields are checked when they are asked for."""
+
+    values: Any
+    where: str
+    """File and record: what the message of every error starts with."""
+
+    @classmethod
+    def parse(cls, text: object, where: str) -> Record:
+        """Parse one JSON object."""
+        try:
+            values = json.loads(text) if isinstance(text, str | bytes) else text
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise RecordError(f"{where}: expected an object {{...}}, got {describe(values)}")
+        return cls(values, where)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(self.values, dict) and key in self.values
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What lies under ``key``, unchecked."""
+        return self.values.get(key, default) if isinstance(self.values, dict) else default
+
+    def integer(self, key: str) -> int:
+        """An integer within 64 bits."""
+        value = self.get(key)
+        if type(value) is not int or not -(2**63) <= value < 2**63 - 1:
+            raise self.error(key, "must be an integer")
+        return value
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "must be a string")
+        return value
+
+    def items(self, key: str, default: object = None) -> list[Any]:
+        """A list of anything."""
+        value = self.get(key, default)
+        if not isinstance(value, list):
+            raise self.error(key, "must be a list")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of strings."""
+        value = self.items(key)
+        if not all(isinstance(each, str) for each in value):
+            raise self.error(key, "must be a list of strings")
+        return value
+
+    def size(self, height: str = "height", width: str = "width") -> tuple[int, int]:
+        """Height and width of an image, ``(H, W)``, from two fields."""
+        size = self.integer(height), self.integer(width)
+        if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+            raise RecordError(
+                f"{self.where}: {height} and {width} are {size}; at least 1, together at most "
+                f"{MAX_PIXELS} pixels are read"
+            )
+        return size
+
+    def path(self, key: str) -> str:
+        """The name of a file as a path that stays within the folder of images."""
+        name = self.text(key)
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in name or "\0" in name:
+            raise RecordError(f"{self.where}: {key} {name[:80]!r} leads out of the image folder")
+        return str(parts)
+
+    def error(self, key: str, problem: str) -> RecordError:
+        """The error of a field that is not as it must be."""
+        return RecordError(f"{self.where}: {key!r} {problem}, got {describe(self.get(key))}")
+
+
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Read a file of JSON that a data set hangs on; a `ValueError` if it is none."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            return json.load(stream, object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Turn a `ValueError` of a block into a `RecordError` that starts with ``where``."""
@@ -67,58 +152,6 @@ def garbage_collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse one JSON object; errors start with ``where``."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{where}: expected an object {{...}}, got {describe(record)}")
-    return record
-
-
-def integer(record: object, key: str, where: str) -> int:
-    """The integer under ``key``, within 64 bits; errors start with ``where``."""
-    value = record.get(key) if isinstance(record, dict) else None
-    if type(value) is not int or not -(2**63) <= value < 2**63 - 1:
-        raise RecordError(f"{where}: {key!r} must be an integer, got {describe(value)}")
-    return value
-
-
-def text_field(record: object, key: str, where: str) -> str:
-    """The string under ``key``; errors start with ``where``."""
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, str):
-        raise RecordError(f"{where}: {key!r} must be a string, got {describe(value)}")
-    return value
-
-
-def size_field(
-    record: object, where: str, keys: tuple[str, str] = ("height", "width")
-) -> tuple[int, int]:
-    """Height and width of an image, ``(H, W)``; errors start with ``where``."""
-    size = integer(record, keys[0], where), integer(record, keys[1], where)
-    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise RecordError(
-            f"{where}: {keys[0]} and {keys[1]} are {size}; at least 1, together at most "
-            f"{MAX_PIXELS} pixels are read"
-        )
-    return size
-
-
-def relative_path(file_name: str, where: str) -> str:
-    """The name of an image as a path that stays within the folder of images.
-
-    Raises:
-        RecordError: It is absolute or leads upwards.
-    """
-    parts = PurePosixPath(file_name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in file_name or "\0" in file_name:
-        raise RecordError(f"{where}: file_name {file_name[:80]!r} leads out of the image folder")
-    return str(parts)
 
 
 def describe(value: object) -> str:

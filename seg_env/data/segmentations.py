@@ -15,7 +15,9 @@ from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
 
-def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target:
+def target_from_segmentation(
+    segmentation: Any, size: tuple[int, int], *, inside: bool = False
+) -> Target:
     """Build a target from the ``segmentation`` of a COCO annotation.
 
     That is a list of flat polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length dictionary
@@ -23,20 +25,24 @@ def target_from_segmentation(segmentation: Any, size: tuple[int, int]) -> Target
     empty list is an empty target; so is a polygon of fewer than three points.
 
     Raises:
-        ValueError: Anything else; names the part.
+        ValueError: Anything else, or with ``inside`` a polygon that `check_inside` refuses; names
+            the part.
     """
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list):
         raise ValueError(f"a segmentation is a list or a dictionary, got {describe(parts)}")
     masks: list[Rle] = []
     for index, part in enumerate(parts):
-        try:
-            masks.append(_part(part, size))
-        except ValueError as error:
-            raise ValueError(f"part {index} of the segmentation: {error}") from error
-    if not masks:
-        masks.append(Rle(size, np.array([size[0] * size[1]])))
-    return Target(masks[0] if len(masks) == 1 else Rle.union_of(masks))
+        with located(f"part {index} of the segmentation"):
+            masks.append(_part(part, size, inside))
+    return union(masks, size)
+
+
+def union(masks: Sequence[Rle], size: tuple[int, int]) -> Target:
+    """All of some masks as one target; of none, an empty one."""
+    if len(masks) == 1:
+        return Target(masks[0])
+    return Target(Rle.union_of(masks or [Rle(size, np.array([size[0] * size[1]]))]))
 
 
 def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Target:
@@ -47,11 +53,7 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
             pixel. The message starts with ``where``.
     """
     with located(where):
-        parts = segmentation if isinstance(segmentation, list) else []
-        for index, part in enumerate(parts):
-            if isinstance(part, list | array) and part:
-                check_inside(_points(part), size, f"part {index} of the segmentation")
-        target = target_from_segmentation(segmentation, size)
+        target = target_from_segmentation(segmentation, size, inside=True)
         if not target.area:
             raise RecordError(
                 "the segmentation is empty: it fills not one pixel of "
@@ -61,14 +63,14 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
         return target
 
 
-def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) -> None:
+def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
     """Raise when a polygon, ``(V, 2)`` in pixels, cannot belong to an image of ``(H, W)``.
 
     COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
     reaches out by more than half its side, was drawn on another image or another size of it.
 
     Raises:
-        RecordError: The polygon does not fit; the message starts with ``what``.
+        RecordError: The polygon does not fit.
     """
     if not len(points):
         return
@@ -79,26 +81,35 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int], what: str) 
     if beside or far_out:
         (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()
         raise RecordError(
-            f"{what} is a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in "
-            f"an image of {size[1]} x {size[0]} (width x height)",
+            f"a polygon outside the image: x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in an image of "
+            f"{size[1]} x {size[0]} (width x height)",
             Fault.OUTSIDE,
         )
 
 
-def parse_points(value: object) -> NDArray[np.float64]:
-    """``(V, 2)`` points from a list of pairs of finite numbers; else a `ValueError`."""
+def parse_points(value: object, *, flat: bool = False) -> NDArray[np.float64]:
+    """``(V, 2)`` points from finite numbers, in pairs or, with ``flat``, one after another.
+
+    Raises:
+        ValueError: It is something else.
+    """
     try:
         points = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        points = np.zeros(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError("expected a list of finite pairs [x, y]")
-    return points
+        points = np.zeros(())  # of no dimension
+    fits = points.size % 2 == 0 if flat else points.shape[1:] == (2,)
+    if points.ndim != (1 if flat else 2) or not fits or not np.isfinite(points).all():
+        form = "flat list of finite x, y, x, y, ..." if flat else "list of finite pairs [x, y]"
+        raise ValueError(f"expected a {form}")
+    return points.reshape(-1, 2)
 
 
-def _part(part: Any, size: tuple[int, int]) -> Rle:
+def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     if isinstance(part, list | array):
-        return fill_polygon(_points(part), size)
+        points = parse_points(part, flat=True)
+        if inside:
+            check_inside(points, size)
+        return fill_polygon(points, size)
     if not isinstance(part, dict):
         raise ValueError(
             "expected a polygon [x0, y0, x1, y1, ...] or {'size', 'counts'}, got " + describe(part)
@@ -111,18 +122,6 @@ def _part(part: Any, size: tuple[int, int]) -> Rle:
     if isinstance(counts, list):
         return Rle.from_counts(size, counts)
     raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
-
-
-def _points(numbers: Sequence[Any]) -> NDArray[np.float64]:
-    try:
-        flat = np.array(numbers, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a polygon is a flat list of numbers: {error}") from error
-    if flat.ndim != 1 or len(flat) % 2 or not np.isfinite(flat).all():
-        raise ValueError(
-            f"a polygon is a flat list of finite x, y, x, y, ...; got {len(numbers)} entries"
-        )
-    return flat.reshape(-1, 2)
 
 
 def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:

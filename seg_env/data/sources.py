@@ -157,4 +157,4 @@ def held_out_images(
         open_dataset(dataset, split=split, split_by=split_by, data_root=data_root)
         for split in splits
     )
-    return images_of(cast("AnnotatedImages", each) for each in opened)
+    return images_of(cast("AnnotatedImages[Any]", each) for each in opened)

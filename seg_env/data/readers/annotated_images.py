@@ -6,15 +6,14 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from seg_env.data.images import check_image
+from seg_env.data.images import image_size, read_image
 from seg_env.data.records import Fault, OnError, RecordError
 from seg_env.types import Sample, Target
 
@@ -22,38 +21,82 @@ Key = TypeVar("Key")
 _COCO_NAME = re.compile(r"(?:coco_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?")
 
 
-class AnnotatedImages(ABC):
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What files say about an object of an image, or about several that are asked for together."""
+
+    id: str
+    """Of the sample; the number of a sentence is added where each sentence is one."""
+    sentences: Mapping[int, str]
+    """Expressions for it by their numbers."""
+    image: Path | bytes
+    """The file of the image, or its content."""
+    size: tuple[int, int]
+    """``(H, W)`` of the image."""
+    target: Callable[[], Target]
+    """Builds the mask, or raises what is wrong with the annotation."""
+    metadata: dict[str, Any]
+    others: Callable[[], list[Target]] = list
+    """Builds the masks of the other objects of the image; broken ones are left out."""
+    image_name: str = ""
+    """What errors call the image, by default its path."""
+
+
+class Options(TypedDict, total=False):
+    """What every reader takes."""
+
+    exclude_images: Collection[str | int] | None
+    """Image ids or names of image files to leave out, see `seg_env.data.held_out_images`."""
+    on_error: OnError
+    """What to do about broken records."""
+
+
+class AnnotatedImages(ABC, Generic[Key]):
     """A data set whose records lie in files: indexing, leaving out, counting what was left out.
 
-    Readers take ``exclude_images=``, image ids or names of image files to leave out (see
-    `seg_env.data.held_out_images`), and ``on_error=``, what to do about broken records (see
-    `seg_env.data.records.OnError`). They raise a `FileNotFoundError` that says what is missing and
-    what was looked for, and a `ValueError` that names file and record.
+    Readers take `Options`. They raise a `FileNotFoundError` that says what is missing and what was
+    looked for, and a `ValueError` that names file and record.
 
-    A *row* is one question as the files have it. Subclasses call `_choose_rows` at the end of their
-    constructor.
+    A reader's constructor finds the *keys* of its objects, whatever it needs to find one again
+    (the number of a file, ids), calls `_ask` with each, and `_choose` at the end. What a key stands
+    for is read by `_read` when it is asked for.
     """
 
+    by_sentence: ClassVar[bool] = False
+    """Whether an object has several sentences, each of which is a sample."""
+    sentence_key: ClassVar[str] = ""
+    """What the metadata calls the number of the sentence; empty where it does not have it."""
     name: str
     split: str
-    skipped: dict[str, int]
+    skipped: Counter[str]
     """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
     excluded: int
     """Number of samples left out for their image (``exclude_images=``)."""
 
-    def __init__(self, name: str, split: str, on_error: OnError) -> None:
-        """Start with nothing left out."""
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        per_reference: bool = False,
+        exclude_images: Collection[str | int] | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        """Start with nothing asked for and nothing left out."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         self.name = name
         self.split = split
-        self.skipped = {}
+        self.skipped = Counter()
         self.excluded = 0
+        self.per_reference = per_reference
+        """Whether an object is one sample, with its first sentence."""
+        self._exclude = {image_key(image) for image in exclude_images or ()}
         self._on_error = on_error
-        self._rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._questions: list[tuple[Key, int]] = []  # an object and the number of a sentence
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._questions)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -65,106 +108,110 @@ class AnnotatedImages(ABC):
             IndexError: Outside ``[-len, len)``.
             ValueError: The record is broken; names file and record.
         """
-        return self._sample(self._row(index))
+        entry, number = self._at(index)
+        if number not in entry.sentences:
+            raise RecordError(f"{entry.id} has changed since it was opened; open it again")
+        identifier, metadata = entry.id, dict(entry.metadata)
+        if self.sentence_key:
+            metadata[self.sentence_key] = number
+        if self.per_reference:
+            metadata["sentences"] = list(entry.sentences.values())
+        elif self.by_sentence:
+            identifier += f"-{number}"
+        load = partial(read_image, entry.image, entry.size, entry.image_name)
+        return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
 
     def others(self, index: int, /) -> list[Target]:
         """Masks of the other annotated objects in the image; broken annotations are left out."""
-        return self._others(self._row(index))
+        return self._at(index)[0].others()
 
     def image_path(self, index: int, /) -> Path | None:
         """The file of a sample's image, or None where it does not lie in a file."""
-        return self._image_path(self._row(index))
+        image = self._at(index)[0].image
+        return image if isinstance(image, Path) else None
 
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
-        by_unit = {self._unit(row): row for row in self._rows.tolist()}
-        return frozenset(self._image_name(row) for row in by_unit.values())
+        return frozenset(map(self._image_name, dict(self._questions)))
 
-    def _row(self, index: int) -> int:
+    def _at(self, index: int) -> tuple[Entry, int]:
+        """The object of a sample and the number of its sentence."""
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"index {number} is outside of {len(self)} samples")
-        return int(self._rows[number])
+        key, sentence = self._questions[number]
+        return self._read(key), sentence
 
-    def _choose_rows(
-        self, rows: Iterable[int], exclude_images: Collection[str | int] | None
-    ) -> None:
-        """Keep the rows whose images are allowed and, on request, whose records are sound."""
-        self._rows = np.array(list(rows), dtype=np.int64)
-        if exclude_images:
-            keys = {image_key(image) for image in exclude_images}
-            self.excluded = len(self._drop(lambda row: image_key(self._image_name(row)) in keys))
+    @abstractmethod
+    def _read(self, key: Key) -> Entry:
+        """What a key stands for, read from its file."""
+
+    @abstractmethod
+    def _image_name(self, key: Key) -> str:
+        """The name of the image's file."""
+
+    def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
+        """Ask for an object by each of its sentences, or by the first."""
+        asked = list(numbers)[: 1 if self.per_reference else None]
+        self._questions += [(key, number) for number in asked]
+
+    def _choose(self) -> None:
+        """Keep the images that are allowed and, on request, the records that are sound."""
+        if self._exclude:
+            self.excluded = self._drop(self._is_excluded).total()
         if self._on_error == "skip":
-            faults = Counter(str(fault) for fault in self._drop(self._fault))
-            self.skipped = dict(Counter(self.skipped) + faults)
+            self.skipped.update(self._drop(self._fault))
 
-    def _drop(self, reason_of: Callable[[int], object]) -> list[object]:
-        """Drop the rows for which there is a reason; asked once for each unit."""
-        rows = self._rows.tolist()
-        units = [self._unit(row) for row in rows]
-        asked = {unit: reason_of(row) for unit, row in dict(zip(units, rows, strict=True)).items()}
-        found = [asked[unit] for unit in units]
-        self._rows = self._rows[np.array([not reason for reason in found], dtype=np.bool_)]
-        return [reason for reason in found if reason]
-
-    def _fault(self, row: int) -> Fault | None:
+    def _is_excluded(self, key: Key) -> bool:
         try:
-            self._check(row)
-        except FileNotFoundError:
-            return Fault.MISSING_IMAGE
-        except ValueError as error:
-            return getattr(error, "fault", Fault.MALFORMED)
-        return None
+            return image_key(self._image_name(key)) in self._exclude
+        except RecordError:
+            if self._on_error == "raise":
+                raise
+            return False  # such a record is counted as broken
 
-    def _broken(self, error: ValueError, count: int = 1) -> None:
-        """Raise the error of a broken record, or count it where such records are left out."""
-        if self._on_error == "raise":
-            raise error
-        self.skipped = dict(Counter(self.skipped) + Counter({str(Fault.MALFORMED): count}))
+    def _drop(self, reason_of: Callable[[Key], Any]) -> Counter[Any]:
+        """Drop the questions about objects for which there is a reason; counts them by reason."""
+        reasons = {key: reason_of(key) for key in dict(self._questions)}
+        dropped = Counter(reason for key, _ in self._questions if (reason := reasons[key]))
+        self._questions = [each for each in self._questions if not reasons[each[0]]]
+        return dropped
+
+    def _fault(self, key: Key) -> str:
+        """What is wrong with an annotation or, as its header tells, an image; empty if nothing."""
+        try:
+            entry = self._read(key)
+            entry.target()
+            image_size(entry.image, entry.image_name, entry.size)
+        except FileNotFoundError:
+            return str(Fault.MISSING_IMAGE)
+        except ValueError as error:
+            return str(getattr(error, "fault", Fault.MALFORMED))
+        return ""
 
     @contextmanager
-    def _reading_record(self) -> Iterator[None]:
-        """Treat a `RecordError` of the block as `_broken` does."""
+    def _reading_record(self, count: int = 1) -> Iterator[None]:
+        """Raise a `RecordError` of the block, or count it where broken records are left out."""
         try:
             yield
         except RecordError as error:
-            self._broken(error)
-
-    @abstractmethod
-    def _sample(self, row: int) -> Sample: ...
-
-    @abstractmethod
-    def _image_name(self, row: int) -> str: ...
-
-    @abstractmethod
-    def _image_path(self, row: int) -> Path | None: ...
-
-    def _others(self, row: int) -> list[Target]:
-        return []
-
-    def _unit(self, row: int) -> Hashable:
-        """Equal for rows that ask for the same object in other words."""
-        return row
-
-    def _check(self, row: int) -> None:
-        """Raise what is wrong with the annotation or, as its header tells, the image of a row."""
-        sample, path = self._sample(row), self._image_path(row)
-        if path is not None:
-            check_image(path, sample.target.size)
+            if self._on_error == "raise":
+                raise
+            self.skipped[str(error.fault)] += count
 
 
-def valid_targets(target_of: Callable[[Key], Target], keys: Iterable[Key]) -> list[Target]:
+def valid_targets(builders: Iterable[Callable[[], Target]]) -> list[Target]:
     """The targets of some objects, without the broken ones."""
     found = []
-    for key in keys:
+    for build in builders:
         try:
-            found.append(target_of(key))
+            found.append(build())
         except RecordError:
             continue
     return found
 
 
-def images_of(datasets: Iterable[AnnotatedImages]) -> frozenset[str]:
+def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:
     """The keys of all images of some data sets, for ``exclude_images=``."""
     return frozenset(image_key(name) for each in datasets for name in each.image_names())
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-from abc import abstractmethod
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-from seg_env.data.images import read_image
-from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
-from seg_env.data.records import (
-    OnError,
-    RecordError,
-    garbage_collection_paused,
-    integer,
-    relative_path,
-    size_field,
-    text_field,
+from seg_env.data.images import first_existing, folder_of
+from seg_env.data.readers.annotated_images import (
+    AnnotatedImages,
+    Entry,
+    Key,
+    Options,
+    valid_targets,
 )
-from seg_env.data.segmentations import object_target
-from seg_env.geometry.rle import Rle
-from seg_env.types import Sample, Target
+from seg_env.data.records import Record, RecordError, garbage_collection_paused, read_json
+from seg_env.data.segmentations import object_target, union
+from seg_env.types import Target
 
 
 class ImageRecord(NamedTuple):
@@ -43,8 +35,6 @@ class ImageRecord(NamedTuple):
 class Annotation(NamedTuple):
     """One entry of ``annotations``."""
 
-    id: int
-    image_id: int
     category_id: int
     """-1 where it has none."""
     is_crowd: bool
@@ -53,82 +43,11 @@ class Annotation(NamedTuple):
     """As in the file, but polygons are arrays."""
 
 
-@dataclass(frozen=True, eq=False)
-class Instances:
-    """The content of an ``instances.json`` that is used here."""
-
-    path: Path
-    images: Mapping[int, ImageRecord]
-    categories: Mapping[int, str]
-    """Names by id."""
-    annotations: Mapping[int, list[Annotation]]
-    """Annotations by id of their image, sorted by their own id."""
-
-    def only(self, image_ids: Collection[int]) -> Instances:
-        """Some of the images with their annotations, and all categories."""
-        images = {key: image for key, image in self.images.items() if key in image_ids}
-        annotations = {key: each for key, each in self.annotations.items() if key in image_ids}
-        return replace(self, images=images, annotations=annotations)
-
-    def annotations_of(self, image_id: int) -> list[int]:
-        """Ids of the annotations of an image, sorted."""
-        return [each.id for each in self.annotations.get(image_id, [])]
-
-    def annotation(self, image_id: int, annotation_id: int) -> Annotation:
-        """An annotation of an image; a `ValueError` if there is none, or several of that id."""
-        of_image = self.annotations.get(image_id, [])
-        first = bisect_left(of_image, annotation_id, key=attrgetter("id"))
-        count = bisect_right(of_image, annotation_id, key=attrgetter("id")) - first
-        if count != 1:
-            raise ValueError(
-                f"{self.path}: image {image_id} has {count} annotations of the id "
-                f"{annotation_id}, expected one"
-            )
-        return of_image[first]
-
-
-@garbage_collection_paused()
-def read_instances(path: Path, on_broken: Callable[[ValueError], None]) -> Instances:
-    """Read an ``instances.json``.
-
-    ``on_broken`` raises the error of a broken record, or returns to go on without it. A file that
-    is not JSON of this form is a `ValueError`.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            tables = json.load(stream, object_hook=_pack_polygons)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    images: dict[int, ImageRecord] = {}
-    categories: dict[int, str] = {}
-    annotations: dict[int, list[Annotation]] = {}
-    for key in ("images", "categories", "annotations"):
-        records = tables.get(key, []) if isinstance(tables, dict) else tables
-        if not isinstance(records, list) or records is tables:
-            raise ValueError(f"{path}: expected an object with lists 'images' and 'annotations'")
-        for row, record in enumerate(records):
-            where = f"{path}: record {row} of {key!r}"
-            try:
-                if key == "images":
-                    identifier, size = integer(record, "id", where), size_field(record, where)
-                    name = relative_path(text_field(record, "file_name", where), where)
-                    images[identifier] = ImageRecord(name, size)
-                elif key == "categories":
-                    categories[integer(record, "id", where)] = text_field(record, "name", where)
-                else:
-                    numbered = integer(record, "id", where), integer(record, "image_id", where)
-                    category = (
-                        integer(record, "category_id", where) if "category_id" in record else -1
-                    )
-                    annotation = Annotation(
-                        *numbered, category, record.get("iscrowd") == 1, record.get("segmentation")
-                    )
-                    annotations.setdefault(annotation.image_id, []).append(annotation)
-            except RecordError as error:
-                on_broken(error)
-    for of_image in annotations.values():
-        of_image.sort(key=attrgetter("id"))
-    return Instances(path, images, categories, annotations)
+def _records(tables: Any, key: str, path: Path) -> Iterator[Record]:
+    records = tables.get(key, []) if isinstance(tables, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected an object with lists 'images' and 'annotations'")
+    return (Record(each, f"{path}: record {row} of {key!r}") for row, each in enumerate(records))
 
 
 def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
@@ -143,11 +62,52 @@ def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-class CocoImages(AnnotatedImages):
-    """Images whose outlines lie in an `Instances`; a row asks for some annotations of one image."""
+class CocoImages(AnnotatedImages[Key]):
+    """Images whose outlines lie in an ``instances.json``."""
 
-    _instances: Instances
     image_root: Path
+    _path: Path
+    """Of ``instances.json``."""
+    _images: dict[int, ImageRecord]
+    _categories: dict[int, str]
+    """Names by id."""
+    _annotations: dict[int, dict[int, Annotation]]
+    """By id of their image, then by their own id, sorted."""
+
+    @garbage_collection_paused()
+    def _read_instances(self, path: Path, image_ids: Collection[int] | None = None) -> None:
+        """Read an ``instances.json``, by default all of its images.
+
+        Raises:
+            ValueError: It is not JSON of this form, or a record is broken.
+        """
+        tables = read_json(path, _pack_polygons)
+        self._path, self._images, self._categories, self._annotations = path, {}, {}, {}
+        for record in _records(tables, "images", path):
+            with self._reading_record():
+                image_id, size = record.integer("id"), record.size()
+                self._images[image_id] = ImageRecord(record.path("file_name"), size)
+        for record in _records(tables, "categories", path):
+            with self._reading_record():
+                self._categories[record.integer("id")] = record.text("name")
+        for record in _records(tables, "annotations", path):
+            with self._reading_record():
+                self._add_annotation(record)
+        for image_id, of_image in self._annotations.items():
+            self._annotations[image_id] = dict(sorted(of_image.items()))
+        if image_ids is not None:
+            self._images = {key: self._images[key] for key in self._images if key in image_ids}
+            wanted = (key for key in self._annotations if key in image_ids)
+            self._annotations = {key: self._annotations[key] for key in wanted}
+
+    def _add_annotation(self, record: Record) -> None:
+        number, image_id = record.integer("id"), record.integer("image_id")
+        category_id = record.integer("category_id") if "category_id" in record else -1
+        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
+        of_image = self._annotations.setdefault(image_id, {})
+        if number in of_image:
+            raise RecordError(f"{record.where}: the id {number} appears twice in image {image_id}")
+        of_image[number] = Annotation(category_id, is_crowd, segmentation)
 
     def object_target(self, image_id: int, annotation_id: int) -> Target:
         """The mask of any annotated object in the images of this split.
@@ -155,40 +115,44 @@ class CocoImages(AnnotatedImages):
         Raises:
             ValueError: There is no such annotation, or it is malformed, outside or empty.
         """
-        annotation = self._instances.annotation(image_id, annotation_id)
-        where = f"{self._instances.path}: annotation {annotation_id}"
-        size = self._instances.images[image_id].size
-        return object_target(annotation.segmentation, size, where)
+        annotation = self._annotations.get(image_id, {}).get(annotation_id)
+        if annotation is None:
+            raise ValueError(f"{self._path}: image {image_id} has no annotation {annotation_id}")
+        where = f"{self._path}: annotation {annotation_id}"
+        return object_target(annotation.segmentation, self._images[image_id].size, where)
 
-    @abstractmethod
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        """The image and the annotations that a row asks for, by id."""
+    def _entry(
+        self,
+        identifier: str,
+        image_id: int,
+        annotation_ids: Sequence[int],
+        sentences: Mapping[int, str],
+        metadata: dict[str, Any],
+    ) -> Entry:
+        """What is known of some annotations of an image, which are asked for together."""
+        file_name, size = self._images[image_id]
 
-    def _united(self, image_id: int, annotation_ids: Iterable[int]) -> Target:
-        """All of some objects as one target; of none, an empty one."""
-        parts = [self.object_target(image_id, each) for each in annotation_ids]
-        if len(parts) == 1:
-            return parts[0]
-        height, width = self._instances.images[image_id].size
-        empty = Rle.from_counts((height, width), [height * width])
-        return Target(Rle.union_of([empty, *(part.rle for part in parts)]))
+        def target() -> Target:
+            parts = [self.object_target(image_id, each).rle for each in annotation_ids]
+            return union(parts, size)
 
-    def _load_image(self, image: ImageRecord) -> Callable[[], Any]:
-        return partial(read_image, self.image_root / image.file_name, image.size)
+        def others() -> list[Target]:
+            asked = set(annotation_ids)
+            rest = (each for each in self._annotations.get(image_id, {}) if each not in asked)
+            return valid_targets(partial(self.object_target, image_id, each) for each in rest)
 
-    def _image_name(self, row: int) -> str:
-        return self._instances.images[self._asked(row)[0]].file_name
-
-    def _image_path(self, row: int) -> Path:
-        return self.image_root / self._image_name(row)
-
-    def _others(self, row: int) -> list[Target]:
-        image_id, asked = self._asked(row)
-        others = set(self._instances.annotations_of(image_id)).difference(asked)
-        return valid_targets(partial(self.object_target, image_id), sorted(others))
+        return Entry(
+            id=identifier,
+            sentences=sentences,
+            image=self.image_root / file_name,
+            size=size,
+            target=target,
+            metadata=metadata | {"image_id": image_id, "file_name": file_name},
+            others=others,
+        )
 
 
-class Coco(CocoImages):
+class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
     """Images annotated in COCO's form: one sample for each image and category in it.
 
     On disk, as COCO has it::
@@ -218,67 +182,47 @@ class Coco(CocoImages):
         image_root: str | os.PathLike[str] | None = None,
         *,
         per_annotation: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read an annotation file."""
-        super().__init__("coco", split, on_error)
+        super().__init__("coco", split, **options)
         root = Path(data_root).expanduser().absolute()
-        self._instances = read_instances(_find_annotations(root, split), self._broken)
+        self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
-        self._questions = self._group()
-        first = next(iter(self._instances.images.values()), None)
+        for image_id, members in sorted(self._annotations.items()):
+            with self._reading_record(len(members)):
+                self._ask_for(image_id, members)
+        first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        self._choose_rows(range(len(self._questions)), exclude_images)
+        self._choose()
 
-    def _group(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Ids of the image, the category and the annotations of each question."""
-        questions: list[tuple[int, int, tuple[int, ...]]] = []
-        for image_id, members in sorted(self._instances.annotations.items()):
-            if image_id not in self._instances.images:
-                problem = (
-                    f"{self._instances.path}: annotation {members[0].id} belongs to image "
-                    f"{image_id}, which is not in 'images'"
-                )
-                self._broken(RecordError(problem), count=len(members))
-            elif self.per_annotation:
-                singles = (each for each in members if not each.is_crowd)
-                questions += [(image_id, each.category_id, (each.id,)) for each in singles]
-            else:
-                by_category: dict[int, list[int]] = {}
-                for each in members:
-                    by_category.setdefault(each.category_id, []).append(each.id)
-                for category_id, ids in sorted(by_category.items()):
-                    questions.append((image_id, category_id, tuple(ids)))
-        return questions
+    def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
+        """Ask for each object of an image, or for all of each category."""
+        if image_id not in self._images:
+            problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
+            raise RecordError(f"{self._path}: {problem} in 'images'")
+        by_category: dict[int, list[int]] = {}
+        for number, each in members.items():
+            if not self.per_annotation:
+                by_category.setdefault(each.category_id, []).append(number)
+            elif not each.is_crowd:
+                self._ask((image_id, each.category_id, (number,)))
+        for category_id, numbers in sorted(by_category.items()):
+            self._ask((image_id, category_id, tuple(numbers)))
 
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        image_id, _, objects = self._questions[row]
-        return image_id, objects
-
-    def _sample(self, row: int) -> Sample:
-        image_id, category_id, objects = self._questions[row]
-        image = self._instances.images[image_id]
-        category = self._instances.categories.get(category_id)
+    def _read(self, key: tuple[int, int, tuple[int, ...]]) -> Entry:
+        image_id, category_id, objects = key
+        category = self._categories.get(category_id)
         if category is None:
-            raise RecordError(
-                f"{self._instances.path}: annotation {objects[0]} has category {category_id}, "
-                "which is not in 'categories'"
-            )
+            problem = f"category {category_id}, which is not in 'categories'"
+            raise RecordError(f"{self._path}: annotation {objects[0]} has {problem}")
         number = objects[0] if self.per_annotation else category_id
-        return Sample(
-            id=f"{self.name}-{self.split}-{image_id}-{number}",
-            expression=category,
-            target=self._united(image_id, objects),
-            load_image=self._load_image(image),
-            metadata={
-                "image_id": image_id,
-                "category_id": category_id,
-                "category": category,
-                "ann_id": list(objects),
-                "file_name": image.file_name,
-            },
-        )
+        identifier = f"{self.name}-{self.split}-{image_id}-{number}"
+        described = {"category_id": category_id, "category": category, "ann_id": list(objects)}
+        return self._entry(identifier, image_id, objects, {0: category}, described)
+
+    def _image_name(self, key: tuple[int, int, tuple[int, ...]]) -> str:
+        return self._images[key[0]].file_name
 
 
 def _find_annotations(root: Path, split: str) -> Path:
@@ -292,12 +236,7 @@ def _find_annotations(root: Path, split: str) -> Path:
         f"{split}/_annotations.coco.json",
         "instances.json",
     )
-    for place in places:
-        if (root / place).is_file():
-            return root / place
-    raise FileNotFoundError(
-        f"no annotations of the split {split!r} below {root}; looked for {', '.join(places)}"
-    )
+    return first_existing(root, places, f"annotation file of the split {split!r}")
 
 
 def _find_images(
@@ -313,12 +252,10 @@ def _find_images(
             for top in (base, *above)
             for folder in (top / split, top / "images" / split, top / "images", top)
         ]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
     # Any image may be the one that is missing: an existing folder will do.
-    for folder in folders:
-        if folder.is_dir() and folder != root:
-            return folder
-    looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
+    existing = (folder for folder in folders if folder.is_dir() and folder != root)
+    found = folder_of(first, folders) or next(existing, None)
+    if found is None:
+        looked = ", ".join(str(folder) for folder in folders)
+        raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
+    return found

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
-from seg_env.data.images import image_size, read_image, read_mask
-from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.records import (
-    OnError,
-    RecordError,
-    describe,
-    located,
-    parse_json_object,
-    relative_path,
-    text_field,
-)
+from seg_env.data.images import image_size, read_mask
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
+from seg_env.data.records import Record, RecordError, describe, located
 from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
-from seg_env.types import Ring, Sample, Target
+from seg_env.types import Ring, Target
 
 MAX_LINE = 1 << 26
 """Longest line that is read, in bytes."""
 
 
-class JsonLines(AnnotatedImages):
+class JsonLines(AnnotatedImages[int]):
     """A JSON-lines file: one sample on each line. ``python -m seg_env.data export`` writes it.
 
     On disk::
@@ -62,12 +53,10 @@ class JsonLines(AnnotatedImages):
         data_root: str | os.PathLike[str],
         split: str = "train",
         image_root: str | os.PathLike[str] | None = None,
-        *,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Find the lines of a file; ``image_root`` is by default its folder."""
-        super().__init__("jsonl", split, on_error)
+        super().__init__("jsonl", split, **options)
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
@@ -80,87 +69,61 @@ class JsonLines(AnnotatedImages):
                 starts.append(position if line.strip() else -1)
                 position += len(line)
         self._starts = np.array(starts, dtype=np.int64)
-        rows = np.flatnonzero(self._starts >= 0).tolist()
-        if exclude_images and on_error == "skip":
-            # Names of images are needed first, and lines without one cannot be judged.
-            named = []
-            for row in rows:
-                with self._reading_record():
-                    self._image_name(row)
-                    named.append(row)
-            rows = named
-        self._choose_rows(rows, exclude_images)
+        for row in np.flatnonzero(self._starts >= 0).tolist():
+            self._ask(row)
+        self._choose()
 
-    def _sample(self, row: int) -> Sample:
-        record, where = self._record(row)
-        image = self._file(record, "image", where)
-        size = _size_of(record, image, where)
+    def _read(self, key: int) -> Entry:
+        record = self._record(key)
+        image, size = self.image_root / record.path("image"), record.get("size")
+        if size is None:
+            size = image_size(image)
+        elif not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+            raise record.error("size", "must be [height, width]")
+        elif min(size) < 1:
+            raise RecordError(f"{record.where}: 'size' must be positive, got {size}")
         extras = record.get("metadata", {})
         if not isinstance(extras, dict):
-            raise RecordError(f"{where}: 'metadata' must be an object, got {describe(extras)}")
-        return Sample(
-            id=str(record.get("id", row)),
-            expression=text_field(record, "expression", where),
-            target=self._target(record, size, where),
-            load_image=partial(read_image, image, size),
-            metadata={**extras, "file_name": text_field(record, "image", where)},
+            raise record.error("metadata", "must be an object")
+        return Entry(
+            id=str(record.get("id", key)),
+            sentences={0: record.text("expression")},
+            image=image,
+            size=(size[0], size[1]),
+            target=partial(self._target, record, (size[0], size[1])),
+            metadata={**extras, "file_name": record.text("image")},
+            others=partial(_others, record, (size[0], size[1])),
         )
 
-    def _target(self, record: dict[str, Any], size: tuple[int, int], where: str) -> Target:
+    def _target(self, record: Record, size: tuple[int, int]) -> Target:
         forms = [form for form in ("rle", "rings", "mask") if form in record]
         if len(forms) != 1:
-            raise RecordError(f"{where}: expected one of 'rle', 'rings' and 'mask', got {forms}")
-        with located(where):
-            ignore = _run_lengths(record["ignore"], size) if "ignore" in record else None
+            raise RecordError(
+                f"{record.where}: expected one of 'rle', 'rings' and 'mask', got {forms}"
+            )
+        with located(record.where):
+            ignore = _run_lengths(record.get("ignore"), size) if "ignore" in record else None
             match forms[0]:
                 case "rle":
-                    rle = _run_lengths(record["rle"], size)
+                    rle = _run_lengths(record.get("rle"), size)
                 case "rings":
-                    rle = rasterize_rle(_rings(record["rings"], size), size)
+                    rle = rasterize_rle(_rings(record.get("rings"), size), size)
                 case _:
-                    mask = self._file(record, "mask", where)
-                    rle = Rle.from_mask(read_mask(mask, size))
+                    rle = Rle.from_mask(read_mask(self.image_root / record.path("mask"), size))
         return Target(rle, ignore=ignore)
 
-    def _record(self, row: int) -> tuple[dict[str, Any], str]:
-        """The object of a line, and what errors call it."""
-        where = f"{self.path}: line {row + 1}"
+    def _record(self, key: int) -> Record:
         with self.path.open("rb") as stream:
-            stream.seek(int(self._starts[row]))
-            return parse_json_object(stream.readline(MAX_LINE), where), where
+            stream.seek(int(self._starts[key]))
+            return Record.parse(stream.readline(MAX_LINE), f"{self.path}: line {key + 1}")
 
-    def _file(self, record: dict[str, Any], key: str, where: str) -> Path:
-        return self.image_root / relative_path(text_field(record, key, where), where)
-
-    def _image_name(self, row: int) -> str:
-        record, where = self._record(row)
-        return text_field(record, "image", where)
-
-    def _image_path(self, row: int) -> Path:
-        record, where = self._record(row)
-        return self._file(record, "image", where)
-
-    def _others(self, row: int) -> list[Target]:
-        record, where = self._record(row)
-        listed = record.get("others", [])
-        if not isinstance(listed, list):
-            raise RecordError(f"{where}: 'others' must be a list, got {describe(listed)}")
-        size = _size_of(record, self._file(record, "image", where), where)
-        with located(where):
-            return [Target(_run_lengths(each, size)) for each in listed]
+    def _image_name(self, key: int) -> str:
+        return self._record(key).text("image")
 
 
-def _size_of(record: dict[str, Any], image: Path, where: str) -> tuple[int, int]:
-    stated = record.get("size")
-    if stated is None:
-        return image_size(image)
-    if (
-        isinstance(stated, list)
-        and len(stated) == 2
-        and all(type(side) is int and side > 0 for side in stated)
-    ):
-        return stated[0], stated[1]
-    raise RecordError(f"{where}: 'size' must be [height, width], got {describe(stated)}")
+def _others(record: Record, size: tuple[int, int]) -> list[Target]:
+    with located(record.where):
+        return [Target(_run_lengths(each, size)) for each in record.items("others", [])]
 
 
 def _run_lengths(value: object, size: tuple[int, int]) -> Rle:
@@ -179,6 +142,6 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
             ring = parse_points(listed)
             if len(ring) < 3:
                 raise RecordError(f"a ring has at least 3 points, got {len(ring)}")
-        check_inside(ring * scale, size, f"ring {number}")
+            check_inside(ring * scale, size)
         rings.append(ring)
     return rings

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.images import read_image, read_image_bytes
-from seg_env.data.readers.annotated_images import AnnotatedImages, valid_targets
-from seg_env.data.records import (
-    Fault,
-    OnError,
-    RecordError,
-    describe,
-    located,
-    parse_json_object,
-    size_field,
-    text_field,
-)
-from seg_env.data.segmentations import check_inside, fill_polygon, parse_points
-from seg_env.geometry.rle import Rle
-from seg_env.types import Sample, Target
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
+from seg_env.data.records import Fault, Record, RecordError, located
+from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
+from seg_env.types import Target
 
 MAX_BYTES = 1 << 28
 """Largest file that is read; LabelMe may keep the image itself in it."""
 
 
-class LabelMe(AnnotatedImages):
+class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
     """A folder annotated with LabelMe: one sample for each image and label in it.
 
     On disk, as LabelMe saves it::
@@ -60,11 +47,10 @@ class LabelMe(AnnotatedImages):
         split: str = "train",
         *,
         per_annotation: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the labels of a folder."""
-        super().__init__("labelme", split, on_error)
+        super().__init__("labelme", split, **options)
         self.image_root = Path(data_root).expanduser().absolute()
         folder = self.image_root / split
         folder = folder if folder.is_dir() else self.image_root
@@ -72,21 +58,18 @@ class LabelMe(AnnotatedImages):
         if not paths:
             raise FileNotFoundError(f"{folder} has no .json files")
         self.per_annotation = per_annotation
-        self._files: list[str] = []  # relative to the root, as the images
-        self._images: list[str] = []
-        self._groups: list[tuple[int, tuple[int, ...]]] = []  # number of the file, of its shapes
         for path in paths:
             with self._reading_record():
                 record = read_json_file(path)
-                groups, image = self._read_groups(record, path), self._find_image(record, path)
-                self._groups += [(len(self._files), group) for group in groups]
-                self._files.append(str(path.relative_to(self.image_root)))
-                self._images.append(image)
-        self._choose_rows(range(len(self._groups)), exclude_images)
+                groups, image = self._groups(shapes_of(record)), self._find_image(record, path)
+                for group in groups:
+                    self._ask((str(path.relative_to(self.image_root)), image, group))
+        self._choose()
 
-    def _read_groups(self, record: dict[str, Any], path: Path) -> list[tuple[int, ...]]:
+    def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
+        """Numbers of the shapes that belong together."""
         groups: dict[object, list[int]] = {}
-        for number, shape in enumerate(shapes_of(record, path)):
+        for number, shape in enumerate(shapes):
             if _is_area(shape):
                 group_id = shape.get("group_id")
                 key: object = _expression_of(shape)
@@ -95,11 +78,11 @@ class LabelMe(AnnotatedImages):
                 groups.setdefault(key, []).append(number)
         return [tuple(group) for group in groups.values()]
 
-    def _find_image(self, record: dict[str, Any], path: Path) -> str:
+    def _find_image(self, record: Record, path: Path) -> str:
         """The image relative to the root; ``imagePath`` may go up, but not out of the root."""
-        stated = text_field(record, "imagePath", str(path))
+        stated = record.text("imagePath")
         if not stated or "\0" in stated:
-            raise RecordError(f"{path}: 'imagePath' must be the name of a file")
+            raise record.error("imagePath", "must be the name of a file")
         place = Path(os.path.normpath(path.parent / stated.replace("\\", "/")))
         if not place.is_relative_to(self.image_root):
             raise RecordError(f"{path}: imagePath {stated[:80]!r} leads out of {self.image_root}")
@@ -107,62 +90,35 @@ class LabelMe(AnnotatedImages):
             place = image_beside(path)  # files are often renamed together, imagePath is not
         return str(place.relative_to(self.image_root))
 
-    def _sample(self, row: int) -> Sample:
-        number, group = self._groups[row]
-        path, record, size = self._record(number)
-        shapes = shapes_of(record, path)
+    def _read(self, key: tuple[str, str, tuple[int, ...]]) -> Entry:
+        name, image_name, group = key  # annotations and image, relative to the root
+        record = read_json_file(self.image_root / name)
+        size, shapes = record.size("imageHeight", "imageWidth"), shapes_of(record)
         if group[-1] >= len(shapes):
-            raise RecordError(f"{path} has changed since it was opened; open it again")
+            raise RecordError(f"{record.where} has changed since it was opened; open it again")
+        file, data = self.image_root / image_name, record.get("imageData")
+        image: Path | bytes = file
+        if not file.is_file() and isinstance(data, str):
+            with located(f"{record.where}: imageData is not base64"):
+                image = base64.b64decode(data, validate=True)
+        others = [k for k, shape in enumerate(shapes) if k not in group and _is_area(shape)]
         first = shapes[group[0]]
-        return Sample(
-            id=f"{self.name}-{self.split}-{self._files[number]}-{group[0]}",
-            expression=_expression_of(first),
-            target=_united(shapes, group, path, size),
-            load_image=partial(self._load, number),
-            metadata={
-                "file_name": self._images[number],
-                "label": first["label"],
-                "shapes": list(group),
-            },
+        return Entry(
+            id=f"{self.name}-{self.split}-{name}-{group[0]}",
+            sentences={0: _expression_of(first)},
+            image=image,
+            size=size,
+            target=partial(_filled, [shapes[k] for k in group], size),
+            metadata={"file_name": image_name, "label": first.text("label"), "shapes": list(group)},
+            others=partial(valid_targets, [partial(_filled, [shapes[k]], size) for k in others]),
+            image_name=f"{record.where}: imageData" if isinstance(image, bytes) else "",
         )
 
-    def _record(self, number: int) -> tuple[Path, dict[str, Any], tuple[int, int]]:
-        path = self.image_root / self._files[number]
-        record = read_json_file(path)
-        return path, record, size_field(record, str(path), ("imageHeight", "imageWidth"))
-
-    def _load(self, number: int) -> NDArray[np.uint8]:
-        path, record, size = self._record(number)
-        file, data = self.image_root / self._images[number], record.get("imageData")
-        if file.is_file() or not isinstance(data, str):
-            return read_image(file, size)
-        try:
-            content = base64.b64decode(data, validate=True)
-        except binascii.Error as error:
-            raise RecordError(f"{path}: imageData is not base64: {error}") from error
-        return read_image_bytes(content, size, f"{path}: imageData")
-
-    def _image_name(self, row: int) -> str:
-        return self._images[self._groups[row][0]]
-
-    def _image_path(self, row: int) -> Path | None:
-        path = self.image_root / self._image_name(row)
-        return path if path.is_file() else None
-
-    def _check(self, row: int) -> None:
-        super()._check(row)
-        if self._image_path(row) is None:
-            self._load(self._groups[row][0])
-
-    def _others(self, row: int) -> list[Target]:
-        number, group = self._groups[row]
-        path, record, size = self._record(number)
-        shapes = shapes_of(record, path)
-        others = [k for k, shape in enumerate(shapes) if k not in group and _is_area(shape)]
-        return valid_targets(lambda other: _united(shapes, (other,), path, size), others)
+    def _image_name(self, key: tuple[str, str, tuple[int, ...]]) -> str:
+        return key[1]
 
 
-def read_json_file(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path) -> Record:
     """Read a JSON object, in UTF-8 or, as a few of ReasonSeg's files are, in Windows-1252."""
     if path.stat().st_size > MAX_BYTES:
         raise RecordError(f"{path} has more than {MAX_BYTES} bytes, which is not read")
@@ -172,22 +128,21 @@ def read_json_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         with located(str(path)):
             text = data.decode("cp1252")
-    return parse_json_object(text, str(path))
+    return Record.parse(text, str(path))
 
 
-def shapes_of(record: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+def shapes_of(record: Record) -> list[Record]:
     """The entries of ``shapes``, each with a ``label`` that is a string."""
-    shapes = record.get("shapes")
-    if not isinstance(shapes, list):
-        raise RecordError(f"{path}: 'shapes' must be a list, got {describe(shapes)}")
-    for number, shape in enumerate(shapes):
-        text_field(shape, "label", f"{path}: shape {number}")
+    listed = record.items("shapes")
+    shapes = [Record(each, f"{record.where}: shape {k}") for k, each in enumerate(listed)]
+    for shape in shapes:
+        shape.text("label")
     return shapes
 
 
-def points_of(shape: dict[str, Any], where: str) -> NDArray[np.float64]:
-    """The ``points`` of a shape, ``(V, 2)`` in pixels; errors start with ``where``."""
-    with located(f"{where}: 'points'"):
+def points_of(shape: Record) -> NDArray[np.float64]:
+    """The ``points`` of a shape, ``(V, 2)`` in pixels."""
+    with located(f"{shape.where}: 'points'"):
         return parse_points(shape.get("points"))
 
 
@@ -200,38 +155,36 @@ def image_beside(path: Path) -> Path:
     return path.with_suffix(".jpg")
 
 
-def _is_area(shape: dict[str, Any]) -> bool:
+def _is_area(shape: Record) -> bool:
     """Whether a shape outlines something; points and lines are passed over."""
     return shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
 
 
-def _expression_of(shape: dict[str, Any]) -> str:
+def _expression_of(shape: Record) -> str:
     description = shape.get("description")
     text = description.strip() if isinstance(description, str) else ""
-    return text or str(shape["label"])
+    return text or shape.text("label")
 
 
-def _united(
-    shapes: list[dict[str, Any]], numbers: tuple[int, ...], path: Path, size: tuple[int, int]
-) -> Target:
+def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
     parts = []
-    for number in numbers:
-        where = f"{path}: shape {number}"
-        corners = _corners(shapes[number], where)
-        check_inside(corners, size, where)
+    for shape in shapes:
+        corners = _corners(shape)
+        with located(shape.where):
+            check_inside(corners, size)
         parts.append(fill_polygon(corners, size))
-    target = Target(Rle.union_of(parts))
+    target = union(parts, size)
     if not target.area:
-        raise RecordError(f"{path}: shape {numbers[0]} fills not one pixel", Fault.EMPTY)
+        raise RecordError(f"{shapes[0].where} fills not one pixel", Fault.EMPTY)
     return target
 
 
-def _corners(shape: dict[str, Any], where: str) -> NDArray[np.float64]:
-    points, kind = points_of(shape, where), shape.get("shape_type", "polygon")
+def _corners(shape: Record) -> NDArray[np.float64]:
+    points, kind = points_of(shape), shape.get("shape_type", "polygon")
     if kind == "polygon":
         return points
     if len(points) != 2:
-        raise RecordError(f"{where}: a {kind} has 2 points, got {len(points)}")
+        raise RecordError(f"{shape.where}: a {kind} has 2 points, got {len(points)}")
     if kind == "rectangle":
         (x0, y0), (x1, y1) = points
         return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.images import image_size, read_image
-from seg_env.data.readers.annotated_images import AnnotatedImages
+from seg_env.data.images import first_existing, image_size
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
-from seg_env.data.records import Fault, OnError, RecordError, describe
+from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside
 from seg_env.geometry.rle import Rle
-from seg_env.types import Sample, Target
+from seg_env.types import Target
 
 
-class ReasonSeg(AnnotatedImages):
+class ReasonSeg(AnnotatedImages[str]):
     """One split of ReasonSeg (Lai et al. 2023, arXiv 2308.00692): one sample for each sentence.
 
     On disk, as it was published::
@@ -42,109 +41,79 @@ class ReasonSeg(AnnotatedImages):
     number), and ``sentences`` where samples are images.
     """
 
+    by_sentence = True
+    sentence_key = "sentence"
+
     def __init__(
         self,
         data_root: str | os.PathLike[str],
         split: str = "val",
         *,
         per_reference: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the sentences of a split.
 
         With ``per_reference`` an image is one sample, with its first sentence, as in the published
         evaluation.
         """
-        super().__init__("reasonseg", split, on_error)
+        super().__init__("reasonseg", split, per_reference=per_reference, **options)
         root = Path(data_root).expanduser().absolute()
-        folders = [root / "ReasonSeg" / split, root / split]
-        existing = [folder for folder in folders if folder.is_dir()]
-        if not existing:
-            looked = ", ".join(str(folder) for folder in folders)
-            raise FileNotFoundError(
-                f"there is no folder of the split {split!r}; looked for {looked}"
-            )
-        self.image_root = existing[0]
-        self.per_reference = per_reference
-        self._files = sorted(path.name for path in self.image_root.glob("*.json"))
-        if not self._files:
+        places = (f"ReasonSeg/{split}", split)
+        self.image_root = first_existing(root, places, f"folder of the split {split!r}")
+        paths = sorted(self.image_root.glob("*.json"))
+        if not paths:
             raise FileNotFoundError(f"{self.image_root} has no .json files")
-        self._questions: list[tuple[int, int]] = []  # number of the file, of the sentence
-        for number, name in enumerate(self._files):
-            path = self.image_root / name
+        for path in paths:
             with self._reading_record():
-                count = len(_texts(read_json_file(path), path))
-                sentences = range(1 if per_reference else count)
-                self._questions += [(number, sentence) for sentence in sentences]
-        self._choose_rows(range(len(self._questions)), exclude_images)
+                self._ask(path.name, _texts(read_json_file(path)))
+        self._choose()
 
-    def _sample(self, row: int) -> Sample:
-        number, sentence = self._questions[row]
-        path = self.image_root / self._files[number]
-        record = read_json_file(path)
-        texts = _texts(record, path)
-        if sentence >= len(texts):
-            raise RecordError(f"{path} has changed since it was opened; open it again")
-        image = image_beside(path)
+    def _read(self, key: str) -> Entry:
+        record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)
         size = image_size(image)
-        metadata: dict[str, Any] = {
-            "file_name": image.name,
-            "is_sentence": bool(record.get("is_sentence", True)),
-            "sentence": sentence,
-        }
-        identifier = f"{self.name}-{self.split}-{path.stem}"
-        if self.per_reference:
-            metadata["sentences"] = texts
-        else:
-            identifier += f"-{sentence}"
-        return Sample(
-            id=identifier,
-            expression=texts[sentence],
-            target=painted_target(record, path, size),
-            load_image=partial(read_image, image, size),
-            metadata=metadata,
+        is_sentence = bool(record.get("is_sentence", True))
+        return Entry(
+            id=f"{self.name}-{self.split}-{Path(key).stem}",
+            sentences=_texts(record),
+            image=image,
+            size=size,
+            target=partial(painted_target, record, size),
+            metadata={"file_name": image.name, "is_sentence": is_sentence},
         )
 
-    def _unit(self, row: int) -> int:
-        return self._questions[row][0]
-
-    def _image_name(self, row: int) -> str:
-        return self._files[self._unit(row)]
-
-    def _image_path(self, row: int) -> Path:
-        return image_beside(self.image_root / self._files[self._unit(row)])
+    def _image_name(self, key: str) -> str:
+        return key
 
 
-def painted_target(record: dict[str, Any], path: Path, size: tuple[int, int]) -> Target:
+def painted_target(record: Record, size: tuple[int, int]) -> Target:
     """Paint the shapes of a file, the largest first; smaller ones cover larger ones."""
     layers: list[tuple[int, bool, NDArray[np.bool_]]] = []
-    for number, shape in enumerate(shapes_of(record, path)):
-        label = shape["label"].lower()
+    for shape in shapes_of(record):
+        label = shape.text("label").lower()
         if label == "flag":
             continue
-        where = f"{path}: shape {number}"
-        points = points_of(shape, where)
-        check_inside(np.trunc(points) + 0.5, size, where)
+        points = points_of(shape)
+        with located(shape.where):
+            check_inside(np.trunc(points) + 0.5, size)
         filled = fill_inclusive(points, size)
         layers.append((int(filled.sum()), "ignore" in label, filled))
     if not layers:
-        raise RecordError(f"{path}: 'shapes' is empty: there is nothing to outline", Fault.EMPTY)
+        problem = "'shapes' is empty: there is nothing to outline"
+        raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
     target, void = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
-    order = np.argsort([area for area, _, _ in layers], kind="stable")[::-1]
-    for index in order.tolist():
-        _, is_void, filled = layers[index]
+    layers.sort(key=lambda layer: layer[0])
+    for _, is_void, filled in reversed(layers):
         target[filled], void[filled] = not is_void, is_void
     ignore = Rle.from_mask(void) if void.any() else None
     return Target(Rle.from_mask(target), ignore=ignore)
 
 
-def _texts(record: dict[str, Any], path: Path) -> list[str]:
-    listed = record.get("text")
-    texts = [listed] if isinstance(listed, str) else listed
-    if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
-        raise RecordError(f"{path}: 'text' must be a list of sentences, got {describe(listed)}")
-    return texts
+def _texts(record: Record) -> dict[int, str]:
+    texts = record.get("text")
+    if not texts and not isinstance(texts, str):
+        raise record.error("text", "must be a list of sentences")
+    return dict(enumerate([texts] if isinstance(texts, str) else record.texts("text")))
 
 
 def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -195,17 +164,13 @@ def _line(
     steps = np.abs(end - start)
     major = 0 if steps[0] >= steps[1] else 1
     minor = 1 - major
-    signs = np.where(end >= start, 1, -1)
-    length, rise = int(steps[major]), int(steps[minor])
+    length, rise = max(int(steps[major]), 1), int(steps[minor])
     # Only the steps at which the line is beside neither of the two borders it runs across.
-    border = (-int(start[major])) * int(signs[major])
-    far = (limits[major] - 1 - int(start[major])) * int(signs[major])
-    first, last = max(0, min(border, far)), min(length, max(border, far))
-    along = np.arange(first, last + 1)
-    whole = max(length, 1)
-    across = (2 * along * rise + whole - 1) // (2 * whole)  # rounded to the nearest, halves down
-    pixels = np.empty((2, len(along)), dtype=np.int64)
-    pixels[major] = start[major] + signs[major] * along
-    pixels[minor] = start[minor] + signs[minor] * across
-    inside = (pixels[minor] >= 0) & (pixels[minor] < limits[minor])
-    return pixels[0, inside], pixels[1, inside]
+    low, high = sorted((int(start[major]), int(end[major])))
+    along = np.arange(max(low, 0), min(high, limits[major] - 1) + 1)
+    step = np.abs(along - start[major])
+    rising = (2 * step * rise + length - 1) // (2 * length)  # rounded to the nearest, halves down
+    across = start[minor] + np.where(end[minor] >= start[minor], rising, -rising)
+    inside = (across >= 0) & (across < limits[minor])
+    along, across = along[inside], across[inside]
+    return (along, across) if major == 0 else (across, along)

@@ -5,34 +5,30 @@ The data itself is not ours to give away: users point to their copy.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-import numpy as np
-
-from seg_env.data.readers.coco import CocoImages, read_instances
+from seg_env.data.images import folder_of
+from seg_env.data.readers.annotated_images import Entry, Options
+from seg_env.data.readers.coco import CocoImages
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
 from seg_env.data.records import (
-    OnError,
+    Record,
     RecordError,
     describe,
     garbage_collection_paused,
-    integer,
-    text_field,
+    read_json,
 )
-from seg_env.types import Sample
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The data sets, and the partition papers report on."""
 EMBEDDED_NAME = "embedded-sample"
 
 
-class Refer(CocoImages):
+class Refer(CocoImages[int]):
     """One split of a data set of the RefCOCO family: one sample for each sentence.
 
     On disk, as the ``refer`` API and its data have it::
@@ -55,9 +51,8 @@ class Refer(CocoImages):
     and ``sentences`` where samples are references.
     """
 
-    names: ClassVar[tuple[str, ...]] = tuple(DEFAULT_SPLIT_BY)
-    several_objects: ClassVar[bool] = False
-    """Whether a reference names a list of objects."""
+    by_sentence = True
+    sentence_key = "sent_id"
 
     def __init__(
         self,
@@ -68,8 +63,7 @@ class Refer(CocoImages):
         image_root: str | os.PathLike[str] | None = None,
         *,
         per_reference: bool = False,
-        exclude_images: Collection[str | int] | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[Options],
     ) -> None:
         """Read the files of one split.
 
@@ -78,89 +72,99 @@ class Refer(CocoImages):
         ``per_reference`` a reference is one sample, with its first sentence (the longest would be
         the easiest question).
         """
-        if name not in self.names:
-            raise ValueError(f"unknown data set {name!r}; there are {', '.join(self.names)}")
-        super().__init__(name, split, on_error)
+        names = (*DEFAULT_SPLIT_BY, "grefcoco")
+        if name not in names:
+            raise ValueError(f"unknown data set {name!r}; there are {', '.join(names)}")
+        super().__init__(name, split, per_reference=per_reference, **options)
+        self._several = name == "grefcoco"  # a reference names a list of objects
         root = Path(data_root).expanduser().absolute()
         path, self.split_by = _find_references(root, name, split_by)
         instances_path = root / name / "instances.json"
         if not instances_path.is_file():
             raise _missing(instances_path, root, name)
-        self._references = read_references(
-            path, split, several=self.several_objects, on_broken=self._broken
-        )
+        self._references = self._read_references(path)
         sentences = sum(len(reference.sentences) for reference in self._references)
         if root != embedded_root():
             check_counts(name, self.split_by, split, len(self._references), sentences)
-        instances = read_instances(instances_path, self._broken)
-        self._instances = instances.only({reference.image_id for reference in self._references})
-        self.per_reference = per_reference
-        rows: list[tuple[int, int]] = []  # number of the reference, of its sentence
+        self._read_instances(instances_path, {reference.image_id for reference in self._references})
         for number, reference in enumerate(self._references):
-            count = len(reference.sentences[:1] if per_reference else reference.sentences)
-            if problem := self._unlinked(reference):
-                self._broken(RecordError(f"{path}: {problem}"), count)
-            else:
-                rows += [(number, sentence) for sentence in range(count)]
-        self._questions = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        first = next(iter(self._instances.images.values()), None)
+            with self._reading_record(1 if per_reference else len(reference.sentences)):
+                self._check_links(reference, path)
+                self._ask(number, reference.sentences)
+        first = next(iter(self._images.values()), None)
         self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
-        self._choose_rows(range(len(rows)), exclude_images)
+        self._choose()
 
-    def _unlinked(self, reference: Reference) -> str:
-        """What a reference names that is not there; empty if all is."""
-        image_id = reference.image_id
-        present = self._instances.annotations_of(image_id)
-        missing = [each for each in reference.annotation_ids if each not in present]
-        if not missing and image_id in self._instances.images:
-            return ""
-        annotation_ids = missing or reference.annotation_ids
-        what = f"annotation {annotation_ids[0]} of " if annotation_ids else ""
-        return (
-            f"ref_id {reference.id} names {what}image {image_id}, which is not in "
-            f"{self._instances.path}"
+    @garbage_collection_paused()
+    def _read_references(self, path: Path) -> list[Reference]:
+        """Read the references of the split from ``refs(*).p`` or ``refs(*).json``.
+
+        Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`.
+
+        Raises:
+            ValueError: The split is not in the file (names those that are), or the file is
+                malformed, or unfolds to more than `MAX_REPETITION` times its own size.
+        """
+        splits: Counter[str] = Counter()
+        references: dict[int, Reference] = {}
+        room = path.stat().st_size * MAX_REPETITION
+        for row, values in enumerate(_load(path)):
+            record = Record(values, f"{path}: record {row}")
+            with self._reading_record():
+                found = record.text("split")
+                splits[found] += 1
+                if found != self.split:
+                    continue
+                reference = _reference(record, self._several, room)
+                if reference.id in references:
+                    raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
+                references[reference.id] = reference
+                room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
+        if self.split not in splits:
+            listed = [f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20)]
+            present = ", ".join(listed) or "no references"
+            raise ValueError(f"{path} has no split {self.split!r}; it has {present}")
+        return list(references.values())
+
+    def _check_links(self, reference: Reference, path: Path) -> None:
+        """Raise when a reference names an object or an image that is not there."""
+        image_id, named = reference.image_id, reference.annotation_ids
+        missing = [each for each in named if each not in self._annotations.get(image_id, {})]
+        if missing or image_id not in self._images:
+            what = "".join(f"annotation {each} of " for each in (missing or named)[:1])
+            problem = f"names {what}image {image_id}, which is not in {self._path}"
+            raise RecordError(f"{path}: ref_id {reference.id} {problem}")
+
+    def _read(self, key: int) -> Entry:
+        reference = self._references[key]
+        return self._entry(
+            f"{self.name}-{self.split_by}-{self.split}-{reference.id}",
+            reference.image_id,
+            reference.annotation_ids,
+            reference.sentences,
+            {
+                "ref_id": reference.id,
+                **self._described(reference),
+                "image_ann_ids": list(self._annotations.get(reference.image_id, {})),
+            },
         )
 
-    def _sample(self, row: int) -> Sample:
-        number, sentence = self._questions[row].tolist()
-        reference = self._references[number]
-        sentence_id, expression = reference.sentences[sentence]
-        image = self._instances.images[reference.image_id]
-        metadata: dict[str, Any] = {
-            "ref_id": reference.id,
-            **self._described(reference),
-            "sent_id": sentence_id,
-            "image_id": reference.image_id,
-            "file_name": image.file_name,
-            "image_ann_ids": self._instances.annotations_of(reference.image_id),
-        }
-        identifier = f"{self.name}-{self.split_by}-{self.split}-{reference.id}"
-        if self.per_reference:
-            metadata["sentences"] = [text for _, text in reference.sentences]
-        else:
-            identifier += f"-{sentence_id}"
-        return Sample(
-            id=identifier,
-            expression=expression,
-            target=self._united(reference.image_id, reference.annotation_ids),
-            load_image=self._load_image(image),
-            metadata=metadata,
-        )
+    def _image_name(self, key: int) -> str:
+        return self._images[self._references[key].image_id].file_name
 
     def _described(self, reference: Reference) -> dict[str, Any]:
         """What the metadata says about the objects of a reference."""
+        ids, names = reference.annotation_ids, self._categories
+        if not self._several:
+            category = reference.category_id
+            return {"ann_id": ids[0], "category_id": category, "category": names.get(category, "")}
+        categories = [self._annotations[reference.image_id][each].category_id for each in ids]
         return {
-            "ann_id": reference.annotation_ids[0],
-            "category_id": reference.category_id,
-            "category": self._instances.categories.get(reference.category_id, ""),
+            "ann_id": list(ids),
+            "category_id": categories,
+            "category": [names.get(each, "") for each in categories],
+            "no_target": not ids,
         }
-
-    def _asked(self, row: int) -> tuple[int, Collection[int]]:
-        reference = self._references[self._unit(row)]
-        return reference.image_id, reference.annotation_ids
-
-    def _unit(self, row: int) -> int:
-        return int(self._questions[row, 0])
 
 
 class GRefCoco(Refer):
@@ -180,9 +184,6 @@ class GRefCoco(Refer):
     ``no_target`` is added.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("grefcoco",)
-    several_objects: ClassVar[bool] = True
-
     def __init__(
         self,
         data_root: str | os.PathLike[str],
@@ -193,18 +194,6 @@ class GRefCoco(Refer):
     ) -> None:
         """Read the files of one split; arguments and errors are those of `Refer`."""
         super().__init__(data_root, "grefcoco", split, split_by, image_root, **options)
-
-    def _described(self, reference: Reference) -> dict[str, Any]:
-        categories = [
-            self._instances.annotation(reference.image_id, each).category_id
-            for each in reference.annotation_ids
-        ]
-        return {
-            "ann_id": list(reference.annotation_ids),
-            "category_id": categories,
-            "category": [self._instances.categories.get(each, "") for each in categories],
-            "no_target": not reference.annotation_ids,
-        }
 
 
 def embedded_root() -> Path:
@@ -274,9 +263,8 @@ def _find_images(
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
+    if found := folder_of(first, folders):
+        return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
     raise _missing(folders[0] / first, root, name, looked)
 
@@ -319,100 +307,53 @@ class Reference(NamedTuple):
     """-1 where the category is that of the objects."""
     annotation_ids: tuple[int, ...]
     """Empty where it refers to nothing."""
-    sentences: tuple[tuple[int, str], ...]
+    sentences: dict[int, str]
+    """By id."""
 
 
-@garbage_collection_paused()
-def read_references(
-    path: Path, split: str, *, several: bool, on_broken: Callable[[ValueError], None]
-) -> list[Reference]:
-    """Read the references of one split from ``refs(*).p`` or ``refs(*).json``.
-
-    Nothing in the file is executed, see `seg_env.data.readers.safe_pickle`. ``several`` is the form
-    of gRefCOCO: ``ann_id`` is a list, ``[-1]`` refers to nothing, and the category is that of the
-    objects. ``on_broken`` raises the error of a broken record, or returns to go on without it.
-
-    Raises:
-        ValueError: The split is not in the file (names those that are), or the file is malformed,
-            or unfolds to more than `MAX_REPETITION` times its own size.
-    """
+def _load(path: Path) -> list[Any]:
     size = path.stat().st_size
-    splits: Counter[str] = Counter()
-    references: dict[int, Reference] = {}
-    room = size * MAX_REPETITION
-    for row, record in enumerate(_load(path, size)):
-        where = f"{path}: record {row}"
-        try:
-            found = text_field(record, "split", where)
-            splits[found] += 1
-            if found != split:
-                continue
-            reference = _reference(record, where, several, room)
-            if reference.id in references:
-                raise RecordError(f"{where}: ref_id {reference.id} appears twice")
-        except RecordError as error:
-            on_broken(error)
-        else:
-            references[reference.id] = reference
-            room -= sum(len(text) + SENTENCE_SIZE for _, text in reference.sentences)
-    if split not in splits:
-        present = ", ".join(f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20))
-        raise ValueError(f"{path} has no split {split!r}; it has {present or 'no references'}")
-    return list(references.values())
-
-
-def _load(path: Path, size: int) -> list[Any]:
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        try:
-            records = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-    else:
-        records = load_plain_pickle(data, str(path))
+    is_json = path.suffix == ".json"
+    records = read_json(path) if is_json else load_plain_pickle(path.read_bytes(), str(path))
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of references, got {describe(records)}")
     return records
 
 
-def _reference(record: Any, where: str, several: bool, room: int) -> Reference:
-    identifier, image_id = integer(record, "ref_id", where), integer(record, "image_id", where)
-    category_id = -1 if several else integer(record, "category_id", where)
+def _reference(record: Record, several: bool, room: int) -> Reference:
+    identifier, image_id = record.integer("ref_id"), record.integer("image_id")
+    category_id = -1 if several else record.integer("category_id")
     listed = record.get("ann_id")
     if not several or isinstance(listed, int):  # the reader published with gRefCOCO takes both
-        listed = [integer(record, "ann_id", where)]
+        listed = [record.integer("ann_id")]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
-        raise RecordError(
-            f"{where}: 'ann_id' must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target, "
-            f"got {describe(listed)}"
-        )
-    annotation_ids = tuple(integer({"ann_id": each}, "ann_id", where) for each in listed)
+        problem = f"must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target"
+        raise record.error("ann_id", problem)
+    each_alone = (Record({"ann_id": each}, record.where) for each in listed)
+    annotation_ids = tuple(each.integer("ann_id") for each in each_alone)
     if several and annotation_ids == (-1,):
         annotation_ids = ()
-    sentences = _sentences(record, where, room)
-    return Reference(identifier, image_id, category_id, annotation_ids, sentences)
+    return Reference(identifier, image_id, category_id, annotation_ids, _sentences(record, room))
 
 
-def _sentences(record: dict[str, Any], where: str, room: int) -> tuple[tuple[int, str], ...]:
-    listed = record.get("sentences")
-    if not isinstance(listed, list):
-        raise RecordError(f"{where}: 'sentences' must be a list, got {describe(listed)}")
+def _sentences(record: Record, room: int) -> dict[int, str]:
+    listed = record.items("sentences")
     found: dict[int, str] = {}
     for each in listed:
-        identifier = integer(each, "sent_id", f"{where}, sentence")
-        text = text_field(each, "sent", f"{where}, sentence")
+        sentence = Record(each, f"{record.where}, sentence")
+        identifier, text = sentence.integer("sent_id"), sentence.text("sent")
         room -= len(text) + SENTENCE_SIZE
         if room < 0:
             raise ValueError(
-                f"{where}: the file unfolds to more than {MAX_REPETITION} times its own size"
+                f"{record.where}: the file unfolds to more than {MAX_REPETITION} times its own size"
             )
         # A lone surrogate cannot be written to any file.
         found[identifier] = text.encode("utf-8", "replace").decode("utf-8")
     if len(found) < len(listed):
-        raise RecordError(f"{where}: a sent_id appears twice")
-    return tuple(found.items())
+        raise RecordError(f"{record.where}: a sent_id appears twice")
+    return found
 
 
 # --- what was published ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.scenes.language import describe_absent, establish, refer, vocabulary
+from seg_env.data.scenes.language import describe_absent, establish, refer
 from seg_env.data.scenes.layout import RECIPES, Difficulty, Patch, SceneObject, arrange
 from seg_env.data.scenes.paint import paint
 from seg_env.geometry.contour import trace
@@ -77,11 +77,6 @@ class Scenes:
         self.seed = seed
         self.size = size
 
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every word that an expression of this difficulty can contain."""
-        return vocabulary(self.difficulty)
-
     def __len__(self) -> int:
         return self._length
 
@@ -90,9 +85,8 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Sample:
         """The question of scene ``index``; negative indices count from the end."""
-        scene, resolved = self.scene(index), self._resolve(index)
-        absent = self._absent(scene, resolved)
-        return self._sample(scene, resolved, scene.chosen) if absent is None else absent
+        scene = self.scene(index)
+        return self._sample(scene, index, None if scene.absent else scene.chosen)
 
     def name_of(self, index: int) -> str:
         """What scene ``index`` is called in reports."""
@@ -104,50 +98,36 @@ class Scenes:
         The scene's own sample, ``self[index]``, is one of them; if that is about an absent object,
         it comes last.
         """
-        scene, resolved = self.scene(index), self._resolve(index)
-        samples = [self._sample(scene, resolved, number) for number in range(len(scene.objects))]
-        absent = self._absent(scene, resolved)
-        return samples if absent is None else [*samples, absent]
+        scene = self.scene(index)
+        asked = [*range(len(scene.objects)), *([None] if scene.absent else [])]
+        return [self._sample(scene, index, number) for number in asked]
 
     def others(self, index: int) -> list[Target]:
         """Masks of the objects of scene ``index`` that its question does not ask for."""
         scene = self.scene(index)
-        absent = self._absent(scene, self._resolve(index))
         return [
             Target.from_mask(mask)
             for number, mask in enumerate(scene.masks)
-            if number != scene.chosen or absent is not None
+            if scene.absent or number != scene.chosen
         ]
 
     def scene(self, index: int) -> Scene:
         """Draw scene ``index``; the image itself is painted when it is asked for."""
-        rng = self._generator(self._resolve(index))
+        rng = self._generator(index)
         while (scene := compose(rng, self.difficulty, self.size)) is None:
             pass
+        if self.negatives:
+            rng = self._generator(index, 1)  # not the scene's own: images stay the same
+            if rng.random() < self.negatives:
+                absent = describe_absent(scene.objects, self.difficulty, rng)
+                return replace(scene, absent=absent)
         return scene
 
     def _generator(self, index: int, *stream: int) -> np.random.Generator:
         splits, difficulties = get_args(Split), get_args(Difficulty)
-        key = (splits.index(self.split), difficulties.index(self.difficulty), index, *stream)
+        number = self._resolve(index)
+        key = (splits.index(self.split), difficulties.index(self.difficulty), number, *stream)
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-
-    def _absent(self, scene: Scene, index: int) -> Sample | None:
-        """The question about an object that is not in the scene, if that is its question."""
-        if not self.negatives:
-            return None
-        rng = self._generator(index, 1)  # not the scene's own: images stay the same
-        if rng.random() >= self.negatives:
-            return None
-        return Sample(
-            id=f"{self.name}-{self.split}-{index:06d}-absent",
-            expression=describe_absent(scene.objects, self.difficulty, rng),
-            target=Target.from_mask(np.zeros(scene.masks.shape[1:], dtype=np.bool_)),
-            load_image=scene.image,
-            metadata={
-                "difficulty": self.difficulty,
-                "others": [scene.describe(number) for number in range(len(scene.objects))],
-            },
-        )
 
     def _resolve(self, index: int) -> int:
         number = operator.index(index)
@@ -155,18 +135,19 @@ class Scenes:
             raise IndexError(f"scene {number} is not in a data set of {self._length} scenes")
         return number % self._length
 
-    def _sample(self, scene: Scene, index: int, number: int) -> Sample:
-        identifier = f"{self.name}-{self.split}-{index:06d}"
-        if number != scene.chosen:
-            identifier += f"-{number}"
+    def _sample(self, scene: Scene, index: int, number: int | None) -> Sample:
+        """The question about an object of a scene, or about the one that is not there."""
+        identifier = f"{self.name}-{self.split}-{self._resolve(index):06d}"
         others = [scene.describe(k) for k in range(len(scene.objects)) if k != number]
-        return Sample(
-            id=identifier,
-            expression=scene.expressions[number],
-            target=Target.from_mask(scene.masks[number]),
-            load_image=scene.image,
-            metadata=scene.describe(number) | {"difficulty": self.difficulty, "others": others},
-        )
+        metadata: dict[str, Any] = {"difficulty": self.difficulty, "others": others}
+        if number is None:
+            identifier += "-absent"
+            expression, mask = scene.absent, np.zeros_like(scene.masks[0])
+        else:
+            identifier += "" if number == scene.chosen else f"-{number}"
+            expression, mask = scene.expressions[number], scene.masks[number]
+            metadata = scene.describe(number) | metadata
+        return Sample(identifier, expression, Target.from_mask(mask), scene.image, metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +166,8 @@ class Scene:
     """The object that the scene's own sample asks for."""
     difficulty: Difficulty
     paint_seed: int
+    absent: str = ""
+    """Words for an object that is not there, if that is asked for instead."""
 
     @cached_property
     def _painted(self) -> NDArray[np.uint8]:

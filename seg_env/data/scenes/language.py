@@ -21,7 +21,6 @@ from seg_env.data.scenes.layout import (
     COLORS,
     EASY_COLORS,
     EASY_SHAPES,
-    TEXTURES,
     Difficulty,
     SceneObject,
 )
@@ -66,16 +65,6 @@ class Description(NamedTuple):
     def names(self, number: int) -> bool:
         """Whether it means object ``number`` and nothing else."""
         return self.extension == (1 << number, 1 << number)
-
-
-def vocabulary(difficulty: str) -> tuple[str, ...]:
-    """Every word that an expression of the difficulty can contain, in alphabetical order."""
-    if difficulty == "easy":
-        return tuple(sorted({"the", *EASY_COLORS, *EASY_SHAPES}))
-    phrases = ["the small large object", *SHAPES, *COLORS, *TEXTURES, *PLACES, *SUPERLATIVES]
-    if difficulty == "hard":
-        phrases += [*DIRECTIONS, *ORDERS]
-    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
 def refer(facts: Facts, difficulty: str, rng: np.random.Generator) -> tuple[str, ...] | None:
@@ -194,18 +183,18 @@ class Facts:
         certain, possible = among.certain if len(rivals) > 1 else 0, 0
         for values, margin in self.criteria[word]:
             best = min((values[k] for k in rivals), default=0.0)
-            near = [k for k in rivals if values[k] < best + margin or values[k] == best]
-            certain &= _bits(near) if len(near) == 1 else 0
-            possible |= _bits(near)
+            near = sum(1 << k for k in rivals if values[k] < best + margin or values[k] == best)
+            certain &= near if near.bit_count() == 1 else 0
+            possible |= near
         return Extension(certain, possible)
 
 
 class _Spread(NamedTuple):
     """First edge, mean and last edge of each object's visible pixels along one axis, unit frame."""
 
-    low: list[float]
-    middle: list[float]
-    high: list[float]
+    low: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    high: NDArray[np.float64]
 
     @classmethod
     def along(cls, visible: NDArray[np.bool_], summed: int) -> _Spread:
@@ -215,11 +204,11 @@ class _Spread(NamedTuple):
         first = (counts > 0).argmax(axis=1) / length
         last = 1.0 - (counts[:, ::-1] > 0).argmax(axis=1) / length
         mean = counts @ (np.arange(length) + 0.5) / counts.sum(axis=1) / length
-        return cls(first.tolist(), mean.tolist(), last.tolist())
+        return cls(first, mean, last)
 
     def mirrored(self) -> _Spread:
         """The same with the axis running the other way."""
-        return _Spread(*([1.0 - value for value in values] for values in self[::-1]))
+        return _Spread(1.0 - self.high, 1.0 - self.middle, 1.0 - self.low)
 
 
 def establish(
@@ -230,31 +219,36 @@ def establish(
     ``alone`` has the pixels of each object as if it stood alone, ``visible`` those that no other
     covers, both ``(N, H, W)``.
     """
-    areas = visible.sum(axis=(1, 2))
-    across, down = _Spread.along(visible, 1), _Spread.along(visible, 2)
-    return Facts(
-        objects=tuple(objects),
-        words=_attributes(objects) | _places(across.middle, down.middle),
-        relations=_directions(across, down) | _orders(alone, visible),
-        criteria=_criteria(across, down, objects, areas),
-    )
-
-
-def _criteria(
-    across: _Spread, down: _Spread, objects: Sequence[SceneObject], areas: NDArray[np.int64]
-) -> dict[str, tuple[tuple[list[float], float], ...]]:
-    """Outermost: by the middle and by the outer edge. Size: by the outline and by what is seen."""
-    left, up = across.mirrored(), down.mirrored()
-    scales = [float(np.log(thing.scale)) for thing in objects]
-    seen = np.log(areas).tolist()
-    return {
-        "leftmost": ((across.middle, 0.07), (across.low, 0.02)),
+    right, down = _Spread.along(visible, 1), _Spread.along(visible, 2)
+    left, up = right.mirrored(), down.mirrored()
+    from_middle = np.maximum(abs(right.middle - 0.5), abs(down.middle - 0.5))
+    words = _attributes(objects) | {
+        "on the left": _below(right.middle, 0.36, 0.48),
+        "on the right": _below(left.middle, 0.36, 0.48),
+        "at the top": _below(down.middle, 0.36, 0.48),
+        "at the bottom": _below(up.middle, 0.36, 0.48),
+        "in the middle": _below(from_middle, 0.09, 0.2),
+    }
+    scales = np.log([thing.scale for thing in objects])
+    seen = np.log(visible.sum(axis=(1, 2)))
+    # Outermost: by the middle and by the outer edge. Size: by the outline and by what is seen.
+    criteria = {
+        "leftmost": ((right.middle, 0.07), (right.low, 0.02)),
         "rightmost": ((left.middle, 0.07), (left.low, 0.02)),
         "topmost": ((down.middle, 0.07), (down.low, 0.02)),
         "bottommost": ((up.middle, 0.07), (up.low, 0.02)),
         "smallest": ((scales, 0.2), (seen, 0.2)),
-        "largest": (([-value for value in scales], 0.2), ([-value for value in seen], 0.2)),
+        "largest": ((-scales, 0.2), (-seen, 0.2)),
     }
+    return Facts(
+        objects=tuple(objects),
+        words=words,
+        relations=_directions(right, down) | _orders(alone, visible),
+        criteria={
+            word: tuple((values.tolist(), margin) for values, margin in pairs)
+            for word, pairs in criteria.items()
+        },
+    )
 
 
 def _attributes(objects: Sequence[SceneObject]) -> dict[str, Extension]:
@@ -265,38 +259,21 @@ def _attributes(objects: Sequence[SceneObject]) -> dict[str, Extension]:
     return {word: Extension(bits, bits) for word, bits in words.items()}
 
 
-def _places(x: Sequence[float], y: Sequence[float]) -> dict[str, Extension]:
-    from_middle = [max(abs(a - 0.5), abs(b - 0.5)) for a, b in zip(x, y, strict=True)]
-    return {
-        "on the left": _below(x, 0.36, 0.48),
-        "on the right": _below([1.0 - value for value in x], 0.36, 0.48),
-        "at the top": _below(y, 0.36, 0.48),
-        "at the bottom": _below([1.0 - value for value in y], 0.36, 0.48),
-        "in the middle": _below(from_middle, 0.09, 0.2),
-    }
-
-
-def _directions(across: _Spread, down: _Spread) -> dict[tuple[str, int], Extension]:
+def _directions(right: _Spread, down: _Spread) -> dict[tuple[str, int], Extension]:
     """Certain: neither reaches the other's middle, and the way there is not mostly sideways."""
     relations: dict[tuple[str, int], Extension] = {}
-    for anchor in range(len(across.middle)):
-        for word, along, aside in (
-            ("left of", across, down),
-            ("right of", across.mirrored(), down),
-            ("above", down, across),
-            ("below", down.mirrored(), across),
-        ):
-            ahead = [along.middle[anchor] - value for value in along.middle]
-            beside = [abs(aside.middle[anchor] - value) for value in aside.middle]
-            certain = (
-                k
-                for k, distance in enumerate(ahead)
-                if distance > max(0.1, beside[k])
-                and along.high[k] < along.middle[anchor]
-                and along.middle[k] < along.low[anchor]
-            )
-            possible = (k for k, distance in enumerate(ahead) if distance > -0.03)
-            relations[word, anchor] = Extension(_bits(certain), _bits(possible))
+    for word, along, aside in (
+        ("left of", right, down),
+        ("right of", right.mirrored(), down),
+        ("above", down, right),
+        ("below", down.mirrored(), right),
+    ):
+        for anchor, middle in enumerate(along.middle):
+            ahead = middle - along.middle
+            beside = abs(aside.middle[anchor] - aside.middle)
+            certain = ahead > np.maximum(0.1, beside)
+            certain &= (along.high < middle) & (along.middle < along.low[anchor])
+            relations[word, anchor] = Extension(_bits(certain), _bits(ahead > -0.03))
     return relations
 
 
@@ -304,26 +281,19 @@ def _orders(
     alone: NDArray[np.bool_], visible: NDArray[np.bool_]
 ) -> dict[tuple[str, int], Extension]:
     """Who hides whom: certain from 5 % of the hidden object, possible from the first pixel."""
-    count = len(alone)
-    hidden = [
-        [float((alone[k] & visible[other]).sum() / alone[k].sum()) if other > k else 0.0
-         for other in range(count)]
-        for k in range(count)
-    ]  # fmt: skip
     relations: dict[tuple[str, int], Extension] = {}
-    for anchor in range(count):
-        behind = [-hidden[k][anchor] for k in range(count)]
-        relations["behind", anchor] = _below(behind, -0.05, 0.0)
-        relations["in front of", anchor] = _below([-value for value in hidden[anchor]], -0.05, 0.0)
+    hidden = np.zeros((len(alone), len(alone)))  # share of an object that another one hides
+    for k, other in itertools.combinations(range(len(alone)), 2):
+        hidden[k, other] = (alone[k] & visible[other]).sum() / alone[k].sum()
+    for anchor in range(len(alone)):
+        relations["behind", anchor] = _below(-hidden[:, anchor], -0.05, 0.0)
+        relations["in front of", anchor] = _below(-hidden[anchor], -0.05, 0.0)
     return relations
 
 
-def _below(values: Sequence[float], certain: float, possible: float) -> Extension:
-    return Extension(
-        _bits(k for k, value in enumerate(values) if value < certain),
-        _bits(k for k, value in enumerate(values) if value < possible),
-    )
+def _below(values: NDArray[np.float64], certain: float, possible: float) -> Extension:
+    return Extension(_bits(values < certain), _bits(values < possible))
 
 
-def _bits(numbers: Iterable[int]) -> int:
-    return sum(1 << k for k in numbers)
+def _bits(fits: Iterable[bool] | NDArray[np.bool_]) -> int:
+    return sum(1 << k for k, fit in enumerate(fits) if fit)

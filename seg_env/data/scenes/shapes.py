@@ -15,7 +15,6 @@ Outline = NDArray[np.float64]
 class Shape:
     """A nameable outline."""
 
-    name: str
     outer: Outline
     hole: Outline | None = None
     rotation: float = 20.0
@@ -94,21 +93,18 @@ def _heart() -> Outline:
 
 
 SHAPES: dict[str, Shape] = {
-    shape.name: shape
-    for shape in (
-        Shape("circle", _circle(), rotation=0.0),
-        Shape("square", _rectangle(1.0, 1.0), stretch=1.2),
-        Shape("triangle", _regular(3), stretch=1.25),
-        Shape("star", _blunted(_regular(5, 0.46), 0.1), stretch=1.25),
-        Shape("cross", _cross(), stretch=1.1),
-        Shape("bar", _rectangle(1.0, 0.16), rotation=90.0, stretch=1.7),
-        Shape("diamond", _regular(4) * (0.62, 1.0), stretch=1.3),
-        Shape("hexagon", _regular(6), rotation=30.0, stretch=1.05),
-        Shape("ellipse", _circle() * (1.0, 0.58), rotation=90.0, stretch=1.25),
-        Shape("crescent", _crescent(), rotation=180.0, stretch=1.3),
-        Shape("ring", _circle(), hole=_circle(0.55), rotation=0.0, stretch=1.1),
-        Shape("arrow", _arrow(), rotation=180.0, stretch=1.3),
-        Shape("heart", _heart(), stretch=1.1),
-    )
+    "circle": Shape(_circle(), rotation=0.0),
+    "square": Shape(_rectangle(1.0, 1.0), stretch=1.2),
+    "triangle": Shape(_regular(3), stretch=1.25),
+    "star": Shape(_blunted(_regular(5, 0.46), 0.1), stretch=1.25),
+    "cross": Shape(_cross(), stretch=1.1),
+    "bar": Shape(_rectangle(1.0, 0.16), rotation=90.0, stretch=1.7),
+    "diamond": Shape(_regular(4) * (0.62, 1.0), stretch=1.3),
+    "hexagon": Shape(_regular(6), rotation=30.0, stretch=1.05),
+    "ellipse": Shape(_circle() * (1.0, 0.58), rotation=90.0, stretch=1.25),
+    "crescent": Shape(_crescent(), rotation=180.0, stretch=1.3),
+    "ring": Shape(_circle(), hole=_circle(0.55), rotation=0.0, stretch=1.1),
+    "arrow": Shape(_arrow(), rotation=180.0, stretch=1.3),
+    "heart": Shape(_heart(), stretch=1.1),
 }
 """Every shape by its name; the first five are those of the easy scenes."""

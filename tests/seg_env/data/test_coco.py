@@ -124,3 +124,13 @@ def test_images_that_are_missing_or_of_another_size_are_counted(tmp_path):
         "size mismatch": 2,
         "missing photo": 1,
     }
+
+
+def test_two_annotations_of_one_id_are_named_or_the_second_is_counted(tmp_path):
+    again = annotation(500, [BESIDE])
+    root = write(tmp_path, TABLES | {"annotations": [*TABLES["annotations"], again]})
+    with pytest.raises(ValueError, match=r"record 5 of 'annotations': the id 500 appears twice"):
+        Coco(root, "val2017")
+    dataset = Coco(root, "val2017", per_annotation=True, on_error="skip")
+    np.testing.assert_array_equal(dataset[0].target.mask(), SQUARE_MASK)
+    assert dataset.skipped == {"malformed record": 1}

@@ -23,7 +23,6 @@ from data_trees import (
 )
 
 from seg_env.data import (
-    KnowsOthers,
     Refer,
     Scenes,
     held_out_images,
@@ -77,7 +76,6 @@ def test_others_are_the_other_objects_of_the_image(tree):
 
 def test_scenes_know_their_other_objects():
     scenes = Scenes("val", "medium", length=5, size=64)
-    assert isinstance(scenes, KnowsOthers)
     for index, sample in enumerate(scenes):
         others = scenes.others(index)
         assert len(others) == len(sample.metadata["others"])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedded_sample import write_embedded
 from PIL import Image
 
-from seg_env.data.embedded_sample import write_embedded
 from seg_env.data.readers.refer import (
     DEFAULT_SPLIT_BY,
     EMBEDDED_NAME,
@@ -143,7 +143,7 @@ def test_the_writer_still_writes_what_is_shipped(rewritten: Path) -> None:
         else:  # JPEG encoders differ by a rounding step
             pixels = [np.asarray(Image.open(file), dtype=float) for file in (old, new)]
             same = pixels[0].shape == pixels[1].shape and np.abs(pixels[0] - pixels[1]).mean() < 2
-        assert same, f"{path} differs; run python -m seg_env.data.embedded_sample if that is meant"
+        assert same, f"{path} differs; run tests/embedded_sample.py if that is meant"
 
 
 def test_it_is_small() -> None:

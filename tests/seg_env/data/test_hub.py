@@ -2,8 +2,9 @@
 
 import json
 import sys
+from fnmatch import fnmatch
 
-import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow
 import pytest
@@ -180,22 +181,26 @@ def test_a_table_of_another_form_or_no_table_is_refused(tmp_path):
 
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     write(tmp_path / "val.parquet", [{"a": 1}])
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.dataset", None)
     with pytest.raises(ImportError, match=r"pip install 'simpleseg-rl\[hub\]'"):
         Parquet(tmp_path, "val")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"need datasets: pip install 'simpleseg-rl\[hub\]'"):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match="need huggingface_hub: pip install"):
         Parquet("moondream/refcoco-m", "validation")
 
 
-def test_through_datasets(tmp_path, monkeypatch):
+def test_through_the_hub(tmp_path, monkeypatch):
     rows = [moondream_row(encoded_image(tmp_path), SQUARE_MASK)]
-    write(tmp_path / "v.parquet", rows)
-    cache = str(tmp_path / "cache")
-    table = datasets.Dataset.from_parquet(str(tmp_path / "v.parquet"), cache_dir=cache)
-    table = table.cast_column("image", datasets.Image())
-    # The hub itself cannot be reached from here: what it would return is put in its place.
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+    write(tmp_path / "data/validation-00000-of-00001.parquet", rows)
+
+    # The hub itself cannot be reached from here: what it would leave on disk is put in its place.
+    def download(name, *, repo_type, allow_patterns):
+        assert (name, repo_type) == ("moondream/refcoco-m", "dataset")
+        assert fnmatch("data/validation-00000-of-00001.parquet", *allow_patterns)
+        assert not fnmatch("data/train-00000-of-00001.parquet", *allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     dataset = Parquet("moondream/refcoco-m", "validation")
     assert dataset.name == "moondream/refcoco-m"
     assert_protocol(dataset, 2)

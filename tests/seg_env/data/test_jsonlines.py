@@ -201,7 +201,7 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     assert "refcoco val: 2 samples" in printed
     assert "left out for size mismatch: 2" in printed
     assert command_line(["check", "--dataset", "coco", "--data-root", str(tmp_path)]) == 2
-    assert "no annotations of the split" in capsys.readouterr().err
+    assert "there is no annotation file of the split" in capsys.readouterr().err
     excluding = ["--exclude-images", "grefcoco:val"]
     assert command_line(["check", *where, *excluding]) == 0
     assert "left out for their image: 2" in capsys.readouterr().out

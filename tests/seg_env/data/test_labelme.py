@@ -138,5 +138,5 @@ def test_broken_records_are_errors_or_counted(write):
     }
     (root / "train/cut.json").unlink()
     unchecked = LabelMe(root)
-    with pytest.raises(ValueError, match=r"desk\.json: shape 1 is a polygon outside the image"):
+    with pytest.raises(ValueError, match=r"desk\.json: shape 1: a polygon outside the image"):
         unchecked[1]

@@ -10,24 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_trees import BESIDE, BOTH_MASK, HEIGHT, SQUARE, WIDTH
 from PIL import Image
 
 from seg_env.data.base import Dataset
 from seg_env.data.readers.refer import Refer
 
-HEIGHT, WIDTH = 40, 60
-SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
-BESIDE = [25.0, 20.0, 45.0, 20.0, 45.0, 35.0, 25.0, 35.0]
 PHOTOS = "images/mscoco/images/train2014"
 
 Tree = Callable[..., Path]
-
-
-def square_and_beside() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    mask[10:30, 10:30] = True
-    mask[20:35, 25:45] = True
-    return mask
 
 
 def instances(segmentation: Any = (SQUARE, BESIDE), **annotation: Any) -> dict[str, Any]:
@@ -164,8 +155,8 @@ def test_other_objects_of_an_image_have_masks_too(tree: Tree) -> None:
     dataset = Refer(tree())
     first, second = (dataset.object_target(9, ann_id) for ann_id in (500, 501))
     assert second.area == 400
-    assert first.area == square_and_beside().sum()
-    with pytest.raises(ValueError, match="image 9 has 0 annotations of the id 502"):
+    assert first.area == BOTH_MASK.sum()
+    with pytest.raises(ValueError, match="image 9 has no annotation 502"):
         dataset.object_target(9, 502)
 
 
@@ -321,7 +312,7 @@ def test_annotations_with_nested_records_and_any_layout_of_the_text(tree: Tree) 
     tables = instances() | {"annotations": everything}
     text = json.dumps(tables, indent=3, ensure_ascii=False, separators=("\n,", "\t:\r\n"))
     (root / "refcoco" / "instances.json").write_text("\ufeff" + text, "utf-8")
-    assert {sample.target.area for sample in Refer(root)} == {square_and_beside().sum(), 400}
+    assert {sample.target.area for sample in Refer(root)} == {BOTH_MASK.sum(), 400}
 
 
 def test_pickling_takes_no_images_and_no_open_files_along(tree: Tree) -> None:
