@@ -57,6 +57,8 @@ from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
+    from experiments.common.cloning_data import LabelledImages
+    from experiments.common.run import Run
 
 
 @dataclass
@@ -138,29 +140,19 @@ class TRLArgs(RunArguments):
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
-    from experiments.common.cloning_data import (
-        LabelledImages,
-        RecordedImages,
-        demonstrate_images,
-    )
+    from agents.demonstrations import require_plain_prompts
+    from experiments.common.cloning_data import demonstrate_images
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
-    from experiments.evaluation.loop import evaluate_agent
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
             args.cloning.seed = args.seed
+            fit_to_deepspeed(args.cloning, args.deepspeed, console)
             set_tasks(args)
             policy = build_policy(args, console)
-            images: LabelledImages = Scenes(
-                "train",
-                args.difficulty,  # type: ignore[arg-type]
-                length=args.scenes,
-                negatives=args.negatives,
-            )
-            if args.data is not None:
-                images = RecordedImages(args.data, args.scenes)
+            require_plain_prompts(policy.processor, Scenes("val")[0].image)
+            images = open_images(args)
             check_enough(args, len(images))
         run = Run(args, policy, console, world, args.answer_length())
         run.claim_folder()  # before the demonstrations, which take minutes
@@ -186,29 +178,43 @@ def main(args: Args) -> dict[str, Any]:
                 policy, demonstrations, args.cloning, max_new_tokens=run.max_new_tokens
             )
         agent.left_out = left_out
-
-        def task_scores() -> dict[str, Any]:
-            """How well the finished policy does each task that it was asked to learn."""
-            if args.task is None:
-                return {}
-            found = {}
-            for task in TaskMixture.from_spec(args.task).tasks:
-                core = open_questions(
-                    args.env,
-                    split=args.evaluation.split,
-                    difficulty=args.difficulty,
-                    negatives=args.negatives,
-                    task=task,
-                    queries=asdict(args.queries),
-                    frame=policy.answer_frame,
-                )
-                found[task] = evaluate_agent(agent, core, run.questions).fit_score()
-            return {"tasks": found}
-
-        learned_from = args.data or f"{len(images)} {args.difficulty} scenes (train)"
         return run.train(
-            agent, "Behaviour cloning", learned_from=learned_from, more_scores=task_scores
+            agent,
+            "Behaviour cloning",
+            learned_from=args.data or f"{len(images)} {args.difficulty} scenes (train)",
+            more_scores=lambda: task_scores(args, run),
         )
+
+
+def open_images(args: Args) -> LabelledImages:
+    """What is demonstrated: scenes, or annotated images."""
+    from experiments.common.cloning_data import RecordedImages
+
+    if args.data is not None:
+        return RecordedImages(args.data, args.scenes)
+    difficulty: Any = args.difficulty
+    return Scenes("train", difficulty, length=args.scenes, negatives=args.negatives)
+
+
+def task_scores(args: Args, run: Run) -> dict[str, Any]:
+    """How well the finished policy does each task that it was asked to learn."""
+    from experiments.evaluation.loop import evaluate_agent
+
+    if args.task is None:
+        return {}
+    found = {}
+    for task in TaskMixture.from_spec(args.task).tasks:
+        core = open_questions(
+            args.env,
+            split=args.evaluation.split,
+            difficulty=args.difficulty,
+            negatives=args.negatives,
+            task=task,
+            queries=asdict(args.queries),
+            frame=run.agent.policy.answer_frame,
+        )
+        found[task] = evaluate_agent(run.agent, core, run.questions).fit_score()
+    return {"tasks": found}
 
 
 def set_tasks(args: Args) -> None:
@@ -262,13 +268,12 @@ def check_enough(args: Args, images: int) -> None:
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:
     """Run the job under TRL, in each of its processes; the first one measures and writes."""
-    from agents.training.distributed import World
     from agents.trl_backend.sft import SupervisedFineTuning
     from experiments.common.cloning_data import open_records
     from experiments.common.launch import trainer_process
     from experiments.common.run import Run
 
-    leads, console = trainer_process()
+    world, console = trainer_process()
     with opening():
         if args.paper:
             args.sft = with_papers_optimizer(args.sft, int(os.environ.get("WORLD_SIZE", "1")))
@@ -280,7 +285,7 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
         else:
             questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
             dataset = questions.dataset
-    run = Run(args, policy, console, World(), args.answer_length(), leads=leads)
+    run = Run(args, policy, console, world, args.answer_length())
     with opening():
         agent = SupervisedFineTuning(
             policy, dataset, args.sft, max_new_tokens=run.max_new_tokens, on_error=args.on_error

@@ -12,8 +12,8 @@ has the curves of the critic besides, in ``training_curves.png``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,8 @@ def main(args: Args) -> dict[str, Any]:
     return train_on_policy(args, "ppo", PPO, "PPO")
 
 
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what the command line, or ``words``, ask for."""
-    return run_command(Args, main, __doc__, FIRST, words)
+command_line = partial(run_command, Args, main, __doc__, FIRST)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

@@ -121,13 +121,8 @@ class RunArguments:
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        given = {
-            "split": self.split,
-            "data_root": self.data_root,
-            "split_by": self.split_by,
-            "difficulty": self.difficulty,
-        }
-        return {name: value for name, value in given.items() if value is not None}
+        names = ("split", "data_root", "split_by", "difficulty")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
         """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""
@@ -170,17 +165,14 @@ class TrainingArguments(RunArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        given = {
-            "rewards": " ".join(self.rewards),
-            "negatives": self.negatives,
-            "task": None if self.task == DEFAULT_TASK else self.task,
-            "queries": None if self.queries == QueryStyle() else asdict(self.queries),
-            "image_size": self.image_size,
-            "turns": self.turns,
-            "refine_template": self.refine_template,
-        }
-        more = {name: value for name, value in given.items() if value is not None}
-        return super().environment() | more
+        names = ("negatives", "image_size", "turns", "refine_template")
+        found = super().environment() | {"rewards": " ".join(self.rewards)}
+        found |= {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.task != DEFAULT_TASK:
+            found["task"] = self.task
+        if self.queries != QueryStyle():
+            found["queries"] = asdict(self.queries)
+        return found
 
     def open_environment(
         self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS

@@ -2,8 +2,7 @@
 
 A script has a dataclass of arguments, a ``main``, and this at its end:
 
-    def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-        return run_command(Args, main, __doc__, FIRST, words)
+    command_line = partial(run_command, Args, main, __doc__, FIRST)
 
     if __name__ == "__main__":
         command_line()

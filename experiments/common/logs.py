@@ -90,10 +90,10 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         raise RunExistsError(
             f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
         )
-    found = _flat(json.loads(recorded.read_text()))
+    found = flatten(json.loads(recorded.read_text()))
     changed = [
         f"{key} ({found.get(key)}, now {value})"
-        for key, value in _flat(wanted).items()
+        for key, value in flatten(wanted).items()
         if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
     ]
     if changed:
@@ -103,12 +103,12 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by names like ``gspo.group_size``."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        found |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 

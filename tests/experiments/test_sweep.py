@@ -1,6 +1,7 @@
 """Sweeps: what is run and what is left alone, what cannot be compared, numbers of the table."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -269,7 +270,7 @@ def test_a_file_that_is_wrong_says_so(tmp_path, more, message):
 def test_an_unknown_sweep_lists_those_that_there_are():
     with pytest.raises(ExplainedError, match=r"(?s)no sweep 'optimiser'.*optimizer: Muon"):
         sweep.main(sweep.Args(("optimiser",)))
-    assert tuple(sweep.known_sweeps()) == NAMES
+    assert tuple(re.findall(r"(?m)^ +([\w-]+): ", sweep.list_sweeps())) == NAMES
 
 
 SCRIPTS = {"run_gspo.py": run_gspo, "run_ppo.py": run_ppo, "annotate.py": annotate}
