@@ -45,7 +45,7 @@ from agents.settings import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.common.arguments import FIRST, CloningSettings, EvaluationPlan, RunArguments
+from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
@@ -69,7 +69,9 @@ class Args(RunArguments):
     """Who trains: this project, or TRL's SFTTrainer."""
     updates: int = 1600
     """Optimizer steps."""
-    cloning: BehaviorCloningConfig = field(default_factory=lambda: CloningSettings(final_rate=0.4))
+    cloning: BehaviorCloningConfig = field(
+        default_factory=lambda: BehaviorCloningConfig(final_rate=0.4)
+    )
     """Settings of behaviour cloning. The rate ends high: reinforcement learning goes on from here,
     and weights cooled down to the last nuance of the loss forget it at the first steps."""
     model: TinyConfig = field(default_factory=TinyConfig)
@@ -99,21 +101,12 @@ class Args(RunArguments):
     evaluation: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(every=250))
     """What is measured before, during and after, on held-out scenes."""
     checkpoint_every: int = 250
-    """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/bc")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
     env: tyro.conf.Suppress[str] = "SimpleSeg-Scenes-v0"
     data_root: tyro.conf.Suppress[str | None] = None
     split: tyro.conf.Suppress[str] = "train"
     split_by: tyro.conf.Suppress[str | None] = None
     trust_remote_code: tyro.conf.Suppress[bool] = False
-
-
-@dataclass
-class FineTuningSettings(SupervisedFineTuningConfig):
-    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
-
-    seed: tyro.conf.Suppress[int] = 0
 
 
 @dataclass
@@ -125,15 +118,13 @@ class TRLArgs(RunArguments):
     data: str | None = None
     """Annotated images to learn from in place of the environment's data set, for pre-training: a
     folder of experiments/annotate.py, or a .jsonl or .parquet file."""
-    sft: SupervisedFineTuningConfig = field(default_factory=FineTuningSettings)
+    sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)
     """Settings of fine-tuning."""
     paper: bool = False
     """The paper's optimizer: Muon, and 256 questions in every update over all processes, from which
     ``--sft.accumulation`` follows. Its rates are the defaults of ``--sft`` already."""
     checkpoint_every: int = 100
-    """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/bc_trl")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
     deepspeed: tyro.conf.Suppress[str | None] = None
 
 

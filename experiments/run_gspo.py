@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.settings import GSPOConfig, TRLOptions
-from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from seg_env.errors import WrongOptionError
 
@@ -41,22 +41,16 @@ NOT_IN_TRL = (
 
 
 @dataclass
-class GSPOSettings(SetByTheRun, GSPOConfig):
-    """Settings of GSPO and of other losses that compare the answers of a group."""
-
-
-@dataclass
 class Args(TrainingArguments):
     """Improve a policy by GSPO and show what changed."""
 
-    gspo: GSPOConfig = field(default_factory=GSPOSettings)
+    gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
     backend: Literal["plain", "trl"] = "plain"
     """Who trains: this project, or TRL's GRPOTrainer."""
     trl: TRLOptions = field(default_factory=TRLOptions)
     """What only TRL has."""
     output_dir: Path = Path("runs/gspo")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:

@@ -18,25 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from agents.settings import PPOConfig
-from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import run_command
-
-
-@dataclass
-class PPOSettings(SetByTheRun, PPOConfig):
-    """Settings of PPO."""
 
 
 @dataclass
 class Args(TrainingArguments):
     """Improve a policy by PPO with a critic and show what changed."""
 
-    ppo: PPOConfig = field(default_factory=lambda: PPOSettings(credit="vertex"))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(credit="vertex"))
     """Settings of the algorithm."""
     updates: int = 240
-    """Updates to make."""
     output_dir: Path = Path("runs/ppo")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:

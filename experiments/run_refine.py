@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 from agents.settings import BehaviorCloningConfig
-from experiments.common.arguments import FIRST, CloningSettings, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
@@ -50,7 +50,7 @@ class Args(TrainingArguments):
     """Prompt from the second outline on: short, as the embedded policy reads letter by letter what
     it was not taught as words."""
     cloning: BehaviorCloningConfig = field(
-        default_factory=lambda: CloningSettings(
+        default_factory=lambda: BehaviorCloningConfig(
             batch_size=32, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
         )
     )
@@ -68,7 +68,6 @@ class Args(TrainingArguments):
     rewards: tyro.conf.Suppress[tuple[str, ...]] = ("mask_iou=1.0",)
     grammar: tyro.conf.Suppress[GrammarOptions] = field(default_factory=GrammarOptions)
     output_dir: Path = Path("runs/bc-refine")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-import tyro
 from rich.console import Console
 
-from agents.settings import BehaviorCloningConfig, OnPolicyConfig
+from agents.settings import OnPolicyConfig
 from experiments.common.policies import (
     EMBEDDED,
     AnswerLength,
@@ -38,19 +37,6 @@ FIRST = {
     "The run": ("seed", "output-dir", "resume", "backend"),
 }
 """The options of training commands that people want first; no command has all of them."""
-
-
-@dataclass
-class SetByTheRun:
-    """Settings of agents that follow from other options; put before an agent's settings."""
-
-    seed: tyro.conf.Suppress[int] = 0
-    deepspeed: tyro.conf.Suppress[str | None] = None
-
-
-@dataclass
-class CloningSettings(SetByTheRun, BehaviorCloningConfig):
-    """How a policy is taught from demonstrations."""
 
 
 @dataclass
