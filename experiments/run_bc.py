@@ -193,17 +193,16 @@ def task_scores(args: Args, run: Run) -> dict[str, Any]:
 
     if args.task is None:
         return {}
+    given = {
+        **args.environment(),
+        "split": args.evaluation.split,
+        "negatives": args.negatives,
+        "queries": asdict(args.queries),
+        "frame": run.agent.policy.answer_frame,
+    }
     found = {}
     for task in TaskMixture.from_spec(args.task).tasks:
-        core = open_questions(
-            args.env,
-            split=args.evaluation.split,
-            difficulty=args.difficulty,
-            negatives=args.negatives,
-            task=task,
-            queries=asdict(args.queries),
-            frame=run.agent.policy.answer_frame,
-        )
+        core = open_questions(args.env, task=task, **given)
         found[task] = evaluate_agent(run.agent, core, run.questions).fit_score()
     return {"tasks": found}
 

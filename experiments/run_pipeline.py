@@ -17,7 +17,6 @@ from its last checkpoint to the same numbers. docs/stages.md tells what came of 
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from rich.console import Console
 
 from experiments.common.command import run_command
 from experiments.common.comparison import read_scores
-from experiments.common.logs import read_metrics, write_atomically, write_json
+from experiments.common.logs import check_command, read_metrics, write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 
@@ -131,11 +130,12 @@ def main(args: Args) -> dict[str, Any]:
     steps = plan_steps(args)
     parsed = [parse(step) for step in steps]  # a misspelt option is found before the first stage
     for step, settings in zip(steps, parsed, strict=True):
-        record_command(args.output_dir, step)
         if step.finished:
+            check_command(step.folder, step.words)
             console.print(f"{step.stage}: finished before, {step.folder}")
             continue
         console.rule(f"{step.stage}: {step.folder}")
+        write_json(step.folder / "command.json", step.words)
         step.script.main(settings, *([] if step.trains else [step.words]))
     scores = write_report(args, steps, console)
     console.print(f"report: {args.output_dir / 'report.md'}")
@@ -199,21 +199,6 @@ def parse(step: Step) -> Any:
     return settings
 
 
-def record_command(folder: Path, step: Step) -> None:
-    """Keep a stage's options; refuse others than those that it was begun with."""
-    path = folder / "commands.json"
-    known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
-    before = known.get(step.stage, list(step.words))
-    begun = step.folder.exists() and any(step.folder.iterdir())
-    if begun and before != list(step.words):
-        raise WrongOptionError(
-            f"stage {step.stage} of {folder} was started with other options: {shlex.join(before)}, "
-            f"now {shlex.join(step.words)}; go on with the same ones, remove {step.folder} to "
-            f"start the stage anew, or use another --output-dir"
-        )
-    write_json(path, known | {step.stage: list(step.words)})
-
-
 def write_report(args: Args, steps: Sequence[Step], console: Console) -> dict[str, Any]:
     """Write ``scores.json``, ``report.md``, ``curve.png`` and ``outlines.png`` of finished stages.
 
@@ -244,7 +229,8 @@ def write_report(args: Args, steps: Sequence[Step], console: Console) -> dict[st
             "bootstrap over questions. An empty union counts as IoU 1.",
             markdown_table(HEADINGS, rows),
         ]
-    parts += [annotated_text(step.folder) for step in steps if not step.trains]
+    if len(trained) < len(steps):
+        parts.append("[What was annotated](annotate/report.md).")
     commands = [f"experiments/{SCRIPTS[step.stage]}.py {shlex.join(step.words)}" for step in steps]
     parts += ["Each stage by hand:", "\n".join(f"    python {command}" for command in commands)]
     if trained:
@@ -270,22 +256,6 @@ def table_rows(stages: dict[Stage, Any]) -> list[list[str]]:
         row.append(f"{100 * found['greedy']['well_formed']:.1f}")
         rows.append([*row, f"{found['minutes']:.1f}"])
     return rows
-
-
-def annotated_text(folder: Path) -> str:
-    """What was annotated, and how right it is where the truth is known."""
-    report = json.loads((folder / "report.json").read_text())
-    text = (
-        f"Annotated: {report['pictures']['annotated']} images with "
-        f"{report['objects']['written']} records ([report](annotate/report.md))"
-    )
-    if truth := report.get("truth", {}).get("records"):
-        found = report["truth"]
-        text += (
-            f"; of {truth} compared with the truth, mask IoU {found['mask_iou']:.3f} on average, "
-            f"{found['right_expressions']:.1%} of expressions right"
-        )
-    return text + "."
 
 
 def draw_stages(args: Args, trained: Sequence[Step]) -> None:

@@ -13,7 +13,6 @@ are paired by seed. Runs that differ in more than their seed and what the sweep 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -32,7 +31,7 @@ from rich.console import Console
 
 from experiments.common.command import run_command
 from experiments.common.comparison import Arm, Result, Sweep, report
-from experiments.common.logs import progress_bar, write_json
+from experiments.common.logs import check_command, progress_bar, write_json
 from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent
@@ -252,17 +251,6 @@ def full_command(command: list[str], folder: Path) -> list[str]:
     """A command with its folder, and ``--resume`` where it has begun before."""
     resume = ["--resume"] if (folder / "config.json").exists() else []
     return [*command, "--output-dir", str(folder), *resume]
-
-
-def check_command(folder: Path, command: list[str]) -> None:
-    """Refuse a finished run that was made by another command than the one that is asked for."""
-    path = folder / "command.json"
-    made = json.loads(path.read_text()) if path.exists() else command
-    if made != command:
-        raise ExplainedError(
-            f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
-            "use another --output-dir, or --report-only for what is there"
-        )
 
 
 command_line = partial(

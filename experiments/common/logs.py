@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         raise WrongOptionError(
             f"{folder} was started with other values of {', '.join(changed)}: resume with the "
             "same ones, or start another --output-dir"
+        )
+
+
+def check_command(folder: Path, command: Sequence[str]) -> None:
+    """Refuse what was made by another command than the one that ``command.json`` records."""
+    path = folder / "command.json"
+    made = json.loads(path.read_text()) if path.exists() else [*command]
+    if made != [*command]:
+        raise WrongOptionError(
+            f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
+            "remove it to make it anew, or use another --output-dir"
         )
 
 

@@ -77,25 +77,25 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
     under ``sampled``. Of several turns the last counts; ``first`` and ``sampled_first`` have the
     scores of the first, and ``improvement``, at both levels, what the other turns added.
     """
-    gains = {}
-    for kind in before:
-        old, new = before[kind].iou.mean(axis=1), after[kind].iou.mean(axis=1)
-        gain, low, high = paired_bootstrap_interval(giou, [old], [new])
-        gains[kind] = {"giou": gain, "giou_interval": [low, high]}
+    gains = {kind: _gain(before[kind], after[kind]) for kind in before}
     return {"before": _summary(before), "after": _summary(after), "gain": gains}
 
 
+def _gain(old: Evaluation, new: Evaluation) -> dict[str, Any]:
+    """The gain in gIoU of answers to the same questions."""
+    means = [old.iou.mean(axis=1)], [new.iou.mean(axis=1)]
+    gain, low, high = paired_bootstrap_interval(giou, *means)
+    return {"giou": gain, "giou_interval": [low, high]}
+
+
 def _summary(side: Evaluations) -> dict[str, Any]:
-    summary = {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
-    for name, last, part in (
-        ("first", "greedy", summary),
-        ("sampled_first", "sampled", summary["sampled"]),
-    ):
-        if name in side:
-            summary[name] = side[name].summary()
-            pair = [side[name].iou.mean(axis=1)], [side[last].iou.mean(axis=1)]
-            better, low, high = paired_bootstrap_interval(giou, *pair)
-            part["improvement"] = {"giou": better, "giou_interval": [low, high]}
+    sampled = side["sampled"].summary()
+    summary = {**side["greedy"].summary(), "sampled": sampled}
+    if "first" in side:
+        summary["first"] = side["first"].summary()
+        summary["improvement"] = _gain(side["first"], side["greedy"])
+        summary["sampled_first"] = side["sampled_first"].summary()
+        sampled["improvement"] = _gain(side["sampled_first"], side["sampled"])
     return summary
 
 

@@ -134,7 +134,8 @@ def test_the_report_has_the_scores_of_the_policy_after_every_stage(finished):
     for name in ("curve.png", "outlines.png"):
         assert f"({name})" in report
         assert np.asarray(Image.open(folder / name).convert("RGB")).std() > 5
-    assert "of expressions right" in report, "labels of scenes are compared with the truth"
+    annotated = (folder / "annotate" / "report.md").read_text()
+    assert "of expressions right" in annotated, "labels of scenes are compared with the truth"
 
 
 def test_pre_training_saw_the_annotated_images_and_sft_the_scenes(finished):
@@ -160,22 +161,18 @@ def test_finished_stages_are_not_repeated(finished):
 
 def test_a_stage_that_was_started_otherwise_is_refused(finished):
     folder, _ = finished
-    with pytest.raises(ValueError, match=r"stage sft of .* other options.*remove .*sft"):
+    with pytest.raises(ValueError, match=r"sft was made with other options.*remove it"):
         run_pipeline.main(parse(folder, f"--sft={CLONING} --scenes 17"))
 
 
 def test_options_that_nothing_came_of_can_be_corrected(tmp_path):
-    folder = tmp_path / "rl"
-    run_pipeline.record_command(
-        tmp_path, run_pipeline.Step("rl", ("--rewards", "nonsense"), folder)
-    )
-    corrected = run_pipeline.Step("rl", ("--rewards", "mask_iou=1"), folder)
-    run_pipeline.record_command(tmp_path, corrected)
-    assert json.loads((tmp_path / "commands.json").read_text()) == {"rl": [*corrected.words]}
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="other options"):
-        run_pipeline.record_command(tmp_path, run_pipeline.Step("rl", ("--updates", "3"), folder))
+    wrong = f"--sft={SHAPE} {CLONING} --scenes 1"
+    with pytest.raises(ValueError, match="fewer than a batch"):
+        run_pipeline.main(parse(tmp_path, "--stages", "sft", wrong))
+    corrected = parse(tmp_path, "--stages", "sft", f"{wrong}6")
+    assert run_pipeline.main(corrected)["stages"].keys() == {"sft"}
+    words = json.loads((tmp_path / "sft" / "command.json").read_text())
+    assert words == [*run_pipeline.plan_steps(corrected)[0].words]
 
 
 @pytest.mark.parametrize(
