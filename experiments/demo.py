@@ -23,19 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from experiments.common.arguments import PolicyArguments
 from experiments.common.command import opening, run_command
-from experiments.common.policies import (
-    AnswerLength,
-    PrecisionChoice,
-    answer_length,
-    open_policy,
-)
+from experiments.common.policies import AnswerLength, PrecisionChoice, answer_length
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
 from seg_env.envs.render import draw_overlay
 from seg_env.envs.scoring import Scorer
-from seg_env.frames import AUTO
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Sample
@@ -54,29 +49,19 @@ FIRST = {
 
 
 @dataclass
-class Args:
+class Args(PolicyArguments):
     """Serve a page on which a policy answers."""
 
-    policy: str = "embedded"
-    """``embedded``, ``embedded-tasks``, a transformers folder, or a hub id."""
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
     port: int = 8000
     """Port to listen on, 0 for any free one."""
     rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
     """Rewards that are shown, as ``name=weight`` or ``package.module:Class=weight``."""
-    frame: str = AUTO
-    """What the numbers in answers mean: auto (what the policy's folder records, else what its
-    family writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model
-    type."""
     max_new_tokens: AnswerLength = "auto"
     """Longest answer in tokens; auto: 128 for the shipped policies, 1024 for others."""
     precision: PrecisionChoice = "float32"
     """float32, bfloat16 under autocast, or auto."""
-    trust_remote_code: bool = False
-    """Run code that comes with a hub model; only for models you have read."""
-    seed: int = 0
-    """Seed of sampled answers."""
     output_dir: Path | None = None
     """Folder that keeps questions and answers as answers.jsonl; by default none does."""
 
@@ -243,13 +228,7 @@ def main(args: Args) -> None:
     """Serve until interrupted."""
     console = Console()
     with opening():
-        policy = open_policy(
-            args.policy,
-            args.precision,
-            frame=args.frame,
-            console=console,
-            trust_remote_code=args.trust_remote_code,
-        )
+        policy = args.open_policy(console)
         length = answer_length(args.max_new_tokens, args.policy)
         # Of the images that will come no outlines are known whose length could be measured.
         longest = 1024 if length == "auto" else length

@@ -189,21 +189,24 @@ def open_images(args: Args) -> LabelledImages:
 
 def task_scores(args: Args, run: Run) -> dict[str, Any]:
     """How well the finished policy does each task that it was asked to learn."""
-    from experiments.evaluation.loop import evaluate_agent
+    from experiments.evaluation.loop import evaluate
 
     if args.task is None:
         return {}
+    agent = run.agent
     given = {
         **args.environment(),
         "split": args.evaluation.split,
         "negatives": args.negatives,
         "queries": asdict(args.queries),
-        "frame": run.agent.policy.answer_frame,
+        "frame": agent.policy.answer_frame,
     }
     found = {}
     for task in TaskMixture.from_spec(args.task).tasks:
         core = open_questions(args.env, task=task, **given)
-        found[task] = evaluate_agent(run.agent, core, run.questions).fit_score()
+        with agent.gathered_weights():
+            measured = evaluate(agent.policy, core, run.questions, world=agent.world)
+        found[task] = measured.fit_score()
     return {"tasks": found}
 
 

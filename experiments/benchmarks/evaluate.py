@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Column, Table
 from scipy import ndimage
 
+from experiments.benchmarks.memory import resident_mib
+from experiments.benchmarks.rewards import smooth_object
 from experiments.common.logs import write_json
+from experiments.common.tables import terminal_table
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.metrics import band_radius, boundary_iou, iou, measure, overlaps
 from seg_env.types import Prediction, Target
@@ -61,15 +62,15 @@ def benchmark_evaluate(
         compared: Answers that are also scored in the straightforward way.
         measured: Answers that are measured in all columns.
     """
-    source = SmoothAnswers(
-        np.random.default_rng(seed), (height, width), vertices, answers_per_target
+    source = partial(
+        make_batches, np.random.default_rng(seed), (height, width), vertices, answers_per_target
     )
     timed_rate(score, source, max(predictions // 10, 1))
-    before = peak_mib()
+    before = resident_mib("VmHWM")
     rate = timed_rate(score, source, predictions)
     results: dict[str, Any] = {
         "predictions_per_second": rate,
-        "memory_growth_mib": peak_mib() - before,
+        "memory_growth_mib": resident_mib("VmHWM") - before,
         "all_columns_per_second": timed_rate(measure, source, measured),
         **compare_with_straightforward(source, compared, rate),
         "settings": {
@@ -90,52 +91,30 @@ def benchmark_evaluate(
             write_json(path, results)
 
 
-class SmoothAnswers:
-    """Endless answers of smooth objects, small and large, with noise on every vertex.
+Batch: TypeAlias = tuple[list[Prediction], list[Target]]
+Source: TypeAlias = Callable[[int], Iterator[Batch]]
+"""Makes so many answers, each with its target, in batches."""
 
-    Every target and every answer is a new object of one of 64 outlines.
+
+def make_batches(
+    rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int, count: int
+) -> Iterator[Batch]:
+    """Answers about smooth objects, small and large, with noise on every vertex.
+
+    Every target and every answer is new, none known from an earlier batch.
     """
-
-    def __init__(
-        self, rng: np.random.Generator, size: tuple[int, int], vertices: int, per_target: int
-    ) -> None:
-        """Draw the outlines."""
-        self.size = size
-        self._rng = rng
-        self._per_target = per_target
-        outlines = [self._outlines(scale, vertices) for scale in np.linspace(0, 1, 64)]
-        self._drawn = [outlines[index] for index in rng.permutation(len(outlines))]
-
-    def _outlines(self, scale: float, vertices: int) -> tuple[Target, NDArray[np.float64], float]:
-        """A target, a sparse outline of it in the unit frame, and how far vertices are off."""
-        pixels = np.array(self.size[::-1], dtype=np.float64)
-        radius = min(self.size) * (0.05 + 0.35 * scale)
-        center = pixels * self._rng.uniform(0.4, 0.6, 2)
-        waves = self._rng.normal(0, 0.08, (2, 4))
-
-        def outline(count: int) -> NDArray[np.float64]:
-            angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
-            phases = angles[:, None] * np.arange(2, 6)
-            radii = radius * (1 + np.cos(phases) @ waves[0] + np.sin(phases) @ waves[1])
-            around = np.stack((np.cos(angles), np.sin(angles)), axis=1)
-            return (center + radii[:, None] * around) / pixels
-
-        target = Target(rasterize_rle([outline(200)], self.size))
-        return target, outline(vertices), 0.03 * radius / float(pixels.mean())
-
-    def batches(self, count: int) -> Iterator[tuple[list[Prediction], list[Target]]]:
-        """``count`` answers and their targets, none of them known from an earlier batch."""
-        for start in range(0, count, BATCH):
-            predictions: list[Prediction] = []
-            targets: list[Target] = []
-            for index in range(start, min(start + BATCH, count)):
-                truth, outline, noise = self._drawn[index // self._per_target % len(self._drawn)]
-                if not targets or index % self._per_target == 0:
-                    target = Target(truth.rle)
-                ring = outline + self._rng.normal(0, noise, outline.shape)
-                predictions.append(Prediction((ring.clip(0, 1).round(3),)))
-                targets.append(target)
-            yield predictions, targets
+    pixels = np.array(size[::-1], dtype=np.float64)
+    for start in range(0, count, BATCH):
+        predictions: list[Prediction] = []
+        targets: list[Target] = []
+        for index in range(min(BATCH, count - start)):
+            if index % per_target == 0:
+                radius, outline = smooth_object(rng, rng.uniform(), size)
+                target = Target(rasterize_rle([outline(200) / pixels], size))
+            ring = outline(vertices) + rng.normal(0, 0.03 * radius, (vertices, 2))
+            predictions.append(Prediction(((ring / pixels).clip(0, 1).round(3),)))
+            targets.append(target)
+        yield predictions, targets
 
 
 def score(
@@ -145,29 +124,23 @@ def score(
     return iou(*overlaps(predictions, targets)), boundary_iou(predictions, targets)
 
 
-def timed_rate(function: Any, source: SmoothAnswers, count: int) -> float:
+def timed_rate(function: Any, source: Source, count: int) -> float:
     """Answers per second of CPU time, without the making of the answers."""
     seconds = 0.0
-    for batch in source.batches(count):
+    for batch in source(count):
         start = time.thread_time()
         function(*batch)
         seconds += time.thread_time() - start
     return count / seconds
 
 
-def peak_mib() -> float:
-    """Largest resident set so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def compare_with_straightforward(source: SmoothAnswers, count: int, rate: float) -> dict[str, Any]:
+def compare_with_straightforward(source: Source, count: int, rate: float) -> dict[str, Any]:
     """Speed beside pycocotools and scipy, and by how much the scores differ."""
     if find_spec("pycocotools") is None:
         return {}
     coco = import_module("pycocotools.mask")
     seconds, difference = 0.0, 0.0
-    for predictions, targets in source.batches(count):
+    for predictions, targets in source(count):
         ours = np.stack(score(predictions, targets))
         start = time.thread_time()
         pairs = zip(predictions, targets, strict=True)
@@ -201,20 +174,17 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     settings = results["settings"]
     height, width = settings["size"]
-    table = Table(
-        "",
-        Column("answers per second", justify="right"),
-        title=f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
-        f"{settings['answers_per_target']} per target, {width}x{height}",
+    labels = {
+        "predictions_per_second": "mask IoU and boundary IoU",
+        "straightforward_per_second": "the same by pycocotools and scipy, straightforwardly",
+        "all_columns_per_second": "all columns",
+    }
+    rows = [(label, f"{results[key]:.0f}") for key, label in labels.items() if key in results]
+    title = (
+        f"Scoring {settings['predictions']} answers of {settings['vertices']} vertices, "
+        f"{settings['answers_per_target']} per target, {width}x{height}"
     )
-    for label, key in (
-        ("mask IoU and boundary IoU", "predictions_per_second"),
-        ("the same by pycocotools and scipy, straightforwardly", "straightforward_per_second"),
-        ("all columns", "all_columns_per_second"),
-    ):
-        if key in results:
-            table.add_row(label, f"{results[key]:.0f}")
-    console.print(table)
+    console.print(terminal_table(["", "answers per second"], rows, title=title))
     console.print(f"memory grew by {results['memory_growth_mib']:.1f} MiB")
     if "ratio_vs_straightforward" in results:
         console.print(

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.logs import write_json
+from experiments.common.tables import terminal_table
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
@@ -106,8 +106,12 @@ def benchmark_rewards(
             for name, t in microseconds.items()
         },
         "settings": {
-            **{"seed": seed, "group": group, "vertices": vertices, "size": [height, width]},
-            **{"objects": objects, "rounds": rounds},
+            "seed": seed,
+            "group": group,
+            "vertices": vertices,
+            "size": [height, width],
+            "objects": objects,
+            "rounds": rounds,
         },
         "versions": {name: metadata.version(name) for name in ("numpy", "pycocotools", "rasterio")},
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -118,15 +122,14 @@ def benchmark_rewards(
             write_json(path, results)
 
 
-def make_group(
-    rng: np.random.Generator,
-    scale: float,
-    size: tuple[int, int],
-    group: int,
-    vertices: int,
-    coco: Any,
-) -> AnswerGroup:
-    """A smooth object (``scale`` 0 is small, 1 is large) and noisy answers about it."""
+def smooth_object(
+    rng: np.random.Generator, scale: float, size: tuple[int, int]
+) -> tuple[float, Callable[[int], NDArray[np.float64]]]:
+    """A smooth object in the middle of an image, small for ``scale`` 0 and large for 1.
+
+    Returns:
+        Its mean radius, and its outline of so many vertices, ``(V, 2)``; both in pixels.
+    """
     radius = min(size) * (0.05 + 0.35 * scale)
     center = np.array(size[::-1]) * rng.uniform(0.4, 0.6, 2)
     waves = rng.normal(0, 0.08, (2, 4))
@@ -137,6 +140,19 @@ def make_group(
         radii = radius * (1 + np.cos(phases) @ waves[0] + np.sin(phases) @ waves[1])
         return center + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
 
+    return radius, outline
+
+
+def make_group(
+    rng: np.random.Generator,
+    scale: float,
+    size: tuple[int, int],
+    group: int,
+    vertices: int,
+    coco: Any,
+) -> AnswerGroup:
+    """A smooth object and noisy answers about it."""
+    radius, outline = smooth_object(rng, scale, size)
     pixels = np.array(size[::-1], dtype=np.float64)
     truth = coco.merge(coco.frPyObjects([outline(200).ravel().tolist()], *size))
     noise = rng.normal(0, 0.03 * radius, (group, vertices, 2))
@@ -154,10 +170,18 @@ def make_group(
 
 def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.float64]]]:
     """All ways of computing the IoU of a group, by name."""
+
+    def masks_of(group: AnswerGroup) -> list[Any]:
+        return [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
+
+    def one_by_one(group: AnswerGroup) -> NDArray[np.float64]:
+        scores = [coco.iou([mask], [group.truth], [0])[0, 0] for mask in masks_of(group)]
+        return np.array(scores)
+
     return {
         OURS: lambda group: iou_batch(group.rings, group.rle),
-        BATCHED: partial(pycocotools_batched, coco),
-        "pycocotools, one by one": partial(pycocotools_one_by_one, coco),
+        BATCHED: lambda group: coco.iou(masks_of(group), [group.truth], [0])[:, 0],
+        "pycocotools, one by one": one_by_one,
         "rasterio, full frame": rasterio_full,
         "ours, from text": lambda group: iou_batch(
             [decode(text).rings for text in group.texts], group.rle
@@ -165,21 +189,6 @@ def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.f
         "released decoder, from text (json)": partial(released_decoder, coco, loads),
         "released decoder, from text (ast)": partial(released_decoder, coco, ast.literal_eval),
     }
-
-
-def pycocotools_batched(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
-    """One call of ``iou`` for the group."""
-    answers = [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
-    return np.asarray(coco.iou(answers, [group.truth], [0]))[:, 0]
-
-
-def pycocotools_one_by_one(coco: Any, group: AnswerGroup) -> NDArray[np.float64]:
-    """One call of ``iou`` for each answer."""
-    scores = [
-        coco.iou([coco.merge(coco.frPyObjects(flat, *group.size))], [group.truth], [0])[0, 0]
-        for flat in group.flat
-    ]
-    return np.array(scores)
 
 
 def rasterio_full(group: AnswerGroup) -> NDArray[np.float64]:
@@ -238,22 +247,19 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     settings = results["settings"]
     height, width = settings["size"]
-    table = Table(
-        title=f"Mask IoU: {settings['group']} answers of {settings['vertices']} vertices per "
-        f"object, {width}x{height}"
-    )
-    table.add_column("", no_wrap=True)
-    for heading in ("µs per prediction", "min-max", "relative to ours"):
-        table.add_column(heading, justify="right")
     figures = results["microseconds_per_prediction"]
-    for name, figure in figures.items():
-        table.add_row(
+    rows = [
+        (
             name,
             f"{figure['median']:.1f}",
             f"{figure['min']:.1f}-{figure['max']:.1f}",
             f"{figure['median'] / figures[OURS]['median']:.2f}",
         )
-    console.print(table)
+        for name, figure in figures.items()
+    ]
+    title = f"{settings['group']} answers of {settings['vertices']} vertices per object"
+    headings = ["", "µs per prediction", "min-max", "relative to ours"]
+    console.print(terminal_table(headings, rows, title=f"Mask IoU: {title}, {width}x{height}"))
     low, high = results["ratio_vs_pycocotools_batched_range"]
     console.print(
         f"ours / batched pycocotools: {results['ratio_vs_pycocotools_batched']:.2f} "

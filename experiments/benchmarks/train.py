@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.logs import progress_bar, write_json
+from experiments.common.tables import terminal_table
 
 if TYPE_CHECKING:  # with torch, which `--help` does not need
     from experiments.benchmarks.train_legs import Work
@@ -92,20 +93,18 @@ def benchmark_train(
         precision = "bfloat16" if device == "cuda" else "float32"
     settings: dict[str, Any] = {"precision": precision, "attention": attention, "device": device}
     settings["seed"] = seed
-    works: dict[str, dict[int, Work]] = {}
+    cells: list[tuple[str, Work]] = []
     for length in lengths:
         prompt_tokens, new_tokens = map(int, length.split(":"))
         is_short = prompt_tokens <= 256
         suited = "embedded" if is_short else "30m"
         name, questions = suited if shape == "matched" else shape, prompts or (8 if is_short else 1)
-        works[length] = {
-            size: Work(name, prompt_tokens, new_tokens, size, questions, **settings)
-            for size in sorted(set(group_sizes))
-        }
+        for size in sorted(set(group_sizes)):
+            work = Work(name, prompt_tokens, new_tokens, size, questions, **settings)
+            cells.append((length, work))
     console = Console()
-    measured: dict[str, dict[int, Updates]] = {length: {} for length in works}
+    measured: dict[str, dict[int, Updates]] = {length: {} for length in lengths}
     sizes: dict[str, Any] = {}
-    cells = [(length, work) for length, row in works.items() for work in row.values()]
     with progress_bar(console) as progress:
         rounds = len(cells) * (repetitions + 1) * len(legs)
         task = progress.add_task("updates", total=rounds, status="")
@@ -121,8 +120,10 @@ def benchmark_train(
         "sizes": sizes,
         "settings": {
             **settings,
-            **{"repetitions": repetitions, "threads": threads, "shape": shape},
-            "prompts": {length: row[min(group_sizes)].prompts for length, row in works.items()},
+            "repetitions": repetitions,
+            "threads": threads,
+            "shape": shape,
+            "prompts": {length: work.prompts for length, work in cells},
         },
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "trl")},
         "machine": f"{processor}, Python {platform.python_version()}",
@@ -161,16 +162,15 @@ def compare(
 ) -> tuple[Updates, dict[str, int]]:
     """Let the legs take turns; returns the updates after the first round, and real sizes."""
     with started(legs, work, threads) as connections:
-        facts: dict[str, int] = {}
-        for leg in legs:
-            facts = receive(leg, connections[leg], "ready")
+        for leg, connection in connections.items():
+            facts = receive(leg, connection)
         updates: Updates = {leg: [] for leg in legs}
         for _ in range(repetitions + 1):
-            for leg in legs:
-                connections[leg].send(True)
-                updates[leg].append(receive(leg, connections[leg], "update"))
+            for leg, connection in connections.items():
+                connection.send("go on")
+                updates[leg].append(receive(leg, connection))
                 advance(leg)
-        return {leg: found[1:] for leg, found in updates.items()}, facts
+    return {leg: found[1:] for leg, found in updates.items()}, facts
 
 
 @contextmanager
@@ -180,18 +180,16 @@ def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str,
 
     context = get_context("spawn")  # a forked process would inherit memory and locks
     connections, processes = {}, []
-    for leg in legs:
-        connections[leg], theirs = context.Pipe()
-        process = context.Process(
-            target=work_process, args=(leg, work, threads, theirs), daemon=True
-        )
-        process.start()
-        theirs.close()  # so that a leg that dies is noticed
-        processes.append(process)
     try:
+        for leg in legs:
+            connections[leg], theirs = context.Pipe()
+            arguments = leg, work, threads, theirs
+            processes.append(context.Process(target=work_process, args=arguments, daemon=True))
+            processes[-1].start()
+            theirs.close()  # so that a leg that dies is noticed
         yield connections
         for connection in connections.values():
-            connection.send(False)
+            connection.close()
         for process in processes:
             process.join(timeout=30)
     finally:
@@ -200,51 +198,43 @@ def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str,
             process.join()
 
 
-def receive(leg: str, connection: Connection, expected: str) -> Any:
-    """The next message of a leg."""
+def receive(leg: str, connection: Connection) -> Any:
+    """What a leg has found out; an error comes as text."""
     try:
-        kind, content = connection.recv()
+        found = connection.recv()
     except EOFError:
-        kind, content = "error", "its process ended, perhaps for lack of memory"
-    if kind != expected:
-        raise RuntimeError(f"leg {leg!r}: {content}")
-    return content
+        found = "its process ended, perhaps for lack of memory"
+    if isinstance(found, str):
+        raise RuntimeError(f"leg {leg!r}: {found}")
+    return found
 
 
 def summarize(measured: dict[str, dict[int, Updates]]) -> dict[str, Any]:
     """Medians, ratios and growth; keys are strings, as in the file."""
-    results: dict[str, Any] = {"seconds_per_update": {}, "memory_mib": {}, "growth": {}}
+    results: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     for length, row in measured.items():
-        seconds = results["seconds_per_update"][length] = {
-            str(group_size): {
+        seconds = results["seconds_per_update"][length]
+        for group_size, updates in row.items():
+            size = str(group_size)
+            seconds[size] = {
                 leg: {part: float(np.median([one[part] for one in found])) for part in PARTS}
                 for leg, found in updates.items()
             }
-            for group_size, updates in row.items()
-        }
-        results["memory_mib"][length] = {
-            str(group_size): {
+            results["memory_mib"][length][size] = {
                 leg: max(one["memory"] for one in found) for leg, found in updates.items()
             }
-            for group_size, updates in row.items()
-        }
-        results["growth"][length] = {
-            leg: seconds[str(max(row))][leg]["total"] / first["total"]
-            for leg, first in seconds[str(min(row))].items()
-        }
-        for group_size, updates in row.items():
             for theirs in ("trl", "repeated"):
                 if not {theirs, "ours"} <= updates.keys():
                     continue
                 pairs = zip(updates[theirs], updates["ours"], strict=True)
-                rounds = [other["total"] / our["total"] for other, our in pairs]
-                for name, value in (
-                    (theirs, float(np.median(rounds))),
-                    (f"{theirs}_range", [min(rounds), max(rounds)]),
-                ):
-                    ratios = results.setdefault(f"ratio_vs_{name}", {})
-                    ratios.setdefault(length, {})[str(group_size)] = value
-    return results
+                ratios = [other["total"] / our["total"] for other, our in pairs]
+                results[f"ratio_vs_{theirs}"][length][size] = float(np.median(ratios))
+                results[f"ratio_vs_{theirs}_range"][length][size] = [min(ratios), max(ratios)]
+        smallest, largest = seconds[str(min(row))], seconds[str(max(row))]
+        results["growth"][length] = {
+            leg: largest[leg]["total"] / first["total"] for leg, first in smallest.items()
+        }
+    return dict(results)
 
 
 def show(results: dict[str, Any], console: Console) -> None:
@@ -252,28 +242,27 @@ def show(results: dict[str, Any], console: Console) -> None:
     settings = results["settings"]
     for length, row in results["seconds_per_update"].items():
         sizes = results["sizes"][length]
-        table = Table(
-            title=f"{length}: {sizes['prompt_tokens']} prompt tokens, "
-            f"{settings['prompts'][length]} questions per update, "
-            f"{sizes['parameters'] / 1e6:.3g} M parameters, {settings['precision']}",
-            caption="seconds per update (medians); memory beyond the loaded policy; theirs / ours",
-        )
-        table.add_column("G", justify="right")
-        table.add_column("")
-        for heading in (*PARTS, "MiB", "ratio"):
-            table.add_column(heading, justify="right")
+        rows = []
         for group_size, cell in row.items():
             for number, (leg, seconds) in enumerate(cell.items()):
                 ratios = results.get(f"ratio_vs_{leg}")
-                table.add_row(
-                    "" if number else group_size,
-                    LEGS[leg],
-                    *(f"{seconds[part]:.3g}" for part in PARTS),
-                    f"{results['memory_mib'][length][group_size][leg]:.0f}",
-                    f"{ratios[length][group_size]:.2f}" if ratios else "",
-                    end_section=number == len(cell) - 1,
+                rows.append(
+                    (
+                        "" if number else group_size,
+                        LEGS[leg],
+                        *(f"{seconds[part]:.3g}" for part in PARTS),
+                        f"{results['memory_mib'][length][group_size][leg]:.0f}",
+                        f"{ratios[length][group_size]:.2f}" if ratios else "",
+                    )
                 )
-        console.print(table)
+        title = (
+            f"{length}: {sizes['prompt_tokens']} prompt tokens, {settings['prompts'][length]} "
+            f"questions per update, {sizes['parameters'] / 1e6:.3g} M parameters, "
+            f"{settings['precision']}"
+        )
+        caption = "seconds per update (medians); memory beyond the loaded policy; theirs / ours"
+        headings = ["G", "", *PARTS, "MiB", "ratio"]
+        console.print(terminal_table(headings, rows, "rl", title=title, caption=caption))
         grown = results["growth"][length]
         first, last = min(row, key=int), max(row, key=int)
         console.print(
@@ -284,15 +273,11 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Seconds per update and memory against G, a column for each length."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = results["seconds_per_update"]
-    figure, axes = plt.subplots(
-        2, len(rows), figsize=(5.5 * len(rows), 7.5), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5.5 * len(rows), 7.5), layout="constrained")
+    axes = figure.subplots(2, len(rows), squeeze=False)
     for column, (length, row) in enumerate(rows.items()):
         sizes = [int(group_size) for group_size in row]
         for leg in next(iter(row.values())):
@@ -310,4 +295,3 @@ def plot(results: dict[str, Any], path: Path) -> None:
             axis.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

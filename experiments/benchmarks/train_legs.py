@@ -7,16 +7,13 @@ them, and makes one optimizer step: one forward and one backward pass over all o
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,33 +25,19 @@ from agents.embedded.tiny import TinyConfig, build_model, build_processor
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.model import Precision, VLMPolicy
 from agents.trl_backend.gspo import TRLGSPO
+from experiments.benchmarks.memory import Memory
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
 from seg_env.tasks import question
 from seg_env.types import Sample
 
 REWARDS = "mask_iou=1.0 format=0.1"
+large = partial(TinyConfig, patch_size=14, initializer_range=0.02)
 SHAPES = {
     "small": TinyConfig(vision_width=32, vision_layers=1, width=32, layers=2, heads=2),
     "embedded": TinyConfig(),
-    "30m": TinyConfig(
-        patch_size=14,
-        vision_width=384,
-        vision_layers=6,
-        width=512,
-        layers=6,
-        heads=8,
-        initializer_range=0.02,
-    ),
-    "2b": TinyConfig(
-        patch_size=14,
-        vision_width=1024,
-        vision_layers=24,
-        width=2048,
-        layers=28,
-        heads=16,
-        initializer_range=0.02,
-    ),
+    "30m": large(vision_width=384, vision_layers=6, width=512, layers=6, heads=8),
+    "2b": large(vision_width=1024, vision_layers=24, width=2048, layers=28, heads=16),
 }
 """Policies of LLaVA form with random weights: 60 thousand, 1.3, 32 and 1,800 million parameters."""
 
@@ -128,40 +111,6 @@ def make_policy(work: Work) -> VLMPolicy:
     return policy
 
 
-class Memory:
-    """Growth of a process's memory: of the GPU's where it is used, else of the resident set."""
-
-    def __init__(self, device: str) -> None:
-        """Watch ``"cuda"``, or the memory of the processor."""
-        self.on_gpu = device == "cuda"
-        self.baseline = 0.0
-
-    def start(self) -> None:
-        """Count from what is in use now."""
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.baseline = torch.cuda.memory_allocated() / 2**20
-        else:
-            self.baseline = resident_mib("VmRSS")
-
-    def growth_mib(self) -> float:
-        """The most that has been in use since, in MiB above the start."""
-        if self.on_gpu:
-            return torch.cuda.max_memory_allocated() / 2**20 - self.baseline
-        return resident_mib("VmHWM") - self.baseline
-
-
-def resident_mib(field: str) -> float:
-    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` (both, where there is no /proc) at its most."""
-    status = Path("/proc/self/status")  # without what the parent process had before this one
-    if status.exists():
-        found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 class Leg:
     """One contestant, which makes an update whenever the parent process asks for one."""
 
@@ -170,7 +119,6 @@ class Leg:
         self.work, self.connection = work, connection
         self.policy = make_policy(work)
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
-        self.memory = Memory(work.device)
 
     def now(self) -> float:
         """The time when all work so far is done, that of a GPU too."""
@@ -197,22 +145,22 @@ class Leg:
             "prompt_tokens": int(inputs["attention_mask"].sum()),
             "parameters": sum(p.numel() for p in self.policy.model.parameters()),
         }
-        self.memory.start()
-        self.connection.send(("ready", facts))
-
-    def wait(self) -> bool:
-        """Wait for the next turn; False after the last one."""
-        go: bool = self.connection.recv()
-        self.seconds = {"sampling": 0.0, "scoring": 0.0}
-        self.start = self.now()
-        return go
+        self.memory = Memory(self.work.device)
+        self._await_turn(facts)
 
     def report(self) -> None:
         """Send the seconds of the update's parts, and the most memory so far."""
         total = self.now() - self.start
         rest = total - sum(self.seconds.values())
         parts = {**self.seconds, "backward": rest, "total": total}
-        self.connection.send(("update", parts | {"memory": self.memory.growth_mib()}))
+        self._await_turn(parts | {"memory": self.memory.growth_mib()})
+
+    def _await_turn(self, message: dict[str, Any]) -> None:
+        """Send what came of the last turn, and wait for the next; EOFError after the last one."""
+        self.connection.send(message)
+        self.connection.recv()
+        self.seconds = {"sampling": 0.0, "scoring": 0.0}
+        self.start = self.now()
 
     def check_lengths(self, tokens: Sequence[int]) -> None:
         """Make sure that the answers are as long as they should be."""
@@ -238,11 +186,11 @@ class OurLeg(Leg):
         collect = self.timed("sampling", agent.collect)
         agent._score = self.timed("scoring", agent._score)
         self.ready()
-        while self.wait():
+        while True:
             rollout, _ = collect()
             agent.train(rollout, agent.config.learning_rate)
-            self.report()
             self.check_lengths(rollout.mask.sum(-1).tolist())
+            self.report()
 
 
 class TRLLeg(Leg, TrainerCallback):
@@ -264,23 +212,19 @@ class TRLLeg(Leg, TrainerCallback):
             trainer._generate_and_score_completions = sample
             trainer.compute_loss = self.timed("scoring", trainer.compute_loss)
             trainer.add_callback(self)
-            self.ready()
             trainer.train()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: object) -> Any:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: object) -> None:
         """Wait for the first turn."""
-        control.should_training_stop = not self.wait()
-        return control
+        self.ready()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: object) -> Any:
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: object) -> None:
         """An update is done."""
         self.report()
-        control.should_training_stop = not self.wait()
-        return control
 
 
 def work_process(leg: str, work: Work, threads: int, connection: Connection) -> None:
-    """What the process of a leg does; an error is sent to the parent process."""
+    """What the process of a leg does; an error is sent to the parent process, as text."""
     try:
         if threads:
             torch.set_num_threads(threads)
@@ -288,5 +232,7 @@ def work_process(leg: str, work: Work, threads: int, connection: Connection) -> 
             TRLLeg(work, connection).run()
         else:
             OurLeg(work, connection).run(shared=leg == "ours")
+    except EOFError:  # the parent process has all that it wanted
+        pass
     except Exception:
-        connection.send(("error", traceback.format_exc()))
+        connection.send(traceback.format_exc())

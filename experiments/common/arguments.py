@@ -57,69 +57,30 @@ class EvaluationPlan:
 
 
 @dataclass
-class RunArguments:
-    """What every command that trains is told."""
+class PolicyArguments:
+    """Which policy answers."""
 
-    env: str = "SimpleSeg-Scenes-v0"
-    """Environment id, whose data set is learned from, and whose questions are asked."""
-    policy: str = EMBEDDED
-    """A transformers folder, a hub id, ``embedded`` or ``embedded-tasks``: the shipped policies, of
-    which the first is taught by expression only and the second reads points, boxes and outlines."""
+    policy: str | None = None
+    """A transformers folder, a hub id, or one of the shipped policies: ``embedded`` (default), or
+    ``embedded-tasks``, which reads points, boxes and outlines too."""
     frame: str = AUTO
     """What the numbers that the policy writes mean; auto: what its folder records, else what its
     family writes. Others are unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or
     a model type such as qwen3_vl. It is trained and measured in this frame, and records it."""
     max_new_tokens: AnswerLength = "auto"
-    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one
-    than 128, or for the shipped policies; for others measured on outlines of the ground truth in
-    their own tokens, one length to learn with and one to be measured with."""
-    vision_check: bool = True
-    """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
-    on_error: OnError = "skip"
-    """Images that are broken or that the processor refuses: left out and counted, or an error."""
-    updates: int = 100
-    """Updates to make."""
-    data_root: str | None = None
-    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
-    split: str = "train"
-    """Split to learn from."""
-    split_by: str | None = None
-    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
-    difficulty: str | None = None
-    """Of scenes: easy (default), medium, hard."""
-    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
-    """What is measured before, during and after."""
+    """Longest answer in tokens; auto: 128 for the shipped policies, and for others measured on
+    outlines of the ground truth in their own tokens."""
     precision: PrecisionChoice = "auto"
     """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
-    deepspeed: str | None = None
-    """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
-    DeepSpeed configuration (JSON). By default every rank has all of it."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
-    checkpoint_every: int = 25
-    """Updates between checkpoints; the last two are kept."""
     seed: int = 0
     """Seed of all that is drawn at random."""
-    output_dir: Path = Path("runs/training")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
-    resume: bool = False
-    """Go on from the last checkpoint in the folder, to the same numbers."""
-
-    def environment(self) -> dict[str, Any]:
-        """Arguments of the environment that are not left at their defaults."""
-        names = ("split", "data_root", "split_by", "difficulty")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
-        """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""
-        if self.max_new_tokens == "auto" and configured != OnPolicyConfig.max_new_tokens:
-            return configured
-        return answer_length(self.max_new_tokens, self.policy)
 
     def open_policy(self, console: Console) -> VLMPolicy:
         """The policy that is named; says which frame it writes in."""
         return open_policy(
-            self.policy,
+            self.policy or EMBEDDED,
             self.precision,
             frame=self.frame,
             console=console,
@@ -128,17 +89,32 @@ class RunArguments:
 
 
 @dataclass
-class TrainingArguments(RunArguments):
-    """Which policy learns what in an environment, and where the results go."""
+class QuestionArguments(PolicyArguments):
+    """What a policy is asked."""
 
-    rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
-    """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
-    grammar: GrammarOptions = field(default_factory=GrammarOptions)
-    """Which answers the policy can write."""
-    turns: int | None = None
-    """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
-    refine_template: str | None = None
-    """Their prompt from the second outline on, with {question} and {outline}."""
+    env: str = "SimpleSeg-Scenes-v0"
+    """Environment id, whose data set is asked about, or learned from."""
+    data_root: str | None = None
+    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    split: str = "train"
+    """Split to ask about, or to learn from."""
+    split_by: str | None = None
+    """Whose split of RefCOCO data: unc, umd, google, berkeley."""
+    difficulty: str | None = None
+    """Of scenes: easy (default), medium, hard."""
+    on_error: OnError = "skip"
+    """Images that are broken or that the processor refuses: left out and counted, or an error."""
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that are not left at their defaults."""
+        names = ("split", "data_root", "split_by", "difficulty")
+        return {name: given for name in names if (given := getattr(self, name)) is not None}
+
+
+@dataclass
+class TaskArguments(QuestionArguments):
+    """What is given and asked for, in which form."""
+
     negatives: float | None = None
     """Of scenes: share of questions about an object that is not there; see the reward no_target."""
     task: str = DEFAULT_TASK
@@ -151,14 +127,66 @@ class TrainingArguments(RunArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        names = ("negatives", "image_size", "turns", "refine_template")
-        found = super().environment() | {"rewards": " ".join(self.rewards)}
-        found |= {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names = ("negatives", "image_size")
+        found = super().environment()
+        found |= {name: given for name in names if (given := getattr(self, name)) is not None}
         if self.task != DEFAULT_TASK:
             found["task"] = self.task
         if self.queries != QueryStyle():
             found["queries"] = asdict(self.queries)
         return found
+
+
+@dataclass
+class RunArguments(QuestionArguments):
+    """What every command that trains is told."""
+
+    policy: str = EMBEDDED
+    max_new_tokens: AnswerLength = "auto"
+    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one
+    than 128, or for the shipped policies; for others measured on outlines of the ground truth in
+    their own tokens, one length to learn with and one to be measured with."""
+    vision_check: bool = True
+    """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
+    updates: int = 100
+    """Updates to make."""
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    """What is measured before, during and after."""
+    deepspeed: str | None = None
+    """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
+    DeepSpeed configuration (JSON). By default every rank has all of it."""
+    checkpoint_every: int = 25
+    """Updates between checkpoints; the last two are kept."""
+    output_dir: Path = Path("runs/training")
+    """Folder of the run; the policy is written to ``policy/`` in it."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
+        """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""
+        if self.max_new_tokens == "auto" and configured != OnPolicyConfig.max_new_tokens:
+            return configured
+        return answer_length(self.max_new_tokens, self.policy)
+
+
+@dataclass
+class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of the first
+    """Which policy learns what in an environment, and where the results go."""
+
+    rewards: tuple[str, ...] = tuple(DEFAULT_REWARDS.split())
+    """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
+    grammar: GrammarOptions = field(default_factory=GrammarOptions)
+    """Which answers the policy can write."""
+    turns: int | None = None
+    """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
+    refine_template: str | None = None
+    """Their prompt from the second outline on, with {question} and {outline}."""
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that are not left at their defaults."""
+        names = ("turns", "refine_template")
+        found = super().environment() | {"rewards": " ".join(self.rewards)}
+        return found | {name: given for name in names if (given := getattr(self, name)) is not None}
 
     def open_environment(
         self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS

@@ -57,7 +57,7 @@ from experiments.common.report import (
     table_rows,
 )
 from experiments.common.tables import markdown_table, terminal_table
-from experiments.evaluation.loop import Evaluation, evaluate_agent_turns
+from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_rules
 
@@ -240,17 +240,19 @@ class Run:
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
     ) -> list[Evaluation]:
-        return evaluate_agent_turns(
-            self.agent,
-            self.rules,
-            questions,
-            temperature=temperature,
-            answers=answers,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.args.seed,
-            on_batch=on_batch,
-            left_out=self.left_out,
-        )
+        with self.agent.gathered_weights():
+            return evaluate_turns(
+                self.agent.policy,
+                self.rules,
+                questions,
+                temperature=temperature,
+                answers=answers,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.args.seed,
+                on_batch=on_batch,
+                left_out=self.left_out,
+                world=self.agent.world,
+            )
 
     def _learn(self) -> None:
         """Train with a progress bar, logging and saving on the way; SIGTERM ends it early."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,16 @@ class AnswerRecord:
     text: str
     tokens: int | None = None
     """How many tokens it took, where that is known."""
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question with its answers."""
+
+    index: int
+    """Position of the sample in the data set."""
+    answers: list[AnswerRecord]
+    """One or more."""
 
 
 Answers = dict[str, list[AnswerRecord]]
@@ -116,23 +126,21 @@ def _lines(rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> str:
 
 def match_answers(
     answers: Answers,
-    ids: Sequence[str],
+    asked: Mapping[int, str],
     *,
     count: int = 1,
     missing: Missing = "error",
     ignore_unknown: bool = False,
-) -> Iterator[tuple[int, list[AnswerRecord]]]:
-    """Find the answers to the questions with some ids, ``count`` to each.
+) -> list[AnsweredQuestion]:
+    """Find the answers to questions, ``count`` to each; ``asked`` has the ids by position.
 
     Questions without answers are an error, get empty ones, or are left out, as ``missing`` says;
     answers to other questions are an error unless ``ignore_unknown``.
 
-    Yields:
-        Position in ``ids`` and the answers.
-
     Raises:
         ValueError: Questions and answers do not fit together; says how many and which.
     """
+    ids = list(asked.values())
     unknown = answers.keys() - set(ids)
     if unknown and not ignore_unknown:
         raise ValueError(
@@ -148,18 +156,19 @@ def match_answers(
         )
     if missing == "skip" and len(absent) == len(ids):
         raise ValueError("no question has an answer; there is nothing to score")
-    for position, identifier in enumerate(ids):
-        found = answers.get(identifier)
-        if found is None:
-            if missing == "skip":
-                continue
-            found = [AnswerRecord("")] * count
-        if len(found) != count:
+    empty = [AnswerRecord("")] * count
+    found = [
+        AnsweredQuestion(index, answers.get(identifier, empty))
+        for index, identifier in asked.items()
+        if identifier in answers or missing == "empty"
+    ]
+    for item in found:
+        if len(item.answers) != count:
             raise ValueError(
-                f"{identifier} has {len(found)} answers and --answers is {count}; every question "
-                f"needs the same number of lines"
+                f"{asked[item.index]} has {len(item.answers)} answers and --answers is {count}; "
+                f"every question needs the same number of lines"
             )
-        yield position, found
+    return found
 
 
 def _some(ids: Iterable[str]) -> str:

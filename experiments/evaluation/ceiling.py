@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.logs import progress_bar
+from experiments.common.tables import terminal_table
 from seg_env.envs.core import ReferringCore
 from seg_env.frames import AnswerFrame
 from seg_env.geometry.contour import trace
@@ -99,21 +100,26 @@ def _summary(
     }
 
 
-def ceiling_table(ceilings: list[dict[str, Any]], title: str, *, decimals: bool) -> Table:
-    """The ceilings for a terminal; ``decimals`` shows that column."""
-    sizes = [s for s in ("small", "medium", "large") if any(s in row["sizes"] for row in ceilings)]
-    table = Table(title=title, caption="in per cent, small to large: gIoU; means of the rest")
-    headings = ["ε", *(["decimals"] if decimals else []), "gIoU", "cIoU", *sizes]
-    for heading in [*headings, "vertices", "characters"]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in ceilings:
-        table.add_row(
+def ceiling_table(found: dict[str, Any]) -> Table:
+    """The ceilings that ``ceiling.json`` holds, for a terminal."""
+    sizes = [size for size in ("small", "medium", "large") if size in found["ceilings"][0]["sizes"]]
+    rows = [
+        [
             f"{row['epsilon']:g}",
-            *([str(row["decimals"])] if decimals else []),
-            f"{100 * row['giou']:.2f}",
-            f"{100 * row['ciou']:.2f}",
-            *(f"{100 * row['sizes'][s]:.1f}" if s in row["sizes"] else "" for s in sizes),
+            row["decimals"],
+            *(f"{100 * row[score]:.2f}" for score in ("giou", "ciou")),
+            *(f"{100 * row['sizes'][size]:.1f}" for size in sizes),
             f"{row['vertices']['mean']:.1f}",
             f"{row['characters']['mean']:.0f}",
-        )
-    return table
+        ]
+        for row in found["ceilings"]
+    ]
+    return terminal_table(
+        ["ε", "decimals", "gIoU", "cIoU", *sizes, "vertices", "characters"],
+        rows,
+        "r",
+        title=f"Best scores that text allows: {found['dataset']} ({found['split']}), "
+        f"{found['questions']} questions",
+        caption="in per cent, small to large: gIoU; means of the rest; "
+        f"frame: {found['frame']}; an empty union counts {found['empty_union']:g}",
+    )

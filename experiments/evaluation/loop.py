@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from agents.base import Agent
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
@@ -47,12 +46,6 @@ from seg_env.metrics import (
 )
 from seg_env.tasks import DEFAULT_TASK
 
-BATCH_SIZE = 64
-"""Questions asked at a time, by default."""
-
-_State = tuple[Outcome[Any], str, int]
-"""Where an episode stands, its outline as text, and how many tokens its last answer had."""
-
 
 @dataclass
 class Evaluation:
@@ -70,7 +63,7 @@ class Evaluation:
     """Whether the text was well-formed."""
     vertices: NDArray[np.int64]
     tokens: NDArray[np.int64]
-    texts: list[list[str]]
+    texts: NDArray[np.object_]
     """The answers; of several turns, the outlines they led to."""
     fit: NDArray[np.float64]
     """How well answers fit what was asked for: as ``iou`` for outlines, the IoU of boxes, and 1 for
@@ -111,18 +104,15 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as lists and strings."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
+        return {name: value.tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Evaluation:
         """Inverse of `to_json`."""
         # Files of earlier versions are all about outlines.
         stored = {"fit": stored["iou"], "tasks": [DEFAULT_TASK] * len(stored["iou"])} | stored
-        arrays = {name: np.array(value) for name, value in stored.items() if name != "texts"}
-        return cls(**arrays, texts=stored["texts"])
+        types = {"texts": object}
+        return cls(**{name: np.array(stored[name], types.get(name)) for name in stored})
 
 
 def sample_answers(
@@ -172,18 +162,15 @@ def ask(
     rules: EpisodeRules[Any],
     batches: Sequence[Sequence[int]],
     *,
-    temperature: float = 0.0,
-    answers: int = 1,
-    max_new_tokens: int = 128,
-    seed: int = 0,
     left_out: LeftOut,
     world: World | None = None,
+    **sampling: Any,
 ) -> Iterator[list[Evaluation]]:
     """Play whole episodes and measure where they stand after every turn.
 
-    The samples of a batch are asked about together, in ``answers`` episodes each; temperature 0 is
-    greedy. Ranks (by default there is one) share out whole batches. All of them must call this, and
-    each gets the whole result. ``left_out`` is told of samples that cannot be asked about.
+    The samples of a batch are asked about together. Ranks (by default there is one) share out whole
+    batches; all of them must call this, and each gets the whole result. ``left_out`` is told of
+    samples that cannot be asked about; ``sampling`` are the settings of `play`.
 
     Yields:
         For each batch one evaluation per turn, as many as its longest episode has; none if no
@@ -200,36 +187,40 @@ def ask(
             questions = ask_each(rules.core, batches[place], left_out)
             questions, inputs = prepare_usable(policy, questions, left_out)
             if questions:
-                turns = _play(
-                    policy, rules, questions, inputs, temperature, answers, max_new_tokens, seed
-                )
+                turns = play(policy, rules, questions, inputs, **sampling)
         found = world.gather((turns, left_out.reasons))
         for _, reasons in found:
             left_out.update(reasons)
         yield from (each for each, _ in found[: len(batches) - start])
 
 
-def _play(
+def play(
     policy: VLMPolicy,
     rules: EpisodeRules[Any],
     questions: Sequence[Question],
     inputs: dict[str, Tensor],
-    temperature: float,
-    answers: int,
-    max_new_tokens: int,
-    seed: int,
+    *,
+    temperature: float = 0.0,
+    answers: int = 1,
+    max_new_tokens: int = 128,
+    seed: int = 0,
 ) -> list[Evaluation]:
-    """Episodes about one batch of prepared questions, measured after every turn."""
+    """Episodes about questions that are prepared as ``inputs``; temperature 0 is greedy.
+
+    Returns:
+        Where the episodes stand after every turn.
+    """
     asked = [question.index for question in questions]
     episodes = [rules.begin(question) for question in questions for _ in range(answers)]
-    states: list[Any] = [None] * len(episodes)
+    outcomes: list[Any] = [None] * len(episodes)
+    outlines, lengths = [""] * len(episodes), [0] * len(episodes)
     turns: list[Evaluation] = []
     running = list(range(len(episodes)))
     while running:
         if turns:
             seen = [rules.observe(episodes[row]) for row in running]
             inputs = policy.prepare([one["image"] for one in seen], [one["prompt"] for one in seen])
-        texts, lengths = sample_answers(
+        texts, counts = sample_answers(
             policy,
             inputs,
             temperature=temperature,
@@ -237,34 +228,42 @@ def _play(
             max_new_tokens=max_new_tokens,
             noise=question_noise(seed, asked, answers, max_new_tokens, turn=len(turns))[running],
         )
-        outcomes = rules.step([episodes[row] for row in running], texts)
-        for row, outcome, text, length in zip(running, outcomes, texts, lengths, strict=True):
-            episodes[row] = outcome.episode
+        stepped = rules.step([episodes[row] for row in running], texts)
+        for row, outcome, text, count in zip(running, stepped, texts, counts, strict=True):
+            episodes[row], outcomes[row], lengths[row] = outcome.episode, outcome, count
             # An answer may be an edit; what it led to is an outline.
-            states[row] = outcome, outcome.info.get("outline", text), length
-        turns.append(_measure(questions, states, answers))
-        ended = {row for row in running if states[row][0].terminated or states[row][0].truncated}
-        running = [row for row in running if row not in ended]
+            outlines[row] = outcome.info.get("outline", text)
+        turns.append(_measure(questions, outcomes, outlines, lengths))
+        running = [
+            row for row in running if not (outcomes[row].terminated or outcomes[row].truncated)
+        ]
     return turns
 
 
-def _measure(questions: Sequence[Question], states: Sequence[_State], answers: int) -> Evaluation:
+def _measure(
+    questions: Sequence[Question],
+    outcomes: Sequence[Outcome[Any]],
+    outlines: Sequence[str],
+    lengths: Sequence[int],
+) -> Evaluation:
     """Where the episodes of one batch stand; those of a question stand next to each other."""
-    outcomes = [outcome for outcome, _, _ in states]
+    shape = (len(questions), len(outcomes) // len(questions))
     predictions = [outcome.answer.prediction for outcome in outcomes]
-    targets = [question.sample.target for question in questions for _ in range(answers)]
+    targets = [question.sample.target for question in questions for _ in range(shape[1])]
     counted = overlaps(predictions, targets)
-    shape = (len(questions), answers)
-    texts = [text for _, text, _ in states]
+
+    def column(name: str) -> NDArray[Any]:
+        return np.array([outcome.info[name] for outcome in outcomes]).reshape(shape)
+
     return Evaluation(
         indices=np.array([question.index for question in questions]),
-        iou=np.array([outcome.info["iou"] for outcome in outcomes]).reshape(shape),
+        iou=column("iou"),
         intersections=counted.intersections.reshape(shape),
         unions=counted.unions.reshape(shape),
-        valid=np.array([outcome.info["valid"] for outcome in outcomes]).reshape(shape),
-        vertices=np.array([outcome.info["num_vertices"] for outcome in outcomes]).reshape(shape),
-        tokens=np.array([length for _, _, length in states]).reshape(shape),
-        texts=[texts[row * answers : (row + 1) * answers] for row in range(len(questions))],
+        valid=column("valid"),
+        vertices=column("num_vertices"),
+        tokens=np.array(lengths).reshape(shape),
+        texts=np.array(outlines, object).reshape(shape),
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),
     )
@@ -275,16 +274,16 @@ def evaluate_turns(
     rules: EpisodeRules[Any],
     indices: Sequence[int] | NDArray[np.integer[Any]],
     *,
-    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], None] | None = None,
     left_out: LeftOut | None = None,
-    **settings: Any,
+    world: World | None = None,
+    **sampling: Any,
 ) -> list[Evaluation]:
     """Ask about all samples and measure where their episodes stand after every turn.
 
     ``on_batch`` is called with the number of questions after every batch, of whatever rank.
-    ``left_out`` is told of samples that cannot be asked about; by default they are an error.
-    Further settings are those of `ask`.
+    ``left_out`` is told of samples that cannot be asked about; by default they are an error. The
+    rest is as for `ask`.
 
     Returns:
         One evaluation per turn, as many as the longest episode has; others stay as they ended.
@@ -293,9 +292,12 @@ def evaluate_turns(
         UnusableSampleError: No sample can be asked about, or one cannot and is not to be left out.
     """
     left_out = LeftOut("error") if left_out is None else left_out
+    world = World() if world is None else world
     numbers = [int(index) for index in indices]
-    batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    played = ask(policy, rules, batches, left_out=left_out, **settings)
+    # Few questions are no reason for ranks to be idle.
+    size = max(1, min(64, math.ceil(len(numbers) / world.size)))
+    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    played = ask(policy, rules, batches, left_out=left_out, world=world, **sampling)
     parts = []
     for batch, turns in zip(batches, played, strict=True):
         if turns:
@@ -305,14 +307,12 @@ def evaluate_turns(
     if not parts:
         raise UnusableSampleError(f"no sample can be asked about: {left_out.summary()}")
     longest = max(map(len, parts))
-    return [_join([turns[min(turn, len(turns) - 1)] for turns in parts]) for turn in range(longest)]
-
-
-def _join(parts: Sequence[Evaluation]) -> Evaluation:
-    texts = [row for part in parts for row in part.texts]
-    names = vars(parts[0]).keys() - {"texts"}
-    stacked = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Evaluation(**stacked, texts=texts)
+    joined = []
+    for turn in range(longest):
+        some = [vars(turns[min(turn, len(turns) - 1)]) for turns in parts]
+        columns = {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+        joined.append(Evaluation(**columns))
+    return joined
 
 
 def evaluate(
@@ -325,46 +325,25 @@ def evaluate(
     return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
 
 
-def evaluate_agent(
-    agent: Agent, core: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
-) -> Evaluation:
-    """`evaluate_agent_turns` for questions that are answered once."""
-    return evaluate_agent_turns(agent, AnswerRules(core), indices, **settings)[-1]
-
-
-def evaluate_agent_turns(
-    agent: Agent, rules: EpisodeRules[Any], indices: NDArray[np.integer[Any]], **settings: Any
-) -> list[Evaluation]:
-    """`evaluate_turns` for an agent that trains; its ranks share the questions out."""
-    # Few questions are no reason for ranks to be idle.
-    batch_size = max(1, min(BATCH_SIZE, math.ceil(len(indices) / agent.world.size)))
-    settings |= {"batch_size": batch_size, "world": agent.world}
-    with agent.gathered_weights():
-        return evaluate_turns(agent.policy, rules, indices, **settings)
-
-
 def collect_answers(
     policy: VLMPolicy,
     core: ReferringCore,
     folder: Path,
-    *,
     asked: dict[str, Any],
-    resume: bool,
+    *,
     questions: int,
-    answers: int,
     max_new_tokens: int,
-    batch_size: int,
+    resume: bool,
     console: Console,
     left_out: LeftOut,
-    **settings: Any,
 ) -> Path | None:
     """Ask the first questions of a data set and keep the answers in a file as they come.
 
     The answers are the same on any number of ranks and after an interruption: ranks share out whole
     batches, and those that the file holds whole are not asked again. The folder keeps
     ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` what decides the answers, ``asked``:
-    answers by other settings are not added to, and none without ``resume``. Further settings are
-    those of `ask`.
+    ``temperature``, ``answers`` (to each question), ``batch_size``, ``seed`` and whatever else.
+    Answers by other settings are not added to, and none without ``resume``.
 
     Returns:
         The file; None on a rank that is not the main one.
@@ -374,6 +353,7 @@ def collect_answers(
         WrongOptionError: They are there by other settings.
         UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
+    answers, batch_size = asked["answers"], asked["batch_size"]
     world, path, noted = World.current(), folder / "answers.jsonl", folder / "left_out.json"
     check_resume(path, asked, resume=resume)
     if noted.exists() and left_out.on_error == "skip":
@@ -389,8 +369,9 @@ def collect_answers(
         usable = [index for index in places if names[index] not in left_out.reasons]
         if any(names[index] not in known for index in usable):
             batches.append(usable)
-    settings |= {"answers": answers, "max_new_tokens": max_new_tokens}
-    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **settings)
+    sampling = {name: asked[name] for name in ("temperature", "answers", "seed")}
+    sampling["max_new_tokens"] = max_new_tokens
+    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **sampling)
     total, count, status = 0.0, 0, "" if batches else "answered before"
     with progress_bar(console) as progress:
         task = progress.add_task("answering", total=questions, status=status)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from experiments.common.tables import terminal_table
 from rewards.mask_iou import MaskIoU
 from seg_env.frames import FAMILIES, TOKEN_FAMILIES, AnswerFrame, normalize_tokens
 from seg_env.grammar.answers import read_answer
@@ -22,8 +23,7 @@ GUESS = "guess"
 """What ``--frame`` is given to look at the answers."""
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What becomes of answers if their numbers are taken to be of one frame."""
 
     family: str
@@ -31,18 +31,14 @@ class Reading:
     """Share of the numbers that the frame allows."""
     read: float
     """Share of the answers of which anything can be read."""
-    scores: NDArray[np.float64] = field(repr=False)
+    iou: float
+    """The mean of the scores."""
+    scores: NDArray[np.float64]
     """``(N,)`` IoU of each answer with its target."""
-
-    @property
-    def iou(self) -> float:
-        """The mean of the scores."""
-        return float(self.scores.mean())
 
     def to_json(self) -> dict[str, Any]:
         """The evidence without the scores of single answers."""
-        shares = {"in_range": self.in_range, "read": self.read, "iou": self.iou}
-        return {"family": self.family, **shares}
+        return {name: value for name, value in self._asdict().items() if name != "scores"}
 
 
 def compare_frames(
@@ -63,11 +59,11 @@ def compare_frames(
         except ValueError:  # of images like these no processor of the family makes anything
             continue
         scores = MaskIoU()(read, [sample.target for sample in samples])
-        allowed = [_allowed(other, text, sample) for text, sample in asked]
-        inside = sum(count for count, _ in allowed)
-        numbers = sum(count for _, count in allowed)
+        allowed = np.array([_allowed(other, text, sample) for text, sample in asked]).sum(axis=0)
         usable = sum(each.valid or not each.is_empty for each in read)
-        found.append(Reading(family, inside / max(1, numbers), usable / max(1, len(read)), scores))
+        in_range = int(allowed[0]) / max(1, int(allowed[1]))
+        share = usable / max(1, len(read))
+        found.append(Reading(family, in_range, share, float(scores.mean()), scores))
     return sorted(found, key=lambda reading: (reading.iou, reading.read, reading.in_range))[::-1]
 
 
@@ -89,13 +85,13 @@ def conclusion(readings: Sequence[Reading]) -> str:
 
 def reading_table(readings: Sequence[Reading]) -> Table:
     """The evidence for a terminal."""
-    table = Table(title="Answers read in every frame", caption="in per cent, best reading first")
-    for heading in ("frame", "numbers in range", "answers read", "mean IoU"):
-        table.add_column(heading, justify="left" if heading == "frame" else "right")
-    for one in readings:
-        shares = (f"{100 * value:.1f}" for value in (one.in_range, one.read, one.iou))
-        table.add_row(one.family, *shares)
-    return table
+    rows = [
+        [one.family, *(f"{100 * share:.1f}" for share in (one.in_range, one.read, one.iou))]
+        for one in readings
+    ]
+    headings = ["frame", "numbers in range", "answers read", "mean IoU"]
+    title, caption = "Answers read in every frame", "in per cent, best reading first"
+    return terminal_table(headings, rows, title=title, caption=caption)
 
 
 def advise_frame(
@@ -113,11 +109,10 @@ def advise_frame(
     if foreign <= 0.1:
         return None
     readings = compare_frames(frame, texts, samples, predictions[0].form)
-    best = max(readings, key=lambda reading: reading.read)
-    advice = f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}"
-    if best.family != frame.family and 1 - best.read < foreign / 2:
-        advice += f"; read with --frame {best.family} it would be {1 - best.read:.0%}"
-    return f"{advice}. --frame {GUESS} shows what each frame would make of them"
+    return (
+        f"{foreign:.0%} of the answers have numbers of another frame than {frame.family}. "
+        f"{conclusion(readings)}. --frame {GUESS} shows what each frame would make of them"
+    )
 
 
 def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from experiments.common.logs import progress_bar
-from experiments.evaluation.answers import AnswerRecord
+from experiments.evaluation.answers import AnsweredQuestion
 from experiments.evaluation.reader import advise_frame
 from seg_env.envs.core import ReferringCore
 from seg_env.errors import WrongOptionError
-from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
     Columns,
@@ -38,7 +31,7 @@ from seg_env.metrics import (
     summarize,
 )
 from seg_env.metrics.reports import score_ratios
-from seg_env.types import Form, Target
+from seg_env.types import Form
 
 SCORES = (
     ("gIoU", "giou", 100.0),
@@ -69,33 +62,6 @@ MEANINGFUL: dict[Form, set[str]] = {
     "point": ANY_FORM | {"pointing_accuracy", "point_distance"},
 }
 """Scores that say something about answers of each form; the others are left out of tables."""
-
-
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question with its answers."""
-
-    index: int
-    """Position of the sample in the data set."""
-    answers: list[AnswerRecord]
-    """One or more."""
-
-
-class _OtherObjects(Sequence[Rle]):
-    """Masks of the other objects of an image, read when looked at: only failed answers need it."""
-
-    def __init__(self, load: Callable[[], Sequence[Target]]) -> None:
-        self._load = load
-
-    @cached_property
-    def _masks(self) -> list[Rle]:
-        return [target.rle for target in self._load()]
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._masks[index]
 
 
 def measure_answers(
@@ -132,11 +98,8 @@ def measure_answers(
                 console.print(f"[yellow]{advice}[/yellow]", highlight=False)
             others = None
             if hasattr(dataset, "others"):
-                others = [
-                    _OtherObjects(partial(dataset.others, item.index))
-                    for item in chunk
-                    for _ in item.answers
-                ]
+                around = ([each.rle for each in dataset.others(item.index)] for item in chunk)
+                others = [each for each, k in zip(around, counts, strict=True) for _ in range(k)]
             part = measure(
                 read,
                 [sample.target for sample in asked],
@@ -159,20 +122,15 @@ def measure_answers(
     return join_columns(parts)
 
 
-def save_samples(folder: Path, columns: Columns) -> Path:
-    """Write one row an answer: ``per_sample.parquet``, or ``.csv`` where pyarrow is missing."""
-    first = ["id", "answer", "expression"]
-    ordered = {name: columns[name] for name in [*first, *sorted(columns.keys() - set(first))]}
-    if find_spec("pyarrow") is not None:
-        table = import_module("pyarrow").table({k: v.tolist() for k, v in ordered.items()})
-        path = folder / "per_sample.parquet"
-        import_module("pyarrow.parquet").write_table(table, path)
-        return path
-    path = folder / "per_sample.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = zip(*(column.tolist() for column in ordered.values()), strict=True)
-        csv.writer(file).writerows([ordered, *rows])
-    return path
+def save_samples(folder: Path, columns: Columns) -> None:
+    """Write ``per_sample.parquet``, one row an answer."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    first = ("id", "answer", "expression")
+    names = [*first, *sorted(columns.keys() - set(first))]
+    table = pa.table({name: columns[name].tolist() for name in names})
+    parquet.write_table(table, folder / "per_sample.parquet")
 
 
 def load_samples(path: Path) -> Columns:
@@ -180,30 +138,14 @@ def load_samples(path: Path) -> Columns:
 
     Raises:
         FileNotFoundError: There is none.
-        ImportError: It is a parquet file and pyarrow is missing.
     """
-    if path.is_dir():
-        found = [path / name for name in ("per_sample.parquet", "per_sample.csv")]
-        path = next((each for each in found if each.exists()), found[0])
+    from pyarrow import parquet
+
+    path = path / "per_sample.parquet" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; give a folder that evaluate.py wrote")
-    if path.suffix != ".csv":
-        if find_spec("pyarrow") is None:
-            raise ImportError(f"reading {path} needs pyarrow: pip install 'simpleseg-rl[hub]'")
-        table = import_module("pyarrow.parquet").read_table(path)
-        return {name: np.array(table[name].to_pylist()) for name in table.column_names}
-    with path.open(encoding="utf-8", newline="") as file:
-        names, *rows = list(csv.reader(file))
-    return {name: _typed(name, [row[i] for row in rows]) for i, name in enumerate(names)}
-
-
-def _typed(name: str, cells: list[str]) -> NDArray[Any]:
-    """A column of a CSV file."""
-    if name in ("id", "expression", "issues", "size", "failure"):
-        return np.array(cells, dtype=np.str_)
-    if name in ("valid", "given"):
-        return np.array([cell == "True" for cell in cells])
-    return np.array(cells, dtype=np.float64)
+    table = parquet.read_table(path)
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
 def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict[str, Any]:

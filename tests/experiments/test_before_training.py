@@ -254,7 +254,9 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
     assert found.iou.tolist() == [[1.0]] * 4
     assert len(left_out) == 2
     given = {"env": ENV, "data_root": str(odd_tree), "max_new_tokens": 200}
-    scores = evaluate.run_task(EvaluateArgs(output_dir=tmp_path / "a", **given), Console(), policy)
+    scores = evaluate.TaskEvaluation(
+        EvaluateArgs(output_dir=tmp_path / "a", **given), Console(), policy
+    ).run()
     assert scores["giou"] == 1.0
     assert scores["questions"] == 4
     assert scores["left_out"] == left_out.reasons
@@ -263,12 +265,12 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
     asked = len(policy.texts_written)
     policy.texts_written = []
     resumed = EvaluateArgs(output_dir=tmp_path / "a", resume=True, **given)
-    assert evaluate.run_task(resumed, Console(), policy) == scores
+    assert evaluate.TaskEvaluation(resumed, Console(), policy).run() == scores
     assert asked
     assert not policy.texts_written, "what was left out is not asked about again"
     strict = EvaluateArgs(output_dir=tmp_path / "b", on_error="error", **given)
     with pytest.raises(UnusableSampleError, match="--on-error skip"):
-        evaluate.run_task(strict, Console(), policy)
+        evaluate.TaskEvaluation(strict, Console(), policy).run()
 
 
 def rows_of(policy, tree, left_out, count=12):

@@ -241,7 +241,7 @@ def test_the_summary_by_hand(evaluation):
 def test_an_evaluation_survives_json(evaluation):
     again = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json())))
     assert again.summary() == evaluation.summary()
-    assert again.texts == evaluation.texts
+    assert again.texts.tolist() == evaluation.texts.tolist()
 
 
 def test_the_table_shows_the_change_with_its_interval(evaluation):

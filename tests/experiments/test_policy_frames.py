@@ -10,7 +10,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.policy.loading import recorded_frame
 from experiments.demo import Demo
 from experiments.evaluate import Args as EvaluateArgs
-from experiments.evaluate import run_task
+from experiments.evaluate import TaskEvaluation
 from experiments.evaluation.loop import evaluate
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
@@ -76,7 +76,7 @@ def test_perfect_answers_earn_everything_when_measured(policy, tree, tmp_path):
         max_new_tokens=200,
         batch_size=3,
     )
-    scores = run_task(args, Console(), policy)
+    scores = TaskEvaluation(args, Console(), policy).run()
     assert scores["giou"] == scores["ciou"] == scores["well_formed"] == 1.0
     assert scores["frame"].startswith(f"{policy.answer_frame.family} (")
     core = ReferringCore("refcoco", **environment(policy, tree))

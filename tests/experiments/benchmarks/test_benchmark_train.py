@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from agents.embedded import tiny
+from experiments.benchmarks.memory import Memory
 from experiments.benchmarks.train import LEGS, benchmark_train, compare, summarize
-from experiments.benchmarks.train_legs import SHAPES, Memory, Pool, Work, make_policy
+from experiments.benchmarks.train_legs import SHAPES, Pool, Work, make_policy
 from seg_env.tasks import question
 
 WORK = Work("small", 20, 6, 2, 2, "float32", "sdpa", "cpu", seed=0)
@@ -89,7 +90,6 @@ def test_shapes_have_the_sizes_they_are_said_to_have(monkeypatch):
 
 def memory_growth(connection):
     memory = Memory("cpu")
-    memory.start()
     before = memory.growth_mib()
     kept = np.ones(300 * 2**17)  # 300 MiB
     connection.send((before, memory.growth_mib()))

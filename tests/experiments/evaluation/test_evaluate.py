@@ -15,8 +15,8 @@ from shapely.geometry import Polygon
 
 from experiments.common.command import run_command
 from experiments.evaluate import FIRST, Args, command_line, main
-from experiments.evaluation import scores as evaluate_scores
 from experiments.evaluation.answers import (
+    AnsweredQuestion,
     AnswerRecord,
     keep_whole_answers,
     match_answers,
@@ -193,8 +193,8 @@ def test_an_interrupted_file_keeps_whole_answers(tmp_path):
     path.write_text(path.read_text() + '{"id": "b", "te')
     assert keep_whole_answers(path, 2) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
     assert read_answers(path) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
-    assert list(match_answers(read_answers(path), ["a"], count=2)) == [
-        (0, [AnswerRecord("1"), AnswerRecord("2")])
+    assert match_answers(read_answers(path), {7: "a"}, count=2) == [
+        AnsweredQuestion(7, [AnswerRecord("1"), AnswerRecord("2")])
     ]
 
 
@@ -267,21 +267,6 @@ def test_two_evaluations_are_compared_in_pairs(tmp_path, truth):
     assert "Gain over" in (tmp_path / "blank" / "report.md").read_text()
     with pytest.raises(ValueError, match="only in one of them"):
         evaluate(tmp_path / "x", truth, questions=3, ignore_unknown=True, compare=tmp_path / "good")
-
-
-def test_samples_are_kept_without_pyarrow_too(tmp_path, truth, monkeypatch):
-    evaluate(tmp_path / "parquet", truth)
-    monkeypatch.setattr(evaluate_scores, "find_spec", lambda name: None)
-    found = evaluate(tmp_path / "csv", truth, compare=None)
-    assert (tmp_path / "csv" / "per_sample.csv").exists()
-    ours = load_samples(tmp_path / "csv")
-    monkeypatch.undo()
-    if (tmp_path / "parquet" / "per_sample.parquet").exists():
-        theirs = load_samples(tmp_path / "parquet")
-        assert ours.keys() == theirs.keys()
-        for name, column in theirs.items():
-            np.testing.assert_array_equal(ours[name], column)
-    assert score(ours, 1, 1.0, 0)["giou"] == found["giou"]
 
 
 def test_the_ceiling_needs_no_answers(tmp_path, capsys):

@@ -83,9 +83,7 @@ def test_one_command_scores_every_task(policy_folder, tmp_path):
     table = (tmp_path / "tasks.md").read_text()
     assert all(f"| {task} |" in table for task in TASKS)
     assert (tmp_path / "tasks.png").stat().st_size > 5000
-    assert (tmp_path / "point-to-mask" / "per_sample.parquet").exists() or (
-        tmp_path / "point-to-mask" / "per_sample.csv"
-    ).exists()
+    assert (tmp_path / "point-to-mask" / "per_sample.parquet").exists()
 
 
 @pytest.mark.parametrize(
