@@ -25,18 +25,12 @@ from experiments.common.logs import (
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 
-GAINS = (
-    ("sampled gIoU", "sampled", "giou", "before"),
-    ("greedy gIoU", "greedy", "giou", "before"),
-    ("sampled gIoU, later turns", "sampled", "giou", "sampled_first"),
-    ("greedy gIoU, later turns", "greedy", "giou", "first"),
-)
-"""Title, kind of answers, score, and what is subtracted: the score before training, or that of the
-first turn."""
+GAINS = (("sampled gIoU", "sampled", "giou"), ("greedy gIoU", "greedy", "giou"))
+"""Title, kind of answers, score."""
 SCORES = (
-    ("greedy gIoU", "greedy", "giou", None),
-    ("greedy cIoU", "greedy", "ciou", None),
-    ("sampled gIoU", "sampled", "giou", None),
+    ("greedy gIoU", "greedy", "giou"),
+    ("greedy cIoU", "greedy", "ciou"),
+    ("sampled gIoU", "sampled", "giou"),
 )
 
 
@@ -173,9 +167,8 @@ def compare(sweep: Sweep, results: Results) -> dict[str, Any]:
             "minutes": [result.scores["minutes"] for result in results[label]],
             "paper": arm.paper,
             "scores": {
-                title: over_seeds(results[label], *measure)
-                for title, *measure in (SCORES if sweep.scores else GAINS)
-                if measure[2] in (None, "before") or measure[2] in first["greedy"]
+                title: over_seeds(results[label], kind, name, gain=not sweep.scores)
+                for title, kind, name in (SCORES if sweep.scores else GAINS)
             },
         }
     baseline = next(iter(arms.values()))["scores"]
@@ -259,28 +252,21 @@ def _plot_curves(
         axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label or None, **style)
 
 
-def over_seeds(
-    results: Sequence[Result], kind: str, name: str, since: str | None
-) -> dict[str, Any]:
-    """A score of every seed, or its gain since an earlier one (see `GAINS`), and their mean."""
+def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -> dict[str, Any]:
+    """A score of every seed, or its gain over that before training, and their mean."""
     after = [result.scores[kind][name] for result in results]
     found, each = {"after": after}, 100 * np.array(after)
-    if since is not None:
-        before = [_earlier(result, kind, since)[name] for result in results]
+    if gain:
+        for result in results:
+            if "before" not in result.scores:
+                raise ExplainedError(
+                    f"{result.folder} was not measured before training, so there is no gain; a "
+                    'sweep with `measure = "score"` compares scores after it'
+                )
+        before = [result.scores["before"][kind][name] for result in results]
         found, each = {"before": before, **found}, 100 * np.subtract(after, before)
     mean, *interval = t_interval(each)
     return {**found, "each": each.tolist(), "mean": mean, "interval": interval}
-
-
-def _earlier(result: Result, kind: str, since: str) -> dict[str, float]:
-    if since != "before":
-        return result.scores["greedy"][since]
-    if "before" not in result.scores:
-        raise ExplainedError(
-            f"{result.folder} was not measured before training, so there is no gain; a sweep with "
-            '`measure = "score"` compares scores after it'
-        )
-    return result.scores["before"][kind]
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.render import draw_overlay
 from seg_env.metrics import giou, paired_bootstrap_interval
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 ROWS = (
     ("sampled gIoU of first answers", "sampled_first", "giou", 100),
@@ -131,7 +128,8 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     rows = min(2, count)
     columns = -(-count // rows)
     size = 5 * columns, 3.75 * rows
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, names) in zip(axes.flat, found, strict=False):
         for name in names:
             points = [(row["update"], row[name]) for row in metrics if name in row]
@@ -142,7 +140,6 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
@@ -168,7 +165,8 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
     columns = 9 // (1 + len(policies))
     rows = -(-len(indices) // columns)
     size = 2.1 * (1 + len(policies)) * columns, 2.5 * rows
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for row, (axis, index) in enumerate(zip(axes.flat, indices, strict=False)):
         sample = policies[0][1].ask(index).sample
         images = [draw_overlay(sample.image, sample.target, short_side=256)]
@@ -184,7 +182,6 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
@@ -193,7 +190,8 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
         "greedy": (side["first"], side["greedy"]),
         "sampled": (side["sampled_first"], side["sampled"]),
     }
-    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(pairs))
     for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
         # What was left alone lies on the diagonal.
         axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
@@ -202,7 +200,6 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
     figure.savefig(folder / "turns.png", dpi=110)
-    plt.close(figure)
     first, last = pairs["greedy"]
     plot_answers(folder / "first_last.png", ("first", core, first), ("last", core, last))
     return """

@@ -1,28 +1,22 @@
 """The recipe as one command: what stages start from, what is left, and going on when killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
-from agents_fixtures import THREADS
 from PIL import Image
+from short_runs import start
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from experiments import run_pipeline
 from experiments.common.comparison import read_scores
-from experiments.common.logs import read_metrics
 from experiments.evaluation.loop import evaluate
 from seg_env.envs.rules import open_questions
 
-ROOT = Path(__file__).parents[2]
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "
 SHAPE += "--model.layers 2 --model.heads 2"
 CLONING = "--updates 6 --evaluation.every 3 --evaluation.curve-questions 4 --cloning.batch-size 8 "
@@ -190,13 +184,7 @@ def test_stages_that_are_left_out_hand_on_what_they_made_before(finished, left_o
 def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
     whole, scores = finished
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "experiments/run_pipeline.py", *words(folder)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = start("run_pipeline.py", *words(folder))
     deadline = time.monotonic() + 200
     while latest_checkpoint(folder / "sft" / "checkpoints") is None:
         assert process.poll() is None, process.stdout.read()
@@ -217,8 +205,4 @@ def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
     for stage in ("pretrain", "sft", "rl"):
         weights = [place / stage / "policy" / "model.safetensors" for place in (folder, whole)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
-        logs = [
-            [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-            for rows in (read_metrics(folder / stage), read_metrics(whole / stage))
-        ]
-        assert logs[0] == logs[1]
+        assert timeless(folder / stage) == timeless(whole / stage)
