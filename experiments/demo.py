@@ -69,23 +69,17 @@ class Args(PolicyArguments):
 class Demo:
     """Answers one question at a time, since there is one policy."""
 
-    def __init__(
-        self,
-        policy: VLMPolicy,
-        rewards: Sequence[str],
-        max_new_tokens: int,
-        seed: int = 0,
-        output_dir: Path | None = None,
-    ) -> None:
-        """Set up; rewards judge answers where the truth is known."""
+    def __init__(self, policy: VLMPolicy, args: Args) -> None:
+        """Set up; the rewards judge answers where the truth is known."""
         import torch
 
-        self.policy = policy
+        self.policy, self.output_dir = policy, args.output_dir
         policy.model.eval()
-        self.scorer = Scorer(" ".join(rewards), policy.answer_frame)
-        self.max_new_tokens = max_new_tokens
-        self.output_dir = output_dir
-        self._generator = torch.Generator().manual_seed(seed)
+        self.scorer = Scorer(" ".join(args.rewards), policy.answer_frame)
+        length = answer_length(args.max_new_tokens, args.policy)
+        # Of the images that will come no outlines are known whose length could be measured.
+        self.max_new_tokens = 1024 if length == "auto" else length
+        self._generator = torch.Generator().manual_seed(args.seed)
         self._lock = threading.Lock()
 
     def scene(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,10 +223,7 @@ def main(args: Args) -> None:
     console = Console()
     with opening():
         policy = args.open_policy(console)
-        length = answer_length(args.max_new_tokens, args.policy)
-        # Of the images that will come no outlines are known whose length could be measured.
-        longest = 1024 if length == "auto" else length
-        demo = Demo(policy, args.rewards, longest, args.seed, args.output_dir)
+        demo = Demo(policy, args)
         server = make_server(demo, args.host, args.port)
     host, port = server.server_address[:2]
     console.print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")

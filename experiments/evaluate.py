@@ -312,17 +312,11 @@ class TaskEvaluation:
 
     def score(self, items: list[AnsweredQuestion], missing: int) -> dict[str, Any]:
         """Measure the answers, write everything, print what matters most."""
-        from experiments.evaluation.report import draw_images, report_text
-        from experiments.evaluation.scores import (
-            gains,
-            load_samples,
-            measure_answers,
-            save_samples,
-            score,
-        )
+        from experiments.evaluation import report
+        from experiments.evaluation import scores as scoring
 
         args, core, folder = self.args, self.core, self.folder
-        columns = measure_answers(
+        columns = scoring.measure_answers(
             core,
             items,
             details=args.details and core.tasks.forms == ("mask",),
@@ -346,18 +340,19 @@ class TaskEvaluation:
             "seed": args.seed,
             "left_out": self.left_out.reasons,
         }
-        scores |= score(columns, args.answers, args.empty_union, args.seed)
+        how = args.answers, args.empty_union, args.seed
+        scores |= scoring.score(columns, *how)
         if args.compare is not None:
             with opening():
-                other = load_samples(args.compare)
+                other = scoring.load_samples(args.compare)
             scores["compared_with"] = str(args.compare)
-            scores["gains"] = gains(other, columns, args.answers, args.empty_union, args.seed)
-        save_samples(folder, columns)
+            scores["gains"] = scoring.gains(other, columns, *how)
+        scoring.save_samples(folder, columns)
         write_json(folder / "scores.json", scores)
-        text = report_text(scores)
+        text = report.report_text(scores)
         self.console.print(Markdown(text))
         if args.pictures:
-            text += draw_images(folder, core, items, columns, scores)
+            text += report.draw_images(folder, core, items, columns, scores)
         write_atomically(folder / "report.md", text)
         self.console.print(f"report: {folder / 'report.md'}", highlight=False)
         return scores

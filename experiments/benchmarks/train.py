@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,12 +141,8 @@ def check(
     lengths: Sequence[str], group_sizes: Sequence[int], repetitions: int, legs: Sequence[str]
 ) -> None:
     """Refuse what cannot be measured."""
-    for length in lengths:
-        prompt, _, answer = length.partition(":")
-        if not (prompt.isdecimal() and answer.isdecimal() and int(prompt) and int(answer)):
-            raise SystemExit(
-                f"--lengths {length}: use P:T, tokens of prompt and answer, as 600:120"
-            )
+    if not all(re.fullmatch(r"[1-9]\d*:[1-9]\d*", length) for length in lengths):
+        raise SystemExit(f"{lengths=}: use P:T, tokens of prompt and answer, as 600:120")
     if not lengths or not legs or repetitions < 1 or min(group_sizes, default=0) < 2:
         raise SystemExit(
             f"{lengths=} {group_sizes=} {repetitions=} {legs=}: name a length and a leg, groups of "
@@ -281,11 +278,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for column, (length, row) in enumerate(rows.items()):
         sizes = [int(group_size) for group_size in row]
         for leg in next(iter(row.values())):
-            seconds = [cell[leg]["total"] for cell in row.values()]
-            memory = [results["memory_mib"][length][size][leg] for size in row]
             style = {"marker": "o", "color": COLORS[leg], "label": LEGS[leg]}
-            axes[0, column].plot(sizes, seconds, **style)
-            axes[1, column].plot(sizes, memory, **style)
+            memory = results["memory_mib"][length].values()
+            axes[0, column].plot(sizes, [cell[leg]["total"] for cell in row.values()], **style)
+            axes[1, column].plot(sizes, [cell[leg] for cell in memory], **style)
         prompt = results["sizes"][length]["prompt_tokens"]
         answer = length.split(":")[1]
         axes[0, column].set_title(f"prompts of {prompt} tokens, answers of {answer}")

@@ -1,4 +1,4 @@
-"""What the representation allows: outlines of the truth itself, written as text and read again."""
+"""What the representation allows: outlines of the truth itself, written as text and scored."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from experiments.common.logs import progress_bar
 from experiments.common.tables import terminal_table
+from experiments.evaluation.answers import AnsweredQuestion, AnswerRecord
+from experiments.evaluation.scores import measure_answers
 from seg_env.envs.core import ReferringCore
-from seg_env.frames import AnswerFrame
-from seg_env.geometry.contour import trace
-from seg_env.geometry.rle import Rle
-from seg_env.geometry.simplify import simplify_rings
-from seg_env.grammar import decode, encode
-from seg_env.metrics import bootstrap_interval, ciou, giou, iou, overlaps, size_class, vertex_counts
-from seg_env.types import Sample
-
-Setting = tuple[float, int]
-"""Tolerance of the simplification as a share of the perimeter, and decimals."""
+from seg_env.grammar import encode
+from seg_env.metrics import Columns, bootstrap_interval, ciou, giou
 
 
 def measure_ceilings(
@@ -44,59 +37,37 @@ def measure_ceilings(
         ``characters`` are means and medians.
     """
     settings = [(epsilon, places) for places in decimals for epsilon in epsilons]
-    rows: list[NDArray[np.float64]] = []
-    areas: list[int] = []
-    before: Rle | None = None
+    items = []
     with progress_bar(console) as progress:
         task = progress.add_task("outlining", total=questions, status="")
         for index in range(questions):
-            sample = core.dataset[index]
-            # Sentences about one object follow each other.
-            known = sample.target.rle == before
-            rows.append(rows[-1] if known else _measure(sample, core.answer_frame, settings))
-            areas.append(sample.target.area)
-            before = sample.target.rle
+            target = core.dataset[index].target
+            frame = core.answer_frame.for_image(target.size)
+            texts = (encode(target.outline(epsilon), n, frame=frame) for epsilon, n in settings)
+            items.append(AnsweredQuestion(index, list(map(AnswerRecord, texts))))
             progress.advance(task)
-    sizes = size_class(areas)
-    return [
-        _summary(setting, table, sizes, empty_union)
-        for setting, table in zip(settings, np.stack(rows, axis=1), strict=True)
-    ]
+    columns = measure_answers(core, items, details=False, empty_union=empty_union, console=console)
+    found = []
+    for place, (epsilon, n) in enumerate(settings):
+        rows = {name: column[place :: len(settings)] for name, column in columns.items()}
+        found.append({"epsilon": epsilon, "decimals": n, **_summary(rows, empty_union)})
+    return found
 
 
-def _measure(
-    sample: Sample, answer_frame: AnswerFrame, settings: Sequence[Setting]
-) -> NDArray[np.float64]:
-    """``(S, 4)`` intersection, union, vertices and characters by setting."""
-    target, frame = sample.target, answer_frame.for_image(sample.target.size)
-    exact = trace(target.mask())
-    outlines = {
-        epsilon: simplify_rings(exact, target.size, epsilon)
-        for epsilon in {epsilon for epsilon, _ in settings}
-    }
-    texts = [encode(outlines[epsilon], places, frame=frame) for epsilon, places in settings]
-    read = [decode(text, frame) for text in texts]
-    counts = overlaps(read, [target] * len(read))
-    vertices = vertex_counts(answer.rings for answer in read)
-    return np.stack([*counts, vertices, np.array(list(map(len, texts)))], axis=1).astype(np.float64)
-
-
-def _summary(
-    setting: Setting, rows: NDArray[np.float64], sizes: NDArray[np.str_], empty_union: float
-) -> dict[str, Any]:
-    epsilon, decimals = setting
-    shared, united, vertices, characters = rows.T
-    scores = iou(shared, united, empty_union)
+def _summary(columns: Columns, empty_union: float) -> dict[str, Any]:
+    scores = columns["iou"]
     score, low, high = bootstrap_interval(giou, scores)
+    shared, united = columns["intersection"], columns["union"]
+    sizes = np.unique(columns["size"])
     return {
-        "epsilon": epsilon,
-        "decimals": decimals,
         "giou": score,
         "interval": [low, high],
         "ciou": float(ciou(shared, united, empty_union)),
-        "sizes": {str(size): float(scores[sizes == size].mean()) for size in np.unique(sizes)},
-        "vertices": {"mean": float(vertices.mean()), "median": float(np.median(vertices))},
-        "characters": {"mean": float(characters.mean()), "median": float(np.median(characters))},
+        "sizes": {str(size): float(scores[columns["size"] == size].mean()) for size in sizes},
+        **{
+            name: {"mean": float(columns[name].mean()), "median": float(np.median(columns[name]))}
+            for name in ("vertices", "characters")
+        },
     }
 
 

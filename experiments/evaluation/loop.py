@@ -33,17 +33,10 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from rewards.mask_iou import MaskIoU
+from seg_env import metrics
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
-from seg_env.metrics import (
-    PRECISION_THRESHOLDS,
-    bootstrap_interval,
-    ciou,
-    giou,
-    overlaps,
-    precision_at,
-)
 from seg_env.tasks import DEFAULT_TASK
 
 
@@ -73,9 +66,9 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
-        score, low, high = bootstrap_interval(giou, self.iou.mean(axis=1))
+        score, low, high = metrics.bootstrap_interval(metrics.giou, self.iou.mean(axis=1))
         areas = self.intersections.sum(axis=1), self.unions.sum(axis=1)
-        ratio, *ratio_interval = bootstrap_interval(ciou, *areas)
+        ratio, *ratio_interval = metrics.bootstrap_interval(metrics.ciou, *areas)
         return {
             "questions": len(self.indices),
             "answers_per_question": self.iou.shape[1],
@@ -84,8 +77,8 @@ class Evaluation:
             "ciou": ratio,
             "ciou_interval": ratio_interval,
             **{
-                f"precision@{threshold}": float(precision_at(self.iou.ravel(), threshold))
-                for threshold in PRECISION_THRESHOLDS
+                f"precision@{threshold}": float(metrics.precision_at(self.iou.ravel(), threshold))
+                for threshold in metrics.PRECISION_THRESHOLDS
             },
             "well_formed": float(self.valid.mean()),
             "vertices": float(self.vertices.mean()),
@@ -99,7 +92,7 @@ class Evaluation:
         """How well answers fit what was asked for, of all or of the ``(n,) bool`` chosen."""
         values = self.fit.mean(axis=1)
         values = values if chosen is None else values[chosen]
-        score, low, high = bootstrap_interval(giou, values)
+        score, low, high = metrics.bootstrap_interval(metrics.giou, values)
         return {"questions": len(values), "score": score, "interval": [low, high]}
 
     def to_json(self) -> dict[str, Any]:
@@ -250,7 +243,7 @@ def _measure(
     shape = (len(questions), len(outcomes) // len(questions))
     predictions = [outcome.answer.prediction for outcome in outcomes]
     targets = [question.sample.target for question in questions for _ in range(shape[1])]
-    counted = overlaps(predictions, targets)
+    counted = metrics.overlaps(predictions, targets)
 
     def column(name: str) -> NDArray[Any]:
         return np.array([outcome.info[name] for outcome in outcomes]).reshape(shape)

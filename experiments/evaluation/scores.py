@@ -13,23 +13,10 @@ from rich.console import Console
 from experiments.common.logs import progress_bar
 from experiments.evaluation.answers import AnsweredQuestion
 from experiments.evaluation.reader import advise_frame
+from seg_env import metrics
 from seg_env.envs.core import ReferringCore
 from seg_env.errors import WrongOptionError
-from seg_env.metrics import (
-    PRECISION_THRESHOLDS,
-    Columns,
-    breakdown,
-    ceiling,
-    ceiling_class,
-    compare,
-    giou,
-    join_columns,
-    measure,
-    paired_bootstrap_interval,
-    percentile_interval,
-    resampled_ratios,
-    summarize,
-)
+from seg_env.metrics import PRECISION_THRESHOLDS, Columns
 from seg_env.metrics.reports import score_ratios
 from seg_env.types import Form
 
@@ -100,7 +87,7 @@ def measure_answers(
             if hasattr(dataset, "others"):
                 around = ([each.rle for each in dataset.others(item.index)] for item in chunk)
                 others = [each for each, k in zip(around, counts, strict=True) for _ in range(k)]
-            part = measure(
+            part = metrics.measure(
                 read,
                 [sample.target for sample in asked],
                 others=others,
@@ -109,7 +96,7 @@ def measure_answers(
                 empty_union=empty_union,
             )
             if details:
-                part["ceiling"] = np.repeat(ceiling(samples), counts)
+                part["ceiling"] = np.repeat(metrics.ceiling(samples), counts)
             part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
             part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
             part["characters"] = np.array(list(map(len, texts)))
@@ -119,7 +106,7 @@ def measure_answers(
             parts.append(part)
             total, count = total + float(part["iou"].sum()), count + len(texts)
             progress.update(task, advance=len(chunk), status=f"gIoU {total / count:.3f}")
-    return join_columns(parts)
+    return metrics.join_columns(parts)
 
 
 def save_samples(folder: Path, columns: Columns) -> None:
@@ -156,7 +143,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
     for scores that are means and for cIoU.
     """
     resamples = 2000 if answers == 1 else 0
-    found = summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
+    found = metrics.summarize(columns, empty_union=empty_union, seed=seed, resamples=resamples)
     if answers > 1:
         found["intervals"] = _intervals_over_questions(columns, answers, found, seed)
     found["characters"] = float(columns["characters"].mean())
@@ -164,7 +151,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
     found["tokens"] = float(columns["tokens"][known].mean()) if known.any() else None
     groups = {"size": columns["size"]}
     if "ceiling" in columns:
-        groups["ceiling"] = ceiling_class(columns["ceiling"])
+        groups["ceiling"] = metrics.ceiling_class(columns["ceiling"])
         found["representation_ceiling"] = float(columns["ceiling"].mean())
     means = columns["iou"].reshape(-1, answers).mean(axis=1)
     found["breakdown"] = {
@@ -174,7 +161,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
                 "giou": group.score.estimate,
                 "interval": [group.score.low, group.score.high],
             }
-            for label, group in breakdown(means, labels[::answers], seed=seed).items()
+            for label, group in metrics.breakdown(means, labels[::answers], seed=seed).items()
         }
         for name, labels in groups.items()
     }
@@ -194,9 +181,9 @@ def _intervals_over_questions(
         np.stack(side, axis=1).reshape(-1, answers, len(quotients)).sum(axis=1)
         for side in zip(*quotients.values(), strict=True)
     )
-    draws = resampled_ratios(above, below, seed=seed)
+    draws = metrics.resampled_ratios(above, below, seed=seed)
     return {
-        key: list(percentile_interval(found[key], draws[:, place])[1:])
+        key: list(metrics.percentile_interval(found[key], draws[:, place])[1:])
         for place, key in enumerate(quotients)
     }
 
@@ -221,10 +208,10 @@ def gains(
             f"{sorted(only)[:2]}. Evaluate both with the same --env, --split and --questions"
         )
     if answers == 1:
-        intervals = compare(before, after, empty_union=empty_union, seed=seed)
+        intervals = metrics.compare(before, after, empty_union=empty_union, seed=seed)
     else:
         means = [columns["iou"].reshape(-1, answers).mean(axis=1) for columns in (before, after)]
-        gain = paired_bootstrap_interval(giou, means[:1], means[1:], seed=seed)
+        gain = metrics.paired_bootstrap_interval(metrics.giou, means[:1], means[1:], seed=seed)
         intervals = {"giou": gain}
     return {
         name: {"gain": gain.estimate, "interval": [gain.low, gain.high]}

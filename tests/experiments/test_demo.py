@@ -11,6 +11,7 @@ from agents_fixtures import small_policy
 
 from experiments.demo import (
     MOST_BYTES,
+    Args,
     Demo,
     command_line,
     data_uri,
@@ -27,8 +28,8 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(kept):
-    rewards = ["mask_iou=1", "format=0.1"]
-    demo = Demo(small_policy(), rewards, max_new_tokens=8, output_dir=kept)
+    args = Args(rewards=("mask_iou=1", "format=0.1"), max_new_tokens=8, output_dir=kept)
+    demo = Demo(small_policy(), args)
     server = make_server(demo, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -8,6 +8,7 @@ from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.loading import recorded_frame
+from experiments.demo import Args as DemoArgs
 from experiments.demo import Demo
 from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import TaskEvaluation
@@ -101,7 +102,7 @@ def test_the_demo_judges_perfect_answers_by_the_frame(frame):
     scene = Scenes("val")[SQUARE_SCENE]
     corners = [tuple(corner) for corner in (scene.target.rings[0] * 128).tolist()]
     policy = scripted_policy(frame, {scene.expression: corners})
-    found = Demo(policy, ["mask_iou=1"], max_new_tokens=200).answer(
+    found = Demo(policy, DemoArgs(rewards=("mask_iou=1",), max_new_tokens=200)).answer(
         {
             "difficulty": "easy",
             "index": SQUARE_SCENE,
