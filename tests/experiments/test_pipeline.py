@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
-from short_runs import start
+from short_runs import start, timeless
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
@@ -197,11 +197,11 @@ def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
 
     found = run_pipeline.main(parse(folder))
     assert (folder / "pretrain" / "scores.json").stat().st_mtime_ns == pretrained
-    timeless = [
+    stages = [
         {stage: {**one, "minutes": 0} for stage, one in each["stages"].items()}
         for each in (found, scores)
     ]
-    assert timeless[0] == timeless[1]
+    assert stages[0] == stages[1]
     for stage in ("pretrain", "sft", "rl"):
         weights = [place / stage / "policy" / "model.safetensors" for place in (folder, whole)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
