@@ -37,7 +37,6 @@ from seg_env import metrics
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
-from seg_env.tasks import DEFAULT_TASK
 
 
 @dataclass
@@ -102,8 +101,6 @@ class Evaluation:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Evaluation:
         """Inverse of `to_json`."""
-        # Files of earlier versions are all about outlines.
-        stored = {"fit": stored["iou"], "tasks": [DEFAULT_TASK] * len(stored["iou"])} | stored
         types = {"texts": object}
         return cls(**{name: np.array(stored[name], types.get(name)) for name in stored})
 

@@ -111,5 +111,3 @@ def test_training_measures_each_task_by_what_fits_it():
     assert found.fit_score()["questions"] == 8
     stored = json.loads(json.dumps(found.to_json()))
     assert Evaluation.from_json(stored).summary() == summary
-    older = {name: value for name, value in stored.items() if name not in ("fit", "tasks")}
-    assert Evaluation.from_json(older).summary()["tasks"].keys() == {"text->mask"}
