@@ -1,6 +1,7 @@
 """Settings of all agents: what experiments put on their command lines.
 
-Nothing here imports torch or transformers, so that help pages need not wait for them.
+Nothing here imports torch or transformers, so that help pages need not wait for them. What follows
+from other options is no option itself: it is suppressed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
+
+import tyro
 
 from agents.training.settings import OptimizerSettings
 from seg_env.tasks import TASKS, Task, TaskMixture
@@ -46,7 +49,7 @@ class OnPolicyConfig(OptimizerSettings):
     """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
     importance_cap: float = 2.0
     """Cap of the importance weights for what scorer and sampler disagree in."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Seed of the choice of prompts and of sampling."""
 
     @property
@@ -170,7 +173,7 @@ class BehaviorCloningConfig(OptimizerSettings):
     tasks: str | None = None
     """What is asked after that in place of outlines, boxes and points by expression, as in
     ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Seed of the order of images and questions."""
 
     @property
@@ -227,7 +230,7 @@ class SupervisedFineTuningConfig:
     """Compute activations twice instead of keeping them."""
     workers: int = 0
     """Processes that load images and trace outlines; 0 does it between the steps."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Seed of the order of samples, tasks and wordings."""
 
 

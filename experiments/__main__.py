@@ -12,27 +12,15 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "gspo": (
-        "experiments.run_gspo",
-        "train with GSPO and its relatives (the main job)",
-    ),
+    "gspo": ("experiments.run_gspo", "train with GSPO and its relatives (the main job)"),
     "ppo": ("experiments.run_ppo", "train with PPO and a critic"),
     "bc": ("experiments.run_bc", "behaviour cloning (SFT), the warm start"),
-    "refine": (
-        "experiments.run_refine",
-        "teach a policy a second turn from its own mistakes",
-    ),
-    "pipeline": (
-        "experiments.run_pipeline",
-        "annotate, clone, train: the stages of the paper",
-    ),
+    "refine": ("experiments.run_refine", "teach a policy a second turn from its own mistakes"),
+    "pipeline": ("experiments.run_pipeline", "annotate, clone, train: the stages of the paper"),
     "evaluate": ("experiments.evaluate", "score a policy, or answers in a file"),
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
-    "benchmark": (
-        "experiments.benchmark",
-        "measure speed against what else computes the same",
-    ),
+    "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
     "demo": ("experiments.demo", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }

@@ -45,7 +45,7 @@ from agents.settings import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.common.arguments import FIRST, CloningSettings, EvaluationPlan, RunArguments
+from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
@@ -57,6 +57,8 @@ from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
+    from experiments.common.cloning_data import LabelledImages
+    from experiments.common.run import Run
 
 
 @dataclass
@@ -67,7 +69,9 @@ class Args(RunArguments):
     """Who trains: this project, or TRL's SFTTrainer."""
     updates: int = 1600
     """Optimizer steps."""
-    cloning: BehaviorCloningConfig = field(default_factory=lambda: CloningSettings(final_rate=0.4))
+    cloning: BehaviorCloningConfig = field(
+        default_factory=lambda: BehaviorCloningConfig(final_rate=0.4)
+    )
     """Settings of behaviour cloning. The rate ends high: reinforcement learning goes on from here,
     and weights cooled down to the last nuance of the loss forget it at the first steps."""
     model: TinyConfig = field(default_factory=TinyConfig)
@@ -97,21 +101,12 @@ class Args(RunArguments):
     evaluation: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(every=250))
     """What is measured before, during and after, on held-out scenes."""
     checkpoint_every: int = 250
-    """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/bc")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
     env: tyro.conf.Suppress[str] = "SimpleSeg-Scenes-v0"
     data_root: tyro.conf.Suppress[str | None] = None
     split: tyro.conf.Suppress[str] = "train"
     split_by: tyro.conf.Suppress[str | None] = None
     trust_remote_code: tyro.conf.Suppress[bool] = False
-
-
-@dataclass
-class FineTuningSettings(SupervisedFineTuningConfig):
-    """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
-
-    seed: tyro.conf.Suppress[int] = 0
 
 
 @dataclass
@@ -123,44 +118,32 @@ class TRLArgs(RunArguments):
     data: str | None = None
     """Annotated images to learn from in place of the environment's data set, for pre-training: a
     folder of experiments/annotate.py, or a .jsonl or .parquet file."""
-    sft: SupervisedFineTuningConfig = field(default_factory=FineTuningSettings)
+    sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)
     """Settings of fine-tuning."""
     paper: bool = False
     """The paper's optimizer: Muon, and 256 questions in every update over all processes, from which
     ``--sft.accumulation`` follows. Its rates are the defaults of ``--sft`` already."""
     checkpoint_every: int = 100
-    """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/bc_trl")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
     deepspeed: tyro.conf.Suppress[str | None] = None
 
 
 def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
-    from experiments.common.cloning_data import (
-        LabelledImages,
-        RecordedImages,
-        demonstrate_images,
-    )
+    from agents.demonstrations import require_plain_prompts
+    from experiments.common.cloning_data import demonstrate_images
     from experiments.common.launch import fit_to_deepspeed, launched
     from experiments.common.run import Run
-    from experiments.evaluation.loop import evaluate
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
             args.cloning.seed = args.seed
+            fit_to_deepspeed(args.cloning, args.deepspeed, console)
             set_tasks(args)
             policy = build_policy(args, console)
-            images: LabelledImages = Scenes(
-                "train",
-                args.difficulty,  # type: ignore[arg-type]
-                length=args.scenes,
-                negatives=args.negatives,
-            )
-            if args.data is not None:
-                images = RecordedImages(args.data, args.scenes)
+            require_plain_prompts(policy.processor, Scenes("val")[0].image)
+            images = open_images(args)
             check_enough(args, len(images))
         run = Run(args, policy, console, world, args.answer_length())
         run.claim_folder()  # before the demonstrations, which take minutes
@@ -186,31 +169,45 @@ def main(args: Args) -> dict[str, Any]:
                 policy, demonstrations, args.cloning, max_new_tokens=run.max_new_tokens
             )
         agent.left_out = left_out
-
-        def task_scores() -> dict[str, Any]:
-            """How well the finished policy does each task that it was asked to learn."""
-            if args.task is None:
-                return {}
-            found = {}
-            for task in TaskMixture.from_spec(args.task).tasks:
-                core = open_questions(
-                    args.env,
-                    split=args.evaluation.split,
-                    difficulty=args.difficulty,
-                    negatives=args.negatives,
-                    task=task,
-                    queries=asdict(args.queries),
-                    frame=policy.answer_frame,
-                )
-                with agent.gathered_weights():
-                    measured = evaluate(policy, core, run.questions, world=agent.world)
-                found[task] = measured.fit_score()
-            return {"tasks": found}
-
-        learned_from = args.data or f"{len(images)} {args.difficulty} scenes (train)"
         return run.train(
-            agent, "Behaviour cloning", learned_from=learned_from, more_scores=task_scores
+            agent,
+            "Behaviour cloning",
+            learned_from=args.data or f"{len(images)} {args.difficulty} scenes (train)",
+            more_scores=lambda: task_scores(args, run),
         )
+
+
+def open_images(args: Args) -> LabelledImages:
+    """What is demonstrated: scenes, or annotated images."""
+    from experiments.common.cloning_data import RecordedImages
+
+    if args.data is not None:
+        return RecordedImages(args.data, args.scenes)
+    difficulty: Any = args.difficulty
+    return Scenes("train", difficulty, length=args.scenes, negatives=args.negatives)
+
+
+def task_scores(args: Args, run: Run) -> dict[str, Any]:
+    """How well the finished policy does each task that it was asked to learn."""
+    from experiments.evaluation.loop import evaluate
+
+    if args.task is None:
+        return {}
+    agent = run.agent
+    given = {
+        **args.environment(),
+        "split": args.evaluation.split,
+        "negatives": args.negatives,
+        "queries": asdict(args.queries),
+        "frame": agent.policy.answer_frame,
+    }
+    found = {}
+    for task in TaskMixture.from_spec(args.task).tasks:
+        core = open_questions(args.env, task=task, **given)
+        with agent.gathered_weights():
+            measured = evaluate(agent.policy, core, run.questions, world=agent.world)
+        found[task] = measured.fit_score()
+    return {"tasks": found}
 
 
 def set_tasks(args: Args) -> None:
@@ -264,13 +261,12 @@ def check_enough(args: Args, images: int) -> None:
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:
     """Run the job under TRL, in each of its processes; the first one measures and writes."""
-    from agents.training.distributed import World
     from agents.trl_backend.sft import SupervisedFineTuning
     from experiments.common.cloning_data import open_records
     from experiments.common.launch import trainer_process
     from experiments.common.run import Run
 
-    leads, console = trainer_process()
+    world, console = trainer_process()
     with opening():
         if args.paper:
             args.sft = with_papers_optimizer(args.sft, int(os.environ.get("WORLD_SIZE", "1")))
@@ -282,7 +278,7 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
         else:
             questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
             dataset = questions.dataset
-    run = Run(args, policy, console, World(), args.answer_length(), leads=leads)
+    run = Run(args, policy, console, world, args.answer_length())
     with opening():
         agent = SupervisedFineTuning(
             policy, dataset, args.sft, max_new_tokens=run.max_new_tokens, on_error=args.on_error

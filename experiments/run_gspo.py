@@ -24,42 +24,33 @@ With vLLM, FSDP or LoRA, through TRL's GRPOTrainer; docs/scaling.md tells how th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.settings import GSPOConfig, TRLOptions
-from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from seg_env.errors import WrongOptionError
 
-HONOURED = {
-    *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
-    *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
-    *("frame", "max_new_tokens", "vision_check", "on_error"),
-    *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
-}
-"""Arguments that TRL carries out; any other must be left at its default."""
-
-
-@dataclass
-class GSPOSettings(SetByTheRun, GSPOConfig):
-    """Settings of GSPO and of other losses that compare the answers of a group."""
+NOT_IN_TRL = (
+    *("deepspeed", "grammar", "turns", "refine_template", "negatives", "task", "queries"),
+)
+"""Arguments that TRL does not carry out: they must be left at their defaults."""
 
 
 @dataclass
 class Args(TrainingArguments):
     """Improve a policy by GSPO and show what changed."""
 
-    gspo: GSPOConfig = field(default_factory=GSPOSettings)
+    gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
     backend: Literal["plain", "trl"] = "plain"
     """Who trains: this project, or TRL's GRPOTrainer."""
     trl: TRLOptions = field(default_factory=TRLOptions)
     """What only TRL has."""
     output_dir: Path = Path("runs/gspo")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -80,14 +71,13 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     Raises:
         WrongOptionError: An argument has no counterpart in TRL and would be ignored.
     """
-    for one in fields(args):
-        default = one.default if one.default_factory is MISSING else one.default_factory()
-        if one.name not in HONOURED and getattr(args, one.name) != default:
+    defaults = Args()
+    for name in NOT_IN_TRL:
+        if getattr(args, name) != getattr(defaults, name):
             raise WrongOptionError(
-                f"--{one.name.replace('_', '-')} has no counterpart under --backend trl: leave it "
+                f"--{name.replace('_', '-')} has no counterpart under --backend trl: leave it "
                 "out, or leave --backend trl out"
             )
-    from agents.training.distributed import World
     from agents.trl_backend.gspo import TRLGSPO
     from experiments.common.launch import trainer_process
     from experiments.common.policies import longest_answer
@@ -97,23 +87,22 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     args.gspo.seed = args.seed
     if args.trl.fsdp != "off":
         args.evaluation.every = 0  # no process has a whole policy to ask while weights are sharded
-    leads, console = trainer_process()
+    world, console = trainer_process()
     with opening():
         policy = args.open_policy(console)
         policy.model.float()  # steps at these learning rates are too small for bfloat16 weights
         core = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
         length = args.answer_length(args.gspo.max_new_tokens)
         args.gspo.max_new_tokens = longest_answer(length, policy, core, console)
-    run = Run(args, policy, console, World(), length, leads=leads)
+    run = Run(args, policy, console, world, length)
     with opening():
         agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
         agent.share_out(int(os.environ.get("WORLD_SIZE", "1")))  # or tells how it could be
     return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")
 
 
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what the command line, or ``words``, ask for."""
-    return run_command(Args, main, __doc__, FIRST, words)
+command_line = partial(run_command, Args, main, __doc__, FIRST)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

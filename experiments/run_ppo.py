@@ -12,31 +12,24 @@ has the curves of the critic besides, in ``training_curves.png``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents.settings import PPOConfig
-from experiments.common.arguments import FIRST, SetByTheRun, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import run_command
-
-
-@dataclass
-class PPOSettings(SetByTheRun, PPOConfig):
-    """Settings of PPO."""
 
 
 @dataclass
 class Args(TrainingArguments):
     """Improve a policy by PPO with a critic and show what changed."""
 
-    ppo: PPOConfig = field(default_factory=lambda: PPOSettings(credit="vertex"))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(credit="vertex"))
     """Settings of the algorithm."""
     updates: int = 240
-    """Updates to make."""
     output_dir: Path = Path("runs/ppo")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -47,9 +40,8 @@ def main(args: Args) -> dict[str, Any]:
     return train_on_policy(args, "ppo", PPO, "PPO")
 
 
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what the command line, or ``words``, ask for."""
-    return run_command(Args, main, __doc__, FIRST, words)
+command_line = partial(run_command, Args, main, __doc__, FIRST)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ a second turn earns nothing:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,12 @@ import tyro
 from rich.console import Console
 
 from agents.settings import BehaviorCloningConfig
-from experiments.common.arguments import FIRST, CloningSettings, TrainingArguments
+from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
-from seg_env.envs.left_out import LeftOut, ask_each
+from seg_env.envs.episodes import AnswerRules
+from seg_env.envs.left_out import LeftOut
 from seg_env.envs.refine_rules import RefineRules
 from seg_env.envs.rules import open_rules
 from seg_env.errors import WrongOptionError
@@ -49,7 +50,7 @@ class Args(TrainingArguments):
     """Prompt from the second outline on: short, as the embedded policy reads letter by letter what
     it was not taught as words."""
     cloning: BehaviorCloningConfig = field(
-        default_factory=lambda: CloningSettings(
+        default_factory=lambda: BehaviorCloningConfig(
             batch_size=32, learning_rate=1e-3, points_until=0.0, boxes_until=0.0, outline_share=1.0
         )
     )
@@ -67,7 +68,6 @@ class Args(TrainingArguments):
     rewards: tyro.conf.Suppress[tuple[str, ...]] = ("mask_iou=1.0",)
     grammar: tyro.conf.Suppress[GrammarOptions] = field(default_factory=GrammarOptions)
     output_dir: Path = Path("runs/bc-refine")
-    """Folder of the run; the policy is written to ``policy/`` in it."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def main(args: Args) -> dict[str, Any]:
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning = fit_to_deepspeed(args.cloning, args.deepspeed, console)
             args.cloning.seed = args.seed
+            fit_to_deepspeed(args.cloning, args.deepspeed, console)
             policy = args.open_policy(console)
             rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
             if not isinstance(rules, RefineRules):
@@ -112,47 +112,35 @@ def own_demonstrations(
 ) -> list[Demonstration]:
     """Demonstrations about the policy's own first answers, sampled at temperature 1."""
     from agents.demonstrations import demonstrate_refinement
-    from agents.screening import prepare_usable
-    from experiments.evaluation.loop import question_noise, sample_answers
+    from experiments.evaluation.loop import ask
 
-    count = min(args.scenes, len(rules.core.dataset))
-    order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
+    core = rules.core
+    count = min(args.scenes, len(core.dataset))
+    order = np.random.default_rng(args.seed).permutation(len(core.dataset))[:count].tolist()
+    batches = [order[start : start + 64] for start in range(0, count, 64)]
+    sampling: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": longest, "seed": args.seed}
+    asked = ask(policy, AnswerRules(core), batches, left_out=left_out, **sampling)
     found: list[Demonstration] = []
-    policy.model.eval()
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
-        for start in range(0, count, 64):
-            some = order[start : start + 64].tolist()
-            questions = ask_each(rules.core, some, left_out)
-            questions, inputs = prepare_usable(policy, questions, left_out)
-            progress.advance(task, len(some))
-            if not questions:
-                continue
-            asked = [question.index for question in questions]
-            firsts, _ = sample_answers(
-                policy,
-                inputs,
-                temperature=1.0,
-                answers=1,
-                max_new_tokens=longest,
-                noise=question_noise(args.seed, asked, 1, longest),
-            )
-            found += demonstrate_refinement(
-                policy,
-                rules,
-                questions,
-                firsts,
-                content=args.content,
-                epsilon=args.epsilon,
-                decimals=args.decimals,
-                pad=True,
-            )
+        for batch, firsts in zip(batches, asked, strict=True):
+            for first in firsts:
+                found += demonstrate_refinement(
+                    policy,
+                    rules,
+                    [core.ask(index) for index in first.indices.tolist()],
+                    [texts[0] for texts in first.texts],
+                    content=args.content,
+                    epsilon=args.epsilon,
+                    decimals=args.decimals,
+                    pad=True,
+                )
+            progress.advance(task, len(batch))
     return found
 
 
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what the command line, or ``words``, ask for."""
-    return run_command(Args, main, __doc__, FIRST, words)
+command_line = partial(run_command, Args, main, __doc__, FIRST)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ are paired by seed. Runs that differ in more than their seed and what the sweep 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -23,6 +22,7 @@ import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ from rich.console import Console
 
 from experiments.common.command import run_command
 from experiments.common.comparison import Arm, Result, Sweep, report
-from experiments.common.logs import progress_bar, write_json
+from experiments.common.logs import check_command, progress_bar, write_json
 from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent
@@ -84,23 +84,21 @@ def main(args: Args) -> dict[str, Any] | None:
 # What a file says.
 
 
-def known_sweeps() -> dict[str, str]:
-    """Questions of the sweeps that come with the project, by name."""
-    return {
-        path.stem: tomllib.loads(path.read_text("utf-8"))["question"]
-        for path in sorted(SWEEPS.glob("*.toml"))
-    }
+def list_sweeps() -> str:
+    """Names and questions of the sweeps that come with the project."""
+    files = {path.stem: path.read_text("utf-8") for path in sorted(SWEEPS.glob("*.toml"))}
+    questions = {name: tomllib.loads(text)["question"] for name, text in files.items()}
+    return "\n".join(f"    {name}: {question}" for name, question in questions.items())
 
 
-def find_file(name: str = "") -> Path:
+def find_file(name: str) -> Path:
     """The file that a word of the command line means."""
     for path in (Path(name), SWEEPS / f"{name}.toml"):
         if path.is_file():
             return path
-    if Path(name).is_dir() and name:
+    if Path(name).is_dir():
         raise ExplainedError(f"{name} is one run: an interval over seeds needs 2 or more")
-    known = "\n".join(f"  {name}: {question}" for name, question in known_sweeps().items())
-    raise ExplainedError(f"there is no file and no sweep {name!r}; choose one of\n{known}")
+    raise ExplainedError(f"there is no file and no sweep {name!r}; choose one of\n{list_sweeps()}")
 
 
 def read_sweep(
@@ -151,8 +149,7 @@ def _parse(
 
     common = words(given.get("options", ""))
     varies = set(given.get("varies", ()))
-    commands: dict[str, tuple[str, ...]] = {}
-    arms = {}
+    arms: dict[str, Arm] = {}
     for label, arm in given["arms"].items():
         arm = {"options": arm} if isinstance(arm, str) else arm
         made_of = ["run"] if "run" in arm else ["script", "options"]
@@ -161,7 +158,7 @@ def _parse(
         script = arm.get("script") or given["script"]
         run = arm.get("run") or re.sub(r"[^\w.+-]", "_", label)
         command = (script, *common, *own, *options)
-        if commands.setdefault(run, command) != command:
+        if any(other.run == run and other.command != command for other in arms.values()):
             raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
         arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
         varies |= {setting_of(word) for word in own if word.startswith("--")}
@@ -256,21 +253,10 @@ def full_command(command: list[str], folder: Path) -> list[str]:
     return [*command, "--output-dir", str(folder), *resume]
 
 
-def check_command(folder: Path, command: list[str]) -> None:
-    """Refuse a finished run that was made by another command than the one that is asked for."""
-    path = folder / "command.json"
-    made = json.loads(path.read_text()) if path.exists() else command
-    if made != command:
-        raise ExplainedError(
-            f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
-            "use another --output-dir, or --report-only for what is there"
-        )
-
-
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """Run what the command line, or ``words``, ask for."""
-    listed = "\n".join(f"    {name}: {question}" for name, question in known_sweeps().items())
-    return run_command(Args, main, f"{__doc__}\nKnown by name:\n\n{listed}", None, words)
+command_line = partial(
+    run_command, Args, main, f"{__doc__}\nKnown by name:\n\n{list_sweeps()}", None
+)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

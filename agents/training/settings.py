@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 MuonPrecision = Literal["auto", "float32", "bfloat16"]
 """What matrices are orthogonalised in; auto takes what the hardware multiplies faster."""
 
@@ -32,7 +34,7 @@ class OptimizerSettings:
     """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
     adam_epsilon: float = 1e-8
     """Added to what AdamW divides gradients by: those far below it make no steps."""
-    deepspeed: str | None = None
+    deepspeed: tyro.conf.Suppress[str | None] = None  # follows from another option of commands
     """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
 
     def rate_at(self, update: int, updates: int) -> float:

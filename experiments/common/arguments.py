@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-import tyro
 from rich.console import Console
 
-from agents.settings import BehaviorCloningConfig, OnPolicyConfig
+from agents.settings import OnPolicyConfig
 from experiments.common.policies import (
     EMBEDDED,
     AnswerLength,
@@ -38,19 +37,6 @@ FIRST = {
     "The run": ("seed", "output-dir", "resume", "backend"),
 }
 """The options of training commands that people want first; no command has all of them."""
-
-
-@dataclass
-class SetByTheRun:
-    """Settings of agents that follow from other options; put before an agent's settings."""
-
-    seed: tyro.conf.Suppress[int] = 0
-    deepspeed: tyro.conf.Suppress[str | None] = None
-
-
-@dataclass
-class CloningSettings(SetByTheRun, BehaviorCloningConfig):
-    """How a policy is taught from demonstrations."""
 
 
 @dataclass
@@ -141,14 +127,14 @@ class TaskArguments(QuestionArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        given = {
-            "negatives": self.negatives,
-            "task": None if self.task == DEFAULT_TASK else self.task,
-            "queries": None if self.queries == QueryStyle() else asdict(self.queries),
-            "image_size": self.image_size,
-        }
-        more = {name: value for name, value in given.items() if value is not None}
-        return super().environment() | more
+        names = ("negatives", "image_size")
+        found = super().environment()
+        found |= {name: given for name in names if (given := getattr(self, name)) is not None}
+        if self.task != DEFAULT_TASK:
+            found["task"] = self.task
+        if self.queries != QueryStyle():
+            found["queries"] = asdict(self.queries)
+        return found
 
 
 @dataclass
@@ -198,13 +184,9 @@ class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of t
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        given = {
-            "rewards": " ".join(self.rewards),
-            "turns": self.turns,
-            "refine_template": self.refine_template,
-        }
-        more = {name: value for name, value in given.items() if value is not None}
-        return super().environment() | more
+        names = ("turns", "refine_template")
+        found = super().environment() | {"rewards": " ".join(self.rewards)}
+        return found | {name: given for name in names if (given := getattr(self, name)) is not None}
 
     def open_environment(
         self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS

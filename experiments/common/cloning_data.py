@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from agents.demonstrations import Demonstration, demonstrate, require_plain_prompts
+from agents.demonstrations import Demonstration, demonstrate
 from agents.embedded.tiny import TinyConfig, build_processor
 from experiments.common.logs import progress_bar
 from experiments.common.policies import open_processor
@@ -20,7 +19,7 @@ from seg_env.data import open_dataset
 from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.data.scenes import Scenes
-from seg_env.envs.left_out import LeftOut, OnError, UnusableSampleError, loading
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
 from seg_env.types import Sample
 
 
@@ -83,10 +82,6 @@ def _image_of(dataset: Dataset, index: int) -> str:
     return str(sample.metadata.get("file_name", sample.id))
 
 
-_Part = tuple[list[Demonstration], dict[str, str]]
-"""Demonstrations of some images, and why others were left out, by their names."""
-
-
 def demonstrate_images(
     images: LabelledImages,
     policy: str | None,
@@ -113,57 +108,45 @@ def demonstrate_images(
     Raises:
         UnusableSampleError: An image cannot be used and is not to be left out.
     """
-    work = partial(
-        _demonstrate_chunk, images, policy, model, on_error=left_out.on_error, pad=True, **settings
-    )
-    chunks = [range(i, min(i + 250, len(images))) for i in range(0, len(images), 250)]
+    work = partial(_demonstrate, images, policy, model, settings | {"pad": True})
     found: list[Demonstration] = []
-    with progress_bar(console) as progress:
-        task = progress.add_task("reading images", total=len(images), status="")
-        for chunk, (part, reasons) in zip(chunks, _in_order(work, chunks, workers), strict=True):
-            found += part
-            left_out.update(reasons)
-            progress.advance(task, len(chunk))
-    return found
-
-
-def _in_order(
-    work: Callable[[Sequence[int]], _Part], chunks: Sequence[range], workers: int
-) -> Iterator[_Part]:
-    """What comes of each chunk; a process is not worth starting for a single one."""
-    if min(workers, len(chunks)) <= 1:
-        yield from map(work, chunks)
-        return
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
-    with pool:
-        yield from pool.map(work, chunks)
+    with progress_bar(console) as progress, pool:
+        alone = workers == 1 or len(images) <= 250  # a process takes seconds to start
+        places = range(len(images))
+        parts = map(work, places) if alone else pool.map(work, places, chunksize=250)
+        task = progress.add_task("reading images", total=len(images), status="")
+        for index, (demonstration, error) in enumerate(parts):
+            if error is not None:
+                left_out.add(images.name_of(index), error)
+            if demonstration is not None:
+                found.append(demonstration)
+            progress.advance(task)
+    return found
 
 
-def _demonstrate_chunk(
+def _demonstrate(
     images: LabelledImages,
     policy: str | None,
     model: TinyConfig,
-    indices: Sequence[int],
-    *,
-    on_error: OnError,
-    **settings: Any,
-) -> _Part:
-    processor = build_processor(model) if policy is None else open_processor(policy)
-    found: list[Demonstration] = []
-    left_out, checked = LeftOut(on_error), False
-    for index in indices:
-        try:
-            with loading():
-                samples = images.samples_of(index)
-                if not samples:
-                    continue
-                settings["frame"].for_image(samples[0].image.shape[:2])
-            if not checked:
-                require_plain_prompts(processor, samples[0].image)
-                checked = True
-            found.append(demonstrate(processor, samples, **settings))
-        except UnusableSampleError as error:
-            left_out.add(images.name_of(index), error)
-    return found, left_out.reasons
+    settings: dict[str, Any],
+    index: int,
+) -> tuple[Demonstration | None, UnusableSampleError | None]:
+    """The demonstration of an image, if there is an object in it, or why it cannot be used."""
+    try:
+        with loading():
+            samples = images.samples_of(index)
+            if not samples:
+                return None, None
+            settings["frame"].for_image(samples[0].image.shape[:2])
+        return demonstrate(_processor(policy, model), samples, **settings), None
+    except UnusableSampleError as error:
+        return None, error
+
+
+@cache
+def _processor(policy: str | None, model: TinyConfig) -> Any:
+    """Opened once by every process."""
+    return build_processor(model) if policy is None else open_processor(policy)

@@ -2,8 +2,7 @@
 
 A script has a dataclass of arguments, a ``main``, and this at its end:
 
-    def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-        return run_command(Args, main, __doc__, FIRST, words)
+    command_line = partial(run_command, Args, main, __doc__, FIRST)
 
     if __name__ == "__main__":
         command_line()
@@ -29,7 +28,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
@@ -122,11 +121,11 @@ def _print_first_options(args_type: type[Any], description: str, first: FirstOpt
     """Print the short help page."""
     console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
     console.print(f"usage: {script} [options]\n\n{_opening_of(description)}")
-    rows = dict(_options(args_type))
+    defaults = args_type()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for title, names in first.items():
-        if known := [rows[name] for name in names if name in rows]:
+        if known := [row for name in names if (row := _option(defaults, name))]:
             table.add_row()
             table.add_row(Text(title, style="bold"))
             for typed, text in known:
@@ -148,30 +147,23 @@ def _opening_of(description: str) -> str:
     return "\n\n".join(found).replace("``", "")
 
 
-def _options(cls: type[Any], default: Any = None) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Options of a dataclass by name: how each is typed, and its first sentence with its default.
+def _option(defaults: Any, name: str) -> tuple[str, str] | None:
+    """How an option is typed, and its first sentence with its default; None if there is none.
 
-    ``default`` is an instance whose values are the defaults, in place of those of the fields.
+    ``defaults`` are the arguments as they are where nothing is typed.
     """
-    kinds, texts = get_type_hints(cls, include_extras=True), _docstrings(cls)
-    for field in fields(cls):
-        name, kind = field.name.replace("_", "-"), kinds[field.name]
-        factory: Any = field.default_factory
-        value = field.default if factory is MISSING else factory()
-        value = value if default is None else getattr(default, field.name)
-        if tyro.conf.Suppress in get_args(kind):
-            continue
-        if is_dataclass(value):
-            for below, (typed, text) in _options(type(value), value):
-                yield f"{name}.{below}", (f"--{name}.{typed[2:]}", text)
-            continue
-        sentence = re.split(r"(?<=[.;])\s", texts.get(field.name, ""), maxsplit=1)[0].rstrip(".;")
-        if value is MISSING:
-            sentence += " (required)"
-        elif value is not None and value is not False and value not in ((), ""):
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            sentence += f" (default: {shown})"
-        yield name, (f"--{name} {_placeholder(kind)}".rstrip(), sentence.replace("``", ""))
+    *groups, last = name.replace("-", "_").split(".")
+    for group in groups:
+        defaults = getattr(defaults, group, None)
+    kind = get_type_hints(type(defaults), include_extras=True).get(last)
+    if kind is None or tyro.conf.Suppress in get_args(kind):
+        return None
+    text, value = _docstrings(type(defaults)).get(last, ""), getattr(defaults, last)
+    sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(".;").replace("``", "")
+    if value is not None and value is not False and value not in ((), ""):
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        sentence += f" (default: {shown})"
+    return f"--{name} {_placeholder(kind)}".rstrip(), sentence
 
 
 def _placeholder(kind: Any) -> str:

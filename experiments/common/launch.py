@@ -14,9 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -33,9 +31,6 @@ from agents.training.settings import zero_stage
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
-
-
-Config = TypeVar("Config", bound=OnPolicyConfig | BehaviorCloningConfig)
 
 
 @contextmanager
@@ -59,31 +54,31 @@ def launched(deepspeed: str | None) -> Iterator[tuple[World, Console]]:
     destroy_process_group()
 
 
-def trainer_process() -> tuple[bool, Console]:
+def trainer_process() -> tuple[World, Console]:
     """Take this process's device for a trainer of TRL, which meets the other processes itself.
 
-    Returns whether this is the first process, and a console that only prints there.
+    Returns this process as if it were alone, and a console that only the first one prints on.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    leads = os.environ.get("RANK", "0") == "0"
-    return leads, Console(quiet=not leads)
+    world = World(int(os.environ.get("RANK", "0")), 1)
+    return world, Console(quiet=not world.is_main)
 
 
-def fit_to_deepspeed(config: Config, choice: str | None, console: Console) -> Config:
-    """Settings of training under DeepSpeed: at stage 3 AdamW for Muon, at a third of the rate."""
-    if choice is None:
-        return config
-    config = replace(config, deepspeed=choice)
-    if not config.muon or zero_stage(choice) < 3:
-        return config
-    rate = config.learning_rate / 3
+def fit_to_deepspeed(
+    config: OnPolicyConfig | BehaviorCloningConfig, choice: str | None, console: Console
+) -> None:
+    """Set what DeepSpeed asks of settings: at stage 3 AdamW for Muon, at a third of the rate."""
+    config.deepspeed = choice
+    if choice is None or not config.muon or zero_stage(choice) < 3:
+        return
+    config.muon = False
+    config.learning_rate /= 3
     console.print(
         f"Muon needs whole matrices, which stage 3 of ZeRO cuts up: AdamW is used, at a third of "
-        f"the learning rate ({rate:.3g}). With Muon turned off the rate is taken as given; stages "
-        "1 and 2 keep Muon."
+        f"the learning rate ({config.learning_rate:.3g}). With Muon turned off the rate is taken "
+        "as given; stages 1 and 2 keep Muon."
     )
-    return replace(config, muon=False, learning_rate=rate)
 
 
 @contextmanager

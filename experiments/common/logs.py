@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,10 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         raise RunExistsError(
             f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
         )
-    found = _flat(json.loads(recorded.read_text()))
+    found = flatten(json.loads(recorded.read_text()))
     changed = [
         f"{key} ({found.get(key)}, now {value})"
-        for key, value in _flat(wanted).items()
+        for key, value in flatten(wanted).items()
         if found.get(key) != value and key.rpartition(".")[2] not in MAY_CHANGE
     ]
     if changed:
@@ -103,12 +105,23 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def check_command(folder: Path, command: Sequence[str]) -> None:
+    """Refuse what was made by another command than the one that ``command.json`` records."""
+    path = folder / "command.json"
+    made = json.loads(path.read_text()) if path.exists() else [*command]
+    if made != [*command]:
+        raise WrongOptionError(
+            f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
+            "remove it to make it anew, or use another --output-dir"
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by names like ``gspo.group_size``."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        found |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 

@@ -169,9 +169,9 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
     found: dict[bytes, Question] = {}
     left_out = LeftOut()
     for index in places:
-        for question in ask_each(core, [index], left_out):
-            usable, _ = prepare_usable(policy, [question], left_out)
-            if usable and question.sample.target.area:
+        usable, _ = prepare_usable(policy, ask_each(core, [index], left_out), left_out)
+        for question in usable:
+            if question.sample.target.area:
                 found.setdefault(question.image.tobytes(), question)
         if len(found) == 8:
             break

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
-from rich.table import Table
+from matplotlib.figure import Figure
 
 from experiments.evaluation.loop import Evaluation
-from seg_env.envs.core import Question, ReferringCore
+from seg_env.envs.core import ReferringCore
 from seg_env.envs.render import draw_overlay
 from seg_env.metrics import giou, paired_bootstrap_interval
-from seg_env.types import Prediction
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 ROWS = (
     ("sampled gIoU of first answers", "sampled_first", "giou", 100),
@@ -38,6 +31,7 @@ ROWS = (
 """Rows of the table: label, which evaluation, which score, factor (100 for per cent).
 
 The first two are for episodes of several turns only."""
+HEADINGS = ("", "before", "after", "change [95 %]")
 
 LEARNING_PANELS = (
     ("Cross-entropy per answer token", ["train/loss"]),
@@ -80,30 +74,30 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
     under ``sampled``. Of several turns the last counts; ``first`` and ``sampled_first`` have the
     scores of the first, and ``improvement``, at both levels, what the other turns added.
     """
-    gains = {}
-    for kind in before:
-        old, new = before[kind].iou.mean(axis=1), after[kind].iou.mean(axis=1)
-        gain, low, high = paired_bootstrap_interval(giou, [old], [new])
-        gains[kind] = {"giou": gain, "giou_interval": [low, high]}
+    gains = {kind: _gain(before[kind], after[kind]) for kind in before}
     return {"before": _summary(before), "after": _summary(after), "gain": gains}
 
 
+def _gain(old: Evaluation, new: Evaluation) -> dict[str, Any]:
+    """The gain in gIoU of answers to the same questions."""
+    means = [old.iou.mean(axis=1)], [new.iou.mean(axis=1)]
+    gain, low, high = paired_bootstrap_interval(giou, *means)
+    return {"giou": gain, "giou_interval": [low, high]}
+
+
 def _summary(side: Evaluations) -> dict[str, Any]:
-    summary = {**side["greedy"].summary(), "sampled": side["sampled"].summary()}
-    for name, last, part in (
-        ("first", "greedy", summary),
-        ("sampled_first", "sampled", summary["sampled"]),
-    ):
-        if name in side:
-            summary[name] = side[name].summary()
-            pair = [side[name].iou.mean(axis=1)], [side[last].iou.mean(axis=1)]
-            better, low, high = paired_bootstrap_interval(giou, *pair)
-            part["improvement"] = {"giou": better, "giou_interval": [low, high]}
+    sampled = side["sampled"].summary()
+    summary = {**side["greedy"].summary(), "sampled": sampled}
+    if "first" in side:
+        summary["first"] = side["first"].summary()
+        summary["improvement"] = _gain(side["first"], side["greedy"])
+        summary["sampled_first"] = side["sampled_first"].summary()
+        sampled["improvement"] = _gain(side["sampled_first"], side["sampled"])
     return summary
 
 
 def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """``(label, before, after, change)`` for every row of `ROWS`."""
+    """Texts under `HEADINGS` for every row of `ROWS`; intervals are paired, over questions."""
     rows = []
     for label, kind, key, factor in ROWS:
         if kind != "greedy" and kind not in scores["after"]:
@@ -120,26 +114,8 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def rich_table(scores: dict[str, Any], title: str) -> Table:
-    """The table for a terminal."""
-    caption = "change with a 95 % paired bootstrap interval over questions"
-    table = Table("", title=title, caption=caption)
-    for column in ("before", "after", "change"):
-        table.add_column(column, justify="right")
-    for row in table_rows(scores):
-        table.add_row(*row)
-    return table
-
-
-def markdown_table(scores: dict[str, Any]) -> str:
-    """The table for a report."""
-    lines = ["| | before | after | change [95 %] |", "|---|---:|---:|---:|"]
-    lines += [f"| {' | '.join(row)} |" for row in table_rows(scores)]
-    return "\n".join(lines)
-
-
 def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
-    """Draw metrics of a run over its updates, in two rows, without panels that have none."""
+    """Draw metrics of a run over its updates, in at most two rows, without panels of none."""
     logged = sorted({name for row in metrics for name in row})
     found = []
     for title, names in panels:
@@ -148,8 +124,12 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
         names += [name for name in logged if any(part in name for part in parts)]
         if names:
             found.append((title, names))
-    columns = -(-len(found or panels) // 2)
-    figure, axes = plt.subplots(2, columns, figsize=(5 * columns, 7.5), layout="constrained")
+    count = len(found or panels)
+    rows = min(2, count)
+    columns = -(-count // rows)
+    size = 5 * columns, 3.75 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, names) in zip(axes.flat, found, strict=False):
         for name in names:
             points = [(row["update"], row[name]) for row in metrics if name in row]
@@ -160,7 +140,6 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
@@ -176,41 +155,33 @@ def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
     axis.plot(middle, smooth, color=line.get_color(), label=label)
 
 
-def plot_before_after(
-    core: ReferringCore,
-    before: Evaluation,
-    after: Evaluation,
-    path: Path,
-    names: tuple[str, str] = ("before", "after"),
-) -> None:
-    """Outlines of target, before and after on the first twelve questions, unselected."""
-    count = min(12, len(before.indices))
-    rows = -(-count // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(6.3 * 3, 2.5 * rows), layout="constrained")
-    for axis, number in zip(axes.flat, range(count), strict=False):
-        question = core.ask(int(before.indices[number]))
-        texts = [before.texts[number][0], after.texts[number][0]]
-        axis.imshow(draw_answers(question, core.read(texts, [question] * 2)))
-        axis.set_title(
-            f"{question.sample.expression}: target · {names[0]} {before.iou[number, 0]:.2f} · "
-            f"{names[1]} {after.iou[number, 0]:.2f}",
-            fontsize=10,
-        )
+def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -> None:
+    """Draw the target and the first answer of every policy to the first twelve questions.
+
+    ``policies`` are what each is called, who reads its answers, and what it was measured to say
+    about the same questions as the others.
+    """
+    indices = policies[0][2].indices[:12].tolist()
+    columns = 9 // (1 + len(policies))
+    rows = -(-len(indices) // columns)
+    size = 2.1 * (1 + len(policies)) * columns, 2.5 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row, (axis, index) in enumerate(zip(axes.flat, indices, strict=False)):
+        sample = policies[0][1].ask(index).sample
+        images = [draw_overlay(sample.image, sample.target, short_side=256)]
+        gap = np.full((images[0].shape[0], 6, 3), 255, dtype=np.uint8)
+        titles = ["target"]
+        for name, core, found in policies:
+            (answer,) = core.read(found.texts[row][:1], [core.ask(index)])
+            drawn = draw_overlay(sample.image, None, answer, short_side=256, numbered=False)
+            images += [gap, drawn]
+            titles.append(f"{name} {found.iou[row, 0]:.2f}")
+        axis.imshow(np.concatenate(images, axis=1))
+        axis.set_title(f"{sample.expression}: {' · '.join(titles)}", fontsize=10)
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def draw_answers(question: Question, answers: Sequence[Prediction]) -> NDArray[np.uint8]:
-    """Images side by side: the target of a question, and every answer to it."""
-    target, image = question.sample.target, question.sample.image
-    drawn = [draw_overlay(image, target, short_side=256)]
-    for prediction in answers:
-        drawn.append(draw_overlay(image, None, prediction, short_side=256, numbered=False))
-    gap = np.full((drawn[0].shape[0], 6, 3), 255, dtype=np.uint8)
-    between = [part for each in drawn for part in (gap, each)]
-    return np.concatenate(between[1:], axis=1)
 
 
 def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
@@ -219,7 +190,8 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
         "greedy": (side["first"], side["greedy"]),
         "sampled": (side["sampled_first"], side["sampled"]),
     }
-    figure, axes = plt.subplots(1, len(pairs), figsize=(9, 4.4), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(pairs))
     for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
         # What was left alone lies on the diagonal.
         axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
@@ -228,18 +200,10 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
     figure.savefig(folder / "turns.png", dpi=110)
-    plt.close(figure)
-    plot_before_after(
-        core, *pairs["greedy"], path=folder / "first_last.png", names=("first", "last")
-    )
-    return f"""
-What the later turns did to the outlines of the first one, after training, greedy:
-
-{turns_table(*pairs["greedy"])}
-
-and sampled:
-
-{turns_table(*pairs["sampled"])}
+    first, last = pairs["greedy"]
+    plot_answers(folder / "first_last.png", ("first", core, first), ("last", core, last))
+    return """
+What the later turns did to the outlines of the first one, after training:
 
 ![IoU of first and last outlines](turns.png)
 
@@ -247,26 +211,3 @@ The target, the first outline and the last, on the first held-out questions:
 
 ![First and last outlines](first_last.png)
 """
-
-
-def turns_table(first: Evaluation, last: Evaluation) -> str:
-    """How often outlines were changed, and what became of those, by IoU of the first outline."""
-    borders = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
-    before, after = first.iou.ravel(), last.iou.ravel()
-    changed = (np.array(first.texts) != np.array(last.texts)).ravel()
-    lines = [
-        "| IoU of the first outline | outlines | changed | first, of those changed | last |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    classes = [
-        (f"{low:g} to {high:g}", (before >= low) & ((before < high) | (high == borders[-1])))
-        for low, high in pairwise(borders)
-    ]
-    for name, chosen in [*classes, ("all", np.ones_like(changed))]:
-        both = chosen & changed
-        cells = [name, f"{chosen.sum()}"]
-        cells.append(f"{100 * changed[chosen].mean():.0f} %" if chosen.any() else "–")
-        pair = (before, after) if both.any() else ()
-        cells += [f"{100 * values[both].mean():.1f}" for values in pair] or ["–", "–"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

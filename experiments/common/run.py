@@ -9,6 +9,8 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from agents.base import Agent
 from agents.behavior_cloning import BehaviorCloning
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
+from agents.settings import OnPolicyConfig
 from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
@@ -44,18 +47,22 @@ from experiments.common.policies import (
 )
 from experiments.common.report import (
     CRITIC_PANELS,
+    HEADINGS,
     LEARNING_PANELS,
     Evaluations,
-    markdown_table,
-    plot_before_after,
+    plot_answers,
     plot_curves,
     report_turns,
-    rich_table,
     scores_of,
+    table_rows,
 )
+from experiments.common.tables import markdown_table, terminal_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.rules import open_rules
+
+PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
+"""Installed packages that decide about the numbers, whose versions reports name."""
 
 
 def train_on_policy(
@@ -67,9 +74,9 @@ def train_on_policy(
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
-            config = fit_to_deepspeed(getattr(args, name), args.deepspeed, console)
+            config: OnPolicyConfig = getattr(args, name)
             config.seed = args.seed
-            setattr(args, name, config)
+            fit_to_deepspeed(config, args.deepspeed, console)
             policy = args.open_policy(console)
             envs = args.open_environment(config, world, policy.answer_frame)
             length = args.answer_length(config.max_new_tokens)
@@ -93,8 +100,6 @@ class Run:
         console: Console,
         world: World,
         length: AnswerLength,
-        *,
-        leads: bool = True,
     ) -> None:
         """Open the held-out questions and make sure that the policy sees.
 
@@ -102,26 +107,27 @@ class Run:
             args: The command line.
             policy: The one that training starts from.
             console: Where progress is shown.
-            world: The ranks that measure and save together.
+            world: The ranks that measure and save together, or a process of TRL's by itself, of
+                which only the first one measures and saves.
             length: Most tokens of measured answers; ``"auto"`` measures the held-out questions.
-            leads: Whether this process measures and writes; under TRL only the first one does.
 
         Raises:
             BlindPolicyError: Images do not reach the model.
         """
-        self.args, self.console, self.leads = args, console, leads
-        self.folder, self.world = args.output_dir, world
+        self.args, self.console, self.world = args, console, world
+        self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
         held_out = {"split": args.evaluation.split, "frame": policy.answer_frame}
         with opening():
             self.rules = open_rules(args.env, **args.environment() | held_out)
         self.core = self.rules.core
         self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
+        self.log: RunLog | None = None
         self.max_new_tokens = 0
         self._vision: dict[str, Any] = {}
         self._warned = self._claimed = False
         self._start = time.perf_counter()
-        if leads:
+        if self.leads:
             self.max_new_tokens = longest_answer(length, policy, self.core, console)
             shipped = args.policy is None or args.policy in SHIPPED
             if args.vision_check and not shipped and not args.resume:
@@ -133,16 +139,12 @@ class Run:
         Call it once all options are known to be right: a refused run must not leave a folder that
         the next try finds taken.
         """
-        if self._claimed or not self._writes:
+        if self._claimed or not self.world.is_main:
             return
         self._claimed = True
         start_run(self.folder, self.args, resume=self.args.resume)
         if self._vision:
             write_json(self.folder / "vision.json", self._vision)
-
-    @property
-    def _writes(self) -> bool:
-        return self.leads and self.world.is_main
 
     def train(
         self,
@@ -195,7 +197,7 @@ class Run:
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
             **more_scores(),
         }
-        if self._writes:
+        if self.world.is_main:
             self._write_report(before, after, scores, title, learned_from)
         self._tell(scores, title)
         return scores
@@ -211,13 +213,12 @@ class Run:
             before = {kind: Evaluation.from_json(value) for kind, value in stored.items()}
         else:
             before = self.evaluate("before training")
-            if self._writes and before:
+            if self.world.is_main and before:
                 write_json(store, {kind: value.to_json() for kind, value in before.items()})
         if checkpoint is not None:
             self.agent.load(checkpoint)
             self.console.print(f"resumed after update {self.agent.update}")
-        self.log: RunLog | None = None
-        if self._writes:
+        if self.world.is_main:
             self.log = RunLog(self.folder, start=-1 if checkpoint is None else self.agent.update)
         if checkpoint is None and (curve := self._curve(0)):
             self._write(0, curve)
@@ -229,10 +230,7 @@ class Run:
             return {}
         with progress_bar(self.console) as progress:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
-
-            def advance(count: int) -> None:
-                progress.advance(task, count)
-
+            advance = partial(progress.advance, task)
             greedy = self._ask(self.questions, 0.0, 1, advance)
             sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
@@ -281,7 +279,7 @@ class Run:
                 if due or terminated:
                     folder = self.folder / "checkpoints"
                     self.agent.save(folder / f"update_{update:06d}")
-                    if self._writes:
+                    if self.world.is_main:
                         keep_latest(folder)
                 if terminated:
                     self.console.print(f"terminated after update {update}; --resume goes on there")
@@ -341,8 +339,11 @@ class Run:
             text += _measured(scores)
         text += "\n![Learning curve](learning_curve.png)\n"
         if before:
-            pair = before["greedy"], after["greedy"]
-            plot_before_after(self.core, *pair, self.folder / "before_after.png")
+            plot_answers(
+                self.folder / "before_after.png",
+                ("before", self.core, before["greedy"]),
+                ("after", self.core, after["greedy"]),
+            )
             text += (
                 "\nThe target, the answer before and the answer after, on the first held-out "
                 "questions:\n\n![Before and after](before_after.png)\n"
@@ -363,6 +364,10 @@ class Run:
         """The part of the report that says how the run was made."""
         cloned = isinstance(self.agent, BehaviorCloning)
         rewards = () if cloned else getattr(self.args, "rewards", ())
+        versions = []
+        for name in PACKAGES:
+            with suppress(PackageNotFoundError):
+                versions.append(f"{name} {version(name)}")
         lines = {
             "Command": f"`{typed_command()}`",
             "Policy": f"`{self.args.policy or 'new'}`, "
@@ -371,7 +376,7 @@ class Run:
             "Learned from": learned_from,
             "Measured on": f"{scores['dataset']} ({scores['split']})",
             "Rewards": f"`{' '.join(rewards)}`" if rewards else "none: answers are demonstrated",
-            "Versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
+            "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
             "Time": f"{scores['minutes']:.1f} minutes",
         }
         rows = "".join(f"- {name}: {value}\n" for name, value in lines.items())
@@ -381,7 +386,7 @@ class Run:
         """Print what came of the run."""
         if "after" in scores:
             name = f"{title} on {self.core.dataset.name} ({self.args.updates} updates)"
-            self.console.print(rich_table(scores, name))
+            self.console.print(terminal_table(HEADINGS, table_rows(scores), title=name))
         for line in _left_out_lines(scores):
             self.console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
         self.console.print(
@@ -400,7 +405,7 @@ def _measured(scores: dict[str, Any]) -> str:
         "An empty union counts as IoU 1.",
         *_left_out_lines(scores),
         "",
-        markdown_table(scores),
+        markdown_table(HEADINGS, table_rows(scores)),
     ]
     if "tasks" in scores:
         lines += ["", "How well answers fit what every task asks for, after training:", ""]
@@ -419,18 +424,6 @@ def _left_out_lines(scores: dict[str, Any]) -> list[str]:
         if left_out:
             lines.append(f"When {when}, {left_out.summary()}.")
     return lines
-
-
-def _versions() -> list[str]:
-    """Names and versions of the installed packages that decide about the numbers."""
-    packages = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
-    found = []
-    for name in packages:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _status(metrics: dict[str, float]) -> str:

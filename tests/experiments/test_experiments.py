@@ -1,20 +1,17 @@
 """The main job from its command line: what it writes, and that a killed run goes on unharmed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import tyro
-from agents_fixtures import SMALL, THREADS, cloned_policy, same_parameters
+from agents_fixtures import SMALL, cloned_policy, same_parameters
 from PIL import Image
+from short_runs import start, timeless
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
@@ -26,7 +23,6 @@ from experiments.common.report import scores_of, table_rows
 from experiments.evaluation.loop import Evaluation, evaluate
 from seg_env.envs.rules import open_questions
 
-ROOT = Path(__file__).parents[2]
 UPDATES = 6
 QUESTIONS = 8
 
@@ -41,25 +37,6 @@ def arguments(policy, output):
         *("--evaluation.questions", str(QUESTIONS), "--evaluation.answers", "2"),
         *("--evaluation.every", "3", "--evaluation.curve-questions", "4"),
     ]
-
-
-def start(script, *options, columns="200"):
-    """Run a script as a user does, in its own process."""
-    return subprocess.Popen(
-        [sys.executable, f"experiments/{script}", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": columns},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def policy_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy")
-    cloned_policy().save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +105,6 @@ def test_pictures_and_report_can_be_looked_at(finished):
 def test_the_policy_was_trained(finished, policy_folder):
     trained = VLMPolicy.from_pretrained(finished[0] / "policy")
     assert not same_parameters(trained, VLMPolicy.from_pretrained(policy_folder))
-
-
-def timeless(folder):
-    """Metrics without how long things took."""
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/")}
-        for row in read_metrics(folder)
-    ]
 
 
 def test_a_killed_run_goes_on_to_the_numbers_of_one_that_was_never_interrupted(

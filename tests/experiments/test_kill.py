@@ -4,24 +4,19 @@ pytest -m slow tests/experiments/test_kill.py    # ten kills
 """
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import tyro
-from agents_fixtures import THREADS, cloned_policy, same_parameters
+from agents_fixtures import same_parameters
+from short_runs import start, timeless
 
 from agents.policy.model import VLMPolicy
 from experiments import run_gspo
 from experiments.common.launch import TERMINATED
 from experiments.common.logs import read_metrics
-
-ROOT = Path(__file__).parents[2]
 
 
 def arguments(policy, output, updates):
@@ -35,28 +30,9 @@ def arguments(policy, output, updates):
     ]
 
 
-@pytest.fixture(scope="module")
-def policy_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy")
-    cloned_policy().save(folder)
-    return folder
-
-
 def finish(options):
     """Run the main job in this process, from its start or from where another left it."""
     run_gspo.main(tyro.cli(run_gspo.Args, args=[*options, "--resume"]))
-
-
-def start(*options):
-    """Run the main job as a user does, in its own process."""
-    return subprocess.Popen(
-        [sys.executable, "experiments/run_gspo.py", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def wait_until(condition, process):
@@ -76,7 +52,7 @@ def lines(folder):
 def kill_at_random(folder, options, choices):
     """Start or resume a run and kill it: while it writes a checkpoint, or at any other moment."""
     began = time.time()
-    process = start(*options, "--resume")
+    process = start("run_gspo.py", *options, "--resume")
 
     def goes_on():
         """Whether this process, and not one before it, has written metrics."""
@@ -95,13 +71,9 @@ def kill_at_random(folder, options, choices):
 
 def numbers(folder):
     """Metrics and scores, without how long things took."""
-    rows = [
-        {key: value for key, value in row.items() if not key.startswith("time/")}
-        for row in read_metrics(folder)
-    ]
     scores = json.loads((folder / "scores.json").read_text())
     del scores["minutes"]
-    return rows, scores
+    return timeless(folder), scores
 
 
 def check_equal(folder, options, whole):
@@ -138,7 +110,7 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_goes_on_from_it(
     folder = tmp_path / "terminated"
     options = arguments(policy_folder, folder, 12)
     options[options.index("--checkpoint-every") + 1] = "1000"
-    process = start(*options)
+    process = start("run_gspo.py", *options)
     wait_until(lambda: lines(folder) > 0, process)
     process.terminate()
     output, _ = process.communicate(timeout=100)

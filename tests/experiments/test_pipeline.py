@@ -1,28 +1,22 @@
 """The recipe as one command: what stages start from, what is left, and going on when killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
-from agents_fixtures import THREADS
 from PIL import Image
+from short_runs import start, timeless
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import latest_checkpoint
 from experiments import run_pipeline
 from experiments.common.comparison import read_scores
-from experiments.common.logs import read_metrics
 from experiments.evaluation.loop import evaluate
 from seg_env.envs.rules import open_questions
 
-ROOT = Path(__file__).parents[2]
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "
 SHAPE += "--model.layers 2 --model.heads 2"
 CLONING = "--updates 6 --evaluation.every 3 --evaluation.curve-questions 4 --cloning.batch-size 8 "
@@ -134,7 +128,8 @@ def test_the_report_has_the_scores_of_the_policy_after_every_stage(finished):
     for name in ("curve.png", "outlines.png"):
         assert f"({name})" in report
         assert np.asarray(Image.open(folder / name).convert("RGB")).std() > 5
-    assert "of expressions right" in report, "labels of scenes are compared with the truth"
+    annotated = (folder / "annotate" / "report.md").read_text()
+    assert "of expressions right" in annotated, "labels of scenes are compared with the truth"
 
 
 def test_pre_training_saw_the_annotated_images_and_sft_the_scenes(finished):
@@ -160,22 +155,18 @@ def test_finished_stages_are_not_repeated(finished):
 
 def test_a_stage_that_was_started_otherwise_is_refused(finished):
     folder, _ = finished
-    with pytest.raises(ValueError, match=r"stage sft of .* other options.*remove .*sft"):
+    with pytest.raises(ValueError, match=r"sft was made with other options.*remove it"):
         run_pipeline.main(parse(folder, f"--sft={CLONING} --scenes 17"))
 
 
 def test_options_that_nothing_came_of_can_be_corrected(tmp_path):
-    folder = tmp_path / "rl"
-    run_pipeline.record_command(
-        tmp_path, run_pipeline.Step("rl", ("--rewards", "nonsense"), folder)
-    )
-    corrected = run_pipeline.Step("rl", ("--rewards", "mask_iou=1"), folder)
-    run_pipeline.record_command(tmp_path, corrected)
-    assert json.loads((tmp_path / "commands.json").read_text()) == {"rl": [*corrected.words]}
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="other options"):
-        run_pipeline.record_command(tmp_path, run_pipeline.Step("rl", ("--updates", "3"), folder))
+    wrong = f"--sft={SHAPE} {CLONING} --scenes 1"
+    with pytest.raises(ValueError, match="fewer than a batch"):
+        run_pipeline.main(parse(tmp_path, "--stages", "sft", wrong))
+    corrected = parse(tmp_path, "--stages", "sft", f"{wrong}6")
+    assert run_pipeline.main(corrected)["stages"].keys() == {"sft"}
+    words = json.loads((tmp_path / "sft" / "command.json").read_text())
+    assert words == [*run_pipeline.plan_steps(corrected)[0].words]
 
 
 @pytest.mark.parametrize(
@@ -193,13 +184,7 @@ def test_stages_that_are_left_out_hand_on_what_they_made_before(finished, left_o
 def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
     whole, scores = finished
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "experiments/run_pipeline.py", *words(folder)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": THREADS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = start("run_pipeline.py", *words(folder))
     deadline = time.monotonic() + 200
     while latest_checkpoint(folder / "sft" / "checkpoints") is None:
         assert process.poll() is None, process.stdout.read()
@@ -212,16 +197,12 @@ def test_a_killed_pipeline_goes_on_to_the_same_numbers(finished, tmp_path):
 
     found = run_pipeline.main(parse(folder))
     assert (folder / "pretrain" / "scores.json").stat().st_mtime_ns == pretrained
-    timeless = [
+    stages = [
         {stage: {**one, "minutes": 0} for stage, one in each["stages"].items()}
         for each in (found, scores)
     ]
-    assert timeless[0] == timeless[1]
+    assert stages[0] == stages[1]
     for stage in ("pretrain", "sft", "rl"):
         weights = [place / stage / "policy" / "model.safetensors" for place in (folder, whole)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
-        logs = [
-            [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-            for rows in (read_metrics(folder / stage), read_metrics(whole / stage))
-        ]
-        assert logs[0] == logs[1]
+        assert timeless(folder / stage) == timeless(whole / stage)

@@ -16,8 +16,7 @@ from agents.on_policy import choose_sources
 from agents.ppo import PPO, PPOConfig
 from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
-from experiments.common.report import turns_table
-from experiments.evaluation.loop import Evaluation, evaluate_turns
+from experiments.evaluation.loop import evaluate_turns
 from seg_env.data.scenes import Scenes
 from seg_env.envs.refine import RefineEnv, RefineVectorEnv
 from seg_env.envs.rules import open_rules
@@ -32,8 +31,6 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "muon": False,
 }
-UNUSED = ("intersections", "unions", "valid", "vertices", "tokens", "fit", "tasks")
-"""What a table of turns does not look at."""
 AGENTS = {"gspo": (GSPO, GSPOConfig), "ppo": (PPO, PPOConfig)}
 
 
@@ -271,26 +268,6 @@ def test_a_run_reports_what_the_second_turn_adds(tmp_path):
             assert f"({name})" in report
             assert (tmp_path / folder / name).stat().st_size > 5000
         assert (tmp_path / folder / "policy" / "model.safetensors").exists()
-
-
-def test_the_report_tells_what_became_of_which_outlines():
-    first, last = (
-        Evaluation(
-            np.arange(4),
-            iou=np.array(iou)[:, None],
-            **dict.fromkeys(UNUSED),
-            texts=[[text] for text in texts],
-        )
-        for iou, texts in (([0.05, 0.6, 0.6, 1.0], "abcd"), ([0.45, 0.5, 0.6, 1.0], "xycd"))
-    )
-    assert turns_table(first, last).splitlines()[2:] == [
-        "| 0 to 0.1 | 1 | 100 % | 5.0 | 45.0 |",
-        "| 0.1 to 0.3 | 0 | – | – | – |",
-        "| 0.3 to 0.5 | 0 | – | – | – |",
-        "| 0.5 to 0.7 | 2 | 50 % | 60.0 | 50.0 |",
-        "| 0.7 to 1 | 1 | 0 % | – | – |",
-        "| all | 4 | 50 % | 32.5 | 47.5 |",
-    ]
 
 
 def test_a_single_turn_is_refused_where_two_are_taught(tmp_path):

@@ -355,21 +355,24 @@ def test_muon_is_refused_at_stage_3_and_replaced_on_the_command_line(capsys):
     with pytest.raises(ValueError, match=r"Muon needs whole matrices.*--gspo.no-muon"):
         make_engine(nn.Linear(2, 2), OptimizerSettings(1e-3, deepspeed="zero3"))
     config = GSPOConfig(learning_rate=3e-4)
-    assert fit_to_deepspeed(config, None, Console()) is config
-    fitted = fit_to_deepspeed(config, "zero3", Console(width=300))
-    assert (fitted.muon, fitted.deepspeed) == (False, "zero3")
-    assert fitted.learning_rate == pytest.approx(1e-4)
+    fit_to_deepspeed(config, None, Console())
+    assert config == GSPOConfig(learning_rate=3e-4)
+    fit_to_deepspeed(config, "zero3", Console(width=300))
+    assert (config.muon, config.deepspeed) == (False, "zero3")
+    assert config.learning_rate == pytest.approx(1e-4)
     assert "a third of the learning rate (0.0001)" in capsys.readouterr().out
     given = GSPOConfig(learning_rate=3e-4, muon=False)
-    assert fit_to_deepspeed(given, "zero3", Console()).learning_rate == 3e-4
+    fit_to_deepspeed(given, "zero3", Console())
+    assert given.learning_rate == 3e-4
 
 
 @pytest.mark.parametrize("choice", ["zero1", "zero2"])
 def test_muon_stays_where_weights_are_whole(choice, capsys):
     from rich.console import Console
 
-    fitted = fit_to_deepspeed(GSPOConfig(learning_rate=3e-4), choice, Console())
-    assert fitted == GSPOConfig(learning_rate=3e-4, deepspeed=choice)
+    config = GSPOConfig(learning_rate=3e-4)
+    fit_to_deepspeed(config, choice, Console())
+    assert config == GSPOConfig(learning_rate=3e-4, deepspeed=choice)
     assert capsys.readouterr().out == ""
 
 

@@ -1,0 +1,32 @@
+"""Runs of commands that take seconds: started as a user does, and what they leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from agents_fixtures import THREADS
+
+from experiments.common.logs import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(script, *options, columns="200"):
+    """Run a script of experiments in its own process."""
+    return subprocess.Popen(
+        [sys.executable, f"experiments/{script}", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": THREADS, "COLUMNS": columns},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def timeless(folder):
+    """Metrics of a run without how long things took."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/")}
+        for row in read_metrics(folder)
+    ]
