@@ -33,8 +33,8 @@ from experiments.common.policies import (
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
+from seg_env.envs.core import Scorer
 from seg_env.envs.render import draw_overlay
-from seg_env.envs.scoring import Scorer
 from seg_env.frames import AUTO
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS

@@ -342,7 +342,7 @@ def draw_outlines(stages: Sequence[str], folder: Path, split: str, difficulty: s
     from experiments.common.policies import open_policy
     from experiments.common.report import draw_answers
     from experiments.evaluation.loop import evaluate
-    from seg_env.envs.rules import open_questions
+    from seg_env.envs.referring import open_questions
 
     asked = []
     for stage in stages:

@@ -28,8 +28,8 @@ from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
 from seg_env.envs.left_out import LeftOut, ask_each
-from seg_env.envs.refine_rules import RefineRules
-from seg_env.envs.rules import open_rules
+from seg_env.envs.referring import open_rules
+from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def main(args: Args) -> dict[str, Any]:
                     f"--env {args.env} has one turn; use a SimpleSegRefine environment"
                 )
             length = args.answer_length()
-            longest = longest_answer(length, policy, rules.core, console)
-            require_plain_prompts(policy.processor, rules.core.ask(0).image)
+            longest = longest_answer(length, policy, rules, console)
+            require_plain_prompts(policy.processor, rules.ask(0).image)
         run = Run(args, policy, console, world, length)
         run.claim_folder()  # before thousands of answers are sampled
         left_out = LeftOut(args.on_error)
@@ -98,7 +98,7 @@ def main(args: Args) -> dict[str, Any]:
         with opening():
             agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
         agent.left_out = left_out
-        dataset = rules.core.dataset
+        dataset = rules.dataset
         return run.train(agent, "Looking again", learned_from=f"{dataset.name} ({args.split})")
 
 
@@ -115,15 +115,15 @@ def own_demonstrations(
     from agents.screening import prepare_usable
     from experiments.evaluation.loop import question_noise, sample_answers
 
-    count = min(args.scenes, len(rules.core.dataset))
-    order = np.random.default_rng(args.seed).permutation(len(rules.core.dataset))[:count]
+    count = min(args.scenes, len(rules.dataset))
+    order = np.random.default_rng(args.seed).permutation(len(rules.dataset))[:count]
     found: list[Demonstration] = []
     policy.model.eval()
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
         for start in range(0, count, 64):
             some = order[start : start + 64].tolist()
-            questions = ask_each(rules.core, some, left_out)
+            questions = ask_each(rules, some, left_out)
             questions, inputs = prepare_usable(policy, questions, left_out)
             progress.advance(task, len(some))
             if not questions:

@@ -6,8 +6,8 @@ import gymnasium as gym
 
 SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
 BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
-REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
-REFINE_BATCHED = "seg_env.envs.refine:RefineVectorEnv"
+REFINE_SINGLE = "seg_env.envs.referring:RefineEnv"
+REFINE_BATCHED = "seg_env.envs.vector:RefineVectorEnv"
 
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",

@@ -34,8 +34,7 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from rewards.mask_iou import MaskIoU
-from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
+from seg_env.envs.core import Outcome, Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
@@ -50,7 +49,7 @@ from seg_env.tasks import DEFAULT_TASK
 BATCH_SIZE = 64
 """Questions asked at a time, by default."""
 
-_State = tuple[Outcome[Any], str, int]
+_State = tuple[Outcome, str, int]
 """Where an episode stands, its outline as text, and how many tokens its last answer had."""
 
 
@@ -169,7 +168,7 @@ def question_noise(
 
 def ask(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     batches: Sequence[Sequence[int]],
     *,
     temperature: float = 0.0,
@@ -197,7 +196,7 @@ def ask(
     for start in range(0, len(batches), world.size):
         turns: list[Evaluation] = []
         if (place := start + world.rank) < len(batches):
-            questions = ask_each(rules.core, batches[place], left_out)
+            questions = ask_each(rules, batches[place], left_out)
             questions, inputs = prepare_usable(policy, questions, left_out)
             if questions:
                 turns = _play(
@@ -211,7 +210,7 @@ def ask(
 
 def _play(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     questions: Sequence[Question],
     inputs: dict[str, Tensor],
     temperature: float,
@@ -272,7 +271,7 @@ def _measure(questions: Sequence[Question], states: Sequence[_State], answers: i
 
 def evaluate_turns(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     indices: Sequence[int] | NDArray[np.integer[Any]],
     *,
     batch_size: int = BATCH_SIZE,
@@ -322,18 +321,18 @@ def evaluate(
     **settings: Any,
 ) -> Evaluation:
     """`evaluate_turns` for questions that are answered once."""
-    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
+    return evaluate_turns(policy, core, indices, **settings)[-1]
 
 
 def evaluate_agent(
     agent: Agent, core: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
 ) -> Evaluation:
     """`evaluate_agent_turns` for questions that are answered once."""
-    return evaluate_agent_turns(agent, AnswerRules(core), indices, **settings)[-1]
+    return evaluate_agent_turns(agent, core, indices, **settings)[-1]
 
 
 def evaluate_agent_turns(
-    agent: Agent, rules: EpisodeRules[Any], indices: NDArray[np.integer[Any]], **settings: Any
+    agent: Agent, rules: ReferringCore, indices: NDArray[np.integer[Any]], **settings: Any
 ) -> list[Evaluation]:
     """`evaluate_turns` for an agent that trains; its ranks share the questions out."""
     # Few questions are no reason for ranks to be idle.
@@ -390,7 +389,7 @@ def collect_answers(
         if any(names[index] not in known for index in usable):
             batches.append(usable)
     settings |= {"answers": answers, "max_new_tokens": max_new_tokens}
-    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **settings)
+    played = ask(policy, core, batches, left_out=left_out, world=world, **settings)
     total, count, status = 0.0, 0, "" if batches else "answered before"
     with progress_bar(console) as progress:
         task = progress.add_task("answering", total=questions, status=status)

@@ -1,4 +1,4 @@
-"""The environment of one question at a time."""
+"""The environments of one question at a time, and how ids and arguments lead to them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,47 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Observation, check_options, check_query_seed
-from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
-from seg_env.envs.render import RENDER_MODES, check_render_mode
-from seg_env.envs.rules import find_rules
-from seg_env.envs.scoring import ScoredAnswer
+from seg_env.envs.core import (
+    Episode,
+    Observation,
+    ReferringCore,
+    ScoredAnswer,
+    check_options,
+    check_query_seed,
+    copy_observation,
+)
+from seg_env.envs.refine import RefineRules
+from seg_env.envs.render import RENDER_MODES, check_render_mode, render_question
+from seg_env.envs.vertex import VertexRules
+from seg_env.registration import REFINE_IDS
 from seg_env.tasks import check_task
+
+
+def find_rules(
+    dataset: str | Dataset = "scenes", *, step_mode: str = "answer", **arguments: Any
+) -> ReferringCore:
+    """The core of a step mode; ``arguments`` are those of `ReferringCore` and `VertexRules`."""
+    for name in ("max_vertices", "render_outline"):
+        if arguments.get(name) is None:
+            arguments.pop(name, None)
+        elif step_mode == "answer":
+            raise ValueError(f"{name}={arguments[name]!r} needs step_mode='vertex'; leave it out")
+    if step_mode == "vertex":
+        return VertexRules(dataset, **arguments)
+    if step_mode != "answer":
+        raise ValueError(f"step_mode={step_mode!r} is unknown; use one of ('answer', 'vertex')")
+    return ReferringCore(dataset, **arguments)
+
+
+def open_rules(env_id: str, **arguments: Any) -> ReferringCore:
+    """The core of a registered environment."""
+    find = RefineRules if env_id in REFINE_IDS else find_rules
+    return find(**{**gym.spec(env_id).kwargs, **arguments})
+
+
+def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
+    """The questions of a registered environment, each answered once."""
+    return ReferringCore(**{**gym.spec(env_id).kwargs, **arguments})
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
@@ -119,7 +154,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     # Gymnasium declares it as a variable of instances.
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012
-    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
+    _find_rules: Callable[..., ReferringCore] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -130,11 +165,10 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ) -> None:
         """Open the data set; the class lists the arguments."""
         self.render_mode = check_render_mode(render_mode)
-        self._rules = self._find_rules(dataset, **arguments)
-        self._core = self._rules.core
+        self._core = self._find_rules(dataset, **arguments)
         self.dataset = self._core.dataset
-        self.observation_space = self._rules.observation_space
-        self.action_space = self._rules.action_space
+        self.observation_space = self._core.observation_space
+        self.action_space = self._core.action_space
         self._episode: Episode | None = None
         self._answer: ScoredAnswer | None = None
         self._has_ended = False
@@ -158,10 +192,10 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             index, drawn = self._core.check_index(chosen, 'options["index"]'), 0
         query_seed = drawn if query_seed is None else query_seed
         question = self._core.ask(index, task=task, query_seed=query_seed)
-        self._episode = self._rules.begin(question)
+        self._episode = self._core.begin(question)
         self._answer, self._has_ended = None, False
-        observation = copy_observation(self._rules.observe(self._episode))
-        return observation, self._rules.reset_info(self._episode)
+        observation = copy_observation(self._core.observe(self._episode))
+        return observation, self._core.reset_info(self._episode)
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score an answer and end the episode; or, step by step, take the next action.
@@ -173,18 +207,88 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
         if self._has_ended:
             raise ResetNeeded(
-                f"The episode ended with its {self._rules.last_action}: call env.reset() first"
+                f"The episode ended with its {self._core.last_action}: call env.reset() first"
             )
         if not isinstance(action, str):
             raise TypeError(f"the action is the answer as a str, got {type(action).__name__}")
-        outcome = self._rules.step([self._episode], [action])[0]
+        outcome = self._core.step([self._episode], [action])[0]
         self._episode, self._answer = outcome.episode, outcome.answer
         self._has_ended = outcome.terminated or outcome.truncated
-        observation = copy_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._core.observe(self._episode))
         return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """Draw the question and, once given, the answer beside the truth."""
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
-        return self._core.render(self.render_mode, self._episode.question, self._answer)
+        rewards = self._core.scorer.rewards
+        return render_question(self.render_mode, self._episode.question, rewards, self._answer)
+
+
+class RefineEnv(ReferringSegmentationEnv):
+    """Improve the outline of what a referring expression means, over several turns.
+
+    ## Description
+    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. Then the agent
+    sees its outline drawn on the image and written in the prompt, and answers with a better one,
+    with edits, or with ``done``.
+
+    ## Action Space
+    `PolygonText`: any string. It is read as
+
+    - an outline if there is a bracket in it: ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``; it
+      takes the place of the one before;
+    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
+      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
+      numbers are written as in the outline, and edits apply one after the other: all of them, or
+      none if one cannot be;
+    - ``done``.
+
+    Anything else, an outline with any fault and what is longer than ``max_characters`` cost the
+    turn and leave the outline as it is. ``info["fault"]`` says why.
+
+    ## Observation Space
+    That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
+    ``prompt``, which has it too, and the number of the turn. Before the first outline they are the
+    plain image and question.
+
+    ## Rewards
+    What the turn improved the weighted reward of the outline by (the rewards of
+    `ReferringSegmentationEnv`); the first outline is compared with 0. So the return of an episode
+    is the reward of the outline it ends with, 0 if there is none.
+
+    ## Starting State
+    As in `ReferringSegmentationEnv`; ``info`` adds ``outline`` (so far, as text), ``turn`` (turns
+    taken) and ``turns_left``.
+
+    ## Episode End
+    With ``done`` or after ``turns`` turns, which the prompt counts: ``terminated`` is True.
+    ``truncated`` is never. ``info`` has what `ReferringSegmentationEnv` reports, about the outline
+    as it stands; but ``valid``, ``issues`` and ``fault`` are about what was answered in this turn.
+
+    ## Arguments
+    Those of `ReferringSegmentationEnv` without ``step_mode``, and
+
+    - ``turns``: 1 to 64, 3 by default.
+    - ``max_characters``: longest action read and longest outline kept, 16384 by default.
+    - ``refine_template``: the prompt once there is an outline, with ``{question}``,
+      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
+
+    ```python
+    >>> import gymnasium as gym
+    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val", rewards="mask_iou=1.0")
+    >>> observation, info = env.reset(seed=0)
+    >>> first = env.step("[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]")
+    >>> second = env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
+    >>> second[4]["outline"], second[4]["turns_left"]
+    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
+    >>> env.step("done")[2:4]
+    (True, False)
+
+    ```
+
+    ## Version History
+    * v0: first version
+    """
+
+    _find_rules = RefineRules

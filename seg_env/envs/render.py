@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rewards.composite import Term
-from seg_env.envs.scoring import ScoredAnswer
+from rewards.composite import RewardSum, Term
+from seg_env.envs.core import Question, ScoredAnswer
 from seg_env.geometry.raster import rasterize
 from seg_env.types import Prediction, Ring, Sample, Target
 
@@ -111,6 +111,15 @@ def draw_outline(
         (x, y), radius = corners[0], thickness + 0.5
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=WHITE)
     return np.asarray(drawing).copy()
+
+
+def render_question(
+    mode: str | None, question: Question, rewards: RewardSum, answer: ScoredAnswer | None
+) -> NDArray[np.uint8] | str | None:
+    """What `render` returns of a question, and of the answer if there is one."""
+    if mode == "rgb_array":
+        return draw_panel(question.sample, rewards.terms, answer)
+    return render_text(question.sample, rewards.terms, answer) if mode == "ansi" else None
 
 
 def draw_panel(

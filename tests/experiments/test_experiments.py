@@ -24,7 +24,7 @@ from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
 from experiments.evaluation.loop import Evaluation, evaluate
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 6

@@ -20,7 +20,7 @@ from experiments import run_pipeline
 from experiments.common.comparison import read_scores
 from experiments.common.logs import read_metrics
 from experiments.evaluation.loop import evaluate
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 ROOT = Path(__file__).parents[2]
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "

@@ -13,8 +13,7 @@ from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import run_task
 from experiments.evaluation.loop import evaluate
 from seg_env.data.scenes import Scenes
-from seg_env.envs.core import ReferringCore
-from seg_env.envs.scoring import Scorer
+from seg_env.envs.core import ReferringCore, Scorer
 from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILIES, AnswerFrame, ResizeSettings, find_answer_frame, pixel_frame
 from seg_env.grammar.answers import read_answer

@@ -19,8 +19,8 @@ from experiments import run_gspo, run_ppo, run_refine
 from experiments.common.report import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
-from seg_env.envs.refine import RefineEnv, RefineVectorEnv
-from seg_env.envs.rules import open_rules
+from seg_env.envs.referring import RefineEnv, open_rules
+from seg_env.envs.vector import RefineVectorEnv
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
@@ -203,7 +203,7 @@ def test_measuring_episodes_equals_playing_them_one_by_one():
 def test_demonstrations_show_the_policys_own_outline_and_what_to_do_about_it():
     policy = cloned_policy()
     rules = open_rules(REFINE, split="train", size=64, turns=2, refine_template=TEMPLATE)
-    questions = [rules.core.ask(index) for index in range(3)]
+    questions = [rules.ask(index) for index in range(3)]
     first = "[[[0.10,0.10],[0.90,0.10],[0.50,0.80]]]"
     found = demonstrate_refinement(
         policy,

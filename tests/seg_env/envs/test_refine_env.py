@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seg_env.data.scenes import Scenes
-from seg_env.envs.edits import (
+from seg_env.envs.core import Scorer
+from seg_env.envs.referring import RefineEnv
+from seg_env.envs.refine import (
     MAX_EDITS,
     Edit,
     apply_edits,
@@ -21,8 +23,7 @@ from seg_env.envs.edits import (
     split_outline,
     write_outline,
 )
-from seg_env.envs.refine import RefineEnv, RefineVectorEnv
-from seg_env.envs.scoring import Scorer
+from seg_env.envs.vector import RefineVectorEnv
 from seg_env.frames import PERMILLE
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from rewards import Reward, RewardSum
+from seg_env.envs.core import Scorer
 from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.scoring import Scorer
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.grammar import encode
 

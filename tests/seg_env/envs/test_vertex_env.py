@@ -11,10 +11,9 @@ from gymnasium.utils.env_checker import check_env
 
 import seg_env
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.credit import vertex_credit
 from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-from seg_env.envs.vertex import VertexText
+from seg_env.envs.vertex import VertexText, vertex_credit
 from seg_env.frames import PERMILLE, UNIT, pixel_frame
 from seg_env.grammar import decode, encode
 
