@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from gymnasium import spaces
 
@@ -211,8 +213,7 @@ def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(NamedTuple):
     """One correction of an outline. Vertices are numbered from 0 through all rings in order."""
 
     verb: str
@@ -246,31 +247,19 @@ def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingT
     ``insert`` also takes the number after the last vertex, to add to the last ring. A ring that is
     left with two vertices fills nothing and goes.
     """
-    changed = [list(ring) for ring in rings]
-    for edit in edits:
-        place = _find(changed, edit.vertex, edit.verb == "insert")
-        if place is None:
+    vertices = [(number, vertex) for number, ring in enumerate(rings) for vertex in ring]
+    for verb, index, x, y in edits:
+        if not vertices or index >= len(vertices) + (verb == "insert"):
             return None
-        number, index = place
-        ring = changed[number]
-        if edit.verb == "move":
-            ring[index] = (edit.x, edit.y)
-        elif edit.verb == "insert":
-            ring.insert(index, (edit.x, edit.y))
+        number = vertices[min(index, len(vertices) - 1)][0]
+        if verb == "insert":
+            vertices.insert(index, (number, (x, y)))
+        elif verb == "move":
+            vertices[index] = (number, (x, y))
         else:
-            del ring[index]
-            if len(ring) < 3:
-                del changed[number]
-    return tuple(tuple(ring) for ring in changed)
-
-
-def _find(
-    rings: Sequence[Sequence[object]], vertex: int, behind_last: bool
-) -> tuple[int, int] | None:
-    """Ring and place within it of a vertex; None if there is no such vertex."""
-    for number, ring in enumerate(rings):
-        last_ring = number == len(rings) - 1
-        if vertex < len(ring) + (behind_last and last_ring):
-            return number, vertex
-        vertex -= len(ring)
-    return None
+            del vertices[index]
+            if sum(ring == number for ring, _ in vertices) < 3:
+                vertices = [each for each in vertices if each[0] != number]
+    return tuple(
+        tuple(vertex for _, vertex in ring) for _, ring in groupby(vertices, key=itemgetter(0))
+    )

@@ -49,26 +49,27 @@ class PolygonText(FreeText):
         max_length: int = 4096,
         *,
         frame: Frame = UNIT,
-        decimals: int = 3,
         forms: tuple[Form, ...] = ("mask",),
         seed: int | None = None,
     ) -> None:
-        """Describe the space; frame, decimals and forms are those of its samples."""
+        """Describe the space; frame and forms are those of its samples."""
         super().__init__(max_length, seed=seed)
         self.frame = frame
-        self.decimals = decimals
         self.forms = forms
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``."""
         if mask is not None or probability is not None:
-            raise ValueError("PolygonText.sample takes no mask and no probability; call sample()")
+            raise ValueError("sampling takes no mask and no probability; call sample()")
+        return self._draw()
+
+    def _draw(self) -> str:
         form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
         if form != "mask":
             points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
-            return encode_numbers(points, self.decimals, frame=self.frame)
+            return encode_numbers(points, frame=self.frame)
         rings = [self._star() for _ in range(1 + int(self.np_random.random() < 0.25))]
-        return encode(rings, self.decimals, frame=self.frame)
+        return encode(rings, frame=self.frame)
 
     def contains(self, x: Any) -> bool:
         """True for every string: what cannot be read scores badly, but it may be answered."""
@@ -79,8 +80,7 @@ class PolygonText(FreeText):
             isinstance(other, PolygonText)
             and type(other) is type(self)
             and super().__eq__(other)
-            and (self.frame, self.decimals) == (other.frame, other.decimals)
-            and self.forms == other.forms
+            and (self.frame, self.forms) == (other.frame, other.forms)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -115,7 +115,7 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
     def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.uint8]:
         """Draw noise of a random size, at most 256 pixels a side to stay cheap."""
         if mask is not None or probability is not None:
-            raise ValueError("ImageSpace.sample takes no mask and no probability; call sample()")
+            raise ValueError("sampling takes no mask and no probability; call sample()")
         height, width = self.np_random.integers(1, min(self.max_side, 256) + 1, size=2)
         return self.np_random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 

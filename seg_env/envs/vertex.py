@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
 from seg_env.frames import UNIT, Frame
 from seg_env.grammar import MAX_VERTICES, decode
-from seg_env.types import IssueKind, ParseIssue, Prediction
+from seg_env.types import Prediction
 
 NUMBER = r"-?+[0-9]{1,6}+(?:\.[0-9]{1,17}+)?+"
 """Regular expression of a coordinate: a plain decimal below a million."""
@@ -96,20 +95,17 @@ class VertexText(PolygonText):
     Most samples are vertices inside the image, some close the outline or a ring.
     """
 
-    def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
-        """Describe the space by the frame and the decimals in which samples are written."""
-        super().__init__(_CHARACTERS_OF_A_VERTEX, frame=frame, decimals=decimals, seed=seed)
+    def __init__(self, *, frame: Frame = UNIT, seed: int | None = None) -> None:
+        """Describe the space by the frame in which samples are written."""
+        super().__init__(_CHARACTERS_OF_A_VERTEX, frame=frame, seed=seed)
 
-    def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw ``[x,y]``, ``],[`` or ``]``."""
-        if mask is not None or probability is not None:
-            raise ValueError("VertexText.sample takes no mask and no probability; call sample()")
+    def _draw(self) -> str:
         kind = self.np_random.random()
         if kind < 0.15:
             return "]" if kind < 0.1 else "],["
         points = self.frame.from_unit(self.np_random.random((1, 2)))
         x, y = np.clip(points[0], 0.0, self.frame.limits).tolist()
-        places = 0 if self.frame.integer else self.decimals
+        places = 0 if self.frame.integer else 3
         return f"[{x:.{places}f},{y:.{places}f}]"
 
 
@@ -263,49 +259,11 @@ def vertex_credit(
 
 
 def _prefixes(text: str, frame: Frame) -> tuple[list[int], list[Prediction]]:
-    """Ends of the entries of one answer, and what has been answered up to each of them.
-
-    The predictions are those that `decode` reads from ``text[:end] + "]]"`` (the last, from the
-    text itself), mostly without reading anything again.
-    """
+    """Ends of the entries of one answer, and what has been answered up to each of them."""
     whole = decode(text, frame)
     if not whole.valid or not whole.rings:
         return [len(text)], [whole]
-    spans = [match.span() for match in _VERTEX.finditer(text)]
-    stride = 1 + (len(spans) - 1) // MAX_ENTRIES
-    chosen = range((len(spans) - 1) % stride, len(spans), stride)  # with the last vertex
-    ends = [spans[index][1] for index in chosen]
-    if frame.integer and not {".", "e", "E"}.isdisjoint(text):
-        # Up to some vertex the answer may look as if it were about another frame.
-        predictions = [decode(text[:end] + "]]", frame) for end in ends]
-    else:
-        places = _places(text, spans)
-        predictions = [_prefix(whole, *places[index], spans[index][1]) for index in chosen]
-    return [*ends, len(text)], [*predictions, whole]
-
-
-def _places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """For each vertex of a valid text the index of its ring, and its own there, counted from 1."""
-    ring, count = 0, 1
-    places = [(ring, count)]
-    for (_, end), (start, _) in pairwise(spans):
-        if "[" in text[end:start]:
-            ring, count = ring + 1, 0
-        count += 1
-        places.append((ring, count))
-    return places
-
-
-def _prefix(whole: Prediction, ring: int, count: int, end: int) -> Prediction:
-    """What is read from a valid text up to the ``count``-th vertex of a ring, brackets closed."""
-    text, rings = whole.text[:end] + "]]", whole.rings[:ring]
-    if count < 3:
-        detail = f"ring with {count} of 3 vertices"
-        issue = ParseIssue(IssueKind.TOO_FEW_VERTICES, end, detail)
-        return Prediction(rings, (issue,), text)
-    points = whole.rings[ring]
-    # A vertex that returns to the first one closes the ring and is not a vertex of its own; as the
-    # last vertex of the whole ring it is not in the array.
-    if count > len(points) or (count > 3 and (points[count - 1] == points[0]).all()):
-        count -= 1
-    return Prediction((*rings, points[:count]), (), text)
+    ends = [match.end() for match in _VERTEX.finditer(text)]
+    stride = 1 + (len(ends) - 1) // MAX_ENTRIES
+    ends = ends[(len(ends) - 1) % stride :: stride]  # with the last vertex
+    return [*ends, len(text)], [*(decode(text[:end] + "]]", frame) for end in ends), whole]

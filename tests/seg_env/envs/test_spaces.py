@@ -94,6 +94,6 @@ def test_spaces_can_be_copied_pickled_compared_and_batched(space):
 
 def test_spaces_that_differ_are_not_equal():
     assert PolygonText() != PolygonText(frame=PERMILLE)
-    assert PolygonText() != PolygonText(decimals=2)
+    assert PolygonText() != PolygonText(forms=("bbox",))
     assert PolygonText(64) != FreeText(64)
     assert ImageSpace(8) != ImageSpace(9)
