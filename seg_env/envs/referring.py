@@ -1,8 +1,7 @@
-"""The environments of one question at a time, and how ids and arguments lead to them."""
+"""The environment of one question at a time, and what arguments and ids lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -23,35 +22,41 @@ from seg_env.envs.core import (
 from seg_env.envs.refine import RefineRules
 from seg_env.envs.render import RENDER_MODES, check_render_mode, render_question
 from seg_env.envs.vertex import VertexRules
-from seg_env.registration import REFINE_IDS
 from seg_env.tasks import check_task
+
+_OPTIONS = {
+    "max_vertices": "vertex",
+    "render_outline": "vertex",
+    "turns": "refine",
+    "max_characters": "refine",
+    "refine_template": "refine",
+}
+"""Arguments that only one step mode has."""
 
 
 def find_rules(
     dataset: str | Dataset = "scenes", *, step_mode: str = "answer", **arguments: Any
 ) -> ReferringCore:
-    """The core of a step mode; ``arguments`` are those of `ReferringCore` and `VertexRules`."""
-    for name in ("max_vertices", "render_outline"):
+    """The core of a step mode; ``arguments`` are its own, None for a default."""
+    modes = {"answer": ReferringCore, "vertex": VertexRules, "refine": RefineRules}
+    if step_mode not in modes:
+        raise ValueError(f"step_mode={step_mode!r} is unknown; use one of {tuple(modes)}")
+    for name, mode in _OPTIONS.items():
         if arguments.get(name) is None:
             arguments.pop(name, None)
-        elif step_mode == "answer":
-            raise ValueError(f"{name}={arguments[name]!r} needs step_mode='vertex'; leave it out")
-    if step_mode == "vertex":
-        return VertexRules(dataset, **arguments)
-    if step_mode != "answer":
-        raise ValueError(f"step_mode={step_mode!r} is unknown; use one of ('answer', 'vertex')")
-    return ReferringCore(dataset, **arguments)
+        elif step_mode != mode:
+            raise ValueError(f"{name}={arguments[name]!r} needs step_mode={mode!r}; leave it out")
+    return modes[step_mode](dataset, **arguments)
 
 
 def open_rules(env_id: str, **arguments: Any) -> ReferringCore:
     """The core of a registered environment."""
-    find = RefineRules if env_id in REFINE_IDS else find_rules
-    return find(**{**gym.spec(env_id).kwargs, **arguments})
+    return find_rules(**{**gym.spec(env_id).kwargs, **arguments})
 
 
 def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
     """The questions of a registered environment, each answered once."""
-    return ReferringCore(**{**gym.spec(env_id).kwargs, **arguments})
+    return open_rules(env_id, **arguments, step_mode="answer")
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
@@ -117,8 +122,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       `seg_env.frames.FAMILIES`, ``"pixel:WxH"``, or an object of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
     - ``render_mode``: ``"rgb_array"`` or ``"ansi"``.
-    - ``step_mode``: ``"answer"`` (default) or ``"vertex"``, see below, also for ``max_vertices``
-      (128 by default) and ``render_outline`` (False).
+    - ``step_mode``: ``"answer"`` (default), ``"vertex"``, or ``"refine"``, as in the environments
+      ``SimpleSegRefine-*``; see below, also for the arguments that only these have.
 
     ## Vertex by Vertex
     With ``step_mode="vertex"`` an action is the next vertex, ``[x,y]`` in plain decimal numbers; or
@@ -131,11 +136,35 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - The reward of an action is what it adds to the reward of the outline so far with its brackets
       closed, starting from 0. The return of an episode is the reward of the same text given as one
       answer.
-    - After ``max_vertices`` actions an outline that is still open is scored as it stands and
-      ``truncated`` is True: the limit is not part of the task.
+    - After ``max_vertices`` actions (128 by default) an outline that is still open is scored as it
+      stands and ``truncated`` is True: the limit is not part of the task.
     - ``info`` adds ``fault``, and at reset, too, ``vertices_left`` (actions left; every action but
       ``]`` takes one), and which actions keep the answer well-formed: ``can_close`` and
       ``can_start_ring``. Everything else in it is about the outline so far, closed.
+
+    ## Several Turns
+    The ids ``SimpleSegRefine-*`` (``step_mode="refine"``) ask for an outline, show it drawn on the
+    image and written in the prompt, and take a better one, up to ``turns`` times (1 to 64, 3 by
+    default). An action is read as
+
+    - an outline if there is a bracket in it; it takes the place of the one before;
+    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
+      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
+      numbers are written as in the outline, and edits apply one after the other: all of them, or
+      none if one cannot be;
+    - ``done``, which ends the episode, as does the last turn.
+
+    Anything else, an outline with any fault and what is longer than ``max_characters`` (16384 by
+    default, also for the outline that is kept) cost the turn and leave the outline as it is.
+
+    - ``refine_template`` is the prompt once there is an outline, with ``{question}``,
+      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
+    - The reward is what the turn improved the reward of the outline by; the first is compared with
+      0. The return of an episode is the reward of the outline it ends with, 0 if there is none.
+    - ``terminated`` is True at the end; ``truncated`` never is.
+    - ``info`` adds ``outline`` (so far, as text), ``turn`` (turns taken) and ``turns_left``, at
+      reset, too. Everything else is about the outline as it stands, but ``valid``, ``issues`` and
+      ``fault`` (see `TurnFault`) are about what was answered in this turn.
 
     ```python
     >>> import gymnasium as gym
@@ -145,6 +174,13 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     >>> observation, reward, terminated, truncated, info = env.step(answer)
     >>> terminated, truncated, reward == info["iou"]
     (True, False, True)
+    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val")
+    >>> observation, info = env.reset(seed=0)
+    >>> first, second = env.step(answer), env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
+    >>> second[4]["outline"], second[4]["turns_left"]
+    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
+    >>> env.step("done")[2:4]
+    (True, False)
 
     ```
 
@@ -154,7 +190,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     # Gymnasium declares it as a variable of instances.
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012
-    _find_rules: Callable[..., ReferringCore] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -165,7 +200,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ) -> None:
         """Open the data set; the class lists the arguments."""
         self.render_mode = check_render_mode(render_mode)
-        self._core = self._find_rules(dataset, **arguments)
+        self._core = find_rules(dataset, **arguments)
         self.dataset = self._core.dataset
         self.observation_space = self._core.observation_space
         self.action_space = self._core.action_space
@@ -223,72 +258,3 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
         rewards = self._core.scorer.rewards
         return render_question(self.render_mode, self._episode.question, rewards, self._answer)
-
-
-class RefineEnv(ReferringSegmentationEnv):
-    """Improve the outline of what a referring expression means, over several turns.
-
-    ## Description
-    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. Then the agent
-    sees its outline drawn on the image and written in the prompt, and answers with a better one,
-    with edits, or with ``done``.
-
-    ## Action Space
-    `PolygonText`: any string. It is read as
-
-    - an outline if there is a bracket in it: ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``; it
-      takes the place of the one before;
-    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
-      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
-      numbers are written as in the outline, and edits apply one after the other: all of them, or
-      none if one cannot be;
-    - ``done``.
-
-    Anything else, an outline with any fault and what is longer than ``max_characters`` cost the
-    turn and leave the outline as it is. ``info["fault"]`` says why.
-
-    ## Observation Space
-    That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
-    ``prompt``, which has it too, and the number of the turn. Before the first outline they are the
-    plain image and question.
-
-    ## Rewards
-    What the turn improved the weighted reward of the outline by (the rewards of
-    `ReferringSegmentationEnv`); the first outline is compared with 0. So the return of an episode
-    is the reward of the outline it ends with, 0 if there is none.
-
-    ## Starting State
-    As in `ReferringSegmentationEnv`; ``info`` adds ``outline`` (so far, as text), ``turn`` (turns
-    taken) and ``turns_left``.
-
-    ## Episode End
-    With ``done`` or after ``turns`` turns, which the prompt counts: ``terminated`` is True.
-    ``truncated`` is never. ``info`` has what `ReferringSegmentationEnv` reports, about the outline
-    as it stands; but ``valid``, ``issues`` and ``fault`` are about what was answered in this turn.
-
-    ## Arguments
-    Those of `ReferringSegmentationEnv` without ``step_mode``, and
-
-    - ``turns``: 1 to 64, 3 by default.
-    - ``max_characters``: longest action read and longest outline kept, 16384 by default.
-    - ``refine_template``: the prompt once there is an outline, with ``{question}``,
-      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
-
-    ```python
-    >>> import gymnasium as gym
-    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val", rewards="mask_iou=1.0")
-    >>> observation, info = env.reset(seed=0)
-    >>> first = env.step("[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]")
-    >>> second = env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
-    >>> second[4]["outline"], second[4]["turns_left"]
-    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
-    >>> env.step("done")[2:4]
-    (True, False)
-
-    ```
-
-    ## Version History
-    * v0: first version
-    """
-
-    _find_rules = RefineRules

@@ -96,7 +96,7 @@ class RefineRules(ReferringCore):
         refine_template: str = REFINE_PROMPT,
         **arguments: Any,
     ) -> None:
-        """Set the limits; see `RefineEnv` for them, and `ReferringCore` for ``arguments``."""
+        """Set the limits; ``arguments`` are those of `ReferringCore`."""
         super().__init__(dataset, **arguments)
         self.require_outlines("improving an answer turn by turn", bracketed=True)
         limits = ("turns", turns, 64), ("max_characters", max_characters, 1 << 18)

@@ -1,8 +1,8 @@
-"""The environments of many questions at a time, scored in one call."""
+"""The environment of many questions at a time, scored in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from seg_env.data.base import Dataset
 from seg_env.envs.core import (
     Episode,
     Question,
-    ReferringCore,
     ScoredAnswer,
     check_options,
     check_query_seed,
@@ -50,10 +49,9 @@ class ReferringSegmentationVectorEnv(
       new questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
       ``reward/<name>``) are repeated at the top level.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
-      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps
-      (``step_mode="vertex"``) end one by one; the others go on, with None in place of an action
-      where an episode has ended. There the observation stays, the reward is 0, ``terminated`` stays
-      True, and infos say nothing.
+      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps end one by
+      one; the others go on, with None in place of an action where an episode has ended. There the
+      observation stays, the reward is 0, ``terminated`` stays True, and infos say nothing.
 
     A sample that several environments ask about is loaded once, and its target prepared once.
 
@@ -74,7 +72,6 @@ class ReferringSegmentationVectorEnv(
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
-    _find_rules: Callable[..., ReferringCore] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -106,7 +103,7 @@ class ReferringSegmentationVectorEnv(
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self.core = self._find_rules(dataset, **arguments)
+        self.core = find_rules(dataset, **arguments)
         self.dataset = self.core.dataset
         self.single_observation_space = self.core.observation_space
         self.single_action_space = self.core.action_space
@@ -198,7 +195,15 @@ class ReferringSegmentationVectorEnv(
         """The rewards of ``N`` whole answers by vertex.
 
         They answer the questions that are open or, if autoreset is disabled, were answered last.
+
+        Raises:
+            TypeError: A turn earns an improvement, and may be an edit.
         """
+        if isinstance(self.core, RefineRules):
+            raise TypeError(
+                "vertices of a turn have no rewards of their own, as a turn earns what it "
+                "improved: credit whole answers here"
+            )
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self.core, questions, texts)
 
@@ -366,36 +371,3 @@ def _mask_of(num_envs: int, rows: list[int]) -> NDArray[np.bool_]:
     mask = np.zeros(num_envs, dtype=np.bool_)
     mask[rows] = True
     return mask
-
-
-class RefineVectorEnv(ReferringSegmentationVectorEnv):
-    """``N`` environments of `RefineEnv` whose outlines are scored together.
-
-    As `ReferringSegmentationVectorEnv`, but episodes have several steps and end one by one.
-    Trainers disable autoreset and step until all have ended, with None in place of an action where
-    one has:
-
-    ```python
-    >>> import gymnasium as gym
-    >>> name = "seg_env:SimpleSegRefine-Scenes-v0"
-    >>> envs = gym.make_vec(name, num_envs=2, autoreset_mode="Disabled")
-    >>> observations, infos = envs.reset(options={"indices": [7, 8]})
-    >>> triangle = "[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]"
-    >>> observations, rewards, ended, truncated, infos = envs.step(["done", triangle])
-    >>> ended.tolist()
-    [True, False]
-    >>> observations, rewards, ended, truncated, infos = envs.step([None, "done"])
-    >>> ended.tolist(), infos["_iou"].tolist()
-    ([True, True], [False, True])
-
-    ```
-    """
-
-    _find_rules = RefineRules
-
-    def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
-        """Raise TypeError: a turn earns an improvement, and may be an edit."""
-        raise TypeError(
-            "vertices of a turn have no rewards of their own, as a turn earns what it improved: "
-            "credit whole answers here"
-        )

@@ -19,8 +19,8 @@ from experiments import run_gspo, run_ppo, run_refine
 from experiments.common.report import turns_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.scenes import Scenes
-from seg_env.envs.referring import RefineEnv, open_rules
-from seg_env.envs.vector import RefineVectorEnv
+from seg_env.envs.referring import ReferringSegmentationEnv, open_rules
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
@@ -63,8 +63,11 @@ def prompts_of(agent, rollout):
 
 
 def test_an_environment_goes_on_from_where_another_one_stands():
-    envs = RefineVectorEnv(
-        Scenes(split="val", length=16, size=48), num_envs=4, autoreset_mode="Disabled"
+    envs = ReferringSegmentationVectorEnv(
+        Scenes(split="val", length=16, size=48),
+        step_mode="refine",
+        num_envs=4,
+        autoreset_mode="Disabled",
     )
     envs.reset(options={"indices": [3, 3, 5, 5]})
     corners = [f"[[[0.1,0.1],[0.{n},0.1],[0.{n},0.9]]]" for n in (3, 5, 7, 9)]
@@ -187,7 +190,7 @@ def test_measuring_episodes_equals_playing_them_one_by_one():
     turns = evaluate_turns(
         agent.policy, open_rules(REFINE, **arguments), [2, 5, 7], max_new_tokens=60
     )
-    env = RefineEnv(**arguments)
+    env = ReferringSegmentationEnv(step_mode="refine", **arguments)
     for row, index in enumerate((2, 5, 7)):
         observation, _ = env.reset(options={"index": index})
         for turn in range(3):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import Scorer
-from seg_env.envs.referring import RefineEnv
+from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.refine import (
     MAX_EDITS,
     Edit,
@@ -23,7 +23,7 @@ from seg_env.envs.refine import (
     split_outline,
     write_outline,
 )
-from seg_env.envs.vector import RefineVectorEnv
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.frames import PERMILLE
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS
@@ -34,9 +34,13 @@ SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
 DATA = Scenes(split="val", length=16, size=48)
 
 
+def refine_env(dataset=DATA, **arguments):
+    return ReferringSegmentationEnv(dataset, step_mode="refine", **arguments)
+
+
 def started(text=SQUARE, index=3, dataset=DATA, **arguments):
     """An environment in which one outline has been given."""
-    env = RefineEnv(dataset, **arguments)
+    env = refine_env(dataset, **arguments)
     env.reset(options={"index": index})
     return env, env.step(text)
 
@@ -64,7 +68,7 @@ def test_there_is_one_for_each_data_set():
 
 
 def test_a_turn_earns_what_it_improves():
-    env = RefineEnv(DATA, rewards="mask_iou=1.0 format=0.1")
+    env = refine_env(DATA, rewards="mask_iou=1.0 format=0.1")
     env.reset(options={"index": 3})
     worth = Scorer("mask_iou=1.0 format=0.1")
     answers = [SQUARE, encode(DATA[3].target.outline(0.02)), "[[[0,0],[0.1,0],[0,0.1]]]"]
@@ -83,14 +87,14 @@ def test_done_ends_the_episode_and_earns_nothing():
         env, _ = started()
         _, reward, terminated, truncated, info = env.step(word)
         assert (reward, terminated, truncated, info["fault"]) == (0.0, True, False, "")
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("done")
     assert (reward, terminated, info["outline"]) == (0.0, True, "")
 
 
 def test_the_outline_is_drawn_and_written_for_the_next_turn():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     first, _ = env.reset(options={"index": 3})
     question = f"Output the polygon coordinates of {DATA[3].expression} in the image."
     assert first["prompt"] == question
@@ -110,7 +114,7 @@ def test_the_outline_is_drawn_and_written_for_the_next_turn():
 
 @pytest.mark.parametrize("image_size", [(60, 60), (40, 120)])
 def test_what_is_drawn_is_where_the_answer_meant_it(pictures, image_size):
-    env = RefineEnv(pictures, image_size=image_size, frame=PERMILLE)
+    env = refine_env(pictures, image_size=image_size, frame=PERMILLE)
     before, _ = env.reset(options={"index": 0})
     after = env.step("[[[250,500],[750,500],[750,900]]]")[0]
     changed = np.argwhere((before["image"] != after["image"]).any(axis=2)) / image_size
@@ -176,7 +180,7 @@ def test_a_turn_with_a_fault_leaves_the_outline_and_costs_the_turn_only(action, 
 
 
 def test_there_is_nothing_to_edit_before_there_is_an_outline():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     env.reset(seed=0)
     for edit in ("delete 0", "insert 0 0.1 0.1"):
         observation, reward, _, _, info = env.step(edit)
@@ -196,7 +200,7 @@ def test_an_outline_cannot_grow_beyond_what_is_kept():
 @settings(max_examples=60)
 @given(actions=st.lists(st.text("[],.01 5;medltovinsr\n", max_size=60), max_size=8))
 def test_no_text_raises_or_goes_on_for_ever(actions):
-    env = RefineEnv(DATA, turns=8)
+    env = refine_env(DATA, turns=8)
     env.reset(options={"index": 0})
     env.step(SQUARE)
     for turn, action in enumerate(actions, start=2):
@@ -247,7 +251,7 @@ def test_vertices_are_numbered_through_all_rings():
 
 
 def test_seeds_choose_the_question():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     drawn = [env.reset(seed=4)[1]["index"], env.reset()[1]["index"]]
     assert [env.reset(seed=4)[1]["index"], env.reset()[1]["index"]] == drawn
 
@@ -260,8 +264,10 @@ def scripted(generator, number):
 
 @pytest.mark.parametrize("image_size", [None, 40])
 def test_it_equals_gymnasiums_vector_of_single_environments(image_size):
-    ours = RefineVectorEnv(DATA, num_envs=5, image_size=image_size)
-    singles = [lambda: RefineEnv(DATA, image_size=image_size)] * 5
+    ours = ReferringSegmentationVectorEnv(
+        DATA, step_mode="refine", num_envs=5, image_size=image_size
+    )
+    singles = [lambda: refine_env(DATA, image_size=image_size)] * 5
     reference = SyncVectorEnv(singles, autoreset_mode="SameStep")
     assert ours.observation_space == reference.observation_space
     assert data_equivalence(ours.reset(seed=2), reference.reset(seed=2), exact=True)
@@ -277,7 +283,9 @@ def test_it_equals_gymnasiums_vector_of_single_environments(image_size):
 
 
 def test_trainers_step_until_all_episodes_have_ended():
-    envs = RefineVectorEnv(DATA, num_envs=4, autoreset_mode="Disabled", rewards="mask_iou=1")
+    envs = ReferringSegmentationVectorEnv(
+        DATA, step_mode="refine", num_envs=4, autoreset_mode="Disabled", rewards="mask_iou=1"
+    )
     _, asked = envs.reset(options={"indices": [3, 3, 5, 5]})
     assert asked["index"].tolist() == [3, 3, 5, 5]
     generator = np.random.default_rng(1)
@@ -308,8 +316,8 @@ def test_make_finds_both():
         warnings.simplefilter("error")
         env = gym.make(SCENES, turns=5, size=32)
         envs = gym.make_vec(SCENES, num_envs=2, turns=2, size=32)
-    assert type(env.unwrapped) is RefineEnv
-    assert type(envs.unwrapped) is RefineVectorEnv
+    assert type(env.unwrapped) is ReferringSegmentationEnv
+    assert type(envs.unwrapped) is ReferringSegmentationVectorEnv
     assert env.reset(seed=0)[1]["turns_left"] == 5
     envs.reset(seed=0)
     assert envs.step(envs.action_space.sample())[2].tolist() == [False, False]
@@ -321,7 +329,7 @@ def test_the_outline_is_rendered():
     assert "4 vertices" in env.render()
     env.step("delete 0")
     assert "3 vertices" in env.render()
-    env = RefineEnv(DATA, render_mode="rgb_array")
+    env = refine_env(DATA, render_mode="rgb_array")
     env.reset(seed=0)
     assert env.render().shape[2] == 3
 
@@ -338,7 +346,7 @@ def test_the_outline_is_rendered():
 )
 def test_wrong_arguments_are_explained(arguments, message):
     with pytest.raises(ValueError, match=message):
-        RefineEnv(DATA, **arguments)
+        refine_env(DATA, **arguments)
 
 
 # Reference policies. They are given the sample; what they answer is text like any other.
@@ -346,7 +354,7 @@ def test_wrong_arguments_are_explained(arguments, message):
 
 def play(policy, index, turns=12):
     """Return of an episode, and the rewards of its turns."""
-    env = RefineEnv(DATA, turns=turns)
+    env = refine_env(DATA, turns=turns)
     env.action_space.seed(index)
     info = env.reset(options={"index": index})[1]
     rewards, terminated = [], False
