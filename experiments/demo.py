@@ -30,10 +30,10 @@ from experiments.common.policies import (
     answer_length,
     open_policy,
 )
-from rewards.composite import DEFAULT_REWARDS
+from rewards.composite import DEFAULT_REWARDS, RewardSum
+from rewards.mask_iou import outline_iou
 from seg_env.data.images import image_size, read_image_bytes
 from seg_env.data.scenes import Scenes
-from seg_env.envs.core import Scorer
 from seg_env.envs.render import draw_overlay
 from seg_env.frames import AUTO
 from seg_env.grammar.answers import read_answer
@@ -97,7 +97,7 @@ class Demo:
 
         self.policy = policy
         policy.model.eval()
-        self.scorer = Scorer(" ".join(rewards), policy.answer_frame)
+        self.rewards = RewardSum.from_spec(" ".join(rewards))
         self.max_new_tokens = max_new_tokens
         self.output_dir = output_dir
         self._generator = torch.Generator().manual_seed(seed)
@@ -137,9 +137,9 @@ class Demo:
             issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in read.issues]
             found: dict[str, Any] = {"text": text, "issues": issues, "iou": None, "rewards": {}}
             if truth is not None:
-                scores = self.scorer.judge([read], [truth])
-                found["iou"] = float(scores.iou[0])
-                found["rewards"] = {name: float(term[0]) for name, term in scores.terms.items()}
+                terms = self.rewards.score([read], [truth.target]).terms
+                found["iou"] = float(outline_iou([read], [truth.target])[0])
+                found["rewards"] = {name: float(term[0]) for name, term in terms.items()}
             if self.output_dir is not None:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 with (self.output_dir / "answers.jsonl").open("a") as file:

@@ -46,39 +46,30 @@ class CentroidDistance(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return rewards in ``[0, 1]``, ``(N,)``."""
-        return score_by_form(
+        distances = score_by_form(
             predictions,
             targets,
-            mask=partial(self._of_rings, centre_of_target=target_centroid),
-            bbox=partial(self._of_rings, centre_of_target=centre_of),
-            point=lambda answers, asked: self._nearness(
-                point_distances(answers, asked), answers, asked
-            ),
+            mask=partial(_distances, centre_of_target=target_centroid),
+            bbox=partial(_distances, centre_of_target=centre_of),
+            point=point_distances,
         )
-
-    def _of_rings(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Target],
-        centre_of_target: Callable[[Target], ArrayLike],
-    ) -> NDArray[np.float64]:
-        wanted = np.array([centre_of_target(target) for target in targets]).reshape(-1, 2)
-        found = prediction_centroids([prediction.rings for prediction in predictions])
-        return self._nearness(np.hypot(*(found - wanted).T), predictions, targets)
-
-    def _nearness(
-        self,
-        distances: NDArray[np.float64],
-        predictions: Sequence[Prediction],
-        targets: Sequence[Target],
-    ) -> NDArray[np.float64]:
-        """Rewards of distances ``(N,)``, NaN where there is none."""
         near = np.maximum(0.0, 1.0 - distances / self.scale)
         scores = np.where(np.isnan(distances), 0.0, near)
         for index, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
             if not target.area:
                 scores[index] = float(answer.valid and answer.is_empty)
         return scores
+
+
+def _distances(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    centre_of_target: Callable[[Target], ArrayLike],
+) -> NDArray[np.float64]:
+    """From the centres of answers to those of targets, ``(N,)``, NaN where there is none."""
+    wanted = np.array([centre_of_target(target) for target in targets]).reshape(-1, 2)
+    found = prediction_centroids([prediction.rings for prediction in predictions])
+    return np.asarray(np.hypot(*(found - wanted).T))
 
 
 def target_centroid(target: Target) -> tuple[float, float]:

@@ -85,7 +85,7 @@ class RewardSum:
         """
         if isinstance(spec, RewardSum):
             return spec
-        pairs = [_pair(item) for item in _items(spec)]
+        pairs = list(_pairs(spec))
         only_names = all(isinstance(key, str) for key, _ in pairs)
         return cls(
             [Term(make_reward(k) if isinstance(k, str) else k, weight) for k, weight in pairs],
@@ -122,39 +122,37 @@ class RewardSum:
         return RewardScores(total * gate, values)
 
 
-def _items(spec: object) -> Iterator[object]:
-    """The single terms of a specification."""
-    if isinstance(spec, str):
-        yield from spec.split()
-    elif isinstance(spec, Mapping):
-        yield from spec.items()
-    elif isinstance(spec, Sequence):
-        for item in spec:
-            # On a command line several terms may arrive as one quoted argument.
-            yield from item.split() if isinstance(item, str) else (item,)
-    else:
+def _pairs(spec: object) -> Iterator[tuple[str | Reward, Weight]]:
+    """The terms of a specification: what names the reward, and its weight."""
+    if isinstance(spec, str | Mapping):
+        spec = [spec] if isinstance(spec, str) else list(spec.items())
+    if not isinstance(spec, Sequence):
         raise ValueError(
             f"rewards given as {type(spec).__name__}; expected a string such as "
             f"{DEFAULT_REWARDS!r}, a mapping, a sequence or a RewardSum"
         )
-
-
-def _pair(item: object) -> tuple[str | Reward, Weight]:
-    """Split one term into what names the reward and its weight."""
-    if isinstance(item, str):
-        name, separator, weight = item.rpartition("=")
-        if not separator or not name:
-            raise ValueError(
-                f"reward term {item!r} is malformed; expected name=weight, package.module:Class="
-                f"weight or name=gate, separated by spaces, as in {DEFAULT_REWARDS!r}"
-            )
-        return name, _weight(name, weight)
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str | Reward):
-        key = item[0]
-        return key, _weight(key if isinstance(key, str) else key.name, item[1])
-    raise ValueError(
-        f"reward term {item!r} is malformed; expected 'name=weight' or (name or Reward, weight)"
-    )
+    for item in spec:
+        match item:
+            case str():
+                # On a command line several terms may arrive as one quoted argument.
+                for term in item.split():
+                    name, _, weight = term.rpartition("=")
+                    if not name:
+                        raise ValueError(
+                            f"reward term {term!r} is malformed; expected name=weight, "
+                            f"package.module:Class=weight or name=gate, separated by spaces, as in "
+                            f"{DEFAULT_REWARDS!r}"
+                        )
+                    yield name, _weight(name, weight)
+            case (str() as name, weight):
+                yield name, _weight(name, weight)
+            case (Reward() as reward, weight):
+                yield reward, _weight(reward.name, weight)
+            case _:
+                raise ValueError(
+                    f"reward term {item!r} is malformed; expected 'name=weight' or (name or "
+                    f"Reward, weight)"
+                )
 
 
 def _weight(name: str, weight: object) -> Weight:

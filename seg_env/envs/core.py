@@ -22,7 +22,7 @@ from rewards.mask_iou import MaskIoU, outline_iou
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
-from seg_env.frames import UNIT_ANSWERS, AnswerFrame, Frame, letterbox_geometry
+from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
 from seg_env.grammar.answers import decode_answer
 from seg_env.tasks import (
     DEFAULT_TASK,
@@ -73,76 +73,6 @@ class Scores(RewardScores):
             float(self.total[row]),
             {name: float(values[row]) for name, values in self.terms.items()},
         )
-
-
-class Scorer:
-    """The one path from answers to numbers, for environments, trainers and evaluators."""
-
-    def __init__(
-        self,
-        rewards: RewardSpec = DEFAULT_REWARDS,
-        frame: str | Frame | AnswerFrame = UNIT_ANSWERS,
-    ) -> None:
-        """Set up rewards (see `RewardSum.from_spec`) and frame (see `AnswerFrame.from_spec`)."""
-        self.rewards = RewardSum.from_spec(rewards)
-        self.answer_frame = AnswerFrame.from_spec(frame)
-        self._reads_tokens = self.answer_frame.writes_tokens
-
-    def __call__(self, texts: Sequence[str], samples: Sequence[Sample]) -> Scores:
-        """Score ``N`` outlines in one call of each reward.
-
-        Answers to one question should share one `Sample` object: what is prepared for its target is
-        then prepared once.
-
-        Raises:
-            ValueError: The sequences differ in length.
-            Exception: Whatever a reward raises; a bug must not become a zero.
-        """
-        return self.judge(self.read(texts, samples), samples)
-
-    def read(
-        self,
-        texts: Sequence[str],
-        samples: Sequence[Sample],
-        frames: Sequence[Frame] | None = None,
-        forms: Sequence[Form] | None = None,
-    ) -> tuple[Prediction, ...]:
-        """Decode ``N`` answers without scoring them.
-
-        Args:
-            texts: Any strings.
-            samples: What they answer.
-            frames: Coordinate frames; by default those of the answer frame for each sample.
-            forms: What was asked for; by default outlines.
-
-        Raises:
-            ValueError: The sequences differ in length.
-        """
-        forms = ["mask"] * len(texts) if forms is None else forms
-        given = len(texts) if frames is None else len(frames)
-        if not len(texts) == len(samples) == given == len(forms):
-            raise ValueError(
-                f"{len(texts)} answers, {len(samples)} samples and {given} frames"
-                f"{'' if len(forms) == len(texts) else f' and {len(forms)} forms'}: "
-                f"give one of each for every answer"
-            )
-        if frames is None:
-            frames = [self.answer_frame.for_image(sample.target.size) for sample in samples]
-        plain = map(self.answer_frame.normalize, texts, forms) if self._reads_tokens else texts
-        return tuple(map(decode_answer, plain, forms, frames))
-
-    def judge(self, predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Scores:
-        """Score ``N`` decoded answers in one call of each reward."""
-        targets = [sample.target for sample in samples]
-        scored = self.rewards.score(predictions, targets)
-        # The IoU is almost always one of the rewards already.
-        known = self.rewards.terms.get(MaskIoU.name)
-        outlines = all(prediction.form == "mask" for prediction in predictions)
-        if outlines and known is not None and type(known.reward) is MaskIoU:
-            iou = scored.terms[MaskIoU.name]
-        else:
-            iou = outline_iou(predictions, targets)
-        return Scores(scored.total, scored.terms, iou, tuple(predictions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +160,8 @@ class ReferringCore:
         self.canvas_size = _parse_size(image_size)
         self.answer_frame = AnswerFrame.from_spec(frame).on_canvas(self.canvas_size)
         check_places(self.tasks.tasks, self.answer_frame)
-        self.scorer = Scorer(rewards, self.answer_frame)
+        self._reads_tokens = self.answer_frame.writes_tokens
+        self.rewards = RewardSum.from_spec(rewards)
         self.prompt_template = prompt_template
         written = self.answer_frame.for_view(native_size or (480, 640))
         self.action_space = PolygonText(frame=written, forms=self.tasks.forms)
@@ -320,37 +251,58 @@ class ReferringCore:
     def step(self, episodes: Sequence[Any], actions: Sequence[str]) -> list[Outcome]:
         """Take one action in each of ``N`` open episodes, scored together."""
         scores = self.score(actions, [episode.question for episode in episodes])
-        outcomes = []
-        for row, episode in enumerate(episodes):
-            answer = scores.answer(row)
-            outcomes.append(
-                Outcome(
-                    episode,
-                    answer.total,
-                    terminated=True,
-                    truncated=False,
-                    info=self.answer_info(episode, answer),
-                    answer=answer,
-                )
-            )
-        return outcomes
+        answers = map(scores.answer, range(len(episodes)))
+        return [
+            self.outcome(episode, answer, answer.total, terminated=True)
+            for episode, answer in zip(episodes, answers, strict=True)
+        ]
+
+    def outcome(
+        self,
+        episode: Any,
+        answer: ScoredAnswer,
+        reward: float,
+        *,
+        terminated: bool,
+        truncated: bool = False,
+        **said: Any,
+    ) -> Outcome:
+        """Where an action led to, with what ``info`` says of the answer and what is ``said``."""
+        info = self.answer_info(episode, answer) | said
+        return Outcome(episode, reward, terminated, truncated, info, answer)
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
         return self.judge(self.read(texts, questions), questions)
 
     def read(self, texts: Sequence[str], questions: Sequence[Question]) -> tuple[Prediction, ...]:
-        """Decode ``N`` answers to ``N`` questions without scoring them."""
-        return self.scorer.read(
-            texts,
-            [question.sample for question in questions],
-            [question.frame for question in questions],
-            [question.form for question in questions],
+        """Decode ``N`` answers, any strings, to ``N`` questions without scoring them."""
+        if len(texts) != len(questions):
+            raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+        if self._reads_tokens:
+            forms = [question.form for question in questions]
+            texts = list(map(self.answer_frame.normalize, texts, forms))
+        return tuple(
+            decode_answer(text, question.form, question.frame)
+            for text, question in zip(texts, questions, strict=True)
         )
 
     def judge(self, predictions: Sequence[Prediction], questions: Sequence[Question]) -> Scores:
-        """Score ``N`` decoded answers to ``N`` questions."""
-        return self.scorer.judge(predictions, [question.sample for question in questions])
+        """Score ``N`` decoded answers to ``N`` questions in one call of each reward.
+
+        Answers to one question should share one `Sample` object: what is prepared for its target is
+        then prepared once. What a reward raises propagates; a bug must not become a zero.
+        """
+        targets = [question.sample.target for question in questions]
+        scored = self.rewards.score(predictions, targets)
+        # The IoU is almost always one of the rewards already.
+        known = self.rewards.terms.get(MaskIoU.name)
+        outlines = all(prediction.form == "mask" for prediction in predictions)
+        if outlines and known is not None and type(known.reward) is MaskIoU:
+            iou = scored.terms[MaskIoU.name]
+        else:
+            iou = outline_iou(predictions, targets)
+        return Scores(scored.total, scored.terms, iou, tuple(predictions))
 
     def reset_info(self, episode: Any) -> dict[str, Any]:
         """What ``info`` says when an episode begins."""

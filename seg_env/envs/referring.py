@@ -256,5 +256,5 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         """Draw the question and, once given, the answer beside the truth."""
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
-        rewards = self._core.scorer.rewards
+        rewards = self._core.rewards
         return render_question(self.render_mode, self._episode.question, rewards, self._answer)

@@ -157,15 +157,15 @@ class RefineRules(ReferringCore):
             if turn.outline is not None:
                 rings = split_outline(turn.outline)
                 after = replace(after, outline=turn.outline, rings=rings, value=answer.total)
-            said = {"valid": not turn.fault, "issues": turn.issues, "fault": turn.fault.value}
             outcomes.append(
-                Outcome(
+                self.outcome(
                     after,
+                    answer,
                     after.value - before.value,
                     terminated=turn.done or after.turn == self.turns,
-                    truncated=False,
-                    info=self.answer_info(after, answer) | said,
-                    answer=answer,
+                    valid=not turn.fault,
+                    issues=turn.issues,
+                    fault=turn.fault.value,
                 )
             )
         return outcomes

@@ -180,8 +180,7 @@ class ReferringSegmentationVectorEnv(
 
         So a group of answers can be asked for from one state, whatever led there.
         """
-        if len(sources) != self.num_envs:
-            raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
+        self._require_one_each(sources, "sources")
         wrong = [source for source in sources if not 0 <= source < self.num_envs]
         if wrong:
             raise IndexError(f"sources {wrong}, but environments are 0 to {self.num_envs - 1}")
@@ -212,7 +211,7 @@ class ReferringSegmentationVectorEnv(
         if self.render_mode is None:
             return None
         self._current()
-        rewards = self.core.scorer.rewards
+        rewards = self.core.rewards
         return tuple(
             render_question(self.render_mode, question, rewards, answer)
             for question, answer in self._shown
@@ -282,6 +281,12 @@ class ReferringSegmentationVectorEnv(
         batched["image"] = np.stack(images) if self._same_size else tuple(map(np.copy, images))
         return batched
 
+    def _require_one_each(self, values: Sequence[object], what: str) -> None:
+        if len(values) != self.num_envs:
+            raise ValueError(
+                f"{len(values)} {what} for {self.num_envs} environments; give one each"
+            )
+
     def _check_mask(self, mask: object) -> list[int]:
         """The environments to reset, all without a mask."""
         if mask is None:
@@ -328,18 +333,14 @@ class ReferringSegmentationVectorEnv(
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):
             return [int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments; give one each")
+        self._require_one_each(seed, "seeds")
         return seed
 
     def _check_actions(self, actions: Sequence[str | None]) -> tuple[list[int], list[str]]:
         """The environments that wait for an action, and an action for each of them."""
         if isinstance(actions, str):
             raise TypeError(f"the actions are a single str; give {self.num_envs} answers")
-        if len(actions) != self.num_envs:
-            raise ValueError(
-                f"{len(actions)} answers for {self.num_envs} environments; give one each"
-            )
+        self._require_one_each(actions, "answers")
         rows = [row for row, waits in enumerate(self._open) if waits]
         closed = [row for row, waits in enumerate(self._open) if not waits]
         if not rows or any(actions[row] is not None for row in closed):

@@ -177,13 +177,13 @@ class VertexRules(ReferringCore):
             value = before.value if fault else answer.total
             after = replace(after, value=value)
             outcomes.append(
-                Outcome(
+                self.outcome(
                     after,
+                    answer,
                     value - before.value,
                     terminated=closed,
                     truncated=not closed and after.vertices_left == 0,
-                    info=self.answer_info(after, answer) | {"fault": fault.value},
-                    answer=answer,
+                    fault=fault.value,
                 )
             )
         return outcomes

@@ -70,8 +70,12 @@ def _is_number(value: object, kind: type = Real) -> bool:
 
 
 def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
-    """The task that a mixture asks of a sample."""
-    return mixture.draw(_generator(sample, seed, len(TASKS)))
+    """The task that a mixture asks of a sample, by weight."""
+    if len(mixture.tasks) == 1:
+        return mixture.tasks[0]
+    shares = np.array([weight for _, weight in mixture.weights])
+    rng = _generator(sample, seed, len(TASKS))
+    return mixture.tasks[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
 
 def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:

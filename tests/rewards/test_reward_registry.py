@@ -223,7 +223,10 @@ def test_import_path_names_a_class_or_a_ready_instance(module):
         (f"{HERE}:function", "is not a reward"),
         (f"{HERE}:np", "is not a reward"),
         (f"{HERE}:Unfinished", "is abstract; define __call__"),
-        (f"{HERE}:Needy", "cannot be built without value"),
+        (
+            f"{HERE}:Needy",
+            "built without arguments: missing a required argument: 'value'",
+        ),
     ],
 )
 def test_import_path_to_something_that_cannot_be_a_reward(module, path, complaint):

@@ -12,8 +12,8 @@ from gymnasium.vector import SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards import DEFAULT_REWARDS, RewardSum
 from seg_env.data.scenes import Scenes
-from seg_env.envs.core import Scorer
 from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.refine import (
     MAX_EDITS,
@@ -32,6 +32,11 @@ from seg_env.tasks import box_of
 SCENES = "SimpleSegRefine-Scenes-v0"
 SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
 DATA = Scenes(split="val", length=16, size=48)
+
+
+def scores_of(texts, samples, rewards=DEFAULT_REWARDS):
+    targets = [sample.target for sample in samples]
+    return RewardSum.from_spec(rewards).score([decode(text) for text in texts], targets)
 
 
 def refine_env(dataset=DATA, **arguments):
@@ -70,9 +75,10 @@ def test_there_is_one_for_each_data_set():
 def test_a_turn_earns_what_it_improves():
     env = refine_env(DATA, rewards="mask_iou=1.0 format=0.1")
     env.reset(options={"index": 3})
-    worth = Scorer("mask_iou=1.0 format=0.1")
     answers = [SQUARE, encode(DATA[3].target.outline(0.02)), "[[[0,0],[0.1,0],[0,0.1]]]"]
-    expected = np.diff(worth(answers, [DATA[3]] * 3).total, prepend=0.0)
+    expected = np.diff(
+        scores_of(answers, [DATA[3]] * 3, "mask_iou=1.0 format=0.1").total, prepend=0.0
+    )
     for turn, (answer, improvement) in enumerate(zip(answers, expected, strict=True), start=1):
         _, reward, terminated, truncated, info = env.step(answer)
         assert reward == pytest.approx(improvement, abs=1e-12)
@@ -137,9 +143,9 @@ def test_edits_change_the_outline_one_after_the_other(edits, outline):
     env, (_, before, *_) = started(rewards="mask_iou=1")
     _, reward, _, _, info = env.step(edits)
     assert (info["fault"], info["outline"]) == ("", outline)
-    alone = Scorer("mask_iou=1")([outline], [DATA[3]])
+    alone = scores_of([outline], [DATA[3]], "mask_iou=1")
     assert before + reward == pytest.approx(alone.total[0], abs=1e-12)
-    assert info["iou"] == alone.iou[0]
+    assert info["iou"] == alone.terms["mask_iou"][0]
 
 
 @pytest.mark.parametrize(
@@ -390,7 +396,7 @@ def greedy_policy(sample, outline, env):
             f"{verb} {vertex} {x:.3f} {y:.3f}" for x, y in near for verb in ("move", "insert")
         ]
     outcomes = [write_outline(apply_edits(written, parse_edits(edit))) for edit in edits]
-    worth = Scorer()([outline, *outcomes], [sample] * (len(edits) + 1)).total
+    worth = scores_of([outline, *outcomes], [sample] * (len(edits) + 1)).total
     best = int(worth.argmax())
     return "done" if best == 0 else edits[best - 1]
 

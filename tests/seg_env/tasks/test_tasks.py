@@ -185,7 +185,6 @@ def test_mixtures_are_read_in_every_form():
     mixture = TaskMixture.from_spec(text)
     assert mixture.tasks == ("text->mask", "point->mask")
     assert str(mixture) == text
-    assert TaskMixture.from_spec(text.split()) == mixture
     assert TaskMixture.from_spec({"point->mask": 0.3, "text->mask": 0.7}) == mixture
     assert TaskMixture.from_spec(mixture) is mixture
     assert TaskMixture.from_spec("text->mask=2 text->point=0") == TaskMixture.from_spec(
