@@ -86,10 +86,11 @@ def target_centroid(target: Target) -> tuple[float, float]:
         starts, ends = target.rle.runs
         # Pixel p of the column-major order is in column p // H and row p % H.
         columns = _sum_quotients(ends, height) - _sum_quotients(starts, height)
-        rows = _sum_remainders(ends, height) - _sum_remainders(starts, height)
+        pixels = (ends * (ends - 1) - starts * (starts - 1)) // 2
+        rows = pixels.sum() - height * columns.sum()
         centroid = (
             (float(columns.sum()) / area + 0.5) / width,
-            (float(rows.sum()) / area + 0.5) / height,
+            (float(rows) / area + 0.5) / height,
         )
     target.cache["centroid_distance"] = centroid
     return centroid
@@ -183,9 +184,3 @@ def _sum_quotients(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
     """Sum of ``p // divisor`` over ``0 <= p < count``."""
     quotient, remainder = np.divmod(count, divisor)
     return np.asarray(divisor * (quotient * (quotient - 1) // 2) + remainder * quotient)
-
-
-def _sum_remainders(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
-    """Sum of ``p % divisor`` over ``0 <= p < count``."""
-    quotient, remainder = np.divmod(count, divisor)
-    return np.asarray(quotient * (divisor * (divisor - 1) // 2) + remainder * (remainder - 1) // 2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,8 @@ class RewardScores:
 class RewardSum:
     """Rewards with weights; calls each once for a whole batch and checks what it returns."""
 
-    def __init__(self, terms: Sequence[Term], spec: str | None = None) -> None:
+    def __init__(self, terms: Iterable[Term]) -> None:
         """Combine rewards of different names; `from_spec` is the usual way to get here."""
-        if not terms:
-            raise ValueError(
-                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
-            )
         self.terms: dict[str, Term] = {}
         """Terms by reward name, in the order given."""
         for term in terms:
@@ -59,8 +55,10 @@ class RewardSum:
             if name in self.terms:
                 raise ValueError(f"reward {name!r} is named twice; name each reward once")
             self.terms[name] = Term(term.reward, _weight(name, term.weight))
-        self.spec = spec
-        """String that rebuilds this sum, for files and logs; None when objects were passed in."""
+        if not self.terms:
+            raise ValueError(
+                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
+            )
 
     @classmethod
     def from_spec(cls, spec: RewardSpec) -> RewardSum:
@@ -85,11 +83,9 @@ class RewardSum:
         """
         if isinstance(spec, RewardSum):
             return spec
-        pairs = list(_pairs(spec))
-        only_names = all(isinstance(key, str) for key, _ in pairs)
         return cls(
-            [Term(make_reward(k) if isinstance(k, str) else k, weight) for k, weight in pairs],
-            " ".join(f"{key}={weight}" for key, weight in pairs) if only_names else None,
+            Term(make_reward(key) if isinstance(key, str) else key, weight)
+            for key, weight in _pairs(spec)
         )
 
     def __repr__(self) -> str:
@@ -122,7 +118,7 @@ class RewardSum:
         return RewardScores(total * gate, values)
 
 
-def _pairs(spec: object) -> Iterator[tuple[str | Reward, Weight]]:
+def _pairs(spec: object) -> Iterator[tuple[str | Reward, Any]]:
     """The terms of a specification: what names the reward, and its weight."""
     if isinstance(spec, str | Mapping):
         spec = [spec] if isinstance(spec, str) else list(spec.items())
@@ -143,11 +139,9 @@ def _pairs(spec: object) -> Iterator[tuple[str | Reward, Weight]]:
                             f"package.module:Class=weight or name=gate, separated by spaces, as in "
                             f"{DEFAULT_REWARDS!r}"
                         )
-                    yield name, _weight(name, weight)
-            case (str() as name, weight):
-                yield name, _weight(name, weight)
-            case (Reward() as reward, weight):
-                yield reward, _weight(reward.name, weight)
+                    yield name, weight
+            case (str() | Reward() as key, weight):
+                yield key, weight
             case _:
                 raise ValueError(
                     f"reward term {item!r} is malformed; expected 'name=weight' or (name or "

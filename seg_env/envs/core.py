@@ -206,7 +206,21 @@ class ReferringCore:
             )
         return index
 
-    def ask(self, index: int, *, task: Task | None = None, query_seed: int = 0) -> Question:
+    def choose(
+        self,
+        generator: np.random.Generator,
+        index: int | None = None,
+        task: Task | None = None,
+        query_seed: int | None = None,
+    ) -> tuple[int, Task | None, int]:
+        """The arguments of `ask`: those given, and the others drawn (a task, by its seed)."""
+        if index is None:
+            index, seed = self.draw(generator), self.draw_seed(generator)
+        else:
+            seed = 0
+        return index, task, seed if query_seed is None else query_seed
+
+    def ask(self, index: int, task: Task | None = None, query_seed: int = 0) -> Question:
         """Load a sample and the image that the agent sees; all follows from the arguments.
 
         The task is by default drawn from the environment's tasks, with ``query_seed``, as is the

@@ -219,14 +219,10 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
         task = None if given.get("task") is None else check_task(given["task"])
-        query_seed, chosen = check_query_seed(given.get("query_seed")), given.get("index")
-        if chosen is None:
-            index = self._core.draw(self.np_random)
-            drawn = self._core.draw_seed(self.np_random)
-        else:
-            index, drawn = self._core.check_index(chosen, 'options["index"]'), 0
-        query_seed = drawn if query_seed is None else query_seed
-        question = self._core.ask(index, task=task, query_seed=query_seed)
+        query_seed, index = check_query_seed(given.get("query_seed")), given.get("index")
+        if index is not None:
+            index = self._core.check_index(index, 'options["index"]')
+        question = self._core.ask(*self._core.choose(self.np_random, index, task, query_seed))
         self._episode = self._core.begin(question)
         self._answer, self._has_ended = None, False
         observation = copy_observation(self._core.observe(self._episode))

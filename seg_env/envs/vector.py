@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -148,7 +148,7 @@ class ReferringSegmentationVectorEnv(
         for row in rows:
             self._shown[row] = episodes[row].question, None
         infos = [self.core.reset_info(episodes[row]) for row in rows]
-        return self._observe(), _pack_infos(self.num_envs, rows, infos)
+        return self._observe(), self._pack(rows, infos)
 
     def step(self, actions: Sequence[str | None]) -> Step:
         """Take an action in each of the ``N`` episodes, scored in one call.
@@ -172,7 +172,7 @@ class ReferringSegmentationVectorEnv(
             self._open[row] = not (outcome.terminated or outcome.truncated)
         infos = [outcome.info for outcome in outcomes]
         final = self._start_next(infos) if self._mode is AutoresetMode.SAME_STEP else {}
-        packed = _pack_infos(self.num_envs, rows, infos) | final
+        packed = self._pack(rows, infos) | final
         return self._observe(), rewards, terminated, truncated, packed
 
     def fork(self, sources: Sequence[int]) -> BatchedObservation:
@@ -220,24 +220,18 @@ class ReferringSegmentationVectorEnv(
     def _ask(
         self,
         rows: Sequence[int],
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int | None] | None = None,
         tasks: Sequence[Task | None] | None = None,
         query_seed: int | None = None,
     ) -> None:
         """Open a question in each of the rows, by default drawn; equal ones are loaded once."""
-        asked = []
-        for row in rows:
-            if indices is None:
-                generator = self._generators[row]
-                index, seed = self.core.draw(generator), self.core.draw_seed(generator)
-            else:
-                index, seed = indices[row], 0
-            task = None if tasks is None else tasks[row]
-            asked.append((index, task, seed if query_seed is None else query_seed))
-        loaded = {
-            key: self.core.ask(key[0], task=key[1], query_seed=key[2])
-            for key in dict.fromkeys(asked)
-        }
+        drawn = [None] * self.num_envs
+        indices, tasks = indices or drawn, tasks or drawn
+        asked = [
+            self.core.choose(self._generators[row], indices[row], tasks[row], query_seed)
+            for row in rows
+        ]
+        loaded = {each: self.core.ask(*each) for each in dict.fromkeys(asked)}
         for row, key in zip(rows, asked, strict=True):
             self._episodes[row], self._open[row] = self.core.begin(loaded[key]), True
 
@@ -247,24 +241,37 @@ class ReferringSegmentationVectorEnv(
         Returns:
             ``final_obs`` and ``final_info`` of the episodes that have ended.
         """
-        rows = [row for row, waits in enumerate(self._open) if not waits]
+        holds = np.logical_not(self._open)
+        rows = np.flatnonzero(holds).tolist()
         if not rows:
             return {}
         ended, final_obs = self._current(), np.empty(self.num_envs, dtype=object)
         for row in rows:
             final_obs[row] = copy_observation(self.core.observe(ended[row]))
-        final_info = _pack_infos(self.num_envs, rows, [infos[row] for row in rows])
+        final_info = self._pack(rows, [infos[row] for row in rows])
         self._ask(rows)
-        episodes = self._current()
-        for row in rows:
-            infos[row] = infos[row] | self.core.reset_info(episodes[row])
-        holds = _mask_of(self.num_envs, rows)
-        return {
-            "final_obs": final_obs,
-            "_final_obs": holds,
-            "final_info": final_info,
-            "_final_info": holds.copy(),
-        }
+        for row, episode in enumerate(self._current()):
+            if holds[row]:
+                infos[row] = infos[row] | self.core.reset_info(episode)
+        final = {"final_obs": final_obs, "final_info": final_info}
+        return final | {f"_{name}": holds.copy() for name in final}
+
+    def _pack(self, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
+        """Infos of some environments as Gymnasium packs them, but a column at a time.
+
+        Strings become arrays of objects; where nothing is known, arrays are zero.
+        """
+        packed: Infos = {}
+        holds = np.zeros(self.num_envs, dtype=np.bool_)
+        holds[rows] = True
+        for key, value in infos[0].items():
+            is_text = isinstance(value, str)
+            column = (
+                np.full(self.num_envs, None) if is_text else np.zeros(self.num_envs, type(value))
+            )
+            column[rows] = [info[key] for info in infos]
+            packed[key], packed[f"_{key}"] = column, holds.copy()
+        return packed
 
     def _current(self) -> list[Episode]:
         """The episode of each environment, those that have ended included."""
@@ -298,7 +305,7 @@ class ReferringSegmentationVectorEnv(
                 f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
                 f"shape ({self.num_envs},) with at least one True"
             )
-        return [int(row) for row in np.flatnonzero(mask)]
+        return list(map(int, np.flatnonzero(mask)))
 
     def _check_indices(self, indices: object) -> list[int] | None:
         if indices is None:
@@ -345,30 +352,7 @@ class ReferringSegmentationVectorEnv(
         closed = [row for row, waits in enumerate(self._open) if not waits]
         if not rows or any(actions[row] is not None for row in closed):
             raise ResetNeeded(f"Environments {closed} have no open question: call reset() first")
-        texts = []
         for row in rows:
-            text = actions[row]
-            if not isinstance(text, str):
-                raise TypeError(f"answer {row} is a {type(text).__name__}; use a str")
-            texts.append(text)
-        return rows, texts
-
-
-def _pack_infos(num_envs: int, rows: list[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
-    """Infos of some environments as Gymnasium packs them, but a column at a time.
-
-    Strings become arrays of objects; where nothing is known, arrays are zero.
-    """
-    packed: Infos = {}
-    for key in infos[0]:
-        kind = type(infos[0][key])
-        column = np.full(num_envs, None) if kind is str else np.zeros(num_envs, dtype=kind)
-        column[rows] = [info[key] for info in infos]
-        packed[key], packed[f"_{key}"] = column, _mask_of(num_envs, rows)
-    return packed
-
-
-def _mask_of(num_envs: int, rows: list[int]) -> NDArray[np.bool_]:
-    mask = np.zeros(num_envs, dtype=np.bool_)
-    mask[rows] = True
-    return mask
+            if not isinstance(actions[row], str):
+                raise TypeError(f"answer {row} is a {type(actions[row]).__name__}; use a str")
+        return rows, [cast("str", actions[row]) for row in rows]

@@ -16,7 +16,7 @@ from seg_env.data.base import Dataset
 from seg_env.envs.core import Episode, Observation, Outcome, Question, ReferringCore
 from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
-from seg_env.frames import UNIT, Frame
+from seg_env.frames import Frame
 from seg_env.grammar import MAX_VERTICES, decode
 from seg_env.types import Prediction
 
@@ -95,10 +95,6 @@ class VertexText(PolygonText):
     Most samples are vertices inside the image, some close the outline or a ring.
     """
 
-    def __init__(self, *, frame: Frame = UNIT, seed: int | None = None) -> None:
-        """Describe the space by the frame in which samples are written."""
-        super().__init__(_CHARACTERS_OF_A_VERTEX, frame=frame, seed=seed)
-
     def _draw(self) -> str:
         kind = self.np_random.random()
         if kind < 0.15:
@@ -142,7 +138,7 @@ class VertexRules(ReferringCore):
         self.max_vertices, self.render_outline = max_vertices, render_outline
         outline = FreeText(_CHARACTERS_OF_A_VERTEX * max_vertices)
         self.observation_space = spaces.Dict({**self.observation_space.spaces, "outline": outline})
-        self.action_space = VertexText(frame=self.action_space.frame)
+        self.action_space = VertexText(_CHARACTERS_OF_A_VERTEX, frame=self.action_space.frame)
 
     def begin(self, question: Question) -> VertexEpisode:
         """Open an episode."""
