@@ -251,14 +251,12 @@ def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -
         places = points + outwards * 12.0 * scale
         for number, (x, y) in enumerate(places.tolist()):
             box = draw.textbbox((x, y), str(number), font=letters, anchor="mm", stroke_width=2)
-            inside = box[0] >= 0 and box[1] >= 0
-            inside = inside and box[2] <= drawing.width and box[3] <= drawing.height
-            if inside and not any(_overlap(box, other) for other in taken):
+            inside = min(box) >= 0 and box[2] <= drawing.width and box[3] <= drawing.height
+            if inside and not any(
+                box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+                for other in taken
+            ):
                 taken.append(box)
                 draw.text(
                     (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=DARK
                 )
-
-
-def _overlap(one: Box, two: Box) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

@@ -80,18 +80,14 @@ class ReferringSegmentationVectorEnv(
         num_envs: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
-        max_episode_steps: int | None = None,
         **arguments: Any,
     ) -> None:
         """Open the data set; see `ReferringSegmentationEnv` for ``arguments``.
 
         ``autoreset_mode`` is ``"SameStep"``, ``"Disabled"``, or a member of ``AutoresetMode``.
-        ``max_episode_steps`` is accepted as ``make_vec`` may pass it; episodes end by themselves.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps={max_episode_steps}; an episode has one step")
         modes = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)}
         mode = getattr(autoreset_mode, "value", autoreset_mode)
         if mode not in modes:

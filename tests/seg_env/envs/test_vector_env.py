@@ -308,7 +308,6 @@ def test_wrong_options_are_explained_and_change_nothing(scenes, options, error, 
     [
         ({"num_envs": 0}, "num_envs=0"),
         ({"autoreset_mode": "NextStep"}, r"'NextStep'.*'SameStep', 'Disabled'"),
-        ({"max_episode_steps": 0}, "max_episode_steps=0"),
         ({"task": "point->outline"}, "task='point->outline'"),
     ],
     ids=str,

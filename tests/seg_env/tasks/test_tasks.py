@@ -167,7 +167,7 @@ def test_places_are_written_as_told():
         ({"epsilon": float("nan")}, "epsilon=nan; use a number from 0"),
         ({"pad": "no"}, "pad='no'; use True or False"),
         (3, "queries=3; use a dictionary"),
-        ({"digits": 2}, r"unknown \['digits'\]; use some of \['decimals'"),
+        ({"digits": 2}, r"'digits': 2.*some of \['decimals'"),
     ],
 )
 def test_wrong_styles_are_explained(spec, message):
