@@ -111,10 +111,15 @@ class RewardSum:
         for name, (reward, weight) in self.terms.items():
             scores = _checked(name, reward(predictions, targets), len(predictions))
             values[name] = scores
-            if weight == "gate":
-                gate *= _checked_gate(name, scores)
-            else:
+            if weight != "gate":
                 total += weight * scores
+            elif ((scores >= 0) & (scores <= 1)).all():
+                gate *= scores
+            else:
+                raise ValueError(
+                    f"reward {name!r} is used as a gate and returned {scores.min()} to "
+                    f"{scores.max()}; a gate stays in [0, 1], give it a weight instead"
+                )
         return RewardScores(total * gate, values)
 
 
@@ -182,13 +187,3 @@ def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:
             f"({len(wrong)} such values)"
         )
     return values
-
-
-def _checked_gate(name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    outside = scores[(scores < 0) | (scores > 1)]
-    if len(outside):
-        raise ValueError(
-            f"reward {name!r} is used as a gate and returned {outside[0]}; a gate stays in [0, 1], "
-            f"give it a weight instead"
-        )
-    return scores

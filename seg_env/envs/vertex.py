@@ -235,8 +235,6 @@ def vertex_credit(
         )
     if len(questions) != len(texts):
         raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
-    if not len(texts):
-        return []
     prefixes = [
         _prefixes(text, question.frame) for text, question in zip(texts, questions, strict=True)
     ]
