@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -46,23 +46,8 @@ class RewardScores:
 class RewardSum:
     """Rewards with weights; calls each once for a whole batch and checks what it returns."""
 
-    def __init__(self, terms: Iterable[Term]) -> None:
-        """Combine rewards of different names; `from_spec` is the usual way to get here."""
-        self.terms: dict[str, Term] = {}
-        """Terms by reward name, in the order given."""
-        for term in terms:
-            name = term.reward.name
-            if name in self.terms:
-                raise ValueError(f"reward {name!r} is named twice; name each reward once")
-            self.terms[name] = Term(term.reward, _weight(name, term.weight))
-        if not self.terms:
-            raise ValueError(
-                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
-            )
-
-    @classmethod
-    def from_spec(cls, spec: RewardSpec) -> RewardSum:
-        """Build from a specification.
+    def __init__(self, spec: str | Mapping[str, object] | Sequence[object]) -> None:
+        """Read a specification.
 
         Args:
             spec: One of
@@ -71,8 +56,7 @@ class RewardSum:
                   registered one or an import path:
                   ``"mask_iou=1.0 my_pkg.rewards:Compactness=0.2"``;
                 - a mapping from such names to weights, ``{"mask_iou": 1.0, "format": "gate"}``;
-                - a sequence of ``"name=weight"`` strings or of pairs ``(name or Reward, weight)``;
-                - a `RewardSum`, returned as it is.
+                - a sequence of ``"name=weight"`` strings or of pairs ``(name or Reward, weight)``.
 
                 A weight of 0 makes a metric that is reported and not counted. The weight ``gate``
                 multiplies the sum of the others by that reward, which must stay in ``[0, 1]``.
@@ -81,12 +65,22 @@ class RewardSum:
             ValueError: A term is malformed, a name unknown or given twice, a weight not finite.
             TypeError: A name leads to something that is not a reward.
         """
-        if isinstance(spec, RewardSum):
-            return spec
-        return cls(
-            Term(make_reward(key) if isinstance(key, str) else key, weight)
-            for key, weight in _pairs(spec)
-        )
+        self.terms: dict[str, Term] = {}
+        """Terms by reward name, in the order given."""
+        for key, weight in _pairs(spec):
+            reward = make_reward(key) if isinstance(key, str) else key
+            if reward.name in self.terms:
+                raise ValueError(f"reward {reward.name!r} is named twice; name each reward once")
+            self.terms[reward.name] = Term(reward, _weight(reward.name, weight))
+        if not self.terms:
+            raise ValueError(
+                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
+            )
+
+    @classmethod
+    def from_spec(cls, spec: RewardSpec) -> RewardSum:
+        """A sum as it is, or that of a specification."""
+        return spec if isinstance(spec, RewardSum) else cls(spec)
 
     def __repr__(self) -> str:
         """The names and weights."""

@@ -100,12 +100,9 @@ class PolygonText(FreeText):
 class ImageSpace(spaces.Space[NDArray[np.uint8]]):
     """Images ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
 
-    def __init__(self, max_side: int = 16384, *, seed: int | None = None) -> None:
-        """Describe the space of images whose sides have 1 to ``max_side`` pixels."""
-        if max_side < 1:
-            raise ValueError(f"max_side={max_side}, but an image has at least 1 pixel")
+    def __init__(self, *, seed: int | None = None) -> None:
+        """Describe the space."""
         super().__init__(shape=None, dtype=np.uint8, seed=seed)
-        self.max_side = int(max_side)
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -116,24 +113,18 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
         """Draw noise of a random size, at most 256 pixels a side to stay cheap."""
         if mask is not None or probability is not None:
             raise ValueError("sampling takes no mask and no probability; call sample()")
-        height, width = self.np_random.integers(1, min(self.max_side, 256) + 1, size=2)
+        height, width = self.np_random.integers(1, 257, size=2)
         return self.np_random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 
     def contains(self, x: Any) -> bool:
-        """True for an ``(H, W, 3) uint8`` array with sides from 1 to ``max_side``."""
-        return (
-            isinstance(x, np.ndarray)
-            and x.dtype == np.uint8
-            and x.ndim == 3
-            and x.shape[2] == 3
-            and min(x.shape[:2]) >= 1
-            and max(x.shape[:2]) <= self.max_side
-        )
+        """True for an ``(H, W, 3) uint8`` array with at least one pixel."""
+        is_image = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3
+        return is_image and x.shape[2] == 3 and x.size > 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ImageSpace) and self.max_side == other.max_side
+        return isinstance(other, ImageSpace)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"ImageSpace(max_side={self.max_side})"
+        return "ImageSpace()"
