@@ -18,7 +18,6 @@ from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
 from seg_env.frames import Frame
 from seg_env.grammar import MAX_VERTICES, decode
-from seg_env.types import Prediction
 
 NUMBER = r"-?+[0-9]{1,6}+(?:\.[0-9]{1,17}+)?+"
 """Regular expression of a coordinate: a plain decimal below a million."""
@@ -235,29 +234,28 @@ def vertex_credit(
         )
     if len(questions) != len(texts):
         raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+    ends = [_ends(text, each.frame) for text, each in zip(texts, questions, strict=True)]
     prefixes = [
-        _prefixes(text, question.frame) for text, question in zip(texts, questions, strict=True)
+        text[:end] + "]]" * (end < len(text))
+        for text, own in zip(texts, ends, strict=True)
+        for end in own
     ]
-    predictions, asked = [], []
-    for question, (_, read) in zip(questions, prefixes, strict=True):
-        predictions += read
-        asked += [question] * len(read)
-    scores = core.judge(predictions, asked)
-    credits, start = [], 0
-    for ends, read in prefixes:
-        own = slice(start, start + len(read))
-        total, iou = (np.diff(values[own], prepend=0.0) for values in (scores.total, scores.iou))
-        credits.append(VertexCredit(np.array(ends, dtype=np.int64), total, iou))
-        start += len(read)
-    return credits
+    asked = [question for question, own in zip(questions, ends, strict=True) for _ in own]
+    scores, bounds = core.score(prefixes, asked), np.cumsum([len(own) for own in ends], dtype=int)
+    parts = zip(ends, np.split(scores.total, bounds), np.split(scores.iou, bounds), strict=False)
+    return [
+        VertexCredit(
+            np.array(own, dtype=np.int64), np.diff(total, prepend=0.0), np.diff(iou, prepend=0.0)
+        )
+        for own, total, iou in parts
+    ]
 
 
-def _prefixes(text: str, frame: Frame) -> tuple[list[int], list[Prediction]]:
-    """Ends of the entries of one answer, and what has been answered up to each of them."""
+def _ends(text: str, frame: Frame) -> list[int]:
+    """Where the entries of one answer end."""
     whole = decode(text, frame)
     if not whole.valid or not whole.rings:
-        return [len(text)], [whole]
+        return [len(text)]
     ends = [match.end() for match in _VERTEX.finditer(text)]
     stride = 1 + (len(ends) - 1) // MAX_ENTRIES
-    ends = ends[(len(ends) - 1) % stride :: stride]  # with the last vertex
-    return [*ends, len(text)], [*(decode(text[:end] + "]]", frame) for end in ends), whole]
+    return [*ends[(len(ends) - 1) % stride :: stride], len(text)]  # with the last vertex
