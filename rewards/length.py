@@ -47,8 +47,6 @@ class VertexBudget(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return scores in ``[0, 1]``, ``(N,)``."""
-        if not len(predictions):
-            return np.zeros(0, dtype=np.float64)
         spent = vertex_counts(prediction.rings for prediction in predictions)
         needed = vertex_counts(target.outline(0.005) for target in targets)
         budgets = np.maximum(1.5 * needed, 8)
