@@ -16,7 +16,7 @@ from agents.policy.model import VLMPolicy
 from agents.policy.processing import chat_text, prepare_inputs
 from seg_env.envs.core import Question
 from seg_env.envs.left_out import loading
-from seg_env.envs.refine_rules import RefineRules
+from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
 from seg_env.tasks import Task, answer, askable, question
@@ -126,7 +126,7 @@ def demonstrate_refinement(
             epsilon=epsilon,
             decimals=decimals,
             pad=pad,
-            frame=rules.core.answer_frame,
+            frame=rules.answer_frame,
         )
         replies = [(start, truth)]
         if outcome.episode.outline is not None:

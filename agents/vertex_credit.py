@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.advantages import against_others
-from seg_env.envs.credit import VertexCredit
+from seg_env.envs.vertex import VertexCredit
 
 
 class TokenAligner:

@@ -26,11 +26,11 @@ from rich.console import Console
 from experiments.common.arguments import PolicyArguments
 from experiments.common.command import opening, run_command
 from experiments.common.policies import AnswerLength, PrecisionChoice, answer_length
-from rewards.composite import DEFAULT_REWARDS
+from rewards.composite import DEFAULT_REWARDS, RewardSum
+from rewards.mask_iou import outline_iou
 from seg_env.data.images import image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.render import draw_overlay
-from seg_env.envs.scoring import Scorer
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Sample
@@ -75,7 +75,7 @@ class Demo:
 
         self.policy, self.output_dir = policy, args.output_dir
         policy.model.eval()
-        self.scorer = Scorer(" ".join(args.rewards), policy.answer_frame)
+        self.rewards = RewardSum.from_spec(" ".join(args.rewards))
         length = answer_length(args.max_new_tokens, args.policy)
         # Of the images that will come no outlines are known whose length could be measured.
         self.max_new_tokens = 1024 if length == "auto" else length
@@ -116,9 +116,9 @@ class Demo:
             issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in read.issues]
             found: dict[str, Any] = {"text": text, "issues": issues, "iou": None, "rewards": {}}
             if truth is not None:
-                scores = self.scorer.judge([read], [truth])
-                found["iou"] = float(scores.iou[0])
-                found["rewards"] = {name: float(term[0]) for name, term in scores.terms.items()}
+                terms = self.rewards.score([read], [truth.target]).terms
+                found["iou"] = float(outline_iou([read], [truth.target])[0])
+                found["rewards"] = {name: float(term[0]) for name, term in terms.items()}
             if self.output_dir is not None:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 with (self.output_dir / "answers.jsonl").open("a") as file:

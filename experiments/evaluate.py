@@ -38,7 +38,7 @@ from experiments.common.policies import (
 from experiments.evaluation.answers import AnsweredQuestion, Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, ResizeSettings, find_answer_frame
 from seg_env.tasks import DEFAULT_TASK, TASKS, Task

@@ -50,7 +50,7 @@ from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
 from seg_env.tasks import TEXT_TASKS, TaskMixture, query_of
 from seg_env.tasks.queries import QueryStyle

@@ -82,7 +82,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     from experiments.common.launch import trainer_process
     from experiments.common.policies import longest_answer
     from experiments.common.run import Run
-    from seg_env.envs.rules import open_questions
+    from seg_env.envs.referring import open_questions
 
     args.gspo.seed = args.seed
     if args.trl.fsdp != "off":

@@ -263,7 +263,7 @@ def draw_stages(args: Args, trained: Sequence[Step]) -> None:
     from experiments.common.policies import open_policy
     from experiments.common.report import plot_answers, plot_curves
     from experiments.evaluation.loop import evaluate
-    from seg_env.envs.rules import open_questions
+    from seg_env.envs.referring import open_questions
 
     metrics: list[dict[str, Any]] = []
     asked = []

@@ -27,10 +27,9 @@ from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
-from seg_env.envs.episodes import AnswerRules
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.refine_rules import RefineRules
-from seg_env.envs.rules import open_rules
+from seg_env.envs.referring import open_rules
+from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ def main(args: Args) -> dict[str, Any]:
                     f"--env {args.env} has one turn; use a SimpleSegRefine environment"
                 )
             length = args.answer_length()
-            longest = longest_answer(length, policy, rules.core, console)
-            require_plain_prompts(policy.processor, rules.core.ask(0).image)
+            longest = longest_answer(length, policy, rules, console)
+            require_plain_prompts(policy.processor, rules.ask(0).image)
         run = Run(args, policy, console, world, length)
         run.claim_folder()  # before thousands of answers are sampled
         left_out = LeftOut(args.on_error)
@@ -98,7 +97,7 @@ def main(args: Args) -> dict[str, Any]:
         with opening():
             agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
         agent.left_out = left_out
-        dataset = rules.core.dataset
+        dataset = rules.dataset
         return run.train(agent, "Looking again", learned_from=f"{dataset.name} ({args.split})")
 
 
@@ -114,12 +113,11 @@ def own_demonstrations(
     from agents.demonstrations import demonstrate_refinement
     from experiments.evaluation.loop import ask
 
-    core = rules.core
-    count = min(args.scenes, len(core.dataset))
-    order = np.random.default_rng(args.seed).permutation(len(core.dataset))[:count].tolist()
+    count = min(args.scenes, len(rules.dataset))
+    order = np.random.default_rng(args.seed).permutation(len(rules.dataset))[:count].tolist()
     batches = [order[start : start + 64] for start in range(0, count, 64)]
     sampling: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": longest, "seed": args.seed}
-    asked = ask(policy, AnswerRules(core), batches, left_out=left_out, **sampling)
+    asked = ask(policy, rules, batches, left_out=left_out, **sampling)
     found: list[Demonstration] = []
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")
@@ -128,7 +126,7 @@ def own_demonstrations(
                 found += demonstrate_refinement(
                     policy,
                     rules,
-                    [core.ask(index) for index in first.indices.tolist()],
+                    [rules.ask(index) for index in first.indices.tolist()],
                     [texts[0] for texts in first.texts],
                     content=args.content,
                     epsilon=args.epsilon,

@@ -46,39 +46,30 @@ class CentroidDistance(Reward):
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return rewards in ``[0, 1]``, ``(N,)``."""
-        return score_by_form(
+        distances = score_by_form(
             predictions,
             targets,
-            mask=partial(self._of_rings, centre_of_target=target_centroid),
-            bbox=partial(self._of_rings, centre_of_target=centre_of),
-            point=lambda answers, asked: self._nearness(
-                point_distances(answers, asked), answers, asked
-            ),
+            mask=partial(_distances, centre_of_target=target_centroid),
+            bbox=partial(_distances, centre_of_target=centre_of),
+            point=point_distances,
         )
-
-    def _of_rings(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Target],
-        centre_of_target: Callable[[Target], ArrayLike],
-    ) -> NDArray[np.float64]:
-        wanted = np.array([centre_of_target(target) for target in targets]).reshape(-1, 2)
-        found = prediction_centroids([prediction.rings for prediction in predictions])
-        return self._nearness(np.hypot(*(found - wanted).T), predictions, targets)
-
-    def _nearness(
-        self,
-        distances: NDArray[np.float64],
-        predictions: Sequence[Prediction],
-        targets: Sequence[Target],
-    ) -> NDArray[np.float64]:
-        """Rewards of distances ``(N,)``, NaN where there is none."""
         near = np.maximum(0.0, 1.0 - distances / self.scale)
         scores = np.where(np.isnan(distances), 0.0, near)
         for index, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
             if not target.area:
                 scores[index] = float(answer.valid and answer.is_empty)
         return scores
+
+
+def _distances(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    centre_of_target: Callable[[Target], ArrayLike],
+) -> NDArray[np.float64]:
+    """From the centres of answers to those of targets, ``(N,)``, NaN where there is none."""
+    wanted = np.array([centre_of_target(target) for target in targets]).reshape(-1, 2)
+    found = prediction_centroids([prediction.rings for prediction in predictions])
+    return np.asarray(np.hypot(*(found - wanted).T))
 
 
 def target_centroid(target: Target) -> tuple[float, float]:
@@ -95,10 +86,11 @@ def target_centroid(target: Target) -> tuple[float, float]:
         starts, ends = target.rle.runs
         # Pixel p of the column-major order is in column p // H and row p % H.
         columns = _sum_quotients(ends, height) - _sum_quotients(starts, height)
-        rows = _sum_remainders(ends, height) - _sum_remainders(starts, height)
+        pixels = (ends * (ends - 1) - starts * (starts - 1)) // 2
+        rows = pixels.sum() - height * columns.sum()
         centroid = (
             (float(columns.sum()) / area + 0.5) / width,
-            (float(rows.sum()) / area + 0.5) / height,
+            (float(rows) / area + 0.5) / height,
         )
     target.cache["centroid_distance"] = centroid
     return centroid
@@ -192,9 +184,3 @@ def _sum_quotients(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
     """Sum of ``p // divisor`` over ``0 <= p < count``."""
     quotient, remainder = np.divmod(count, divisor)
     return np.asarray(divisor * (quotient * (quotient - 1) // 2) + remainder * quotient)
-
-
-def _sum_remainders(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
-    """Sum of ``p % divisor`` over ``0 <= p < count``."""
-    quotient, remainder = np.divmod(count, divisor)
-    return np.asarray(quotient * (divisor * (divisor - 1) // 2) + remainder * (remainder - 1) // 2)

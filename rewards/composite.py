@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +46,8 @@ class RewardScores:
 class RewardSum:
     """Rewards with weights; calls each once for a whole batch and checks what it returns."""
 
-    def __init__(self, terms: Sequence[Term], spec: str | None = None) -> None:
-        """Combine rewards of different names; `from_spec` is the usual way to get here."""
-        if not terms:
-            raise ValueError(
-                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
-            )
-        self.terms: dict[str, Term] = {}
-        """Terms by reward name, in the order given."""
-        for term in terms:
-            name = term.reward.name
-            if name in self.terms:
-                raise ValueError(f"reward {name!r} is named twice; name each reward once")
-            self.terms[name] = Term(term.reward, _weight(name, term.weight))
-        self.spec = spec
-        """String that rebuilds this sum, for files and logs; None when objects were passed in."""
-
-    @classmethod
-    def from_spec(cls, spec: RewardSpec) -> RewardSum:
-        """Build from a specification.
+    def __init__(self, spec: str | Mapping[str, object] | Sequence[object]) -> None:
+        """Read a specification.
 
         Args:
             spec: One of
@@ -73,8 +56,7 @@ class RewardSum:
                   registered one or an import path:
                   ``"mask_iou=1.0 my_pkg.rewards:Compactness=0.2"``;
                 - a mapping from such names to weights, ``{"mask_iou": 1.0, "format": "gate"}``;
-                - a sequence of ``"name=weight"`` strings or of pairs ``(name or Reward, weight)``;
-                - a `RewardSum`, returned as it is.
+                - a sequence of ``"name=weight"`` strings or of pairs ``(name or Reward, weight)``.
 
                 A weight of 0 makes a metric that is reported and not counted. The weight ``gate``
                 multiplies the sum of the others by that reward, which must stay in ``[0, 1]``.
@@ -83,14 +65,22 @@ class RewardSum:
             ValueError: A term is malformed, a name unknown or given twice, a weight not finite.
             TypeError: A name leads to something that is not a reward.
         """
-        if isinstance(spec, RewardSum):
-            return spec
-        pairs = [_pair(item) for item in _items(spec)]
-        only_names = all(isinstance(key, str) for key, _ in pairs)
-        return cls(
-            [Term(make_reward(k) if isinstance(k, str) else k, weight) for k, weight in pairs],
-            " ".join(f"{key}={weight}" for key, weight in pairs) if only_names else None,
-        )
+        self.terms: dict[str, Term] = {}
+        """Terms by reward name, in the order given."""
+        for key, weight in _pairs(spec):
+            reward = make_reward(key) if isinstance(key, str) else key
+            if reward.name in self.terms:
+                raise ValueError(f"reward {reward.name!r} is named twice; name each reward once")
+            self.terms[reward.name] = Term(reward, _weight(reward.name, weight))
+        if not self.terms:
+            raise ValueError(
+                f"no reward is named; expected name=weight terms such as {DEFAULT_REWARDS!r}"
+            )
+
+    @classmethod
+    def from_spec(cls, spec: RewardSpec) -> RewardSum:
+        """A sum as it is, or that of a specification."""
+        return spec if isinstance(spec, RewardSum) else cls(spec)
 
     def __repr__(self) -> str:
         """The names and weights."""
@@ -115,46 +105,47 @@ class RewardSum:
         for name, (reward, weight) in self.terms.items():
             scores = _checked(name, reward(predictions, targets), len(predictions))
             values[name] = scores
-            if weight == "gate":
-                gate *= _checked_gate(name, scores)
-            else:
+            if weight != "gate":
                 total += weight * scores
+            elif ((scores >= 0) & (scores <= 1)).all():
+                gate *= scores
+            else:
+                raise ValueError(
+                    f"reward {name!r} is used as a gate and returned {scores.min()} to "
+                    f"{scores.max()}; a gate stays in [0, 1], give it a weight instead"
+                )
         return RewardScores(total * gate, values)
 
 
-def _items(spec: object) -> Iterator[object]:
-    """The single terms of a specification."""
-    if isinstance(spec, str):
-        yield from spec.split()
-    elif isinstance(spec, Mapping):
-        yield from spec.items()
-    elif isinstance(spec, Sequence):
-        for item in spec:
-            # On a command line several terms may arrive as one quoted argument.
-            yield from item.split() if isinstance(item, str) else (item,)
-    else:
+def _pairs(spec: object) -> Iterator[tuple[str | Reward, Any]]:
+    """The terms of a specification: what names the reward, and its weight."""
+    if isinstance(spec, str | Mapping):
+        spec = [spec] if isinstance(spec, str) else list(spec.items())
+    if not isinstance(spec, Sequence):
         raise ValueError(
             f"rewards given as {type(spec).__name__}; expected a string such as "
             f"{DEFAULT_REWARDS!r}, a mapping, a sequence or a RewardSum"
         )
-
-
-def _pair(item: object) -> tuple[str | Reward, Weight]:
-    """Split one term into what names the reward and its weight."""
-    if isinstance(item, str):
-        name, separator, weight = item.rpartition("=")
-        if not separator or not name:
-            raise ValueError(
-                f"reward term {item!r} is malformed; expected name=weight, package.module:Class="
-                f"weight or name=gate, separated by spaces, as in {DEFAULT_REWARDS!r}"
-            )
-        return name, _weight(name, weight)
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str | Reward):
-        key = item[0]
-        return key, _weight(key if isinstance(key, str) else key.name, item[1])
-    raise ValueError(
-        f"reward term {item!r} is malformed; expected 'name=weight' or (name or Reward, weight)"
-    )
+    for item in spec:
+        match item:
+            case str():
+                # On a command line several terms may arrive as one quoted argument.
+                for term in item.split():
+                    name, _, weight = term.rpartition("=")
+                    if not name:
+                        raise ValueError(
+                            f"reward term {term!r} is malformed; expected name=weight, "
+                            f"package.module:Class=weight or name=gate, separated by spaces, as in "
+                            f"{DEFAULT_REWARDS!r}"
+                        )
+                    yield name, weight
+            case (str() | Reward() as key, weight):
+                yield key, weight
+            case _:
+                raise ValueError(
+                    f"reward term {item!r} is malformed; expected 'name=weight' or (name or "
+                    f"Reward, weight)"
+                )
 
 
 def _weight(name: str, weight: object) -> Weight:
@@ -190,13 +181,3 @@ def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:
             f"({len(wrong)} such values)"
         )
     return values
-
-
-def _checked_gate(name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    outside = scores[(scores < 0) | (scores > 1)]
-    if len(outside):
-        raise ValueError(
-            f"reward {name!r} is used as a gate and returned {outside[0]}; a gate stays in [0, 1], "
-            f"give it a weight instead"
-        )
-    return scores

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import TypeVar
 
 from rewards.base import Reward
@@ -107,7 +108,7 @@ def _import(path: str) -> object:
     if not module_name or not attribute or module_name.startswith("."):
         raise ValueError(f"reward {path!r} is malformed: {wanted}")
     try:
-        found: object = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # A module that the user's module fails to import is the user's bug and keeps its traceback.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
@@ -116,19 +117,18 @@ def _import(path: str) -> object:
             f"reward {path!r}: there is no module {error.name!r}; install its package or put its "
             f"folder on PYTHONPATH ({wanted})"
         ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            offered = [
-                name
-                for name, value in vars(found).items()
-                if inspect.isclass(value) and issubclass(value, Reward) and value is not Reward
-            ]
-            raise ValueError(
-                f"reward {path!r}: {module_name!r} has no {attribute!r}; rewards it defines: "
-                f"{', '.join(sorted(offered)) or 'none'}"
-            )
-        found = getattr(found, part)
-    return found
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as error:
+        offered = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, Reward) and value is not Reward
+        ]
+        raise ValueError(
+            f"reward {path!r}: {module_name!r} has no {attribute!r}; rewards it defines: "
+            f"{', '.join(sorted(offered)) or 'none'}"
+        ) from error
 
 
 def _instance(key: str, found: object) -> Reward:
@@ -144,18 +144,14 @@ def _instance(key: str, found: object) -> Reward:
         raise TypeError(
             f"reward {key!r} is abstract; define {', '.join(sorted(found.__abstractmethods__))}"
         )
-    required = [
-        parameter.name
-        for parameter in inspect.signature(found).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if required:
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
         raise TypeError(
-            f"reward {key!r} cannot be built without {', '.join(required)}; pass a ready object "
-            f"and its weight, [({found.__name__}(...), 0.2)], or name a ready instance by its "
-            f"import path"
-        )
+            f"reward {key!r} cannot be built without arguments: {error}; pass a ready object and "
+            f"its weight, [({found.__name__}(...), 0.2)], or name a ready instance by its import "
+            f"path"
+        ) from error
     return found()
 
 

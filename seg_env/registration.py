@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-SINGLE = "seg_env.envs.referring:ReferringSegmentationEnv"
-BATCHED = "seg_env.envs.vector:ReferringSegmentationVectorEnv"
-REFINE_SINGLE = "seg_env.envs.refine:RefineEnv"
-REFINE_BATCHED = "seg_env.envs.refine:RefineVectorEnv"
-
 DATASETS = {
     "SimpleSeg-Scenes-v0": "scenes",
     "SimpleSeg-RefCOCO-v0": "refcoco",
@@ -32,15 +27,12 @@ def register_environments() -> None:
     ``max_episode_steps`` stays unset: episodes end by themselves, and a limit of one would report
     the end after one answer as a truncation too.
     """
-    for names, single, batched in (
-        (ENVIRONMENT_IDS, SINGLE, BATCHED),
-        (REFINE_IDS, REFINE_SINGLE, REFINE_BATCHED),
-    ):
+    for names, step_mode in ((ENVIRONMENT_IDS, "answer"), (REFINE_IDS, "refine")):
         for identifier, dataset in zip(names, DATASETS.values(), strict=True):
             if identifier not in gym.registry:
                 gym.register(
                     id=identifier,
-                    entry_point=single,
-                    vector_entry_point=batched,
-                    kwargs={"dataset": dataset},
+                    entry_point="seg_env.envs.referring:ReferringSegmentationEnv",
+                    vector_entry_point="seg_env.envs.vector:ReferringSegmentationVectorEnv",
+                    kwargs={"dataset": dataset, "step_mode": step_mode},
                 )

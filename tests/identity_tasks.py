@@ -11,7 +11,7 @@ import torch
 from agents_fixtures import parameters_of, small_policy
 
 from agents.policy.scoring import score
-from seg_env.envs.credit import VertexCredit
+from seg_env.envs.vertex import VertexCredit
 
 DIGITS = "0123456789"
 CLONING_STEPS = 80

@@ -59,7 +59,7 @@ from experiments.common.report import (
 from experiments.common.tables import markdown_table, terminal_table
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.rules import open_rules
+from seg_env.envs.referring import open_rules
 
 PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
 """Installed packages that decide about the numbers, whose versions reports name."""
@@ -118,8 +118,7 @@ class Run:
         self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
         held_out = {"split": args.evaluation.split, "frame": policy.answer_frame}
         with opening():
-            self.rules = open_rules(args.env, **args.environment() | held_out)
-        self.core = self.rules.core
+            self.core = open_rules(args.env, **args.environment() | held_out)
         self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
         self.log: RunLog | None = None
@@ -235,7 +234,7 @@ class Run:
             sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
         first = {"first": greedy[0], "sampled_first": sampled[0]}
-        return found | (first if self.rules.turns > 1 else {})
+        return found | (first if self.core.turns > 1 else {})
 
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
@@ -243,7 +242,7 @@ class Run:
         with self.agent.gathered_weights():
             return evaluate_turns(
                 self.agent.policy,
-                self.rules,
+                self.core,
                 questions,
                 temperature=temperature,
                 answers=answers,
@@ -318,7 +317,7 @@ class Run:
             "eval/sampled_giou": float(sampled[-1].iou.mean()),
             "eval/well_formed": float(greedy[-1].valid.mean()),
         }
-        if self.rules.turns > 1:
+        if self.core.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
         return curve
 
@@ -348,7 +347,7 @@ class Run:
                 "\nThe target, the answer before and the answer after, on the first held-out "
                 "questions:\n\n![Before and after](before_after.png)\n"
             )
-        if before and self.rules.turns > 1:
+        if before and self.core.turns > 1:
             text += report_turns(self.core, after, self.folder)
         if any("train/value_loss" in row for row in metrics):
             plot_curves(metrics, CRITIC_PANELS, self.folder / "training_curves.png")

@@ -34,8 +34,7 @@ from experiments.evaluation.answers import (
 )
 from rewards.mask_iou import MaskIoU
 from seg_env import metrics
-from seg_env.envs.core import Question, ReferringCore
-from seg_env.envs.episodes import AnswerRules, EpisodeRules, Outcome
+from seg_env.envs.core import Outcome, Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, name_of
 
 
@@ -149,7 +148,7 @@ def question_noise(
 
 def ask(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     batches: Sequence[Sequence[int]],
     *,
     left_out: LeftOut,
@@ -174,7 +173,7 @@ def ask(
     for start in range(0, len(batches), world.size):
         turns: list[Evaluation] = []
         if (place := start + world.rank) < len(batches):
-            questions = ask_each(rules.core, batches[place], left_out)
+            questions = ask_each(rules, batches[place], left_out)
             questions, inputs = prepare_usable(policy, questions, left_out)
             if questions:
                 turns = play(policy, rules, questions, inputs, **sampling)
@@ -186,7 +185,7 @@ def ask(
 
 def play(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     questions: Sequence[Question],
     inputs: dict[str, Tensor],
     *,
@@ -232,7 +231,7 @@ def play(
 
 def _measure(
     questions: Sequence[Question],
-    outcomes: Sequence[Outcome[Any]],
+    outcomes: Sequence[Outcome],
     outlines: Sequence[str],
     lengths: Sequence[int],
 ) -> Evaluation:
@@ -261,7 +260,7 @@ def _measure(
 
 def evaluate_turns(
     policy: VLMPolicy,
-    rules: EpisodeRules[Any],
+    rules: ReferringCore,
     indices: Sequence[int] | NDArray[np.integer[Any]],
     *,
     on_batch: Callable[[int], None] | None = None,
@@ -312,7 +311,7 @@ def evaluate(
     **settings: Any,
 ) -> Evaluation:
     """`evaluate_turns` for questions that are answered once."""
-    return evaluate_turns(policy, AnswerRules(core), indices, **settings)[-1]
+    return evaluate_turns(policy, core, indices, **settings)[-1]
 
 
 def collect_answers(
@@ -361,7 +360,7 @@ def collect_answers(
             batches.append(usable)
     sampling = {name: asked[name] for name in ("temperature", "answers", "seed")}
     sampling["max_new_tokens"] = max_new_tokens
-    played = ask(policy, AnswerRules(core), batches, left_out=left_out, world=world, **sampling)
+    played = ask(policy, core, batches, left_out=left_out, world=world, **sampling)
     total, count, status = 0.0, 0, "" if batches else "answered before"
     with progress_bar(console) as progress:
         task = progress.add_task("answering", total=questions, status=status)

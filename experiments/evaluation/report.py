@@ -20,6 +20,7 @@ from experiments.evaluation.scores import interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.render import draw_overlay
+from seg_env.grammar.answers import read_answer
 from seg_env.metrics import Columns, Failure
 from seg_env.tasks import Task, form_of
 from seg_env.types import Form, Sample
@@ -203,7 +204,7 @@ def _draw_sheet(
     for axis, row in zip(axes.flat, chosen, strict=False):
         item = items[row // len(items[0].answers)]
         sample, text = core.dataset[item.index], item.answers[row % len(item.answers)].text
-        (prediction,) = core.scorer.read([text], [sample], forms=core.tasks.forms)
+        prediction = read_answer(text, sample.target.size, core.answer_frame, core.tasks.forms[0])
         axis.imshow(draw_overlay(sample.image, sample.target, prediction, numbered=False))
         remark = str(columns["failure"][row])
         if columns["issues"][row]:

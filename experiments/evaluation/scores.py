@@ -16,6 +16,7 @@ from experiments.evaluation.reader import advise_frame
 from seg_env import metrics
 from seg_env.envs.core import ReferringCore
 from seg_env.errors import WrongOptionError
+from seg_env.grammar.answers import read_answer
 from seg_env.metrics import PRECISION_THRESHOLDS, Columns
 from seg_env.metrics.reports import score_ratios
 from seg_env.types import Form
@@ -80,7 +81,10 @@ def measure_answers(
             answers = [answer for item in chunk for answer in item.answers]
             asked = [sample for sample, k in zip(samples, counts, strict=True) for _ in range(k)]
             texts = [answer.text for answer in answers]
-            read = core.scorer.read(texts, asked, forms=[form] * len(texts))
+            read = [
+                read_answer(text, sample.target.size, core.answer_frame, form)
+                for text, sample in zip(texts, asked, strict=True)
+            ]
             if not start and (advice := advise_frame(core.answer_frame, texts, asked, read)):
                 console.print(f"[yellow]{advice}[/yellow]", highlight=False)
             others = None

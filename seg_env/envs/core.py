@@ -1,4 +1,9 @@
-"""Questions about samples and scored answers: what the single and the vector environment share."""
+"""Questions about samples, answers and their scores: what all the environments share.
+
+`ReferringCore` has the rules of an episode, but not its state, which is a value that goes in and
+comes out. So a batch of episodes is stepped in one call of each reward. The single and the vector
+environment do the bookkeeping.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewards.composite import DEFAULT_REWARDS, RewardSpec
+from rewards.composite import DEFAULT_REWARDS, RewardScores, RewardSpec, RewardSum
+from rewards.mask_iou import MaskIoU, outline_iou
 from seg_env.data.base import Dataset
 from seg_env.data.sources import open_dataset
-from seg_env.envs.render import draw_panel, render_text
-from seg_env.envs.scoring import ScoredAnswer, Scorer, Scores
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
+from seg_env.grammar.answers import decode_answer
 from seg_env.tasks import (
     DEFAULT_TASK,
     PROMPTS,
@@ -41,6 +46,36 @@ PADDING_GRAY = 127
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredAnswer:
+    """What one answer is worth."""
+
+    prediction: Prediction
+    iou: float
+    total: float
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(RewardScores):
+    """What ``N`` answers are worth."""
+
+    iou: NDArray[np.float64]
+    """``(N,)`` mask IoU in [0, 1] at the target's native size, whatever the rewards are and
+    whatever was asked for: of a box, what it fills; a point fills nothing."""
+    predictions: tuple[Prediction, ...]
+    """The ``N`` decoded answers, rings in the unit frame of the sample's image."""
+
+    def answer(self, row: int) -> ScoredAnswer:
+        """What one answer is worth."""
+        return ScoredAnswer(
+            self.predictions[row],
+            float(self.iou[row]),
+            float(self.total[row]),
+            {name: float(values[row]) for name, values in self.terms.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Question:
     """One sample, ready to be asked about."""
 
@@ -52,16 +87,43 @@ class Question:
     prompt: str
     frame: Frame
     """Maps the numbers of an answer to the unit frame of the sample's own image."""
-    task: Task = DEFAULT_TASK
+    task: Task
+    form: Form
+    """What is asked for: an outline, a box or a point."""
 
-    @property
-    def form(self) -> Form:
-        """What is asked for: an outline, a box or a point."""
-        return form_of(self.task)
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """Where an episode stands; episodes of several steps add fields."""
+
+    question: Question
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one action led to."""
+
+    episode: Any
+    """Where the `Episode` stands now."""
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+    """Strings, bools, ints and floats; the same keys for every action of an environment."""
+    answer: ScoredAnswer
+    """The outline as it stands, scored; for drawing."""
 
 
 class ReferringCore:
-    """Asks about samples of a data set and scores the answers; holds no state of an episode."""
+    """Asks about samples of a data set and scores the answers, each of which ends its episode.
+
+    Episodes of several steps are subclasses. Nothing here holds the state of an episode.
+    """
+
+    last_action = "one answer"
+    """What ends an episode, in words."""
+    turns = 1
+    """Most prompts of an episode."""
 
     def __init__(
         self,
@@ -94,24 +156,35 @@ class ReferringCore:
             raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about")
         # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
-        self._native_size = (side, side) if isinstance(side, int) else None
+        native_size = (side, side) if isinstance(side, int) else None
         self.canvas_size = _parse_size(image_size)
         self.answer_frame = AnswerFrame.from_spec(frame).on_canvas(self.canvas_size)
         check_places(self.tasks.tasks, self.answer_frame)
-        self.scorer = Scorer(rewards, self.answer_frame)
+        self._reads_tokens = self.answer_frame.writes_tokens
+        self.rewards = RewardSum.from_spec(rewards)
         self.prompt_template = prompt_template
-        self.action_space = PolygonText(frame=self.typical_frame, forms=self.tasks.forms)
-        size = self.canvas_size or self._native_size
+        written = self.answer_frame.for_view(native_size or (480, 640))
+        self.action_space = PolygonText(frame=written, forms=self.tasks.forms)
+        size = self.canvas_size or native_size
         image = spaces.Box(0, 255, (*size, 3), dtype=np.uint8) if size else ImageSpace()
         # Room for an outline of as many vertices as are read, where the question gives one.
         gives_outline = any(query_of(each) == "mask" for each in self.tasks.tasks)
         prompt = FreeText(1 << 17) if gives_outline else FreeText()
         self.observation_space = spaces.Dict({"image": image, "prompt": prompt})
 
-    @property
-    def typical_frame(self) -> Frame:
-        """Frame in which the action space writes its samples."""
-        return self.answer_frame.for_view(self._native_size or (480, 640))
+    def require_outlines(self, what: str, *, bracketed: bool = False) -> None:
+        """Ask for nothing but outlines from now on, written in brackets if ``bracketed``.
+
+        Error messages say ``what`` needs them.
+        """
+        if bracketed and self.answer_frame.writes_tokens:
+            raise ValueError(
+                f"{what} reads vertices in brackets; frame {self.answer_frame.family!r} writes "
+                f"location tokens"
+            )
+        if self.tasks.forms != ("mask",):
+            raise ValueError(f"{what} is about outlines; task={str(self.tasks)!r} asks for others")
+        self._outlines_for = what
 
     def draw(self, generator: np.random.Generator) -> int:
         """Index of a sample, each with the same probability."""
@@ -133,7 +206,21 @@ class ReferringCore:
             )
         return index
 
-    def ask(self, index: int, *, task: Task | None = None, query_seed: int = 0) -> Question:
+    def choose(
+        self,
+        generator: np.random.Generator,
+        index: int | None = None,
+        task: Task | None = None,
+        query_seed: int | None = None,
+    ) -> tuple[int, Task | None, int]:
+        """The arguments of `ask`: those given, and the others drawn (a task, by its seed)."""
+        if index is None:
+            index, seed = self.draw(generator), self.draw_seed(generator)
+        else:
+            seed = 0
+        return index, task, seed if query_seed is None else query_seed
+
+    def ask(self, index: int, task: Task | None = None, query_seed: int = 0) -> Question:
         """Load a sample and the image that the agent sees; all follows from the arguments.
 
         The task is by default drawn from the environment's tasks, with ``query_seed``, as is the
@@ -164,67 +251,92 @@ class ReferringCore:
             template.replace("{expression}", reference),
             frame,
             task,
+            form,
         )
 
-    def require_outlines(self, what: str, *, bracketed: bool = False) -> None:
-        """Ask for nothing but outlines from now on, written in brackets if ``bracketed``.
+    def begin(self, question: Question) -> Any:
+        """Open an `Episode`."""
+        return Episode(question)
 
-        Error messages say ``what`` needs them.
-        """
-        if bracketed and self.answer_frame.writes_tokens:
-            raise ValueError(
-                f"{what} reads vertices in brackets; frame {self.answer_frame.family!r} writes "
-                f"location tokens"
-            )
-        if self.tasks.forms != ("mask",):
-            raise ValueError(f"{what} is about outlines; task={str(self.tasks)!r} asks for others")
-        self._outlines_for = what
+    def observe(self, episode: Any) -> Observation:
+        """What the agent sees; arrays may be shared, whoever hands them out makes copies."""
+        return {"image": episode.question.image, "prompt": episode.question.prompt}
+
+    def step(self, episodes: Sequence[Any], actions: Sequence[str]) -> list[Outcome]:
+        """Take one action in each of ``N`` open episodes, scored together."""
+        scores = self.score(actions, [episode.question for episode in episodes])
+        answers = map(scores.answer, range(len(episodes)))
+        return [
+            self.outcome(episode, answer, answer.total, terminated=True)
+            for episode, answer in zip(episodes, answers, strict=True)
+        ]
+
+    def outcome(
+        self,
+        episode: Any,
+        answer: ScoredAnswer,
+        reward: float,
+        *,
+        terminated: bool,
+        truncated: bool = False,
+        **said: Any,
+    ) -> Outcome:
+        """Where an action led to, with what ``info`` says of the answer and what is ``said``."""
+        info = self.answer_info(episode, answer) | said
+        return Outcome(episode, reward, terminated, truncated, info, answer)
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
         return self.judge(self.read(texts, questions), questions)
 
     def read(self, texts: Sequence[str], questions: Sequence[Question]) -> tuple[Prediction, ...]:
-        """Decode ``N`` answers to ``N`` questions without scoring them."""
-        return self.scorer.read(
-            texts,
-            [question.sample for question in questions],
-            [question.frame for question in questions],
-            [question.form for question in questions],
+        """Decode ``N`` answers, any strings, to ``N`` questions without scoring them."""
+        if len(texts) != len(questions):
+            raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+        if self._reads_tokens:
+            forms = [question.form for question in questions]
+            texts = list(map(self.answer_frame.normalize, texts, forms))
+        return tuple(
+            decode_answer(text, question.form, question.frame)
+            for text, question in zip(texts, questions, strict=True)
         )
 
     def judge(self, predictions: Sequence[Prediction], questions: Sequence[Question]) -> Scores:
-        """Score ``N`` decoded answers to ``N`` questions."""
-        return self.scorer.judge(predictions, [question.sample for question in questions])
+        """Score ``N`` decoded answers to ``N`` questions in one call of each reward.
 
-    def reset_info(self, question: Question) -> dict[str, Any]:
-        """What ``info`` says of a question."""
+        Answers to one question should share one `Sample` object: what is prepared for its target is
+        then prepared once. What a reward raises propagates; a bug must not become a zero.
+        """
+        targets = [question.sample.target for question in questions]
+        scored = self.rewards.score(predictions, targets)
+        # The IoU is almost always one of the rewards already.
+        known = self.rewards.terms.get(MaskIoU.name)
+        outlines = all(prediction.form == "mask" for prediction in predictions)
+        if outlines and known is not None and type(known.reward) is MaskIoU:
+            iou = scored.terms[MaskIoU.name]
+        else:
+            iou = outline_iou(predictions, targets)
+        return Scores(scored.total, scored.terms, iou, tuple(predictions))
+
+    def reset_info(self, episode: Any) -> dict[str, Any]:
+        """What ``info`` says when an episode begins."""
         return {
-            "sample_id": question.sample.id,
+            "sample_id": episode.question.sample.id,
             "dataset": self.dataset.name,
-            "index": question.index,
-            "task": question.task,
+            "index": episode.question.index,
+            "task": episode.question.task,
         }
 
-    def answer_info(self, question: Question, answer: ScoredAnswer) -> dict[str, Any]:
-        """What ``info`` says of an answer: the question again, and how it was answered."""
+    def answer_info(self, episode: Any, answer: ScoredAnswer) -> dict[str, Any]:
+        """What ``info`` says of an answer: as at the beginning, and how it was answered."""
         return {
-            **self.reset_info(question),
+            **self.reset_info(episode),
             "iou": answer.iou,
             "valid": answer.prediction.valid,
             "issues": ",".join(answer.prediction.issue_kinds),
             "num_vertices": sum(map(len, answer.prediction.rings)),
             **{f"reward/{name}": value for name, value in answer.terms.items()},
         }
-
-    def render(
-        self, mode: str | None, question: Question, answer: ScoredAnswer | None
-    ) -> NDArray[np.uint8] | str | None:
-        """Draw a question, and the answer if there is one; None without a mode."""
-        weights = self.scorer.rewards.terms
-        if mode == "rgb_array":
-            return draw_panel(question.sample, weights, answer)
-        return render_text(question.sample, weights, answer) if mode == "ansi" else None
 
 
 def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -245,6 +357,14 @@ def letterbox(image: NDArray[np.uint8], canvas_size: tuple[int, int]) -> NDArray
     canvas = np.full((*canvas_size, 3), PADDING_GRAY, dtype=np.uint8)
     canvas[top : top + new_height, left : left + new_width] = np.asarray(scaled)
     return canvas
+
+
+def copy_observation(observation: Observation) -> Observation:
+    """An observation that shares no memory with any other."""
+    return {
+        key: value.copy() if isinstance(value, np.ndarray) else value
+        for key, value in observation.items()
+    }
 
 
 def check_query_seed(value: object) -> int | None:

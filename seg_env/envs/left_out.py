@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,16 +29,15 @@ class UnusableSampleError(ExplainedError, ValueError):
     """A sample's image cannot be loaded, or the policy's processor refuses it."""
 
 
+@dataclass
 class LeftOut:
     """What has been left out, and why."""
 
-    def __init__(self, on_error: OnError = "skip") -> None:
-        """Begin with nothing left out."""
-        self.on_error = on_error
-        self.reasons: dict[str, str] = {}
-        """By the name of the sample."""
-        self.shared: Path | None = None
-        """A file in which loader processes note what they leave out, see `collect`."""
+    on_error: OnError = "skip"
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By the name of the sample."""
+    shared: Path | None = None
+    """A file in which loader processes note what they leave out, see `collect`."""
 
     def __len__(self) -> int:
         return len(self.reasons)

@@ -1,8 +1,7 @@
-"""The environment of one question at a time."""
+"""The environment of one question at a time, and what arguments and ids lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -11,12 +10,53 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Observation, check_options, check_query_seed
-from seg_env.envs.episodes import Episode, EpisodeRules, copy_observation
-from seg_env.envs.render import RENDER_MODES, check_render_mode
-from seg_env.envs.rules import find_rules
-from seg_env.envs.scoring import ScoredAnswer
+from seg_env.envs.core import (
+    Episode,
+    Observation,
+    ReferringCore,
+    ScoredAnswer,
+    check_options,
+    check_query_seed,
+    copy_observation,
+)
+from seg_env.envs.refine import RefineRules
+from seg_env.envs.render import RENDER_MODES, check_render_mode, render_question
+from seg_env.envs.vertex import VertexRules
 from seg_env.tasks import check_task
+
+_OPTIONS = {
+    "max_vertices": "vertex",
+    "render_outline": "vertex",
+    "turns": "refine",
+    "max_characters": "refine",
+    "refine_template": "refine",
+}
+"""Arguments that only one step mode has."""
+
+
+def find_rules(
+    dataset: str | Dataset = "scenes", *, step_mode: str = "answer", **arguments: Any
+) -> ReferringCore:
+    """The core of a step mode; ``arguments`` are its own, None for a default."""
+    modes = {"answer": ReferringCore, "vertex": VertexRules, "refine": RefineRules}
+    if step_mode not in modes:
+        raise ValueError(f"step_mode={step_mode!r} is unknown; use one of {tuple(modes)}")
+    for name, mode in _OPTIONS.items():
+        if arguments.get(name) is None:
+            arguments.pop(name, None)
+        elif step_mode != mode:
+            raise ValueError(f"{name}={arguments[name]!r} needs step_mode={mode!r}; leave it out")
+    return modes[step_mode](dataset, **arguments)
+
+
+def open_rules(env_id: str, **arguments: Any) -> ReferringCore:
+    """The core of a registered environment."""
+    return find_rules(**{**gym.spec(env_id).kwargs, **arguments})
+
+
+def open_questions(env_id: str, **arguments: Any) -> ReferringCore:
+    """The questions of a registered environment, each answered once."""
+    return open_rules(env_id, **arguments, step_mode="answer")
 
 
 class ReferringSegmentationEnv(gym.Env[Observation, str]):
@@ -82,8 +122,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
       `seg_env.frames.FAMILIES`, ``"pixel:WxH"``, or an object of `seg_env.frames`.
     - ``prompt_template``: the question, with ``{expression}`` in it.
     - ``render_mode``: ``"rgb_array"`` or ``"ansi"``.
-    - ``step_mode``: ``"answer"`` (default) or ``"vertex"``, see below, also for ``max_vertices``
-      (128 by default) and ``render_outline`` (False).
+    - ``step_mode``: ``"answer"`` (default), ``"vertex"``, or ``"refine"``, as in the environments
+      ``SimpleSegRefine-*``; see below, also for the arguments that only these have.
 
     ## Vertex by Vertex
     With ``step_mode="vertex"`` an action is the next vertex, ``[x,y]`` in plain decimal numbers; or
@@ -96,11 +136,35 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     - The reward of an action is what it adds to the reward of the outline so far with its brackets
       closed, starting from 0. The return of an episode is the reward of the same text given as one
       answer.
-    - After ``max_vertices`` actions an outline that is still open is scored as it stands and
-      ``truncated`` is True: the limit is not part of the task.
+    - After ``max_vertices`` actions (128 by default) an outline that is still open is scored as it
+      stands and ``truncated`` is True: the limit is not part of the task.
     - ``info`` adds ``fault``, and at reset, too, ``vertices_left`` (actions left; every action but
       ``]`` takes one), and which actions keep the answer well-formed: ``can_close`` and
       ``can_start_ring``. Everything else in it is about the outline so far, closed.
+
+    ## Several Turns
+    The ids ``SimpleSegRefine-*`` (``step_mode="refine"``) ask for an outline, show it drawn on the
+    image and written in the prompt, and take a better one, up to ``turns`` times (1 to 64, 3 by
+    default). An action is read as
+
+    - an outline if there is a bracket in it; it takes the place of the one before;
+    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
+      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
+      numbers are written as in the outline, and edits apply one after the other: all of them, or
+      none if one cannot be;
+    - ``done``, which ends the episode, as does the last turn.
+
+    Anything else, an outline with any fault and what is longer than ``max_characters`` (16384 by
+    default, also for the outline that is kept) cost the turn and leave the outline as it is.
+
+    - ``refine_template`` is the prompt once there is an outline, with ``{question}``,
+      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
+    - The reward is what the turn improved the reward of the outline by; the first is compared with
+      0. The return of an episode is the reward of the outline it ends with, 0 if there is none.
+    - ``terminated`` is True at the end; ``truncated`` never is.
+    - ``info`` adds ``outline`` (so far, as text), ``turn`` (turns taken) and ``turns_left``, at
+      reset, too. Everything else is about the outline as it stands, but ``valid``, ``issues`` and
+      ``fault`` (see `TurnFault`) are about what was answered in this turn.
 
     ```python
     >>> import gymnasium as gym
@@ -110,6 +174,13 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     >>> observation, reward, terminated, truncated, info = env.step(answer)
     >>> terminated, truncated, reward == info["iou"]
     (True, False, True)
+    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val")
+    >>> observation, info = env.reset(seed=0)
+    >>> first, second = env.step(answer), env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
+    >>> second[4]["outline"], second[4]["turns_left"]
+    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
+    >>> env.step("done")[2:4]
+    (True, False)
 
     ```
 
@@ -119,7 +190,6 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     # Gymnasium declares it as a variable of instances.
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012
-    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -130,11 +200,10 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
     ) -> None:
         """Open the data set; the class lists the arguments."""
         self.render_mode = check_render_mode(render_mode)
-        self._rules = self._find_rules(dataset, **arguments)
-        self._core = self._rules.core
+        self._core = find_rules(dataset, **arguments)
         self.dataset = self._core.dataset
-        self.observation_space = self._rules.observation_space
-        self.action_space = self._rules.action_space
+        self.observation_space = self._core.observation_space
+        self.action_space = self._core.action_space
         self._episode: Episode | None = None
         self._answer: ScoredAnswer | None = None
         self._has_ended = False
@@ -150,18 +219,14 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))
         task = None if given.get("task") is None else check_task(given["task"])
-        query_seed, chosen = check_query_seed(given.get("query_seed")), given.get("index")
-        if chosen is None:
-            index = self._core.draw(self.np_random)
-            drawn = self._core.draw_seed(self.np_random)
-        else:
-            index, drawn = self._core.check_index(chosen, 'options["index"]'), 0
-        query_seed = drawn if query_seed is None else query_seed
-        question = self._core.ask(index, task=task, query_seed=query_seed)
-        self._episode = self._rules.begin(question)
+        query_seed, index = check_query_seed(given.get("query_seed")), given.get("index")
+        if index is not None:
+            index = self._core.check_index(index, 'options["index"]')
+        question = self._core.ask(*self._core.choose(self.np_random, index, task, query_seed))
+        self._episode = self._core.begin(question)
         self._answer, self._has_ended = None, False
-        observation = copy_observation(self._rules.observe(self._episode))
-        return observation, self._rules.reset_info(self._episode)
+        observation = copy_observation(self._core.observe(self._episode))
+        return observation, self._core.reset_info(self._episode)
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score an answer and end the episode; or, step by step, take the next action.
@@ -173,18 +238,19 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
         if self._has_ended:
             raise ResetNeeded(
-                f"The episode ended with its {self._rules.last_action}: call env.reset() first"
+                f"The episode ended with its {self._core.last_action}: call env.reset() first"
             )
         if not isinstance(action, str):
             raise TypeError(f"the action is the answer as a str, got {type(action).__name__}")
-        outcome = self._rules.step([self._episode], [action])[0]
+        outcome = self._core.step([self._episode], [action])[0]
         self._episode, self._answer = outcome.episode, outcome.answer
         self._has_ended = outcome.terminated or outcome.truncated
-        observation = copy_observation(self._rules.observe(self._episode))
+        observation = copy_observation(self._core.observe(self._episode))
         return observation, outcome.reward, outcome.terminated, outcome.truncated, outcome.info
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """Draw the question and, once given, the answer beside the truth."""
         if self._episode is None:
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
-        return self._core.render(self.render_mode, self._episode.question, self._answer)
+        rewards = self._core.rewards
+        return render_question(self.render_mode, self._episode.question, rewards, self._answer)

@@ -1,112 +1,265 @@
-"""The environments in which an outline is improved over several turns, single and batched."""
+"""Episodes of several turns: answer, look at the outline drawn on the image, correct it.
+
+An edit is written ``move 3 0.5 0.2``, ``insert 3 0.5 0.2`` or ``delete 7``.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from seg_env.envs.credit import VertexCredit
-from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.rules import find_refine_rules
-from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from gymnasium import spaces
 
+from seg_env.data.base import Dataset
+from seg_env.envs.core import Episode, Observation, Outcome, Question, ReferringCore
+from seg_env.envs.spaces import FreeText
+from seg_env.envs.vertex import NUMBER, RingText, draw_written, write_outline
+from seg_env.grammar import decode
+from seg_env.types import Prediction
 
-class RefineEnv(ReferringSegmentationEnv):
-    """Improve the outline of what a referring expression means, over several turns.
+REFINE_PROMPT = (
+    "{question} Your outline so far is drawn in the image: {outline}. Answer with a better "
+    "outline, with edits (move i x y; insert i x y; delete i), or with done. "
+    "Turn {turn} of {turns}."
+)
 
-    ## Description
-    As in `ReferringSegmentationEnv` an expression is given and an outline asked for. Then the agent
-    sees its outline drawn on the image and written in the prompt, and answers with a better one,
-    with edits, or with ``done``.
+MAX_EDITS = 64
+"""Most edits in one turn."""
 
-    ## Action Space
-    `PolygonText`: any string. It is read as
-
-    - an outline if there is a bracket in it: ``[[[0.512,0.331],[0.51,0.34],[0.498,0.35]]]``; it
-      takes the place of the one before;
-    - edits, separated by ``;`` or line breaks: ``move i x y``, ``insert i x y`` (a new vertex
-      before vertex ``i``), ``delete i``. Vertices are numbered from 0 through all rings in order,
-      numbers are written as in the outline, and edits apply one after the other: all of them, or
-      none if one cannot be;
-    - ``done``.
-
-    Anything else, an outline with any fault and what is longer than ``max_characters`` cost the
-    turn and leave the outline as it is. ``info["fault"]`` says why.
-
-    ## Observation Space
-    That of `ReferringSegmentationEnv`: ``image``, on which the last outline is drawn, and
-    ``prompt``, which has it too, and the number of the turn. Before the first outline they are the
-    plain image and question.
-
-    ## Rewards
-    What the turn improved the weighted reward of the outline by (the rewards of
-    `ReferringSegmentationEnv`); the first outline is compared with 0. So the return of an episode
-    is the reward of the outline it ends with, 0 if there is none.
-
-    ## Starting State
-    As in `ReferringSegmentationEnv`; ``info`` adds ``outline`` (so far, as text), ``turn`` (turns
-    taken) and ``turns_left``.
-
-    ## Episode End
-    With ``done`` or after ``turns`` turns, which the prompt counts: ``terminated`` is True.
-    ``truncated`` is never. ``info`` has what `ReferringSegmentationEnv` reports, about the outline
-    as it stands; but ``valid``, ``issues`` and ``fault`` are about what was answered in this turn.
-
-    ## Arguments
-    Those of `ReferringSegmentationEnv` without ``step_mode``, and
-
-    - ``turns``: 1 to 64, 3 by default.
-    - ``max_characters``: longest action read and longest outline kept, 16384 by default.
-    - ``refine_template``: the prompt once there is an outline, with ``{question}``,
-      ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
-
-    ```python
-    >>> import gymnasium as gym
-    >>> env = gym.make("seg_env:SimpleSegRefine-Scenes-v0", split="val", rewards="mask_iou=1.0")
-    >>> observation, info = env.reset(seed=0)
-    >>> first = env.step("[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]")
-    >>> second = env.step("move 2 0.5 0.9; insert 3 0.3 0.7")
-    >>> second[4]["outline"], second[4]["turns_left"]
-    ('[[[0.1,0.1],[0.9,0.1],[0.5,0.9],[0.3,0.7]]]', 1)
-    >>> env.step("done")[2:4]
-    (True, False)
-
-    ```
-
-    ## Version History
-    * v0: first version
-    """
-
-    _find_rules = staticmethod(find_refine_rules)
+_PLACEHOLDER = re.compile(r"\{(question|outline|turns?)\}")
+_EMPTY = Prediction((), (), "[]")
+_SEPARATOR = re.compile(r"[;\n]")
+_EDIT = re.compile(
+    rf"(?:(move|insert) ++([0-9]{{1,6}}+) ++({NUMBER}) ++({NUMBER})|(delete) ++([0-9]{{1,6}}+))"
+)
 
 
-class RefineVectorEnv(ReferringSegmentationVectorEnv):
-    """``N`` environments of `RefineEnv` whose outlines are scored together.
+class TurnFault(StrEnum):
+    """Why a turn left the outline as it was. Values are stable: ``info["fault"]`` has them."""
 
-    As `ReferringSegmentationVectorEnv`, but episodes have several steps and end one by one.
-    Trainers disable autoreset and step until all have ended, with None in place of an action where
-    one has:
+    NONE = ""
+    TOO_LONG = "too_long"
+    """The action, or the outline it leads to, has too many characters."""
+    UNREADABLE = "unreadable"
+    """Neither an outline (a text with a bracket), nor edits, nor ``done``."""
+    MALFORMED = "malformed"
+    """The outline, or what the edits made of it, has the faults that ``info["issues"]`` lists."""
+    NO_SUCH_VERTEX = "no_such_vertex"
+    """An edit names a vertex that is not there."""
 
-    ```python
-    >>> import gymnasium as gym
-    >>> name = "seg_env:SimpleSegRefine-Scenes-v0"
-    >>> envs = gym.make_vec(name, num_envs=2, autoreset_mode="Disabled")
-    >>> observations, infos = envs.reset(options={"indices": [7, 8]})
-    >>> triangle = "[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]"
-    >>> observations, rewards, ended, truncated, infos = envs.step(["done", triangle])
-    >>> ended.tolist()
-    [True, False]
-    >>> observations, rewards, ended, truncated, infos = envs.step([None, "done"])
-    >>> ended.tolist(), infos["_iou"].tolist()
-    ([True, True], [False, True])
 
-    ```
-    """
+@dataclass(frozen=True, eq=False)
+class RefineEpisode(Episode):
+    """An outline that is being improved."""
 
-    _find_rules = staticmethod(find_refine_rules)
+    turn: int = 0
+    """Turns taken."""
+    outline: Prediction | None = None
+    """The last outline that was read, None before the first."""
+    rings: tuple[RingText, ...] = ()
+    """Its vertices as they are written."""
+    value: float = 0.0
+    """Its reward; 0 before the first."""
 
-    def vertex_credit(self, texts: Sequence[str]) -> list[VertexCredit]:
-        """Raise TypeError: a turn earns an improvement, and may be an edit."""
-        raise TypeError(
-            "vertices of a turn have no rewards of their own, as a turn earns what it improved: "
-            "credit whole answers here"
+    @property
+    def text(self) -> str:
+        """The outline without spaces or words; empty before the first."""
+        return "" if self.outline is None else write_outline(self.rings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """What an action says, before it is scored."""
+
+    outline: Prediction | None = None
+    fault: TurnFault = TurnFault.NONE
+    issues: str = ""
+    done: bool = False
+
+
+class RefineRules(ReferringCore):
+    """Up to ``turns`` turns; each earns what it improved the reward of the outline by."""
+
+    last_action = "last turn"
+
+    def __init__(
+        self,
+        dataset: str | Dataset = "scenes",
+        *,
+        turns: int = 3,
+        max_characters: int = 1 << 14,
+        refine_template: str = REFINE_PROMPT,
+        **arguments: Any,
+    ) -> None:
+        """Set the limits; ``arguments`` are those of `ReferringCore`."""
+        super().__init__(dataset, **arguments)
+        self.require_outlines("improving an answer turn by turn", bracketed=True)
+        limits = ("turns", turns, 64), ("max_characters", max_characters, 1 << 18)
+        for name, value, most in limits:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}={value!r}; use a whole number from 1 to {most}")
+        missing = [word for word in ("{question}", "{outline}") if word not in refine_template]
+        if missing:
+            raise ValueError(f"refine_template={refine_template!r} lacks {', '.join(missing)}")
+        self.turns, self.max_characters = turns, max_characters
+        self.refine_template = refine_template
+        asked = self.observation_space["prompt"]
+        longest = getattr(asked, "max_length", 0) + max_characters + len(refine_template)
+        self.observation_space = spaces.Dict(
+            {**self.observation_space.spaces, "prompt": FreeText(longest)}
         )
+
+    def begin(self, question: Question) -> RefineEpisode:
+        """Open an episode."""
+        return RefineEpisode(question)
+
+    def observe(self, episode: RefineEpisode) -> Observation:
+        """Image and prompt, from the first outline on with the outline in both."""
+        if episode.outline is None:
+            return super().observe(episode)
+        words = {
+            "question": episode.question.prompt,
+            "outline": episode.text,
+            "turn": str(min(episode.turn + 1, self.turns)),
+            "turns": str(self.turns),
+        }
+        return {
+            "image": draw_written(self, episode.question, episode.rings),
+            # All at once: an expression may contain what looks like a placeholder.
+            "prompt": _PLACEHOLDER.sub(lambda match: words[match[1]], self.refine_template),
+        }
+
+    def reset_info(self, episode: RefineEpisode) -> dict[str, Any]:
+        """What is asked, the outline so far, and how many turns there are."""
+        return super().reset_info(episode) | {
+            "outline": episode.text,
+            "turn": episode.turn,
+            "turns_left": self.turns - episode.turn,
+        }
+
+    def step(self, episodes: Sequence[RefineEpisode], actions: Sequence[str]) -> list[Outcome]:
+        """Take ``N`` turns; all outlines are scored in one call."""
+        turns = [self._read(*pair) for pair in zip(episodes, actions, strict=True)]
+        outlines = [
+            turn.outline or episode.outline or _EMPTY
+            for turn, episode in zip(turns, episodes, strict=True)
+        ]
+        scores = self.judge(outlines, [episode.question for episode in episodes])
+        outcomes = []
+        for row, (before, turn) in enumerate(zip(episodes, turns, strict=True)):
+            answer = scores.answer(row)
+            after = replace(before, turn=before.turn + 1)
+            if turn.outline is not None:
+                rings = split_outline(turn.outline)
+                after = replace(after, outline=turn.outline, rings=rings, value=answer.total)
+            outcomes.append(
+                self.outcome(
+                    after,
+                    answer,
+                    after.value - before.value,
+                    terminated=turn.done or after.turn == self.turns,
+                    valid=not turn.fault,
+                    issues=turn.issues,
+                    fault=turn.fault.value,
+                )
+            )
+        return outcomes
+
+    def _read(self, episode: RefineEpisode, action: str) -> _Turn:
+        if len(action) > self.max_characters:
+            return _Turn(fault=TurnFault.TOO_LONG)
+        if "[" in action:
+            return self._check(action, episode)
+        if action.strip().removesuffix(".").lower() == "done":
+            return _Turn(done=True)
+        edits = parse_edits(action)
+        if edits is None:
+            return _Turn(fault=TurnFault.UNREADABLE)
+        rings = apply_edits(episode.rings, edits)
+        if rings is None:
+            return _Turn(fault=TurnFault.NO_SUCH_VERTEX)
+        return self._check(write_outline(rings), episode)
+
+    def _check(self, text: str, episode: RefineEpisode) -> _Turn:
+        """The outline of a text, if it is one without faults."""
+        if len(text) > self.max_characters:
+            return _Turn(fault=TurnFault.TOO_LONG)
+        outline = decode(text, episode.question.frame)
+        if not outline.valid:
+            return _Turn(fault=TurnFault.MALFORMED, issues=",".join(outline.issue_kinds))
+        return _Turn(outline)
+
+
+def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
+    """The numbers of a valid answer as its text writes them, ring by ring.
+
+    Rings are as many and as long as ``prediction.rings``: a last vertex that only repeats the first
+    is left out.
+    """
+    if not prediction.rings:
+        return ()
+    text = "".join(prediction.text.split())
+    # What was read without issue has exactly these brackets, and words only before them.
+    inside = text[text.index("[[[") + 3 : text.rindex("]]]")]
+    found = []
+    for part, ring in zip(inside.split("]],[["), prediction.rings, strict=True):
+        pairs = [vertex.split(",") for vertex in part.split("],[")]
+        found.append(tuple((x, y) for x, y in pairs[: len(ring)]))
+    return tuple(found)
+
+
+class Edit(NamedTuple):
+    """One correction of an outline. Vertices are numbered from 0 through all rings in order."""
+
+    verb: str
+    """``"move"``, ``"insert"`` (before the vertex of this number) or ``"delete"``."""
+    vertex: int
+    x: str = ""
+    """As written; empty for ``"delete"``, like ``y``."""
+    y: str = ""
+
+
+def parse_edits(text: str) -> tuple[Edit, ...] | None:
+    """Read one to `MAX_EDITS` edits separated by ``;`` or line breaks; None if there is more."""
+    # One more piece than allowed shows that there are too many, however long the text is.
+    pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
+    statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
+    if not 1 <= len(statements) <= MAX_EDITS:
+        return None
+    edits = []
+    for statement in statements:
+        match = _EDIT.fullmatch(statement)
+        if match is None:
+            return None
+        verb, vertex = match[1] or match[5], match[2] or match[6]
+        edits.append(Edit(verb, int(vertex), match[3] or "", match[4] or ""))
+    return tuple(edits)
+
+
+def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingText, ...] | None:
+    """Correct an outline, one edit after the other; None if one names a vertex that is not there.
+
+    ``insert`` also takes the number after the last vertex, to add to the last ring. A ring that is
+    left with two vertices fills nothing and goes.
+    """
+    vertices = [(number, vertex) for number, ring in enumerate(rings) for vertex in ring]
+    for verb, index, x, y in edits:
+        if not vertices or index >= len(vertices) + (verb == "insert"):
+            return None
+        number = vertices[min(index, len(vertices) - 1)][0]
+        if verb == "insert":
+            vertices.insert(index, (number, (x, y)))
+        elif verb == "move":
+            vertices[index] = (number, (x, y))
+        else:
+            del vertices[index]
+            if sum(ring == number for ring, _ in vertices) < 3:
+                vertices = [each for each in vertices if each[0] != number]
+    return tuple(
+        tuple(vertex for _, vertex in ring) for _, ring in groupby(vertices, key=itemgetter(0))
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rewards.composite import Term
-from seg_env.envs.scoring import ScoredAnswer
+from rewards.composite import RewardSum
+from seg_env.envs.core import Question, ScoredAnswer
 from seg_env.geometry.raster import rasterize
 from seg_env.types import Prediction, Ring, Sample, Target
 
@@ -32,9 +33,6 @@ _OVERSAMPLING = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
 _MAX_DOTS = 200
 """Answers with more vertices are drawn without dots, which would hide the outline."""
-_MUTED_COLOR = (150, 158, 172)
-_TRACK_COLOR = (52, 59, 72)
-_FAULT_COLOR = (255, 138, 128)
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -113,53 +111,64 @@ def draw_outline(
     return np.asarray(drawing).copy()
 
 
-def draw_panel(
-    sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
+def render_question(
+    mode: str | None, question: Question, rewards: RewardSum, answer: ScoredAnswer | None
+) -> NDArray[np.uint8] | str | None:
+    """What `render` returns of a question, and of the answer if there is one."""
+    if mode == "rgb_array":
+        return _draw_panel(question.sample, rewards, answer)
+    return _write_report(question.sample, rewards, answer) if mode == "ansi" else None
+
+
+def _draw_panel(
+    sample: Sample, rewards: RewardSum, answer: ScoredAnswer | None
 ) -> NDArray[np.uint8]:
-    """Draw a question and its scored answer, ``(H, W, 3) uint8``.
+    """A question and its scored answer, ``(H, W, 3) uint8``.
 
     Before the answer the truth is not shown, but the size is the same, so frames can form a video.
     """
     shown = (sample.target, answer.prediction) if answer else (None, None)
     overlay = draw_overlay(sample.image, *shown)
     height, width = overlay.shape[:2]
-    width = max(width, 384)
-    margin, row = 14, 22
-    names = [*weights] if "mask_iou" in weights else ["IoU", *weights]
-    strip = 72 + row * len(names)
-    panel = Image.new("RGB", (width, height + strip), DARK)
+    width = max(width, SHORT_SIDE)
+    line, margin = 22, 14
+    panel = Image.new("RGB", (width, height + line * (len(rewards.terms) + 5)), DARK)
     panel.paste(Image.fromarray(overlay), ((width - overlay.shape[1]) // 2, 0))
     draw = ImageDraw.Draw(panel)
-    _draw_shortened(draw, (margin, height + 22), f"“{sample.expression}”", width - 2 * margin)
-    y = height + 50
-    if answer is None:
-        draw.text((margin, y), "waiting for an answer", _MUTED_COLOR, font(13), "lm")
-    else:
-        _draw_legend(draw, margin, y, answer)
-        draw.text((width - margin, y), f"reward {answer.total:.3f}", WHITE, font(15), "rm")
-    values = {"IoU": answer.iou, **answer.terms} if answer else {}
-    for number, name in enumerate(names):
-        place = (margin, height + 78 + row * number, width - margin)
-        _draw_bar(draw, place, name, _weight_text(weights.get(name)), values.get(name))
+    asked = shorten(f"“{sample.expression}”", width // 9, placeholder="…”")
+    for number, (text, value, weight) in enumerate([(asked, "", ""), *_lines(rewards, answer)], 1):
+        y = height + line * number
+        draw.text((margin, y), f"{text}  {weight}", WHITE, font(14), "lm")
+        draw.text((width - margin, y), value.strip(), WHITE, font(14), "rm")
     return np.asarray(panel).copy()
 
 
-def render_text(
-    sample: Sample, weights: Mapping[str, Term], answer: ScoredAnswer | None = None
-) -> str:
-    """What `draw_panel` shows in a few lines of text, with a map of the two masks."""
+def _write_report(sample: Sample, rewards: RewardSum, answer: ScoredAnswer | None) -> str:
+    """What `_draw_panel` shows in a few lines of text, with a map of the two masks."""
     height, width = sample.target.size
-    lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels']
+    (first, *_), *rows = _lines(rewards, answer)
+    lines = [f'"{sample.expression}"  {sample.id}, {width}x{height} pixels', first]
+    if answer is not None:
+        lines += _map_of_masks(sample, answer)
+        lines += [f"{name:<20}{value}  {weight}".rstrip() for name, value, weight in rows]
+    return "\n".join([*lines, ""])
+
+
+def _lines(rewards: RewardSum, answer: ScoredAnswer | None) -> list[tuple[str, str, str]]:
+    """What is said of an answer, line by line: a text, a number, and its weight in the reward."""
     if answer is None:
-        return "\n".join([*lines, "waiting for an answer", ""])
-    lines += [
-        f"answer: {_content(answer.prediction)}, {_faults(answer) or 'valid'}",
-        *_map_of_masks(sample, answer),
-        f"{'IoU':<20}{answer.iou:7.3f}",
+        return [("waiting for an answer", "", "")]
+    faults = ", ".join(answer.prediction.issue_kinds)
+    numbers = [("IoU", answer.iou, "")]
+    for name, term in rewards.terms.items():
+        weight = "gate" if term.weight == "gate" else f"x {term.weight:g}"
+        numbers.append((name, answer.terms[name], weight))
+    numbers.append(("reward", answer.total, ""))
+    content = _content(answer.prediction)
+    return [
+        (f"answer: {content}, {faults or 'valid'}", "", ""),
+        *((name, f"{value:7.3f}", weight) for name, value, weight in numbers),
     ]
-    for name, term in weights.items():
-        lines.append(f"{name:<20}{answer.terms[name]:7.3f}  {_weight_text(term)}")
-    return "\n".join([*lines, f"{'reward':<20}{answer.total:7.3f}", ""])
 
 
 def _content(prediction: Prediction) -> str:
@@ -170,16 +179,6 @@ def _content(prediction: Prediction) -> str:
         return "no point"
     x, y = prediction.point.tolist()
     return f"point [{x:.4g},{y:.4g}]"
-
-
-def _faults(answer: ScoredAnswer) -> str:
-    return ", ".join(answer.prediction.issue_kinds)
-
-
-def _weight_text(term: Term | None) -> str:
-    if term is None:
-        return ""
-    return "gate" if term.weight == "gate" else f"x {term.weight:g}"
 
 
 def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> list[str]:
@@ -198,52 +197,6 @@ def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> li
         letters[int(point[1] * rows), int(point[0] * columns)] = "X"
         key = "o target   X answer"
     return ["".join(line) for line in letters] + [key]
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int, answer: ScoredAnswer) -> None:
-    """Colours of target and answer, with the answer's size or faults."""
-    vertices = sum(map(len, answer.prediction.rings))
-    size = f"{vertices} vertices" if answer.prediction.form != "point" else "a point"
-    texts = [("target", TARGET_COLOR), (f"answer, {size}", ANSWER_COLOR)]
-    place = float(x)
-    for text, color in texts:
-        draw.rounded_rectangle((place, y - 6, place + 12, y + 6), 3, color)
-        draw.text((place + 18, y), text, WHITE, font(13), "lm")
-        place += 18 + draw.textlength(text, font(13)) + 14
-    draw.text((place, y), _faults(answer), _FAULT_COLOR, font(13), "lm")
-
-
-def _draw_bar(
-    draw: ImageDraw.ImageDraw,
-    span: tuple[int, int, int],
-    name: str,
-    weight: str,
-    value: float | None,
-) -> None:
-    """One line: name, weight, a bar over [0, 1], the number."""
-    left, y, right = span
-    draw.text((left, y), name, WHITE, font(13), "lm")
-    draw.text((left + 180, y), weight, _MUTED_COLOR, font(12), "rm")
-    start, end = left + 192, right - 54
-    draw.rounded_rectangle((start, y - 4, end, y + 4), 4, _TRACK_COLOR)
-    if value is None:
-        return
-    reach = start + (end - start) * float(np.clip(value, 0.0, 1.0))
-    if reach > start + 1:
-        draw.rounded_rectangle((start, y - 4, max(reach, start + 8), y + 4), 4, ANSWER_COLOR)
-    draw.text((right, y), f"{value:.3f}", WHITE, font(13), "rm")
-
-
-def _draw_shortened(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int
-) -> None:
-    """One line of text, shortened with an ellipsis where it is too long."""
-    text, letters = text[:300], font(17)
-    if draw.textlength(text, letters) > width:
-        while text and draw.textlength(text + "…”", letters) > width:
-            text = text[:-1]
-        text = text.rstrip() + "…”"
-    draw.text(place, text, WHITE, letters, "lm")
 
 
 @lru_cache(maxsize=32)
@@ -298,14 +251,12 @@ def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -
         places = points + outwards * 12.0 * scale
         for number, (x, y) in enumerate(places.tolist()):
             box = draw.textbbox((x, y), str(number), font=letters, anchor="mm", stroke_width=2)
-            inside = box[0] >= 0 and box[1] >= 0
-            inside = inside and box[2] <= drawing.width and box[3] <= drawing.height
-            if inside and not any(_overlap(box, other) for other in taken):
+            inside = min(box) >= 0 and box[2] <= drawing.width and box[3] <= drawing.height
+            if inside and not any(
+                box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+                for other in taken
+            ):
                 taken.append(box)
                 draw.text(
                     (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=DARK
                 )
-
-
-def _overlap(one: Box, two: Box) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

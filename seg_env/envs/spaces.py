@@ -49,26 +49,27 @@ class PolygonText(FreeText):
         max_length: int = 4096,
         *,
         frame: Frame = UNIT,
-        decimals: int = 3,
         forms: tuple[Form, ...] = ("mask",),
         seed: int | None = None,
     ) -> None:
-        """Describe the space; frame, decimals and forms are those of its samples."""
+        """Describe the space; frame and forms are those of its samples."""
         super().__init__(max_length, seed=seed)
         self.frame = frame
-        self.decimals = decimals
         self.forms = forms
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``."""
         if mask is not None or probability is not None:
-            raise ValueError("PolygonText.sample takes no mask and no probability; call sample()")
+            raise ValueError("sampling takes no mask and no probability; call sample()")
+        return self._draw()
+
+    def _draw(self) -> str:
         form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
         if form != "mask":
             points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
-            return encode_numbers(points, self.decimals, frame=self.frame)
+            return encode_numbers(points, frame=self.frame)
         rings = [self._star() for _ in range(1 + int(self.np_random.random() < 0.25))]
-        return encode(rings, self.decimals, frame=self.frame)
+        return encode(rings, frame=self.frame)
 
     def contains(self, x: Any) -> bool:
         """True for every string: what cannot be read scores badly, but it may be answered."""
@@ -79,8 +80,7 @@ class PolygonText(FreeText):
             isinstance(other, PolygonText)
             and type(other) is type(self)
             and super().__eq__(other)
-            and (self.frame, self.decimals) == (other.frame, other.decimals)
-            and self.forms == other.forms
+            and (self.frame, self.forms) == (other.frame, other.forms)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -100,12 +100,9 @@ class PolygonText(FreeText):
 class ImageSpace(spaces.Space[NDArray[np.uint8]]):
     """Images ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
 
-    def __init__(self, max_side: int = 16384, *, seed: int | None = None) -> None:
-        """Describe the space of images whose sides have 1 to ``max_side`` pixels."""
-        if max_side < 1:
-            raise ValueError(f"max_side={max_side}, but an image has at least 1 pixel")
+    def __init__(self, *, seed: int | None = None) -> None:
+        """Describe the space."""
         super().__init__(shape=None, dtype=np.uint8, seed=seed)
-        self.max_side = int(max_side)
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -115,25 +112,19 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
     def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.uint8]:
         """Draw noise of a random size, at most 256 pixels a side to stay cheap."""
         if mask is not None or probability is not None:
-            raise ValueError("ImageSpace.sample takes no mask and no probability; call sample()")
-        height, width = self.np_random.integers(1, min(self.max_side, 256) + 1, size=2)
+            raise ValueError("sampling takes no mask and no probability; call sample()")
+        height, width = self.np_random.integers(1, 257, size=2)
         return self.np_random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 
     def contains(self, x: Any) -> bool:
-        """True for an ``(H, W, 3) uint8`` array with sides from 1 to ``max_side``."""
-        return (
-            isinstance(x, np.ndarray)
-            and x.dtype == np.uint8
-            and x.ndim == 3
-            and x.shape[2] == 3
-            and min(x.shape[:2]) >= 1
-            and max(x.shape[:2]) <= self.max_side
-        )
+        """True for an ``(H, W, 3) uint8`` array with at least one pixel."""
+        is_image = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3
+        return is_image and x.shape[2] == 3 and x.size > 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ImageSpace) and self.max_side == other.max_side
+        return isinstance(other, ImageSpace)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"ImageSpace(max_side={self.max_side})"
+        return "ImageSpace()"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -14,12 +14,18 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Question, check_options, check_query_seed
-from seg_env.envs.credit import VertexCredit, vertex_credit
-from seg_env.envs.episodes import Episode, EpisodeRules, Outcome, copy_observation
-from seg_env.envs.render import RENDER_MODES, check_render_mode
-from seg_env.envs.rules import find_rules
-from seg_env.envs.scoring import ScoredAnswer
+from seg_env.envs.core import (
+    Episode,
+    Question,
+    ScoredAnswer,
+    check_options,
+    check_query_seed,
+    copy_observation,
+)
+from seg_env.envs.referring import find_rules
+from seg_env.envs.refine import RefineRules
+from seg_env.envs.render import RENDER_MODES, check_render_mode, render_question
+from seg_env.envs.vertex import VertexCredit, vertex_credit
 from seg_env.tasks import Task, check_task
 
 BatchedObservation = dict[str, Any]
@@ -43,10 +49,9 @@ class ReferringSegmentationVectorEnv(
       new questions. The results of the answers (``iou``, ``valid``, ``issues``, ``num_vertices``,
       ``reward/<name>``) are repeated at the top level.
     - ``DISABLED``: `step` only scores, and `reset` follows. Trainers, which choose their questions
-      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps
-      (``step_mode="vertex"``) end one by one; the others go on, with None in place of an action
-      where an episode has ended. There the observation stays, the reward is 0, ``terminated`` stays
-      True, and infos say nothing.
+      by ``reset(options={"indices": ...})``, use this one. Episodes of several steps end one by
+      one; the others go on, with None in place of an action where an episode has ended. There the
+      observation stays, the reward is 0, ``terminated`` stays True, and infos say nothing.
 
     A sample that several environments ask about is loaded once, and its target prepared once.
 
@@ -67,7 +72,6 @@ class ReferringSegmentationVectorEnv(
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
-    _find_rules: Callable[..., EpisodeRules[Any]] = staticmethod(find_rules)
 
     def __init__(
         self,
@@ -76,27 +80,29 @@ class ReferringSegmentationVectorEnv(
         num_envs: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
-        max_episode_steps: int | None = None,
         **arguments: Any,
     ) -> None:
         """Open the data set; see `ReferringSegmentationEnv` for ``arguments``.
 
         ``autoreset_mode`` is ``"SameStep"``, ``"Disabled"``, or a member of ``AutoresetMode``.
-        ``max_episode_steps`` is accepted as ``make_vec`` may pass it; episodes end by themselves.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; use at least 1")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps={max_episode_steps}; an episode has one step")
-        self._mode = _find_mode(autoreset_mode)
+        modes = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)}
+        mode = getattr(autoreset_mode, "value", autoreset_mode)
+        if mode not in modes:
+            raise ValueError(
+                f"autoreset_mode={autoreset_mode!r}; use one of {list(modes)}: next-step autoreset "
+                f"would waste every second step of episodes that have one step"
+            )
+        self._mode = modes[mode]
         self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
-        self._rules = self._find_rules(dataset, **arguments)
-        self.core = self._rules.core
+        self.core = find_rules(dataset, **arguments)
         self.dataset = self.core.dataset
-        self.single_observation_space = self._rules.observation_space
-        self.single_action_space = self._rules.action_space
+        self.single_observation_space = self.core.observation_space
+        self.single_action_space = self.core.action_space
         self._same_size = isinstance(self.core.observation_space["image"], spaces.Box)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -124,25 +130,21 @@ class ReferringSegmentationVectorEnv(
             ResetNeeded: The first reset leaves an environment out.
         """
         given = check_options(options, ("indices", "reset_mask", "tasks", "query_seed"))
-        rows = _check_mask(given.get("reset_mask"), self.num_envs)
+        rows = self._check_mask(given.get("reset_mask"))
         indices = self._check_indices(given.get("indices"))
-        tasks = _check_tasks(given.get("tasks"), self.num_envs)
+        tasks = self._check_tasks(given.get("tasks"))
         query_seed = check_query_seed(given.get("query_seed"))
-        seeds = _check_seeds(seed, self.num_envs)
+        seeds = self._check_seeds(seed)
         for row in rows:
             if seeds[row] is not None:
                 self._generators[row] = seeding.np_random(seeds[row])[0]
-        self._ask(
-            rows,
-            None if indices is None else [indices[row] for row in rows],
-            [tasks[row] for row in rows],
-            query_seed,
-        )
+        self._ask(rows, indices, tasks, query_seed)
         episodes = self._current()
         self._shown = self._shown or [(episode.question, None) for episode in episodes]
         for row in rows:
             self._shown[row] = episodes[row].question, None
-        return self._observe(), self._reset_infos(rows)
+        infos = [self.core.reset_info(episodes[row]) for row in rows]
+        return self._observe(), self._pack(rows, infos)
 
     def step(self, actions: Sequence[str | None]) -> Step:
         """Take an action in each of the ``N`` episodes, scored in one call.
@@ -153,9 +155,9 @@ class ReferringSegmentationVectorEnv(
             ResetNeeded: There is an action for an environment without an open question, or no
                 environment has one.
         """
-        rows, texts = _check_actions(actions, self._open)
+        rows, texts = self._check_actions(actions)
         episodes = self._current()
-        outcomes = self._rules.step([episodes[row] for row in rows], texts)
+        outcomes = self.core.step([episodes[row] for row in rows], texts)
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.logical_not(self._open), np.zeros(self.num_envs, dtype=np.bool_)
         for row, outcome in zip(rows, outcomes, strict=True):
@@ -164,18 +166,17 @@ class ReferringSegmentationVectorEnv(
             rewards[row] = outcome.reward
             terminated[row], truncated[row] = outcome.terminated, outcome.truncated
             self._open[row] = not (outcome.terminated or outcome.truncated)
-        infos = _pack_infos(self.num_envs, rows, [outcome.info for outcome in outcomes])
-        if self._mode is AutoresetMode.SAME_STEP:
-            self._start_next(outcomes, infos)
-        return self._observe(), rewards, terminated, truncated, infos
+        infos = [outcome.info for outcome in outcomes]
+        final = self._start_next(infos) if self._mode is AutoresetMode.SAME_STEP else {}
+        packed = self._pack(rows, infos) | final
+        return self._observe(), rewards, terminated, truncated, packed
 
     def fork(self, sources: Sequence[int]) -> BatchedObservation:
         """Copy episodes: environment ``i`` goes on from where environment ``sources[i]`` stands.
 
         So a group of answers can be asked for from one state, whatever led there.
         """
-        if len(sources) != self.num_envs:
-            raise ValueError(f"{len(sources)} sources for {self.num_envs} environments")
+        self._require_one_each(sources, "sources")
         wrong = [source for source in sources if not 0 <= source < self.num_envs]
         if wrong:
             raise IndexError(f"sources {wrong}, but environments are 0 to {self.num_envs - 1}")
@@ -189,7 +190,15 @@ class ReferringSegmentationVectorEnv(
         """The rewards of ``N`` whole answers by vertex.
 
         They answer the questions that are open or, if autoreset is disabled, were answered last.
+
+        Raises:
+            TypeError: A turn earns an improvement, and may be an edit.
         """
+        if isinstance(self.core, RefineRules):
+            raise TypeError(
+                "vertices of a turn have no rewards of their own, as a turn earns what it "
+                "improved: credit whole answers here"
+            )
         questions = [episode.question for episode in self._current()]
         return vertex_credit(self.core, questions, texts)
 
@@ -198,9 +207,101 @@ class ReferringSegmentationVectorEnv(
         if self.render_mode is None:
             return None
         self._current()
+        rewards = self.core.rewards
         return tuple(
-            self.core.render(self.render_mode, question, answer) for question, answer in self._shown
+            render_question(self.render_mode, question, rewards, answer)
+            for question, answer in self._shown
         )
+
+    def _ask(
+        self,
+        rows: Sequence[int],
+        indices: Sequence[int | None] | None = None,
+        tasks: Sequence[Task | None] | None = None,
+        query_seed: int | None = None,
+    ) -> None:
+        """Open a question in each of the rows, by default drawn; equal ones are loaded once."""
+        drawn = [None] * self.num_envs
+        indices, tasks = indices or drawn, tasks or drawn
+        asked = [
+            self.core.choose(self._generators[row], indices[row], tasks[row], query_seed)
+            for row in rows
+        ]
+        loaded = {each: self.core.ask(*each) for each in dict.fromkeys(asked)}
+        for row, key in zip(rows, asked, strict=True):
+            self._episodes[row], self._open[row] = self.core.begin(loaded[key]), True
+
+    def _start_next(self, infos: list[dict[str, Any]]) -> Infos:
+        """Ask the next questions where episodes have ended, and tell of them in the ``N`` infos.
+
+        Returns:
+            ``final_obs`` and ``final_info`` of the episodes that have ended.
+        """
+        holds = np.logical_not(self._open)
+        rows = np.flatnonzero(holds).tolist()
+        if not rows:
+            return {}
+        ended, final_obs = self._current(), np.empty(self.num_envs, dtype=object)
+        for row in rows:
+            final_obs[row] = copy_observation(self.core.observe(ended[row]))
+        final_info = self._pack(rows, [infos[row] for row in rows])
+        self._ask(rows)
+        for row, episode in enumerate(self._current()):
+            if holds[row]:
+                infos[row] = infos[row] | self.core.reset_info(episode)
+        final = {"final_obs": final_obs, "final_info": final_info}
+        return final | {f"_{name}": holds.copy() for name in final}
+
+    def _pack(self, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
+        """Infos of some environments as Gymnasium packs them, but a column at a time.
+
+        Strings become arrays of objects; where nothing is known, arrays are zero.
+        """
+        packed: Infos = {}
+        holds = np.zeros(self.num_envs, dtype=np.bool_)
+        holds[rows] = True
+        for key, value in infos[0].items():
+            is_text = isinstance(value, str)
+            column = (
+                np.full(self.num_envs, None) if is_text else np.zeros(self.num_envs, type(value))
+            )
+            column[rows] = [info[key] for info in infos]
+            packed[key], packed[f"_{key}"] = column, holds.copy()
+        return packed
+
+    def _current(self) -> list[Episode]:
+        """The episode of each environment, those that have ended included."""
+        episodes = [episode for episode in self._episodes if episode is not None]
+        if len(episodes) < self.num_envs:
+            raise ResetNeeded("Some environments have never been reset: call reset() first")
+        return episodes
+
+    def _observe(self) -> BatchedObservation:
+        """Observations of all episodes in new memory."""
+        single = [self.core.observe(episode) for episode in self._current()]
+        batched: BatchedObservation = {key: tuple(one[key] for one in single) for key in single[0]}
+        images = batched["image"]
+        batched["image"] = np.stack(images) if self._same_size else tuple(map(np.copy, images))
+        return batched
+
+    def _require_one_each(self, values: Sequence[object], what: str) -> None:
+        if len(values) != self.num_envs:
+            raise ValueError(
+                f"{len(values)} {what} for {self.num_envs} environments; give one each"
+            )
+
+    def _check_mask(self, mask: object) -> list[int]:
+        """The environments to reset, all without a mask."""
+        if mask is None:
+            return list(range(self.num_envs))
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
+                f"shape ({self.num_envs},) with at least one True"
+            )
+        return list(map(int, np.flatnonzero(mask)))
 
     def _check_indices(self, indices: object) -> list[int] | None:
         if indices is None:
@@ -218,165 +319,36 @@ class ReferringSegmentationVectorEnv(
             for row, value in enumerate(values)
         ]
 
-    def _ask(
-        self,
-        rows: Sequence[int],
-        indices: Sequence[int] | None,
-        tasks: Sequence[Task | None],
-        query_seed: int | None = None,
-    ) -> None:
-        """Open a question in each of the rows; equal questions are one, loaded once."""
-        seeds = [0] * len(rows)
-        if indices is None:
-            generators = [self._generators[row] for row in rows]
-            drawn = [(self.core.draw(each), self.core.draw_seed(each)) for each in generators]
-            indices, seeds = [index for index, _ in drawn], [seed for _, seed in drawn]
-        if query_seed is not None:
-            seeds = [query_seed] * len(rows)
-        asked = list(zip(indices, tasks, seeds, strict=True))
-        loaded = {
-            key: self.core.ask(key[0], task=key[1], query_seed=key[2])
-            for key in dict.fromkeys(asked)
-        }
-        for row, key in zip(rows, asked, strict=True):
-            self._episodes[row], self._open[row] = self._rules.begin(loaded[key]), True
+    def _check_tasks(self, tasks: object) -> list[Task | None]:
+        """``N`` tasks to ask; None where the environment should draw one."""
+        if tasks is None or isinstance(tasks, str):
+            tasks = [tasks] * self.num_envs
+        if not isinstance(tasks, Sequence | np.ndarray) or len(tasks) != self.num_envs:
+            raise ValueError(
+                f'options["tasks"] is {tasks!r:.200}; use one task, or one for each of the '
+                f"{self.num_envs} environments"
+            )
+        return [None if task is None else check_task(task) for task in tasks]
 
-    def _start_next(self, outcomes: Sequence[Outcome[Any]], infos: Infos) -> None:
-        """Move what ended to ``final_obs`` and ``final_info``, and ask the next questions there."""
-        # All environments were open, so there is an outcome of each, in order.
-        rows = [row for row, waits in enumerate(self._open) if not waits]
-        if not rows:
-            return
-        final_obs = np.empty(self.num_envs, dtype=object)
+    def _check_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        """One seed for each environment, counted up from a single one."""
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + row for row in range(self.num_envs)]
+        self._require_one_each(seed, "seeds")
+        return seed
+
+    def _check_actions(self, actions: Sequence[str | None]) -> tuple[list[int], list[str]]:
+        """The environments that wait for an action, and an action for each of them."""
+        if isinstance(actions, str):
+            raise TypeError(f"the actions are a single str; give {self.num_envs} answers")
+        self._require_one_each(actions, "answers")
+        rows = [row for row, waits in enumerate(self._open) if waits]
+        closed = [row for row, waits in enumerate(self._open) if not waits]
+        if not rows or any(actions[row] is not None for row in closed):
+            raise ResetNeeded(f"Environments {closed} have no open question: call reset() first")
         for row in rows:
-            final_obs[row] = copy_observation(self._rules.observe(outcomes[row].episode))
-        infos["final_obs"], infos["_final_obs"] = final_obs, _mask_of(self.num_envs, rows)
-        infos["final_info"] = _pack_infos(self.num_envs, rows, [outcomes[row].info for row in rows])
-        infos["_final_info"] = _mask_of(self.num_envs, rows)
-        self._ask(rows, None, [None] * len(rows))
-        _merge_infos(infos, self._reset_infos(rows))
-
-    def _current(self) -> list[Episode]:
-        """The episode of each environment, those that have ended included."""
-        episodes = [episode for episode in self._episodes if episode is not None]
-        if len(episodes) < self.num_envs:
-            raise ResetNeeded("Some environments have never been reset: call reset() first")
-        return episodes
-
-    def _observe(self) -> BatchedObservation:
-        """Observations of all episodes in new memory."""
-        single = [self._rules.observe(episode) for episode in self._current()]
-        batched: BatchedObservation = {key: tuple(one[key] for one in single) for key in single[0]}
-        images = batched["image"]
-        batched["image"] = np.stack(images) if self._same_size else tuple(map(np.copy, images))
-        return batched
-
-    def _reset_infos(self, rows: list[int]) -> Infos:
-        episodes = self._current()
-        infos = [self._rules.reset_info(episodes[row]) for row in rows]
-        return _pack_infos(self.num_envs, rows, infos)
-
-
-def _pack_infos(num_envs: int, rows: list[int], infos: Sequence[Mapping[str, Any]]) -> Infos:
-    """Infos of some environments as Gymnasium packs them, but a column at a time.
-
-    Strings become arrays of objects; where nothing is known, arrays are zero.
-    """
-    packed: Infos = {}
-    for key in infos[0]:
-        kind = type(infos[0][key])
-        column = np.full(num_envs, None) if kind is str else np.zeros(num_envs, dtype=kind)
-        column[rows] = [info[key] for info in infos]
-        packed[key], packed[f"_{key}"] = column, _mask_of(num_envs, rows)
-    return packed
-
-
-def _merge_infos(infos: Infos, newer: Infos) -> None:
-    """Write packed infos over others, only where the newer ones hold."""
-    for key, column in newer.items():
-        if key.startswith("_"):
-            continue
-        holds = newer[f"_{key}"]
-        if key in infos:
-            infos[key][holds] = column[holds]
-            infos[f"_{key}"] |= holds
-        else:
-            infos[key], infos[f"_{key}"] = column, holds
-
-
-def _mask_of(num_envs: int, rows: list[int]) -> NDArray[np.bool_]:
-    mask = np.zeros(num_envs, dtype=np.bool_)
-    mask[rows] = True
-    return mask
-
-
-def _find_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    allowed = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
-    for known in allowed:
-        if mode in (known, known.value):
-            return known
-    raise ValueError(
-        f"autoreset_mode={mode!r}; use one of {[known.value for known in allowed]}: next-step "
-        f"autoreset would waste every second step of episodes that have one step"
-    )
-
-
-def _check_mask(mask: object, num_envs: int) -> list[int]:
-    """The environments to reset, all without a mask."""
-    if mask is None:
-        return list(range(num_envs))
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f'options["reset_mask"] is {mask!r}; use a numpy array of bool')
-    if mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(
-            f'options["reset_mask"] has shape {mask.shape} and {mask.sum()} True values; use '
-            f"shape ({num_envs},) with at least one True"
-        )
-    return [int(row) for row in np.flatnonzero(mask)]
-
-
-def _check_tasks(tasks: object, num_envs: int) -> list[Task | None]:
-    """``N`` tasks to ask; None where the environment should draw one."""
-    if tasks is None:
-        return [None] * num_envs
-    if isinstance(tasks, str):
-        return [check_task(tasks)] * num_envs
-    if not isinstance(tasks, Sequence | np.ndarray) or len(tasks) != num_envs:
-        raise ValueError(
-            f'options["tasks"] is {tasks!r:.200}; use one task, or one for each of the {num_envs} '
-            f"environments"
-        )
-    return [None if task is None else check_task(task) for task in tasks]
-
-
-def _check_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
-    """One seed for each environment, counted up from a single one."""
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + row for row in range(num_envs)]
-    if len(seed) != num_envs:
-        raise ValueError(f"{len(seed)} seeds for {num_envs} environments; give one each")
-    return seed
-
-
-def _check_actions(
-    actions: Sequence[str | None], is_open: Sequence[bool]
-) -> tuple[list[int], list[str]]:
-    """The environments that wait for an action, and an action for each of them."""
-    if isinstance(actions, str):
-        raise TypeError(f"the actions are a single str; give {len(is_open)} answers")
-    texts = list(actions)
-    if len(texts) != len(is_open):
-        raise ValueError(f"{len(texts)} answers for {len(is_open)} environments; give one each")
-    closed = [row for row, waits in enumerate(is_open) if not waits]
-    if len(closed) == len(texts) or any(texts[row] is not None for row in closed):
-        raise ResetNeeded(f"Environments {closed} have no open question: call reset() first")
-    rows = [row for row, waits in enumerate(is_open) if waits]
-    chosen: list[str] = []
-    for row in rows:
-        text = texts[row]
-        if not isinstance(text, str):
-            raise TypeError(f"answer {row} is a {type(text).__name__}; use a str")
-        chosen.append(text)
-    return rows, chosen
+            if not isinstance(actions[row], str):
+                raise TypeError(f"answer {row} is a {type(actions[row]).__name__}; use a str")
+        return rows, [cast("str", actions[row]) for row in rows]

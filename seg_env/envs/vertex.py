@@ -1,4 +1,4 @@
-"""Episodes in which each action is the next vertex of the outline."""
+"""Outlines vertex by vertex: drawn one in each step, and what each one of an answer earned."""
 
 from __future__ import annotations
 
@@ -10,18 +10,46 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from seg_env.envs.core import Observation, Question, ReferringCore
-from seg_env.envs.edits import NUMBER, RingText, write_outline
-from seg_env.envs.episodes import Episode, EpisodeRules, Outcome
+from seg_env.data.base import Dataset
+from seg_env.envs.core import Episode, Observation, Outcome, Question, ReferringCore
 from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
-from seg_env.frames import UNIT, Frame
-from seg_env.grammar import MAX_VERTICES
-from seg_env.types import Ring
+from seg_env.frames import Frame
+from seg_env.grammar import MAX_VERTICES, decode
 
+NUMBER = r"-?+[0-9]{1,6}+(?:\.[0-9]{1,17}+)?+"
+"""Regular expression of a coordinate: a plain decimal below a million."""
+
+RingText = tuple[tuple[str, str], ...]
+"""The vertices of one ring, two numbers as written each, so that nothing is rounded."""
+
+MAX_ENTRIES = 256
+"""Most entries of `VertexCredit`; vertices of longer answers are credited several at a time."""
+
+_VERTEX = re.compile(r"\[[^\[\]]*+\]")
 _ACTION = re.compile(rf"\s*+(?:\[\s*+({NUMBER})\s*+,\s*+({NUMBER})\s*+\]|(\]\s*+,\s*+\[)|(\]))\s*+")
 _CHARACTERS_OF_A_VERTEX = 64  # At most: two numbers of 25 characters, brackets and commas.
+
+
+def write_outline(rings: Sequence[RingText]) -> str:
+    """Rings as an answer, ``[[[0.1,0.2],...],...]``, without spaces; ``[]`` for none."""
+    texts = (",".join(f"[{x},{y}]" for x, y in ring) for ring in rings)
+    return "[" + ",".join(f"[{text}]" for text in texts) + "]"
+
+
+def draw_written(
+    core: ReferringCore,
+    question: Question,
+    rings: Sequence[RingText],
+    open_ring: RingText = (),
+) -> NDArray[np.uint8]:
+    """The image of a question with an outline drawn on it, see `draw_outline`."""
+    seen = core.answer_frame.for_view(question.sample.target.size)
+    closed = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in rings]
+    last = seen.to_unit(np.array(open_ring, dtype=np.float64)) if open_ring else None
+    return draw_outline(question.image, closed, last)
 
 
 class VertexFault(StrEnum):
@@ -66,24 +94,17 @@ class VertexText(PolygonText):
     Most samples are vertices inside the image, some close the outline or a ring.
     """
 
-    def __init__(self, *, frame: Frame = UNIT, decimals: int = 3, seed: int | None = None) -> None:
-        """Describe the space by the frame and the decimals in which samples are written."""
-        super().__init__(_CHARACTERS_OF_A_VERTEX, frame=frame, decimals=decimals, seed=seed)
-
-    def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Draw ``[x,y]``, ``],[`` or ``]``."""
-        if mask is not None or probability is not None:
-            raise ValueError("VertexText.sample takes no mask and no probability; call sample()")
+    def _draw(self) -> str:
         kind = self.np_random.random()
         if kind < 0.15:
             return "]" if kind < 0.1 else "],["
         points = self.frame.from_unit(self.np_random.random((1, 2)))
         x, y = np.clip(points[0], 0.0, self.frame.limits).tolist()
-        places = 0 if self.frame.integer else self.decimals
+        places = 0 if self.frame.integer else 3
         return f"[{x:.{places}f},{y:.{places}f}]"
 
 
-class VertexRules(EpisodeRules[VertexEpisode]):
+class VertexRules(ReferringCore):
     """One vertex after the other; each earns what it adds to the reward of the answer.
 
     With ``phi`` the weighted reward of the outline so far, closed, and 0 before the first action,
@@ -95,23 +116,28 @@ class VertexRules(EpisodeRules[VertexEpisode]):
     last_action = "closing bracket or the last vertex allowed"
 
     def __init__(
-        self, core: ReferringCore, *, max_vertices: int = 128, render_outline: bool = False
+        self,
+        dataset: str | Dataset = "scenes",
+        *,
+        max_vertices: int = 128,
+        render_outline: bool = False,
+        **arguments: Any,
     ) -> None:
-        """Set the limits.
+        """Set the limits; ``arguments`` are those of `ReferringCore`.
 
         After ``max_vertices`` actions (vertices, ring ends and faults) an outline that is still
         open is closed by force. With ``render_outline`` it is drawn on the image observed.
         """
-        super().__init__(core)
-        core.require_outlines('step_mode="vertex"', bracketed=True)
+        super().__init__(dataset, **arguments)
+        self.require_outlines('step_mode="vertex"', bracketed=True)
         if isinstance(max_vertices, bool) or not isinstance(max_vertices, int):
             raise ValueError(f"max_vertices={max_vertices!r}; use a whole number")
         if not 3 <= max_vertices <= MAX_VERTICES:
             raise ValueError(f"max_vertices={max_vertices}; use 3 to {MAX_VERTICES}")
         self.max_vertices, self.render_outline = max_vertices, render_outline
         outline = FreeText(_CHARACTERS_OF_A_VERTEX * max_vertices)
-        self.observation_space = spaces.Dict({**core.observation_space.spaces, "outline": outline})
-        self.action_space = VertexText(frame=core.typical_frame)
+        self.observation_space = spaces.Dict({**self.observation_space.spaces, "outline": outline})
+        self.action_space = VertexText(_CHARACTERS_OF_A_VERTEX, frame=self.action_space.frame)
 
     def begin(self, question: Question) -> VertexEpisode:
         """Open an episode."""
@@ -121,22 +147,22 @@ class VertexRules(EpisodeRules[VertexEpisode]):
         """Image, question, and the outline so far."""
         observation = super().observe(episode) | {"outline": episode.text}
         if self.render_outline:
-            seen = self.core.answer_frame.for_view(episode.question.sample.target.size)
-            rings = [_points(ring, seen) for ring in episode.rings]
-            open_ring = _points(episode.open_ring, seen) if episode.open_ring else None
-            observation["image"] = draw_outline(episode.question.image, rings, open_ring)
+            drawn = draw_written(self, episode.question, episode.rings, episode.open_ring)
+            observation["image"] = drawn
         return observation
 
     def reset_info(self, episode: VertexEpisode) -> dict[str, Any]:
-        """What is asked, and which actions make sense."""
-        return super().reset_info(episode) | _legal_actions(episode)
+        """What is asked, and which actions lead to a well-formed answer."""
+        return super().reset_info(episode) | {
+            "can_close": len(episode.open_ring) not in (1, 2),
+            "can_start_ring": len(episode.open_ring) >= 3,
+            "vertices_left": episode.vertices_left,
+        }
 
-    def step(
-        self, episodes: Sequence[VertexEpisode], actions: Sequence[str]
-    ) -> list[Outcome[VertexEpisode]]:
+    def step(self, episodes: Sequence[VertexEpisode], actions: Sequence[str]) -> list[Outcome]:
         """Take ``N`` actions; all outlines are scored in one call."""
         drawn = [_apply(*pair) for pair in zip(episodes, actions, strict=True)]
-        scores = self.core.score(
+        scores = self.score(
             [after.closed_text for after, _, _ in drawn], [before.question for before in episodes]
         )
         outcomes = []
@@ -145,23 +171,17 @@ class VertexRules(EpisodeRules[VertexEpisode]):
             # What changed nothing earns nothing, whatever "[]" is worth.
             value = before.value if fault else answer.total
             after = replace(after, value=value)
-            info = self.core.answer_info(after.question, answer)
             outcomes.append(
-                Outcome(
+                self.outcome(
                     after,
+                    answer,
                     value - before.value,
                     terminated=closed,
                     truncated=not closed and after.vertices_left == 0,
-                    info={**info, "fault": fault.value, **_legal_actions(after)},
-                    answer=answer,
+                    fault=fault.value,
                 )
             )
         return outcomes
-
-
-def _points(ring: RingText, seen: Frame) -> Ring:
-    """A ring in the unit frame of the image seen."""
-    return seen.to_unit(np.array(ring, dtype=np.float64))
 
 
 def _apply(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
@@ -181,10 +201,61 @@ def _apply(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFa
     return replace(episode, rings=rings, open_ring=()), VertexFault.NONE, False
 
 
-def _legal_actions(episode: VertexEpisode) -> dict[str, Any]:
-    """Which actions lead to a well-formed answer."""
-    return {
-        "can_close": len(episode.open_ring) not in (1, 2),
-        "can_start_ring": len(episode.open_ring) >= 3,
-        "vertices_left": episode.vertices_left,
-    }
+@dataclass(frozen=True, eq=False)
+class VertexCredit:
+    """The reward of one answer, taken apart into ``K`` entries: its vertices, then its closing."""
+
+    ends: NDArray[np.int64]
+    """``(K,)`` index behind the last character of each entry; the last is the text's length."""
+    rewards: NDArray[np.float64]
+    """``(K,)`` what the weighted reward grew by."""
+    iou: NDArray[np.float64]
+    """``(K,)`` what the mask IoU grew by."""
+
+
+def vertex_credit(
+    core: ReferringCore, questions: Sequence[Question], texts: Sequence[str]
+) -> list[VertexCredit]:
+    """Take the rewards of ``N`` answers apart by vertex, scored in one call of each reward.
+
+    A vertex is credited with the difference that it made to the reward of the text so far, brackets
+    closed, as in ``step_mode="vertex"`` (see `VertexRules`); that of no text is 0. So the credits
+    sum to the reward of the answer. The last entry has what the end of the text changed: nothing,
+    as a rule. A text with any issue, or without a ring, gets a single entry at its end; any other
+    at most `MAX_ENTRIES` + 1.
+    """
+    other = next((question.task for question in questions if question.form != "mask"), None)
+    if other is not None:
+        raise ValueError(f"only outlines have vertices to credit; task={other!r} asks for none")
+    if core.answer_frame.writes_tokens:
+        raise ValueError(
+            f"vertices are credited where they are written in brackets; frame "
+            f"{core.answer_frame.family!r} writes location tokens"
+        )
+    if len(questions) != len(texts):
+        raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+    ends = [_ends(text, each.frame) for text, each in zip(texts, questions, strict=True)]
+    prefixes = [
+        text[:end] + "]]" * (end < len(text))
+        for text, own in zip(texts, ends, strict=True)
+        for end in own
+    ]
+    asked = [question for question, own in zip(questions, ends, strict=True) for _ in own]
+    scores, bounds = core.score(prefixes, asked), np.cumsum([len(own) for own in ends], dtype=int)
+    parts = zip(ends, np.split(scores.total, bounds), np.split(scores.iou, bounds), strict=False)
+    return [
+        VertexCredit(
+            np.array(own, dtype=np.int64), np.diff(total, prepend=0.0), np.diff(iou, prepend=0.0)
+        )
+        for own, total, iou in parts
+    ]
+
+
+def _ends(text: str, frame: Frame) -> list[int]:
+    """Where the entries of one answer end."""
+    whole = decode(text, frame)
+    if not whole.valid or not whole.rings:
+        return [len(text)]
+    ends = [match.end() for match in _VERTEX.finditer(text)]
+    stride = 1 + (len(ends) - 1) // MAX_ENTRIES
+    return [*ends[(len(ends) - 1) % stride :: stride], len(text)]  # with the last vertex

@@ -39,16 +39,16 @@ class QueryStyle:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not _is_number(self.decimals, Integral) or not 1 <= self.decimals <= MAX_DECIMALS:
-            raise ValueError(
-                f"queries: decimals={self.decimals!r}; use a whole number from 1 to {MAX_DECIMALS}"
-            )
-        if not _is_number(self.epsilon) or not 0 <= self.epsilon < 1:
-            raise ValueError(f"queries: epsilon={self.epsilon!r}; use a number from 0 to below 1")
-        if not _is_number(self.jitter) or not 0 <= self.jitter < 0.5:
-            raise ValueError(f"queries: jitter={self.jitter!r}; use a number from 0 to below 0.5")
-        if not isinstance(self.pad, bool):
-            raise ValueError(f"queries: pad={self.pad!r}; use True or False")
+        for name, kind, low, below, allowed in (
+            ("decimals", Integral, 1, MAX_DECIMALS + 1, f"a whole number from 1 to {MAX_DECIMALS}"),
+            ("pad", bool, 0, 2, "True or False"),
+            ("epsilon", Real, 0, 1, "a number from 0 to below 1"),
+            ("jitter", Real, 0, 0.5, "a number from 0 to below 0.5"),
+        ):
+            value = getattr(self, name)
+            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+            if not fits or not low <= value < below:
+                raise ValueError(f"queries: {name}={value!r}; use {allowed}")
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object] | QueryStyle | None) -> QueryStyle:
@@ -56,22 +56,19 @@ class QueryStyle:
         if isinstance(spec, QueryStyle):
             return spec
         known = list(cls.__dataclass_fields__)
-        if spec is not None and not isinstance(spec, Mapping):
+        given = {} if spec is None else spec
+        if not isinstance(given, Mapping) or not set(given) <= set(known):
             raise ValueError(f"queries={spec!r}; use a dictionary with some of {known}, or None")
-        given = dict(spec or {})
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ValueError(f"queries={given!r}: unknown {unknown}; use some of {known}")
         return cls(**given)  # type: ignore[arg-type]
 
 
-def _is_number(value: object, kind: type = Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
-    """The task that a mixture asks of a sample."""
-    return mixture.draw(_generator(sample, seed, len(TASKS)))
+    """The task that a mixture asks of a sample, by weight."""
+    if len(mixture.tasks) == 1:
+        return mixture.tasks[0]
+    shares = np.array([weight for _, weight in mixture.weights])
+    rng = _generator(sample, seed, len(TASKS))
+    return mixture.tasks[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
 
 def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:

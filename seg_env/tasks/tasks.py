@@ -40,7 +40,7 @@ TEXT_TASKS: tuple[Task, ...] = ("text->mask", "text->bbox", "text->point")
 Query = Literal["text", "mask", "bbox", "point"]
 """What a question gives: an expression, or a place."""
 
-TaskSpec: TypeAlias = "str | Sequence[str] | Mapping[str, float] | TaskMixture"
+TaskSpec: TypeAlias = "str | Mapping[str, float] | TaskMixture"
 """What `TaskMixture.from_spec` reads."""
 
 PROMPTS: dict[Task, str] = {
@@ -172,9 +172,8 @@ class TaskMixture:
     def from_spec(cls, spec: TaskSpec) -> TaskMixture:
         """Read one task or several with weights.
 
-        They are given as a name, ``"point->mask"``, as ``"text->mask=0.7 point->mask=0.3"``, as a
-        sequence of such terms, or as a mapping from names to weights. Weights are relative to each
-        other; 0 leaves a task out.
+        They are given as a name, ``"point->mask"``, as ``"text->mask=0.7 point->mask=0.3"``, or as
+        a mapping from names to weights. Weights are relative to each other; 0 leaves a task out.
 
         Raises:
             ValueError: It is none of these, a task is unknown, a weight is no number from 0, or
@@ -184,11 +183,10 @@ class TaskMixture:
             return spec
         if isinstance(spec, Mapping):
             words = [f"{task}={weight}" for task, weight in spec.items()]
+        elif isinstance(spec, str):
+            words = spec.split()
         else:
-            parts = [spec] if isinstance(spec, str) else spec
-            if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
-                raise _unknown(spec)
-            words = [word for part in parts for word in part.split()]
+            raise _unknown(spec)
         if len(words) == 1 and "=" not in words[0]:
             words = [f"{check_task(words[0])}=1"]
         weights = read_task_weights(words)
@@ -215,13 +213,6 @@ class TaskMixture:
         # With the shortest text of a number, ``1`` for 1.0.
         shortest = [(task, repr(float(weight)).removesuffix(".0")) for task, weight in self.weights]
         return " ".join(f"{task}={weight}" for task, weight in shortest)
-
-    def draw(self, rng: np.random.Generator) -> Task:
-        """A task by weight; nothing is drawn where there is only one."""
-        if len(self.weights) == 1:
-            return self.weights[0][0]
-        shares = np.array([weight for _, weight in self.weights])
-        return self.weights[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
 
 
 def check_task(name: object) -> Task:

@@ -14,7 +14,7 @@ from experiments.common.policies import EMBEDDED_TASKS, SHIPPED, open_policy
 from experiments.evaluation.loop import evaluate
 from experiments.run_bc import Args, set_tasks
 from seg_env.data.scenes import Scenes
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.grammar.answers import decode_answer
 from seg_env.tasks import TASKS, form_of, query_of, question
 from seg_env.tasks.queries import refer_to

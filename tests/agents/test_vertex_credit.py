@@ -20,7 +20,7 @@ from agents.vertex_credit import (
     credits_of,
     place_credit,
 )
-from seg_env.envs.credit import VertexCredit
+from seg_env.envs.vertex import VertexCredit
 
 OUTLINE = "[[[0.1,0.2],[0.3,0.4],[0.5,0.6]],[[0.7,0.8],[0.9,0.1],[0.2,0.3]]]"
 

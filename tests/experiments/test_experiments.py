@@ -21,7 +21,7 @@ from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
 from experiments.evaluation.loop import Evaluation, evaluate
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 UPDATES = 6
 QUESTIONS = 8

@@ -15,7 +15,7 @@ from agents.training.checkpoints import latest_checkpoint
 from experiments import run_pipeline
 from experiments.common.comparison import read_scores
 from experiments.evaluation.loop import evaluate
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 SHAPE = "--model.image-size 32 --model.vision-width 32 --model.vision-layers 1 --model.width 32 "
 SHAPE += "--model.layers 2 --model.heads 2"

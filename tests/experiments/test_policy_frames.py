@@ -13,9 +13,9 @@ from experiments.demo import Demo
 from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import TaskEvaluation
 from experiments.evaluation.loop import evaluate
+from rewards import RewardSum
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.scoring import Scorer
 from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILIES, AnswerFrame, ResizeSettings, find_answer_frame, pixel_frame
 from seg_env.grammar.answers import read_answer
@@ -136,10 +136,11 @@ def test_true_answers_of_every_form_earn_everything(frame, task, present):
     mask[40:120, 48:144] = present
     image = np.zeros((160, 192, 3), dtype=np.uint8)
     sample = Sample("one", "the square", Target.from_mask(mask), lambda: image)
-    scorer = Scorer("mask_iou=1 format=1", frame)
-    text = answer(sample, task, frame=find_answer_frame(frame))
-    scores = scorer([text], [sample], forms=[form_of(task)])
-    assert scores.predictions[0].valid, scores.predictions[0].issues
+    written = find_answer_frame(frame)
+    text = answer(sample, task, frame=written)
+    read = read_answer(text, sample.target.size, written, form_of(task))
+    assert read.valid, read.issues
+    scores = RewardSum.from_spec("mask_iou=1 format=1").score([read], [sample.target])
     coarse = frame in ("florence", "paligemma", "pixel:64x32", "qwen2.5-vl")
     assert scores.terms["mask_iou"][0] > 0.95 if coarse else scores.terms["mask_iou"][0] == 1.0
     assert scores.terms["format"][0] == 1.0
@@ -176,7 +177,7 @@ def test_a_frame_that_depends_on_the_image_holds_when_answers_are_improved(tree)
     policy.prepare([observation["image"]], [observation["prompt"]])
     observation, reward, *_ = env.step(policy.texts_written[0])
     assert policy.texts_written[0] in observation["prompt"]
-    terms = env.unwrapped._core.scorer.rewards.terms.values()
+    terms = env.unwrapped._core.rewards.terms.values()
     assert reward == pytest.approx(sum(term.weight for term in terms))
     outline = env.unwrapped._core.answer_frame.for_view((160, 192))
     assert outline.size == (96, 80)

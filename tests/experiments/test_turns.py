@@ -18,8 +18,8 @@ from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
 from experiments.evaluation.loop import evaluate_turns
 from seg_env.data.scenes import Scenes
-from seg_env.envs.refine import RefineEnv, RefineVectorEnv
-from seg_env.envs.rules import open_rules
+from seg_env.envs.referring import ReferringSegmentationEnv, open_rules
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.grammar import decode, encode
 
 REFINE = "SimpleSegRefine-Scenes-v0"
@@ -60,8 +60,11 @@ def prompts_of(agent, rollout):
 
 
 def test_an_environment_goes_on_from_where_another_one_stands():
-    envs = RefineVectorEnv(
-        Scenes(split="val", length=16, size=48), num_envs=4, autoreset_mode="Disabled"
+    envs = ReferringSegmentationVectorEnv(
+        Scenes(split="val", length=16, size=48),
+        step_mode="refine",
+        num_envs=4,
+        autoreset_mode="Disabled",
     )
     envs.reset(options={"indices": [3, 3, 5, 5]})
     corners = [f"[[[0.1,0.1],[0.{n},0.1],[0.{n},0.9]]]" for n in (3, 5, 7, 9)]
@@ -184,7 +187,7 @@ def test_measuring_episodes_equals_playing_them_one_by_one():
     turns = evaluate_turns(
         agent.policy, open_rules(REFINE, **arguments), [2, 5, 7], max_new_tokens=60
     )
-    env = RefineEnv(**arguments)
+    env = ReferringSegmentationEnv(step_mode="refine", **arguments)
     for row, index in enumerate((2, 5, 7)):
         observation, _ = env.reset(options={"index": index})
         for turn in range(3):
@@ -200,7 +203,7 @@ def test_measuring_episodes_equals_playing_them_one_by_one():
 def test_demonstrations_show_the_policys_own_outline_and_what_to_do_about_it():
     policy = cloned_policy()
     rules = open_rules(REFINE, split="train", size=64, turns=2, refine_template=TEMPLATE)
-    questions = [rules.core.ask(index) for index in range(3)]
+    questions = [rules.ask(index) for index in range(3)]
     first = "[[[0.10,0.10],[0.90,0.10],[0.50,0.80]]]"
     found = demonstrate_refinement(
         policy,

@@ -32,7 +32,7 @@ from agents.ppo import PPO, PPOConfig
 from agents.settings import TRLOptions
 from agents.trl_backend.gspo import TRLGSPO
 from experiments.common.policies import EMBEDDED, SHIPPED
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 DEVICE = os.environ.get("SIMPLESEG_TEST_DEVICE", "cuda")
 ON_CUDA = DEVICE == "cuda"

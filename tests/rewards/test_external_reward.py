@@ -13,7 +13,7 @@ from agents_fixtures import cloned_policy, scene_environment
 from agents.gspo import GSPO, GSPOConfig
 from experiments.common.policies import EMBEDDED, SHIPPED
 from experiments.evaluation.loop import evaluate
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''

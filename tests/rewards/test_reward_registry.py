@@ -8,7 +8,6 @@ import pytest
 
 from rewards import (
     DEFAULT_REWARDS,
-    CentroidDistance,
     MaskIoU,
     Reward,
     RewardSum,
@@ -89,13 +88,6 @@ def test_forms_of_one_specification(spec):
         ("mask_iou", 1.0),
         ("format", "gate"),
     ]
-
-
-def test_spec_rebuilds_a_sum_made_of_names_only():
-    rewards = RewardSum.from_spec({"mask_iou": 1, "format": "gate"})
-    assert rewards.spec == "mask_iou=1.0 format=gate"
-    assert RewardSum.from_spec(rewards.spec).spec == rewards.spec
-    assert RewardSum.from_spec([(CentroidDistance(scale=0.5), 1.0)]).spec is None
 
 
 def test_a_ready_sum_passes_through():
@@ -214,7 +206,6 @@ def test_import_path_names_a_class_or_a_ready_instance(module):
     assert make_reward(f"{HERE}:twos").value == 2.0
     rewards = RewardSum.from_spec(f"mask_iou=1.0 {HERE}:Ones=0.2")
     assert list(rewards.terms) == ["mask_iou", "ones"]
-    assert RewardSum.from_spec(rewards.spec).spec == rewards.spec
 
 
 @pytest.mark.parametrize(
@@ -223,7 +214,10 @@ def test_import_path_names_a_class_or_a_ready_instance(module):
         (f"{HERE}:function", "is not a reward"),
         (f"{HERE}:np", "is not a reward"),
         (f"{HERE}:Unfinished", "is abstract; define __call__"),
-        (f"{HERE}:Needy", "cannot be built without value"),
+        (
+            f"{HERE}:Needy",
+            "built without arguments: missing a required argument: 'value'",
+        ),
     ],
 )
 def test_import_path_to_something_that_cannot_be_a_reward(module, path, complaint):

@@ -26,7 +26,7 @@ from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
 from seg_env.data.images import FORMATS
 from seg_env.data.readers.hub import require
-from seg_env.data.records import RecordError, parse_json_object
+from seg_env.data.records import Record, RecordError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
@@ -324,7 +324,7 @@ def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
 def _record(content: bytes) -> dict[str, Any]:
     """The JSON object in a record; an empty one where it holds anything else."""
     try:
-        return parse_json_object(content, "record")
+        return dict(Record.parse(content, "record").values)
     except RecordError:
         return {}
 

@@ -23,7 +23,7 @@ from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, EnvironmentReward, argu
 from agents.trl_backend.rows import QuestionRows
 from experiments import run_gspo
 from rewards import Reward
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.grammar import encode
 
 REWARDS = "mask_iou=1.0 format=0.1"

@@ -23,7 +23,7 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from experiments.evaluation.scores import load_samples, score
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.frames import find_answer_frame, pixel_frame, write_tokens
 from seg_env.grammar import encode
 from seg_env.tasks import box_of

@@ -8,7 +8,7 @@ from agents_fixtures import small_policy
 from experiments.evaluate import Args, main
 from experiments.evaluation.loop import Evaluation, evaluate
 from seg_env.data.scenes import Scenes
-from seg_env.envs.rules import open_questions
+from seg_env.envs.referring import open_questions
 from seg_env.tasks import TASKS, answer, form_of
 
 QUICK = {"questions": 6, "split": "val"}

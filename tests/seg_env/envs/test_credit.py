@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rewards import Reward
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.credit import MAX_ENTRIES, vertex_credit
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from seg_env.envs.vertex import MAX_ENTRIES, vertex_credit
 from seg_env.frames import PERMILLE, UNIT, pixel_frame
 from seg_env.grammar import decode, encode
 

@@ -12,8 +12,10 @@ from gymnasium.vector import SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards import DEFAULT_REWARDS, RewardSum
 from seg_env.data.scenes import Scenes
-from seg_env.envs.edits import (
+from seg_env.envs.referring import ReferringSegmentationEnv
+from seg_env.envs.refine import (
     MAX_EDITS,
     Edit,
     apply_edits,
@@ -21,8 +23,7 @@ from seg_env.envs.edits import (
     split_outline,
     write_outline,
 )
-from seg_env.envs.refine import RefineEnv, RefineVectorEnv
-from seg_env.envs.scoring import Scorer
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.frames import PERMILLE
 from seg_env.grammar import decode, encode
 from seg_env.registration import REFINE_IDS
@@ -33,9 +34,18 @@ SQUARE = "[[[0.2,0.2],[0.7,0.2],[0.7,0.7],[0.2,0.7]]]"
 DATA = Scenes(split="val", length=16, size=48)
 
 
+def scores_of(texts, samples, rewards=DEFAULT_REWARDS):
+    targets = [sample.target for sample in samples]
+    return RewardSum.from_spec(rewards).score([decode(text) for text in texts], targets)
+
+
+def refine_env(dataset=DATA, **arguments):
+    return ReferringSegmentationEnv(dataset, step_mode="refine", **arguments)
+
+
 def started(text=SQUARE, index=3, dataset=DATA, **arguments):
     """An environment in which one outline has been given."""
-    env = RefineEnv(dataset, **arguments)
+    env = refine_env(dataset, **arguments)
     env.reset(options={"index": index})
     return env, env.step(text)
 
@@ -63,11 +73,12 @@ def test_there_is_one_for_each_data_set():
 
 
 def test_a_turn_earns_what_it_improves():
-    env = RefineEnv(DATA, rewards="mask_iou=1.0 format=0.1")
+    env = refine_env(DATA, rewards="mask_iou=1.0 format=0.1")
     env.reset(options={"index": 3})
-    worth = Scorer("mask_iou=1.0 format=0.1")
     answers = [SQUARE, encode(DATA[3].target.outline(0.02)), "[[[0,0],[0.1,0],[0,0.1]]]"]
-    expected = np.diff(worth(answers, [DATA[3]] * 3).total, prepend=0.0)
+    expected = np.diff(
+        scores_of(answers, [DATA[3]] * 3, "mask_iou=1.0 format=0.1").total, prepend=0.0
+    )
     for turn, (answer, improvement) in enumerate(zip(answers, expected, strict=True), start=1):
         _, reward, terminated, truncated, info = env.step(answer)
         assert reward == pytest.approx(improvement, abs=1e-12)
@@ -82,14 +93,14 @@ def test_done_ends_the_episode_and_earns_nothing():
         env, _ = started()
         _, reward, terminated, truncated, info = env.step(word)
         assert (reward, terminated, truncated, info["fault"]) == (0.0, True, False, "")
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("done")
     assert (reward, terminated, info["outline"]) == (0.0, True, "")
 
 
 def test_the_outline_is_drawn_and_written_for_the_next_turn():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     first, _ = env.reset(options={"index": 3})
     question = f"Output the polygon coordinates of {DATA[3].expression} in the image."
     assert first["prompt"] == question
@@ -109,7 +120,7 @@ def test_the_outline_is_drawn_and_written_for_the_next_turn():
 
 @pytest.mark.parametrize("image_size", [(60, 60), (40, 120)])
 def test_what_is_drawn_is_where_the_answer_meant_it(pictures, image_size):
-    env = RefineEnv(pictures, image_size=image_size, frame=PERMILLE)
+    env = refine_env(pictures, image_size=image_size, frame=PERMILLE)
     before, _ = env.reset(options={"index": 0})
     after = env.step("[[[250,500],[750,500],[750,900]]]")[0]
     changed = np.argwhere((before["image"] != after["image"]).any(axis=2)) / image_size
@@ -132,9 +143,9 @@ def test_edits_change_the_outline_one_after_the_other(edits, outline):
     env, (_, before, *_) = started(rewards="mask_iou=1")
     _, reward, _, _, info = env.step(edits)
     assert (info["fault"], info["outline"]) == ("", outline)
-    alone = Scorer("mask_iou=1")([outline], [DATA[3]])
+    alone = scores_of([outline], [DATA[3]], "mask_iou=1")
     assert before + reward == pytest.approx(alone.total[0], abs=1e-12)
-    assert info["iou"] == alone.iou[0]
+    assert info["iou"] == alone.terms["mask_iou"][0]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,7 @@ def test_a_turn_with_a_fault_leaves_the_outline_and_costs_the_turn_only(action, 
 
 
 def test_there_is_nothing_to_edit_before_there_is_an_outline():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     env.reset(seed=0)
     for edit in ("delete 0", "insert 0 0.1 0.1"):
         observation, reward, _, _, info = env.step(edit)
@@ -195,7 +206,7 @@ def test_an_outline_cannot_grow_beyond_what_is_kept():
 @settings(max_examples=60)
 @given(actions=st.lists(st.text("[],.01 5;medltovinsr\n", max_size=60), max_size=8))
 def test_no_text_raises_or_goes_on_for_ever(actions):
-    env = RefineEnv(DATA, turns=8)
+    env = refine_env(DATA, turns=8)
     env.reset(options={"index": 0})
     env.step(SQUARE)
     for turn, action in enumerate(actions, start=2):
@@ -246,7 +257,7 @@ def test_vertices_are_numbered_through_all_rings():
 
 
 def test_seeds_choose_the_question():
-    env = RefineEnv(DATA)
+    env = refine_env(DATA)
     drawn = [env.reset(seed=4)[1]["index"], env.reset()[1]["index"]]
     assert [env.reset(seed=4)[1]["index"], env.reset()[1]["index"]] == drawn
 
@@ -259,8 +270,10 @@ def scripted(generator, number):
 
 @pytest.mark.parametrize("image_size", [None, 40])
 def test_it_equals_gymnasiums_vector_of_single_environments(image_size):
-    ours = RefineVectorEnv(DATA, num_envs=5, image_size=image_size)
-    singles = [lambda: RefineEnv(DATA, image_size=image_size)] * 5
+    ours = ReferringSegmentationVectorEnv(
+        DATA, step_mode="refine", num_envs=5, image_size=image_size
+    )
+    singles = [lambda: refine_env(DATA, image_size=image_size)] * 5
     reference = SyncVectorEnv(singles, autoreset_mode="SameStep")
     assert ours.observation_space == reference.observation_space
     assert data_equivalence(ours.reset(seed=2), reference.reset(seed=2), exact=True)
@@ -276,7 +289,9 @@ def test_it_equals_gymnasiums_vector_of_single_environments(image_size):
 
 
 def test_trainers_step_until_all_episodes_have_ended():
-    envs = RefineVectorEnv(DATA, num_envs=4, autoreset_mode="Disabled", rewards="mask_iou=1")
+    envs = ReferringSegmentationVectorEnv(
+        DATA, step_mode="refine", num_envs=4, autoreset_mode="Disabled", rewards="mask_iou=1"
+    )
     _, asked = envs.reset(options={"indices": [3, 3, 5, 5]})
     assert asked["index"].tolist() == [3, 3, 5, 5]
     generator = np.random.default_rng(1)
@@ -307,8 +322,8 @@ def test_make_finds_both():
         warnings.simplefilter("error")
         env = gym.make(SCENES, turns=5, size=32)
         envs = gym.make_vec(SCENES, num_envs=2, turns=2, size=32)
-    assert type(env.unwrapped) is RefineEnv
-    assert type(envs.unwrapped) is RefineVectorEnv
+    assert type(env.unwrapped) is ReferringSegmentationEnv
+    assert type(envs.unwrapped) is ReferringSegmentationVectorEnv
     assert env.reset(seed=0)[1]["turns_left"] == 5
     envs.reset(seed=0)
     assert envs.step(envs.action_space.sample())[2].tolist() == [False, False]
@@ -320,7 +335,7 @@ def test_the_outline_is_rendered():
     assert "4 vertices" in env.render()
     env.step("delete 0")
     assert "3 vertices" in env.render()
-    env = RefineEnv(DATA, render_mode="rgb_array")
+    env = refine_env(DATA, render_mode="rgb_array")
     env.reset(seed=0)
     assert env.render().shape[2] == 3
 
@@ -337,7 +352,7 @@ def test_the_outline_is_rendered():
 )
 def test_wrong_arguments_are_explained(arguments, message):
     with pytest.raises(ValueError, match=message):
-        RefineEnv(DATA, **arguments)
+        refine_env(DATA, **arguments)
 
 
 # Reference policies. They are given the sample; what they answer is text like any other.
@@ -345,7 +360,7 @@ def test_wrong_arguments_are_explained(arguments, message):
 
 def play(policy, index, turns=12):
     """Return of an episode, and the rewards of its turns."""
-    env = RefineEnv(DATA, turns=turns)
+    env = refine_env(DATA, turns=turns)
     env.action_space.seed(index)
     info = env.reset(options={"index": index})[1]
     rewards, terminated = [], False
@@ -381,7 +396,7 @@ def greedy_policy(sample, outline, env):
             f"{verb} {vertex} {x:.3f} {y:.3f}" for x, y in near for verb in ("move", "insert")
         ]
     outcomes = [write_outline(apply_edits(written, parse_edits(edit))) for edit in edits]
-    worth = Scorer()([outline, *outcomes], [sample] * (len(edits) + 1)).total
+    worth = scores_of([outline, *outcomes], [sample] * (len(edits) + 1)).total
     best = int(worth.argmax())
     return "done" if best == 0 else edits[best - 1]
 

@@ -127,7 +127,7 @@ def test_a_place_means_in_a_letterboxed_image_what_the_answer_would(frame):
             if task == "point->mask":
                 assert question.sample.target.contains(read.point)
             else:
-                scores = core.scorer.judge([read], [question.sample])
+                scores = core.judge([read], [question])
                 assert scores.iou[0] > 0.7
 
 

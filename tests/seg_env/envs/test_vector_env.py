@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from rewards import Reward, RewardSum
+from seg_env.envs.core import ReferringCore
 from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.scoring import Scorer
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.grammar import encode
 
@@ -147,7 +147,8 @@ def test_64_answers_scored_together_equal_64_scored_alone(scenes):
         _, alone, _, _, info = env.step(text)
         assert together[row] == alone
         assert {key: infos[key][row] for key in info} == info
-    scores = Scorer(rewards)(texts, [scenes[index] for index in indices])
+    core = ReferringCore(scenes, rewards=rewards)
+    scores = core.score(texts, [core.ask(index) for index in indices])
     assert scores.total.tolist() == together.tolist()
     assert scores.iou.tolist() == infos["iou"].tolist()
     assert len(set(together)) > 30  # the answers are not all alike
@@ -307,7 +308,6 @@ def test_wrong_options_are_explained_and_change_nothing(scenes, options, error, 
     [
         ({"num_envs": 0}, "num_envs=0"),
         ({"autoreset_mode": "NextStep"}, r"'NextStep'.*'SameStep', 'Disabled'"),
-        ({"max_episode_steps": 0}, "max_episode_steps=0"),
         ({"task": "point->outline"}, "task='point->outline'"),
     ],
     ids=str,
@@ -322,6 +322,7 @@ def test_the_number_of_seeds_must_fit(scenes):
         ReferringSegmentationVectorEnv(scenes, num_envs=2).reset(seed=[1, 2, 3])
 
 
-def test_the_scorer_wants_one_sample_for_each_answer(scenes):
-    with pytest.raises(ValueError, match="2 answers, 1 samples and 2 frames"):
-        Scorer()(["[]", "[]"], [scenes[0]])
+def test_every_answer_has_its_question(scenes):
+    core = ReferringCore(scenes)
+    with pytest.raises(ValueError, match="2 answers to 1 questions"):
+        core.read(["[]", "[]"], [core.ask(0)])

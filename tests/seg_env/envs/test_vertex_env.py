@@ -11,10 +11,9 @@ from gymnasium.utils.env_checker import check_env
 
 import seg_env
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.credit import vertex_credit
 from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
-from seg_env.envs.vertex import VertexText
+from seg_env.envs.vertex import VertexText, vertex_credit
 from seg_env.frames import PERMILLE, UNIT, pixel_frame
 from seg_env.grammar import decode, encode
 
@@ -312,7 +311,7 @@ def test_sampled_actions_are_legal(frame):
     samples = [space.sample() for _ in range(300)]
     again = VertexText(frame=frame, seed=5)
     assert [again.sample() for _ in range(300)] == samples
-    assert space == again != VertexText(seed=5, decimals=7)
+    assert space == again != VertexText(frame=pixel_frame(9, 9), seed=5)
     vertices = [text for text in samples if text not in ("]", "],[")]
     assert 200 < len(vertices) < 290
     assert {"]", "],["} < set(samples)
