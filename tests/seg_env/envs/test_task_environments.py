@@ -3,9 +3,9 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import SizedImages
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
+from sized_images import SizedImages
 
 import seg_env  # noqa: F401  (registers the environments)
 from seg_env.envs.core import ReferringCore

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import SizedImages
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sized_images import SizedImages
 
 from seg_env.data.scenes import Scenes
 from seg_env.frames import PERMILLE, UNIT, letterbox_frame
