@@ -45,7 +45,13 @@ from agents.settings import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.common.arguments import FIRST, CloningSettings, EvaluationPlan, RunArguments
+from experiments.common.arguments import (
+    FIRST,
+    CloningSettings,
+    EvaluationPlan,
+    RunArguments,
+    SetByTheRun,
+)
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import choose_precision
 from seg_env.data.scenes import Scenes
@@ -108,10 +114,8 @@ class Args(RunArguments):
 
 
 @dataclass
-class FineTuningSettings(SupervisedFineTuningConfig):
+class FineTuningSettings(SetByTheRun, SupervisedFineTuningConfig):
     """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
-
-    seed: tyro.conf.Suppress[int] = 0
 
 
 @dataclass
