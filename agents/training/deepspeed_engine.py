@@ -170,7 +170,7 @@ class DeepSpeedEngine(Engine):
     def load_state_dict(self, state: OptimizerState) -> None:
         """See `Engine.load_state_dict`."""
         found = usable_states(state, self._parameters.keys(), self._hidden)
-        self._make_states(max((int(each["step"]) for each in found.values()), default=0))
+        self._make_states(max((int(each.get("step", 0)) for each in found.values()), default=0))
         for name, parameter in self._parameters.items():
             saved = found.get(name, {})
             shape = getattr(parameter, "ds_shape", parameter.shape)  # of all ranks' shards
