@@ -70,6 +70,15 @@ def degenerate_fraction(rewards: Tensor, group_size: int) -> float:
     return degenerate_groups(rewards, group_size).float().mean().item()
 
 
+def reward_metrics(rewards: Tensor, group_size: int) -> dict[str, float]:
+    """What rewards ``(N,)`` are like, and how they differ within groups."""
+    return {
+        "reward": rewards.mean().item(),
+        "group_std": group_std(rewards, group_size).mean().item(),
+        "degenerate_groups": degenerate_fraction(rewards, group_size),
+    }
+
+
 def generalized_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:

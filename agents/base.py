@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
+from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World
+from agents.training.engine import Engine
 from seg_env.envs.left_out import LeftOut
 
 UpdateCallback = Callable[[int, dict[str, float]], None]
@@ -71,6 +74,76 @@ class Agent(ABC):
     @abstractmethod
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote."""
+
+
+class EngineAgent(Agent):
+    """An agent of this project's own: an engine of `agents.training` steps its weights.
+
+    Attributes:
+        config: A dataclass of settings, written into checkpoints.
+    """
+
+    config: Any
+    engine: Engine
+
+    @abstractmethod
+    def improve(self, updates: int) -> dict[str, float]:
+        """Make the next of ``updates`` updates in all; returns its metrics."""
+
+    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
+        """Train until ``updates`` updates have been made in all; the schedule spans them."""
+        while self.update < updates:
+            metrics = self.improve(updates)
+            self.update += 1
+            if on_update is not None:
+                on_update(self.update, metrics)
+
+    def step(self, learning_rate: float) -> float:
+        """Apply the gradients that the engine has; returns their norm before clipping."""
+        norm = self.engine.step(learning_rate)
+        if norm > 0 and learning_rate > 0:
+            self.policy.mark_trained()
+        return norm
+
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        """See `Agent.gathered_weights`; all ranks must enter it."""
+        return self.engine.gathered_weights()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensors and JSON-able values that a checkpoint holds besides what every agent's does.
+
+        All weights are gathered meanwhile.
+        """
+        return {}, {}
+
+    def load_state(self, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Inverse of `state`, given all that the checkpoint holds."""
+
+    def save(self, path: str | Path) -> None:
+        """Write policy, optimizer and progress, whole or not at all; every rank must call this.
+
+        Any number of ranks can resume, with DeepSpeed or without.
+        """
+        self.gather_left_out()
+        optimizer = self.engine.state_dict()
+        facts = {
+            "update": self.update,
+            "config": asdict(self.config),
+            "left_out": self.left_out.reasons,
+        }
+        with self.gathered_weights():
+            tensors, more = self.state()
+            tensors = {"optimizer": optimizer} | tensors
+            write_checkpoint(path, self.policy, tensors, facts | more, self.world)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from `save` to the same numbers; with another number of ranks, up to rounding."""
+        with self.engine.gathered_weights(change=True):
+            tensors, facts = read_checkpoint(path, self.policy)
+            self.load_state(tensors, facts)
+        self.engine.load_state_dict(tensors["optimizer"])
+        self.left_out.update(facts.get("left_out", {}))
+        self.update = facts["update"]
 
 
 def split_observations(

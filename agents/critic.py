@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -15,10 +14,10 @@ from agents.settings import CriticKind
 
 
 class ValueHead(nn.Module):
-    """Hidden states ``(..., D)`` to values; every value is 0 at first."""
+    """Hidden states ``(..., D)`` to values, linearly; every value is 0 at first."""
 
-    def __init__(self, width: int, hidden_width: int = 0, rate: float = 1.0) -> None:
-        """Make a head on hidden states of a width, linear or with a hidden layer.
+    def __init__(self, width: int, rate: float = 1.0) -> None:
+        """Make a head on hidden states of a width.
 
         The head learns ``rate`` times faster than what is below it: values are multiplied by it,
         since Adam moves weights by the learning rate whatever the gradient.
@@ -26,26 +25,18 @@ class ValueHead(nn.Module):
         super().__init__()
         self.rate = rate
         # Not to be asked of the weights, of which a rank may hold a part only (ZeRO-3).
-        self.width = hidden_width or width
-        self.layer: nn.Module = nn.Identity()
-        if hidden_width:
-            self.layer = nn.Sequential(nn.Linear(width, hidden_width), nn.SiLU())
+        self.width = width
         # A vector and not a (1, D) matrix, which Muon would take for a hidden one.
-        self.weight = nn.Parameter(torch.zeros(self.width))
+        self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(1))
-
-    def features(self, hidden: Tensor) -> Tensor:
-        """What values are linear in, ``(..., width)`` float32."""
-        features: Tensor = self.layer(hidden.float())
-        return features
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` to ``(...)`` float32."""
-        return self.rate * ((self.features(hidden) * self.weight).sum(-1) + self.bias)
+        return self.rate * ((hidden.float() * self.weight).sum(-1) + self.bias)
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, bias: Tensor) -> None:
-        """Take over what a regression of returns on the features found."""
+        """Take over what a regression of returns on the hidden states found."""
         self.weight.copy_(weight / self.rate)
         self.bias.copy_(bias / self.rate)
 
@@ -57,20 +48,16 @@ class Critic(nn.Module):
         model: The copy; None if hidden states are shared with the policy.
     """
 
-    def __init__(
-        self, policy: VLMPolicy, kind: CriticKind, hidden_width: int, rate: float, seed: int
-    ) -> None:
+    def __init__(self, policy: VLMPolicy, kind: CriticKind, rate: float) -> None:
         """Make a critic for a policy; see `ValueHead`."""
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            width = policy.model.get_input_embeddings().embedding_dim
-            self.head = ValueHead(width, hidden_width, rate).to(policy.device)
-        self.model = copy.deepcopy(policy.model) if kind == "separate" else None
-        self._own: VLMPolicy | None = None
-        if self.model is not None:
-            self._own = VLMPolicy(self.model, policy.processor, precision=policy.precision)
-            self._own.sharing_trial = policy.sharing_trial
+        width = policy.model.get_input_embeddings().embedding_dim
+        self.head = ValueHead(width, rate).to(policy.device)
+        self._own = policy.copy() if kind == "separate" else None
+        self.model = None
+        if self._own is not None:
+            self._own.constraint = None  # of no use to hidden states
+            self.model = self._own.model
 
     def values(self, scores: TokenScores, part: Rollout, *, detach: bool = False) -> Tensor:
         """Expected reward before each token, ``(N, T)`` float32, 0 on padding.

@@ -62,12 +62,6 @@ class DemonstrationBatch:
     learn: Tensor
     """``(N, T)`` bool, true on answer tokens."""
 
-    def to(self, device: torch.device) -> DemonstrationBatch:
-        """The batch on a device."""
-        inputs = {key: value.to(device) for key, value in self.inputs.items()}
-        rest = (self.rows, self.tokens, self.mask, self.learn)
-        return DemonstrationBatch(inputs, *(value.to(device) for value in rest))
-
 
 def demonstrate(
     processor: Any,
@@ -191,7 +185,9 @@ def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
 
 
 def collate(
-    chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]], pad_id: int
+    chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
 ) -> DemonstrationBatch:
     """Stack images and the dialogues chosen for each; prefixes must be of one length."""
     prefixes = torch.tensor([demonstration.prefix for demonstration, _ in chosen])
@@ -207,23 +203,29 @@ def collate(
     places = torch.arange(tokens.shape[1])
     mask = places < torch.tensor([[len(sequence)] for sequence in sequences])
     learn = mask & (places >= torch.tensor([[dialogue.answer_start] for dialogue in dialogues]))
-    return DemonstrationBatch(inputs, rows, tokens, mask.long(), learn)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    dialogue_tensors = (rows, tokens, mask.long(), learn)
+    return DemonstrationBatch(inputs, *(value.to(device) for value in dialogue_tensors))
 
 
-def draw_batch(
+def draw(
     demonstrations: Sequence[Demonstration],
-    batch_size: int,
+    count: int,
     task_weights: dict[Task, float],
     rng: np.random.Generator,
-    pad_id: int,
-) -> DemonstrationBatch:
-    """A random batch of images; every object of an image is asked one task drawn by weight."""
-    drawn = rng.choice(len(demonstrations), size=batch_size, replace=False, shuffle=False)
+) -> list[tuple[Demonstration, list[Dialogue]]]:
+    """Random images; every object of an image is asked one task drawn by weight."""
+    drawn = rng.choice(len(demonstrations), size=count, replace=False, shuffle=False)
     picked = [demonstrations[index] for index in drawn]
-    return collate([(one, _draw(one, task_weights, rng)) for one in picked], pad_id)
+    return [(one, _draw_dialogues(one, task_weights, rng)) for one in picked]
 
 
-def _draw(
+def learned_tokens(chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]]) -> int:
+    """Number of the tokens of all answers."""
+    return sum(len(each.tokens) - each.answer_start for _, some in chosen for each in some)
+
+
+def _draw_dialogues(
     demonstration: Demonstration, task_weights: dict[Task, float], rng: np.random.Generator
 ) -> list[Dialogue]:
     """One dialogue per object; dialogues of an object stand next to each other."""

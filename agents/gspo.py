@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.advantages import degenerate_fraction, degenerate_groups, group_advantages
 from agents.losses import LOSSES, Metrics, policy_loss
 from agents.on_policy import OnPolicyAgent
+from agents.policy.model import VLMPolicy
 from agents.policy.scoring import TokenScores
 from agents.rollout import Rollout, join
 from agents.settings import GSPOConfig as GSPOConfig
@@ -36,7 +37,7 @@ class GSPO(OnPolicyAgent):
             bool(degenerate_groups(rollout.rewards, rollout.group_size).any())
         ):
             spare, _ = super().collect()
-            rollout = replace_degenerate(rollout, spare, self.policy.pad_id)
+            rollout = replace_degenerate(rollout, spare, self.policy)
             rounds += 1
         left = degenerate_fraction(rollout.rewards, rollout.group_size)
         found = self.world.reduce({"rollout/groups_left_degenerate": left})
@@ -71,7 +72,7 @@ class GSPO(OnPolicyAgent):
         )
 
 
-def replace_degenerate(rollout: Rollout, spare: Rollout, pad_id: int) -> Rollout:
+def replace_degenerate(rollout: Rollout, spare: Rollout, policy: VLMPolicy) -> Rollout:
     """Put groups of a spare rollout in place of those whose rewards are all equal.
 
     DAPO's dynamic sampling (arXiv 2503.14476). Groups that teach nothing come last in the result,
@@ -84,4 +85,4 @@ def replace_degenerate(rollout: Rollout, spare: Rollout, pad_id: int) -> Rollout
         return rollout
     order = degenerate.long().argsort(stable=True)  # those that teach nothing last
     kept = order[: len(order) - len(used)]
-    return join(rollout.select(kept), spare.select(used), pad_id)
+    return join(rollout.select(kept), spare.select(used), policy)

@@ -6,15 +6,11 @@ are drawn alike everywhere, so that a run is the same on any number of ranks, up
 
 from __future__ import annotations
 
-import copy
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,27 +18,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.advantages import degenerate_fraction, group_std
-from agents.base import Agent, UpdateCallback, split_observations
+from agents.advantages import reward_metrics
+from agents.base import EngineAgent, split_observations
 from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.policy.scoring import TokenScores, score
-from agents.rollout import Rollout, join
+from agents.rollout import Prompts, Rollout, join
 from agents.screening import NOT_THE_IMAGE, require_usable
 from agents.settings import OnPolicyConfig as OnPolicyConfig
 from agents.training import make_engine
-from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World, combine
 from seg_env.envs.left_out import TRIES, LeftOut, OnError, first_usable, loading
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
-class OnPolicyAgent(Agent):
+class OnPolicyAgent(EngineAgent):
     """Collects groups of completions from a vector environment and learns from them.
 
-    Subclasses say what an advantage is and what the loss is.
+    Subclasses say what an advantage is and what the loss is. The reference policy of the KL penalty
+    is not in a checkpoint: build the agent on the policy that training started from, then load.
     """
 
     kl_in_loss: ClassVar[bool] = True
@@ -74,13 +70,11 @@ class OnPolicyAgent(Agent):
         self.update = 0
         if policy.needs_trial:
             first = np.arange(config.prompts_per_update) % len(env.dataset)
-            try_sharing(policy, self._ask(first[config.prompts_of(self.world)]))
+            try_sharing(policy, self._ask(first[config.prompts_of(self.world)]).inputs)
         self._reference: VLMPolicy | None = None
         if config.kl_coefficient:  # copied before DeepSpeed shards the weights
-            model = copy.deepcopy(policy.model).eval().requires_grad_(False)
-            self._reference = VLMPolicy(model, policy.processor, precision=policy.precision)
-            self._reference.constraint = policy.constraint
-            self._reference.sharing_trial = policy.sharing_trial
+            self._reference = policy.copy()
+            self._reference.model.eval().requires_grad_(False)
         self.engine = make_engine(self.trained_module(), config)
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
@@ -103,25 +97,14 @@ class OnPolicyAgent(Agent):
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """The policy loss of a part of a rollout, with metrics."""
 
-    def extra_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds besides the policy and its optimizer."""
-        return {}
-
-    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `extra_tensors`."""
-
-    def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
-        """Train until ``updates`` updates have been made in all."""
-        while self.update < updates:
-            start = time.perf_counter()
-            rollout, metrics = self.collect()
-            collected = time.perf_counter()
-            metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
-            self.update += 1
-            now = time.perf_counter()
-            metrics |= {"time/collect": collected - start, "time/train": now - collected}
-            if on_update is not None:
-                on_update(self.update, metrics)
+    def improve(self, updates: int) -> Metrics:
+        """Collect a rollout and learn from it."""
+        start = time.perf_counter()
+        rollout, metrics = self.collect()
+        collected = time.perf_counter()
+        metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
+        now = time.perf_counter()
+        return metrics | {"time/collect": collected - start, "time/train": now - collected}
 
     def collect(self) -> tuple[Rollout, Metrics]:
         """Ask this rank's prompts, sample a group of answers to each, and score them.
@@ -135,14 +118,14 @@ class OnPolicyAgent(Agent):
         # Every rank draws for all of them and takes its part.
         asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
         asked = asked[config.prompts_of(self.world)]
-        inputs = self._ask(asked)
+        prompts = self._ask(asked)
         whole: Rollout | None = None
         metrics: Metrics = {}
         turn = 0
         while True:
             turn += 1
-            rollout, ended, found = self._answer(inputs)
-            whole = rollout if whole is None else join(whole, rollout, self.policy.pad_id)
+            rollout, ended, found = self._answer(prompts)
+            whole = rollout if whole is None else join(whole, rollout, self.policy)
             name = "rollout" if turn == 1 else f"rollout/turn_{turn}"
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             # All ranks go on together or not at all.
@@ -150,10 +133,10 @@ class OnPolicyAgent(Agent):
                 return whole, self.world.reduce(metrics)
             draws = self._draw().numpy()
             observations = self.env.fork(choose_sources(ended, config.group_size, draws).tolist())
-            inputs = self._prepare(observations)
+            prompts = self._prepare(observations)
 
-    def _ask(self, asked: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Model inputs of ``(B,)`` samples, one prompt each; unusable samples are replaced.
+    def _ask(self, asked: NDArray[np.int64]) -> Prompts:
+        """Prompts about ``(B,)`` samples, one each; unusable samples are replaced.
 
         What replaces a sample follows from the seed, the update and the place, so that an
         interrupted run goes on with the questions it would have had, on any number of ranks.
@@ -182,27 +165,27 @@ class OnPolicyAgent(Agent):
         with loading():
             observations = self._reset(np.full(self.env.num_envs, index))
         images, prompts = split_observations(observations)
-        require_usable(self.policy.prepare, images[0], prompts[0])
+        require_usable(self.policy, images[0], prompts[0])
         return index
 
     def _reset(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
         options = {"indices": indices, "query_seed": self.update}
         return self.env.reset(options=options)[0]
 
-    def _prepare(self, observations: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Model inputs of ``B`` prompts from observations of their ``B * G`` answers."""
-        images, prompts = split_observations(observations)
+    def _prepare(self, observations: Mapping[str, Any]) -> Prompts:
+        """``B`` prompts from observations of their ``B * G`` answers."""
+        images, texts = split_observations(observations)
         size = self.config.group_size
-        return self.policy.prepare(images[::size], prompts[::size])
+        return Prompts.prepare(self.policy, images[::size], texts[::size])
 
-    def _answer(self, inputs: dict[str, Tensor]) -> tuple[Rollout, NDArray[np.bool_], Metrics]:
+    def _answer(self, prompts: Prompts) -> tuple[Rollout, NDArray[np.bool_], Metrics]:
         """One turn: a scored rollout, which episodes have ended ``(N,)``, and metrics."""
         config, policy = self.config, self.policy
         noise = self._draw(config.group_size, config.max_new_tokens).flatten(0, 1)
         with self.gathered_weights():
             answers = sample(
                 policy,
-                inputs,
+                prompts.inputs,
                 group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
@@ -211,7 +194,7 @@ class OnPolicyAgent(Agent):
             texts = policy.texts(answers.tokens, answers.mask)
             _, earned, terminated, truncated, infos = self.env.step(texts)
         rollout = Rollout(
-            inputs=inputs,
+            asked=prompts,
             tokens=answers.tokens,
             mask=answers.mask,
             choice_mask=answers.choice_mask,
@@ -290,9 +273,7 @@ class OnPolicyAgent(Agent):
             part = minibatch.select(prompts)
             loss = self.engine.forward(partial(self._objective, part, found[-1]))
             self.engine.backward(loss * shares[-1])
-        norm = self.engine.step(learning_rate)
-        if norm > 0 and learning_rate > 0:
-            self.policy.mark_trained()
+        norm = self.step(learning_rate)
         return self.world.reduce(combine(found, shares)) | {"grad_norm": norm}
 
     def _objective(self, part: Rollout, metrics: Metrics) -> Tensor:
@@ -329,41 +310,15 @@ class OnPolicyAgent(Agent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)
 
-    def gathered_weights(self) -> AbstractContextManager[None]:
-        """See `Agent.gathered_weights`; all ranks must enter it."""
-        return self.engine.gathered_weights()
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The states of both generators of random numbers."""
+        facts = {"indices": self._indices.bit_generator.state}
+        return {"generator": self._generator.get_state()}, facts
 
-    def save(self, path: str | Path) -> None:
-        """Write policy, optimizer, random states and counters; see `write_checkpoint`.
-
-        Every rank must call this. Any number of ranks can resume, with DeepSpeed or without.
-        """
-        self.gather_left_out()
-        tensors = {"optimizer": self.engine.state_dict(), "generator": self._generator.get_state()}
-        facts = {
-            "update": self.update,
-            "indices": self._indices.bit_generator.state,
-            "config": asdict(self.config),
-            "left_out": self.left_out.reasons,
-        }
-        with self.gathered_weights():
-            tensors["extra"] = self.extra_tensors()
-            write_checkpoint(path, self.policy, tensors, facts, self.world)
-
-    def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers; with another number of ranks, up to rounding.
-
-        The reference policy of the KL penalty is not in a checkpoint: build the agent on the policy
-        that training started from, then load.
-        """
-        with self.engine.gathered_weights(change=True):
-            tensors, facts = read_checkpoint(path, self.policy)
-            self.load_extra_tensors(tensors["extra"])
-        self.engine.load_state_dict(tensors["optimizer"])
+    def load_state(self, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Inverse of `state`."""
         self._generator.set_state(tensors["generator"].cpu())
         self._indices.bit_generator.state = facts["indices"]
-        self.left_out.update(facts.get("left_out", {}))
-        self.update = facts["update"]
 
 
 def choose_sources(
@@ -385,14 +340,11 @@ def choose_sources(
 
 
 def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:
-    metrics = {
-        "reward": rollout.rewards.mean().item(),
+    metrics = reward_metrics(rollout.rewards, rollout.group_size) | {
         "iou": float(np.mean(infos["iou"])),
         "valid": float(np.mean(infos["valid"])),
         "vertices": float(np.mean(infos["num_vertices"])),
         "tokens": rollout.mask.sum(-1).float().mean().item(),
-        "group_std": group_std(rollout.rewards, rollout.group_size).mean().item(),
-        "degenerate_groups": degenerate_fraction(rollout.rewards, rollout.group_size),
     }
     rewards = (key for key in infos if key.startswith("reward/"))
     return metrics | {key: float(np.mean(infos[key])) for key in rewards}

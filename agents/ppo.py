@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class PPO(OnPolicyAgent):
     The state before token ``t`` is the prompt and the tokens so far. Rewards are the environment's,
     placed where ``config.credit`` says, minus at every token the KL divergence to the policy that
     training started from (k1 estimate, as in InstructGPT, arXiv 2203.02155, section 3.4), weighted
-    by ``kl_coefficient``, which ``target_kl`` steers.
+    by ``kl_coefficient``.
     """
 
     config: PPOConfig
@@ -51,17 +52,13 @@ class PPO(OnPolicyAgent):
         on_error: OnError = "skip",
     ) -> None:
         """Set up; see `OnPolicyAgent`."""
-        self.kl_coefficient = config.kl_coefficient
         self._aligner = TokenAligner(policy.tokenizer)
         self._lengths = {"all": 1.0, "choices": 1.0}
         super().__init__(policy, env, config, on_error=on_error)
 
     def trained_module(self) -> nn.Module:
         """The policy's model and the critic."""
-        config = self.config
-        self.critic = Critic(
-            self.policy, config.critic, config.critic_layer, config.critic_rate, config.seed
-        )
+        self.critic = Critic(self.policy, self.config.critic, self.config.critic_rate)
         return nn.ModuleDict({"model": self.policy.model, "critic": self.critic})
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
@@ -140,17 +137,20 @@ class PPO(OnPolicyAgent):
         """Whether the policy is too far from the one that sampled."""
         return 0 < self.config.stop_kl < metrics["approx_kl"]
 
-    def extra_tensors(self) -> dict[str, Tensor]:
-        """The critic's weights, and the weight of the KL divergence."""
-        weights = {CRITIC + name: value for name, value in self.critic.state_dict().items()}
-        return weights | {"kl_coefficient": torch.tensor(self.kl_coefficient, dtype=torch.float64)}
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `OnPolicyAgent.state`; the critic's weights, too."""
+        tensors, facts = super().state()
+        return tensors | {"extra": self.critic.state_dict(prefix=CRITIC)}, facts
 
-    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `extra_tensors`."""
-        self.kl_coefficient = tensors["kl_coefficient"].item()
-        weights = {name: value for name, value in tensors.items() if name.startswith(CRITIC)}
+    def load_state(self, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        super().load_state(tensors, facts)
         self.critic.load_state_dict(
-            {name.removeprefix(CRITIC): value for name, value in weights.items()}
+            {
+                name.removeprefix(CRITIC): value
+                for name, value in tensors["extra"].items()
+                if name.startswith(CRITIC)
+            }
         )
 
     @property
@@ -170,8 +170,8 @@ class PPO(OnPolicyAgent):
         for part in map(rollout.select, self._forward_parts(rollout)):
             assert part.returns is not None
             real = part.mask.bool()
-            features = self.engine.forward(partial(self._features, part))
-            regression.add(features[real], part.returns[real])
+            states = self.engine.forward(partial(self._states, part)).float()
+            regression.add(states[real], part.returns[real])
         with self.engine.gathered_weights(change=True):
             # Damped, since answers are few and their tokens much alike.
             head.start_from(*regression.solve(0.1, self.world.sum))
@@ -184,38 +184,16 @@ class PPO(OnPolicyAgent):
         found = self._measure(rollout, lambda part: self._score(reference, part).log_probs)
         divergence = kl_estimates(rollout.old_log_probs, found, "k1") * rollout.mask
         per_answer = self.world.sum(divergence.sum(-1).mean()).item() / self.world.size
-        penalty = self.kl_coefficient * divergence
-        metrics = {"reference_kl": per_answer, "kl_coefficient": self.kl_coefficient}
-        if self.config.target_kl:
-            self.kl_coefficient = steer_coefficient(
-                self.kl_coefficient,
-                per_answer,
-                self.config.target_kl,
-                self.world.size * len(rollout.tokens) / self.config.kl_horizon,
-            )
-        return penalty, metrics
+        coefficient = self.config.kl_coefficient
+        metrics = {"reference_kl": per_answer, "kl_coefficient": coefficient}
+        return coefficient * divergence, metrics
 
     def _values(self, part: Rollout) -> Tensor:
         return self.critic.values(self._score(self.policy, part), part)
 
-    def _features(self, part: Rollout) -> Tensor:
-        return self.critic.head.features(self.critic.hidden(self._score(self.policy, part), part))
+    def _states(self, part: Rollout) -> Tensor:
+        return self.critic.hidden(self._score(self.policy, part), part)
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
         return score(policy, part.inputs, part.tokens, part.mask, temperature, hidden=True)
-
-
-def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:
-    """Weight of a KL penalty, adapted to the divergence found (arXiv 1909.08593, section 2.2).
-
-    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``. Ziegler et al. use a share of 0.1
-    per batch; here it is the size of the rollout relative to the horizon.
-
-    Raises:
-        ValueError: The target is not positive.
-    """
-    if target <= 0:
-        raise ValueError(f"target_kl={target}, but a divergence is above 0")
-    error = min(max(found / target - 1, -0.2), 0.2)
-    return coefficient * (1 + share * error)

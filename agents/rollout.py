@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.policy.families import IMAGE_ROWS, TEXT_INPUTS, select_prompts
+from agents.policy.families import TEXT_INPUTS, select_prompts
+from agents.policy.model import VLMPolicy
 
-PADDED_TILES = {"pixel_values": 5, "pixel_attention_mask": 4}
-"""Inputs of images that are cut into tiles, ``(B, tiles, …)``, with their number of axes."""
+
+@dataclass
+class Prompts:
+    """``B`` prompts, prepared for a policy."""
+
+    images: Sequence[NDArray[np.uint8]]
+    texts: Sequence[str]
+    inputs: dict[str, Tensor]
+    """What the policy's model is given."""
+
+    @classmethod
+    def prepare(
+        cls, policy: VLMPolicy, images: Sequence[NDArray[np.uint8]], texts: Sequence[str]
+    ) -> Prompts:
+        """Let a policy prepare questions about images."""
+        return cls(images, texts, policy.prepare(images, texts))
+
+    def select(self, chosen: Tensor) -> Prompts:
+        """Some of them, by their indices, without the padding on the left that all share."""
+        inputs = select_prompts(self.inputs, chosen)
+        start = int(inputs["attention_mask"].any(dim=0).int().argmax())
+        trimmed = {
+            name: values[:, start:] if name in TEXT_INPUTS else values
+            for name, values in inputs.items()
+        }
+        rows = chosen.tolist()
+        return Prompts([self.images[i] for i in rows], [self.texts[i] for i in rows], trimmed)
 
 
 @dataclass
@@ -21,8 +50,7 @@ class Rollout:
     An agent leaves what it does not use None.
     """
 
-    inputs: dict[str, Tensor]
-    """Prepared prompts."""
+    asked: Prompts
     tokens: Tensor
     """``(N, T)``."""
     mask: Tensor
@@ -45,6 +73,11 @@ class Rollout:
     """``(N, T)`` what a critic expected before each token."""
     returns: Tensor | None = None
     """``(N, T)`` what a critic should have expected."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Inputs of the model for the prompts."""
+        return self.asked.inputs
 
     @property
     def prompts(self) -> int:
@@ -71,20 +104,14 @@ class Rollout:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Rollout(inputs=trim(select_prompts(self.inputs, prompts)), **chosen)
+        return Rollout(asked=self.asked.select(prompts), **chosen)
 
 
-def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prepared prompts without the padding on the left that all of them share."""
-    start = int(inputs["attention_mask"].any(dim=0).int().argmax())
-    return {
-        name: values[:, start:] if name in TEXT_INPUTS else values
-        for name, values in inputs.items()
-    }
+def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
+    """Join two rollouts of one group size that have the same fields.
 
-
-def join(first: Rollout, second: Rollout, pad_id: int) -> Rollout:
-    """Join two rollouts of one group size that have the same fields."""
+    Prompts are prepared once more, together: their processor knows how to fill up texts and images.
+    """
     width = max(first.tokens.shape[1], second.tokens.shape[1])
     joined = {}
     for name, value in vars(first).items():
@@ -93,51 +120,6 @@ def join(first: Rollout, second: Rollout, pad_id: int) -> Rollout:
             if value.ndim > 1:
                 parts = [pad(part, (0, width - part.shape[1])) for part in parts]
             joined[name] = torch.cat(parts)
-    return Rollout(inputs=join_prompts(first.inputs, second.inputs, pad_id), **joined)
-
-
-def join_prompts(
-    first: dict[str, Tensor], second: dict[str, Tensor], pad_id: int
-) -> dict[str, Tensor]:
-    """Join prepared prompts of two batches, padded on the left.
-
-    Raises:
-        ValueError: The images of the two have shapes that do not fit together.
-    """
-    if IMAGE_ROWS in first or IMAGE_ROWS in second:
-        first, second = _numbered(first), _numbered(second)
-    width = max(len(inputs["input_ids"][0]) for inputs in (first, second))
-    joined = {}
-    for name in first:
-        parts = [first[name], second[name]]
-        if name in TEXT_INPUTS:
-            filler = pad_id if name == "input_ids" else 0
-            parts = [pad(part, (width - part.shape[1], 0), value=filler) for part in parts]
-        elif _are_tiles(name, parts):
-            tiles = max(part.shape[1] for part in parts)
-            parts = [
-                pad(part, (0, 0) * (part.ndim - 2) + (0, tiles - part.shape[1])) for part in parts
-            ]
-        elif parts[0].shape[1:] != parts[1].shape[1:]:
-            raise ValueError(
-                f"{name} of two batches has shapes {tuple(parts[0].shape)} and "
-                f"{tuple(parts[1].shape)}: rollouts are joined from images of one shape, "
-                f"give the environment an image_size"
-            )
-        joined[name] = torch.cat(parts)
-    return joined
-
-
-def _numbered(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prepared prompts with numbers of image rows; where none were noted there is one a prompt."""
-    ids = inputs["input_ids"]
-    return {IMAGE_ROWS: torch.ones(len(ids), dtype=torch.long, device=ids.device)} | inputs
-
-
-def _are_tiles(name: str, parts: list[Tensor]) -> bool:
-    """Whether inputs differ in the tiles per image alone, which are filled up with zeros."""
-    return (
-        name in PADDED_TILES
-        and all(part.ndim == PADDED_TILES[name] for part in parts)
-        and parts[0].shape[2:] == parts[1].shape[2:]
-    )
+    images = [*first.asked.images, *second.asked.images]
+    texts = [*first.asked.texts, *second.asked.texts]
+    return Rollout(asked=Prompts.prepare(policy, images, texts), **joined)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,16 +14,14 @@ from seg_env.envs.core import Question
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, describe
 from seg_env.errors import ExplainedError
 
-Prepare = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], dict[str, Tensor]]
-"""Makes a model's inputs of images and prompts, as `VLMPolicy.prepare` does."""
 NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
 """Errors in preparing a batch that are no property of an image."""
 
 
-def require_usable(prepare: Prepare, image: NDArray[np.uint8], prompt: str) -> None:
+def require_usable(policy: VLMPolicy, image: NDArray[np.uint8], prompt: str) -> None:
     """Raise `UnusableSampleError` if a processor refuses an image, `NOT_THE_IMAGE` as they are."""
     try:
-        prepare([image], [prompt])
+        policy.prepare_on_cpu([image], [prompt])
     except NOT_THE_IMAGE:
         raise
     except Exception as error:  # processors refuse in any way
@@ -50,7 +48,7 @@ def prepare_usable(
         usable = []
         for question in questions:
             try:
-                require_usable(policy.prepare, question.image, question.prompt)
+                require_usable(policy, question.image, question.prompt)
             except UnusableSampleError as error:
                 left_out.add(question.sample.id, error)
             else:

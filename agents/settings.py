@@ -128,8 +128,6 @@ class PPOConfig(OnPolicyConfig):
     """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
     critic: CriticKind = "shared"
     """A value head on the policy's hidden states, or on those of a copy of the whole model."""
-    critic_layer: int = 0
-    """Units of a hidden layer of the value head; 0 for a linear one."""
     critic_rate: float = 3.0
     """How many times faster the value head learns than the policy."""
     fit_critic: bool = True
@@ -142,10 +140,6 @@ class PPOConfig(OnPolicyConfig):
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from, taken from every token's
     reward; 0 keeps no copy of it."""
-    target_kl: float = 0.0
-    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
-    kl_horizon: int = 10_000
-    """Answers over which kl_coefficient is steered; fewer steer harder."""
     stop_kl: float = 0.05
     """Leave out remaining epochs once the policy has moved this far on a rollout, in nats per
     token; 0 never stops."""
@@ -196,7 +190,7 @@ class BehaviorCloningConfig(OptimizerSettings):
 
 
 @dataclass
-class SupervisedFineTuningConfig:
+class SupervisedFineTuningConfig(OptimizerSettings):
     """How a large policy is taught; rates and warm-up are the paper's (arXiv 2601.19228)."""
 
     batch_size: int = 8
@@ -216,16 +210,8 @@ class SupervisedFineTuningConfig:
     """Write every coordinate with all its digits."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    warmup: float = 0.03
-    """Share of the updates in which the learning rate rises."""
-    final_rate: float = 0.04
-    """Last learning rate as a share of the peak."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; the paper publishes none."""
     muon: bool = False
     """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
     gradient_checkpointing: bool = True
     """Compute activations twice instead of keeping them."""
     workers: int = 0
@@ -305,13 +291,13 @@ class TRLOptions:
                 f"lora_rank={self.lora_rank} with fsdp={self.fsdp!r}: adapters are small, so every "
                 "process keeps the model; use --trl.fsdp off, or --trl.lora-rank 0"
             )
-        vllm = ("--trl.use-vllm", 'pip install "vllm>=0.22,<=0.31"', "leave --trl.use-vllm off")
-        peft = ("--trl.lora-rank", "pip install peft", "use --trl.lora-rank 0")
-        wanted = {"vllm": (self.use_vllm, vllm), "peft": (self.lora_rank > 0, peft)}
-        for package, (needed, (option, install, otherwise)) in wanted.items():
+        for needed, option, package, releases in (
+            (self.use_vllm, "--trl.use-vllm", "vllm", '"vllm>=0.22,<=0.31"'),
+            (self.lora_rank > 0, "--trl.lora-rank", "peft", "peft"),
+        ):
             if needed and find_spec(package) is None:
                 raise ModuleNotFoundError(
                     f"{option} needs the package {package}, which is not installed: "
-                    f"{install}, or {otherwise}",
+                    f"pip install {releases}, or leave {option} out",
                     name=package,
                 )

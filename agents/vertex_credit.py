@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.advantages import against_others
 from seg_env.envs.vertex import VertexCredit
@@ -43,6 +44,18 @@ class TokenAligner:
         ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
         return (ends - (len(joined) - len(text))).clip(min=0)
 
+    def completing_tokens(
+        self, tokens: Sequence[int], text: str, ends: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Which token of an answer completes what ends behind ``(K,)`` numbers of characters.
+
+        A token completes something by writing its last character. What ends with the text belongs
+        to the last token, the end token if there is one: writing no more was its choice.
+        """
+        places = np.searchsorted(self.text_ends(tokens, text), ends, side="left")
+        places[ends >= len(text)] = len(tokens) - 1
+        return places.clip(max=len(tokens) - 1)
+
     def _piece(self, token: int) -> str:
         """Text that a token adds to what is before it."""
         if token not in self._pieces:
@@ -63,32 +76,6 @@ class TokenAligner:
         return text
 
 
-def completing_tokens(
-    aligner: TokenAligner,
-    tokens: Tensor,
-    mask: Tensor,
-    texts: Sequence[str],
-    credits: Sequence[VertexCredit],
-) -> tuple[Tensor, Tensor]:
-    """Answer and token, two ``(K,)`` int64 tensors, that complete each entry of credits.
-
-    A token completes an entry by writing its last character. What is credited to the end of a text
-    belongs to the last token, the end token if there is one: writing no more was its choice. Tokens
-    and mask are ``(N, T)``, padded on the right; every answer has at least one token.
-    """
-    rows: list[NDArray[np.int64]] = []
-    places: list[NDArray[np.int64]] = []
-    lengths = mask.sum(-1).tolist()
-    for row, (ids, length) in enumerate(zip(tokens.tolist(), lengths, strict=True)):
-        text, ends = texts[row], credits[row].ends
-        written = aligner.text_ends(ids[:length], text)
-        place = np.searchsorted(written, ends, side="left")
-        place[ends >= len(text)] = length - 1
-        places.append(place.clip(max=length - 1))
-        rows.append(np.full(len(ends), row))
-    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(places))
-
-
 def place_credit(
     aligner: TokenAligner,
     tokens: Tensor,
@@ -99,30 +86,27 @@ def place_credit(
 ) -> Tensor:
     """Rewards of vertices on the tokens that complete them, ``(N, T)`` float32.
 
-    Rows sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns what it
-    did better than the vertices of the same number in the group's other answers; what others earned
+    Tokens and mask are ``(N, T)``, padded on the right; every answer has at least one token. Rows
+    sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns what it did
+    better than the vertices of the same number in the group's other answers; what others earned
     with vertices that an answer lacks is set against its last token.
     """
-    rows, places = completing_tokens(aligner, tokens, mask, texts, credits)
-    earned = np.concatenate([credit.rewards for credit in credits])
-    if group_size == 1:
-        return _scatter(mask, rows, places, earned)
-    counts = torch.tensor([len(credit.ends) for credit in credits])
-    real = torch.arange(int(counts.max())) < counts[:, None]  # (N, K)
-    padded = torch.zeros(real.shape, dtype=torch.float64)
-    padded[real] = torch.from_numpy(earned)
-    relative = against_others(padded, group_size)
-    placed = _scatter(mask, rows, places, relative[real].numpy())
-    missing = (relative * ~real).sum(-1).to(placed)
-    last = mask.sum(-1, keepdim=True) - 1
-    return placed.scatter_add(1, last, missing[:, None])
-
-
-def _scatter(mask: Tensor, rows: Tensor, places: Tensor, values: NDArray[Any]) -> Tensor:
-    """Add up values at their places in a ``(N, T)`` float32 tensor, on the device of ``mask``."""
-    result = torch.zeros(mask.shape)
-    result.index_put_((rows, places), torch.as_tensor(values, dtype=torch.float32), accumulate=True)
-    return result.to(mask.device)
+    lengths = mask.sum(-1).tolist()
+    answers = zip(tokens.tolist(), lengths, texts, credits, strict=True)
+    places = [
+        torch.from_numpy(aligner.completing_tokens(ids[:length], text, credit.ends))
+        for ids, length, text, credit in answers
+    ]
+    earned = [torch.from_numpy(credit.rewards) for credit in credits]
+    real = pad_sequence(
+        [torch.ones(len(each), dtype=torch.bool) for each in earned], batch_first=True
+    )
+    relative = against_others(pad_sequence(earned, batch_first=True), group_size)
+    placed = torch.zeros(mask.shape)
+    placed.scatter_add_(1, pad_sequence(places, batch_first=True), (relative * real).float())
+    missing = (relative * ~real).sum(-1, keepdim=True).float()
+    placed.scatter_add_(1, torch.tensor(lengths)[:, None] - 1, missing)
+    return placed.to(mask.device)
 
 
 def credits_of(env: Any, texts: Sequence[str]) -> list[VertexCredit]:

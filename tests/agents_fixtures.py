@@ -13,6 +13,8 @@ from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import demonstrate
 from agents.embedded.tiny import TinyConfig, build_model, build_processor
 from agents.policy.model import VLMPolicy
+from agents.settings import SupervisedFineTuningConfig
+from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data.scenes import Scenes
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")
@@ -61,6 +63,12 @@ def scene_demonstrations(processor, count, tasks=("text->mask",)):
         demonstrate(processor, [scenes[i]], tasks, epsilon=0.03, decimals=1, pad=True)
         for i in range(count)
     ]
+
+
+def demonstration_rows(dataset, *tasks, **settings):
+    """Rows of TRL's trainer for a small policy, by default in the environments' words."""
+    config = SupervisedFineTuningConfig(**{"tasks": tasks, "wording": "plain", **settings})
+    return DemonstrationRows(small_policy(), dataset, config)
 
 
 def answer_of(policy, demonstration):

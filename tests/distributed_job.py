@@ -129,7 +129,7 @@ def clone(agent, checkpoint=None):
 
 def keep_shares(path, agent):
     """Write all weights, and what every rank has of the optimizer's state, by group."""
-    optimizer = agent.engine.hybrid
+    optimizer = agent.engine.optimizer
     own = [
         optimizer.state[partition]
         for group in optimizer.param_groups
@@ -167,7 +167,7 @@ def main(folder):
     keep(folder, "cloning-zero2", agent, clone(agent))
     for choice in MUON:
         agent = make_cloning_agent(choice, **WITH_MUON)
-        assert any(len(each.pieces) == 2 for each in agent.engine.hybrid.matrices)
+        assert any(len(each.pieces) == 2 for each in agent.engine.optimizer.matrices)
         rows = clone(agent, folder / "checkpoints" / f"muon-{choice}")
         keep(folder, f"muon-{choice}", agent, rows)
     agent = make_cloning_agent("zero2", **WITH_MUON)

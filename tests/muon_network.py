@@ -101,7 +101,7 @@ def train_on_ranks(folder):
     for choice in ON_RANKS:
         norms, engine = train(choice, halfway=folder / f"{choice}-half.pt")
         if choice is not None:  # otherwise nothing of what is hard would be tested
-            assert [len(each.pieces) for each in engine.hybrid.matrices] == [1, 2, 1]
+            assert [len(each.pieces) for each in engine.optimizer.matrices] == [1, 2, 1]
         write(folder / f"{choice}.pt", engine, norms)
     for written, choice in RESUMED:
         norms, engine = train(choice, resumed=folder / f"{written}-half.pt")

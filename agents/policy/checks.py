@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,21 +88,19 @@ def compare_images(
     other_images = _exchange(images)
     gray = [np.full_like(image, 127) for image in images]  # most processors map it to about 0
     tokens, mask = _tokens(policy, answers)
+    unconstrained = copy(policy)
+    unconstrained.constraint = None
 
     def log_probs(shown: Sequence[NDArray[np.uint8]]) -> Tensor:
         rows = []
         for row, (image, prompt) in enumerate(zip(shown, prompts, strict=True)):
             inputs, part = policy.prepare([image], [prompt]), slice(row, row + 1)
-            rows.append(score(policy, inputs, tokens[part], mask[part]).log_probs)
+            rows.append(score(unconstrained, inputs, tokens[part], mask[part]).log_probs)
         return torch.cat(rows)
 
-    constraint, policy.constraint = policy.constraint, None
-    try:
-        with evaluation_mode(policy.model):
-            own, again = log_probs(images), log_probs(images)
-            other, blank = log_probs(other_images), log_probs(gray)
-    finally:
-        policy.constraint = constraint
+    with evaluation_mode(policy.model):
+        own, again = log_probs(images), log_probs(images)
+        other, blank = log_probs(other_images), log_probs(gray)
     count = mask.sum()
     return VisionReport(
         len(images),

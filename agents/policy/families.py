@@ -7,7 +7,6 @@ Families in the table are tested; others are tried when an agent is built
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,35 +28,17 @@ ROWS_PER_IMAGE = {
 """Inputs in which the rows of all images follow each other, with what counts them."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """What cannot be seen from outside."""
-
-    first_position: int = 0
-    """Position of the first token of a prompt."""
-    answer_token_type: int = 0
-    """``token_type_ids`` of an answer."""
-
-
-FAMILIES = {
-    "gemma3": Family(),
-    "idefics3": Family(),
-    "internvl": Family(),
-    "llava": Family(),
-    "llava_onevision": Family(),
-    "paligemma": Family(first_position=1, answer_token_type=1),
-    "qwen2_5_vl": Family(),
-    "qwen2_vl": Family(),
-    "qwen3_vl": Family(),
-    "qwen3_vl_moe": Family(),
-    "smolvlm": Family(),
-}
-"""Tested families by the ``model_type`` of their configuration."""
-
-
-def family_of(model: Any) -> Family:
-    """The family of a model; one that is not in the table gets what is usual."""
-    return FAMILIES.get(model.config.model_type, Family())
+FAMILIES = frozenset(
+    {
+        *("gemma3", "idefics3", "internvl", "llava", "llava_onevision", "paligemma"),
+        *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "smolvlm"),
+    }
+)
+"""Tested families, as the ``model_type`` of their configuration."""
+FIRST_POSITION = {"paligemma": 1}
+"""Position of the first token of a prompt where it is not 0."""
+ANSWER_TOKEN_TYPE = {"paligemma": 1}
+"""``token_type_ids`` of an answer where they are not 0."""
 
 
 def is_tested(model: Any) -> bool:
@@ -95,11 +76,11 @@ def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """Append ``(B, L)`` tokens of answers to the ``(B, P)`` tokens of prompts."""
-    family = family_of(model)
+    token_type = ANSWER_TOKEN_TYPE.get(model.config.model_type, 0)
     added = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
-        "token_type_ids": torch.full_like(tokens, family.answer_token_type),
+        "token_type_ids": torch.full_like(tokens, token_type),
         "mm_token_type_ids": torch.zeros_like(tokens),
     }
     return {key: torch.cat([value, added[key].to(value.dtype)], 1) for key, value in text.items()}
@@ -116,7 +97,7 @@ def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         positions = positions[1:]
     if positions.ndim == 2:
         positions = positions.expand(len(tokens), -1)
-    return positions + family_of(model).first_position
+    return positions + FIRST_POSITION.get(model.config.model_type, 0)
 
 
 def next_positions(positions: Tensor) -> Tensor:
@@ -169,7 +150,7 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
     """
     count = len(inputs["input_ids"])
     return {
-        key: value[prompts] if len(value) == count else value[_rows(inputs, key, prompts)]
+        key: value[prompts] if len(value) == count else _select_rows(inputs, key, prompts)
         for key, value in inputs.items()
     }
 
@@ -181,8 +162,8 @@ def repeat_prompts(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
     return select_prompts(inputs, prompts.repeat_interleave(times))
 
 
-def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
-    """Rows of an input that belong to some prompts, in their order."""
+def _select_rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
+    """The rows of an input that belong to some prompts, in their order."""
     names = ROWS_PER_IMAGE.get(key, ())
     counted = next((inputs[name] for name in names if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
@@ -194,7 +175,5 @@ def _rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
             "what counts them for each prompt. Ask one prompt at a time, or add the input to "
             "ROWS_PER_IMAGE"
         )
-    starts = sizes.cumsum(0) - sizes
-    pairs = zip(starts[prompts].tolist(), sizes[prompts].tolist(), strict=True)
-    spans = [torch.arange(start, start + size) for start, size in pairs]
-    return torch.cat([torch.arange(0), *spans]).to(inputs[key].device)
+    parts = inputs[key].split(sizes.tolist())
+    return torch.cat([inputs[key][:0], *(parts[prompt] for prompt in prompts.tolist())])

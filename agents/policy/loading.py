@@ -189,12 +189,6 @@ def record_frame(model: Any, frame: AnswerFrame) -> None:
         setattr(model.config, ANSWER_FRAME, frame.family)
 
 
-def copy_record(source: Any, target: Any) -> None:
-    """Let a model's configuration record the frame that another one's does, if that does."""
-    if (recorded := recorded_frame(source)) is not None:
-        setattr(target.config, ANSWER_FRAME, recorded)
-
-
 def recorded_frame(model: Any) -> str | None:
     """What `record_frame` left in a model's configuration."""
     found = getattr(model.config, ANSWER_FRAME, None)

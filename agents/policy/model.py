@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,13 +31,7 @@ from agents.policy.families import (
     vision_parameters,
 )
 from agents.policy.loading import open_checkpoint, policy_frame, quiet_progress, record_frame
-from agents.policy.processing import (
-    ImageTokensError,
-    check_image_tokens,
-    number_image_rows,
-    prepare_inputs,
-    special_tokens,
-)
+from agents.policy.processing import prepare_checked, special_tokens
 from agents.policy.vision_cache import ImageFeatures
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 
@@ -44,6 +39,8 @@ if TYPE_CHECKING:
     from agents.policy.constraint import OutlineConstraint
 
 Precision = Literal["float32", "bfloat16"]
+UNTRIED = "its family is in no table, and nobody has tried to share prompts with it"
+"""Why answers do not share their prompt before it was tried."""
 
 
 @dataclass
@@ -73,8 +70,8 @@ class VLMPolicy:
         forbidden: ``(V,)`` bool, tokens that no answer may contain.
         end_ids: Tokens that end an answer.
         pad_id: Token that fills up what comes after.
-        sharing_trial: What is wrong with sharing prompts in a family that is in no table, "" if
-            nothing is; None as long as `agents.policy.checks.try_sharing` has not tried it.
+        sharing_trial: What is wrong with sharing prompts, "" if nothing is: in a family that is in
+            no table `UNTRIED`, until `agents.policy.checks.try_sharing` has tried it.
         trust_remote_code: Whether code that came with the checkpoint was allowed.
         answer_frame: What the numbers that it writes mean; it is trained and measured in this.
     """
@@ -106,7 +103,7 @@ class VLMPolicy:
         self.pad_id: int = self.end_ids[0] if pad is None else pad
         self.forbidden = self._forbidden_tokens()
         self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
-        self.sharing_trial: str | None = None
+        self.sharing_trial = "" if is_tested(model) else UNTRIED
         self.trust_remote_code = False
         self._features = ImageFeatures()
         self._noticed: set[str] = set()
@@ -146,6 +143,13 @@ class VLMPolicy:
         answer_frame = policy_frame(frame, model, processor, str(name_or_path))
         policy = cls(model.to(device), processor, precision=precision, answer_frame=answer_frame)
         policy.trust_remote_code = trust_remote_code
+        return policy
+
+    def copy(self) -> VLMPolicy:
+        """A policy of the same kind with weights of its own, the same ones at first."""
+        policy = copy(self)
+        policy.model = deepcopy(self.model)
+        policy._features = ImageFeatures()
         return policy
 
     def save(self, path: str | Path) -> None:
@@ -188,26 +192,7 @@ class VLMPolicy:
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, Tensor]:
         """As `prepare`, for processes that do not touch the device."""
-        batch = prepare_inputs(self.processor, images, prompts)
-        try:
-            batch = number_image_rows(self.model, batch)
-            check_image_tokens(self.model, batch)
-        except ImageTokensError as error:
-            found = error if error.row is not None else self._by_itself(images, prompts) or error
-            raise found.about(prompts) from None
-        return batch
-
-    def _by_itself(
-        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
-    ) -> ImageTokensError | None:
-        """What is wrong with the first prompt that is wrong, where the batch cannot tell."""
-        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            alone = prepare_inputs(self.processor, [image], [prompt])
-            try:
-                check_image_tokens(self.model, number_image_rows(self.model, alone))
-            except ImageTokensError as error:
-                return ImageTokensError(row, error.tokens, error.features)
-        return None
+        return prepare_checked(self.model, self.processor, images, prompts)
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run images and prompts through the model once, keeping keys and values."""
@@ -228,27 +213,22 @@ class VLMPolicy:
     @property
     def needs_trial(self) -> bool:
         """Whether `agents.policy.checks.try_sharing` has something to find out."""
-        return self.shared_prefix and self.sharing_trial is None and not is_tested(self.model)
+        return self.shared_prefix and self.sharing_trial == UNTRIED
 
     def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
         """Whether answers share their prompt; warns once if that was asked for and cannot be."""
         if not self.shared_prefix:
             return False
-        reason = obstacle_to_sharing(self.model, inputs["input_ids"].shape[1] + new_tokens)
-        if reason is None and not is_tested(self.model):
-            reason = self.sharing_trial
-            if reason is None:
-                reason = "its family is in no table, and nobody has tried to share prompts with it"
-        if not reason:
-            return True
-        if reason not in self._noticed:
+        length = inputs["input_ids"].shape[1] + new_tokens
+        reason = obstacle_to_sharing(self.model, length) or self.sharing_trial
+        if reason and reason not in self._noticed:
             self._noticed.add(reason)
             name = self.model.config.model_type
             warnings.warn(
                 f"every answer of this {name!r} policy gets a prompt of its own: {reason}",
                 stacklevel=3,
             )
-        return False
+        return not reason
 
     def freeze_vision(self) -> None:
         """Stop training tower and projector; their features are then kept image by image."""

@@ -8,7 +8,7 @@ them lands in the wrong place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,30 @@ from transformers.image_processing_utils import select_best_resolution
 
 from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
+
+
+def prepare_checked(
+    model: Any, processor: Any, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Inputs of a model, in which every prompt has as many image tokens as its image has features.
+
+    Raises:
+        ImageTokensError: One has not; where a batch cannot tell which, each is looked at alone.
+    """
+    inputs = prepare_inputs(processor, images, prompts)
+    try:
+        inputs = number_image_rows(model, inputs)
+        check_image_tokens(model, inputs, prompts)
+    except ImageTokensError as error:
+        if error.row is not None or len(prompts) == 1:
+            raise
+        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            try:
+                prepare_checked(model, processor, [image], [prompt])
+            except ImageTokensError as alone:
+                raise ImageTokensError(row, alone.tokens, alone.features, prompt) from None
+        raise
+    return inputs
 
 
 def prepare_inputs(
@@ -49,7 +73,7 @@ def chat_text(processor: Any, prompt: str) -> str:
     Raises:
         CheckpointError: The processor has no chat format.
     """
-    prompt = break_special_tokens(prompt, special_tokens(processor.tokenizer).values())
+    prompt = break_special_tokens(prompt, processor.tokenizer)
     name = type(processor).__name__
     template = getattr(processor, "chat_template", "")  # processors of other makers need have none
     if template is None:
@@ -65,12 +89,12 @@ def chat_text(processor: Any, prompt: str) -> str:
     return text
 
 
-def break_special_tokens(text: str, special: Iterable[str]) -> str:
-    """Break up what reads as a special token by a space.
+def break_special_tokens(text: str, tokenizer: Any) -> str:
+    """Break up what reads as a special token of a tokenizer by a space.
 
     An expression is data from outside, and ``<image>`` in it would ask for a second image.
     """
-    for token in special:
+    for token in special_tokens(tokenizer).values():
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
@@ -89,21 +113,19 @@ class ImageTokensError(ValueError):
     """
 
     def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
-        """Say what does not fit; ``prompt`` is quoted where it is known."""
-        self.row, self.tokens, self.features = row, tokens, features
-        quoted = f" ({prompt[:80]!r})" if prompt else ""
-        where = "the prompts hold" if row is None else f"prompt {row} of the batch{quoted} holds"
-        whose = "their images have" if row is None else "its image has"
-        super().__init__(f"{where} {tokens} image tokens, but {whose} {features} features")
+        """Note what does not fit; ``prompt`` is quoted where it is known."""
+        super().__init__(row, tokens, features, prompt)  # what pickle makes it of again
+        self.row, self.tokens, self.features, self.prompt = row, tokens, features, prompt
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Exceptions of several arguments tell pickle how they are made."""
-        return type(self), (self.row, self.tokens, self.features)
-
-    def about(self, prompts: Sequence[str]) -> ImageTokensError:
-        """The same, with the prompt that it is about."""
-        prompt = "" if self.row is None else prompts[self.row]
-        return ImageTokensError(self.row, self.tokens, self.features, prompt)
+    def __str__(self) -> str:
+        found = f"{self.tokens} image tokens, but"
+        if self.row is None:
+            return f"the prompts hold {found} their images have {self.features} features"
+        quoted = f" ({self.prompt[:80]!r})" if self.prompt else ""
+        return (
+            f"prompt {self.row} of the batch{quoted} holds {found} its image has "
+            f"{self.features} features"
+        )
 
 
 def count_image_tokens(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
@@ -158,7 +180,9 @@ def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor
     return inputs | {IMAGE_ROWS: rows}
 
 
-def check_image_tokens(model: Any, inputs: dict[str, Tensor]) -> None:
+def check_image_tokens(
+    model: Any, inputs: dict[str, Tensor], prompts: Sequence[str] | None = None
+) -> None:
     """Make sure that every prompt has as many image tokens as its image has features.
 
     Raises:
@@ -171,7 +195,8 @@ def check_image_tokens(model: Any, inputs: dict[str, Tensor]) -> None:
     wrong = (tokens != features).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise ImageTokensError(row, int(tokens[row]), int(features[row]))
+        prompt = "" if prompts is None else prompts[row]
+        raise ImageTokensError(row, int(tokens[row]), int(features[row]), prompt)
 
 
 def _merged_patches(config: Any) -> int | None:

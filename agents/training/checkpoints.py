@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from agents.policy.loading import copy_record
+from agents.policy.loading import ANSWER_FRAME, recorded_frame
 from agents.policy.model import VLMPolicy
 from agents.training.distributed import World
 
@@ -74,16 +74,22 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
     """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts."""
     path = Path(path)
     facts = read_facts(path)
-    weights = VLMPolicy.from_pretrained(
-        path / "policy",
+    read_weights(path / "policy", policy)
+    tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    return tensors, facts
+
+
+def read_weights(folder: Path, policy: VLMPolicy) -> None:
+    """Load a policy's folder, and the frame that it records, into a policy of the same form."""
+    saved = VLMPolicy.from_pretrained(
+        folder,
         device="cpu",
         dtype=policy.model.dtype,
         trust_remote_code=policy.trust_remote_code,
-    )
-    policy.model.load_state_dict(weights.model.state_dict())
-    copy_record(weights.model, policy.model)
-    tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-    return tensors, facts
+    ).model
+    policy.model.load_state_dict(saved.state_dict())
+    if (recorded := recorded_frame(saved)) is not None:
+        setattr(policy.model.config, ANSWER_FRAME, recorded)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

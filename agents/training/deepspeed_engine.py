@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from agents.training.distributed import init_process_group
 from agents.training.engine import Engine
-from agents.training.optim import MASTER, OptimizerState, adamw, usable_states
-from agents.training.partitioned_optimizer import PartitionedHybridOptimizer
+from agents.training.optim import (
+    MASTER,
+    OptimizerState,
+    PartitionedHybridOptimizer,
+    usable_states,
+)
 from agents.training.settings import OptimizerSettings, read_configuration, zero_stage
 
 if not torch.cuda.is_available():
@@ -43,8 +47,8 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""State of AdamW beside its count of steps."""
 MUON_MOMENTS = ("momentum_buffer",)
+"""State of AdamW and of Muon beside their count of steps."""
 
 
 class PassThrough(nn.Module):
@@ -89,19 +93,18 @@ class DeepSpeedEngine(Engine):
         config = read_configuration(settings, bfloat16=dtype == torch.bfloat16)
         self.module, self.settings = module, settings
         self.world = init_process_group(deepspeed=True)
-        self.hybrid = PartitionedHybridOptimizer(module, settings) if settings.muon else None
-        with _local_rank():
-            self._engine, *_ = deepspeed.initialize(
-                model=PassThrough(module),
-                optimizer=self.hybrid or adamw(self._parameters.values(), settings),
-                config=config,
-            )
+        self.optimizer = PartitionedHybridOptimizer(module, settings)
+        self._hidden = self.optimizer.hidden_names
+        launched = "LOCAL_RANK" in os.environ
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+        self._engine, *_ = deepspeed.initialize(
+            model=PassThrough(module), optimizer=self.optimizer, config=config
+        )
+        if not launched:  # child processes would take it for a launcher's
+            del os.environ["LOCAL_RANK"]
         self._zero = self._engine.optimizer
-        self._hidden: frozenset[str] = frozenset()
-        if self.hybrid is not None:
-            self.hybrid.locate(self.world)
-            names = {id(each): name for name, each in self._parameters.items()}
-            self._hidden = frozenset(names[id(each)] for each in self.hybrid.hidden)
+        if self._hidden:
+            self.optimizer.locate(self.world)
             # DeepSpeed would link states once the first group has been stepped, which leaves the
             # other group without.
             self._make_states(0)
@@ -161,15 +164,13 @@ class DeepSpeedEngine(Engine):
                 found[MASTER] = safe_get_full_fp32_param(parameter)
             if self.world.is_main:
                 states[name] = {key: value.cpu() for key, value in found.items()}
-                if keys is MOMENTS:
-                    states[name]["step"] = torch.tensor(float(step))
+                states[name]["step"] = torch.tensor(float(step))
         return states
 
     def load_state_dict(self, state: OptimizerState) -> None:
         """See `Engine.load_state_dict`."""
         found = usable_states(state, self._parameters.keys(), self._hidden)
-        steps = [int(each["step"]) for each in found.values() if "step" in each]
-        self._make_states(max(steps, default=int(bool(found))))
+        self._make_states(max((int(each.get("step", 0)) for each in found.values()), default=0))
         for name, parameter in self._parameters.items():
             saved = found.get(name, {})
             shape = getattr(parameter, "ds_shape", parameter.shape)  # of all ranks' shards
@@ -191,7 +192,7 @@ class DeepSpeedEngine(Engine):
             self._zero.optimizer.param_groups,
             strict=True,
         )
-        return [(each, MUON_MOMENTS if group.get("hidden") else MOMENTS) for each, group in groups]
+        return [(each, MUON_MOMENTS if group["hidden"] else MOMENTS) for each, group in groups]
 
     def _make_states(self, step: int) -> None:
         """Make the state that the optimizer makes at its first step, to load into."""
@@ -202,16 +203,3 @@ class DeepSpeedEngine(Engine):
                 state.setdefault(key, torch.zeros_like(partition))
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
-
-
-@contextmanager
-def _local_rank() -> Iterator[None]:
-    """Set the variable that DeepSpeed insists on, but not for child processes."""
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]

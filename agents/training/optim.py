@@ -1,4 +1,4 @@
-"""Optimizers: Muon for hidden matrices with AdamW for the rest.
+"""The optimizer: Muon for hidden matrices with AdamW for the rest, in one process and under ZeRO.
 
 Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit in bfloat16, the only type
 that one knows: without bfloat16 instructions it takes longer than a small policy's gradients.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from agents.training.distributed import World
 from agents.training.hardware import multiplies_bfloat16
 from agents.training.settings import MuonPrecision, OptimizerSettings
 
@@ -28,48 +31,73 @@ MASTER = "master"
 """Key of the float32 weights that ZeRO keeps beside weights of lower precision."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
-"""By the names of parameters: ``step``, ``exp_avg`` and ``exp_avg_sq`` of AdamW, or the
+"""By the names of parameters: ``step``, with ``exp_avg`` and ``exp_avg_sq`` of AdamW or the
 ``momentum_buffer`` of Muon, and `MASTER`, all but ``step`` of the parameter's shape."""
 
 
-class HybridOptimizer(torch.optim.Optimizer):
-    """Muon on hidden matrices and AdamW on everything else, stepped as one.
+class HybridOptimizer(torch.optim.AdamW):
+    """Muon on hidden matrices and AdamW on everything else.
 
     Muon (update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names) orthogonalises
     the momentum of hidden matrices. Embeddings, output heads, norms, biases and convolutions stay
-    with AdamW. Both parts share parameter groups and state with this optimizer, so that schedulers
-    and checkpoints see all of it.
+    with AdamW. Each of the two has a parameter group, which ``"hidden"`` tells apart.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
-        """Sort the parameters of a model; without Muon all go to AdamW."""
-        hidden, rest = split_parameters(model, settings.muon)
+        """Sort the trainable parameters of a model; without Muon all go to AdamW."""
+        self.hidden, rest = split_parameters(model, settings.muon)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.hidden = frozenset(self.names[id(parameter)] for parameter in hidden)
-        self.parts: list[torch.optim.Optimizer] = [adamw(rest, settings)]
-        if hidden:
-            rate, decay = settings.learning_rate, settings.weight_decay
-            self.parts.append(Muon(hidden, rate, decay, settings.muon_precision))
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
+        self.precision: MuonPrecision = settings.muon_precision
+        groups = [{"params": rest, "hidden": False}, {"params": self.hidden, "hidden": True}]
+        super().__init__(
+            [group for group in groups if group["params"]],
+            settings.learning_rate,
+            BETAS,
+            settings.adam_epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply the gradients."""
-        for part in self.parts:
-            part.step()
+    @property
+    def hidden_names(self) -> frozenset[str]:
+        """Names of the parameters that Muon trains."""
+        return frozenset(self.names[id(parameter)] for parameter in self.hidden)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``."""
-        super().load_state_dict(state_dict)
-        self._share()
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply the gradients of the groups that there are at the moment."""
+        groups = self.param_groups
+        loss = None
+        for group in groups:
+            if group["hidden"]:
+                self._step_hidden(group)
+            else:
+                self.param_groups = [group]
+                loss = super().step(closure)
+        self.param_groups = groups
+        return loss
 
-    def _share(self) -> None:
-        """Give every part its groups and the common state; loading a state replaces both."""
-        start = 0
-        for part in self.parts:
-            end = start + len(part.param_groups)
-            part.param_groups, part.state = self.param_groups[start:end], self.state
-            start = end
+    def _step_hidden(self, group: dict[str, Any]) -> None:
+        """One step of Muon."""
+        for weights in group["params"]:
+            if weights.grad is not None:
+                update = self._follow_momentum(weights, group)
+                step = orthogonalize(update, self.precision)
+                weights.add_(step, alpha=-step_size(update, group["lr"]))
+
+    def _follow_momentum(self, weights: Tensor, group: dict[str, Any]) -> Tensor:
+        """Decay weights and update their momentum; returns the direction, in the gradient's place.
+
+        All of this is element by element, and so can be done to any part of the weights.
+        """
+        state, gradient = self.state[weights], weights.grad
+        assert gradient is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weights)
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1  # torch expects it of every state
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        return gradient.lerp_(momentum, MOMENTUM)  # Nesterov's
 
     def named_state(self) -> OptimizerState:
         """State by the names of parameters; those that never had a gradient have none."""
@@ -78,54 +106,22 @@ class HybridOptimizer(torch.optim.Optimizer):
     def load_named_state(self, states: OptimizerState) -> None:
         """Go on from a state; warns of what is of no use, which starts afresh."""
         trained = [parameter for group in self.param_groups for parameter in group["params"]]
-        found = usable_states(states, [self.names[id(each)] for each in trained], self.hidden)
+        names = [self.names[id(parameter)] for parameter in trained]
+        found = usable_states(states, names, self.hidden_names)
         self.state.clear()
-        for parameter in trained:
-            state = found.get(self.names[id(parameter)], {})
+        for name, parameter in zip(names, trained, strict=True):
+            state = found.get(name, {})
             moved = {key: state[key].to(parameter.device, copy=True) for key in state}
             moved.pop(MASTER, None)
             if moved:
                 self.state[parameter] = moved
 
 
-class Muon(torch.optim.Optimizer):
-    """Steps matrices by their orthogonalised momentum.
-
-    Updates are ``0.2 sqrt(max(rows, columns))`` times an orthogonal matrix, which is the size of
-    AdamW's (arXiv 2502.16982, equation 4).
-    """
-
-    def __init__(
-        self,
-        matrices: Iterable[nn.Parameter],
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        precision: MuonPrecision = "auto",
-    ) -> None:
-        """Take parameters of shape ``(rows, columns)``; weight decay is decoupled."""
-        super().__init__(matrices, {"lr": learning_rate, "weight_decay": weight_decay})
-        self.precision: MuonPrecision = precision
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply the gradients."""
-        for group in self.param_groups:
-            for weights in group["params"]:
-                if weights.grad is None:
-                    continue
-                state = self.state[weights]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weights.grad)
-                momentum = state["momentum_buffer"].lerp_(weights.grad, 1 - MOMENTUM)
-                update = weights.grad.lerp(momentum, MOMENTUM)
-                weights.mul_(1 - group["lr"] * group["weight_decay"])
-                weights.add_(
-                    orthogonalize(update, self.precision), alpha=-step_size(update, group["lr"])
-                )
-
-
 def step_size(matrix: Tensor, learning_rate: float) -> float:
-    """What an orthogonal matrix of this shape is multiplied by."""
+    """What an orthogonal matrix is multiplied by: ``0.2 sqrt(max(rows, columns))`` times the rate.
+
+    Steps are then of the size of AdamW's (arXiv 2502.16982, equation 4).
+    """
     return learning_rate * 0.2 * math.sqrt(max(matrix.shape))
 
 
@@ -144,18 +140,6 @@ def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
         change = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
         found = torch.addmm(found, change, found, beta=first)
     return found.T if tall else found
-
-
-def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW with our defaults."""
-    return torch.optim.AdamW(
-        parameters,
-        settings.learning_rate,
-        BETAS,
-        settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -199,3 +183,94 @@ def _warn(names: Collection[str], why: str) -> None:
             f" {min(names)}{', …' if len(names) > 1 else ''}",
             stacklevel=3,
         )
+
+
+class Piece(NamedTuple):
+    """The part of a matrix, laid flat, that a rank holds in its slice of all hidden matrices."""
+
+    in_matrix: slice
+    in_slice: slice
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A hidden matrix, and which rank has which part of it."""
+
+    shape: torch.Size
+    device: torch.device
+    """Where it is orthogonalised; its slice may be kept in main memory."""
+    pieces: dict[int, Piece]
+    """By rank; ranks that have nothing of it are left out."""
+
+
+class PartitionedHybridOptimizer(HybridOptimizer):
+    """`HybridOptimizer` under ZeRO, where a rank steps a slice of the weights laid end to end.
+
+    DeepSpeed averages gradients, clips them by their global norm, puts a rank's slice of every
+    group in the place of its parameters, and steps the groups one after another. AdamW and Muon's
+    momentum work element by element and so on slices, which also shards their state.
+    Orthogonalising takes whole matrices: those that a boundary cuts, one or two for a rank, are put
+    together by the ranks that have parts of them, each of which then computes the step and takes
+    its part. This is the update of one process, and costs little more communication than AdamW.
+    """
+
+    matrices: Sequence[Matrix] = ()
+
+    def locate(self, world: World) -> None:
+        """Find out who has what; all ranks must call it once DeepSpeed has cut up the weights."""
+        found = world.gather([_piece_of(parameter) for parameter in self.hidden])
+        self.matrices = [
+            Matrix(
+                parameter.shape,
+                parameter.device,
+                {rank: piece for rank, piece in enumerate(pieces) if piece is not None},
+            )
+            for parameter, pieces in zip(self.hidden, zip(*found, strict=True), strict=True)
+        ]
+
+    def _step_hidden(self, group: dict[str, Any]) -> None:
+        (weights,) = group["params"]
+        rank = World.current().rank
+        direction = self._follow_momentum(weights, group)
+        for matrix, whole in whole_matrices(self.matrices, direction, rank):
+            update = whole.view(matrix.shape).to(matrix.device)
+            step = orthogonalize(update, self.precision).flatten()
+            piece = matrix.pieces[rank]
+            weights[piece.in_slice].add_(
+                step[piece.in_matrix].to(weights.device), alpha=-step_size(update, group["lr"])
+            )
+
+
+def whole_matrices(
+    matrices: Sequence[Matrix], own: Tensor, rank: int
+) -> Iterator[tuple[Matrix, Tensor]]:
+    """Each matrix that this rank has a part of, and its elements, laid flat.
+
+    Every rank must call this, with the same matrices in the same order, and its own slice.
+    """
+    found, exchange = [], []
+    for tag, matrix in enumerate(matrices):
+        if (piece := matrix.pieces.get(rank)) is None:
+            continue
+        whole = mine = own[piece.in_slice]
+        if len(matrix.pieces) > 1:
+            whole = mine.new_empty(matrix.shape.numel())
+            whole[piece.in_matrix] = mine
+        for other, theirs in matrix.pieces.items():
+            if other != rank:
+                exchange.append(dist.P2POp(dist.isend, mine, other, tag=tag))
+                exchange.append(dist.P2POp(dist.irecv, whole[theirs.in_matrix], other, tag=tag))
+        found.append((matrix, whole))
+    for work in dist.batch_isend_irecv(exchange) if exchange else ():
+        work.wait()
+    yield from found
+
+
+def _piece_of(parameter: Any) -> Piece | None:
+    """The part of a parameter in this rank's slice, as DeepSpeed has it."""
+    if (fragment := parameter._hp_mapping) is None:
+        return None
+    held, slot = fragment.lp_fragment_address, fragment.hp_fragment_address
+    return Piece(
+        slice(held.start, held.start + held.numel), slice(slot.start, slot.start + held.numel)
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -22,13 +22,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from agents.advantages import degenerate_fraction, group_advantages, group_std
+from agents.advantages import group_advantages, reward_metrics
 from agents.losses import LOSSES
 from agents.policy.loading import quiet_progress
 from agents.policy.model import VLMPolicy
 from agents.policy.processing import special_tokens
 from agents.settings import GSPOConfig, LossName, TRLOptions
-from agents.training.optim import HybridOptimizer
 from agents.trl_backend.rows import QuestionRows
 from agents.trl_backend.trainer import TrainerAgent
 from seg_env.envs.core import Question, ReferringCore
@@ -127,30 +126,14 @@ class TRLGSPO(TrainerAgent):
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
         """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`."""
-        from datasets import Dataset as Table
-        from trl import GRPOTrainer  # seconds that only its users should pay
+        from trl import GRPOTrainer
 
-        config = self.config
-        arguments = self.trainer_arguments(updates, folder)
-        table = Table.from_dict({"row": range(updates * config.prompts_per_update)})
-        rows = QuestionRows(
-            self.core,
-            self.policy.tokenizer,
-            self.policy.prepare_on_cpu,
-            config.seed,
-            self.left_out,
-        )
-        table.set_transform(rows)
-        optimizer = HybridOptimizer(self.policy.model, config) if config.muon else None
-        return GRPOTrainer(
-            self.policy.model,
-            reward_funcs=EnvironmentReward(
-                self.core, config.group_size, config.advantage_floor, self.policy.end_ids
-            ),
-            args=arguments,
-            train_dataset=table,
-            processing_class=self.policy.processor,
-            optimizers=(optimizer, None),
+        return self.make_trainer(
+            GRPOTrainer,
+            QuestionRows(self.policy, self.core, self.config.seed, self.left_out),
+            updates * self.config.prompts_per_update,
+            args=self.trainer_arguments(updates, folder),
+            reward_funcs=self.advantage,
             peft_config=self._adapters(),
         )
 
@@ -178,7 +161,6 @@ class TRLGSPO(TrainerAgent):
             "beta": config.kl_coefficient,
             "vllm_importance_sampling_mode": "sequence_truncate",
             "vllm_importance_sampling_clip_max": config.importance_cap,
-            "adam_epsilon": config.adam_epsilon,
             "shuffle_dataset": False,  # the rows are in random order already
             "logging_steps": self.steps_per_update,
             "ddp_timeout": 7200,  # the first process measures the policy while the others wait
@@ -219,6 +201,45 @@ class TRLGSPO(TrainerAgent):
             "gradient_accumulation_steps": steps,
             "steps_per_generation": steps * config.minibatches,
         }
+
+    def advantage(
+        self,
+        *,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        completion_ids: Sequence[Sequence[int]],
+        question: Sequence[Question],
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """What the environment makes of ``N`` answers in whole groups: TRL's reward function.
+
+        It returns finished advantages, with our floor, which GRPOTrainer has no setting for. Told
+        not to scale rewards, it subtracts the mean of each group, which is 0 already. The rewards
+        themselves are logged under the names that our own agents use.
+        """
+        size = self.config.group_size
+        groups = [question[i : i + size] for i in range(0, len(question), size)]
+        if len(question) % size or any(one is not group[0] for group in groups for one in group):
+            raise ValueError(
+                f"{len(question)} answers do not come in whole groups of {size}: "
+                "advantages are relative to the other answers to the same question"
+            )
+        scores = self.core.score([answer[0]["content"] for answer in completions], question)
+        rewards = torch.tensor(scores.total, dtype=torch.float32)
+        ends = set(self.policy.end_ids)
+        metrics = reward_metrics(rewards, size) | {
+            "iou": scores.iou.mean(),
+            "valid": np.mean([prediction.valid for prediction in scores.predictions]),
+            "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
+            "tokens": np.mean([len(tokens) for tokens in completion_ids]),
+            "truncated": np.mean([ends.isdisjoint(tokens[-1:]) for tokens in completion_ids]),
+            **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
+        }
+        for name, value in metrics.items():
+            log_metric(f"rollout/{name}", float(value))
+        advantages = group_advantages(rewards, size, self.config.advantage_floor)
+        values: list[float] = advantages.tolist()
+        return values
 
     def _adapters(self) -> Any:
         options = self.options
@@ -278,62 +299,3 @@ def arguments_of(options: TRLOptions, special: list[str], forbidden: list[int]) 
             "activation_checkpointing": options.gradient_checkpointing,
         }
     return settings
-
-
-class EnvironmentReward:
-    """What the environment makes of answers, as a reward function of TRL.
-
-    It returns finished advantages, with our floor, which GRPOTrainer has no setting for. Told not
-    to scale rewards, it subtracts the mean of each group, which is 0 already. The rewards
-    themselves are logged under the names that our own agents use.
-    """
-
-    __name__ = "advantage"
-
-    def __init__(
-        self,
-        core: ReferringCore,
-        group_size: int,
-        spread_floor: float | None,
-        end_ids: Collection[int],
-    ) -> None:
-        """Score by ``core``; answers without one of the tokens ``end_ids`` have been cut off."""
-        self.core, self.group_size, self.spread_floor = core, group_size, spread_floor
-        self.end_ids = frozenset(end_ids)
-
-    def __call__(
-        self,
-        *,
-        completions: Sequence[Sequence[Mapping[str, str]]],
-        completion_ids: Sequence[Sequence[int]],
-        question: Sequence[Question],
-        log_metric: Callable[[str, float], None],
-        **others: object,
-    ) -> list[float]:
-        """Score ``N`` answers in whole groups, those to one question next to each other."""
-        groups = [
-            question[i : i + self.group_size] for i in range(0, len(question), self.group_size)
-        ]
-        if len(question) % self.group_size or any(one is not g[0] for g in groups for one in g):
-            raise ValueError(
-                f"{len(question)} answers do not come in whole groups of {self.group_size}: "
-                "advantages are relative to the other answers to the same question"
-            )
-        scores = self.core.score([answer[0]["content"] for answer in completions], question)
-        rewards = torch.tensor(scores.total, dtype=torch.float32)
-        figures = {
-            "reward": rewards.mean().item(),
-            "iou": scores.iou.mean(),
-            "valid": np.mean([prediction.valid for prediction in scores.predictions]),
-            "vertices": np.mean([sum(map(len, p.rings)) for p in scores.predictions]),
-            "tokens": np.mean([len(tokens) for tokens in completion_ids]),
-            "truncated": np.mean([self.end_ids.isdisjoint(each[-1:]) for each in completion_ids]),
-            "group_std": group_std(rewards, self.group_size).mean().item(),
-            "degenerate_groups": degenerate_fraction(rewards, self.group_size),
-            **{f"reward/{name}": values.mean() for name, values in scores.terms.items()},
-        }
-        for name, value in figures.items():
-            log_metric(f"rollout/{name}", float(value))
-        advantages = group_advantages(rewards, self.group_size, self.spread_floor)
-        values: list[float] = advantages.tolist()
-        return values

@@ -9,7 +9,6 @@ asked for in the same sentences.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
@@ -18,16 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.policy.model import VLMPolicy
-from agents.policy.processing import break_special_tokens, special_tokens
-from agents.screening import Prepare, require_usable
-from agents.settings import Wording
+from agents.policy.processing import break_special_tokens
+from agents.screening import require_usable
+from agents.settings import SupervisedFineTuningConfig, Wording
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import TRIES, LeftOut, first_usable, loading
-from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.tasks import TASKS, Task, answer, askable, form_of, query_of, question
-from seg_env.tasks import read_task_weights as read_task_weights
-from seg_env.tasks.queries import QueryStyle, check_places, refer_to
+from seg_env.tasks import (
+    TASKS,
+    Task,
+    answer,
+    askable,
+    form_of,
+    query_of,
+    question,
+    read_task_weights,
+)
+from seg_env.tasks.queries import check_places, refer_to
 from seg_env.types import Form, Sample
 
 Row = dict[str, Any]
@@ -61,29 +67,42 @@ NAMES: dict[Form, tuple[str, str]] = {
 """What is asked for, as a ``thing`` and as ``numbers``."""
 
 
-class QuestionRows:
+class Rows:
+    """Rows for a policy, each of which follows from its number.
+
+    Samples that cannot be used are replaced, and counted in ``left_out``; by default they are an
+    error.
+    """
+
+    def __init__(self, policy: VLMPolicy, left_out: LeftOut | None) -> None:
+        """Ask in the policy's words; its processor decides which images can be used."""
+        self.policy = policy
+        self.left_out = LeftOut("error") if left_out is None else left_out
+        self._usable: set[int] = set()
+
+    def _require_usable(self, index: int, image: NDArray[np.uint8], prompt: str) -> None:
+        """Raise `UnusableSampleError` if the processor refuses the image of a sample."""
+        if index not in self._usable:
+            require_usable(self.policy, image, prompt)
+            self._usable.add(index)
+
+    def _message(self, prompt: str) -> list[dict[str, str]]:
+        """A prompt as TRL takes it, without special tokens."""
+        return [{"role": "user", "content": break_special_tokens(prompt, self.policy.tokenizer)}]
+
+
+class QuestionRows(Rows):
     """Questions that TRL's GRPOTrainer asks, drawn with equal probability.
 
     Images are kept until the next batch: a group, and every pass over it, reads its image once.
     """
 
     def __init__(
-        self,
-        core: ReferringCore,
-        tokenizer: Any,
-        prepare: Prepare,
-        seed: int,
-        left_out: LeftOut | None = None,
+        self, policy: VLMPolicy, core: ReferringCore, seed: int, left_out: LeftOut | None = None
     ) -> None:
-        """Ask the questions of ``core``; ``prepare`` tells which images the processor refuses.
-
-        Samples that cannot be used are counted in ``left_out``; by default they are an error.
-        """
+        """Ask the questions of ``core``."""
+        super().__init__(policy, left_out)
         self.core, self.seed = core, seed
-        self.left_out = LeftOut("error") if left_out is None else left_out
-        self._prepare = prepare
-        self._usable: set[int] = set()
-        self.special = tuple(special_tokens(tokenizer).values())
         self._questions: dict[int, Question] = {}
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
@@ -95,10 +114,7 @@ class QuestionRows:
         }
         questions = [self._questions[row] for row in batch["row"]]
         return {
-            "prompt": [
-                [{"role": "user", "content": break_special_tokens(q.prompt, self.special)}]
-                for q in questions
-            ],
+            "prompt": [self._message(question.prompt) for question in questions],
             "images": [[question.image] for question in questions],
             "question": questions,
         }
@@ -111,63 +127,48 @@ class QuestionRows:
             query_seed = self.core.draw_seed(rng)
             with loading():
                 question = self.core.ask(index, query_seed=query_seed)
-            if index not in self._usable:
-                require_usable(self._prepare, question.image, question.prompt)
-                self._usable.add(index)
+            self._require_usable(index, question.image, question.prompt)
             return question
 
         choices = (self.core.draw(rng) for _ in range(TRIES))
         return first_usable(choices, load, self.core.dataset, self.left_out)
 
 
-@dataclass(frozen=True)
-class DemonstrationRows:
-    """Questions with perfect answers about a data set.
+class DemonstrationRows(Rows):
+    """Questions with perfect answers about a data set, in the policy's frame.
 
     Every pass over the data has an order, tasks and wordings of its own. Images are loaded, and
     outlines traced, when a row is asked for.
     """
 
-    dataset: Dataset
-    task_weights: Mapping[Task, float]
-    """How often each task is asked, relative to the others."""
-    special: tuple[str, ...] = ()
-    """Special tokens of the policy, which questions must not contain."""
-    wording: Wording = "plain"
-    epsilon: float = 0.005
-    """Outline tolerance, see `seg_env.tasks.answer`."""
-    decimals: int = 3
-    """Digits of coordinates."""
-    pad: bool = False
-    """Whether coordinates have a fixed width."""
-    seed: int = 0
-    queries: QueryStyle = field(default_factory=QueryStyle)
-    """How places that questions give are drawn and written."""
-    frame: AnswerFrame = UNIT_ANSWERS
-    """What numbers in questions and answers mean."""
-    prepare: Prepare | None = None
-    """Makes model inputs: tells which images the processor refuses."""
-    left_out: LeftOut = field(default_factory=lambda: LeftOut("error"))
-    """Counts samples that cannot be used, which are replaced; by default they are an error."""
-    _usable: set[int] = field(default_factory=set, repr=False)
-
-    def __post_init__(self) -> None:
-        """Refuse tasks whose questions cannot be written in the frame."""
+    def __init__(
+        self,
+        policy: VLMPolicy,
+        dataset: Dataset,
+        config: SupervisedFineTuningConfig,
+        left_out: LeftOut | None = None,
+    ) -> None:
+        """Ask the tasks of a configuration, whose questions must be written in the frame."""
+        super().__init__(policy, left_out)
+        self.dataset, self.config, self.frame = dataset, config, policy.answer_frame
+        self.task_weights = read_task_weights(config.tasks)
         check_places([task for task, weight in self.task_weights.items() if weight], self.frame)
 
     def __getitem__(self, index: int) -> Row:
         """Row ``index``, any number from 0."""
+        seed = self.config.seed
         epoch, place = divmod(index, len(self.dataset))
-        chosen = int(_order(len(self.dataset), self.seed, epoch)[place])
+        chosen = int(_order(len(self.dataset), seed, epoch)[place])
         others = (
-            int(np.random.default_rng([self.seed, index, attempt]).integers(len(self.dataset)))
+            int(np.random.default_rng([seed, index, attempt]).integers(len(self.dataset)))
             for attempt in range(TRIES)
         )
-        load = partial(self._write, rng=np.random.default_rng([self.seed, index]))
+        load = partial(self._write, rng=np.random.default_rng([seed, index]))
         return first_usable(chain([chosen], others), load, self.dataset, self.left_out)
 
     def _write(self, chosen: int, rng: np.random.Generator) -> Row:
         """A question about one sample with its answer."""
+        config = self.config
         with loading():
             sample = self.dataset[chosen]
             image = sample.image
@@ -176,23 +177,21 @@ class DemonstrationRows:
         task = askable(sample, TASKS[rng.choice(len(TASKS), p=weights / weights.sum())])
         # The place that a question gives differs from pass to pass.
         seed = 0 if query_of(task) == "text" else int(rng.integers(2**31))
-        reference = refer_to(sample, task, seed, style=self.queries, frame=numbers)
-        asked = word_question(sample, task, self.wording, rng, reference)
-        if self.prepare is not None and chosen not in self._usable:
-            require_usable(self.prepare, image, asked)
-            self._usable.add(chosen)
+        reference = refer_to(sample, task, seed, frame=numbers)
+        asked = word_question(sample, task, config.wording, rng, reference)
+        self._require_usable(chosen, image, asked)
         reply = answer(
             sample,
             task,
-            epsilon=self.epsilon,
-            decimals=self.decimals,
-            pad=self.pad,
+            epsilon=config.epsilon,
+            decimals=config.decimals,
+            pad=config.pad,
             frame=self.frame,
         )
-        if self.wording == "paper":  # `decode_answer` of seg_env reads all of these sentences
+        if config.wording == "paper":  # `decode_answer` of seg_env reads all of these sentences
             reply = ANSWERS[rng.integers(len(ANSWERS))].format(answer=reply)
         return {
-            "prompt": [{"role": "user", "content": break_special_tokens(asked, self.special)}],
+            "prompt": self._message(asked),
             "completion": [{"role": "assistant", "content": reply}],
             "images": [image],
         }
@@ -201,17 +200,6 @@ class DemonstrationRows:
         """Rows whose numbers are in column ``row``, as columns: a transform of ``datasets``."""
         rows = [self[index] for index in batch["row"]]
         return {name: [row[name] for row in rows] for name in ("prompt", "completion", "images")}
-
-
-def rows_for(policy: VLMPolicy, dataset: Dataset, **arguments: Any) -> DemonstrationRows:
-    """Rows for a policy, in its frame; arguments are those of `DemonstrationRows`."""
-    return DemonstrationRows(
-        dataset,
-        special=tuple(special_tokens(policy.tokenizer).values()),
-        frame=policy.answer_frame,
-        prepare=policy.prepare_on_cpu,
-        **arguments,
-    )
 
 
 @lru_cache(maxsize=2)

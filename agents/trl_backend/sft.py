@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 from agents.policy.model import VLMPolicy
 from agents.settings import SupervisedFineTuningConfig as SupervisedFineTuningConfig
 from agents.settings import with_papers_optimizer as with_papers_optimizer
-from agents.training.optim import HybridOptimizer
-from agents.training.settings import OptimizerSettings
-from agents.trl_backend.rows import read_task_weights, rows_for
+from agents.trl_backend.rows import DemonstrationRows
 from agents.trl_backend.trainer import TRAINER_PICKLE, TrainerAgent
 from seg_env.data.base import Dataset
 from seg_env.envs.left_out import OnError
@@ -44,22 +42,11 @@ class SupervisedFineTuning(TrainerAgent):
     ) -> None:
         """Set up; see `TrainerAgent`."""
         super().__init__(policy, config, max_new_tokens, on_error)
-        self.rows = rows_for(
-            policy,
-            dataset,
-            task_weights=read_task_weights(config.tasks),
-            wording=config.wording,
-            epsilon=config.epsilon,
-            decimals=config.decimals,
-            pad=config.pad,
-            seed=config.seed,
-            left_out=self.left_out,
-        )
+        self.rows = DemonstrationRows(policy, dataset, config, self.left_out)
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
         """An SFTTrainer over the rows; see `TrainerAgent.build_trainer`."""
-        from datasets import Dataset as Table
-        from trl import SFTConfig, SFTTrainer  # seconds that only its users should pay
+        from trl import SFTConfig, SFTTrainer
 
         config = self.config
         arguments = SFTConfig(
@@ -76,18 +63,8 @@ class SupervisedFineTuning(TrainerAgent):
         )
         if config.muon and (arguments.deepspeed_plugin is not None or arguments.fsdp):
             raise ValueError("muon=True needs whole matrices: turn it off under DeepSpeed or FSDP")
-        settings = OptimizerSettings(config.learning_rate, weight_decay=config.weight_decay)
-        optimizer = HybridOptimizer(self.policy.model, settings) if config.muon else None
         per_update = config.batch_size * config.accumulation * arguments.world_size
-        table = Table.from_dict({"row": range(updates * per_update)})
-        table.set_transform(self.rows)
-        return SFTTrainer(
-            self.policy.model,
-            args=arguments,
-            train_dataset=table,
-            processing_class=self.policy.processor,
-            optimizers=(optimizer, None),
-        )
+        return self.make_trainer(SFTTrainer, self.rows, updates * per_update, args=arguments)
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy alone, as a transformers folder; all processes must call this."""

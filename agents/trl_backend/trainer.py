@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from transformers import PrinterCallback, TrainerCallback
 
 from agents.base import Agent, UpdateCallback
-from agents.policy.loading import copy_record, quiet_progress
+from agents.policy.loading import quiet_progress
 from agents.policy.model import VLMPolicy
-from agents.training.checkpoints import read_facts
-from agents.training.optim import BETAS
+from agents.training.checkpoints import read_facts, read_weights
+from agents.training.optim import BETAS, HybridOptimizer
 from seg_env.envs.left_out import LeftOut, OnError
 
 TRAINER_PICKLE = "training_args.bin"
@@ -65,6 +65,22 @@ class TrainerAgent(Agent):
         It wraps the model's ``forward``; `learn` undoes that at its end.
         """
 
+    def make_trainer(self, kind: Any, rows: Any, count: int, **arguments: Any) -> Any:
+        """A trainer of a class of TRL over the first ``count`` of some rows."""
+        from datasets import Dataset as Table  # seconds that only its users should pay
+
+        table = Table.from_dict({"row": range(count)})
+        table.set_transform(rows)
+        model = self.policy.model
+        optimizer = HybridOptimizer(model, self.config) if self.config.muon else None
+        return kind(
+            model,
+            train_dataset=table,
+            processing_class=self.policy.processor,
+            optimizers=(optimizer, None),
+            **arguments,
+        )
+
     def common_arguments(self, folder: str | Path) -> dict[str, Any]:
         """Arguments of any configuration of TRL that follow from the agent's settings."""
         config, on_cpu = self.config, self.policy.device.type == "cpu"
@@ -76,6 +92,7 @@ class TrainerAgent(Agent):
             "warmup_steps": config.warmup,
             "weight_decay": config.weight_decay,
             "adam_beta2": BETAS[1],
+            "adam_epsilon": config.adam_epsilon,
             "max_grad_norm": config.max_grad_norm,
             "bf16": self.policy.precision == "bfloat16",
             "use_cpu": on_cpu,
@@ -151,9 +168,7 @@ class TrainerAgent(Agent):
         path = Path(path)
         facts = read_facts(path)
         if not self.trainer_holds_weights:
-            weights = VLMPolicy.from_pretrained(path, device=str(self.policy.device))
-            self.policy.model.load_state_dict(weights.model.state_dict())
-            copy_record(weights.model, self.policy.model)
+            read_weights(path, self.policy)
         self.update = facts["update"]
         self.left_out.update(facts.get("left_out", {}))
         self._checkpoint = path if self.update else None

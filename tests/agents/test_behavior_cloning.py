@@ -13,7 +13,7 @@ from agents_fixtures import (
 )
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig, cloning_loss
-from agents.demonstrations import collate, demonstrate, draw_batch
+from agents.demonstrations import collate, demonstrate, draw
 from seg_env.data.scenes import Scenes
 from seg_env.grammar import decode
 from seg_env.tasks import TASKS, question
@@ -122,7 +122,7 @@ def test_every_object_of_a_picture_is_asked_one_question_drawn_by_weight(questio
     asked = {dialogue.tokens: dialogue.task for dialogue in demonstration.dialogues}
     counts = dict.fromkeys(TASKS, 0)
     for seed in range(100):
-        batch = draw_batch([demonstration], 1, weights, np.random.default_rng(seed), 0)
+        batch = collate(draw([demonstration], 1, weights, np.random.default_rng(seed)), 0)
         assert len(batch.tokens) == objects
         assert batch.rows.tolist() == [0] * objects
         for tokens, mask in zip(batch.tokens, batch.mask, strict=True):

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from agents_fixtures import cloned_policy, same_parameters, scene_environment, small_inputs
+from agents_fixtures import cloned_policy, same_parameters, scene_environment
 from identity_tasks import OneToken, digits_policy
 
 from agents.advantages import degenerate_fraction
 from agents.gspo import GSPO, GSPOConfig, replace_degenerate
 from agents.losses import LOSSES
-from agents.policy.scoring import score
-from agents.rollout import Rollout, join_prompts
+from agents.rollout import Prompts, Rollout
 
 
 def make_agent(policy=None, env=None, **settings):
@@ -79,27 +78,28 @@ def rollout_of(policy, rewards, first_prompt, width):
     """A rollout of groups of two answers with given rewards, which tell whose they are."""
     rewards = torch.tensor(rewards)
     prompts = len(rewards) // 2
-    inputs = policy.prepare(
+    asked = Prompts.prepare(
+        policy,
         [np.zeros((16, 16, 3), np.uint8)] * prompts,
         ["it " * (first_prompt + i) for i in range(prompts)],
     )
     tokens = torch.full((len(rewards), width), 7) + torch.arange(len(rewards))[:, None]
     mask, zeros = torch.ones_like(tokens), torch.zeros(len(rewards), width)
-    return Rollout(inputs, tokens, mask, mask, zeros, zeros, rewards, token_rewards=zeros + 1)
+    return Rollout(asked, tokens, mask, mask, zeros, zeros, rewards, token_rewards=zeros + 1)
 
 
 def test_groups_that_teach_nothing_are_replaced_by_others():
     policy = digits_policy()
     rollout = rollout_of(policy, [0.5, 0.5, 0.1, 0.2, 0.0, 0.0, 1.0, 1.0], 1, width=3)
     spare = rollout_of(policy, [0.3, 0.3, 0.4, 0.6, 0.7, 0.9], 20, width=5)
-    filled = replace_degenerate(rollout, spare, policy.pad_id)
+    filled = replace_degenerate(rollout, spare, policy)
     np.testing.assert_allclose(filled.rewards, [0.1, 0.2, 0.5, 0.5, 0.4, 0.6, 0.7, 0.9])
     assert filled.prompts == 4
     assert filled.mask.sum(-1).tolist() == [3, 3, 3, 3, 5, 5, 5, 5]
     assert filled.tokens.shape == filled.token_rewards.shape == (8, 5)
     texts = policy.tokenizer.batch_decode(filled.inputs["input_ids"], skip_special_tokens=True)
     assert [text.count("it") for text in texts] == [2, 1, 21, 22]
-    assert replace_degenerate(spare, rollout, policy.pad_id).rewards.tolist() == pytest.approx(
+    assert replace_degenerate(spare, rollout, policy).rewards.tolist() == pytest.approx(
         [0.4, 0.6, 0.7, 0.9, 0.1, 0.2]
     )
 
@@ -107,34 +107,7 @@ def test_groups_that_teach_nothing_are_replaced_by_others():
 def test_a_spare_rollout_that_teaches_nothing_either_changes_nothing():
     policy = digits_policy()
     rollout = rollout_of(policy, [0.5, 0.5, 0.1, 0.2], 1, width=3)
-    assert replace_degenerate(rollout, rollout_of(policy, [1.0, 1.0], 1, 3), 0) is rollout
-
-
-def test_joined_prompts_are_scored_as_each_by_itself():
-    policy = cloned_policy()
-    first, second = (
-        small_inputs(policy),
-        policy.prepare(
-            [np.full((20, 30, 3), 90, np.uint8)],
-            ["What is the object to the left of the tiny arrow"],
-        ),
-    )
-    joined = join_prompts(first, second, policy.pad_id)
-    tokens = torch.arange(20, 28).view(4, 2)
-    whole = score(policy, joined, tokens, torch.ones_like(tokens)).log_probs
-    parts = [
-        score(policy, inputs, rows, torch.ones_like(rows)).log_probs
-        for inputs, rows in ((first, tokens[:3]), (second, tokens[3:]))
-    ]
-    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-4)
-
-
-def test_images_prepared_in_other_shapes_are_refused():
-    policy = cloned_policy()
-    first = small_inputs(policy)
-    second = first | {"pixel_values": first["pixel_values"][..., :-1]}
-    with pytest.raises(ValueError, match=r"pixel_values of two batches.*image_size"):
-        join_prompts(first, second, 0)
+    assert replace_degenerate(rollout, rollout_of(policy, [1.0, 1.0], 1, 3), policy) is rollout
 
 
 def test_dynamic_sampling_collects_until_every_group_teaches_or_gives_up():

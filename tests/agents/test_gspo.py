@@ -12,7 +12,7 @@ from agents_fixtures import (
 )
 
 from agents.gspo import GSPO, GSPOConfig
-from agents.on_policy import Rollout
+from agents.rollout import Prompts, Rollout
 from agents.training.settings import OptimizerSettings
 from rewards import Reward
 
@@ -229,7 +229,11 @@ def test_parts_of_a_rollout_hold_whole_groups():
     rows = torch.arange(6)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], *[[1, 1, 0, 0]] * 4])
     rollout = Rollout(
-        inputs={"input_ids": torch.arange(3)[:, None], "attention_mask": torch.ones(3, 1)},
+        asked=Prompts(
+            images=["a", "b", "c"],
+            texts=["0", "1", "2"],
+            inputs={"input_ids": torch.arange(3)[:, None], "attention_mask": torch.ones(3, 1)},
+        ),
         tokens=rows[:, None].expand(6, 4),
         mask=mask,
         choice_mask=mask,
@@ -240,6 +244,7 @@ def test_parts_of_a_rollout_hold_whole_groups():
     )
     part = rollout.select(torch.tensor([2, 1]))
     assert part.inputs["input_ids"].tolist() == [[2], [1]]
+    assert (part.asked.images, part.asked.texts) == (["c", "b"], ["2", "1"])
     assert part.rewards.tolist() == [4, 5, 2, 3]
     assert part.advantages.tolist() == [-4, -5, -2, -3]
     assert part.tokens.tolist() == [[4, 4], [5, 5], [2, 2], [3, 3]]  # no wider than needed

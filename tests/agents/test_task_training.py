@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
-from agents_fixtures import SMALL, parameters_of, scene_environment, small_policy
+from agents_fixtures import (
+    SMALL,
+    demonstration_rows,
+    parameters_of,
+    scene_environment,
+    small_policy,
+)
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import demonstrate
 from agents.embedded.tiny import PLACE_WORDS, TinyConfig, build_tokenizer
 from agents.gspo import GSPO, GSPOConfig
-from agents.trl_backend.rows import DemonstrationRows, word_question
+from agents.trl_backend.rows import word_question
 from experiments.common.arguments import TrainingArguments
 from experiments.common.policies import EMBEDDED_TASKS, SHIPPED, open_policy
 from experiments.evaluation.loop import evaluate
@@ -101,12 +107,12 @@ def test_a_group_answers_one_question_and_another_one_in_the_next_update(monkeyp
 
 def test_rows_give_another_place_in_every_pass():
     scenes = Scenes("val", length=3, size=48)
-    rows = DemonstrationRows(scenes, {"point->mask": 1.0}, wording="paper")
+    rows = demonstration_rows(scenes, "point->mask=1", wording="paper")
     texts = [rows[i]["prompt"][0]["content"] for i in range(30)]
     assert texts == [rows[i]["prompt"][0]["content"] for i in range(30)]
     places = {text[text.index("[") : text.index("]") + 1] for text in texts}
     assert len(places) > 20
-    absent = DemonstrationRows(ABSENT, {"bbox->mask": 1.0})[0]
+    absent = demonstration_rows(ABSENT, "bbox->mask=1")[0]
     assert absent["completion"][0]["content"] == "[]"
     assert "[" not in absent["prompt"][0]["content"]
 

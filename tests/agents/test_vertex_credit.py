@@ -14,12 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from agents.embedded.tiny import END, build_tokenizer
 from agents.gspo import GSPOConfig
 from agents.policy.sampling import sample
-from agents.vertex_credit import (
-    TokenAligner,
-    completing_tokens,
-    credits_of,
-    place_credit,
-)
+from agents.vertex_credit import TokenAligner, credits_of, place_credit
 from seg_env.envs.vertex import VertexCredit
 
 OUTLINE = "[[[0.1,0.2],[0.3,0.4],[0.5,0.6]],[[0.7,0.8],[0.9,0.1],[0.2,0.3]]]"
@@ -105,11 +100,10 @@ def test_a_vertex_is_completed_by_the_token_with_its_closing_bracket():
     tokenizer = build_tokenizer()
     tokens, mask = tokens_of(tokenizer, [OUTLINE])
     ends = [*vertex_ends(OUTLINE), len(OUTLINE)]
-    given = [credit(ends, [0.0] * len(ends))]
-    rows, places = completing_tokens(TokenAligner(tokenizer), tokens, mask, [OUTLINE], given)
+    written = tokens[0][mask[0].bool()].tolist()
+    places = TokenAligner(tokenizer).completing_tokens(written, OUTLINE, np.array(ends))
     pieces = [tokenizer.convert_ids_to_tokens(int(tokens[0, place])) for place in places]
     assert pieces == ["],[0."] * 2 + ["]],[[0."] + ["],[0."] * 2 + ["]]]", END]
-    assert not rows.any()
 
 
 def test_one_token_may_complete_several_entries():
@@ -176,9 +170,8 @@ def test_sampled_answers_of_a_policy_and_the_environment_fit_together():
     placed = place_credit(aligner, answers.tokens, answers.mask, texts, credits)
     np.testing.assert_allclose(placed.sum(-1), rewards, atol=1e-5)
     for row, (text, each) in enumerate(zip(texts, credits, strict=True)):
-        _, places = completing_tokens(
-            aligner, answers.tokens[[row]], answers.mask[[row]], [text], [each]
-        )
+        written = answers.tokens[row][answers.mask[row].bool()].tolist()
+        places = aligner.completing_tokens(written, text, each.ends)
         for end, place in zip(each.ends[:-1], places.tolist(), strict=False):
             before, after = (
                 policy.tokenizer.decode(answers.tokens[row, :count], skip_special_tokens=True)

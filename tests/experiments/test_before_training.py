@@ -13,7 +13,8 @@ from scripted_policy import OUTLINES, SIZES, scripted_policy, write_tree
 from agents.embedded.tiny import build_processor
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.checks import BlindPolicyError, compare_images
-from agents.trl_backend.rows import QuestionRows, rows_for
+from agents.settings import SupervisedFineTuningConfig
+from agents.trl_backend.rows import DemonstrationRows, QuestionRows
 from experiments import evaluate, run_gspo, run_ppo
 from experiments.common.arguments import EvaluationPlan
 from experiments.common.cloning_data import RecordedImages, demonstrate_images
@@ -276,9 +277,9 @@ def test_odd_images_are_left_out_of_an_evaluation(odd_tree, tmp_path, capsys):
 def rows_of(policy, tree, left_out, count=12):
     """Questions and demonstrations as TRL's trainers get them."""
     core = ReferringCore("refcoco", data_root=tree, split="train", frame=policy.answer_frame)
-    asked = QuestionRows(core, policy.tokenizer, policy.prepare, 0, left_out)({"row": range(count)})
-    weights = {"text->mask": 1.0}
-    taught = rows_for(policy, core.dataset, task_weights=weights, left_out=left_out)
+    asked = QuestionRows(policy, core, 0, left_out)({"row": range(count)})
+    config = SupervisedFineTuningConfig(tasks=("mask=1",), wording="plain")
+    taught = DemonstrationRows(policy, core.dataset, config, left_out)
     return asked, [taught[index] for index in range(count)]
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from agents_fixtures import small_policy
+from agents_fixtures import demonstration_rows, small_policy
 from annotator_folders import SIDE, dino, sam, sam2  # noqa: F401  (fixtures)
 from PIL import Image
 from transformers import (
@@ -16,7 +16,6 @@ from transformers import (
 from agents.annotators.grounding_dino import GroundingDino
 from agents.annotators.sam import MEAN, Sam
 from agents.annotators.vlm import VlmDescriber
-from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import open_dataset
 from seg_env.data.annotate import Job, annotate
 from seg_env.data.annotate.stages import DecodedImage, Detection, Found, Segment
@@ -170,6 +169,6 @@ def test_the_whole_path_with_models(family, dino, vlm, tmp_path, request):
     records = open_dataset(str(tmp_path / "out/train.jsonl"), on_error="skip")
     assert len(records) == objects["written"] > 0
     assert not records.skipped
-    row = DemonstrationRows(records, {"text->mask": 1.0})[0]
+    row = demonstration_rows(records, "mask=1")[0]
     assert row["images"][0].shape == records[0].image.shape or len(records) > 1
     assert row["completion"][0]["content"].startswith("[[[")

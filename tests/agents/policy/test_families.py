@@ -146,7 +146,7 @@ def test_an_unknown_family_that_nobody_has_tried_does_not_share():
 
 
 def test_an_agent_tries_an_unknown_family_when_it_is_built(monkeypatch):
-    monkeypatch.delitem(families.FAMILIES, "llava")
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES - {"llava"})
     policy = cloned_policy()
     config = GSPOConfig(
         prompts_per_update=2, group_size=2, max_new_tokens=8, muon=False, kl_coefficient=0.1

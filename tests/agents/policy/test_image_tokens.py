@@ -15,8 +15,6 @@ from agents.policy.processing import (
     count_image_tokens,
     number_image_rows,
 )
-from agents.policy.scoring import score
-from agents.rollout import join_prompts
 
 
 def tiles(*counts, tokens=None):
@@ -84,26 +82,12 @@ def test_rows_of_tiles_are_numbered_by_the_tokens_of_their_prompts():
     assert chosen[IMAGE_ROWS].tolist() == [2, 3, 2]
 
 
-def test_batches_with_and_without_numbers_of_rows_are_joined():
-    policy, several = tiles(3, 2)
-    _, single = tiles(1, 1)
-    several, single = (number_image_rows(policy.model, inputs) for inputs in (several, single))
-    assert IMAGE_ROWS not in single
-    for pair, wanted in (((several, single), [3, 2, 1, 1]), ((single, several), [1, 1, 3, 2])):
-        joined = join_prompts(*pair, policy.pad_id)
-        assert joined[IMAGE_ROWS].tolist() == wanted
-        check_image_tokens(policy.model, joined)
-        chosen = select_prompts(joined, torch.tensor([2]))
-        assert len(chosen["pixel_values"]) == wanted[2]
-
-
 @pytest.mark.parametrize("tokens", [[12, 4, 4], [12, 4, 7], [12, 0, 12]])
 def test_tiles_that_nobody_asked_for_are_an_error(tokens):
     policy, inputs = tiles(3, 1, 2, tokens=tokens)
     with pytest.raises(ImageTokensError, match="their images have 24 features") as caught:
         number_image_rows(policy.model, inputs)
     assert caught.value.row is None
-    assert str(caught.value.about(["a", "b", "c"])) == str(caught.value)
 
 
 def test_a_policy_names_the_prompt_that_its_processor_got_wrong(monkeypatch):
@@ -120,30 +104,6 @@ def test_a_policy_names_the_prompt_that_its_processor_got_wrong(monkeypatch):
     message = r"prompt 1 of the batch \('that'\) holds 15 image tokens, but its image has 16 feat"
     with pytest.raises(ImageTokensError, match=message):
         policy.prepare(random_images(2), ["it", "that"])
-
-
-def test_batches_of_unequally_many_tiles_are_joined():
-    case = build("idefics3")
-    first, second = case.prompts[0], case.prompts[1]
-    pixels = first["pixel_values"]
-    more = first | {
-        "input_ids": torch.cat([first["input_ids"], torch.full((1, 4), PICTURE)], 1),
-        "attention_mask": torch.ones(1, first["input_ids"].shape[1] + 4, dtype=torch.long),
-        "pixel_values": torch.cat([pixels, pixels[:, :1]], 1),
-    }
-    joined = join_prompts(second, more, case.policy.pad_id)
-    assert joined["pixel_values"].shape == (2, 3, 3, 16, 16)
-    check_image_tokens(case.policy.model, joined)
-    answers = torch.full((2, 3), 9)
-    mask = torch.ones_like(answers)
-    with torch.no_grad():
-        together = score(case.policy, joined, answers, mask).log_probs
-        for row, alone in enumerate((second, more)):
-            wanted = score(case.policy, alone, answers[:1], mask[:1]).log_probs[0]
-            torch.testing.assert_close(together[row], wanted, rtol=0, atol=1e-5)
-    wide = second | {"pixel_values": torch.zeros(1, 2, 3, 24, 16)}
-    with pytest.raises(ValueError, match="of two batches has shapes"):
-        join_prompts(more, wide, case.policy.pad_id)
 
 
 def test_the_error_crosses_processes():

@@ -32,7 +32,6 @@ from agents.policy.processing import (
 )
 from agents.policy.sampling import sample
 from agents.policy.scoring import score
-from agents.rollout import join_prompts
 from seg_env.errors import WrongOptionError
 from seg_env.frames import FAMILY_OF_MODEL
 
@@ -246,7 +245,7 @@ def test_greedy_answers_are_those_of_generate(family, open_family):
 
 
 @every_family
-def test_prompts_are_chosen_repeated_and_joined_with_their_images(family, open_family):
+def test_prompts_are_chosen_and_repeated_with_their_images(family, open_family):
     policy = open_family(family)
     whole = policy.prepare(images(), PROMPTS)
     tokens, mask = answers_for(policy)
@@ -262,11 +261,6 @@ def test_prompts_are_chosen_repeated_and_joined_with_their_images(family, open_f
 
         for picks in ([1], [2, 0], [2, 2, 0, 1]):
             assert_is(select_prompts(whole, torch.tensor(picks)), picks)
-        parts = [policy.prepare([images()[row]], [PROMPTS[row]]) for row in range(len(PROMPTS))]
-        joined = join_prompts(parts[2], parts[0], policy.pad_id)
-        if "image_rows" in whole:  # a prompt by itself needs no telling whose rows are whose
-            assert set(joined) <= set(whole)
-        assert_is(join_prompts(joined, parts[1], policy.pad_id), [2, 0, 1])
 
 
 @every_family

@@ -251,8 +251,8 @@ def test_one_process_gets_all_that_the_ranks_had_of_muon(choice, trained, folder
             assert torch.equal(whole, laid_out[: len(whole)])
             assert whole.any()
             assert not laid_out[len(whole) :].any()  # slices are of equal lengths
-    assert all(state[names[id(each)]]["step"] == job.HALF for each in rest)
-    assert all(state[names[id(each)]].keys() == {"momentum_buffer"} for each in hidden)
+    assert all(state[names[id(each)]]["step"] == job.HALF for each in [*rest, *hidden])
+    assert all(state[names[id(each)]].keys() == {"momentum_buffer", "step"} for each in hidden)
 
 
 def rank_of(process_id):

@@ -19,7 +19,7 @@ from agents.losses import LOSSES, policy_loss
 from agents.policy.model import VLMPolicy
 from agents.policy.scoring import score
 from agents.settings import TRLOptions
-from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, EnvironmentReward, arguments_of
+from agents.trl_backend.gspo import LOSS_TYPES, TRLGSPO, arguments_of
 from agents.trl_backend.rows import QuestionRows
 from experiments import run_gspo
 from rewards import Reward
@@ -109,9 +109,10 @@ def test_answers_earn_what_they_earn_in_the_environment():
     texts = [encode(target), "no outline", "[[[0.1,0.1],[0.9,0.1],[0.9,0.9]]]", ""]
     _, earned, *_ = env.step(texts)
     logged = {}
-    core = questions(REWARDS)
+    core, policy = questions(REWARDS), small_policy()
+    policy.end_ids = [1]
     asked = [core.ask(3), core.ask(5)]
-    found = EnvironmentReward(core, group_size=2, spread_floor=0.2, end_ids=[1])(
+    found = TRLGSPO(policy, core, config).advantage(
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         completion_ids=[[2, 1], [1], [1, 2, 3], [4]],
         question=[asked[0], asked[0], asked[1], asked[1]],
@@ -130,7 +131,7 @@ def test_answers_earn_what_they_earn_in_the_environment():
 def test_advantages_of_anything_but_whole_groups_are_refused():
     core = questions()
     one, other = core.ask(0), core.ask(1)
-    reward = EnvironmentReward(core, group_size=2, spread_floor=0.2, end_ids=[1])
+    reward = TRLGSPO(small_policy(), core, CONFIG).advantage
     for asked in ([one, other], [one, one, one]):
         with pytest.raises(ValueError, match="do not come in whole groups of 2"):
             reward(
@@ -146,7 +147,7 @@ def test_rows_follow_from_the_seed_and_an_image_is_read_once_for_its_group_and_a
     read = []
     ask = core.ask
     core.ask = lambda index, **given: read.append(index) or ask(index, **given)
-    rows = QuestionRows(core, policy.tokenizer, policy.prepare, seed=1)
+    rows = QuestionRows(policy, core, seed=1)
     first = rows({"row": [0, 0, 1, 1]})
     assert len(read) == 2
     assert rows({"row": [0, 0, 1, 1]})["question"] == first["question"]  # a second pass
@@ -154,7 +155,7 @@ def test_rows_follow_from_the_seed_and_an_image_is_read_once_for_its_group_and_a
     assert first["images"][0][0] is first["images"][1][0] is first["question"][0].image
     rows({"row": [2, 2, 3, 3]})
     assert len(read) == 4
-    again = QuestionRows(questions(), policy.tokenizer, policy.prepare, seed=1)({"row": [1]})
+    again = QuestionRows(policy, questions(), seed=1)({"row": [1]})
     assert again["prompt"][0] == first["prompt"][2]
     core.prompt_template = "<image> {expression}"
     assert rows({"row": [9]})["prompt"][0][0]["content"].startswith("< image> ")

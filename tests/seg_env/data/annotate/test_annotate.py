@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agents_fixtures import demonstration_rows
 from annotate_fixtures import TRUTH, encoded, scene_job, tar_bytes, tar_source
 
-from agents.trl_backend.rows import DemonstrationRows
 from seg_env.data import JsonLines, Scenes, images_of, open_dataset
 from seg_env.data.annotate import Job, annotate, load_stage
 from seg_env.data.annotate.job import parse_part
@@ -74,7 +74,7 @@ def test_each_shard_is_a_data_set_of_its_own(web):
 
 
 def test_training_reads_the_records(web):
-    rows = DemonstrationRows(open_dataset(str(web[1] / "train.jsonl")), {"text->mask": 1.0})
+    rows = demonstration_rows(open_dataset(str(web[1] / "train.jsonl")), "mask=1")
     row = rows[0]
     assert row["prompt"][0]["content"].startswith("Output the polygon coordinates of the ")
     assert row["completion"][0]["content"].startswith("[[[")
