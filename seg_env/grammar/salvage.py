@@ -105,15 +105,14 @@ class _Reader:
         if words and words not in ANSWER_LEADS:
             self.note(IssueKind.SURROUNDING_TEXT, position, quote=words)
 
-    def check_range(
+    def note_outside(
         self, numbers: Sequence[float], limits: Sequence[float], position: int = 0
     ) -> None:
         """Judge numbers outside the image: those up to one image size outside can be meant."""
-        pairs = list(zip(numbers, limits, strict=False))
-        if not all(0 <= number <= limit for number, limit in pairs):
-            near = all(-limit <= number <= 2 * limit for number, limit in pairs)
-            kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
-            self.note(kind, position, quote=", ".join(f"{number:g}" for number in numbers))
+        pairs = zip(numbers, limits, strict=True)
+        near = all(-limit <= number <= 2 * limit for number, limit in pairs)
+        kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
+        self.note(kind, position, quote=", ".join(f"{number:g}" for number in numbers))
 
     def check_unread(self, text: str, position: int, what: str, nothing: str = "") -> None:
         """Judge text, from a position on, without anything that could be read."""
@@ -225,7 +224,9 @@ class _OutlineReader(_Reader):
         if self._vertices == MAX_VERTICES or len(self._rings) == MAX_RINGS:
             self._full = True
             return
-        self.check_range((x, y), self.frame.limits, position)
+        x_limit, y_limit = self.frame.limits
+        if not (0 <= x <= x_limit and 0 <= y <= y_limit):
+            self.note_outside((x, y), self.frame.limits, position)
         self._vertices += 1
         self._ring.append([x, y])
 
@@ -268,7 +269,8 @@ class _NumbersReader(_Reader):
             self.note(IssueKind.BAD_NUMBER, 0, "too large for a coordinate")
             return []
         for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
-            self.check_range([number], [limit])
+            if not 0 <= number <= limit:
+                self.note_outside([number], [limit])
         return [np.array(numbers, dtype=np.float64).reshape(-1, 2)]
 
     def _find(self, text: str) -> list[float]:

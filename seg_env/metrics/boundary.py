@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.metrics.regions import Region, region_pairs
+from seg_env.geometry.regions import Region
+from seg_env.metrics.scores import region_pairs
 from seg_env.types import Prediction, Target
 
 DILATION_RATIO = 0.02

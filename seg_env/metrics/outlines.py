@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.contour import trace
-from seg_env.geometry.overlap import overlap_batch
+from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.raster import usable_rings
 from seg_env.geometry.simplify import simplify_rings
 from seg_env.grammar import decode, encode
-from seg_env.metrics.regions import check_lengths, prepared_target
-from seg_env.metrics.scores import iou
+from seg_env.metrics.scores import check_lengths, region_of
 from seg_env.types import Prediction, Ring, Sample, Target
 
 REFERENCE_EPSILON = 0.005
@@ -100,7 +99,6 @@ def ceiling(
     for sample in samples:
         target = sample.target if isinstance(sample, Sample) else sample
         outline = simplify_rings(trace(target.mask()), target.size, epsilon)
-        written = decode(encode(outline, decimals))
-        (shared,), (area,) = overlap_batch([written.rings], prepared_target(target))
-        scores.append(float(iou(shared, area + target.area - shared, empty_union)))
+        written = decode(encode(outline, decimals)).rings
+        scores.append(float(iou_batch([written], region_of(target), empty_union=empty_union)[0]))
     return np.array(scores, dtype=np.float64)

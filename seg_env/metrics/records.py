@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.overlap import iou_batch
+from seg_env.geometry.regions import Region
 from seg_env.geometry.rle import Rle
 from seg_env.metrics.boundary import (
     band_iou,
@@ -22,16 +23,17 @@ from seg_env.metrics.boundary import (
     match_tolerance,
 )
 from seg_env.metrics.outlines import REFERENCE_EPSILON, polis_distance, vertex_counts
-from seg_env.metrics.regions import Region, check_lengths
 from seg_env.metrics.scores import (
     Overlaps,
     answer_areas,
+    check_lengths,
     groups_of,
     iou,
     iou_of_boxes,
     overlaps,
     point_distances,
     points_inside,
+    region_of,
     written_box_iou,
 )
 from seg_env.types import Prediction, Target
@@ -150,7 +152,7 @@ def _measure_masks(
 ) -> Columns:
     targets = [target] * len(answers)
     counts = overlaps(answers, targets)
-    boxes = [region.box for region in regions], [Region.of_target(target).box] * len(answers)
+    boxes = [region.box for region in regions], [region_of(target).box] * len(answers)
     box_ious = iou_of_boxes(*boxes)
     written = np.array([answer.form == "bbox" for answer in answers])
     if written.any():
@@ -172,7 +174,7 @@ def _measure_masks(
 
 
 def _measure_boundaries(regions: Sequence[Region], target: Target) -> Columns:
-    truth = Region.of_target(target)
+    truth = region_of(target)
     radius, tolerance = band_radius(target.size), match_tolerance(target.size)
     scores = np.ones((3, len(regions)))
     for index, answer in enumerate(regions):

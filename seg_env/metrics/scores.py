@@ -8,14 +8,14 @@ without a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.overlap import overlap_batch
-from seg_env.metrics.regions import check_lengths, prepared_target, region_pairs
+from seg_env.geometry.regions import Region
 from seg_env.tasks import box_of, point_of
 from seg_env.types import Prediction, Target
 
@@ -41,15 +41,38 @@ def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ov
     intersections = np.zeros(len(targets), dtype=np.int64)
     unions = np.zeros(len(targets), dtype=np.int64)
     for members in groups_of(targets):
-        prepared = prepared_target(targets[members[0]])
+        target = targets[members[0]]
         answers = [predictions[index].rings for index in members]
-        shared, areas = overlap_batch(answers, prepared)
-        ignore = targets[members[0]].ignore
+        shared, areas = overlap_batch(answers, region_of(target))
+        ignore = target.ignore
         if ignore is not None:  # pixels that count neither for nor against an answer
             areas = areas - overlap_batch(answers, ignore)[0]
         intersections[members] = shared
-        unions[members] = areas + prepared.area - shared
+        unions[members] = areas + target.area - shared
     return Overlaps(intersections, unions)
+
+
+def region_of(target: Target) -> Region:
+    """What a target fills; made once and kept in ``target.cache["region"]``."""
+    region: Region | None = target.cache.get("region")
+    if region is None:
+        region = target.cache["region"] = Region.of_rle(target.rle)
+    return region
+
+
+def region_pairs(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> Iterator[tuple[Region, Region]]:
+    """What each answer fills at its target's size, and what the target does."""
+    check_lengths(predictions, targets)
+    for prediction, target in zip(predictions, targets, strict=True):
+        yield Region.of_rings(prediction.rings, target.size), region_of(target)
+
+
+def check_lengths(predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+    """Raise ValueError unless there is one target for each prediction."""
+    if len(predictions) != len(targets):
+        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
 
 
 def groups_of(targets: Sequence[Target]) -> list[list[int]]:

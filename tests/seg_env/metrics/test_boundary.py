@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from seg_env.geometry.raster import rasterize
+from seg_env.geometry.regions import Region
 from seg_env.metrics import (
     band_radius,
     boundary_f,
@@ -15,7 +16,7 @@ from seg_env.metrics import (
     match_tolerance,
 )
 from seg_env.metrics.boundary import edge_distances
-from seg_env.metrics.regions import Region
+from seg_env.metrics.scores import region_of
 from seg_env.types import Prediction, Target
 
 NOTHING = Prediction(())
@@ -108,7 +109,7 @@ def test_region_knows_its_pixels(pairs):
         if len(rows):
             box_around = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
             assert region.box == tuple(map(int, box_around))
-        common = region.bitmap.common(Region.of_target(Target.from_mask(truth)).bitmap)
+        common = region.bitmap.common(region_of(Target.from_mask(truth)).bitmap)
         assert common == (mask & truth).sum()
 
 
@@ -202,9 +203,7 @@ def test_the_band_of_a_target_is_made_once():
 
 def test_distances_within_a_limit_are_those_without():
     rng = np.random.default_rng(0)
-    answer, target = (
-        Region.of_target(Target.from_mask(rng.random((50, 60)) < 0.01)) for _ in range(2)
-    )
+    answer, target = (region_of(Target.from_mask(rng.random((50, 60)) < 0.01)) for _ in range(2))
     exact, near = edge_distances(answer, target), edge_distances(answer, target, limit=5)
     for pixels, boundary, all_found, found in (
         (answer.edge, target.edge, exact.answer, near.answer),

@@ -1,8 +1,8 @@
-"""Filled regions as one bit per pixel: erosion, boundaries and overlap, 64 pixels at a time."""
+"""Filled regions: as spans of columns, to be looked up by column, and as one bit per pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.geometry.overlap import PreparedTarget, prepare
+from seg_env.geometry.polygon import Ring
 from seg_env.geometry.raster import ring_spans
-from seg_env.types import Prediction, Ring, Target
+from seg_env.geometry.rle import Rle
+
+_MAX_LAYERS = 8  # With more runs than this in one column, searching the runs is faster.
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Bitmap:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What an outline or a mask fills, as vertical spans; all else is derived when asked for."""
+    """What an outline or a mask fills, as vertical spans; all else is derived on first use."""
 
     size: tuple[int, int]
     """``(H, W)`` of the image in pixels."""
@@ -59,13 +61,21 @@ class Region:
         return cls(size, spans[0::2], spans[1::2])
 
     @classmethod
-    def of_target(cls, target: Target) -> Region:
-        """A target's mask; made once and kept in ``target.cache["region"]``."""
-        region: Region | None = target.cache.get("region")
-        if region is None:
-            prepared = prepared_target(target)
-            region = target.cache["region"] = cls(target.size, prepared.starts, prepared.ends)
-        return region
+    def of_rle(cls, rle: Rle) -> Region:
+        """The foreground of a mask, its runs cut at the borders of columns."""
+        height = rle.size[0]
+        starts, ends = rle.runs
+        if not len(starts):
+            return cls(rle.size, starts, ends)
+        columns = starts // height
+        last = (ends - 1) // height
+        if (last != columns).any():  # Cut runs that go on in the next column.
+            pieces = last - columns + 1
+            step = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+            columns = np.repeat(columns, pieces) + step
+            starts = np.maximum(np.repeat(starts, pieces), columns * height)
+            ends = np.minimum(np.repeat(ends, pieces), (columns + 1) * height)
+        return cls(rle.size, starts + columns, ends + columns)
 
     @cached_property
     def area(self) -> int:
@@ -81,6 +91,70 @@ class Region:
         top, bottom = (self.starts % column).min(), (self.ends % column).max()
         left, right = self.starts[0] // column, self.starts[-1] // column + 1
         return int(left), int(top), int(right), int(bottom)
+
+    @cached_property
+    def _covered(self) -> NDArray[np.int64]:
+        """``(S + 1,)`` pixels in the first 0, 1, ... S spans."""
+        return np.concatenate(([0], np.cumsum(self.ends - self.starts)))
+
+    @cached_property
+    def _columns(self) -> NDArray[np.int64]:
+        """``(S,)`` column of each span."""
+        return self.starts // (self.size[0] + 1)
+
+    @cached_property
+    def _runs_in_column(self) -> NDArray[np.integer]:
+        """``(W,)`` number of spans in each column."""
+        return np.bincount(self._columns, minlength=self.size[1])
+
+    @cached_property
+    def _layers(self) -> NDArray[np.int32]:
+        """``(2, L, W)`` keys where the l-th span of each column starts and ends, 0 without one.
+
+        L is the largest number of spans in one column, at least 1, or 0 when that is too many to go
+        through one by one.
+        """
+        runs = self._runs_in_column
+        depth = max(1, int(runs.max(initial=0)))
+        layers = np.zeros((2, depth if depth <= _MAX_LAYERS else 0, self.size[1]), dtype=np.int32)
+        if depth <= _MAX_LAYERS:
+            columns = self._columns
+            layer: int | NDArray[np.int64] = 0
+            if depth > 1:
+                layer = np.arange(len(columns)) - (np.cumsum(runs) - runs)[columns]
+            layers[0, layer, columns] = self.starts
+            layers[1, layer, columns] = self.ends
+        return layers
+
+    def intersections(
+        self, starts: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> NDArray[np.integer]:
+        """Pixels of the region in each span ``[start, end)`` of keys, which lies in one column."""
+        layer_starts, layer_ends = self._layers
+        if not len(layer_starts):
+            return self._pixels_before(ends) - self._pixels_before(starts)
+        column = starts // (self.size[0] + 1)
+        inside = np.minimum(ends, layer_ends[0][column])
+        inside -= np.maximum(starts, layer_starts[0][column])
+        np.maximum(inside, 0, out=inside)
+        if len(layer_starts) > 1:
+            # Few columns have a second run, fewer a third: go on with those only.
+            runs = self._runs_in_column[column]
+            chosen = np.flatnonzero(runs > 1)
+            for layer in range(1, len(layer_starts)):
+                chosen = chosen[runs[chosen] > layer]
+                where = column[chosen]
+                overlap = np.minimum(ends[chosen], layer_ends[layer][where])
+                overlap -= np.maximum(starts[chosen], layer_starts[layer][where])
+                inside[chosen] += np.maximum(overlap, 0)
+        return np.asarray(inside)
+
+    def _pixels_before(self, keys: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Pixels of the region with a smaller key."""
+        entered = np.searchsorted(self.starts, keys, side="right")
+        # The last span entered may go on beyond the key.
+        beyond = np.maximum(self.ends[entered - 1] - keys, 0)
+        return np.asarray(self._covered[entered] - np.where(entered > 0, beyond, 0))
 
     @cached_property
     def bitmap(self) -> Bitmap:
@@ -154,26 +228,3 @@ def _fill_between(words: NDArray[np.uint64]) -> None:
         words ^= words << shift
     open_after = np.bitwise_xor.accumulate(words >> 63)
     words[1:] ^= np.negative(open_after[:-1])
-
-
-def prepared_target(target: Target) -> PreparedTarget:
-    """A target's runs for `overlap_batch`; made once and kept in ``target.cache["overlap"]``."""
-    prepared: PreparedTarget | None = target.cache.get("overlap")
-    if prepared is None:
-        prepared = target.cache["overlap"] = prepare(target.rle)
-    return prepared
-
-
-def region_pairs(
-    predictions: Sequence[Prediction], targets: Sequence[Target]
-) -> Iterator[tuple[Region, Region]]:
-    """The region of each answer at its target's size, and the target's."""
-    check_lengths(predictions, targets)
-    for prediction, target in zip(predictions, targets, strict=True):
-        yield Region.of_rings(prediction.rings, target.size), Region.of_target(target)
-
-
-def check_lengths(predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
-    """Raise ValueError unless there is one target for each prediction."""
-    if len(predictions) != len(targets):
-        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
