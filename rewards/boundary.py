@@ -22,26 +22,16 @@ class BoundaryIoU(Reward):
     read without issue scores 1 and any other 0, as for `mask_iou`.
     """
 
-    def __init__(self, dilation_ratio: float = 0.02, limited_by_mask: bool = False) -> None:
-        """Set the width of the band.
-
-        Args:
-            dilation_ratio: Width as a share of the image diagonal; a wide band is easier to hit.
-            limited_by_mask: Score ``min(mask IoU, boundary IoU)``.
-        """
+    def __init__(self, dilation_ratio: float = 0.02) -> None:
+        """Set the width of the band, a share of the image diagonal; a wide one is easier to hit."""
         self.dilation_ratio = dilation_ratio
-        self.limited_by_mask = limited_by_mask
 
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return the boundary IoU of each answer, ``(N,)``."""
         scores = boundary_iou(
-            predictions,
-            targets,
-            dilation_ratio=self.dilation_ratio,
-            limited_by_mask=self.limited_by_mask,
-            empty_union=np.nan,
+            predictions, targets, dilation_ratio=self.dilation_ratio, empty_union=np.nan
         )
         return _settle_empty(scores, predictions)
 

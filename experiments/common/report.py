@@ -15,7 +15,7 @@ from rich.table import Table
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.render import draw_overlay
-from seg_env.metrics import giou, paired_bootstrap_interval
+from seg_env.metrics import bootstrap_interval, giou_gain
 from seg_env.types import Prediction
 
 mpl.use("Agg")
@@ -83,7 +83,7 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
     gains = {}
     for kind in before:
         old, new = before[kind].iou.mean(axis=1), after[kind].iou.mean(axis=1)
-        gain, low, high = paired_bootstrap_interval(giou, [old], [new])
+        gain, low, high = bootstrap_interval(giou_gain, old, new)
         gains[kind] = {"giou": gain, "giou_interval": [low, high]}
     return {"before": _summary(before), "after": _summary(after), "gain": gains}
 
@@ -96,8 +96,8 @@ def _summary(side: Evaluations) -> dict[str, Any]:
     ):
         if name in side:
             summary[name] = side[name].summary()
-            pair = [side[name].iou.mean(axis=1)], [side[last].iou.mean(axis=1)]
-            better, low, high = paired_bootstrap_interval(giou, *pair)
+            pair = side[name].iou.mean(axis=1), side[last].iou.mean(axis=1)
+            better, low, high = bootstrap_interval(giou_gain, *pair)
             part["improvement"] = {"giou": better, "giou_interval": [low, high]}
     return summary
 

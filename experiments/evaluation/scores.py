@@ -25,14 +25,14 @@ from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
     PRECISION_THRESHOLDS,
     Columns,
+    bootstrap_interval,
     breakdown,
     ceiling,
     ceiling_class,
     compare,
-    giou,
+    giou_gain,
     join_columns,
     measure,
-    paired_bootstrap_interval,
     percentile_interval,
     resampled_ratios,
     summarize,
@@ -282,7 +282,7 @@ def gains(
         intervals = compare(before, after, empty_union=empty_union, seed=seed)
     else:
         means = [columns["iou"].reshape(-1, answers).mean(axis=1) for columns in (before, after)]
-        gain = paired_bootstrap_interval(giou, means[:1], means[1:], seed=seed)
+        gain = bootstrap_interval(giou_gain, *means, seed=seed)
         intervals = {"giou": gain}
     return {
         name: {"gain": gain.estimate, "interval": [gain.low, gain.high]}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.regions import Region
-from seg_env.metrics.scores import region_pairs
+from seg_env.metrics.scores import check_lengths, region_of
 from seg_env.types import Prediction, Target
 
 DILATION_RATIO = 0.02
@@ -33,7 +33,6 @@ def boundary_iou(
     targets: Sequence[Target],
     *,
     dilation_ratio: float = DILATION_RATIO,
-    limited_by_mask: bool = False,
     empty_union: float = 1.0,
 ) -> NDArray[np.float64]:
     """Boundary IoU: IoU of the bands within ``d`` pixels inside of the two boundaries.
@@ -42,18 +41,14 @@ def boundary_iou(
     band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of the image counting
     as background. Those erosions are one by ``(2 d + 1)`` squared, which is how it is computed.
 
-    With ``limited_by_mask`` the score is ``min(mask IoU, boundary IoU)``, as in COCO's boundary AP:
-    a thick band does not see a hole deep inside an object, nor a filled one. Where answer and
-    target are both empty, it is ``empty_union``; where one is, 0.
+    A thick band does not see a hole deep inside an object, nor a filled one; COCO's boundary AP
+    therefore takes ``min(mask IoU, boundary IoU)``. Where answer and target are both empty, it is
+    ``empty_union``; where one is, 0.
     """
     _check_ratio("dilation_ratio", dilation_ratio)
     scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
+    for index, (answer, target) in enumerate(_regions(predictions, targets)):
         scores[index] = band_iou(answer, target, band_radius(target.size, dilation_ratio))
-        if limited_by_mask and answer.area and target.area:
-            common = answer.bitmap.common(target.bitmap)
-            mask_iou = common / (answer.area + target.area - common)
-            scores[index] = min(scores[index], mask_iou)
     return np.where(np.isnan(scores), empty_union, scores)
 
 
@@ -76,7 +71,7 @@ def boundary_f(
     """
     _check_ratio("tolerance_ratio", tolerance_ratio)
     scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
+    for index, (answer, target) in enumerate(_regions(predictions, targets)):
         tolerance = match_tolerance(target.size, tolerance_ratio)
         distances = edge_distances(answer, target, limit=tolerance)
         if distances is not None:
@@ -86,20 +81,26 @@ def boundary_f(
     return scores
 
 
-def hausdorff95(
-    predictions: Sequence[Prediction], targets: Sequence[Target]
-) -> NDArray[np.float64]:
-    """HD95 in pixels: the larger of the two directed distances that 95 % of a boundary stay below.
+def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float]:
+    """Boundary IoU, boundary F and HD95 of what an answer fills.
 
+    HD95, in pixels, is the larger of the two directed distances that 95 % of a boundary stay below.
     Distances run between centres of one-pixel boundaries, as for `boundary_f`; the percentile is
     interpolated linearly. (The plain Hausdorff distance takes the maximum, which one stray pixel
-    decides. Some tools pool both directions before taking the percentile; this does not.) It is 0
-    where answer and target are both empty, the image diagonal where one of them is.
+    decides. Some tools pool both directions before taking the percentile; this does not.) Where
+    only one of the two is empty it is the image diagonal, and the others are 0; where both are, it
+    is 0, and the others are NaN.
     """
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
-        scores[index] = hd95_of(edge_distances(answer, target), answer, target)
-    return scores
+    if not answer.area and not target.area:
+        return math.nan, math.nan, 0.0
+    distances = edge_distances(answer, target)
+    if distances is None:
+        return 0.0, 0.0, math.hypot(*target.size)
+    return (
+        band_iou(answer, target, band_radius(target.size)),
+        f_score(distances, match_tolerance(target.size)),
+        float(max(np.percentile(each, 95) for each in distances)),
+    )
 
 
 def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
@@ -139,11 +140,13 @@ def f_score(distances: EdgeDistances, tolerance: float) -> float:
     return 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def hd95_of(distances: EdgeDistances | None, answer: Region, target: Region) -> float:
-    """HD95 from exact distances, or by the rule for empty regions."""
-    if distances is not None:
-        return float(max(np.percentile(each, 95) for each in distances))
-    return math.hypot(*target.size) if answer.area or target.area else 0.0
+def _regions(
+    predictions: Sequence[Prediction], targets: Sequence[Target]
+) -> Iterator[tuple[Region, Region]]:
+    """What each answer fills at its target's size, and what the target does."""
+    check_lengths(predictions, targets)
+    for prediction, target in zip(predictions, targets, strict=True):
+        yield Region.of_rings(prediction.rings, target.size), region_of(target)
 
 
 def _check_ratio(name: str, ratio: float) -> None:

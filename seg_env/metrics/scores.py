@@ -8,7 +8,7 @@ without a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,15 +60,6 @@ def region_of(target: Target) -> Region:
     return region
 
 
-def region_pairs(
-    predictions: Sequence[Prediction], targets: Sequence[Target]
-) -> Iterator[tuple[Region, Region]]:
-    """What each answer fills at its target's size, and what the target does."""
-    check_lengths(predictions, targets)
-    for prediction, target in zip(predictions, targets, strict=True):
-        yield Region.of_rings(prediction.rings, target.size), region_of(target)
-
-
 def check_lengths(predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
     """Raise ValueError unless there is one target for each prediction."""
     if len(predictions) != len(targets):
@@ -117,25 +108,16 @@ def ciou(
     return iou(*totals, empty_union=empty_union)
 
 
+def giou_gain(before: ArrayLike, after: ArrayLike) -> NDArray[np.float64]:
+    """`giou` of the IoUs after, minus that of the IoUs of the same samples before."""
+    return giou(after) - giou(before)
+
+
 def precision_at(ious: ArrayLike, threshold: float) -> NDArray[np.float64]:
     """Share of samples whose IoU reaches a threshold ("Pr@0.5"); exactly the threshold counts."""
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold {threshold!r} is no IoU; it lies in [0, 1], as 0.5")
     return np.asarray((samples(ious) >= threshold).mean(axis=-1))
-
-
-def box_iou(
-    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
-) -> NDArray[np.float64]:
-    """IoU of the bounding boxes of the predicted and the true mask.
-
-    Boxes run along pixel edges around what is filled, at the target's own size. Where answer and
-    target are both empty, the score is ``empty_union``; where one is, 0. Referring comprehension
-    (REC) counts the share of values above 0.5.
-    """
-    boxes = [(answer.box, target.box) for answer, target in region_pairs(predictions, targets)]
-    pairs = np.array(boxes).reshape(-1, 2, 4)
-    return iou_of_boxes(pairs[:, 0], pairs[:, 1], empty_union)
 
 
 def iou_of_boxes(
@@ -153,8 +135,8 @@ def written_box_iou(
 ) -> NDArray[np.float64]:
     """IoU of boxes as written with the boxes of the targets, along pixel edges.
 
-    Unlike in `box_iou` nothing is rounded to pixels. Where there is no object, it is 1 for an
-    answer that was read without issue and gives no box either, and 0 for any other.
+    Nothing is rounded to pixels. Where there is no object, it is 1 for an answer that was read
+    without issue and gives no box either, and 0 for any other.
     """
     check_lengths(predictions, targets)
     boxes = np.zeros((len(predictions), 4))

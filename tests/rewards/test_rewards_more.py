@@ -52,8 +52,8 @@ def test_boundary_rewards_see_more_than_mask_iou(reward: BoundaryIoU | BoundaryF
 
 def test_boundary_rewards_are_the_metrics_with_their_options() -> None:
     answers, targets = [EXACT, NEAR], [TARGET] * 2
-    wide = BoundaryIoU(dilation_ratio=0.1, limited_by_mask=True)
-    expected = boundary_iou(answers, targets, dilation_ratio=0.1, limited_by_mask=True)
+    wide = BoundaryIoU(dilation_ratio=0.1)
+    expected = boundary_iou(answers, targets, dilation_ratio=0.1)
     np.testing.assert_array_equal(wide(answers, targets), expected)
     loose = boundary_f(answers, targets, tolerance_ratio=0.05)
     np.testing.assert_array_equal(BoundaryF(tolerance_ratio=0.05)(answers, targets), loose)

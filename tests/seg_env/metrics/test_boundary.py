@@ -12,14 +12,19 @@ from seg_env.metrics import (
     band_radius,
     boundary_f,
     boundary_iou,
-    hausdorff95,
     match_tolerance,
+    measure,
+    summarize,
 )
 from seg_env.metrics.boundary import edge_distances
 from seg_env.metrics.scores import region_of
 from seg_env.types import Prediction, Target
 
 NOTHING = Prediction(())
+
+
+def hausdorff95(predictions, targets):
+    return measure(predictions, targets, outlines=False)["hd95"]
 
 
 def box(x0, y0, x1, y1):
@@ -73,11 +78,6 @@ def test_boundary_iou_equals_iterated_erosion(pairs):
             expected = (ours & theirs).sum() / union if union else 1.0
             target = Target.from_mask(truth)
             assert boundary_iou([prediction], [target], dilation_ratio=ratio) == expected
-            limited = boundary_iou(
-                [prediction], [target], dilation_ratio=ratio, limited_by_mask=True
-            )
-            iou = (mask & truth).sum() / max((mask | truth).sum(), 1)
-            assert limited == (min(iou, expected) if union else 1.0)
 
 
 def test_boundary_f_and_hd95_equal_distance_transforms(pairs):
@@ -143,7 +143,9 @@ def test_a_large_hole_costs_the_limited_form_more():
     answer, target = [Prediction((outer, inner))], [Target.from_mask(truth)]
     around, inside = 400**2 - 368**2, 332**2 - 300**2
     assert boundary_iou(answer, target) == [around / (around + inside)]
-    assert boundary_iou(answer, target, limited_by_mask=True) == [1 - 300**2 / 400**2]
+    columns = measure(answer, target)
+    assert columns["iou"] == [1 - 300**2 / 400**2]
+    assert summarize(columns, resamples=0)["boundary_iou_limited"] == columns["iou"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,6 @@ def test_empty_masks(answer_is_empty, target_is_empty, scores, distance):
     answer = NOTHING if answer_is_empty else Prediction((box(0.1, 0.1, 0.5, 0.5),))
     target = Target.from_mask(np.full((30, 40), not target_is_empty))
     assert boundary_iou([answer], [target]) == [scores]
-    assert boundary_iou([answer], [target], limited_by_mask=True) == [scores]
     assert boundary_f([answer], [target]) == [scores]
     assert hausdorff95([answer], [target]) == [distance]
     assert boundary_iou([NOTHING], [Target.from_mask(np.zeros((3, 4), bool))], empty_union=0) == [0]
