@@ -36,7 +36,8 @@ def overlap_batch(
         rings = [ring for ring in prediction if len(ring) >= 3]
         if len(rings) > 1 and _has_hole(rings):
             region = Region.of_rings(rings, target.size)
-            intersections[index] = target.intersections(region.starts, region.ends).sum()
+            inside = target.pixels_before(np.stack((region.starts, region.ends)))
+            intersections[index] = (inside[1] - inside[0]).sum()
             areas[index] = region.area
         elif rings:
             plain.append(rings)
@@ -105,16 +106,13 @@ def _plain_overlap(
         to_owner = (np.arange(len(rings)) - owner) * frame
         spans = union_spans(spans - np.repeat(to_owner, counts))
         counts = np.diff(np.searchsorted(spans, np.arange(len(predictions) + 1) * frame))
-    starts, ends = spans[0::2], spans[1::2]
-    counts //= 2
-    lengths = ends - starts
-    starts = starts - np.repeat(np.arange(len(counts), dtype=spans.dtype) * frame, counts)
-    inside = target.intersections(starts, starts + lengths)
+    begin = np.cumsum(counts) - counts
+    spans = spans - np.repeat(np.arange(len(counts), dtype=spans.dtype) * frame, counts)
     # Sums of consecutive stretches; reduceat cannot take empty ones.
-    some = np.flatnonzero(counts)
-    begin = (np.cumsum(counts) - counts)[some]
-    intersections, areas = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
-    if len(some):
-        intersections[some] = np.add.reduceat(inside, begin)
-        areas[some] = np.add.reduceat(lengths, begin)
+    some = counts > 0
+    intersections, areas = np.zeros((2, len(counts)), np.int64)
+    if some.any():
+        inside = target.pixels_before(spans)
+        intersections[some] = np.add.reduceat(inside[1::2] - inside[::2], begin[some] // 2)
+        areas[some] = np.add.reduceat(spans[1::2] - spans[0::2], begin[some] // 2)
     return intersections, areas

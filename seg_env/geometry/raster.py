@@ -191,12 +191,13 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     offsets = np.arange(len(rings)) * (width * (height + 1))
     each = np.split(keys - np.repeat(offsets, counts), np.cumsum(counts)[:-1])
     for role, group in groupby(order.tolist(), key=filled.__getitem__):
-        painted = [each[index] for index in group]
-        if role:
-            spans = union_spans(np.concatenate((spans, *painted)))
-        else:  # A hole is added to what lies outside.
-            outside = np.concatenate(([-1], spans, [width * (height + 1)]))
-            spans = union_spans(np.concatenate((outside, *painted)))[1:-1]
+        if not role:  # A hole is added to what lies outside.
+            spans = np.concatenate(([-1], spans, [width * (height + 1)]))
+        united = union_spans(np.concatenate((spans, *(each[index] for index in group))))
+        pairs = united.reshape(-1, 2)
+        spans = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
+        if not role:
+            spans = spans[1:-1]
     return spans
 
 

@@ -14,8 +14,6 @@ from seg_env.geometry.polygon import Ring
 from seg_env.geometry.raster import ring_spans
 from seg_env.geometry.rle import Rle
 
-_MAX_LAYERS = 8  # With more runs than this in one column, searching the runs is faster.
-
 
 @dataclass(frozen=True, eq=False)
 class Bitmap:
@@ -93,68 +91,18 @@ class Region:
         return int(left), int(top), int(right), int(bottom)
 
     @cached_property
-    def _covered(self) -> NDArray[np.int64]:
-        """``(S + 1,)`` pixels in the first 0, 1, ... S spans."""
-        return np.concatenate(([0], np.cumsum(self.ends - self.starts)))
+    def _covered(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(2 S + 1,)`` keys around the spans, and how many pixels come before each."""
+        keys = np.append(-1.0, np.stack((self.starts, self.ends), axis=1))
+        pixels = np.zeros(len(keys))
+        pixels[2::2] = np.cumsum(self.ends - self.starts)
+        pixels[3::2] = pixels[2:-1:2]
+        return keys, pixels
 
-    @cached_property
-    def _columns(self) -> NDArray[np.int64]:
-        """``(S,)`` column of each span."""
-        return self.starts // (self.size[0] + 1)
-
-    @cached_property
-    def _runs_in_column(self) -> NDArray[np.integer]:
-        """``(W,)`` number of spans in each column."""
-        return np.bincount(self._columns, minlength=self.size[1])
-
-    @cached_property
-    def _layers(self) -> NDArray[np.int32]:
-        """``(2, L, W)`` keys where the l-th span of each column starts and ends, 0 without one.
-
-        L is the largest number of spans in one column, at least 1, or 0 when that is too many to go
-        through one by one.
-        """
-        runs = self._runs_in_column
-        depth = max(1, int(runs.max(initial=0)))
-        layers = np.zeros((2, depth if depth <= _MAX_LAYERS else 0, self.size[1]), dtype=np.int32)
-        if depth <= _MAX_LAYERS:
-            columns = self._columns
-            layer: int | NDArray[np.int64] = 0
-            if depth > 1:
-                layer = np.arange(len(columns)) - (np.cumsum(runs) - runs)[columns]
-            layers[0, layer, columns] = self.starts
-            layers[1, layer, columns] = self.ends
-        return layers
-
-    def intersections(
-        self, starts: NDArray[np.integer], ends: NDArray[np.integer]
-    ) -> NDArray[np.integer]:
-        """Pixels of the region in each span ``[start, end)`` of keys, which lies in one column."""
-        layer_starts, layer_ends = self._layers
-        if not len(layer_starts):
-            return self._pixels_before(ends) - self._pixels_before(starts)
-        column = starts // (self.size[0] + 1)
-        inside = np.minimum(ends, layer_ends[0][column])
-        inside -= np.maximum(starts, layer_starts[0][column])
-        np.maximum(inside, 0, out=inside)
-        if len(layer_starts) > 1:
-            # Few columns have a second run, fewer a third: go on with those only.
-            runs = self._runs_in_column[column]
-            chosen = np.flatnonzero(runs > 1)
-            for layer in range(1, len(layer_starts)):
-                chosen = chosen[runs[chosen] > layer]
-                where = column[chosen]
-                overlap = np.minimum(ends[chosen], layer_ends[layer][where])
-                overlap -= np.maximum(starts[chosen], layer_starts[layer][where])
-                inside[chosen] += np.maximum(overlap, 0)
-        return np.asarray(inside)
-
-    def _pixels_before(self, keys: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Pixels of the region with a smaller key."""
-        entered = np.searchsorted(self.starts, keys, side="right")
-        # The last span entered may go on beyond the key.
-        beyond = np.maximum(self.ends[entered - 1] - keys, 0)
-        return np.asarray(self._covered[entered] - np.where(entered > 0, beyond, 0))
+    def pixels_before(self, keys: NDArray[np.integer]) -> NDArray[np.float64]:
+        """How many pixels of the region, a whole number, have a smaller key than each given."""
+        # From key to key the number grows by one or not at all, so this is exact.
+        return np.asarray(np.interp(keys, *self._covered))
 
     @cached_property
     def bitmap(self) -> Bitmap:

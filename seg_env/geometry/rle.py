@@ -177,15 +177,14 @@ class Rle:
 
 
 def union_spans(spans: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Unite spans that may overlap or be empty: pairs of start and end, the pairs in any order."""
+    """Unite spans that may overlap: pairs of start and end, the pairs in any order."""
     # Starts sort before ends at one place, so spans that touch become one.
     events = spans.astype(np.int64) * 2
     events[1::2] += 1
     events.sort()
     depth = np.cumsum(1 - 2 * (events & 1))
     outermost = (depth == 0) | ((depth == 1) & (events & 1 == 0))
-    united = (events[outermost] >> 1).reshape(-1, 2)
-    return np.asarray(united[united[:, 0] < united[:, 1]].ravel())
+    return np.asarray(events[outermost] >> 1)
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
