@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -141,19 +142,19 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
         return text
     rings, runs = [], []
     for run in re.finditer(rf"(?:{token}\s*+)++", text):
-        numbers = [str(int(number)) for number in re.findall(token, run[0])]
+        numbers = [int(number) for number in re.findall(token, run[0])]
         runs.append(numbers)
         points = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
         if len(numbers) == 4:
             (a, b), (c, d) = points
             points = [[a, b], [c, b], [c, d], [a, d]]
-        rings.append("[" + ",".join(f"[{','.join(point)}]" for point in points) + "]")
+        rings.append(points)
     if not rings:
         return text
     rest = re.sub(r"</?(?:poly|sep|s|pad|eos|bos)>", "", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
     is_short = len(runs) == 1 and len(runs[0]) == {"bbox": 4, "point": 2}.get(form)
-    found = f"[{','.join(runs[0] if is_short else rings)}]"
+    found = json.dumps(runs[0] if is_short else rings, separators=(",", ":"))
     return found + (f" {unread}" if unread else "")
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -69,7 +70,7 @@ def salvage(
         fault of each kind in reading order. Of a point that is one ring with one vertex, of a box
         one with two opposite corners.
     """
-    reader = _OutlineReader(frame) if form == "mask" else _NumbersReader(frame, form)
+    reader = _READERS[form](frame)
     rings: list[Ring] = []
     if not text or text.isspace():
         reader.note(IssueKind.EMPTY, 0)
@@ -256,9 +257,9 @@ class _OutlineReader(_Reader):
 class _NumbersReader(_Reader):
     """State of one pass over a point or a box."""
 
-    def __init__(self, frame: Frame, form: Form) -> None:
+    def __init__(self, frame: Frame, count: int) -> None:
         super().__init__(frame)
-        self._count = {"point": 2, "bbox": 4}[form]
+        self._count = count
 
     def read(self, text: str) -> list[Ring]:
         """The numbers, if there are some that can be meant as places in this frame."""
@@ -335,3 +336,11 @@ class _NumbersReader(_Reader):
         closing = after[: len(after) - len(rest)]
         if "[" in run or "]" in closing or "," in closing:
             self.note(IssueKind.BAD_NESTING, start, "brackets or commas too many")
+
+
+_READERS: dict[Form, Callable[[Frame], _OutlineReader | _NumbersReader]] = {
+    "mask": _OutlineReader,
+    "point": partial(_NumbersReader, count=2),
+    "bbox": partial(_NumbersReader, count=4),
+}
+"""What reads each form of answer."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,6 @@ DILATION_RATIO = 0.02
 """Width of the band of boundary IoU as a share of the image diagonal (Cheng et al. 2021)."""
 TOLERANCE_RATIO = 0.008
 """Tolerance of boundary F as a share of the image diagonal (Perazzi et al. 2016, DAVIS)."""
-
-
-class EdgeDistances(NamedTuple):
-    """How far two one-pixel boundaries are from each other, in pixels."""
-
-    answer: NDArray[np.float64]
-    """``(P,)`` from each boundary pixel of the answer to the target's boundary."""
-    target: NDArray[np.float64]
-    """``(Q,)`` from each boundary pixel of the target to the answer's boundary."""
 
 
 def boundary_iou(
@@ -46,10 +36,11 @@ def boundary_iou(
     ``empty_union``; where one is, 0.
     """
     _check_ratio("dilation_ratio", dilation_ratio)
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(_regions(predictions, targets)):
-        scores[index] = band_iou(answer, target, band_radius(target.size, dilation_ratio))
-    return np.where(np.isnan(scores), empty_union, scores)
+
+    def score(answer: Region, target: Region) -> float:
+        return band_iou(answer, target, band_radius(target.size, dilation_ratio))
+
+    return _score_pairs(score, predictions, targets, empty_union)
 
 
 def boundary_f(
@@ -70,15 +61,12 @@ def boundary_f(
     score is ``empty_union``; where one is, 0.
     """
     _check_ratio("tolerance_ratio", tolerance_ratio)
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(_regions(predictions, targets)):
+
+    def score(answer: Region, target: Region) -> float:
         tolerance = match_tolerance(target.size, tolerance_ratio)
-        distances = edge_distances(answer, target, limit=tolerance)
-        if distances is not None:
-            scores[index] = f_score(distances, tolerance)
-        elif not answer.area and not target.area:
-            scores[index] = empty_union
-    return scores
+        return f_score(edge_distances(answer, target, limit=tolerance), tolerance)
+
+    return _score_pairs(score, predictions, targets, empty_union)
 
 
 def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float]:
@@ -91,11 +79,10 @@ def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float
     only one of the two is empty it is the image diagonal, and the others are 0; where both are, it
     is 0, and the others are NaN.
     """
-    if not answer.area and not target.area:
-        return math.nan, math.nan, 0.0
+    if not answer.area or not target.area:
+        one_is = bool(answer.area or target.area)
+        return (0.0, 0.0, math.hypot(*target.size)) if one_is else (math.nan, math.nan, 0.0)
     distances = edge_distances(answer, target)
-    if distances is None:
-        return 0.0, 0.0, math.hypot(*target.size)
     return (
         band_iou(answer, target, band_radius(target.size)),
         f_score(distances, match_tolerance(target.size)),
@@ -114,39 +101,49 @@ def match_tolerance(size: tuple[int, int], ratio: float = TOLERANCE_RATIO) -> in
 
 
 def band_iou(answer: Region, target: Region, radius: int) -> float:
-    """IoU of two bands; NaN where both regions are empty."""
-    if not answer.area or not target.area:
-        return 0.0 if answer.area or target.area else math.nan
+    """IoU of the bands of two regions, neither of them empty."""
     mine, theirs = answer.band(radius), target.band(radius)
     common = mine.common(theirs)
     return common / (mine.count() + theirs.count() - common)
 
 
-def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> EdgeDistances | None:
-    """Distances between two boundaries, exact up to ``limit``; None where a region is empty."""
-    if not answer.area or not target.area:
-        return None
+def edge_distances(
+    answer: Region, target: Region, limit: float = math.inf
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distances in pixels between two one-pixel boundaries, exact up to ``limit``.
+
+    They are ``(P,)`` from each boundary pixel of the answer to the target's boundary and ``(Q,)``
+    from each of the target to the answer's. Neither region is empty.
+    """
     bound = np.nextafter(limit, math.inf)  # SciPy finds what is nearer than its bound.
-    return EdgeDistances(
+    return (
         target.edge_tree.query(answer.edge, distance_upper_bound=bound)[0],
         answer.edge_tree.query(target.edge, distance_upper_bound=bound)[0],
     )
 
 
-def f_score(distances: EdgeDistances, tolerance: float) -> float:
+def f_score(distances: tuple[NDArray[np.float64], NDArray[np.float64]], tolerance: float) -> float:
     """Boundary F from distances that are exact up to the tolerance."""
-    precision = float((distances.answer <= tolerance).mean())
-    recall = float((distances.target <= tolerance).mean())
+    precision, recall = (float((each <= tolerance).mean()) for each in distances)
     return 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _regions(
-    predictions: Sequence[Prediction], targets: Sequence[Target]
-) -> Iterator[tuple[Region, Region]]:
-    """What each answer fills at its target's size, and what the target does."""
+def _score_pairs(
+    score: Callable[[Region, Region], float],
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    empty_union: float,
+) -> NDArray[np.float64]:
+    """Scores of answers and targets that both have pixels; one alone scores 0."""
     check_lengths(predictions, targets)
-    for prediction, target in zip(predictions, targets, strict=True):
-        yield Region.of_rings(prediction.rings, target.size), region_of(target)
+    scores = np.zeros(len(predictions))
+    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        regions = Region.of_rings(prediction.rings, target.size), region_of(target)
+        if all(region.area for region in regions):
+            scores[index] = score(*regions)
+        elif not any(region.area for region in regions):
+            scores[index] = empty_union
+    return scores
 
 
 def _check_ratio(name: str, ratio: float) -> None:

@@ -207,11 +207,11 @@ def test_distances_within_a_limit_are_those_without():
     answer, target = (region_of(Target.from_mask(rng.random((50, 60)) < 0.01)) for _ in range(2))
     exact, near = edge_distances(answer, target), edge_distances(answer, target, limit=5)
     for pixels, boundary, all_found, found in (
-        (answer.edge, target.edge, exact.answer, near.answer),
-        (target.edge, answer.edge, exact.target, near.target),
+        (answer.edge, target.edge, exact[0], near[0]),
+        (target.edge, answer.edge, exact[1], near[1]),
     ):
         expected = np.hypot(*(pixels[:, None] - boundary).transpose(2, 0, 1)).min(axis=1)
         np.testing.assert_allclose(all_found, expected)
         np.testing.assert_array_equal(found <= 5, expected <= 5)
         np.testing.assert_array_equal(found[found <= 5], all_found[found <= 5])
-    assert 5 in exact.answer
+    assert 5 in exact[0]
