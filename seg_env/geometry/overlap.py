@@ -94,11 +94,7 @@ def _plain_overlap(
     one_each = len(rings) == len(predictions)
     points = np.concatenate(rings)
     if not math.isfinite(points.sum()):  # Rare, so that the common case pays for one sum only.
-        finite = [index for index, ring in enumerate(rings) if np.isfinite(ring).all()]
-        if not finite:
-            return np.zeros(len(predictions), np.int64), np.zeros(len(predictions), np.int64)
-        rings, owner = [rings[index] for index in finite], [owner[index] for index in finite]
-        one_each = False
+        rings = [ring if np.isfinite(ring).all() else np.zeros((3, 2)) for ring in rings]
         points = np.concatenate(rings)
     lengths = np.fromiter(map(len, rings), dtype=np.int64, count=len(rings))
     spans, counts = toggles(points * (float(width), float(height)), lengths, target.size)

@@ -201,17 +201,6 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     return spans
 
 
-def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Number of pixels ``(R,)`` that each of some finite rings encloses by itself."""
-    if not rings:
-        return np.zeros(0, dtype=np.int64)
-    points = np.concatenate(rings) * (float(size[1]), float(size[0]))
-    keys, counts = toggles(points, np.array([len(ring) for ring in rings]), size)
-    owner = np.repeat(np.arange(len(rings)), counts // 2)
-    pixels = np.bincount(owner, weights=keys[1::2] - keys[0::2], minlength=len(rings))
-    return pixels.astype(np.int64)
-
-
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:
     """Fill rings of the unit frame by COCO's rule, holes taken out, as run lengths."""
     height, width = size

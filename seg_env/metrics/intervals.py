@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from seg_env.metrics.scores import samples
 
+CONFIDENCE = 0.95
+"""Probability that an interval should cover, where nothing else is asked for."""
+
 _DRAWN_AT_ONCE = 1 << 20  # Resampled values held in memory at a time.
 
 
@@ -27,7 +30,7 @@ def bootstrap_interval(
     statistic: Callable[..., NDArray[np.float64]],
     *columns: ArrayLike,
     resamples: int = 2000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic (Efron 1979), samples drawn with replacement.
@@ -85,7 +88,7 @@ def resampled_ratios(
 
 
 def percentile_interval(
-    estimate: float, values: NDArray[np.float64], confidence: float = 0.95
+    estimate: float, values: NDArray[np.float64], confidence: float = CONFIDENCE
 ) -> Interval:
     """Interval between percentiles of resampled values ``(R,)``; NaN among them is left out.
 

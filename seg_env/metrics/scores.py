@@ -120,14 +120,12 @@ def precision_at(ious: ArrayLike, threshold: float) -> NDArray[np.float64]:
     return np.asarray((samples(ious) >= threshold).mean(axis=-1))
 
 
-def iou_of_boxes(
-    boxes: ArrayLike, others: ArrayLike, empty_union: float = 1.0
-) -> NDArray[np.float64]:
-    """IoU of boxes ``(N, 4)``, ``x0, y0, x1, y1``, pair by pair; one without area is empty."""
+def iou_of_boxes(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """IoU of boxes ``(N, 4)``, ``x0, y0, x1, y1``, pair by pair; 1 where neither has an area."""
     low, high = np.split(np.stack((np.asarray(boxes), np.asarray(others))), 2, axis=2)
     common = np.prod(np.maximum(high.min(axis=0) - low.max(axis=0), 0), axis=1)
     unions = np.prod(high - low, axis=2).sum(axis=0) - common
-    return np.where(unions == 0, empty_union, common / np.where(unions == 0, 1, unions))
+    return np.where(unions == 0, 1.0, common / np.where(unions == 0, 1, unions))
 
 
 def written_box_iou(
