@@ -22,18 +22,11 @@ class BoundaryIoU(Reward):
     read without issue scores 1 and any other 0, as for `mask_iou`.
     """
 
-    def __init__(self, dilation_ratio: float = 0.02) -> None:
-        """Set the width of the band, a share of the image diagonal; a wide one is easier to hit."""
-        self.dilation_ratio = dilation_ratio
-
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return the boundary IoU of each answer, ``(N,)``."""
-        scores = boundary_iou(
-            predictions, targets, dilation_ratio=self.dilation_ratio, empty_union=np.nan
-        )
-        return _settle_empty(scores, predictions)
+        return _settle_empty(boundary_iou(predictions, targets, empty_union=np.nan), predictions)
 
 
 @register_reward("boundary_f")
@@ -43,18 +36,11 @@ class BoundaryF(Reward):
     Empty answers to empty targets score as for `BoundaryIoU`.
     """
 
-    def __init__(self, tolerance_ratio: float = 0.008) -> None:
-        """Set how far boundaries may be apart, as a share of the image diagonal."""
-        self.tolerance_ratio = tolerance_ratio
-
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> NDArray[np.float64]:
         """Return the boundary F of each answer, ``(N,)``."""
-        scores = boundary_f(
-            predictions, targets, tolerance_ratio=self.tolerance_ratio, empty_union=np.nan
-        )
-        return _settle_empty(scores, predictions)
+        return _settle_empty(boundary_f(predictions, targets, empty_union=np.nan), predictions)
 
 
 def _settle_empty(

@@ -19,11 +19,7 @@ TOLERANCE_RATIO = 0.008
 
 
 def boundary_iou(
-    predictions: Sequence[Prediction],
-    targets: Sequence[Target],
-    *,
-    dilation_ratio: float = DILATION_RATIO,
-    empty_union: float = 1.0,
+    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
     """Boundary IoU: IoU of the bands within ``d`` pixels inside of the two boundaries.
 
@@ -35,20 +31,15 @@ def boundary_iou(
     therefore takes ``min(mask IoU, boundary IoU)``. Where answer and target are both empty, it is
     ``empty_union``; where one is, 0.
     """
-    _check_ratio("dilation_ratio", dilation_ratio)
 
     def score(answer: Region, target: Region) -> float:
-        return band_iou(answer, target, band_radius(target.size, dilation_ratio))
+        return band_iou(answer, target, band_radius(target.size))
 
     return _score_pairs(score, predictions, targets, empty_union)
 
 
 def boundary_f(
-    predictions: Sequence[Prediction],
-    targets: Sequence[Target],
-    *,
-    tolerance_ratio: float = TOLERANCE_RATIO,
-    empty_union: float = 1.0,
+    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
     """Boundary F: harmonic mean of the shares of either boundary that lie near the other.
 
@@ -60,10 +51,9 @@ def boundary_f(
     that differ from the next one to the right or below. Where answer and target are both empty, the
     score is ``empty_union``; where one is, 0.
     """
-    _check_ratio("tolerance_ratio", tolerance_ratio)
 
     def score(answer: Region, target: Region) -> float:
-        tolerance = match_tolerance(target.size, tolerance_ratio)
+        tolerance = match_tolerance(target.size)
         return f_score(edge_distances(answer, target, limit=tolerance), tolerance)
 
     return _score_pairs(score, predictions, targets, empty_union)
@@ -90,14 +80,14 @@ def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float
     )
 
 
-def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
+def band_radius(size: tuple[int, int]) -> int:
     """Width in pixels of the band of boundary IoU in an image of ``(H, W)``."""
-    return max(1, round(ratio * math.hypot(*size)))
+    return max(1, round(DILATION_RATIO * math.hypot(*size)))
 
 
-def match_tolerance(size: tuple[int, int], ratio: float = TOLERANCE_RATIO) -> int:
+def match_tolerance(size: tuple[int, int]) -> int:
     """Tolerance in pixels of boundary F in an image of ``(H, W)``."""
-    return math.ceil(ratio * math.hypot(*size))
+    return math.ceil(TOLERANCE_RATIO * math.hypot(*size))
 
 
 def band_iou(answer: Region, target: Region, radius: int) -> float:
@@ -144,10 +134,3 @@ def _score_pairs(
         elif not any(region.area for region in regions):
             scores[index] = empty_union
     return scores
-
-
-def _check_ratio(name: str, ratio: float) -> None:
-    if not (math.isfinite(ratio) and ratio > 0):
-        raise ValueError(
-            f"{name} must be a positive share of the image diagonal, such as 0.02, got {ratio!r}"
-        )
