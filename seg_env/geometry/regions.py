@@ -16,33 +16,12 @@ from seg_env.geometry.rle import Rle
 
 
 @dataclass(frozen=True, eq=False)
-class Bitmap:
-    """Some columns of a mask, one bit per pixel; there is nothing in all other columns."""
-
-    left: int
-    """Image column of the first column stored."""
-    words: NDArray[np.uint64]
-    """``(C, K)``: bit ``b`` of word ``k`` is row ``64 k + b``. Bits beyond the last row are 0, and
-    every column has at least one of them."""
-
-    def count(self) -> int:
-        """Number of pixels."""
-        return int(np.bitwise_count(self.words).sum())
-
-    def common(self, other: Bitmap) -> int:
-        """Number of pixels in both bitmaps of one image."""
-        start = max(self.left, other.left)
-        end = min(self.left + len(self.words), other.left + len(other.words))
-        if start >= end:
-            return 0
-        mine = self.words[start - self.left : end - self.left]
-        theirs = other.words[start - other.left : end - other.left]
-        return int(np.bitwise_count(mine & theirs).sum())
-
-
-@dataclass(frozen=True, eq=False)
 class Region:
-    """What an outline or a mask fills, as vertical spans; all else is derived on first use."""
+    """What an outline or a mask fills, as vertical spans; all else is derived on first use.
+
+    Bits are ``(C, K) uint64`` for the columns of the box: bit ``b`` of word ``k`` is row
+    ``64 k + b``. Bits beyond the last row are 0, and every column has at least one of them.
+    """
 
     size: tuple[int, int]
     """``(H, W)`` of the image in pixels."""
@@ -50,7 +29,7 @@ class Region:
     """``(S,)`` keys ``column * (H + 1) + row`` where the spans start, increasing."""
     ends: NDArray[np.int64]
     """``(S,)`` keys where they end, exclusive; spans of one column do not touch."""
-    _bands: dict[int, Bitmap] = field(default_factory=dict, repr=False)
+    _bands: dict[int, NDArray[np.uint64]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_rings(cls, rings: Sequence[Ring], size: tuple[int, int]) -> Region:
@@ -105,19 +84,19 @@ class Region:
         return np.asarray(np.interp(keys, *self._covered))
 
     @cached_property
-    def bitmap(self) -> Bitmap:
-        """The pixels."""
-        return Bitmap(self.box[0], self._eroded_columns(0))
+    def bits(self) -> NDArray[np.uint64]:
+        """Bits of the pixels."""
+        return self._eroded_columns(0)
 
-    def band(self, radius: int) -> Bitmap:
-        """The pixels that an erosion by a square of ``2 * radius + 1`` pixels takes away.
+    def band(self, radius: int) -> NDArray[np.uint64]:
+        """Bits of the pixels that an erosion by a square of ``2 * radius + 1`` pixels takes away.
 
         Pixels at the border of the image belong to the band: there is nothing beyond.
         """
         if radius not in self._bands:
             inside = self._eroded_columns(radius)
             size = 2 * radius + 1
-            words = self.bitmap.words.copy()
+            words = self.bits.copy()
             if len(words) >= size:
                 # The AND of 1, 2, 4, ... neighbouring columns, then of exactly ``size``.
                 width = 1
@@ -127,7 +106,7 @@ class Region:
                 if rest := size - width:
                     inside = inside[:-rest] & inside[rest:]
                 words[radius : len(words) - radius] &= ~inside
-            self._bands[radius] = Bitmap(self.box[0], words)
+            self._bands[radius] = words
         return self._bands[radius]
 
     @cached_property
@@ -136,7 +115,7 @@ class Region:
 
         What lies beyond the border of the image is outside.
         """
-        words = self.bitmap.words.copy()
+        words = self.bits.copy()
         if len(words) >= 3:
             inside = self._eroded_columns(1)[1:-1] & words[:-2] & words[2:]
             words[1:-1] &= ~inside
@@ -152,7 +131,7 @@ class Region:
         return KDTree(self.edge, balanced_tree=False)  # Built faster, found as fast.
 
     def _eroded_columns(self, margin: int) -> NDArray[np.uint64]:
-        """``(C, K)`` bits of the region's columns, each span shortened at both of its ends."""
+        """Bits of the region with each span shortened at both of its ends."""
         left, _, right, _ = self.box
         height = self.size[0]
         words_per_column = height // 64 + 1

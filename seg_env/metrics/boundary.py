@@ -93,8 +93,12 @@ def match_tolerance(size: tuple[int, int]) -> int:
 def band_iou(answer: Region, target: Region, radius: int) -> float:
     """IoU of the bands of two regions, neither of them empty."""
     mine, theirs = answer.band(radius), target.band(radius)
-    common = mine.common(theirs)
-    return common / (mine.count() + theirs.count() - common)
+    offset = target.box[0] - answer.box[0]
+    left, right = mine[max(offset, 0) :], theirs[max(-offset, 0) :]
+    width = min(len(left), len(right))
+    both = left[:width] & right[:width]
+    common, *areas = (int(np.bitwise_count(bits).sum()) for bits in (both, mine, theirs))
+    return common / (sum(areas) - common)
 
 
 def edge_distances(
