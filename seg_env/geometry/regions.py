@@ -40,18 +40,15 @@ class Region:
     @classmethod
     def of_rle(cls, rle: Rle) -> Region:
         """The foreground of a mask, its runs cut at the borders of columns."""
-        height = rle.size[0]
+        height, width = rle.size
         starts, ends = rle.runs
-        if not len(starts):
-            return cls(rle.size, starts, ends)
         columns = starts // height
-        last = (ends - 1) // height
-        if (last != columns).any():  # Cut runs that go on in the next column.
-            pieces = last - columns + 1
-            step = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-            columns = np.repeat(columns, pieces) + step
-            starts = np.maximum(np.repeat(starts, pieces), columns * height)
-            ends = np.minimum(np.repeat(ends, pieces), (columns + 1) * height)
+        if ((ends - 1) // height != columns).any():  # Cut runs that go on in the next column.
+            borders = np.arange(1, width) * height
+            inside = np.searchsorted(starts, borders) > np.searchsorted(ends, borders, side="right")
+            starts = np.sort(np.append(starts, borders[inside]))
+            ends = np.sort(np.append(ends, borders[inside]))
+            columns = starts // height
         return cls(rle.size, starts + columns, ends + columns)
 
     @cached_property

@@ -192,7 +192,7 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
     # Compared with the next one, so that of a closed ring the last vertex goes, not the start.
     pairs = zip(vertices, vertices[1:] + vertices[:1], strict=True)
     written = (
-        f"[{_number(vertex[0] / scale, places, pad)},{_number(vertex[1] / scale, places, pad)}]"
+        f"[{_whole_steps(vertex[0], places, pad)},{_whole_steps(vertex[1], places, pad)}]"
         for vertex, following in pairs
         if vertex != following
     )
@@ -229,6 +229,10 @@ def _thin_outline(
 
 
 @lru_cache(maxsize=1 << 16)
+def _whole_steps(steps: int, places: int, pad: bool) -> str:
+    return _number(steps / 10**places, places, pad)
+
+
 def _number(value: float, places: int, pad: bool) -> str:
     text = f"{value:.{places}f}"
     return text if pad or not places else text.rstrip("0").rstrip(".")
