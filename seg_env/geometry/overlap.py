@@ -36,8 +36,7 @@ def overlap_batch(
         rings = [ring for ring in prediction if len(ring) >= 3]
         if len(rings) > 1 and _has_hole(rings):
             region = Region.of_rings(rings, target.size)
-            inside = target.pixels_before(np.stack((region.starts, region.ends)))
-            intersections[index] = (inside[1] - inside[0]).sum()
+            intersections[index] = target.intersections(region.starts, region.ends).sum()
             areas[index] = region.area
         elif rings:
             plain.append(rings)
@@ -102,13 +101,16 @@ def _plain_overlap(
         to_owner = (np.arange(len(rings)) - owner) * frame
         spans = union_spans(spans - np.repeat(to_owner, counts))
         counts = np.diff(np.searchsorted(spans, np.arange(len(predictions) + 1) * frame))
-    begin = np.cumsum(counts) - counts
-    spans = spans - np.repeat(np.arange(len(counts), dtype=spans.dtype) * frame, counts)
+    counts //= 2
+    lengths = spans[1::2] - spans[0::2]
+    raised = np.repeat(np.arange(len(counts), dtype=spans.dtype) * frame, counts)
+    starts = spans[0::2] - raised
+    inside = target.intersections(starts, starts + lengths)
     # Sums of consecutive stretches; reduceat cannot take empty ones.
-    some = counts > 0
-    intersections, areas = np.zeros((2, len(counts)), np.int64)
-    if some.any():
-        inside = target.pixels_before(spans)
-        intersections[some] = np.add.reduceat(inside[1::2] - inside[::2], begin[some] // 2)
-        areas[some] = np.add.reduceat(spans[1::2] - spans[0::2], begin[some] // 2)
+    some = np.flatnonzero(counts)
+    begin = (np.cumsum(counts) - counts)[some]
+    intersections, areas = np.zeros((2, len(counts)), dtype=np.int64)
+    if len(some):
+        intersections[some] = np.add.reduceat(inside, begin)
+        areas[some] = np.add.reduceat(lengths, begin)
     return intersections, areas

@@ -14,6 +14,8 @@ from seg_env.geometry.polygon import Ring
 from seg_env.geometry.raster import ring_spans
 from seg_env.geometry.rle import Rle
 
+_MAX_LAYERS = 8  # With more spans than this in one column, interpolation is faster.
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -75,10 +77,49 @@ class Region:
         pixels[3::2] = pixels[2:-1:2]
         return keys, pixels
 
-    def pixels_before(self, keys: NDArray[np.integer]) -> NDArray[np.float64]:
-        """How many pixels of the region, a whole number, have a smaller key than each given."""
-        # From key to key the number grows by one or not at all, so this is exact.
-        return np.asarray(np.interp(keys, *self._covered))
+    @cached_property
+    def _layers(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """``(2, L, W)`` keys where the l-th span of each column starts and ends, 0 without one.
+
+        And ``(W,)`` how many there are. L is the largest number of them, at least 1, or 0 when that
+        is too many to go through one by one.
+        """
+        columns = self.starts // (self.size[0] + 1)
+        spans = np.bincount(columns, minlength=self.size[1])
+        depth = max(1, int(spans.max(initial=0)))
+        if depth > _MAX_LAYERS:
+            return np.zeros((2, 0, self.size[1]), dtype=np.int32), spans
+        layers = np.zeros((2, depth, self.size[1]), dtype=np.int32)
+        layer: int | NDArray[np.int64] = 0
+        if depth > 1:
+            layer = np.arange(len(columns)) - (np.cumsum(spans) - spans)[columns]
+        layers[0, layer, columns] = self.starts
+        layers[1, layer, columns] = self.ends
+        return layers, spans
+
+    def intersections(
+        self, starts: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> NDArray[np.number]:
+        """Pixels of the region in each span ``[start, end)`` of keys, which lies in one column."""
+        (layer_starts, layer_ends), spans = self._layers
+        if not len(layer_starts):
+            # From key to key the pixels before it grow by one or not at all: this is exact.
+            return np.asarray(np.interp(ends, *self._covered) - np.interp(starts, *self._covered))
+        column = starts // (self.size[0] + 1)
+        inside = np.minimum(ends, layer_ends[0][column])
+        inside -= np.maximum(starts, layer_starts[0][column])
+        np.maximum(inside, 0, out=inside)
+        if len(layer_starts) > 1:
+            # Few columns have a second span, fewer a third: go on with those only.
+            count = spans[column]
+            chosen = np.flatnonzero(count > 1)
+            for layer in range(1, len(layer_starts)):
+                chosen = chosen[count[chosen] > layer]
+                where = column[chosen]
+                overlap = np.minimum(ends[chosen], layer_ends[layer][where])
+                overlap -= np.maximum(starts[chosen], layer_starts[layer][where])
+                inside[chosen] += np.maximum(overlap, 0)
+        return np.asarray(inside)
 
     @cached_property
     def bits(self) -> NDArray[np.uint64]:

@@ -114,8 +114,7 @@ def test_region_knows_its_pixels(pairs):
             box_around = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
             assert region.box == tuple(map(int, box_around))
         target = region_of(Target.from_mask(truth))
-        common = target.pixels_before(region.ends) - target.pixels_before(region.starts)
-        assert common.sum() == (mask & truth).sum()
+        assert target.intersections(region.starts, region.ends).sum() == (mask & truth).sum()
 
 
 def test_width_and_tolerance_follow_the_diagonal():
