@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.render import draw_overlay
-from seg_env.metrics import giou, paired_bootstrap_interval
+from seg_env.metrics import bootstrap_interval, giou_gain
 
 ROWS = (
     ("sampled gIoU of first answers", "sampled_first", "giou", 100),
@@ -80,8 +80,8 @@ def scores_of(before: Evaluations, after: Evaluations) -> dict[str, Any]:
 
 def _gain(old: Evaluation, new: Evaluation) -> dict[str, Any]:
     """The gain in gIoU of answers to the same questions."""
-    means = [old.iou.mean(axis=1)], [new.iou.mean(axis=1)]
-    gain, low, high = paired_bootstrap_interval(giou, *means)
+    means = old.iou.mean(axis=1), new.iou.mean(axis=1)
+    gain, low, high = bootstrap_interval(giou_gain, *means)
     return {"giou": gain, "giou_interval": [low, high]}
 
 

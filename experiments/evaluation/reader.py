@@ -16,7 +16,7 @@ from experiments.common.tables import terminal_table
 from rewards.mask_iou import MaskIoU
 from seg_env.frames import FAMILIES, TOKEN_FAMILIES, AnswerFrame, normalize_tokens
 from seg_env.grammar.answers import read_answer
-from seg_env.metrics import giou, paired_bootstrap_interval
+from seg_env.metrics import bootstrap_interval, giou_gain
 from seg_env.types import Form, IssueKind, Prediction, Sample
 
 GUESS = "guess"
@@ -70,7 +70,7 @@ def compare_frames(
 def conclusion(readings: Sequence[Reading]) -> str:
     """One sentence: which frame the answers seem to be in, or why that cannot be told."""
     best, second = readings[0], readings[1]
-    gain, low, high = paired_bootstrap_interval(giou, [second.scores], [best.scores])
+    gain, low, high = bootstrap_interval(giou_gain, second.scores, best.scores)
     evidence = (
         f"IoU {best.iou:.3f}, better than read as {second.family} by {gain:.3f} "
         f"[{low:.3f}, {high:.3f}]; {best.in_range:.0%} of the numbers in range"

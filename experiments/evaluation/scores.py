@@ -215,7 +215,7 @@ def gains(
         intervals = metrics.compare(before, after, empty_union=empty_union, seed=seed)
     else:
         means = [columns["iou"].reshape(-1, answers).mean(axis=1) for columns in (before, after)]
-        gain = metrics.paired_bootstrap_interval(metrics.giou, means[:1], means[1:], seed=seed)
+        gain = metrics.bootstrap_interval(metrics.giou_gain, *means, seed=seed)
         intervals = {"giou": gain}
     return {
         name: {"gain": gain.estimate, "interval": [gain.low, gain.high]}

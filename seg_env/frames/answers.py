@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 
 from seg_env.errors import WrongOptionError
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,
-    IMAGE_DEPENDENT,
-    TOKEN_FAMILIES,
+    FrameFamily,
     ResizeSettings,
     find_family,
     normalize_tokens,
@@ -22,8 +20,6 @@ from seg_env.types import Form
 
 AUTO = "auto"
 """The name that stands for what a policy's record or its family says."""
-
-_PIXELS = re.compile(r"pixel:([0-9]{1,6})x([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -53,20 +49,24 @@ class AnswerFrame:
     @property
     def description(self) -> str:
         """The family, what its numbers are, and why it was chosen, in one line."""
-        meaning = FAMILIES.get(self.family, "pixels of an image of that size, width first")
+        reason = f", {self.reason}" if self.reason else ""
+        return f"{self.family} ({self._written.meaning}){reason}"
+
+    @property
+    def _written(self) -> FrameFamily:
         if self.fixed is not None:
-            meaning = "as given"
-        return f"{self.family} ({meaning})" + (f", {self.reason}" if self.reason else "")
+            return FrameFamily("as given", self.fixed)
+        return find_family(self.family)
 
     @property
     def writes_tokens(self) -> bool:
         """Whether answers consist of location tokens in place of bracketed numbers."""
-        return self.family in TOKEN_FAMILIES
+        return bool(self._written.token)
 
     @property
     def depends_on_image(self) -> bool:
         """Whether images of different sizes give one place different numbers."""
-        return self.family in IMAGE_DEPENDENT and self.canvas_size is None
+        return self._written.frame is None and self.canvas_size is None
 
     def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
         """The same for images that are letterboxed to ``(H, W)``; None for images as they are."""
@@ -78,13 +78,8 @@ class AnswerFrame:
         Raises:
             ValueError: The processor would refuse the image.
         """
-        if self.fixed is not None:
-            return self.fixed
-        if pixels := _PIXELS.fullmatch(self.family):
-            return pixel_frame(int(pixels[1]), int(pixels[2]))
-        frame = find_family(self.family).frame
-        if frame is not None:
-            return frame
+        if self._written.frame is not None:
+            return self._written.frame
         size = self.canvas_size or image_size
         height, width = smart_resize(size, self.resize) if self.family == "qwen2.5-vl" else size
         return pixel_frame(width, height)
@@ -150,8 +145,11 @@ def find_answer_frame(
 
 def is_frame_name(name: str) -> bool:
     """Whether a name is one of `FAMILIES` or ``pixel:WxH`` with positive sides."""
-    match = _PIXELS.fullmatch(name)
-    return name in FAMILIES or (match is not None and int(match[1]) > 0 and int(match[2]) > 0)
+    try:
+        find_family(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _pick(model_type: str | None, model_name: str, recorded: str | None) -> tuple[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from seg_env.frames.plain import PERMILLE, UNIT, Frame, bin_frame, check_size, row_first_frame
+from seg_env.frames.plain import BINS, PERMILLE, ROW_FIRST, UNIT, Frame, check_size, pixel_frame
 from seg_env.types import Form
 
 
@@ -17,7 +18,7 @@ class FrameFamily:
 
     meaning: str
     frame: Frame | None = None
-    """Frame for images of all sizes, None for pixels."""
+    """Frame for images of all sizes, None for pixels of the image asked about."""
     token: str = ""
     """Regular expression of a location token, empty for bracketed numbers."""
     token_format: str = ""
@@ -32,14 +33,14 @@ _TABLE = {
     "qwen2.5-vl": FrameFamily("pixels of the image as the processor resizes it"),
     "florence": FrameFamily(
         "tokens <loc_0> to <loc_999>, the middles of 1000 bins a side",
-        bin_frame(1000),
+        BINS,
         r"<loc_([0-9]{1,4})>",
         "<loc_{}>",
         "<sep>",
     ),
     "paligemma": FrameFamily(
         "tokens <loc0000> to <loc1023> from border to border, y before x",
-        row_first_frame(1023),
+        ROW_FIRST,
         r"<loc([0-9]{4})>",
         "<loc{:0>4}>",
         " ; ",
@@ -49,8 +50,6 @@ _TABLE = {
 FAMILIES = {name: family.meaning for name, family in _TABLE.items()}
 """Families of models, and what the numbers that they write mean."""
 TOKEN_FAMILIES = tuple(name for name, family in _TABLE.items() if family.token)
-IMAGE_DEPENDENT = tuple(name for name, family in _TABLE.items() if family.frame is None)
-"""Families whose limits depend on the size of the image."""
 
 FAMILY_OF_MODEL = {
     "florence2": "florence",
@@ -143,19 +142,19 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
         return text
     rings, runs = [], []
     for run in re.finditer(rf"(?:{token}\s*+)++", text):
-        numbers = [str(int(number)) for number in re.findall(token, run[0])]
+        numbers = [int(number) for number in re.findall(token, run[0])]
         runs.append(numbers)
         points = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
         if len(numbers) == 4:
             (a, b), (c, d) = points
             points = [[a, b], [c, b], [c, d], [a, d]]
-        rings.append("[" + ",".join(f"[{','.join(point)}]" for point in points) + "]")
+        rings.append(points)
     if not rings:
         return text
     rest = re.sub(r"</?(?:poly|sep|s|pad|eos|bos)>", "", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
     is_short = len(runs) == 1 and len(runs[0]) == {"bbox": 4, "point": 2}.get(form)
-    found = f"[{','.join(runs[0] if is_short else rings)}]"
+    found = json.dumps(runs[0] if is_short else rings, separators=(",", ":"))
     return found + (f" {unread}" if unread else "")
 
 
@@ -174,7 +173,10 @@ def write_tokens(text: str, family: str) -> str:
 
 
 def find_family(family: str) -> FrameFamily:
-    """What models of a family write, ValueError if there is no such family."""
+    """What models of a family, or of ``pixel:WxH``, write; ValueError if there is no such one."""
+    if pixels := re.fullmatch("pixel:([0-9]{1,6})x([0-9]{1,6})", family):
+        frame = pixel_frame(int(pixels[1]), int(pixels[2]))
+        return FrameFamily("pixels of an image of that size, width first", frame)
     if family not in _TABLE:
         raise ValueError(f"family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
     return _TABLE[family]

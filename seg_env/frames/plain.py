@@ -62,35 +62,25 @@ UNIT = Frame("unit", (1.0, 1.0), integer=False)
 PERMILLE = Frame("permille", (1000.0, 1000.0), size=(1000.0, 1000.0))
 """Whole numbers 0-1000 relative to the image (Qwen2-VL, Qwen3-VL)."""
 
+BINS = Frame("bins-1000", (999.0, 999.0), size=(1000.0, 1000.0), origin=(-0.5, -0.5))
+"""Numbers of 1000 equal bins a side, each standing for its middle (Florence-2).
+
+Source: the quantizer of Florence-2's processor: ``floor(x / W * 1000)`` is written and
+``(bin + 0.5) / 1000 * W`` read. `Frame.from_unit` gives -0.5 to 999.5; rounded and cut to the
+limits it is the bin of the point."""
+
+ROW_FIRST = Frame("row-first-1023", (1023.0, 1023.0), size=(1023.0, 1023.0), row_first=True)
+"""Points written as ``(y, x)``, whole numbers from 0 to 1023 at the far border (PaliGemma).
+
+Source: the preprocessing of big_vision's PaliGemma, which writes ``round(y / H * 1023)`` before
+``round(x / W * 1023)``. Readers that divide by 1024 are off by up to a thousandth of the image."""
+
 
 def pixel_frame(width: int, height: int) -> Frame:
     """Pixels of the image the model sees (Qwen2.5-VL: after its own resizing)."""
     check_size("pixel_frame", (height, width))
     size = float(width), float(height)
     return Frame(f"pixels-{width}x{height}", size, size=size)
-
-
-def bin_frame(bins: int = 1000) -> Frame:
-    """Numbers of equal bins, each standing for its middle (Florence-2: 1000 bins a side).
-
-    Source: the quantizer of Florence-2's processor: ``floor(x / W * bins)`` is written and
-    ``(bin + 0.5) / bins * W`` read. `Frame.from_unit` gives -0.5 to ``bins - 0.5``; rounded and cut
-    to the limits it is the bin of the point.
-    """
-    if bins < 1:
-        raise ValueError(f"bin_frame: bins={bins}, but at least 1 is needed")
-    last, size = float(bins - 1), float(bins)
-    return Frame(f"bins-{bins}", (last, last), size=(size, size), origin=(-0.5, -0.5))
-
-
-def row_first_frame(largest: int = 1023) -> Frame:
-    """Points written as ``(y, x)``, whole numbers from 0 to ``largest`` at the far border.
-
-    Source: the preprocessing of big_vision's PaliGemma, which writes ``round(y / H * 1023)`` before
-    ``round(x / W * 1023)``. Readers that divide by 1024 are off by up to a thousandth of the image.
-    """
-    size = float(largest), float(largest)
-    return Frame(f"row-first-{largest}", size, size=size, row_first=True)
 
 
 def letterbox_frame(

@@ -1,5 +1,6 @@
 """Rings, masks and run lengths: tracing, filling by COCO's rule, overlap and simplification.
 
 `polygon` knows rings, `rle` run lengths; `contour` goes from masks to rings, `raster` back;
-`overlap` counts shared pixels without masks, `simplify` spares vertices.
+`regions` knows filled spans and their boundaries, `overlap` counts shared pixels without masks,
+`simplify` spares vertices.
 """

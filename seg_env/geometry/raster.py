@@ -167,23 +167,6 @@ def _exact_rows(
     return np.asarray(np.floor((fine_row + 2.0) / 5.0))
 
 
-def _paint(
-    spans: NDArray[np.integer], other: NDArray[np.integer], *, add: bool
-) -> NDArray[np.int64]:
-    """Add other spans to some, or take them away."""
-    # Depth counts ``spans`` as 1 and ``other`` as 2, so that 0-3 tells who covers a place.
-    weights = np.repeat([1, 2], [len(spans), len(other)])
-    weights[1 : len(spans) : 2] = -1
-    weights[len(spans) + 1 :: 2] = -2
-    places = np.concatenate((spans, other))
-    order = np.argsort(places, kind="stable")
-    places, depth = places[order], np.cumsum(weights[order])
-    last = np.diff(places, append=-1) != 0
-    places, depth = places[last], depth[last]
-    inside = depth > 0 if add else depth == 1
-    return np.asarray(places[np.diff(inside, prepend=False)], dtype=np.int64)
-
-
 @np.errstate(over="ignore")  # Coordinates near the largest float are moved to LIMIT anyway.
 def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
     """Spans of what a list of rings fills, holes taken out.
@@ -208,20 +191,14 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     offsets = np.arange(len(rings)) * (width * (height + 1))
     each = np.split(keys - np.repeat(offsets, counts), np.cumsum(counts)[:-1])
     for role, group in groupby(order.tolist(), key=filled.__getitem__):
-        painted = union_spans(np.concatenate([each[index] for index in group]))
-        spans = _paint(spans, painted, add=bool(role))
+        if not role:  # A hole is added to what lies outside.
+            spans = np.concatenate(([-1], spans, [width * (height + 1)]))
+        united = union_spans(np.concatenate((spans, *(each[index] for index in group))))
+        pairs = united.reshape(-1, 2)
+        spans = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
+        if not role:
+            spans = spans[1:-1]
     return spans
-
-
-def ring_pixels(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Number of pixels ``(R,)`` that each of some finite rings encloses by itself."""
-    if not rings:
-        return np.zeros(0, dtype=np.int64)
-    points = np.concatenate(rings) * (float(size[1]), float(size[0]))
-    keys, counts = toggles(points, np.array([len(ring) for ring in rings]), size)
-    owner = np.repeat(np.arange(len(rings)), counts // 2)
-    pixels = np.bincount(owner, weights=keys[1::2] - keys[0::2], minlength=len(rings))
-    return pixels.astype(np.int64)
 
 
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:

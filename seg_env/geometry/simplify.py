@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.polygon import Ring, canonical, is_simple, ring_area, ring_perimeter, roles
-from seg_env.geometry.raster import rasterize_rle, ring_pixels, usable_rings
+from seg_env.geometry.raster import rasterize_rle, ring_spans, usable_rings
 
 Path = NDArray[np.float64]
 """Closed path of ``(n, 2)`` points in pixels."""
@@ -48,7 +48,8 @@ def simplify_rings(
     filled = roles(rings)
     for halving in range(8):
         simpler = [_simplify(ring, size, epsilon / 2**halving) for ring in rings]
-        if (ring_pixels(simpler, size) > 0).all() and (roles(simpler) == filled).all():
+        visible = all(ring_spans([ring], size).size for ring in simpler)
+        if visible and (roles(simpler) == filled).all():
             return canonical(simpler)
     return canonical(rings)
 

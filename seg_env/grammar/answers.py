@@ -20,12 +20,9 @@ from seg_env.grammar.salvage import (
     MAX_CHARACTERS,
     MAX_RINGS,
     MAX_VERTICES,
-    NUMBERS_OF_FORM,
-    Numbers,
     are_unit_numbers,
     close_ring,
     salvage,
-    salvage_numbers,
 )
 from seg_env.types import Form, IssueKind, ParseIssue, Prediction, Ring
 
@@ -39,13 +36,6 @@ _LEAD = rf"\s*+(?:(?:{'|'.join(ANSWER_LEADS)})\s*+)?+"
 # Possessive throughout, so that a text that does not match is given up in linear time.
 _RINGS = rf"\[{_POINTS}(?:, ?+{_POINTS})*+\]"
 _WELL_FORMED = re.compile(rf"{_LEAD}(?:({_RINGS})|\[\s*+\])\s*+\.?+\s*+")
-_WELL_FORMED_NUMBERS = {
-    count: re.compile(
-        rf"{_LEAD}(?:(\[{_STRICT_NUMBER}(?:, ?+{_STRICT_NUMBER}){{{count - 1}}}\])|\[\s*+\])"
-        r"\s*+\.?+\s*+"
-    )
-    for count in NUMBERS_OF_FORM.values()
-}
 
 
 def decode(text: str, frame: Frame = UNIT) -> Prediction:
@@ -67,11 +57,7 @@ def decode(text: str, frame: Frame = UNIT) -> Prediction:
     at most `MAX_VERTICES` vertices and `MAX_RINGS` rings are kept. ``[]`` gives no ring and no
     issue: "no target".
     """
-    rings = _read_well_formed(text, frame) if len(text) <= MAX_CHARACTERS else None
-    issues: tuple[ParseIssue, ...] = ()
-    if rings is None:
-        rings, issues = salvage(text, frame)
-    return Prediction(tuple(map(frame.to_unit, rings)), issues, text)
+    return decode_answer(text, "mask", frame)
 
 
 def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Prediction:
@@ -89,18 +75,16 @@ def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Predic
         For a box, its corners as one ring, clockwise from the top left; for a point, no ring and
         ``point``.
     """
-    if form == "mask":
-        return decode(text, frame)
-    numbers = _read_well_formed_numbers(text, NUMBERS_OF_FORM[form], frame)
+    rings = _read_well_formed(text, frame) if form == "mask" else None
     issues: tuple[ParseIssue, ...] = ()
-    if numbers is None:
-        numbers, issues = salvage_numbers(text, NUMBERS_OF_FORM[form], frame)
-    if not numbers:
-        return Prediction((), issues, text, form)
-    points = frame.to_unit(np.array(numbers, dtype=np.float64).reshape(-1, 2))
+    if rings is None:
+        rings, issues = salvage(text, frame, form)
+    places = tuple(map(frame.to_unit, rings))
+    if form == "mask" or not places:
+        return Prediction(places, issues, text, form)
     if form == "point":
-        return Prediction((), issues, text, form, points[0])
-    return _as_box(points, issues, text)
+        return Prediction((), issues, text, form, places[0][0])
+    return _as_box(places[0], issues, text)
 
 
 def read_answer(
@@ -150,10 +134,7 @@ def encode_numbers(
     if not np.isfinite(points).all():
         raise ValueError("a coordinate is not finite; check where it came from")
     numbers = frame.from_unit(points.clip(0.0, 1.0)).clip(0.0, frame.limits)
-    written = [f"{number:.{places}f}" for number in numbers.ravel().tolist()]
-    if places and not pad:
-        written = [text.rstrip("0").rstrip(".") for text in written]
-    return f"[{','.join(written)}]"
+    return f"[{','.join(_number(number, places, pad) for number in numbers.ravel().tolist())}]"
 
 
 def _places(decimals: int, frame: Frame) -> int:
@@ -165,7 +146,7 @@ def _places(decimals: int, frame: Frame) -> int:
 
 def _read_well_formed(text: str, frame: Frame) -> list[Ring] | None:
     """The rings as written, or None if there is anything to report."""
-    match = _WELL_FORMED.fullmatch(text)
+    match = _WELL_FORMED.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
         return None
     lists: list[list[list[float]]] = json.loads(match[1]) if match[1] else []
@@ -177,20 +158,6 @@ def _read_well_formed(text: str, frame: Frame) -> list[Ring] | None:
         if ring.max() > smaller_limit and (ring > frame.limits).any():
             return None
     return None if frame.integer and are_unit_numbers(rings) else rings
-
-
-def _read_well_formed_numbers(text: str, count: int, frame: Frame) -> Numbers | None:
-    """The numbers as written, none for "no target", or None if there may be something to report."""
-    match = _WELL_FORMED_NUMBERS[count].fullmatch(text) if len(text) <= MAX_CHARACTERS else None
-    if match is None:
-        return None
-    numbers = [float(number) for number in json.loads(match[1])] if match[1] else []
-    limits = frame.limits * (count // 2)
-    if any(number > limit for number, limit in zip(numbers, limits, strict=False)):
-        return None
-    if numbers and frame.integer and max(numbers) <= 1.0:
-        return None
-    return numbers
 
 
 def _as_box(corners: NDArray[np.float64], issues: tuple[ParseIssue, ...], text: str) -> Prediction:
@@ -225,7 +192,7 @@ def _encode_ring(ring: Ring, places: int, frame: Frame, pad: bool) -> str:
     # Compared with the next one, so that of a closed ring the last vertex goes, not the start.
     pairs = zip(vertices, vertices[1:] + vertices[:1], strict=True)
     written = (
-        f"[{_number(vertex[0], places, pad)},{_number(vertex[1], places, pad)}]"
+        f"[{_whole_steps(vertex[0], places, pad)},{_whole_steps(vertex[1], places, pad)}]"
         for vertex, following in pairs
         if vertex != following
     )
@@ -262,12 +229,10 @@ def _thin_outline(
 
 
 @lru_cache(maxsize=1 << 16)
-def _number(steps: int, places: int, pad: bool) -> str:
-    """Write ``steps / 10**places`` exactly."""
-    if places == 0:
-        return str(steps)
-    whole, fraction = divmod(steps, 10**places)
-    digits = f"{fraction:0{places}d}"
-    if not pad:
-        digits = digits.rstrip("0")
-    return f"{whole}.{digits}" if digits else str(whole)
+def _whole_steps(steps: int, places: int, pad: bool) -> str:
+    return _number(steps / 10**places, places, pad)
+
+
+def _number(value: float, places: int, pad: bool) -> str:
+    text = f"{value:.{places}f}"
+    return text if pad or not places else text.rstrip("0").rstrip(".")

@@ -111,10 +111,3 @@ def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
             choice = f"[{lowest}-{int(digit) - 1}]" if int(digit) > lowest + 1 else str(lowest)
             below.append([*top[:index], choice, *["[0-9]"] * (len(top) - index - 1)])
     return below, list(top)
-
-
-GRAMMAR_REGEX = grammar_regex()
-"""`grammar_regex` of the paper's answers: unit frame, at most three decimals."""
-
-GRAMMAR_EBNF = grammar_ebnf()
-"""`grammar_ebnf` of the paper's answers: unit frame, at most three decimals."""

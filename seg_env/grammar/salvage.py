@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from seg_env.frames import Frame
-from seg_env.types import IssueKind, ParseIssue, Ring
+from seg_env.types import Form, IssueKind, ParseIssue, Ring
 
 ANSWER_LEADS = ("It is at", "It is found at", "Sure, you can find it at")
 """How an answer sentence may begin (SimpleSeg, arXiv 2601.19228, released data script)."""
@@ -28,11 +30,6 @@ MAX_RINGS = 256
 """Rings read of one answer."""
 MAX_MAGNITUDE = 1e6
 """Numbers beyond are no coordinate in any frame: their vertex is dropped."""
-
-NUMBERS_OF_FORM = {"point": 2, "bbox": 4}
-"""How many numbers an answer of each short form has."""
-Numbers = list[float]
-"""Coordinates as written, x and y in turn; empty for "no target"."""
 
 _MAX_GROUPS = MAX_VERTICES + 1024  # Bounds the work on groups that are no vertex, too.
 _SPACE = string.whitespace
@@ -63,41 +60,31 @@ def are_unit_numbers(rings: list[Ring]) -> bool:
     return any((ring % 1.0).any() for ring in rings)
 
 
-def salvage(text: str, frame: Frame) -> tuple[list[Ring], tuple[ParseIssue, ...]]:
-    """Read what can be read of any text as an outline.
+def salvage(
+    text: str, frame: Frame, form: Form = "mask"
+) -> tuple[list[Ring], tuple[ParseIssue, ...]]:
+    """Read what can be read of any text.
 
     Returns:
         The rings with their numbers as written (not yet mapped to the unit frame), and the first
-        fault of each kind in reading order.
+        fault of each kind in reading order. Of a point that is one ring with one vertex, of a box
+        one with two opposite corners.
     """
-    reader = _OutlineReader(frame)
+    reader = _READERS[form](frame)
+    rings: list[Ring] = []
     if not text or text.isspace():
         reader.note(IssueKind.EMPTY, 0)
     else:
-        reader.read(text[:MAX_CHARACTERS])
+        rings = reader.read(text[:MAX_CHARACTERS])
     # That the text goes on behind what was read is implied by these.
     implied = {IssueKind.EMPTY, IssueKind.TRUNCATED, IssueKind.TOO_MANY_VERTICES}
-    if not reader.issues.keys() & implied:
-        reader.note_unread_rest(text)
-    if frame.integer and are_unit_numbers(reader.rings):
+    if len(text) > MAX_CHARACTERS and not reader.issues.keys() & implied:
+        detail = f"only the first {MAX_CHARACTERS} characters are read"
+        reader.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
+    if frame.integer and are_unit_numbers(rings):
         reader.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
-    return ([] if IssueKind.WRONG_FRAME in reader.issues else reader.rings), reader.found()
-
-
-def salvage_numbers(text: str, count: int, frame: Frame) -> tuple[Numbers, tuple[ParseIssue, ...]]:
-    """Read what can be read of any text as a point (`count` 2) or a box (4).
-
-    Returns:
-        The numbers as written (not mapped to the unit frame), empty if there is nothing usable, and
-        the first fault of each kind in reading order.
-    """
-    reader = _NumbersReader(count, frame)
-    if not text or text.isspace():
-        reader.note(IssueKind.EMPTY, 0)
-        return [], reader.found()
-    reader.note_unread_rest(text)
-    numbers = reader.read(text[:MAX_CHARACTERS])
-    return reader.checked(numbers), reader.found()
+    found = tuple(sorted(reader.issues.values(), key=lambda issue: issue.position))
+    return ([] if IssueKind.WRONG_FRAME in reader.issues else rings), found
 
 
 class _Reader:
@@ -113,21 +100,29 @@ class _Reader:
             # In printable ASCII, because logs and reports would choke on some strings.
             self.issues[kind] = ParseIssue(kind, position, detail or ascii(quote[:16])[:78])
 
-    def note_unread_rest(self, text: str) -> None:
-        """Say so if the text goes on behind the part that is read."""
-        if len(text) > MAX_CHARACTERS:
-            detail = f"only the first {MAX_CHARACTERS} characters are read"
-            self.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
-
-    def found(self) -> tuple[ParseIssue, ...]:
-        """The faults in reading order."""
-        return tuple(sorted(self.issues.values(), key=lambda issue: issue.position))
-
     def check_lead(self, lead: str, position: int = 0) -> None:
         """Judge the words before the numbers."""
         words = lead.rstrip("[" + _SPACE).lstrip()
         if words and words not in ANSWER_LEADS:
             self.note(IssueKind.SURROUNDING_TEXT, position, quote=words)
+
+    def note_outside(
+        self, numbers: Sequence[float], limits: Sequence[float], position: int = 0
+    ) -> None:
+        """Judge numbers outside the image: those up to one image size outside can be meant."""
+        pairs = zip(numbers, limits, strict=True)
+        near = all(-limit <= number <= 2 * limit for number, limit in pairs)
+        kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
+        self.note(kind, position, quote=", ".join(f"{number:g}" for number in numbers))
+
+    def check_unread(self, text: str, position: int, what: str, nothing: str = "") -> None:
+        """Judge text, from a position on, without anything that could be read."""
+        words, bracket, rest = text[position:].partition("[")
+        if bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
+            self.check_lead(words, position)
+            self.note(IssueKind.TRUNCATED, len(text), what)
+        else:
+            self.note(IssueKind.NO_POLYGON, position, nothing)
 
 
 class _OutlineReader(_Reader):
@@ -135,13 +130,13 @@ class _OutlineReader(_Reader):
 
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame)
-        self.rings: list[Ring] = []
+        self._rings: list[Ring] = []
         self._ring: list[list[float]] = []
         self._vertices = 0
         self._full = False
         self._empty_list = False
 
-    def read(self, text: str) -> None:
+    def read(self, text: str) -> list[Ring]:
         """Walk over the bracket groups of the text: find the list, take its vertices, see its end.
 
         Groups before the list are words, and so is a list that closes without giving a vertex.
@@ -166,12 +161,15 @@ class _OutlineReader(_Reader):
             if self._full or count == _MAX_GROUPS:
                 self.note(IssueKind.TOO_MANY_VERTICES, position, "the rest is dropped")
                 self._end_ring(position)
-                return
+                return self._rings
         self._end_ring(end)
         if started or self._vertices:
             self._check_tail(text, end, depth)
-        else:
-            self._check_unread(text, end)
+        elif not self._empty_list:
+            self.check_unread(text, end, "no complete vertex")
+        elif text[end:].strip() not in ("", "."):
+            self.note(IssueKind.SURROUNDING_TEXT, end, quote=text[end:])
+        return self._rings
 
     def _cross(self, gap: str, depth: int, position: int) -> tuple[int, bool]:
         """Judge what stands between two groups, and end the ring where it says so.
@@ -221,23 +219,21 @@ class _OutlineReader(_Reader):
 
     def _add(self, x: float, y: float, position: int) -> None:
         """Add a vertex of two floats (that may still be infinite) to the current ring."""
-        (x_limit, y_limit), largest = self.frame.limits, max(abs(x), abs(y))
-        if largest > MAX_MAGNITUDE:
+        if max(abs(x), abs(y)) > MAX_MAGNITUDE:
             self.note(IssueKind.BAD_NUMBER, position, "too large for a coordinate")
             return
-        if self._vertices == MAX_VERTICES or len(self.rings) == MAX_RINGS:
+        if self._vertices == MAX_VERTICES or len(self._rings) == MAX_RINGS:
             self._full = True
             return
+        x_limit, y_limit = self.frame.limits
         if not (0 <= x <= x_limit and 0 <= y <= y_limit):
-            near = -x_limit <= x <= 2 * x_limit and -y_limit <= y <= 2 * y_limit
-            kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
-            self.note(kind, position, quote=f"{x:g}, {y:g}")
+            self.note_outside((x, y), self.frame.limits, position)
         self._vertices += 1
         self._ring.append([x, y])
 
     def _end_ring(self, position: int) -> None:
         if len(self._ring) >= 3:
-            self.rings.append(close_ring(self._ring))
+            self._rings.append(close_ring(self._ring))
         elif self._ring:
             detail = f"ring with {len(self._ring)} of 3 vertices"
             self.note(IssueKind.TOO_FEW_VERTICES, position, detail)
@@ -257,27 +253,28 @@ class _OutlineReader(_Reader):
         if closed > depth or "," in brackets:
             self.note(IssueKind.BAD_NESTING, end, quote=brackets)
 
-    def _check_unread(self, text: str, end: int) -> None:
-        """Judge a text without any list of points."""
-        words, bracket, rest = text[end:].partition("[")
-        if self._empty_list:
-            if text[end:].strip() not in ("", "."):
-                self.note(IssueKind.SURROUNDING_TEXT, end, quote=text[end:])
-        elif bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
-            self.check_lead(words, end)
-            self.note(IssueKind.TRUNCATED, len(text), "no complete vertex")
-        else:
-            self.note(IssueKind.NO_POLYGON, end)
-
 
 class _NumbersReader(_Reader):
     """State of one pass over a point or a box."""
 
-    def __init__(self, count: int, frame: Frame) -> None:
+    def __init__(self, frame: Frame, count: int) -> None:
         super().__init__(frame)
         self._count = count
 
-    def read(self, text: str) -> Numbers:
+    def read(self, text: str) -> list[Ring]:
+        """The numbers, if there are some that can be meant as places in this frame."""
+        numbers = self._find(text)
+        if not numbers:
+            return []
+        if max(map(abs, numbers)) > MAX_MAGNITUDE:
+            self.note(IssueKind.BAD_NUMBER, 0, "too large for a coordinate")
+            return []
+        for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
+            if not 0 <= number <= limit:
+                self.note_outside([number], [limit])
+        return [np.array(numbers, dtype=np.float64).reshape(-1, 2)]
+
+    def _find(self, text: str) -> list[float]:
         """Find the one bracket group that can be meant, and judge what stands around it."""
         # More groups than that are an outline, or nothing at all.
         groups = islice(_GROUP.finditer(text), 65)
@@ -310,28 +307,23 @@ class _NumbersReader(_Reader):
             self.note(IssueKind.BAD_VERTEX, first.start(), f"not {self._count} numbers")
         return []
 
-    def _read_nothing(self, text: str, empty: list[re.Match[str]]) -> Numbers:
+    def _read_nothing(self, text: str, empty: list[re.Match[str]]) -> list[float]:
         """Judge a text without a bracket group of numbers."""
-        words, bracket, rest = text.partition("[")
         odd = next((group for group in _GROUP.finditer(text) if group[1].strip()), None)
         if odd is not None and odd[1].count(",") == self._count - 1:
             self.note(IssueKind.BAD_NUMBER, odd.start(), quote=odd[1])
         elif empty:  # "[]" says that there is no target, whatever else is said
             self._judge_surroundings(text, empty[0].start(), empty[0].end())
-        elif bracket and not rest.strip("[]," + _NUMBER_CHARACTERS + _SPACE):
-            self.check_lead(words)
-            self.note(IssueKind.TRUNCATED, len(text), "no closing bracket")
         else:
-            self.note(IssueKind.NO_POLYGON, 0, "no numbers in brackets")
+            self.check_unread(text, 0, "no closing bracket", "no numbers in brackets")
         return []
 
     @staticmethod
     def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
         """Whether two groups are different and nothing but punctuation stands between them."""
         low, high = sorted((one, other), key=lambda group: group.start())
-        return low.start() != high.start() and not text[low.end() : high.start()].strip(
-            "[]," + _SPACE
-        )
+        between = text[low.end() : high.start()]
+        return low.start() != high.start() and not between.strip("[]," + _SPACE)
 
     def _judge_surroundings(self, text: str, start: int, end: int) -> None:
         """Judge the words and brackets before and after the numbers."""
@@ -345,19 +337,10 @@ class _NumbersReader(_Reader):
         if "[" in run or "]" in closing or "," in closing:
             self.note(IssueKind.BAD_NESTING, start, "brackets or commas too many")
 
-    def checked(self, numbers: Numbers) -> Numbers:
-        """The numbers if they can be meant as places in this frame; none otherwise."""
-        if not numbers:
-            return []
-        if max(map(abs, numbers)) > MAX_MAGNITUDE:
-            self.note(IssueKind.BAD_NUMBER, 0, "too large for a coordinate")
-            return []
-        for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
-            if not 0 <= number <= limit:
-                near = -limit <= number <= 2 * limit
-                kind = IssueKind.OUT_OF_RANGE if near else IssueKind.WRONG_FRAME
-                self.note(kind, 0, quote=f"{number:g}")
-        whole = all(number == int(number) for number in numbers)
-        if self.frame.integer and max(numbers) <= 1.0 and not whole:
-            self.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
-        return [] if IssueKind.WRONG_FRAME in self.issues else numbers
+
+_READERS: dict[Form, Callable[[Frame], _OutlineReader | _NumbersReader]] = {
+    "mask": _OutlineReader,
+    "point": partial(_NumbersReader, count=2),
+    "bbox": partial(_NumbersReader, count=4),
+}
+"""What reads each form of answer."""

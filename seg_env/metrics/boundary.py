@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.metrics.regions import Region, region_pairs
+from seg_env.geometry.regions import Region
+from seg_env.metrics.scores import check_lengths, region_of
 from seg_env.types import Prediction, Target
 
 DILATION_RATIO = 0.02
@@ -18,22 +18,8 @@ TOLERANCE_RATIO = 0.008
 """Tolerance of boundary F as a share of the image diagonal (Perazzi et al. 2016, DAVIS)."""
 
 
-class EdgeDistances(NamedTuple):
-    """How far two one-pixel boundaries are from each other, in pixels."""
-
-    answer: NDArray[np.float64]
-    """``(P,)`` from each boundary pixel of the answer to the target's boundary."""
-    target: NDArray[np.float64]
-    """``(Q,)`` from each boundary pixel of the target to the answer's boundary."""
-
-
 def boundary_iou(
-    predictions: Sequence[Prediction],
-    targets: Sequence[Target],
-    *,
-    dilation_ratio: float = DILATION_RATIO,
-    limited_by_mask: bool = False,
-    empty_union: float = 1.0,
+    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
     """Boundary IoU: IoU of the bands within ``d`` pixels inside of the two boundaries.
 
@@ -41,27 +27,19 @@ def boundary_iou(
     band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of the image counting
     as background. Those erosions are one by ``(2 d + 1)`` squared, which is how it is computed.
 
-    With ``limited_by_mask`` the score is ``min(mask IoU, boundary IoU)``, as in COCO's boundary AP:
-    a thick band does not see a hole deep inside an object, nor a filled one. Where answer and
-    target are both empty, it is ``empty_union``; where one is, 0.
+    A thick band does not see a hole deep inside an object, nor a filled one; COCO's boundary AP
+    therefore takes ``min(mask IoU, boundary IoU)``. Where answer and target are both empty, it is
+    ``empty_union``; where one is, 0.
     """
-    _check_ratio("dilation_ratio", dilation_ratio)
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
-        scores[index] = band_iou(answer, target, band_radius(target.size, dilation_ratio))
-        if limited_by_mask and answer.area and target.area:
-            common = answer.bitmap.common(target.bitmap)
-            mask_iou = common / (answer.area + target.area - common)
-            scores[index] = min(scores[index], mask_iou)
-    return np.where(np.isnan(scores), empty_union, scores)
+
+    def score(answer: Region, target: Region) -> float:
+        return band_iou(answer, target, band_radius(target.size))
+
+    return _score_pairs(score, predictions, targets, empty_union)
 
 
 def boundary_f(
-    predictions: Sequence[Prediction],
-    targets: Sequence[Target],
-    *,
-    tolerance_ratio: float = TOLERANCE_RATIO,
-    empty_union: float = 1.0,
+    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
 ) -> NDArray[np.float64]:
     """Boundary F: harmonic mean of the shares of either boundary that lie near the other.
 
@@ -73,80 +51,90 @@ def boundary_f(
     that differ from the next one to the right or below. Where answer and target are both empty, the
     score is ``empty_union``; where one is, 0.
     """
-    _check_ratio("tolerance_ratio", tolerance_ratio)
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
-        tolerance = match_tolerance(target.size, tolerance_ratio)
-        distances = edge_distances(answer, target, limit=tolerance)
-        if distances is not None:
-            scores[index] = f_score(distances, tolerance)
-        elif not answer.area and not target.area:
-            scores[index] = empty_union
-    return scores
+
+    def score(answer: Region, target: Region) -> float:
+        tolerance = match_tolerance(target.size)
+        return f_score(edge_distances(answer, target, limit=tolerance), tolerance)
+
+    return _score_pairs(score, predictions, targets, empty_union)
 
 
-def hausdorff95(
-    predictions: Sequence[Prediction], targets: Sequence[Target]
-) -> NDArray[np.float64]:
-    """HD95 in pixels: the larger of the two directed distances that 95 % of a boundary stay below.
+def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float]:
+    """Boundary IoU, boundary F and HD95 of what an answer fills.
 
+    HD95, in pixels, is the larger of the two directed distances that 95 % of a boundary stay below.
     Distances run between centres of one-pixel boundaries, as for `boundary_f`; the percentile is
     interpolated linearly. (The plain Hausdorff distance takes the maximum, which one stray pixel
-    decides. Some tools pool both directions before taking the percentile; this does not.) It is 0
-    where answer and target are both empty, the image diagonal where one of them is.
+    decides. Some tools pool both directions before taking the percentile; this does not.) Where
+    only one of the two is empty it is the image diagonal, and the others are 0; where both are, it
+    is 0, and the others are NaN.
     """
-    scores = np.zeros(len(predictions))
-    for index, (answer, target) in enumerate(region_pairs(predictions, targets)):
-        scores[index] = hd95_of(edge_distances(answer, target), answer, target)
-    return scores
+    if not answer.area or not target.area:
+        one_is = bool(answer.area or target.area)
+        return (0.0, 0.0, math.hypot(*target.size)) if one_is else (math.nan, math.nan, 0.0)
+    distances = edge_distances(answer, target)
+    return (
+        band_iou(answer, target, band_radius(target.size)),
+        f_score(distances, match_tolerance(target.size)),
+        float(max(np.percentile(each, 95) for each in distances)),
+    )
 
 
-def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
+def band_radius(size: tuple[int, int]) -> int:
     """Width in pixels of the band of boundary IoU in an image of ``(H, W)``."""
-    return max(1, round(ratio * math.hypot(*size)))
+    return max(1, round(DILATION_RATIO * math.hypot(*size)))
 
 
-def match_tolerance(size: tuple[int, int], ratio: float = TOLERANCE_RATIO) -> int:
+def match_tolerance(size: tuple[int, int]) -> int:
     """Tolerance in pixels of boundary F in an image of ``(H, W)``."""
-    return math.ceil(ratio * math.hypot(*size))
+    return math.ceil(TOLERANCE_RATIO * math.hypot(*size))
 
 
 def band_iou(answer: Region, target: Region, radius: int) -> float:
-    """IoU of two bands; NaN where both regions are empty."""
-    if not answer.area or not target.area:
-        return 0.0 if answer.area or target.area else math.nan
+    """IoU of the bands of two regions, neither of them empty."""
     mine, theirs = answer.band(radius), target.band(radius)
-    common = mine.common(theirs)
-    return common / (mine.count() + theirs.count() - common)
+    offset = target.box[0] - answer.box[0]
+    left, right = mine[max(offset, 0) :], theirs[max(-offset, 0) :]
+    width = min(len(left), len(right))
+    both = left[:width] & right[:width]
+    common, *areas = (int(np.bitwise_count(bits).sum()) for bits in (both, mine, theirs))
+    return common / (sum(areas) - common)
 
 
-def edge_distances(answer: Region, target: Region, limit: float = math.inf) -> EdgeDistances | None:
-    """Distances between two boundaries, exact up to ``limit``; None where a region is empty."""
-    if not answer.area or not target.area:
-        return None
+def edge_distances(
+    answer: Region, target: Region, limit: float = math.inf
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distances in pixels between two one-pixel boundaries, exact up to ``limit``.
+
+    They are ``(P,)`` from each boundary pixel of the answer to the target's boundary and ``(Q,)``
+    from each of the target to the answer's. Neither region is empty.
+    """
     bound = np.nextafter(limit, math.inf)  # SciPy finds what is nearer than its bound.
-    return EdgeDistances(
+    return (
         target.edge_tree.query(answer.edge, distance_upper_bound=bound)[0],
         answer.edge_tree.query(target.edge, distance_upper_bound=bound)[0],
     )
 
 
-def f_score(distances: EdgeDistances, tolerance: float) -> float:
+def f_score(distances: tuple[NDArray[np.float64], NDArray[np.float64]], tolerance: float) -> float:
     """Boundary F from distances that are exact up to the tolerance."""
-    precision = float((distances.answer <= tolerance).mean())
-    recall = float((distances.target <= tolerance).mean())
+    precision, recall = (float((each <= tolerance).mean()) for each in distances)
     return 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def hd95_of(distances: EdgeDistances | None, answer: Region, target: Region) -> float:
-    """HD95 from exact distances, or by the rule for empty regions."""
-    if distances is not None:
-        return float(max(np.percentile(each, 95) for each in distances))
-    return math.hypot(*target.size) if answer.area or target.area else 0.0
-
-
-def _check_ratio(name: str, ratio: float) -> None:
-    if not (math.isfinite(ratio) and ratio > 0):
-        raise ValueError(
-            f"{name} must be a positive share of the image diagonal, such as 0.02, got {ratio!r}"
-        )
+def _score_pairs(
+    score: Callable[[Region, Region], float],
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    empty_union: float,
+) -> NDArray[np.float64]:
+    """Scores of answers and targets that both have pixels; one alone scores 0."""
+    check_lengths(predictions, targets)
+    scores = np.zeros(len(predictions))
+    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        regions = Region.of_rings(prediction.rings, target.size), region_of(target)
+        if all(region.area for region in regions):
+            scores[index] = score(*regions)
+        elif not any(region.area for region in regions):
+            scores[index] = empty_union
+    return scores

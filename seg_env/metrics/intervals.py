@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.metrics.scores import samples
 
-Statistic: TypeAlias = Callable[..., NDArray[np.float64]]
-"""Takes arrays ``(..., N)`` and returns ``(...,)``, like `giou` and `ciou`."""
+CONFIDENCE = 0.95
+"""Probability that an interval should cover, where nothing else is asked for."""
 
 _DRAWN_AT_ONCE = 1 << 20  # Resampled values held in memory at a time.
 
@@ -27,16 +27,18 @@ class Interval(NamedTuple):
 
 
 def bootstrap_interval(
-    statistic: Statistic,
+    statistic: Callable[..., NDArray[np.float64]],
     *columns: ArrayLike,
     resamples: int = 2000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic (Efron 1979), samples drawn with replacement.
 
+    The statistic takes arrays ``(..., N)`` and returns ``(...,)``, as `giou` and `ciou` do.
     The ``(N,)`` columns are resampled together: ``ious`` for `giou`, ``intersections, unions`` for
-    `ciou`. ``confidence`` is the probability that the interval should cover, between 0 and 1.
+    `ciou`, ``before, after`` for `giou_gain`, where what is hard for both cancels out.
+    ``confidence`` is the probability that the interval should cover, between 0 and 1.
 
     Raises:
         ValueError: There is no sample, the columns differ in length, or ``resamples`` or
@@ -53,32 +55,6 @@ def bootstrap_interval(
         seed,
     )
     return percentile_interval(float(statistic(*arrays)), scores, confidence)
-
-
-def paired_bootstrap_interval(
-    statistic: Statistic,
-    before: Sequence[ArrayLike],
-    after: Sequence[ArrayLike],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of the gain ``statistic(after) - statistic(before)`` on the same samples.
-
-    Each resample draws the same samples for both, so what is hard for both cancels out. ``before``
-    and ``after`` hold the columns of the statistic, for example ``[ious]``, in the same order of
-    samples; the other arguments are those of `bootstrap_interval`.
-    """
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} columns before and {len(after)} after; give the same")
-
-    def gain(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(statistic(*columns[len(before) :]) - statistic(*columns[: len(before)]))
-
-    return bootstrap_interval(
-        gain, *before, *after, resamples=resamples, confidence=confidence, seed=seed
-    )
 
 
 def resampled_ratios(
@@ -112,7 +88,7 @@ def resampled_ratios(
 
 
 def percentile_interval(
-    estimate: float, values: NDArray[np.float64], confidence: float = 0.95
+    estimate: float, values: NDArray[np.float64], confidence: float = CONFIDENCE
 ) -> Interval:
     """Interval between percentiles of resampled values ``(R,)``; NaN among them is left out.
 

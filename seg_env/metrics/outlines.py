@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.contour import trace
-from seg_env.geometry.overlap import overlap_batch
+from seg_env.geometry.overlap import iou_batch
 from seg_env.geometry.raster import usable_rings
 from seg_env.geometry.simplify import simplify_rings
 from seg_env.grammar import decode, encode
-from seg_env.metrics.regions import check_lengths, prepared_target
-from seg_env.metrics.scores import iou
-from seg_env.types import Prediction, Ring, Sample, Target
+from seg_env.metrics.scores import region_of
+from seg_env.types import Ring, Sample, Target
 
 REFERENCE_EPSILON = 0.005
 """Tolerance of the outline that answers are compared with: the best of SimpleSeg's ablation."""
@@ -23,30 +22,18 @@ REFERENCE_EPSILON = 0.005
 _PAIRS_AT_ONCE = 1 << 18  # Pairs of a point and an edge worked on at a time.
 
 
-def polis(predictions: Sequence[Prediction], targets: Sequence[Target]) -> NDArray[np.float64]:
+@np.errstate(over="ignore", invalid="ignore")  # Coordinates near the largest float.
+def polis(answer: Sequence[Ring], reference: Sequence[Ring], size: tuple[int, int]) -> float:
     """PoLiS: mean distance of either outline's vertices to the other outline, in pixels.
 
     Source: Avbelj, Müller and Bamler, "A Metric for Polygon Comparison and Building Extraction
     Evaluation" (IEEE GRSL 2015): half the mean over the answer's vertices plus half the mean over
-    the target's. An outline of several rings, holes among them, is taken as a whole. The target's
-    vertices are those of its outline, simplified with the tolerance `REFERENCE_EPSILON`.
+    the reference's, such as ``target.outline(REFERENCE_EPSILON)``. Outlines of the unit frame in an
+    image of ``(H, W)``; one of several rings, holes among them, is taken as a whole.
 
-    It is 0 where answer and target have no usable ring, the image diagonal where one of them has
+    It is 0 where answer and reference have no usable ring, the image diagonal where one of them has
     none. Larger values, possible far outside of the image, are cut to the diagonal.
     """
-    check_lengths(predictions, targets)
-    distances = [
-        polis_distance(prediction.rings, target.outline(REFERENCE_EPSILON), target.size)
-        for prediction, target in zip(predictions, targets, strict=True)
-    ]
-    return np.array(distances, dtype=np.float64)
-
-
-@np.errstate(over="ignore", invalid="ignore")  # Coordinates near the largest float.
-def polis_distance(
-    answer: Sequence[Ring], reference: Sequence[Ring], size: tuple[int, int]
-) -> float:
-    """PoLiS of two outlines of the unit frame in an image of ``(H, W)``; see `polis`."""
     diagonal = math.hypot(*size)
     scale = np.array([size[1], size[0]], dtype=np.float64)
     mine = [ring * scale for ring in usable_rings(answer)]
@@ -100,7 +87,6 @@ def ceiling(
     for sample in samples:
         target = sample.target if isinstance(sample, Sample) else sample
         outline = simplify_rings(trace(target.mask()), target.size, epsilon)
-        written = decode(encode(outline, decimals))
-        (shared,), (area,) = overlap_batch([written.rings], prepared_target(target))
-        scores.append(float(iou(shared, area + target.area - shared, empty_union)))
+        written = decode(encode(outline, decimals)).rings
+        scores.append(float(iou_batch([written], region_of(target), empty_union=empty_union)[0]))
     return np.array(scores, dtype=np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.metrics.intervals import (
+    CONFIDENCE,
     Interval,
     bootstrap_interval,
     percentile_interval,
@@ -35,7 +36,6 @@ def summarize(
     *,
     empty_union: float = 1.0,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Scores of a model with bootstrap intervals over samples.
@@ -63,7 +63,7 @@ def summarize(
     summary: dict[str, Any] = {
         "samples": samples(columns["iou"]).size,
         "empty_union": empty_union,
-        "confidence": confidence,
+        "confidence": CONFIDENCE,
         **{name: _number(value) for name, value in estimates.items()},
         "intervals": {},
         "failures": dict(Counter(columns["failure"].tolist()).most_common()),
@@ -76,7 +76,7 @@ def summarize(
     if resamples:
         draws = _draws(ratios, empty_union, resamples, seed)
         summary["intervals"] = {
-            name: [_number(end) for end in percentile_interval(value, draws[name], confidence)[1:]]
+            name: [_number(end) for end in percentile_interval(value, draws[name])[1:]]
             for name, value in estimates.items()
         }
     return summary
@@ -88,7 +88,6 @@ def compare(
     *,
     empty_union: float = 1.0,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Gains of a model over another on the same samples, with paired bootstrap intervals.
@@ -109,7 +108,7 @@ def compare(
     # Equal seeds: each resample draws the same samples for both.
     one, two = [_draws(side, empty_union, resamples, seed) for side in sides]
     return {
-        name: percentile_interval(second[name] - first[name], two[name] - one[name], confidence)
+        name: percentile_interval(second[name] - first[name], two[name] - one[name])
         for name in shared
     }
 

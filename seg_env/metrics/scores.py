@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seg_env.geometry.overlap import overlap_batch
-from seg_env.metrics.regions import check_lengths, prepared_target, region_pairs
+from seg_env.geometry.regions import Region
 from seg_env.tasks import box_of, point_of
 from seg_env.types import Prediction, Target
 
@@ -41,15 +41,29 @@ def overlaps(predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ov
     intersections = np.zeros(len(targets), dtype=np.int64)
     unions = np.zeros(len(targets), dtype=np.int64)
     for members in groups_of(targets):
-        prepared = prepared_target(targets[members[0]])
+        target = targets[members[0]]
         answers = [predictions[index].rings for index in members]
-        shared, areas = overlap_batch(answers, prepared)
-        ignore = targets[members[0]].ignore
+        shared, areas = overlap_batch(answers, region_of(target))
+        ignore = target.ignore
         if ignore is not None:  # pixels that count neither for nor against an answer
             areas = areas - overlap_batch(answers, ignore)[0]
         intersections[members] = shared
-        unions[members] = areas + prepared.area - shared
+        unions[members] = areas + target.area - shared
     return Overlaps(intersections, unions)
+
+
+def region_of(target: Target) -> Region:
+    """What a target fills; made once and kept in ``target.cache["region"]``."""
+    region: Region | None = target.cache.get("region")
+    if region is None:
+        region = target.cache["region"] = Region.of_rle(target.rle)
+    return region
+
+
+def check_lengths(predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+    """Raise ValueError unless there is one target for each prediction."""
+    if len(predictions) != len(targets):
+        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
 
 
 def groups_of(targets: Sequence[Target]) -> list[list[int]]:
@@ -94,25 +108,16 @@ def ciou(
     return iou(*totals, empty_union=empty_union)
 
 
+def giou_gain(before: ArrayLike, after: ArrayLike) -> NDArray[np.float64]:
+    """`giou` of the IoUs after, minus that of the IoUs of the same samples before."""
+    return giou(after) - giou(before)
+
+
 def precision_at(ious: ArrayLike, threshold: float) -> NDArray[np.float64]:
     """Share of samples whose IoU reaches a threshold ("Pr@0.5"); exactly the threshold counts."""
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold {threshold!r} is no IoU; it lies in [0, 1], as 0.5")
     return np.asarray((samples(ious) >= threshold).mean(axis=-1))
-
-
-def box_iou(
-    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
-) -> NDArray[np.float64]:
-    """IoU of the bounding boxes of the predicted and the true mask.
-
-    Boxes run along pixel edges around what is filled, at the target's own size. Where answer and
-    target are both empty, the score is ``empty_union``; where one is, 0. Referring comprehension
-    (REC) counts the share of values above 0.5.
-    """
-    boxes = [(answer.box, target.box) for answer, target in region_pairs(predictions, targets)]
-    pairs = np.array(boxes).reshape(-1, 2, 4)
-    return iou_of_boxes(pairs[:, 0], pairs[:, 1], empty_union)
 
 
 def iou_of_boxes(
@@ -130,8 +135,8 @@ def written_box_iou(
 ) -> NDArray[np.float64]:
     """IoU of boxes as written with the boxes of the targets, along pixel edges.
 
-    Unlike in `box_iou` nothing is rounded to pixels. Where there is no object, it is 1 for an
-    answer that was read without issue and gives no box either, and 0 for any other.
+    Nothing is rounded to pixels. Where there is no object, it is 1 for an answer that was read
+    without issue and gives no box either, and 0 for any other.
     """
     check_lengths(predictions, targets)
     boxes = np.zeros((len(predictions), 4))

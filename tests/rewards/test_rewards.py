@@ -76,9 +76,9 @@ def test_mask_iou_of_an_absent_object_wants_it_said(prediction, score):
 def test_mask_iou_prepares_a_target_once_for_its_group():
     own = target(slice(10, 20), slice(10, 20))
     MaskIoU()([NO_TARGET] * 4, [own] * 4)
-    prepared = own.cache["overlap"]
+    prepared = own.cache["region"]
     MaskIoU()([NO_TARGET], [own])
-    assert own.cache["overlap"] is prepared
+    assert own.cache["region"] is prepared
 
 
 # centroid_distance

@@ -1,6 +1,7 @@
 """Coordinate frames: every mapping has an exact inverse, and letterboxes are placed as declared."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seg_env.frames import (
+    BINS,
     PERMILLE,
+    ROW_FIRST,
     UNIT,
     Frame,
-    bin_frame,
     letterbox_frame,
     letterbox_geometry,
     pixel_frame,
-    row_first_frame,
 )
 
 sides = st.integers(1, 5000)
@@ -96,8 +97,10 @@ def test_unit_frame_changes_nothing() -> None:
 
 def test_a_frame_of_one_bin_or_one_pixel_is_not_the_unit_frame() -> None:
     points = np.array([[0.25, 0.75]])
-    np.testing.assert_array_equal(bin_frame(1).to_unit(points), [[0.75, 1.25]])
-    np.testing.assert_array_equal(row_first_frame(1).to_unit(points), [[0.75, 0.25]])
+    one_bin = replace(BINS, limits=(0.0, 0.0), size=(1.0, 1.0))
+    np.testing.assert_array_equal(one_bin.to_unit(points), [[0.75, 1.25]])
+    rows = replace(ROW_FIRST, limits=(1.0, 1.0), size=(1.0, 1.0))
+    np.testing.assert_array_equal(rows.to_unit(points), [[0.75, 0.25]])
     np.testing.assert_array_equal(pixel_frame(1, 1).to_unit(points), points)
 
 

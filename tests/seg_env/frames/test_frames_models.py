@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as oracle
 
 from seg_env.frames import (
+    BINS,
     FAMILIES,
     FAMILY_OF_MODEL,
+    ROW_FIRST,
     UNIT,
     AnswerFrame,
     ResizeSettings,
-    bin_frame,
     find_answer_frame,
     normalize_tokens,
     pixel_frame,
-    row_first_frame,
     smart_resize,
     write_tokens,
 )
@@ -96,15 +96,15 @@ def test_settings_are_read_from_a_processor():
 
 def test_every_model_type_has_a_family():
     assert set(FAMILY_OF_MODEL.values()) == set(FAMILIES) - {"pixels"}
-    assert find_answer_frame("florence2").for_image((9, 9)) == bin_frame(1000)
-    assert find_answer_frame("paligemma").for_image((9, 9)) == row_first_frame(1023)
+    assert find_answer_frame("florence2").for_image((9, 9)) == BINS
+    assert find_answer_frame("paligemma").for_image((9, 9)) == ROW_FIRST
     assert find_answer_frame("qwen3_vl").for_image((9, 9)).name == "permille"
     assert find_answer_frame("llava").for_image((9, 9)) is UNIT
     assert find_answer_frame("auto", model_type="something_new").family == "unit"
 
 
 def test_a_bin_is_the_one_of_florence():
-    frame = bin_frame(1000)
+    frame = BINS
     points = np.random.default_rng(0).uniform(0, 1, (1000, 2))
     text = encode([points], frame=frame)
     written = np.array(eval(text)[0])
@@ -113,7 +113,7 @@ def test_a_bin_is_the_one_of_florence():
 
 
 def test_paligemma_writes_y_first():
-    frame = row_first_frame()
+    frame = ROW_FIRST
     np.testing.assert_array_equal(frame.from_unit(np.array([[1.0, 0.0]])), [[0, 1023]])
     np.testing.assert_array_equal(frame.to_unit(np.array([[0.0, 1023.0]])), [[1, 0]])
 
@@ -145,10 +145,10 @@ def test_tokens_become_numbers(family, text, read):
 
 def test_what_is_not_an_outline_stays_to_be_reported():
     codes = "<loc0001><loc0002><loc0300><loc0400><seg001><seg002> dog"
-    found = decode(normalize_tokens(codes, "paligemma"), row_first_frame())
+    found = decode(normalize_tokens(codes, "paligemma"), ROW_FIRST)
     assert [issue.kind for issue in found.issues] == [IssueKind.SURROUNDING_TEXT]
     odd = "<loc_1><loc_2><loc_300><loc_4><loc_5><loc_600><loc_7>"
-    assert not decode(normalize_tokens(odd, "florence"), bin_frame()).valid
+    assert not decode(normalize_tokens(odd, "florence"), BINS).valid
 
 
 @given(st.text("<loc_0123456789>;sep/ ", max_size=80), st.sampled_from(list(FAMILIES)))
@@ -168,5 +168,3 @@ def test_unknown_families_are_named():
         AnswerFrame("bins").for_view((1, 1))
     with pytest.raises(ValueError, match="bins"):
         normalize_tokens("", "bins")
-    with pytest.raises(ValueError, match="bins=0"):
-        bin_frame(0)

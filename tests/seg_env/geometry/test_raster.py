@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_env.geometry.overlap import iou_batch, overlap_batch, prepare
+from seg_env.geometry.overlap import iou_batch, overlap_batch
 from seg_env.geometry.polygon import ring_area, roles
 from seg_env.geometry.raster import rasterize, rasterize_rle
+from seg_env.geometry.regions import Region
 from seg_env.geometry.rle import Rle
 
 SQUARE = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]])
@@ -136,7 +137,7 @@ def test_targets_with_many_runs_in_a_column(rows_of_stripes):
     for row in range(0, 100, 100 // rows_of_stripes):
         truth[row : row + 1, : rng.integers(1, 51)] = True
     predictions = [[random_ring(rng, truth.shape)] for _ in range(50)]
-    intersections, _ = overlap_batch(predictions, prepare(Rle.from_mask(truth)))
+    intersections, _ = overlap_batch(predictions, Region.of_rle(Rle.from_mask(truth)))
     expected = [(rasterize(rings, truth.shape) & truth).sum() for rings in predictions]
     assert intersections.tolist() == expected
 
@@ -228,6 +229,6 @@ def test_many_predictions_in_blocks_equal_one_by_one():
     rng = np.random.default_rng(3)
     size = (120, 4000)
     predictions = [[rng.random((200, 2))] for _ in range(12)]
-    truth = prepare(rasterize_rle([SQUARE], size))
+    truth = Region.of_rle(rasterize_rle([SQUARE], size))
     one_by_one = [overlap_batch([rings], truth)[0][0] for rings in predictions]
     assert overlap_batch(predictions, truth)[0].tolist() == one_by_one

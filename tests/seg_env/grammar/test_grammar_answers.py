@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seg_env.frames import PERMILLE, UNIT, bin_frame, letterbox_frame, pixel_frame, row_first_frame
+from seg_env.frames import BINS, PERMILLE, ROW_FIRST, UNIT, letterbox_frame, pixel_frame
 from seg_env.grammar import decode, encode
 from seg_env.grammar.answers import decode_answer, encode_numbers
 from seg_env.tasks import TASKS
 from seg_env.types import IssueKind
 
 OUTLINE = "[[[0.1,0.1],[0.9,0.1],[0.5,0.8]]]"
-FRAMES = (UNIT, PERMILLE, pixel_frame(640, 480), bin_frame(1000), row_first_frame())
+FRAMES = (UNIT, PERMILLE, pixel_frame(640, 480), BINS, ROW_FIRST)
 unit = st.floats(0, 1)
 
 

@@ -11,14 +11,13 @@ from hypothesis.extra import numpy as hnp
 
 from seg_env.frames import PERMILLE, UNIT, Frame, letterbox_frame, pixel_frame
 from seg_env.grammar import (
-    GRAMMAR_EBNF,
-    GRAMMAR_REGEX,
     decode,
     encode,
     grammar_ebnf,
     grammar_regex,
 )
 
+GRAMMAR_EBNF, GRAMMAR_REGEX = grammar_ebnf(), grammar_regex()
 TRIANGLE = "[[0.1,0.1],[0.5,0.1],[0.5,0.5]]"
 
 numbers = st.sampled_from(["0", "1", "0.5", "0.123", "0.00", "1.0", "1.000"])

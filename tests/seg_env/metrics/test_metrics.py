@@ -10,14 +10,13 @@ from seg_env.geometry.polygon import roles
 from seg_env.geometry.rle import Rle
 from seg_env.metrics import (
     bootstrap_interval,
-    box_iou,
     ciou,
     giou,
+    giou_gain,
     iou,
     iou_of_boxes,
     measure,
     overlaps,
-    paired_bootstrap_interval,
     percentile_interval,
     precision_at,
     resampled_ratios,
@@ -102,6 +101,13 @@ def test_box_iou_is_that_of_what_is_filled():
     corner = [[0.0, 0.0], [0.5, 0.0], [0.5, 0.2], [0.1, 0.2], [0.1, 1.0], [0.0, 1.0]]
     corner = Prediction((np.array(corner),))
     answers = [corner, square(0, 0, 0.5, 0.5), square(0.5, 0, 1, 1), Prediction(())]
+
+    def box_iou(answers, targets, empty_union=1.0):
+        columns = measure(
+            answers, targets, boundaries=False, outlines=False, empty_union=empty_union
+        )
+        return columns["box_iou"]
+
     assert box_iou(answers, [target] * 4).tolist() == [1.0, 0.5, 0.0, 0.0]
     nothing = Target.from_mask(np.zeros((10, 20), dtype=bool))
     assert box_iou([Prediction(()), corner], [nothing] * 2).tolist() == [1.0, 0.0]
@@ -188,15 +194,9 @@ def test_resampling_in_blocks_changes_nothing_but_memory(monkeypatch):
 def test_paired_interval_sees_a_gain_that_single_intervals_hide():
     before = np.random.default_rng(0).random(200)
     after = before + 0.01
-    gain = paired_bootstrap_interval(giou, [before], [after])
+    gain = bootstrap_interval(giou_gain, before, after)
     assert gain == pytest.approx((0.01, 0.01, 0.01))
     assert bootstrap_interval(giou, before).high > bootstrap_interval(giou, after).low
-
-
-def test_paired_interval_of_ciou():
-    gain = paired_bootstrap_interval(ciou, [[1, 2], [10, 10]], [[5, 6], [10, 10]])
-    assert gain.estimate == pytest.approx(11 / 20 - 3 / 20)
-    assert gain.low == pytest.approx(gain.high) == pytest.approx(0.4)
 
 
 def test_shared_resamples_give_the_same_intervals_as_single_ones():
@@ -229,8 +229,7 @@ def test_shared_resamples_without_a_denominator_are_undefined():
         (lambda: bootstrap_interval(giou, [0.1], resamples=0), "at least 1, got 0"),
         (lambda: bootstrap_interval(giou, [0.1], confidence=95), "between 0 and 1, got 95"),
         (lambda: resampled_ratios(np.ones((1, 1)), np.ones((1, 1)), resamples=0), "1, got 0"),
-        (lambda: paired_bootstrap_interval(giou, [[1]], []), "1 columns before and 0 after"),
-        (lambda: paired_bootstrap_interval(giou, [[1]], [[1, 2]]), "arrays of one length"),
+        (lambda: bootstrap_interval(giou_gain, [1], [1, 2]), "arrays of one length"),
     ],
 )
 def test_malformed_requests(call, complaint):

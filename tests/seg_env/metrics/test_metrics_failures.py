@@ -6,7 +6,7 @@ import pytest
 from seg_env.data.scenes import Scenes
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import decode, encode
-from seg_env.metrics import Failure, failures
+from seg_env.metrics import Failure, measure
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
 
 
@@ -18,6 +18,10 @@ def mask(columns):
     found = np.zeros((10, 40), dtype=bool)
     found[:, columns] = True
     return found
+
+
+def failures(answers, targets, others=None):
+    return measure(answers, targets, others=others, boundaries=False, outlines=False)["failure"]
 
 
 TARGET = Target.from_mask(mask(slice(0, 10)))
@@ -60,12 +64,6 @@ def test_without_the_other_objects_no_answer_is_about_them():
     expected = ["no_object", "wrong_outline", "wrong_outline"]
     assert failures(answers, [TARGET] * 3).tolist() == expected
     assert failures(answers, [TARGET] * 3, [None, [], [OTHER]]).tolist() == expected
-
-
-def test_the_threshold_decides_what_is_good():
-    answer = Prediction((TOO_WIDE,))
-    assert failures([answer], [TARGET], threshold=0.4) == ["good"]
-    assert failures([answer], [TARGET], threshold=0.5) == ["wrong_outline"]
 
 
 def test_answers_about_each_object_of_a_scene():

@@ -9,11 +9,11 @@ from seg_env.metrics import (
     breakdown,
     ceiling,
     ceiling_class,
+    measure,
     polis,
     vertex_counts,
     vertex_ratio,
 )
-from seg_env.metrics.outlines import REFERENCE_EPSILON, polis_distance
 from seg_env.types import Prediction, Target
 
 SIZE = (100, 200)
@@ -33,11 +33,11 @@ def test_polis_by_hand():
     # A square of 10 and one moved 4 to the right: of each, the two vertices on the far side are 4
     # from the other; the two within its width lie on it.
     square, moved = [box(10, 10, 20, 20)], [box(14, 10, 24, 20)]
-    assert polis_distance(square, moved, SIZE) == pytest.approx(2.0)
+    assert polis(square, moved, SIZE) == pytest.approx(2.0)
     # Inside by 2 all around: vertices are 2 from the outer edges; outer ones √8 from the corners.
     inner = [box(12, 12, 18, 18)]
-    assert polis_distance(square, inner, SIZE) == pytest.approx((2 + 8**0.5) / 2)
-    assert polis_distance(inner, square, SIZE) == polis_distance(square, inner, SIZE)
+    assert polis(square, inner, SIZE) == pytest.approx((2 + 8**0.5) / 2)
+    assert polis(inner, square, SIZE) == polis(square, inner, SIZE)
 
 
 def test_polis_equals_shapely():
@@ -52,15 +52,15 @@ def test_polis_equals_shapely():
             return shapely.distance(points, line).mean()
 
         expected = (mean_distance(first, second) + mean_distance(second, first)) / 2
-        assert polis_distance(first, second, SIZE) == pytest.approx(expected)
+        assert polis(first, second, SIZE) == pytest.approx(expected)
 
 
 def test_polis_in_blocks_is_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     first, second = random_rings(rng), random_rings(rng)
-    whole = polis_distance(first, second, SIZE)
+    whole = polis(first, second, SIZE)
     monkeypatch.setattr("seg_env.metrics.outlines._PAIRS_AT_ONCE", 7)
-    assert polis_distance(first, second, SIZE) == pytest.approx(whole)
+    assert polis(first, second, SIZE) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,17 @@ def test_polis_in_blocks_is_the_same(monkeypatch):
     ids=["both empty", "no answer", "no target", "nan", "huge", "points"],
 )
 def test_polis_of_outlines_that_are_none(rings, wanted, score):
-    assert polis_distance(rings, wanted, SIZE) == pytest.approx(score)
+    assert polis(rings, wanted, SIZE) == pytest.approx(score)
 
 
-def test_polis_compares_with_the_simplified_outline_made_once():
+def test_polis_compares_with_the_simplified_outline():
     mask = np.zeros(SIZE, dtype=bool)
     mask[10:20, 10:20] = True
     target = Target.from_mask(mask)
     answers = [Prediction((box(10, 10, 20, 20),)), Prediction((box(14, 10, 24, 20),))]
-    assert polis(answers, [target] * 2) == pytest.approx([0.0, 2.0], abs=1e-6)
-    assert target.outline(REFERENCE_EPSILON) is target.outline(REFERENCE_EPSILON)
-    assert vertex_counts([target.outline(REFERENCE_EPSILON)]) == [4]
-    with pytest.raises(ValueError, match="2 predictions for 1 targets"):
-        polis(answers, [target])
+    columns = measure(answers, [target] * 2, boundaries=False)
+    assert columns["polis"] == pytest.approx([0.0, 2.0], abs=1e-6)
+    assert columns["target_vertices"].tolist() == [4, 4]
 
 
 def test_vertices_spent():
