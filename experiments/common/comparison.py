@@ -35,20 +35,21 @@ SCORES = (
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What ``scores.json`` of a finished run holds, in one form for all scripts.
+    """What ``scores.json`` of a finished run holds, by the kind of answers.
 
     These are ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before
-    it where they were measured, ``updates``, ``minutes``, and whatever else there is.
+    it, ``updates``, ``minutes``, and whatever else there is.
     """
     path = folder / "scores.json"
     if not path.exists():
         raise ExplainedError(f"{path} is missing: has the run of {folder} finished?")
     scores: dict[str, Any] = json.loads(path.read_text())
+    if "before" not in scores:
+        raise ExplainedError(f"{folder} was not measured before and after training")
     for side in ("before", "after"):
-        if side in scores:
-            greedy = dict(scores[side])
-            scores[side] = {"sampled": greedy.pop("sampled"), "greedy": greedy}
-    return scores | scores.pop("after", {})
+        sampled = scores[side].pop("sampled")
+        scores[side] = {"greedy": scores[side], "sampled": sampled}
+    return scores | scores.pop("after")
 
 
 class Result:
@@ -194,9 +195,9 @@ def table_of(sweep: Sweep, found: dict[str, Any]) -> tuple[list[str], list[list[
             row = ["" if number else label, title]
             row += [f"{100 * np.mean(score['before']):.1f}"] if "before" in score else []
             row.append(", ".join(f"{100 * value:.1f}" for value in score["after"]))
-            row.append(_with_interval(score["mean"], score["interval"], sign))
+            row.append(with_interval(score["mean"], score["interval"], sign))
             if "difference" in score:
-                row.append(_with_interval(score["difference"], score["difference_interval"], "+"))
+                row.append(with_interval(score["difference"], score["difference_interval"], "+"))
             row += [""] * (len(headings) - len(row))
             if paper:
                 row.append(f"{arm['paper']:.1f}" if arm["paper"] and not number else "")
@@ -234,7 +235,8 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     figure.savefig(sweep.folder / f"{sweep.name}.png", dpi=110)
 
 
-def _with_interval(value: float, interval: Sequence[float], sign: str) -> str:
+def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
+    """A value and its interval, as in ``1.5 [1.2, 1.8]``; ``sign="+"`` shows the sign of all."""
     return f"{value:{sign}.1f} [{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]"
 
 
@@ -249,7 +251,7 @@ def _plot_curves(
         values = np.array([[curve[update] for update in updates] for curve in curves])
         style = style | {"marker": "o" if len(updates) == 1 else ""}  # one is no line
         axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style)
-        axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label or None, **style)
+        axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label, **style)
 
 
 def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -> dict[str, Any]:
@@ -257,12 +259,6 @@ def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -
     after = [result.scores[kind][name] for result in results]
     found, each = {"after": after}, 100 * np.array(after)
     if gain:
-        for result in results:
-            if "before" not in result.scores:
-                raise ExplainedError(
-                    f"{result.folder} was not measured before training, so there is no gain; a "
-                    'sweep with `measure = "score"` compares scores after it'
-                )
         before = [result.scores["before"][kind][name] for result in results]
         found, each = {"before": before, **found}, 100 * np.subtract(after, before)
     mean, *interval = t_interval(each)
@@ -283,7 +279,6 @@ def t_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 def check_comparable(results: Results, varies: Sequence[str]) -> None:
     """Refuse results that differ in anything but their seed and what is varied."""
-    by_stage = any(len(result.stages) > 1 for arm in results.values() for result in arm)
     baseline = next(iter(results.values()))
     expected = [result.seed for result in baseline]
     for label, arm in results.items():
@@ -294,7 +289,7 @@ def check_comparable(results: Results, varies: Sequence[str]) -> None:
                     f"{arm[place].folder} and {result.folder} both have seed "
                     f"{result.seed}: they count as one seed, not as two"
                 )
-            if unequal := differences(first, result, by_stage):
+            if unequal := differences(first, result):
                 raise ExplainedError(
                     f"{first.folder} and {result.folder} differ in more than their seed: {unequal}"
                 )
@@ -303,19 +298,20 @@ def check_comparable(results: Results, varies: Sequence[str]) -> None:
                 f"{first.folder} is of seeds {seeds} and {baseline[0].folder} of {expected}: "
                 "arms are compared seed by seed"
             )
-        if unequal := differences(baseline[0], first, by_stage, varies):
+        if unequal := differences(baseline[0], first, varies):
             raise ExplainedError(
                 f"{baseline[0].folder} and {first.folder} ({label}) differ in what is not "
                 f"compared: {unequal}; name it under `varies` if it should differ"
             )
 
 
-def differences(one: Result, other: Result, by_stage: bool, varies: Sequence[str] = ()) -> str:
+def differences(one: Result, other: Result, varies: Sequence[str] = ()) -> str:
     """Settings that two results do not share, but for the patterns ``varies``, with both values.
 
     Settings of a group that one of them does not have at all, that of another algorithm or of a
     stage that was left out, are no difference.
     """
+    by_stage = len(one.stages) > 1 or len(other.stages) > 1
     ours, theirs = one.settings(by_stage), other.settings(by_stage)
     groups = [{name.rpartition(".")[0] for name in settings} for settings in (ours, theirs)]
     shared = set.intersection(*groups)
