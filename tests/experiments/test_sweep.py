@@ -440,9 +440,9 @@ def test_annotated_images_are_those_of_the_pipeline(tmp_path):
     assert data["images-web"] == stages["images-web"]
     ours, theirs = (
         tyro.cli(annotate.Args, args=words)
-        for words in (stages["images-web"][1:], run_pipeline.DEFAULTS["annotate"])
+        for words in (stages["images-web"][1:], run_pipeline.DEFAULTS["annotate"].split())
     )
     assert vars(ours) == vars(theirs) | {"difficulty": "easy"}
     made = tyro.cli(annotate.Args, args=data["images-made"][1:])
-    assert made.scenes == int(run_pipeline.SCENES), "as many as SFT takes"
+    assert made.scenes == run_pipeline.SCENES, "as many as SFT takes"
     assert made.mask_fray == 0, "the detector knows the truth"
