@@ -209,25 +209,23 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     """Means with intervals and single seeds; beside them curves, where gains are compared."""
     from matplotlib.figure import Figure
 
-    curves = [] if sweep.scores else ["eval/greedy_giou", "eval/sampled_giou"]
-    width = 1 + 4.8 * (1 + len(curves))
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    curves = () if sweep.scores else ("greedy", "sampled")
+    figure = Figure(figsize=(5.8 + 4.8 * len(curves), 4.2), layout="constrained")
     left, *others = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
-    for number, (label, arm) in enumerate(found["arms"].items()):
-        style = {"color": f"C{number}"}
-        for row, (kind, marker) in enumerate((("greedy", "o"), ("sampled", "D"))):
-            score, place = arm["scores"][f"{kind} gIoU"], -number + 0.12 * (1 - 2 * row)
-            left.plot(score["interval"], [place, place], alpha=1 - 0.5 * row, **style)
-            left.scatter(score["each"], [place] * len(score["each"]), s=10, alpha=0.6, **style)
-            left.plot(score["mean"], place, marker, **style)
-        for axis, name in zip(others, curves, strict=True):
-            _plot_curves(axis, results[label], name, label, style)
+    for number, arm in enumerate(found["arms"].values()):
+        for kind, marker, shift in (("greedy", "o", 0.12), ("sampled", "D", -0.12)):
+            score, place, color = arm["scores"][f"{kind} gIoU"], shift - number, f"C{number}"
+            left.plot(score["interval"], [place] * 2, color=color)
+            left.plot(score["each"], [place] * len(score["each"]), ".", color=color, alpha=0.6)
+            left.plot(score["mean"], place, marker, color=color)
     what = "gIoU in per cent" if sweep.scores else "gain in gIoU points"
     left.set(title=f"{what}: greedy ●, sampled ◆", xlabel="Student's t over seeds, 95 %")
     left.set_yticks([-number for number in range(len(results))], list(results))
     left.set_ylim(0.5 - len(results), 0.5)
-    for axis, name in zip(others, curves, strict=True):
-        axis.set(title=f"held-out {name[5:].replace('_giou', ' gIoU')}", xlabel="update")
+    for axis, kind in zip(others, curves, strict=True):
+        axis.set(title=f"held-out {kind} gIoU", xlabel="update")
+        for number, (label, arm) in enumerate(results.items()):
+            _plot_curves(axis, arm, f"eval/{kind}_giou", label=label, color=f"C{number}")
         if axis.lines and any(results):
             axis.legend(frameon=False)
     for axis in (left, *others):
@@ -240,18 +238,16 @@ def with_interval(value: float, interval: Sequence[float], sign: str = "") -> st
     return f"{value:{sign}.1f} [{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]"
 
 
-def _plot_curves(
-    axis: Any, results: Sequence[Result], name: str, label: str, style: dict[str, str]
-) -> None:
+def _plot_curves(axis: Any, results: Sequence[Result], name: str, **style: str) -> None:
     """A held-out score over updates: each seed thin, their mean thick."""
     rows = [read_metrics(result.folder) for result in results]
     curves = [{row["update"]: row[name] for row in each if name in row} for each in rows]
     updates = sorted(set.intersection(*(set(curve) for curve in curves)))
     if updates:
         values = np.array([[curve[update] for update in updates] for curve in curves])
-        style = style | {"marker": "o" if len(updates) == 1 else ""}  # one is no line
-        axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style)
-        axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label, **style)
+        style["marker"] = "o" if len(updates) == 1 else ""  # one is no line
+        axis.plot(updates, values.mean(axis=0), linewidth=2.5, **style)
+        axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style | {"label": ""})
 
 
 def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -> dict[str, Any]:
