@@ -6,6 +6,7 @@ faults are reported by reason, and nothing is ever extracted: names in archives 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -14,10 +15,9 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -31,6 +31,8 @@ from seg_env.data.records import Record, RecordError
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
 """Of alternative texts in archives."""
+READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
+"""Of all members of archives that are read."""
 MOST_IMAGE_BYTES = 1 << 25
 MOST_TEXT_BYTES = 1 << 20
 MOST_HEADER_BYTES = 1 << 14
@@ -45,7 +47,6 @@ IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "b
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
 """Columns that name a row."""
 
-
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -53,8 +54,9 @@ class Files:
     """Images in files: tar archives, parquet tables, or a folder of images.
 
     Archives and tables are given as one file, a folder or a pattern such as ``"/a/*.tar"``; each is
-    a shard. Images below a folder are taken in the order of their names, so many to a shard; links
-    that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
+    a shard. Images below a folder are taken in the order of their names, so many to a shard;
+    ``dog.txt`` beside ``dog.jpg`` is its alternative text, and ``dog.json`` its record, as in
+    archives. Links that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
     """
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
@@ -98,20 +100,29 @@ class Files:
         return (self._read_image(path) for path in paths)
 
     def _read_image(self, path: Path) -> RawImage | Reason:
+        data = self._content(path, MOST_IMAGE_BYTES)
+        if isinstance(data, Reason):
+            return data
+        beside = (self._content(path.with_suffix(e), MOST_TEXT_BYTES) for e in (".txt", ".json"))
+        text, record = (each if isinstance(each, bytes) else b"" for each in beside)
+        return _raw_image(str(path.relative_to(self._path)), data, text, _record(record))
+
+    def _content(self, path: Path, most: int) -> bytes | Reason:
+        """The content of a file, or why it is not read."""
         try:
             if not path.resolve().is_relative_to(self._path.resolve()):
                 return Reason.NOT_A_FILE
             if not path.is_file():
                 return Reason.NO_IMAGE
             with path.open("rb") as file:
-                data = file.read(MOST_IMAGE_BYTES + 1)
+                data = file.read(most + 1)
         except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
             return Reason.NOT_A_FILE
-        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
-            return Reason.UNREADABLE
-        if len(data) > MOST_IMAGE_BYTES:
-            return Reason.TOO_MANY_BYTES
-        return RawImage(str(path.relative_to(self._path)), data)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+                return Reason.UNREADABLE
+            raise  # the disk's failure, not this file's: it stops the run
+        return data if len(data) <= most else Reason.TOO_MANY_BYTES
 
 
 def read_tar(path: Path) -> Iterator[RawImage | Reason]:
@@ -170,50 +181,44 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
     A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
     OSError only where the file cannot be opened, or the disk fails.
     """
-    with ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
+    with path.open("rb") as opened:
+        file: IO[bytes] | gzip.GzipFile = opened
         end, beyond = path.stat().st_size, Reason.TRUNCATED
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if zipped:
+        if opened.peek(2).startswith(b"\x1f\x8b"):
             # Images hardly compress at all; 64 MiB are allowed in any case.
             end, beyond = 20 * end + (1 << 26), Reason.BOMB
-            file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
-        bounded = _BoundedFile(file)
+            file = gzip.GzipFile(fileobj=opened)
+        bounded: Any = _BoundedFile(file)
         try:
-            archive = tarfile.TarFile(
-                fileobj=cast("IO[bytes]", bounded), encoding="utf-8", errors="replace"
-            )
+            archive = tarfile.TarFile(fileobj=bounded, encoding="utf-8", errors="replace")
             while (member := archive.next()) is not None:
                 # Or members and headers about all of them would be kept.
                 archive.members.clear()  # type: ignore[attr-defined]
                 archive.pax_headers = {}
-                is_image = member.name.lower().endswith(IMAGE_ENDINGS)
-                bounded.left = most = MOST_IMAGE_BYTES if is_image else MOST_TEXT_BYTES
+                name = member.name.lower()
+                bounded.left = most = (
+                    MOST_IMAGE_BYTES if name.endswith(IMAGE_ENDINGS) else MOST_TEXT_BYTES
+                )
                 if member.size < 0 or member.issparse():
                     yield Reason.CORRUPT
                     return
                 if member.islnk() or member.issym() or member.isdev():
                     yield Reason.NOT_A_FILE
-                elif member.isdir():
-                    pass
-                elif member.offset_data + member.size > end:
+                elif not member.isdir() and member.offset_data + member.size > end:
                     yield beyond
                     return
-                elif not member.isreg():
-                    pass
-                elif leads_out(member.name):
+                elif member.isreg() and leads_out(member.name):
                     yield Reason.UNSAFE_NAME
-                elif member.name.lower().endswith(_READ_ENDINGS):
+                elif member.isreg() and name.endswith(READ_ENDINGS):
                     if member.size > most:
                         yield Reason.TOO_MANY_BYTES
                     else:
                         data = bounded.read(member.size)
                         if bounded.ended:
-                            raise EOFError("half a member")
+                            break
                         yield member.name, data
                 bounded.left = MOST_HEADER_BYTES
-        except EOFError:
+        except EOFError:  # of the compressed archive
             yield Reason.TRUNCATED
         except (gzip.BadGzipFile, zlib.error, ValueError):
             yield Reason.CORRUPT
@@ -226,16 +231,13 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
                 yield Reason.CORRUPT
 
 
-_READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
-
-
 class _BoundedFile:
     """An archive that is not trusted, for `tarfile` to read: never back, and only so many bytes.
 
     `tarfile` itself reads headers of whatever size they claim, and follows negative sizes.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self.left = MOST_HEADER_BYTES
         """Bytes that may be read."""
