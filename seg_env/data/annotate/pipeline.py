@@ -236,7 +236,7 @@ class Annotator:
             with self._tally.timed("read"):
                 image: RawImage | Reason | None = next(raws, None)
                 if isinstance(image, RawImage):
-                    image = open_image(image, self._job.least_side, self._job.most_pixels)
+                    image = open_image(image)
             if image is None:
                 return
             if isinstance(image, DecodedImage):

@@ -33,6 +33,8 @@ TEXT_ENDINGS = ("txt", "caption", "text")
 """Of alternative texts in archives."""
 READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
 """Of all members of archives that are read."""
+LEAST_SIDE, MOST_PIXELS = 32, 1 << 25
+"""Images with a shorter side or more pixels (2**25 take 100 MB) are left out."""
 MOST_IMAGE_BYTES = 1 << 25
 MOST_TEXT_BYTES = 1 << 20
 MOST_HEADER_BYTES = 1 << 14
@@ -40,7 +42,7 @@ MOST_HEADER_BYTES = 1 << 14
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
 """What LAION, COYO and img2dataset call the alternative text."""
-KEPT_KEYS = {"url": "url", "URL": "url", "license": "license", "LICENSE": "license"}
+KEPT_KEYS = ("url", "URL", "license", "LICENSE")
 """What is kept of a record: where an image came from and under which licence."""
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 """Columns of tables that hold images: bytes, or ``{"bytes", "path"}``."""
@@ -335,27 +337,22 @@ def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) ->
     """An image with its text, or that of its record, and what is kept of the record."""
     said = (record.get(name) for name in TEXT_KEYS)
     recorded = next((value for value in said if isinstance(value, str) and value), "")
-    kept = {
-        name: clean_text(record[column])
-        for column, name in KEPT_KEYS.items()
-        if isinstance(record.get(column), str)
-    }
-    return RawImage(key, data, text.decode("utf-8", "replace") or recorded, kept)
+    kept = {name.lower(): record[name] for name in KEPT_KEYS if isinstance(record.get(name), str)}
+    metadata = {name: clean_text(value) for name, value in kept.items()}
+    return RawImage(key, data, text.decode("utf-8", "replace") or recorded, metadata)
 
 
-def open_image(
-    raw: RawImage, least_side: int = 32, most_pixels: int = 1 << 25
-) -> DecodedImage | Reason:
+def open_image(raw: RawImage) -> DecodedImage | Reason:
     """Decode an image, or say why it is none.
 
-    The size is read first: nothing is allocated for an image of more than ``most_pixels`` (2**25
-    take 100 MB). An image that its EXIF data say is to be turned is turned and encoded anew,
-    because data sets read pixels as they are stored; all others keep their bytes.
+    The size is read first: nothing is allocated for an image of more than `MOST_PIXELS`. An image
+    that its EXIF data say is to be turned is turned and encoded anew, because data sets read pixels
+    as they are stored; all others keep their bytes.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(raw, least_side, most_pixels)
+            return _decode(raw)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Reason.TOO_MANY_PIXELS
     except MemoryError:
@@ -364,11 +361,11 @@ def open_image(
         return Reason.UNREADABLE
 
 
-def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Reason:
+def _decode(raw: RawImage) -> DecodedImage | Reason:
     with Image.open(io.BytesIO(raw.data), formats=FORMATS) as file:
-        if file.width * file.height > most_pixels:
+        if file.width * file.height > MOST_PIXELS:
             return Reason.TOO_MANY_PIXELS
-        if min(file.width, file.height) < least_side:
+        if min(file.width, file.height) < LEAST_SIDE:
             return Reason.TOO_SMALL
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
@@ -378,7 +375,7 @@ def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | 
     upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
     buffer = io.BytesIO()
     upright.save(buffer, "JPEG", quality=95, subsampling=0)
-    return _decode(replace(raw, data=buffer.getvalue()), least_side, most_pixels)
+    return _decode(replace(raw, data=buffer.getvalue()))
 
 
 def _orientation(file: Image.Image) -> int:

@@ -38,8 +38,8 @@ def read_tar(tmp_path, content):
     return read(Files(str(path)))
 
 
-def open_bytes(data, **limits):
-    return open_image(RawImage("key", data), **limits)
+def open_bytes(data):
+    return open_image(RawImage("key", data))
 
 
 SAMPLES = [
