@@ -74,6 +74,8 @@ class Files:
             found = sorted(each for each in folder.glob(pattern) if each.is_file())
         archives = [each for each in found if each.name.endswith(TAR_ENDINGS)]
         tables = [each for each in found if each.name.endswith(".parquet")]
+        if place.is_dir():  # img2dataset writes a table of addresses beside each folder of images
+            tables = [each for each in tables if not each.with_suffix("").is_dir()]
         if tables and not archives:
             require("pyarrow.parquet")  # before models are loaded for nothing
         if archives or tables:
@@ -305,10 +307,9 @@ def _columns(names: list[str], path: Path) -> list[str]:
     """The column of images, then those with a name, a text and what is kept."""
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     if image is None:
-        hint = "; it lists addresses: download them first, for example by img2dataset"
         raise ValueError(
-            f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}) among "
-            f"{', '.join(names)}{hint if {'url', 'URL'} & set(names) else ''}"
+            f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}) among {', '.join(names)}"
+            "; images at listed addresses have to be downloaded first, for example by img2dataset"
         )
     return [image, *(n for n in (*KEY_COLUMNS, *TEXT_KEYS, *KEPT_KEYS) if n in names)]
 

@@ -303,6 +303,7 @@ def test_a_folder_of_images_with_texts(tmp_path):
     for number in range(5):
         (web / f"deep/{number}.JPG").write_bytes(encoded(form="JPEG", seed=number))
     (web / "a.png").write_bytes(encoded())
+    (web / "deep.parquet").write_bytes(b"addresses of the images in the folder of that name")
     (web / "a.txt").write_text("the text")
     (web / "a.json").write_text('{"url": "http://x", "caption": "another"}')
     (web / "deep/0.json").write_text('{"caption": "a record alone"}')
@@ -317,6 +318,7 @@ def test_a_folder_of_images_with_texts(tmp_path):
     assert [each.text for each in images] == ["the text", "a record alone", "", "", "", ""]
     assert [each.metadata for each in images] == [{"url": "http://x"}, *[{}] * 5]
     assert faults == {Reason.NOT_A_FILE: 1}
+    assert Files(str(web / "deep.parquet")).shards()[0].name == "deep.parquet"
 
 
 def test_links_that_loop_and_names_too_long_for_a_text_cost_themselves_only(tmp_path):
