@@ -144,7 +144,7 @@ def draw_images(
     """Draw ``worst.png``, ``best.png`` and, for outlines, ``iou_histogram.png``.
 
     Returns:
-        The part of the report that shows them.
+        The part of the report that shows them, empty if there is nothing to draw on.
     """
     form = form_of(scores["task"])
     # Boxes and points have worst and best ones by what fits them.
@@ -156,11 +156,11 @@ def draw_images(
         shown.append("![Distribution of the IoU](iou_histogram.png)")
     for name, sign in (("worst", 1), ("best", -1)):
         title = f"{name.capitalize()} answers"
-        rows = _pick(core, items, sign * columns["iou"])
-        whole_title = f"{title}, {scores['dataset']} ({scores['split']})"
-        _draw_sheet(core, items, rows, columns, whole_title, folder / f"{name}.png")
-        shown.append(f"![{title}]({name}.png)")
-    return "\n\n".join(["\n## Images", *shown]) + "\n"
+        if rows := _pick(core, items, sign * columns["iou"]):
+            whole_title = f"{title}, {scores['dataset']} ({scores['split']})"
+            _draw_sheet(core, items, rows, columns, whole_title, folder / f"{name}.png")
+            shown.append(f"![{title}]({name}.png)")
+    return "\n\n".join(["\n## Images", *shown]) + "\n" if shown else ""
 
 
 def _pick(
