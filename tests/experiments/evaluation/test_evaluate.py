@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from agents_fixtures import THREADS, small_policy
 from PIL import Image
+from scripted_policy import write_tree
 from shapely.geometry import Polygon
 
 from experiments.common.command import run_command
@@ -74,6 +75,20 @@ def test_an_evaluation_leaves_scores_samples_report_and_pictures(tmp_path, truth
     report = (tmp_path / "out" / "report.md").read_text()
     for words in ("empty union counts 1", "95 % interval", "scenes-easy", "worst.png", "gIoU"):
         assert words in report
+
+
+@pytest.mark.filterwarnings("ignore::seg_env.data.readers.refer.CountWarning")
+def test_answers_are_scored_and_reported_where_no_image_can_be_read(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    where = {"env": "SimpleSeg-RefCOCO-v0", "data_root": str(tree), "questions": None}
+    dataset = open_questions(where["env"], data_root=str(tree), split="val").dataset
+    rows = [(sample.id, encode(sample.target.rings)) for sample in dataset]
+    answers = write_answers(tmp_path / "a.jsonl", rows)
+    for image in (tree / "images").rglob("*.*"):
+        image.write_bytes(b"broken")
+    scores = evaluate(tmp_path / "out", answers, pictures=True, **where)
+    assert scores["questions"] == len(rows)
+    assert "worst.png" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_scores_equal_those_of_the_environment(tmp_path):
