@@ -101,16 +101,16 @@ class Demo:
             KeyError: Something is missing from what was asked.
             ValueError: Something in it is not allowed.
         """
+        import torch
+
+        from experiments.evaluation.loop import sample_answers
+
         expression, temperature = str(asked["expression"]), float(asked["temperature"])
         if not 0 <= temperature <= 2 or len(expression) > LONGEST_EXPRESSION:
             raise ValueError(
                 f"temperature {temperature} and {len(expression)} characters: use a temperature "
                 f"from 0 (the likeliest answer) to 2, and up to {LONGEST_EXPRESSION} characters"
             )
-        import torch
-
-        from experiments.evaluation.loop import sample_answers
-
         samples = [] if asked.get("picture") else _samples(asked)
         image = samples[0].image if samples else read_data_uri(str(asked["picture"]))
         truth = next((each for each in samples if each.expression == expression), None)

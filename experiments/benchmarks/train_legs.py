@@ -88,8 +88,9 @@ class Pool(list[Sample]):
         scenes = Scenes("train", size=max(size, 32))
         by_length: dict[int, list[Sample]] = defaultdict(list)
         for index in range(8 * count):
-            text = question(scenes[index], "text->mask")
-            by_length[len(processor.tokenizer.encode(text))].append(scenes[index])
+            sample = scenes[index]
+            tokens = processor.tokenizer.encode(question(sample, "text->mask"))
+            by_length[len(tokens)].append(sample)
         super().__init__(max(by_length.values(), key=len)[:count])
 
 
