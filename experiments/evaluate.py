@@ -1,8 +1,8 @@
 """Score answers: those of a policy, or those that any system wrote into a file.
 
 With no arguments the embedded policy answers 512 held-out scenes. The folder ``runs/evaluate`` then
-holds ``scores.json``, ``per_sample.parquet``, ``report.md``, ``worst.png``, ``best.png``
-and ``iou_histogram.png``, and ``answers.jsonl`` with what was answered.
+holds ``scores.json``, ``per_sample.parquet``, ``report.md``, ``worst.png`` and ``best.png``,
+and ``answers.jsonl`` with what was answered.
 A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 
     python experiments/evaluate.py
@@ -108,7 +108,7 @@ class Args(TaskArguments):
     details: bool = True
     """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
     pictures: bool = True
-    """Also draw the worst and best answers and the histogram."""
+    """Also draw the worst and best answers."""
     compare: Path | None = None
     """Folder or per_sample file of another evaluation: paired gains over it."""
     ceiling: bool = False

@@ -29,18 +29,15 @@ GRID = (4, 3)
 """Columns and rows of the sheets."""
 
 FAILURES = {
-    Failure.GOOD: ("#2a9d8f", "IoU of at least 0.5, or absence recognised"),
-    Failure.WRONG_OBJECT: (
-        "#e76f51",
-        "another annotated object of the image is overlapped better",
-    ),
-    Failure.WRONG_OUTLINE: ("#e9c46a", "the object is overlapped, but its outline is bad"),
-    Failure.NO_OBJECT: ("#b5507a", "neither the target nor another known object is overlapped"),
-    Failure.MISSED: ("#6c757d", "the object is there, the answer says that it is not"),
-    Failure.FALSE_ALARM: ("#457b9d", "the object is not there, the answer outlines something"),
-    Failure.MALFORMED: ("#22223b", "no usable outline could be read"),
+    Failure.GOOD: "IoU of at least 0.5, or absence recognised",
+    Failure.WRONG_OBJECT: "another annotated object of the image is overlapped better",
+    Failure.WRONG_OUTLINE: "the object is overlapped, but its outline is bad",
+    Failure.NO_OBJECT: "neither the target nor another known object is overlapped",
+    Failure.MISSED: "the object is there, the answer says that it is not",
+    Failure.FALSE_ALARM: "the object is not there, the answer outlines something",
+    Failure.MALFORMED: "no usable outline could be read",
 }
-"""Colour and meaning of each kind of answer."""
+"""What each kind of answer means."""
 
 TASK_SCORES: dict[Form, tuple[tuple[str, str], tuple[str, str], str]] = {
     "mask": (("gIoU", "giou"), ("cIoU", "ciou"), "#2a9d8f"),
@@ -60,7 +57,7 @@ def report_text(scores: dict[str, Any]) -> str:
     form = form_of(scores["task"])
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
-        for kind, (_, meaning) in FAILURES.items()
+        for kind, meaning in FAILURES.items()
         if (count := scores["failures"].get(kind))
     ]
     measured = score_rows(scores, scores["intervals"], form)
@@ -141,19 +138,15 @@ def draw_images(
     columns: Columns,
     scores: dict[str, Any],
 ) -> str:
-    """Draw ``worst.png``, ``best.png`` and, for outlines, ``iou_histogram.png``.
+    """Draw ``worst.png`` and ``best.png``, as far as there are images that can be read.
 
     Returns:
         The part of the report that shows them, empty if there is nothing to draw on.
     """
-    form = form_of(scores["task"])
     # Boxes and points have worst and best ones by what fits them.
-    fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
+    fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form_of(scores["task"])]
     columns = columns | {"iou": columns[fit]}
     shown = []
-    if form == "mask":
-        draw_histogram(columns, scores, folder / "iou_histogram.png")
-        shown.append("![Distribution of the IoU](iou_histogram.png)")
     for name, sign in (("worst", 1), ("best", -1)):
         title = f"{name.capitalize()} answers"
         if rows := _pick(core, items, sign * columns["iou"]):
@@ -219,31 +212,6 @@ def _draw_sheet(
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=100)
-
-
-def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None:
-    """How many answers have which IoU, by what became of them."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    kinds = [kind for kind in FAILURES if (columns["failure"] == kind.value).any()]
-    values = [columns["iou"][columns["failure"] == kind.value] for kind in kinds]
-    named = zip(kinds, values, strict=True)
-    axis.hist(
-        values,
-        bins=[place / 20 for place in range(21)],
-        stacked=True,
-        color=[FAILURES[kind][0] for kind in kinds],
-        label=[f"{kind.value.replace('_', ' ')} ({len(some)})" for kind, some in named],
-    )
-    axis.axvline(scores["giou"], color="black", linewidth=1.2, label=f"gIoU {scores['giou']:.3f}")
-    if (best := scores.get("representation_ceiling")) is not None:
-        label = f"truth at ε .005: {best:.3f}"
-        axis.axvline(best, color="black", linewidth=1.2, linestyle=":", label=label)
-    axis.set(xlabel="mask IoU", ylabel="answers", xlim=(0, 1))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, loc="best")
-    figure.savefig(path, dpi=110)
 
 
 def write_task_table(

@@ -24,6 +24,7 @@ from seg_env.types import Form
 EVERY = "mask bbox point"
 SCORES = (
     ("gIoU", "giou", 100.0, "mask bbox"),
+    ("gIoU of the truth itself, written with ε 0.005", "representation_ceiling", 100.0, "mask"),
     ("cIoU", "ciou", 100.0, "mask"),
     *((f"precision@{at}", f"precision@{at}", 100.0, "mask") for at in PRECISION_THRESHOLDS),
     ("box IoU", "box_giou", 100.0, "bbox"),

@@ -70,7 +70,7 @@ def test_an_evaluation_leaves_scores_samples_report_and_pictures(tmp_path, truth
     assert samples["iou"].mean() == pytest.approx(scores["giou"])
     assert samples["id"].tolist() == [sample.id for sample in scene_samples()]
     assert {"boundary_iou", "polis", "ceiling", "failure", "characters"} <= samples.keys()
-    for name in ("worst", "best", "iou_histogram"):
+    for name in ("worst", "best"):
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).std() > 5
     report = (tmp_path / "out" / "report.md").read_text()
     for words in ("empty union counts 1", "95 % interval", "scenes-easy", "worst.png", "gIoU"):
