@@ -36,7 +36,7 @@ from experiments.common.policies import (
     longest_answer,
 )
 from experiments.evaluation.answers import (
-    AnsweredQuestion,
+    Answered,
     Answers,
     Missing,
     match_answers,
@@ -224,7 +224,7 @@ class TaskEvaluation:
         for name in self.left_out.reasons:
             answers.pop(name, None)
         with opening():
-            items = match_answers(
+            answered = match_answers(
                 answers,
                 asked,
                 count=self.args.answers,
@@ -233,8 +233,8 @@ class TaskEvaluation:
                 ignore_unknown=self.args.ignore_unknown or self.policy is not None,
             )
         if self.args.frame == GUESS:
-            return self.guess_frame(items)
-        return self.score(items, missing=sum(name not in answers for name in asked.values()))
+            return self.guess_frame(answered)
+        return self.score(answered, missing=sum(name not in answers for name in asked.values()))
 
     def answers(self) -> Answers | None:
         """The answers of the policy or the file; None on other ranks than the main one."""
@@ -291,11 +291,11 @@ class TaskEvaluation:
             raise SystemExit(1)
         return report.to_json()
 
-    def guess_frame(self, items: list[AnsweredQuestion]) -> dict[str, Any]:
+    def guess_frame(self, answered: Answered) -> dict[str, Any]:
         """Read the first answers in every frame, show what comes of it, write ``frames.json``."""
-        some = items[:256]
-        samples = [self.core.dataset[item.index] for item in some]
-        texts = [item.answers[0].text for item in some]
+        some = list(answered)[:256]
+        samples = [self.core.dataset[index] for index in some]
+        texts = [answered[index][0].text for index in some]
         readings = compare_frames(self.core.answer_frame, texts, samples, self.core.tasks.forms[0])
         found = {
             "answers": len(some),
@@ -311,7 +311,7 @@ class TaskEvaluation:
             self.console.print(kept, highlight=False, markup=False, soft_wrap=True)
         return found
 
-    def score(self, items: list[AnsweredQuestion], missing: int) -> dict[str, Any]:
+    def score(self, answered: Answered, missing: int) -> dict[str, Any]:
         """Measure the answers, write everything, print what matters most."""
         from experiments.evaluation import report
         from experiments.evaluation import scores as scoring
@@ -319,7 +319,7 @@ class TaskEvaluation:
         args, core, folder = self.args, self.core, self.folder
         columns = scoring.measure_answers(
             core,
-            items,
+            answered,
             details=args.details and core.tasks.forms == ("mask",),
             empty_union=args.empty_union,
             console=self.console,
@@ -332,7 +332,7 @@ class TaskEvaluation:
             "dataset": core.dataset.name,
             "split": core.dataset.split,
             "split_by": getattr(core.dataset, "split_by", ""),
-            "questions": len(items),
+            "questions": len(answered),
             "missing": missing,
             "missing_rule": args.missing,
             "answers_per_question": args.answers,
@@ -353,7 +353,7 @@ class TaskEvaluation:
         text = report.report_text(scores)
         self.console.print(Markdown(text))
         if args.pictures:
-            text += report.draw_images(folder, core, items, columns, scores)
+            text += report.draw_images(folder, core, answered, columns, scores)
         write_atomically(folder / "report.md", text)
         self.console.print(f"report: {folder / 'report.md'}", highlight=False)
         return scores

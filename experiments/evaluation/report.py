@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 
 from experiments.common.logs import write_atomically, write_json
 from experiments.common.tables import markdown_table
-from experiments.evaluation.answers import AnsweredQuestion
+from experiments.evaluation.answers import Answered
 from experiments.evaluation.scores import interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
@@ -134,7 +134,7 @@ def _setting_lines(scores: dict[str, Any]) -> list[str]:
 def draw_images(
     folder: Path,
     core: ReferringCore,
-    items: list[AnsweredQuestion],
+    answered: Answered,
     columns: Columns,
     scores: dict[str, Any],
 ) -> str:
@@ -149,21 +149,19 @@ def draw_images(
     shown = []
     for name, sign in (("worst", 1), ("best", -1)):
         title = f"{name.capitalize()} answers"
-        if rows := _pick(core, items, sign * columns["iou"]):
+        if rows := _pick(core, answered, sign * columns["iou"]):
             whole_title = f"{title}, {scores['dataset']} ({scores['split']})"
-            _draw_sheet(core, items, rows, columns, whole_title, folder / f"{name}.png")
+            _draw_sheet(core, answered, rows, columns, whole_title, folder / f"{name}.png")
             shown.append(f"![{title}]({name}.png)")
     return "\n\n".join(["\n## Images", *shown]) + "\n" if shown else ""
 
 
-def _pick(
-    core: ReferringCore, items: list[AnsweredQuestion], values: NDArray[np.float64]
-) -> list[int]:
+def _pick(core: ReferringCore, answered: Answered, values: NDArray[np.float64]) -> list[int]:
     """Rows with the lowest values, one for each object: sentences about one are answered alike."""
-    values = values.reshape(len(items), -1)
+    values, indices = values.reshape(len(answered), -1), list(answered)
     chosen: dict[tuple[Any, ...], int] = {}
     for place in np.argsort(values.min(axis=1), kind="stable")[:300].tolist():
-        sample = core.dataset[items[place].index]
+        sample = core.dataset[indices[place]]
         row = place * values.shape[1] + int(values[place].argmin())
         if _has_image(sample):
             chosen.setdefault((*sample.target.size, sample.target.rle.counts.tobytes()), row)
@@ -182,21 +180,22 @@ def _has_image(sample: Sample) -> bool:
 
 def _draw_sheet(
     core: ReferringCore,
-    items: Sequence[AnsweredQuestion],
+    answered: Answered,
     chosen: Sequence[int],
     columns: Columns,
     title: str,
     path: Path,
 ) -> None:
     """Draw targets (green) and answers (orange) on their images, beside each other."""
+    texts = [(index, answer.text) for index, given in answered.items() for answer in given]
     width = min(GRID[0], len(chosen))
     height = -(-len(chosen) // width)
     figure = Figure(figsize=(3.6 * width, 3.5 * height + 0.6), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False)
     figure.suptitle(f"{title}: target green, answer orange", fontsize=13)
     for axis, row in zip(axes.flat, chosen, strict=False):
-        item = items[row // len(items[0].answers)]
-        sample, text = core.dataset[item.index], item.answers[row % len(item.answers)].text
+        index, text = texts[row]
+        sample = core.dataset[index]
         prediction = read_answer(text, sample.target.size, core.answer_frame, core.tasks.forms[0])
         axis.imshow(draw_overlay(sample.image, sample.target, prediction, numbered=False))
         remark = str(columns["failure"][row])

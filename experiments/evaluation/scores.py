@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common.logs import progress_bar
-from experiments.evaluation.answers import AnsweredQuestion
+from experiments.evaluation.answers import Answered
 from experiments.evaluation.reader import advise_frame
 from seg_env import metrics
 from seg_env.envs.core import ReferringCore
@@ -50,7 +49,7 @@ that they say something about."""
 
 def measure_answers(
     core: ReferringCore,
-    items: Sequence[AnsweredQuestion],
+    answered: Answered,
     *,
     details: bool,
     empty_union: float,
@@ -66,15 +65,15 @@ def measure_answers(
     """
     chunk_size = 64  # questions worked on at a time; what is kept of each is a row of numbers
     parts: list[Columns] = []
-    dataset, (form,) = core.dataset, core.tasks.forms
+    questions, dataset, (form,) = list(answered), core.dataset, core.tasks.forms
     with progress_bar(console) as progress:
-        task = progress.add_task("scoring", total=len(items), status="")
-        for start in range(0, len(items), chunk_size):
-            chunk = items[start : start + chunk_size]
-            samples = [dataset[item.index] for item in chunk]
+        task = progress.add_task("scoring", total=len(questions), status="")
+        for start in range(0, len(questions), chunk_size):
+            indices = questions[start : start + chunk_size]
+            samples = [dataset[index] for index in indices]
             # One row an answer; the place is that of its question in the chunk.
-            places = [place for place, item in enumerate(chunk) for _ in item.answers]
-            answers = [answer for item in chunk for answer in item.answers]
+            places = [place for place, index in enumerate(indices) for _ in answered[index]]
+            answers = [answer for index in indices for answer in answered[index]]
             texts = [answer.text for answer in answers]
             asked = [samples[place] for place in places]
             read = [
@@ -85,7 +84,7 @@ def measure_answers(
                 console.print(f"[yellow]{advice}[/yellow]", highlight=False)
             others = None
             if hasattr(dataset, "others"):
-                around = [[each.rle for each in dataset.others(item.index)] for item in chunk]
+                around = [[each.rle for each in dataset.others(index)] for index in indices]
                 others = [around[place] for place in places]
             part = metrics.measure(
                 read,
@@ -99,12 +98,12 @@ def measure_answers(
                 part["ceiling"] = metrics.ceiling(samples)[places]
             part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
             part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
-            part["answer"] = np.concatenate([np.arange(len(item.answers)) for item in chunk])
+            part["answer"] = np.concatenate([np.arange(len(answered[index])) for index in indices])
             part["characters"] = np.array([len(text) for text in texts])
             part["tokens"] = np.array([-1 if one.tokens is None else one.tokens for one in answers])
             parts.append(part)
             score = np.concatenate([each["iou"] for each in parts]).mean()
-            progress.update(task, advance=len(chunk), status=f"gIoU {score:.3f}")
+            progress.update(task, advance=len(indices), status=f"gIoU {score:.3f}")
     return metrics.join_columns(parts)
 
 

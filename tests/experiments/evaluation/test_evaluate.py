@@ -17,7 +17,6 @@ from shapely.geometry import Polygon
 from experiments.common.command import run_command
 from experiments.evaluate import FIRST, Args, command_line, main
 from experiments.evaluation.answers import (
-    AnsweredQuestion,
     AnswerRecord,
     keep_whole_answers,
     match_answers,
@@ -208,9 +207,9 @@ def test_an_interrupted_file_keeps_whole_answers(tmp_path):
     path.write_text(path.read_text() + '{"id": "b", "te')
     assert keep_whole_answers(path, 2) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
     assert read_answers(path) == {"a": [AnswerRecord("1"), AnswerRecord("2")]}
-    assert match_answers(read_answers(path), {7: "a"}, count=2) == [
-        AnsweredQuestion(7, [AnswerRecord("1"), AnswerRecord("2")])
-    ]
+    assert match_answers(read_answers(path), {7: "a"}, count=2) == {
+        7: [AnswerRecord("1"), AnswerRecord("2")]
+    }
 
 
 def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path, capsys):
