@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import folder_of, image_size
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.refer import COCO_FOLDERS
 from seg_env.data.records import Record
 from seg_env.data.segmentations import object_target
@@ -44,7 +44,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
     where samples are references.
     """
 
-    by_sentence = True
+    sentence_key = ""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
             size=size,
             target=targets[k],
             metadata={**objects[k].metadata, "file_name": file_name, "row": number},
-            others=partial(valid_targets, targets[:k] + targets[k + 1 :]),
+            others=targets[:k] + targets[k + 1 :],
             image_name=f"{record.where}: image" if isinstance(image, bytes) else "",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -92,7 +93,7 @@ class JsonLines(AnnotatedImages[int]):
             size=(size[0], size[1]),
             target=partial(self._target, record, (size[0], size[1])),
             metadata={**extras, "file_name": record.text("image")},
-            others=partial(_others, record, (size[0], size[1])),
+            others=_others(record, (size[0], size[1])),
         )
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
@@ -102,10 +103,10 @@ class JsonLines(AnnotatedImages[int]):
                 f"{record.where}: expected one of 'rle', 'rings' and 'mask', got {forms}"
             )
         with located(record.where):
-            ignore = _run_lengths(record.get("ignore"), size) if "ignore" in record else None
+            ignore = _run_lengths(record.get("ignore"), size).rle if "ignore" in record else None
             match forms[0]:
                 case "rle":
-                    rle = _run_lengths(record.get("rle"), size)
+                    rle = _run_lengths(record.get("rle"), size).rle
                 case "rings":
                     rle = rasterize_rle(_rings(record.get("rings"), size), size)
                 case _:
@@ -121,15 +122,15 @@ class JsonLines(AnnotatedImages[int]):
         return self._record(key).text("image")
 
 
-def _others(record: Record, size: tuple[int, int]) -> list[Target]:
-    with located(record.where):
-        return [Target(_run_lengths(each, size)) for each in record.items("others", [])]
+def _others(record: Record, size: tuple[int, int]) -> Iterator[Callable[[], Target]]:
+    for each in record.items("others", []):
+        yield partial(_run_lengths, each, size)
 
 
-def _run_lengths(value: object, size: tuple[int, int]) -> Rle:
+def _run_lengths(value: object, size: tuple[int, int]) -> Target:
     if not isinstance(value, dict):
         raise RecordError(f"run lengths are {{'size', 'counts'}}, got {describe(value)}")
-    return target_from_segmentation(value, size).rle
+    return target_from_segmentation(value, size)
 
 
 def _rings(value: object, size: tuple[int, int]) -> list[Ring]:

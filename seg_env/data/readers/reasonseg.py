@@ -41,7 +41,6 @@ class ReasonSeg(AnnotatedImages[str]):
     number), and ``sentences`` where samples are images.
     """
 
-    by_sentence = True
     sentence_key = "sentence"
 
     def __init__(

@@ -51,7 +51,6 @@ class Refer(CocoImages[int]):
     and ``sentences`` where samples are references.
     """
 
-    by_sentence = True
     sentence_key = "sent_id"
 
     def __init__(
