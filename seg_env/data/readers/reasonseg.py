@@ -101,12 +101,12 @@ def painted_target(record: Record, size: tuple[int, int]) -> Target:
     if not layers:
         problem = "'shapes' is empty: there is nothing to outline"
         raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
-    target, void = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+    painted = np.zeros(size, dtype=np.uint8)  # 1 target, 2 void
     layers.sort(key=lambda layer: layer[0])
     for _, is_void, filled in reversed(layers):
-        target[filled], void[filled] = not is_void, is_void
-    ignore = Rle.from_mask(void) if void.any() else None
-    return Target(Rle.from_mask(target), ignore=ignore)
+        painted[filled] = 2 if is_void else 1
+    ignore = Rle.from_mask(painted == 2) if (painted == 2).any() else None
+    return Target(Rle.from_mask(painted == 1), ignore=ignore)
 
 
 def _texts(record: Record) -> dict[int, str]:

@@ -135,35 +135,26 @@ class Refer(CocoImages[int]):
             raise RecordError(f"{path}: ref_id {reference.id} {problem}")
 
     def _read(self, key: int) -> Entry:
-        reference = self._references[key]
-        return self._entry(
-            f"{self.name}-{self.split_by}-{self.split}-{reference.id}",
-            reference.image_id,
-            reference.annotation_ids,
-            reference.sentences,
-            {
-                "ref_id": reference.id,
-                **self._described(reference),
-                "image_ann_ids": list(self._annotations.get(reference.image_id, {})),
-            },
+        number, image_id, category_id, ids, sentences = self._references[key]
+        of_image = self._annotations.get(image_id, {})
+        categories = (
+            [of_image[each].category_id for each in ids] if self._several else [category_id]
         )
+        described: dict[str, Any] = {
+            "ann_id": list(ids),
+            "category_id": categories,
+            "category": [self._categories.get(each, "") for each in categories],
+        }
+        if self._several:
+            described["no_target"] = not ids
+        else:
+            described = {name: values[0] for name, values in described.items()}
+        metadata = {"ref_id": number, **described, "image_ann_ids": list(of_image)}
+        identifier = f"{self.name}-{self.split_by}-{self.split}-{number}"
+        return self._entry(identifier, image_id, ids, sentences, metadata)
 
     def _image_name(self, key: int) -> str:
         return self._images[self._references[key].image_id].file_name
-
-    def _described(self, reference: Reference) -> dict[str, Any]:
-        """What the metadata says about the objects of a reference."""
-        ids, names = reference.annotation_ids, self._categories
-        if not self._several:
-            category = reference.category_id
-            return {"ann_id": ids[0], "category_id": category, "category": names.get(category, "")}
-        categories = [self._annotations[reference.image_id][each].category_id for each in ids]
-        return {
-            "ann_id": list(ids),
-            "category_id": categories,
-            "category": [names.get(each, "") for each in categories],
-            "no_target": not ids,
-        }
 
 
 class GRefCoco(Refer):
