@@ -58,8 +58,8 @@ class AnnotatedImages(ABC, Generic[Key]):
     looked for, and a `ValueError` that names file and record.
 
     A reader's constructor finds the *keys* of its objects, whatever it needs to find one again
-    (the number of a file, ids), calls `_ask` with each, and `_choose` at the end. What a key stands
-    for is read by `_read` when it is asked for.
+    (the number of a file, ids), and calls `_ask` with each, once `_read` and `_image_name` can be
+    called. What a key stands for is read by `_read` when it is asked for.
     """
 
     sentence_key: ClassVar[str | None] = None
@@ -150,45 +150,35 @@ class AnnotatedImages(ABC, Generic[Key]):
         """The name of the image's file."""
 
     def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
-        """Ask for an object by each of its sentences, or by the first."""
+        """Ask for an object by each of its sentences, or by the first.
+
+        Not if its image is excluded or, where broken records are left out, it or its image is one.
+        """
         asked = list(numbers)[: 1 if self.per_reference else None]
-        self._questions += [(key, number) for number in asked]
-
-    def _choose(self) -> None:
-        """Keep the images that are allowed and, on request, the records that are sound."""
-        if not self._exclude and self._on_error == "raise":
-            return
-        reasons = {key: self._reason_against(key) for key in dict(self._questions)}
-        dropped = Counter(reason for key, _ in self._questions if (reason := reasons[key]))
-        self._questions = [each for each in self._questions if not reasons[each[0]]]
-        self.excluded = dropped.pop("excluded", 0)
-        self.skipped.update(dropped)
-
-    def _reason_against(self, key: Key) -> str:
-        """Why an object is left out: excluded, or a fault of it or its image; empty if it stays."""
-        try:
+        with self._reading_record(len(asked), (ValueError, FileNotFoundError)):
             if self._exclude and image_key(self._image_name(key)) in self._exclude:
-                return "excluded"
+                self.excluded += len(asked)
+                return
             if self._on_error == "skip":
                 entry = self._read(key)
                 entry.target()
                 image_size(entry.image, entry.image_name, entry.size)
-        except (FileNotFoundError, ValueError) as error:
+            self._questions += [(key, number) for number in asked]
+
+    @contextmanager
+    def _reading_record(
+        self, count: int = 1, faults: tuple[type[Exception], ...] = (RecordError,)
+    ) -> Iterator[None]:
+        """Raise ``faults`` of the block, or count them where broken records are left out."""
+        try:
+            yield
+        except faults as error:
             if self._on_error == "raise":
                 raise
             missing = isinstance(error, FileNotFoundError)
-            return str(Fault.MISSING_IMAGE if missing else getattr(error, "fault", Fault.MALFORMED))
-        return ""
-
-    @contextmanager
-    def _reading_record(self, count: int = 1) -> Iterator[None]:
-        """Raise a `RecordError` of the block, or count it where broken records are left out."""
-        try:
-            yield
-        except RecordError as error:
-            if self._on_error == "raise":
-                raise
-            self.skipped[str(error.fault)] += count
+            fault = Fault.MISSING_IMAGE if missing else getattr(error, "fault", Fault.MALFORMED)
+            if count:
+                self.skipped[str(fault)] += count
 
 
 def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:

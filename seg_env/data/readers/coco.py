@@ -179,12 +179,11 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         root = Path(data_root).expanduser().absolute()
         self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
+        first = next(iter(self._images.values()), None)
+        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
         for image_id, members in sorted(self._annotations.items()):
             with self._reading_record(len(members)):
                 self._ask_for(image_id, members)
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        self._choose()
 
     def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
         """Ask for each object of an image, or for all of each category."""

@@ -80,7 +80,6 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
             with self._reading_record():
                 for k, each in enumerate(self._objects_of(record)):
                     self._ask((number, k, _file_name(record)), range(len(each.sentences)))
-        self._choose()
 
     def _read(self, key: tuple[int, int, str]) -> Entry:
         number, k, file_name = key

@@ -72,7 +72,6 @@ class JsonLines(AnnotatedImages[int]):
         self._starts = np.array(starts, dtype=np.int64)
         for row in np.flatnonzero(self._starts >= 0).tolist():
             self._ask(row)
-        self._choose()
 
     def _read(self, key: int) -> Entry:
         record = self._record(key)

@@ -64,7 +64,6 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
                 groups, image = self._groups(shapes_of(record)), self._find_image(record, path)
                 for group in groups:
                     self._ask((str(path.relative_to(self.image_root)), image, group))
-        self._choose()
 
     def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
         """Numbers of the shapes that belong together."""

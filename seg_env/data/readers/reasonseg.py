@@ -67,7 +67,6 @@ class ReasonSeg(AnnotatedImages[str]):
         for path in paths:
             with self._reading_record():
                 self._ask(path.name, _texts(read_json_file(path)))
-        self._choose()
 
     def _read(self, key: str) -> Entry:
         record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)

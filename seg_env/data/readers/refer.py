@@ -86,13 +86,12 @@ class Refer(CocoImages[int]):
         if root != embedded_root():
             check_counts(name, self.split_by, split, len(self._references), sentences)
         self._read_instances(instances_path, {reference.image_id for reference in self._references})
+        first = next((image.file_name for image in self._images.values()), None)
+        self.image_root = _find_images(root, name, image_root, first)
         for number, reference in enumerate(self._references):
             with self._reading_record(1 if per_reference else len(reference.sentences)):
                 self._check_links(reference, path)
                 self._ask(number, reference.sentences)
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
-        self._choose()
 
     @garbage_collection_paused()
     def _read_references(self, path: Path) -> list[Reference]:
@@ -245,18 +244,18 @@ def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path,
 
 
 def _find_images(
-    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str
+    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str | None
 ) -> Path:
-    """The folder in which the split's first image lies."""
+    """The folder in which the split's first image lies, or should if it has none."""
     if image_root is not None:
         folders = [Path(image_root).expanduser()]
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    if found := folder_of(first, folders):
+    if found := folder_of(first, folders) if first else folders[0]:
         return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
-    raise _missing(folders[0] / first, root, name, looked)
+    raise _missing(folders[0] / str(first), root, name, looked)
 
 
 def _prefix(name: str) -> str:
