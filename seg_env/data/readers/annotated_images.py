@@ -131,7 +131,7 @@ class AnnotatedImages(ABC, Generic[Key]):
 
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
-        return frozenset(map(self._image_name, dict(self._questions)))
+        return frozenset(self._image_name(key) for key, _ in self._questions)
 
     def _at(self, index: int) -> tuple[Entry, int]:
         """The object of a sample and the number of its sentence."""

@@ -201,7 +201,7 @@ class ParquetFiles:
         """Read the footers."""
         open_file = require("pyarrow.dataset").dataset
         self.columns: set[str] = set()
-        self._groups: list[tuple[Any, Path, int]] = []  # the row group, its first row in the file
+        self._groups: list[tuple[Any, Path, int]] = []  # row group, its file, rows before the file
         self._starts: list[int] = []  # its first row in all files
         length = 0
         for path in paths:
@@ -211,7 +211,7 @@ class ParquetFiles:
                 self.columns.update(file.schema.names)
                 (fragment,) = file.get_fragments()
                 for part in fragment.split_by_row_group():
-                    self._groups.append((part, path, length - before))
+                    self._groups.append((part, path, before))
                     self._starts.append(length)
                     length += part.row_groups[0].num_rows
         self._cached: tuple[int, Any] = (-1, None)
@@ -224,7 +224,7 @@ class ParquetFiles:
         group = bisect_right(self._starts, index) - 1
         if self._cached[0] != group:
             self._cached = (group, self._read(group, None))
-        values = self._cached[1].slice(index - self._starts[group], 1).to_pylist()[0]
+        (values,) = self._cached[1].slice(index - self._starts[group], 1).to_pylist()
         return self._record(group, index, values)
 
     def walk(self, columns: Collection[str]) -> Iterator[Record]:
@@ -236,8 +236,8 @@ class ParquetFiles:
 
     def _record(self, group: int, index: int, values: dict[str, Any]) -> Record:
         """A row, which errors call by its file and its number in it."""
-        _, path, first = self._groups[group]
-        return Record(values, f"{path}: row {first + index - self._starts[group]}")
+        _, path, before = self._groups[group]
+        return Record(values, f"{path}: row {index - before}")
 
     def _read(self, group: int, columns: list[str] | None) -> Any:
         part, path, _ = self._groups[group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -61,17 +62,15 @@ class JsonLines(AnnotatedImages[int]):
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
-        starts: list[int] = []
-        position = 0
+        self._starts = array("q")  # of all lines, in bytes
         with self.path.open("rb") as stream:
             while line := stream.readline(MAX_LINE + 1):
+                number = len(self._starts)
                 if len(line) > MAX_LINE:
-                    raise ValueError(f"{self.path}: line {len(starts) + 1} has over 64 MiB")
-                starts.append(position if line.strip() else -1)
-                position += len(line)
-        self._starts = np.array(starts, dtype=np.int64)
-        for row in np.flatnonzero(self._starts >= 0).tolist():
-            self._ask(row)
+                    raise ValueError(f"{self.path}: line {number + 1} has over 64 MiB")
+                self._starts.append(stream.tell() - len(line))
+                if line.strip():
+                    self._ask(number)
 
     def _read(self, key: int) -> Entry:
         record = self._record(key)
@@ -114,7 +113,7 @@ class JsonLines(AnnotatedImages[int]):
 
     def _record(self, key: int) -> Record:
         with self.path.open("rb") as stream:
-            stream.seek(int(self._starts[key]))
+            stream.seek(self._starts[key])
             return Record.parse(stream.readline(MAX_LINE), f"{self.path}: line {key + 1}")
 
     def _image_name(self, key: int) -> str:

@@ -28,7 +28,20 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "ref
 EMBEDDED_NAME = "embedded-sample"
 
 
-class Refer(CocoImages[int]):
+class Reference(NamedTuple):
+    """One entry of ``refs(*)``."""
+
+    id: int
+    image_id: int
+    category_id: int
+    """-1 where the category is that of the objects."""
+    annotation_ids: tuple[int, ...]
+    """Empty where it refers to nothing."""
+    sentences: dict[int, str]
+    """By id."""
+
+
+class Refer(CocoImages[Reference]):
     """One split of a data set of the RefCOCO family: one sample for each sentence.
 
     On disk, as the ``refer`` API and its data have it::
@@ -81,17 +94,17 @@ class Refer(CocoImages[int]):
         instances_path = root / name / "instances.json"
         if not instances_path.is_file():
             raise _missing(instances_path, root, name)
-        self._references = self._read_references(path)
-        sentences = sum(len(reference.sentences) for reference in self._references)
+        references = self._read_references(path)
+        sentences = sum(len(reference.sentences) for reference in references)
         if root != embedded_root():
-            check_counts(name, self.split_by, split, len(self._references), sentences)
-        self._read_instances(instances_path, {reference.image_id for reference in self._references})
+            check_counts(name, self.split_by, split, len(references), sentences)
+        self._read_instances(instances_path, {reference.image_id for reference in references})
         first = next((image.file_name for image in self._images.values()), None)
         self.image_root = _find_images(root, name, image_root, first)
-        for number, reference in enumerate(self._references):
+        for reference in references:
             with self._reading_record(1 if per_reference else len(reference.sentences)):
                 self._check_links(reference, path)
-                self._ask(number, reference.sentences)
+                self._ask(reference, reference.sentences)
 
     @garbage_collection_paused()
     def _read_references(self, path: Path) -> list[Reference]:
@@ -133,8 +146,8 @@ class Refer(CocoImages[int]):
             problem = f"names {what}image {image_id}, which is not in {self._path}"
             raise RecordError(f"{path}: ref_id {reference.id} {problem}")
 
-    def _read(self, key: int) -> Entry:
-        number, image_id, category_id, ids, sentences = self._references[key]
+    def _read(self, key: Reference) -> Entry:
+        number, image_id, category_id, ids, sentences = key
         of_image = self._annotations.get(image_id, {})
         categories = (
             [of_image[each].category_id for each in ids] if self._several else [category_id]
@@ -152,8 +165,8 @@ class Refer(CocoImages[int]):
         identifier = f"{self.name}-{self.split_by}-{self.split}-{number}"
         return self._entry(identifier, image_id, ids, sentences, metadata)
 
-    def _image_name(self, key: int) -> str:
-        return self._images[self._references[key].image_id].file_name
+    def _image_name(self, key: Reference) -> str:
+        return self._images[key.image_id].file_name
 
 
 class GRefCoco(Refer):
@@ -285,19 +298,6 @@ MAX_REPETITION = 8
 """How many times its own size a file may unfold to: pickles can name one list many times."""
 SENTENCE_SIZE = 64
 """What a sentence takes beside its text, which may be empty."""
-
-
-class Reference(NamedTuple):
-    """One entry of ``refs(*)``."""
-
-    id: int
-    image_id: int
-    category_id: int
-    """-1 where the category is that of the objects."""
-    annotation_ids: tuple[int, ...]
-    """Empty where it refers to nothing."""
-    sentences: dict[int, str]
-    """By id."""
 
 
 def _load(path: Path) -> list[Any]:
