@@ -152,7 +152,8 @@ class AnnotatedImages(ABC, Generic[Key]):
     def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
         """Ask for an object by each of its sentences, or by the first.
 
-        Not if its image is excluded or, where broken records are left out, it or its image is one.
+        Left out are excluded images and, where broken records are skipped, objects whose annotation
+        is broken or, as its header tells, whose image is.
         """
         asked = list(numbers)[: 1 if self.per_reference else None]
         with self._reading_record(len(asked), (ValueError, FileNotFoundError)):
