@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -36,8 +36,8 @@ class Entry:
     target: Callable[[], Target]
     """Builds the mask, or raises what is wrong with the annotation."""
     metadata: dict[str, Any]
-    others: Callable[[], list[Target]] = list
-    """Builds the masks of the other objects of the image; broken ones are left out."""
+    others: Iterable[Callable[[], Target]] = ()
+    """Build the masks of the other objects of the image."""
     image_name: str = ""
     """What errors call the image, by default its path."""
 
@@ -58,20 +58,13 @@ class AnnotatedImages(ABC, Generic[Key]):
     looked for, and a `ValueError` that names file and record.
 
     A reader's constructor finds the *keys* of its objects, whatever it needs to find one again
-    (the number of a file, ids), calls `_ask` with each, and `_choose` at the end. What a key stands
-    for is read by `_read` when it is asked for.
+    (the number of a file, ids), and calls `_ask` with each, once `_read` and `_image_name` can be
+    called. What a key stands for is read by `_read` when it is asked for.
     """
 
-    by_sentence: ClassVar[bool] = False
-    """Whether an object has several sentences, each of which is a sample."""
-    sentence_key: ClassVar[str] = ""
-    """What the metadata calls the number of the sentence; empty where it does not have it."""
-    name: str
-    split: str
-    skipped: Counter[str]
-    """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
-    excluded: int
-    """Number of samples left out for their image (``exclude_images=``)."""
+    sentence_key: ClassVar[str | None] = None
+    """What the metadata calls the number of a sentence, or "" where it does not have it; None where
+    an object has no sentences that are samples of their own."""
 
     def __init__(
         self,
@@ -87,8 +80,10 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         self.name = name
         self.split = split
-        self.skipped = Counter()
+        self.skipped: Counter[str] = Counter()
+        """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
         self.excluded = 0
+        """Number of samples left out for their image (``exclude_images=``)."""
         self.per_reference = per_reference
         """Whether an object is one sample, with its first sentence."""
         self._exclude = {image_key(image) for image in exclude_images or ()}
@@ -116,14 +111,18 @@ class AnnotatedImages(ABC, Generic[Key]):
             metadata[self.sentence_key] = number
         if self.per_reference:
             metadata["sentences"] = list(entry.sentences.values())
-        elif self.by_sentence:
+        elif self.sentence_key is not None:
             identifier += f"-{number}"
         load = partial(read_image, entry.image, entry.size, entry.image_name)
         return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
 
     def others(self, index: int, /) -> list[Target]:
         """Masks of the other annotated objects in the image; broken annotations are left out."""
-        return self._at(index)[0].others()
+        found = []
+        for build in self._at(index)[0].others:
+            with suppress(RecordError):
+                found.append(build())
+        return found
 
     def image_path(self, index: int, /) -> Path | None:
         """The file of a sample's image, or None where it does not lie in a file."""
@@ -132,7 +131,7 @@ class AnnotatedImages(ABC, Generic[Key]):
 
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
-        return frozenset(map(self._image_name, dict(self._questions)))
+        return frozenset(self._image_name(key) for key, _ in self._questions)
 
     def _at(self, index: int) -> tuple[Entry, int]:
         """The object of a sample and the number of its sentence."""
@@ -151,64 +150,36 @@ class AnnotatedImages(ABC, Generic[Key]):
         """The name of the image's file."""
 
     def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
-        """Ask for an object by each of its sentences, or by the first."""
+        """Ask for an object by each of its sentences, or by the first.
+
+        Left out are excluded images and, where broken records are skipped, objects whose annotation
+        is broken or, as its header tells, whose image is.
+        """
         asked = list(numbers)[: 1 if self.per_reference else None]
-        self._questions += [(key, number) for number in asked]
-
-    def _choose(self) -> None:
-        """Keep the images that are allowed and, on request, the records that are sound."""
-        if self._exclude:
-            self.excluded = self._drop(self._is_excluded).total()
-        if self._on_error == "skip":
-            self.skipped.update(self._drop(self._fault))
-
-    def _is_excluded(self, key: Key) -> bool:
-        try:
-            return image_key(self._image_name(key)) in self._exclude
-        except RecordError:
-            if self._on_error == "raise":
-                raise
-            return False  # such a record is counted as broken
-
-    def _drop(self, reason_of: Callable[[Key], Any]) -> Counter[Any]:
-        """Drop the questions about objects for which there is a reason; counts them by reason."""
-        reasons = {key: reason_of(key) for key in dict(self._questions)}
-        dropped = Counter(reason for key, _ in self._questions if (reason := reasons[key]))
-        self._questions = [each for each in self._questions if not reasons[each[0]]]
-        return dropped
-
-    def _fault(self, key: Key) -> str:
-        """What is wrong with an annotation or, as its header tells, an image; empty if nothing."""
-        try:
-            entry = self._read(key)
-            entry.target()
-            image_size(entry.image, entry.image_name, entry.size)
-        except FileNotFoundError:
-            return str(Fault.MISSING_IMAGE)
-        except ValueError as error:
-            return str(getattr(error, "fault", Fault.MALFORMED))
-        return ""
+        with self._reading_record(len(asked), (ValueError, FileNotFoundError)):
+            if self._exclude and image_key(self._image_name(key)) in self._exclude:
+                self.excluded += len(asked)
+                return
+            if self._on_error == "skip":
+                entry = self._read(key)
+                entry.target()
+                image_size(entry.image, entry.image_name, entry.size)
+            self._questions += [(key, number) for number in asked]
 
     @contextmanager
-    def _reading_record(self, count: int = 1) -> Iterator[None]:
-        """Raise a `RecordError` of the block, or count it where broken records are left out."""
+    def _reading_record(
+        self, count: int = 1, faults: tuple[type[Exception], ...] = (RecordError,)
+    ) -> Iterator[None]:
+        """Raise ``faults`` of the block, or count them where broken records are left out."""
         try:
             yield
-        except RecordError as error:
+        except faults as error:
             if self._on_error == "raise":
                 raise
-            self.skipped[str(error.fault)] += count
-
-
-def valid_targets(builders: Iterable[Callable[[], Target]]) -> list[Target]:
-    """The targets of some objects, without the broken ones."""
-    found = []
-    for build in builders:
-        try:
-            found.append(build())
-        except RecordError:
-            continue
-    return found
+            missing = isinstance(error, FileNotFoundError)
+            fault = Fault.MISSING_IMAGE if missing else getattr(error, "fault", Fault.MALFORMED)
+            if count:
+                self.skipped[str(fault)] += count
 
 
 def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:

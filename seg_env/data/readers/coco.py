@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import first_existing, folder_of
-from seg_env.data.readers.annotated_images import (
-    AnnotatedImages,
-    Entry,
-    Key,
-    Options,
-    valid_targets,
-)
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, Options
 from seg_env.data.records import Record, RecordError, garbage_collection_paused, read_json
 from seg_env.data.segmentations import object_target, union
 from seg_env.types import Target
@@ -136,11 +130,7 @@ class CocoImages(AnnotatedImages[Key]):
             parts = [self.object_target(image_id, each).rle for each in annotation_ids]
             return union(parts, size)
 
-        def others() -> list[Target]:
-            asked = set(annotation_ids)
-            rest = (each for each in self._annotations.get(image_id, {}) if each not in asked)
-            return valid_targets(partial(self.object_target, image_id, each) for each in rest)
-
+        others = self._annotations.get(image_id, {}).keys() - set(annotation_ids)
         return Entry(
             id=identifier,
             sentences=sentences,
@@ -148,7 +138,7 @@ class CocoImages(AnnotatedImages[Key]):
             size=size,
             target=target,
             metadata=metadata | {"image_id": image_id, "file_name": file_name},
-            others=others,
+            others=[partial(self.object_target, image_id, each) for each in sorted(others)],
         )
 
 
@@ -189,12 +179,11 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         root = Path(data_root).expanduser().absolute()
         self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
+        first = next(iter(self._images.values()), None)
+        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
         for image_id, members in sorted(self._annotations.items()):
             with self._reading_record(len(members)):
                 self._ask_for(image_id, members)
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        self._choose()
 
     def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
         """Ask for each object of an image, or for all of each category."""

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Unpack
 
 from seg_env.data.images import folder_of, image_size
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.refer import COCO_FOLDERS
 from seg_env.data.records import Record
 from seg_env.data.segmentations import object_target
@@ -44,7 +44,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
     where samples are references.
     """
 
-    by_sentence = True
+    sentence_key = ""
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
             with self._reading_record():
                 for k, each in enumerate(self._objects_of(record)):
                     self._ask((number, k, _file_name(record)), range(len(each.sentences)))
-        self._choose()
 
     def _read(self, key: tuple[int, int, str]) -> Entry:
         number, k, file_name = key
@@ -95,7 +94,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
             size=size,
             target=targets[k],
             metadata={**objects[k].metadata, "file_name": file_name, "row": number},
-            others=partial(valid_targets, targets[:k] + targets[k + 1 :]),
+            others=targets[:k] + targets[k + 1 :],
             image_name=f"{record.where}: image" if isinstance(image, bytes) else "",
         )
 
@@ -202,7 +201,7 @@ class ParquetFiles:
         """Read the footers."""
         open_file = require("pyarrow.dataset").dataset
         self.columns: set[str] = set()
-        self._groups: list[tuple[Any, Path, int]] = []  # the row group, its first row in the file
+        self._groups: list[tuple[Any, Path, int]] = []  # row group, its file, rows before the file
         self._starts: list[int] = []  # its first row in all files
         length = 0
         for path in paths:
@@ -212,7 +211,7 @@ class ParquetFiles:
                 self.columns.update(file.schema.names)
                 (fragment,) = file.get_fragments()
                 for part in fragment.split_by_row_group():
-                    self._groups.append((part, path, length - before))
+                    self._groups.append((part, path, before))
                     self._starts.append(length)
                     length += part.row_groups[0].num_rows
         self._cached: tuple[int, Any] = (-1, None)
@@ -225,7 +224,7 @@ class ParquetFiles:
         group = bisect_right(self._starts, index) - 1
         if self._cached[0] != group:
             self._cached = (group, self._read(group, None))
-        values = self._cached[1].slice(index - self._starts[group], 1).to_pylist()[0]
+        (values,) = self._cached[1].slice(index - self._starts[group], 1).to_pylist()
         return self._record(group, index, values)
 
     def walk(self, columns: Collection[str]) -> Iterator[Record]:
@@ -237,8 +236,8 @@ class ParquetFiles:
 
     def _record(self, group: int, index: int, values: dict[str, Any]) -> Record:
         """A row, which errors call by its file and its number in it."""
-        _, path, first = self._groups[group]
-        return Record(values, f"{path}: row {first + index - self._starts[group]}")
+        _, path, before = self._groups[group]
+        return Record(values, f"{path}: row {index - before}")
 
     def _read(self, group: int, columns: list[str] | None) -> Any:
         part, path, _ = self._groups[group]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from array import array
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -60,18 +62,15 @@ class JsonLines(AnnotatedImages[int]):
         root = Path(data_root).expanduser().absolute()
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
-        starts: list[int] = []
-        position = 0
+        self._starts = array("q")  # of all lines, in bytes
         with self.path.open("rb") as stream:
             while line := stream.readline(MAX_LINE + 1):
+                number = len(self._starts)
                 if len(line) > MAX_LINE:
-                    raise ValueError(f"{self.path}: line {len(starts) + 1} has over 64 MiB")
-                starts.append(position if line.strip() else -1)
-                position += len(line)
-        self._starts = np.array(starts, dtype=np.int64)
-        for row in np.flatnonzero(self._starts >= 0).tolist():
-            self._ask(row)
-        self._choose()
+                    raise ValueError(f"{self.path}: line {number + 1} has over 64 MiB")
+                self._starts.append(stream.tell() - len(line))
+                if line.strip():
+                    self._ask(number)
 
     def _read(self, key: int) -> Entry:
         record = self._record(key)
@@ -92,7 +91,7 @@ class JsonLines(AnnotatedImages[int]):
             size=(size[0], size[1]),
             target=partial(self._target, record, (size[0], size[1])),
             metadata={**extras, "file_name": record.text("image")},
-            others=partial(_others, record, (size[0], size[1])),
+            others=_others(record, (size[0], size[1])),
         )
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
@@ -102,10 +101,10 @@ class JsonLines(AnnotatedImages[int]):
                 f"{record.where}: expected one of 'rle', 'rings' and 'mask', got {forms}"
             )
         with located(record.where):
-            ignore = _run_lengths(record.get("ignore"), size) if "ignore" in record else None
+            ignore = _run_lengths(record.get("ignore"), size).rle if "ignore" in record else None
             match forms[0]:
                 case "rle":
-                    rle = _run_lengths(record.get("rle"), size)
+                    rle = _run_lengths(record.get("rle"), size).rle
                 case "rings":
                     rle = rasterize_rle(_rings(record.get("rings"), size), size)
                 case _:
@@ -114,22 +113,22 @@ class JsonLines(AnnotatedImages[int]):
 
     def _record(self, key: int) -> Record:
         with self.path.open("rb") as stream:
-            stream.seek(int(self._starts[key]))
+            stream.seek(self._starts[key])
             return Record.parse(stream.readline(MAX_LINE), f"{self.path}: line {key + 1}")
 
     def _image_name(self, key: int) -> str:
         return self._record(key).text("image")
 
 
-def _others(record: Record, size: tuple[int, int]) -> list[Target]:
-    with located(record.where):
-        return [Target(_run_lengths(each, size)) for each in record.items("others", [])]
+def _others(record: Record, size: tuple[int, int]) -> Iterator[Callable[[], Target]]:
+    for each in record.items("others", []):
+        yield partial(_run_lengths, each, size)
 
 
-def _run_lengths(value: object, size: tuple[int, int]) -> Rle:
+def _run_lengths(value: object, size: tuple[int, int]) -> Target:
     if not isinstance(value, dict):
         raise RecordError(f"run lengths are {{'size', 'counts'}}, got {describe(value)}")
-    return target_from_segmentation(value, size).rle
+    return target_from_segmentation(value, size)
 
 
 def _rings(value: object, size: tuple[int, int]) -> list[Ring]:

@@ -11,7 +11,7 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options, valid_targets
+from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
 from seg_env.types import Target
@@ -64,7 +64,6 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
                 groups, image = self._groups(shapes_of(record)), self._find_image(record, path)
                 for group in groups:
                     self._ask((str(path.relative_to(self.image_root)), image, group))
-        self._choose()
 
     def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
         """Numbers of the shapes that belong together."""
@@ -110,7 +109,7 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
             size=size,
             target=partial(_filled, [shapes[k] for k in group], size),
             metadata={"file_name": image_name, "label": first.text("label"), "shapes": list(group)},
-            others=partial(valid_targets, [partial(_filled, [shapes[k]], size) for k in others]),
+            others=[partial(_filled, [shapes[k]], size) for k in others],
             image_name=f"{record.where}: imageData" if isinstance(image, bytes) else "",
         )
 

@@ -9,6 +9,7 @@ from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from seg_env.data.images import first_existing, image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
@@ -41,7 +42,6 @@ class ReasonSeg(AnnotatedImages[str]):
     number), and ``sentences`` where samples are images.
     """
 
-    by_sentence = True
     sentence_key = "sentence"
 
     def __init__(
@@ -67,7 +67,6 @@ class ReasonSeg(AnnotatedImages[str]):
         for path in paths:
             with self._reading_record():
                 self._ask(path.name, _texts(read_json_file(path)))
-        self._choose()
 
     def _read(self, key: str) -> Entry:
         record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)
@@ -101,12 +100,12 @@ def painted_target(record: Record, size: tuple[int, int]) -> Target:
     if not layers:
         problem = "'shapes' is empty: there is nothing to outline"
         raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
-    target, void = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+    painted = np.zeros(size, dtype=np.uint8)  # 1 target, 2 void
     layers.sort(key=lambda layer: layer[0])
     for _, is_void, filled in reversed(layers):
-        target[filled], void[filled] = not is_void, is_void
-    ignore = Rle.from_mask(void) if void.any() else None
-    return Target(Rle.from_mask(target), ignore=ignore)
+        painted[filled] = 2 if is_void else 1
+    ignore = Rle.from_mask(painted == 2) if (painted == 2).any() else None
+    return Target(Rle.from_mask(painted == 1), ignore=ignore)
 
 
 def _texts(record: Record) -> dict[int, str]:
@@ -126,51 +125,26 @@ def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArra
 
     Pixels are OpenCV's for polygons within the image. When one reaches out, OpenCV moves corners to
     the border by rules that differ between its versions; here what lies outside is cut off. Time
-    and memory are bounded by the number of vertices times the sides of the image.
+    is bounded by the length of the outline, which `check_inside` keeps near the image.
     """
-    height, width = size
     mask = np.zeros(size, dtype=np.bool_)
     if not len(points) or not mask.size:
         return mask
     corners = np.trunc(np.clip(points, -(2.0**30), 2.0**30)).astype(np.int64)
-    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+    edges = list(zip(corners.tolist(), np.roll(corners, -1, axis=0).tolist(), strict=True))
+    for start, end in edges:
         _toggle_right_of(mask, start, end)
     np.logical_xor.accumulate(mask, axis=1, out=mask)
-    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        columns, rows = _line(start, end, (width, height))
-        mask[rows, columns] = True
-    return mask
+    canvas = Image.fromarray(mask.view(np.uint8))
+    for edge in edges:  # Pillow rounds halves up, OpenCV down: so from right to left
+        ImageDraw.Draw(canvas).line([tuple(end) for end in sorted(edge, reverse=True)], fill=1)
+    return np.asarray(canvas).astype(np.bool_)
 
 
-def _toggle_right_of(
-    mask: NDArray[np.bool_], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> None:
+def _toggle_right_of(mask: NDArray[np.bool_], start: list[int], end: list[int]) -> None:
     """Toggle, in every row that an edge crosses, the first pixel that is not left of it."""
-    (x0, y0), (x1, y1) = start.tolist(), end.tolist()
-    if y0 > y1:
-        x0, y0, x1, y1 = x1, y1, x0, y0
+    (y0, x0), (y1, x1) = sorted((y, x) for x, y in (start, end))
     rows = np.arange(max(y0, 0), min(y1, mask.shape[0]))  # the lower end belongs to the next edge
     columns = -((rows - y0) * (x0 - x1) // max(y1 - y0, 1)) + x0  # rounded up
     inside = columns < mask.shape[1]
     mask[rows[inside], np.maximum(columns[inside], 0)] ^= True
-
-
-def _line(
-    start: NDArray[np.int64], end: NDArray[np.int64], limits: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bresenham's line from left to right: columns and rows of its pixels within the image."""
-    if start[0] > end[0]:
-        start, end = end, start
-    steps = np.abs(end - start)
-    major = 0 if steps[0] >= steps[1] else 1
-    minor = 1 - major
-    length, rise = max(int(steps[major]), 1), int(steps[minor])
-    # Only the steps at which the line is beside neither of the two borders it runs across.
-    low, high = sorted((int(start[major]), int(end[major])))
-    along = np.arange(max(low, 0), min(high, limits[major] - 1) + 1)
-    step = np.abs(along - start[major])
-    rising = (2 * step * rise + length - 1) // (2 * length)  # rounded to the nearest, halves down
-    across = start[minor] + np.where(end[minor] >= start[minor], rising, -rising)
-    inside = (across >= 0) & (across < limits[minor])
-    along, across = along[inside], across[inside]
-    return (along, across) if major == 0 else (across, along)

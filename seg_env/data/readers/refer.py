@@ -28,7 +28,20 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "ref
 EMBEDDED_NAME = "embedded-sample"
 
 
-class Refer(CocoImages[int]):
+class Reference(NamedTuple):
+    """One entry of ``refs(*)``."""
+
+    id: int
+    image_id: int
+    category_id: int
+    """-1 where the category is that of the objects."""
+    annotation_ids: tuple[int, ...]
+    """Empty where it refers to nothing."""
+    sentences: dict[int, str]
+    """By id."""
+
+
+class Refer(CocoImages[Reference]):
     """One split of a data set of the RefCOCO family: one sample for each sentence.
 
     On disk, as the ``refer`` API and its data have it::
@@ -51,7 +64,6 @@ class Refer(CocoImages[int]):
     and ``sentences`` where samples are references.
     """
 
-    by_sentence = True
     sentence_key = "sent_id"
 
     def __init__(
@@ -82,18 +94,17 @@ class Refer(CocoImages[int]):
         instances_path = root / name / "instances.json"
         if not instances_path.is_file():
             raise _missing(instances_path, root, name)
-        self._references = self._read_references(path)
-        sentences = sum(len(reference.sentences) for reference in self._references)
+        references = self._read_references(path)
+        sentences = sum(len(reference.sentences) for reference in references)
         if root != embedded_root():
-            check_counts(name, self.split_by, split, len(self._references), sentences)
-        self._read_instances(instances_path, {reference.image_id for reference in self._references})
-        for number, reference in enumerate(self._references):
+            check_counts(name, self.split_by, split, len(references), sentences)
+        self._read_instances(instances_path, {reference.image_id for reference in references})
+        first = next((image.file_name for image in self._images.values()), None)
+        self.image_root = _find_images(root, name, image_root, first)
+        for reference in references:
             with self._reading_record(1 if per_reference else len(reference.sentences)):
                 self._check_links(reference, path)
-                self._ask(number, reference.sentences)
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, name, image_root, first.file_name if first else "")
-        self._choose()
+                self._ask(reference, reference.sentences)
 
     @garbage_collection_paused()
     def _read_references(self, path: Path) -> list[Reference]:
@@ -135,36 +146,27 @@ class Refer(CocoImages[int]):
             problem = f"names {what}image {image_id}, which is not in {self._path}"
             raise RecordError(f"{path}: ref_id {reference.id} {problem}")
 
-    def _read(self, key: int) -> Entry:
-        reference = self._references[key]
-        return self._entry(
-            f"{self.name}-{self.split_by}-{self.split}-{reference.id}",
-            reference.image_id,
-            reference.annotation_ids,
-            reference.sentences,
-            {
-                "ref_id": reference.id,
-                **self._described(reference),
-                "image_ann_ids": list(self._annotations.get(reference.image_id, {})),
-            },
+    def _read(self, key: Reference) -> Entry:
+        number, image_id, category_id, ids, sentences = key
+        of_image = self._annotations.get(image_id, {})
+        categories = (
+            [of_image[each].category_id for each in ids] if self._several else [category_id]
         )
-
-    def _image_name(self, key: int) -> str:
-        return self._images[self._references[key].image_id].file_name
-
-    def _described(self, reference: Reference) -> dict[str, Any]:
-        """What the metadata says about the objects of a reference."""
-        ids, names = reference.annotation_ids, self._categories
-        if not self._several:
-            category = reference.category_id
-            return {"ann_id": ids[0], "category_id": category, "category": names.get(category, "")}
-        categories = [self._annotations[reference.image_id][each].category_id for each in ids]
-        return {
+        described: dict[str, Any] = {
             "ann_id": list(ids),
             "category_id": categories,
-            "category": [names.get(each, "") for each in categories],
-            "no_target": not ids,
+            "category": [self._categories.get(each, "") for each in categories],
         }
+        if self._several:
+            described["no_target"] = not ids
+        else:
+            described = {name: values[0] for name, values in described.items()}
+        metadata = {"ref_id": number, **described, "image_ann_ids": list(of_image)}
+        identifier = f"{self.name}-{self.split_by}-{self.split}-{number}"
+        return self._entry(identifier, image_id, ids, sentences, metadata)
+
+    def _image_name(self, key: Reference) -> str:
+        return self._images[key.image_id].file_name
 
 
 class GRefCoco(Refer):
@@ -255,18 +257,18 @@ def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path,
 
 
 def _find_images(
-    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str
+    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str | None
 ) -> Path:
-    """The folder in which the split's first image lies."""
+    """The folder in which the split's first image lies, or should if it has none."""
     if image_root is not None:
         folders = [Path(image_root).expanduser()]
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    if found := folder_of(first, folders):
+    if found := folder_of(first, folders) if first else folders[0]:
         return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
-    raise _missing(folders[0] / first, root, name, looked)
+    raise _missing(folders[0] / str(first), root, name, looked)
 
 
 def _prefix(name: str) -> str:
@@ -296,19 +298,6 @@ MAX_REPETITION = 8
 """How many times its own size a file may unfold to: pickles can name one list many times."""
 SENTENCE_SIZE = 64
 """What a sentence takes beside its text, which may be empty."""
-
-
-class Reference(NamedTuple):
-    """One entry of ``refs(*)``."""
-
-    id: int
-    image_id: int
-    category_id: int
-    """-1 where the category is that of the objects."""
-    annotation_ids: tuple[int, ...]
-    """Empty where it refers to nothing."""
-    sentences: dict[int, str]
-    """By id."""
 
 
 def _load(path: Path) -> list[Any]:

@@ -105,11 +105,8 @@ class Scenes:
     def others(self, index: int) -> list[Target]:
         """Masks of the objects of scene ``index`` that its question does not ask for."""
         scene = self.scene(index)
-        return [
-            Target.from_mask(mask)
-            for number, mask in enumerate(scene.masks)
-            if scene.absent or number != scene.chosen
-        ]
+        asked = None if scene.absent else scene.chosen
+        return [Target.from_mask(mask) for k, mask in enumerate(scene.masks) if k != asked]
 
     def scene(self, index: int) -> Scene:
         """Draw scene ``index``; the image itself is painted when it is asked for."""

@@ -189,28 +189,6 @@ class Facts:
         return Extension(certain, possible)
 
 
-class _Spread(NamedTuple):
-    """First edge, mean and last edge of each object's visible pixels along one axis, unit frame."""
-
-    low: NDArray[np.float64]
-    middle: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-    @classmethod
-    def along(cls, visible: NDArray[np.bool_], summed: int) -> _Spread:
-        """Measure ``(N, H, W)`` masks along the axis that remains when one is summed over."""
-        counts = visible.sum(axis=summed)
-        length = counts.shape[1]
-        first = (counts > 0).argmax(axis=1) / length
-        last = 1.0 - (counts[:, ::-1] > 0).argmax(axis=1) / length
-        mean = counts @ (np.arange(length) + 0.5) / counts.sum(axis=1) / length
-        return cls(first, mean, last)
-
-    def mirrored(self) -> _Spread:
-        """The same with the axis running the other way."""
-        return _Spread(1.0 - self.high, 1.0 - self.middle, 1.0 - self.low)
-
-
 def establish(
     objects: Sequence[SceneObject], alone: NDArray[np.bool_], visible: NDArray[np.bool_]
 ) -> Facts:
@@ -219,36 +197,44 @@ def establish(
     ``alone`` has the pixels of each object as if it stood alone, ``visible`` those that no other
     covers, both ``(N, H, W)``.
     """
-    right, down = _Spread.along(visible, 1), _Spread.along(visible, 2)
-    left, up = right.mirrored(), down.mirrored()
-    from_middle = np.maximum(abs(right.middle - 0.5), abs(down.middle - 0.5))
-    words = _attributes(objects) | {
-        "on the left": _below(right.middle, 0.36, 0.48),
-        "on the right": _below(left.middle, 0.36, 0.48),
-        "at the top": _below(down.middle, 0.36, 0.48),
-        "at the bottom": _below(up.middle, 0.36, 0.48),
-        "in the middle": _below(from_middle, 0.09, 0.2),
-    }
+    words, relations = _attributes(objects), _orders(alone, visible)
     scales = np.log([thing.scale for thing in objects])
     seen = np.log(visible.sum(axis=(1, 2)))
-    # Outermost: by the middle and by the outer edge. Size: by the outline and by what is seen.
-    criteria = {
-        "leftmost": ((right.middle, 0.07), (right.low, 0.02)),
-        "rightmost": ((left.middle, 0.07), (left.low, 0.02)),
-        "topmost": ((down.middle, 0.07), (down.low, 0.02)),
-        "bottommost": ((up.middle, 0.07), (up.low, 0.02)),
-        "smallest": ((scales, 0.2), (seen, 0.2)),
-        "largest": ((-scales, 0.2), (-seen, 0.2)),
+    # Size: by the outline and by what is seen. Outermost: by the middle and by the outer edge.
+    criteria: dict[str, tuple[tuple[list[float], float], ...]] = {
+        "smallest": ((scales.tolist(), 0.2), (seen.tolist(), 0.2)),
+        "largest": (((-scales).tolist(), 0.2), ((-seen).tolist(), 0.2)),
     }
-    return Facts(
-        objects=tuple(objects),
-        words=words,
-        relations=_directions(right, down) | _orders(alone, visible),
-        criteria={
-            word: tuple((values.tolist(), margin) for values, margin in pairs)
-            for word, pairs in criteria.items()
-        },
-    )
+    right, down = _spread(visible, 1), _spread(visible, 2)
+    left, up = (1.0 - spread[::-1] for spread in (right, down))  # the axis runs the other way
+    along, across = (right, left, down, up), (down, down, right, right)  # in the words' order
+    for (low, middle, high), (_, beside, _), place, superlative, direction in zip(
+        along, across, PLACES, SUPERLATIVES, DIRECTIONS, strict=False
+    ):
+        words[place] = _below(middle, 0.36, 0.48)
+        criteria[superlative] = ((middle.tolist(), 0.07), (low.tolist(), 0.02))
+        for anchor in range(len(objects)):
+            # Certain: neither reaches the other's middle, and the way is not mostly sideways.
+            ahead = middle[anchor] - middle
+            certain = ahead > np.maximum(0.1, abs(beside[anchor] - beside))
+            certain &= (high < middle[anchor]) & (middle < low[anchor])
+            relations[direction, anchor] = Extension(_bits(certain), _bits(ahead > -0.03))
+    from_middle = np.maximum(abs(right[1] - 0.5), abs(down[1] - 0.5))
+    words["in the middle"] = _below(from_middle, 0.09, 0.2)
+    return Facts(tuple(objects), words, relations, criteria)
+
+
+def _spread(visible: NDArray[np.bool_], summed: int) -> NDArray[np.float64]:
+    """First edge, mean and last edge of each object along one axis, ``(3, N)`` in the unit frame.
+
+    The axis is the one that remains of ``(N, H, W)`` masks when the axis ``summed`` is summed over.
+    """
+    counts = visible.sum(axis=summed)
+    length = counts.shape[1]
+    first = (counts > 0).argmax(axis=1) / length
+    last = 1.0 - (counts[:, ::-1] > 0).argmax(axis=1) / length
+    mean = counts @ (np.arange(length) + 0.5) / counts.sum(axis=1) / length
+    return np.array([first, mean, last])
 
 
 def _attributes(objects: Sequence[SceneObject]) -> dict[str, Extension]:
@@ -257,24 +243,6 @@ def _attributes(objects: Sequence[SceneObject]) -> dict[str, Extension]:
         for word in (thing.shape, thing.color, thing.texture, thing.size):
             words[word] = words.get(word, 0) | 1 << k
     return {word: Extension(bits, bits) for word, bits in words.items()}
-
-
-def _directions(right: _Spread, down: _Spread) -> dict[tuple[str, int], Extension]:
-    """Certain: neither reaches the other's middle, and the way there is not mostly sideways."""
-    relations: dict[tuple[str, int], Extension] = {}
-    for word, along, aside in (
-        ("left of", right, down),
-        ("right of", right.mirrored(), down),
-        ("above", down, right),
-        ("below", down.mirrored(), right),
-    ):
-        for anchor, middle in enumerate(along.middle):
-            ahead = middle - along.middle
-            beside = abs(aside.middle[anchor] - aside.middle)
-            certain = ahead > np.maximum(0.1, beside)
-            certain &= (along.high < middle) & (along.middle < along.low[anchor])
-            relations[word, anchor] = Extension(_bits(certain), _bits(ahead > -0.03))
-    return relations
 
 
 def _orders(

@@ -7,7 +7,7 @@ it where that is at least one half, so mask and antialiased image agree by const
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +25,13 @@ SCALES = {"small": (0.09, 0.107), "medium": (0.132, 0.152), "large": (0.188, 0.2
 """Radius of a circle that looks as large, by size word; the gaps keep the words unmistakable."""
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
+class Patch(NamedTuple):
     """Coverage of a rectangle of pixels; everything outside it is uncovered."""
 
-    top: int
-    left: int
+    window: tuple[slice, slice]
+    """Rows and columns in the image."""
     coverage: NDArray[np.float32]
     """``(h, w)``, covered share of each pixel, in [0, 1]."""
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns in the image."""
-        height, width = self.coverage.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True)
@@ -75,15 +68,15 @@ class SceneObject:
         outer = self._place(shape.outer) * size
         low = np.clip(np.floor(outer.min(axis=0)).astype(int), 0, size - 1)
         high = np.clip(np.ceil(outer.max(axis=0)).astype(int), low + 1, size)
-        width, height = (high - low).tolist()
-        canvas = Image.new("L", (width * samples, height * samples))
+        canvas = Image.new("L", tuple(((high - low) * samples).tolist()))
         draw = ImageDraw.Draw(canvas)
         for outline, fill in ((shape.outer, 255), (shape.hole, 0)):
             if outline is not None:  # integer points of the canvas are the samples' centres
                 corners = np.rint((self._place(outline) * size - low) * samples - 0.5)
                 draw.polygon(list(map(tuple, corners.astype(int).tolist())), fill=fill)
         coverage = np.asarray(canvas.reduce(samples), dtype=np.float32) / np.float32(255.0)
-        return Patch(int(low[1]), int(low[0]), coverage)
+        columns, rows = map(slice, low.tolist(), high.tolist())
+        return Patch((rows, columns), coverage)
 
     def _place(self, outline: Outline) -> Outline:
         cosine, sine = np.cos(self.angle), np.sin(self.angle)

@@ -93,7 +93,8 @@ def _cast_shadow(image: Pixels, patch: Patch, sun: float) -> None:
     reach = 0.014 * size
     canvas = Image.new("L", (size, size))
     stamp = Image.fromarray((patch.coverage * 255.0).astype(np.uint8))
-    offset = (round(patch.left - reach * np.cos(sun)), round(patch.top - reach * np.sin(sun)))
+    top, left = (side.start for side in patch.window)
+    offset = (round(left - reach * np.cos(sun)), round(top - reach * np.sin(sun)))
     canvas.paste(stamp, offset)
     shadow = np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.016 * size)), dtype=np.float32)
     image *= 1.0 - np.float32(0.42 / 255.0) * shadow[..., None]
