@@ -25,7 +25,6 @@ from PIL import ExifTags, Image, ImageOps
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
 from seg_env.data.images import FORMATS
-from seg_env.data.readers.hub import require
 from seg_env.data.records import Record, RecordError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
@@ -76,8 +75,6 @@ class Files:
         tables = [each for each in found if each.name.endswith(".parquet")]
         if place.is_dir():  # img2dataset writes a table of addresses beside each folder of images
             tables = [each for each in tables if not each.with_suffix("").is_dir()]
-        if tables and not archives:
-            require("pyarrow.parquet")  # before models are loaded for nothing
         if archives or tables:
             return [Shard(each.name, (str(each),)) for each in archives or tables]
         images = sorted(
@@ -282,12 +279,14 @@ def read_parquet(path: Path) -> Iterator[RawImage | Reason]:
 
     Raises:
         ValueError: The table is sound and has no column of images.
-        ImportError: ``pyarrow`` is missing: ``pip install 'simpleseg-rl[hub]'``.
     """
-    broken = (require("pyarrow").ArrowException, OSError, ValueError, KeyError)
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    broken = (ArrowException, OSError, ValueError, KeyError)
     with path.open("rb") as opened:  # a file that has disappeared is no corrupt one
         try:
-            file = require("pyarrow.parquet").ParquetFile(opened, buffer_size=1 << 20)
+            file = ParquetFile(opened, buffer_size=1 << 20)
         except broken:
             yield Reason.CORRUPT_TABLE
             return

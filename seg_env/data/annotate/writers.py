@@ -13,7 +13,6 @@ from seg_env.data.annotate.job import Job
 from seg_env.data.annotate.stages import Found
 from seg_env.data.annotate.tally import Tally
 from seg_env.data.export import run_lengths
-from seg_env.data.readers.hub import require
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
@@ -78,10 +77,12 @@ EXAMPLE_ROW = {
 
 def write_parquet(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
     """Write rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
-    arrow = require("pyarrow")
+    import pyarrow as arrow
+    from pyarrow.parquet import ParquetWriter
+
     schema = arrow.Table.from_pylist([EXAMPLE_ROW]).schema
     path = folder / f"{job.split}.parquet"
-    with require("pyarrow.parquet").ParquetWriter(path, schema) as file:
+    with ParquetWriter(path, schema) as file:
         while group := list(islice(images, 32)):
             with tally.timed("write"):
                 rows = [_row(*each, job, tally) for each in group]

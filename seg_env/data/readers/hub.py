@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Unpack
 
@@ -38,7 +37,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
       bbox, mask{counts, size}}]``; split ``validation``.
 
     ``data_root`` may also be the id of a data set (``"moondream/refcoco-m"``), whose files
-    are then downloaded. Either way needs ``pip install 'simpleseg-rl[hub]'``.
+    are then downloaded.
 
     Metadata holds what the row knows about the object, ``file_name`` and ``row``, and ``sentences``
     where samples are references.
@@ -61,9 +60,10 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
         name = str(data_root) if on_hub else "parquet"
         super().__init__(name, split, per_reference=per_reference, **options)
         if on_hub:
-            download = require("huggingface_hub").snapshot_download
+            from huggingface_hub import snapshot_download
+
             patterns = [f"*{split}*.parquet"]
-            root = Path(download(name, repo_type="dataset", allow_patterns=patterns))
+            root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
         self._table = ParquetFiles(_find_files(root.absolute(), split))
         columns = self._table.columns
         fitting = [read for needed, read in LAYOUTS.values() if columns.issuperset(needed)]
@@ -199,7 +199,8 @@ class ParquetFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the footers."""
-        open_file = require("pyarrow.dataset").dataset
+        from pyarrow import dataset
+
         self.columns: set[str] = set()
         self._groups: list[tuple[Any, Path, int]] = []  # row group, its file, rows before the file
         self._starts: list[int] = []  # its first row in all files
@@ -207,7 +208,7 @@ class ParquetFiles:
         for path in paths:
             before = length
             with _reading(path):
-                file = open_file(str(path), format="parquet")
+                file = dataset.dataset(str(path), format="parquet")
                 self.columns.update(file.schema.names)
                 (fragment,) = file.get_fragments()
                 for part in fragment.split_by_row_group():
@@ -251,13 +252,3 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error
-
-
-def require(module: str) -> Any:
-    """Import a module of the extra ``hub``; the `ImportError` says how to install it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"data sets of the hub need {module.partition('.')[0]}: pip install 'simpleseg-rl[hub]'"
-        ) from error

@@ -179,16 +179,6 @@ def test_a_table_of_another_form_or_no_table_is_refused(tmp_path):
         Parquet(tmp_path, "testA")
 
 
-def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
-    write(tmp_path / "val.parquet", [{"a": 1}])
-    monkeypatch.setitem(sys.modules, "pyarrow.dataset", None)
-    with pytest.raises(ImportError, match=r"pip install 'simpleseg-rl\[hub\]'"):
-        Parquet(tmp_path, "val")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match="need huggingface_hub: pip install"):
-        Parquet("moondream/refcoco-m", "validation")
-
-
 def test_through_the_hub(tmp_path, monkeypatch):
     rows = [moondream_row(encoded_image(tmp_path), SQUARE_MASK)]
     write(tmp_path / "data/validation-00000-of-00001.parquet", rows)
