@@ -1,7 +1,6 @@
 """Tables of the hub as parquet files."""
 
 import json
-import sys
 from fnmatch import fnmatch
 
 import huggingface_hub
