@@ -29,12 +29,7 @@ from rich.markdown import Markdown
 from experiments.common.arguments import TaskArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import write_atomically, write_json
-from experiments.common.policies import (
-    EMBEDDED,
-    answer_length,
-    compare_on_questions,
-    longest_answer,
-)
+from experiments.common.policies import EMBEDDED, compare_on_questions, longest_answer
 from experiments.evaluation.answers import AnsweredQuestion, Missing, match_answers, read_answers
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
@@ -251,14 +246,13 @@ class TaskEvaluation:
         from experiments.evaluation.loop import collect_answers
 
         args = self.args
-        length = answer_length(args.max_new_tokens, args.policy)
         return collect_answers(
             policy,
             self.core,
             self.folder,
             args.asked(),
             questions=self.questions,
-            max_new_tokens=longest_answer(length, policy, self.core, self.console),
+            max_new_tokens=longest_answer(args.answer_length(), policy, self.core, self.console),
             resume=args.resume,
             console=self.console,
             left_out=self.left_out,

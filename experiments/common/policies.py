@@ -18,7 +18,7 @@ from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, AnswerFrame
-from seg_env.tasks import Task, answer
+from seg_env.tasks import answer
 
 if TYPE_CHECKING:
     from agents.policy.checks import VisionReport
@@ -70,13 +70,6 @@ def open_policy(
         message = f"{name}: answers in frame {policy.answer_frame.description}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
     return policy
-
-
-def open_processor(name: str) -> Any:
-    """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
-    from agents.policy.loading import open_policy_processor
-
-    return open_policy_processor(SHIPPED.get(name, name))
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:
@@ -212,14 +205,6 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
     return report.to_json()
 
 
-def answer_length(choice: AnswerLength, name: str | None) -> AnswerLength:
-    """What ``"auto"`` stands for: a number for `SHIPPED` and new (None) policies, else itself.
-
-    It is what the longest honest outline of an easy scene needs, with some room.
-    """
-    return 128 if choice == "auto" and (name is None or name in SHIPPED) else choice
-
-
 def longest_answer(
     choice: AnswerLength, policy: VLMPolicy, core: ReferringCore, console: Console
 ) -> int:
@@ -235,28 +220,24 @@ def longest_answer(
         if choice < 1:
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
-    places = _spread_evenly(len(core.dataset), 256)
-    lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
-    left_out = LeftOut()
-    for index in places:
+    lengths, left_out = [], LeftOut()
+    for index in _spread_evenly(len(core.dataset), 256):
         try:
             with loading():
                 sample = core.dataset[index]
-                texts = {task: answer(sample, task, frame=core.answer_frame) for task in lengths}
+                texts = [answer(sample, task, frame=core.answer_frame) for task in core.tasks.tasks]
         except UnusableSampleError as error:  # counted where it is asked about
             left_out.add(str(index), error)
             continue
-        for task, text in texts.items():
-            tokens = policy.tokenizer(text, add_special_tokens=False).input_ids
-            lengths[task].append(len(tokens) + 1)
-    if len(left_out) == len(places):
+        tokens = policy.tokenizer(texts, add_special_tokens=False).input_ids
+        lengths.append([len(row) + 1 for row in tokens])
+    if not lengths:
         raise UnusableSampleError(f"no true answer can be written: {left_out.summary()}")
-    high = max(float(np.quantile(some, 0.99)) for some in lengths.values())
-    count = min(map(len, lengths.values()))
+    high = float(np.quantile(lengths, 0.99, axis=0).max())
     found = math.ceil(high * 1.2)
     console.print(
-        f"longest answer: {found} tokens (99% of {count} true answers of {core.dataset.name} "
-        f"({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
+        f"longest answer: {found} tokens (99% of {len(lengths)} true answers of "
+        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
         soft_wrap=True,
     )
