@@ -143,7 +143,6 @@ def main(args: Args) -> dict[str, Any]:
             policy = build_policy(args, console)
             require_plain_prompts(policy.processor, Scenes("val")[0].image)
             images = open_images(args)
-            check_enough(args, len(images))
         run = Run(args, policy, console, world, args.answer_length())
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
         left_out = LeftOut(args.on_error)
@@ -160,7 +159,12 @@ def main(args: Args) -> dict[str, Any]:
             frame=policy.answer_frame,
             left_out=left_out,
         )
-        check_enough(args, len(demonstrations))
+        if len(demonstrations) < args.cloning.batch_size:
+            raise WrongOptionError(
+                f"{args.data or 'the scenes'} have {len(demonstrations)} images to learn from, "
+                f"fewer than a batch of {args.cloning.batch_size}: give more, or a smaller "
+                f"--cloning.batch-size"
+            )
         with opening():
             agent = BehaviorCloning(
                 policy, demonstrations, args.cloning, max_new_tokens=run.max_new_tokens
@@ -221,15 +225,6 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
         # Its backward is twice as fast at these lengths.
         policy.model.set_attn_implementation("eager")
     return policy
-
-
-def check_enough(args: Args, images: int) -> None:
-    """Raise `WrongOptionError` for fewer images than a batch has."""
-    if images < args.cloning.batch_size:
-        raise WrongOptionError(
-            f"{args.data or 'the scenes'} have {images} images to learn from, fewer than a "
-            f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
-        )
 
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:

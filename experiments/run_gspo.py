@@ -65,7 +65,7 @@ def main(args: Args) -> dict[str, Any]:
     from agents.gspo import GSPO
     from experiments.common.run import train_on_policy
 
-    return train_on_policy(args, "gspo", GSPO, "GSPO")
+    return train_on_policy(args, args.gspo, GSPO, "GSPO")
 
 
 def train_on_trl(args: Args) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def main(args: Args) -> dict[str, Any]:
     from agents.ppo import PPO
     from experiments.common.run import train_on_policy
 
-    return train_on_policy(args, "ppo", PPO, "PPO")
+    return train_on_policy(args, args.ppo, PPO, "PPO")
 
 
 command_line = partial(run_command, Args, main, __doc__, FIRST)

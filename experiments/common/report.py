@@ -118,16 +118,26 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def left_out_lines(scores: dict[str, Any]) -> list[str]:
-    """What could not be asked about, when learning and when measuring."""
-    found = {when: LeftOut(reasons=left).summary() for when, left in scores["left_out"].items()}
-    return [f"When {when}, {summary}." for when, summary in found.items() if summary]
+def report_text(title: str, scores: dict[str, Any]) -> str:
+    """What ``report.md`` says above its images, and what is printed."""
+    sections = [f"# {title}: {scores['updates']} updates, seed {scores['seed']}"]
+    for when, reasons in scores["left_out"].items():
+        if summary := LeftOut(reasons=reasons).summary():
+            sections.append(f"When {when}, {summary}.")
+    if "after" in scores:
+        before = scores["before"]
+        sections += [
+            f"{before['questions']} held-out questions of `{scores['dataset']}` "
+            f"({scores['split']});\nsampled answers: {before['sampled']['answers_per_question']} "
+            f"each, at temperature 1.\nAn empty union counts as IoU 1.",
+            markdown_table(HEADINGS, table_rows(scores)),
+        ]
+    return "\n\n".join(sections)
 
 
 def write_report(
     folder: Path,
-    title: str,
-    scores: dict[str, Any],
+    text: str,
     origin: dict[str, str],
     core: ReferringCore,
     before: Evaluations,
@@ -137,31 +147,20 @@ def write_report(
 
     Args:
         folder: That of the run, which has its metrics.
-        title: Of the report.
-        scores: What ``scores.json`` holds.
-        origin: How the run was made, but for what ``scores`` says.
+        text: See `report_text`.
+        origin: How the run was made.
         core: The held-out questions.
         before: What was measured before training; nothing if nothing was measured at all.
         after: What was measured after it.
     """
-    sections = [f"# {title}: {scores['updates']} updates, seed {scores['seed']}"]
+    sections = [text]
     if before:
-        sampled = scores["before"]["sampled"]["answers_per_question"]
         plot_answers(
             folder / "before_after.png",
             ("before", core, before["greedy"]),
             ("after", core, after["greedy"]),
         )
-        lines = [
-            f"{scores['before']['questions']} held-out questions of `{scores['dataset']}` "
-            f"({scores['split']});",
-            f"sampled answers: {sampled} each, at temperature 1.",
-            "An empty union counts as IoU 1.",
-            *left_out_lines(scores),
-        ]
         sections += [
-            "\n".join(lines),
-            markdown_table(HEADINGS, table_rows(scores)),
             "The target, the answer before and the answer after, on the first held-out questions:",
             "![Before and after](before_after.png)",
         ]
@@ -172,14 +171,7 @@ def write_report(
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             versions.append(f"{name} {version(name)}")
-    origin = {
-        "Command": f"`{typed_command()}`",
-        **origin,
-        "Frame of the numbers": scores["frame"],
-        "Measured on": f"{scores['dataset']} ({scores['split']})",
-        "Versions": ", ".join(versions),
-        "Time": f"{scores['minutes']:.1f} minutes",
-    }
+    origin = {"Command": f"`{typed_command()}`", **origin, "Versions": ", ".join(versions)}
     sections += [
         "![Learning curve](learning_curve.png)",
         "How this was made:",

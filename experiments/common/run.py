@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 
 from agents.base import Agent
 from agents.behavior_cloning import BehaviorCloning
@@ -40,39 +41,31 @@ from experiments.common.policies import (
     longest_answer,
     require_vision,
 )
-from experiments.common.report import (
-    HEADINGS,
-    Evaluations,
-    left_out_lines,
-    scores_of,
-    table_rows,
-    write_report,
-)
-from experiments.common.tables import terminal_table
+from experiments.common.report import Evaluations, report_text, scores_of, write_report
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
 
 
 def train_on_policy(
-    args: TrainingArguments, name: str, agent_type: Callable[..., OnPolicyAgent], title: str
+    args: TrainingArguments,
+    config: OnPolicyConfig,
+    agent_type: Callable[..., OnPolicyAgent],
+    title: str,
 ) -> dict[str, Any]:
     """Open what the command line names, train an on-policy agent on it, and report.
 
-    ``name`` is that of the agent's settings among the arguments. Returns the scores.
+    ``config`` are the agent's settings among the arguments. Returns the scores.
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
-            config: OnPolicyConfig = getattr(args, name)
             config.seed = args.seed
             fit_to_deepspeed(config, args.deepspeed, console)
             policy = args.open_policy(console)
             envs = args.open_environment(config, world, policy.answer_frame)
             length = args.answer_length(config.max_new_tokens)
-            longest = longest_answer(length, policy, envs.core, console)
-            config.max_new_tokens = longest
-            frame = envs.core.answer_frame
-            constrain(policy, args.policy, args.grammar, longest, frame, console)
+            longest = config.max_new_tokens = longest_answer(length, policy, envs.core, console)
+            constrain(policy, args.policy, args.grammar, longest, envs.core.answer_frame)
         run = Run(args, policy, console, world, length)
         with opening():
             agent = agent_type(policy, envs, config, on_error=args.on_error)
@@ -177,21 +170,25 @@ class Run:
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
         }
+        text = report_text(title, scores)
         if self.world.is_main:
             write_json(self.folder / "scores.json", scores)
             size = agent.policy.model.num_parameters() / 1e6
-            # What is demonstrated earns nothing.
             cloned = isinstance(agent, BehaviorCloning)
-            rewards = () if cloned else getattr(self.args, "rewards", ())
+            rewards = "" if cloned else " ".join(getattr(self.args, "rewards", ()))
             origin = {
                 "Policy": f"`{self.args.policy or 'new'}`, {size:.2f} M parameters",
+                "Frame of the numbers": scores["frame"],
                 "Learned from": learned_from,
-                "Rewards": f"`{' '.join(rewards)}`"
-                if rewards
-                else "none: answers are demonstrated",
+                "Measured on": f"{scores['dataset']} ({scores['split']})",
+                "Rewards": f"`{rewards}`" if rewards else "none: answers are demonstrated",
+                "Time": f"{scores['minutes']:.1f} minutes",
             }
-            write_report(self.folder, title, scores, origin, self.core, before, after)
-        self._tell(scores, title)
+            write_report(self.folder, text, origin, self.core, before, after)
+        self.console.print(Markdown(text))
+        self.console.print(
+            f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
+        )
         return scores
 
     def _begin(self) -> Evaluations:
@@ -314,17 +311,6 @@ class Run:
         if self.core.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
         return curve
-
-    def _tell(self, scores: dict[str, Any], title: str) -> None:
-        """Print what came of the run."""
-        if "after" in scores:
-            name = f"{title} on {self.core.dataset.name} ({self.args.updates} updates)"
-            self.console.print(terminal_table(HEADINGS, table_rows(scores), title=name))
-        for line in left_out_lines(scores):
-            self.console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
-        self.console.print(
-            f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
-        )
 
 
 def _status(metrics: dict[str, float]) -> str:
