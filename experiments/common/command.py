@@ -121,9 +121,9 @@ def _print_first_options(args_type: type[Any], description: str, first: FirstOpt
     """Print the short help page."""
     console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
     # The description up to its first example, with that; paragraphs fit any width.
-    opening, _, rest = description.strip().replace("``", "").partition("\n\n    ")
-    opening, example = re.sub(r"(?<=\S)\n(?=\S)", " ", opening), rest.partition("\n\n")[0]
-    console.print(f"usage: {script} [options]\n\n{opening}\n\n    {example}".rstrip())
+    told, _, rest = description.strip().replace("``", "").partition("\n\n    ")
+    told, example = re.sub(r"(?<=\S)\n(?=\S)", " ", told), rest.partition("\n\n")[0]
+    console.print(f"usage: {script} [options]\n\n{told}\n\n    {example}".rstrip())
     defaults = args_type()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
