@@ -25,7 +25,7 @@ from rich.console import Console
 
 from experiments.common.arguments import PolicyArguments
 from experiments.common.command import opening, run_command
-from experiments.common.policies import AnswerLength, PrecisionChoice, answer_length
+from experiments.common.policies import AnswerLength, PrecisionChoice
 from rewards.composite import DEFAULT_REWARDS, RewardSum
 from rewards.mask_iou import outline_iou
 from seg_env.data.images import image_size, read_image
@@ -76,7 +76,7 @@ class Demo:
         self.policy, self.output_dir = policy, args.output_dir
         policy.model.eval()
         self.rewards = RewardSum.from_spec(" ".join(args.rewards))
-        length = answer_length(args.max_new_tokens, args.policy)
+        length = args.answer_length()
         # Of the images that will come no outlines are known whose length could be measured.
         self.max_new_tokens = 1024 if length == "auto" else length
         self._generator = torch.Generator().manual_seed(args.seed)

@@ -29,12 +29,7 @@ from rich.markdown import Markdown
 from experiments.common.arguments import TaskArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import write_atomically, write_json
-from experiments.common.policies import (
-    EMBEDDED,
-    answer_length,
-    compare_on_questions,
-    longest_answer,
-)
+from experiments.common.policies import EMBEDDED, compare_on_questions, longest_answer
 from experiments.evaluation.answers import (
     Answered,
     Answers,
@@ -246,7 +241,7 @@ class TaskEvaluation:
 
         from experiments.evaluation.loop import collect_answers
 
-        length = answer_length(args.max_new_tokens, args.policy)
+        length = args.answer_length()
         return collect_answers(
             self.policy,
             self.core,

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,7 +58,6 @@ from seg_env.tasks.queries import QueryStyle
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
     from experiments.common.cloning_data import LabelledImages
-    from experiments.common.run import Run
 
 
 @dataclass
@@ -144,16 +143,13 @@ def main(args: Args) -> dict[str, Any]:
             policy = build_policy(args, console)
             require_plain_prompts(policy.processor, Scenes("val")[0].image)
             images = open_images(args)
-            check_enough(args, len(images))
         run = Run(args, policy, console, world, args.answer_length())
-        run.claim_folder()  # before the demonstrations, which take minutes
         console.print(f"{policy.model.num_parameters() / 1e6:.2f} M parameters")
         left_out = LeftOut(args.on_error)
         # Every rank has all demonstrations, as it does not know which it will be asked for.
         demonstrations = demonstrate_images(
             images,
-            args.policy,
-            args.model,
+            policy.processor,
             tasks=TEXT_TASKS if args.task is None else args.cloning.demonstrated,
             queries=args.queries,
             epsilon=args.epsilon,
@@ -163,7 +159,12 @@ def main(args: Args) -> dict[str, Any]:
             frame=policy.answer_frame,
             left_out=left_out,
         )
-        check_enough(args, len(demonstrations))
+        if len(demonstrations) < args.cloning.batch_size:
+            raise WrongOptionError(
+                f"{args.data or 'the scenes'} have {len(demonstrations)} images to learn from, "
+                f"fewer than a batch of {args.cloning.batch_size}: give more, or a smaller "
+                f"--cloning.batch-size"
+            )
         with opening():
             agent = BehaviorCloning(
                 policy, demonstrations, args.cloning, max_new_tokens=run.max_new_tokens
@@ -173,7 +174,6 @@ def main(args: Args) -> dict[str, Any]:
             agent,
             "Behaviour cloning",
             learned_from=args.data or f"{len(images)} {args.difficulty} scenes (train)",
-            more_scores=lambda: task_scores(args, run),
         )
 
 
@@ -185,29 +185,6 @@ def open_images(args: Args) -> LabelledImages:
         return RecordedImages(args.data, args.scenes)
     difficulty: Any = args.difficulty
     return Scenes("train", difficulty, length=args.scenes, negatives=args.negatives)
-
-
-def task_scores(args: Args, run: Run) -> dict[str, Any]:
-    """How well the finished policy does each task that it was asked to learn."""
-    from experiments.evaluation.loop import evaluate
-
-    if args.task is None:
-        return {}
-    agent = run.agent
-    given = {
-        **args.environment(),
-        "split": args.evaluation.split,
-        "negatives": args.negatives,
-        "queries": asdict(args.queries),
-        "frame": agent.policy.answer_frame,
-    }
-    found = {}
-    for task in TaskMixture.from_spec(args.task).tasks:
-        core = open_questions(args.env, task=task, **given)
-        with agent.gathered_weights():
-            measured = evaluate(agent.policy, core, run.questions, world=agent.world)
-        found[task] = measured.fit_score()
-    return {"tasks": found}
 
 
 def set_tasks(args: Args) -> None:
@@ -248,15 +225,6 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
         # Its backward is twice as fast at these lengths.
         policy.model.set_attn_implementation("eager")
     return policy
-
-
-def check_enough(args: Args, images: int) -> None:
-    """Raise `WrongOptionError` for fewer images than a batch has."""
-    if images < args.cloning.batch_size:
-        raise WrongOptionError(
-            f"{args.data or 'the scenes'} have {images} images to learn from, fewer than a "
-            f"batch of {args.cloning.batch_size}: give more, or a smaller --cloning.batch-size"
-        )
 
 
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:

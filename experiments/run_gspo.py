@@ -34,10 +34,13 @@ from experiments.common.arguments import FIRST, TrainingArguments
 from experiments.common.command import opening, run_command
 from seg_env.errors import WrongOptionError
 
-NOT_IN_TRL = (
-    *("deepspeed", "grammar", "turns", "refine_template", "negatives", "task", "queries"),
-)
-"""Arguments that TRL does not carry out: they must be left at their defaults."""
+HONOURED = {
+    *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
+    *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
+    *("frame", "max_new_tokens", "vision_check", "on_error"),
+    *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
+}
+"""Arguments that TRL carries out; any other must be left at its default."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ def main(args: Args) -> dict[str, Any]:
     from agents.gspo import GSPO
     from experiments.common.run import train_on_policy
 
-    return train_on_policy(args, "gspo", GSPO, "GSPO")
+    return train_on_policy(args, args.gspo, GSPO, "GSPO")
 
 
 def train_on_trl(args: Args) -> dict[str, Any]:
@@ -72,8 +75,8 @@ def train_on_trl(args: Args) -> dict[str, Any]:
         WrongOptionError: An argument has no counterpart in TRL and would be ignored.
     """
     defaults = Args()
-    for name in NOT_IN_TRL:
-        if getattr(args, name) != getattr(defaults, name):
+    for name, given in vars(args).items():
+        if name not in HONOURED and given != getattr(defaults, name):
             raise WrongOptionError(
                 f"--{name.replace('_', '-')} has no counterpart under --backend trl: leave it "
                 "out, or leave --backend trl out"

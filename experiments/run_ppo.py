@@ -1,8 +1,7 @@
 """Improve a policy by PPO with a critic and show what changed.
 
 As ``run_gspo.py``, with an advantage for every token: a value head on the policy's hidden states
-says what an answer may still earn, and each vertex earns what it added to the reward. The report
-has the curves of the critic besides, in ``training_curves.png``.
+says what an answer may still earn, and each vertex earns what it added to the reward.
 
     python experiments/run_ppo.py
     python experiments/run_ppo.py --ppo.credit answer --ppo.critic separate
@@ -37,7 +36,7 @@ def main(args: Args) -> dict[str, Any]:
     from agents.ppo import PPO
     from experiments.common.run import train_on_policy
 
-    return train_on_policy(args, "ppo", PPO, "PPO")
+    return train_on_policy(args, args.ppo, PPO, "PPO")
 
 
 command_line = partial(run_command, Args, main, __doc__, FIRST)

@@ -28,7 +28,7 @@ from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from experiments.common.policies import GrammarOptions
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.referring import open_rules
+from seg_env.envs.referring import open_questions, open_rules
 from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 
@@ -91,7 +91,6 @@ def main(args: Args) -> dict[str, Any]:
             longest = longest_answer(length, policy, rules, console)
             require_plain_prompts(policy.processor, rules.ask(0).image)
         run = Run(args, policy, console, world, length)
-        run.claim_folder()  # before thousands of answers are sampled
         left_out = LeftOut(args.on_error)
         demonstrations = own_demonstrations(policy, rules, args, longest, console, left_out)
         with opening():
@@ -113,11 +112,13 @@ def own_demonstrations(
     from agents.demonstrations import demonstrate_refinement
     from experiments.evaluation.loop import ask
 
+    once = args.environment() | {"turns": None, "refine_template": None}
+    questions = open_questions(args.env, **once, frame=policy.answer_frame)
     count = min(args.scenes, len(rules.dataset))
     order = np.random.default_rng(args.seed).permutation(len(rules.dataset))[:count].tolist()
     batches = [order[start : start + 64] for start in range(0, count, 64)]
     sampling: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": longest, "seed": args.seed}
-    asked = ask(policy, rules, batches, left_out=left_out, **sampling)
+    asked = ask(policy, questions, batches, left_out=left_out, **sampling)
     found: list[Demonstration] = []
     with progress_bar(console) as progress:
         task = progress.add_task("first answers", total=count, status="")

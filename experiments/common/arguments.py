@@ -12,10 +12,10 @@ from rich.console import Console
 from agents.settings import OnPolicyConfig
 from experiments.common.policies import (
     EMBEDDED,
+    SHIPPED,
     AnswerLength,
     GrammarOptions,
     PrecisionChoice,
-    answer_length,
     open_policy,
 )
 from rewards.composite import DEFAULT_REWARDS
@@ -77,6 +77,18 @@ class PolicyArguments:
     seed: int = 0
     """Seed of all that is drawn at random."""
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether the policy is one of the project's own, or a new one."""
+        return self.policy is None or self.policy in SHIPPED
+
+    def answer_length(self) -> AnswerLength:
+        """Tokens of the longest answer: 128 for ``"auto"`` with policies of the project's own.
+
+        It is what the longest honest outline of an easy scene needs, with some room.
+        """
+        return 128 if self.max_new_tokens == "auto" and self.is_shipped else self.max_new_tokens
+
     def open_policy(self, console: Console) -> VLMPolicy:
         """The policy that is named; says which frame it writes in."""
         return open_policy(
@@ -107,7 +119,9 @@ class QuestionArguments(PolicyArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        names = ("split", "data_root", "split_by", "difficulty")
+        return self._given("split", "data_root", "split_by", "difficulty")
+
+    def _given(self, *names: str) -> dict[str, Any]:
         return {name: given for name in names if (given := getattr(self, name)) is not None}
 
 
@@ -127,9 +141,7 @@ class TaskArguments(QuestionArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        names = ("negatives", "image_size")
-        found = super().environment()
-        found |= {name: given for name in names if (given := getattr(self, name)) is not None}
+        found = super().environment() | self._given("negatives", "image_size")
         if self.task != DEFAULT_TASK:
             found["task"] = self.task
         if self.queries != QueryStyle():
@@ -166,7 +178,7 @@ class RunArguments(QuestionArguments):
         """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""
         if self.max_new_tokens == "auto" and configured != OnPolicyConfig.max_new_tokens:
             return configured
-        return answer_length(self.max_new_tokens, self.policy)
+        return super().answer_length()
 
 
 @dataclass
@@ -184,9 +196,8 @@ class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of t
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        names = ("turns", "refine_template")
-        found = super().environment() | {"rewards": " ".join(self.rewards)}
-        return found | {name: given for name in names if (given := getattr(self, name)) is not None}
+        given = self._given("turns", "refine_template") | {"rewards": " ".join(self.rewards)}
+        return super().environment() | given
 
     def open_environment(
         self, config: OnPolicyConfig, world: World, frame: AnswerFrame = UNIT_ANSWERS

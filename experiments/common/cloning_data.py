@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ import torch
 from rich.console import Console
 
 from agents.demonstrations import Demonstration, demonstrate
-from agents.embedded.tiny import TinyConfig, build_processor
 from experiments.common.logs import progress_bar
-from experiments.common.policies import open_processor
 from seg_env.data import open_dataset
 from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages
@@ -37,19 +35,18 @@ class RecordedImages:
         groups: dict[str, list[int]] = {}
         for index in range(len(self.dataset)):
             groups.setdefault(_image_of(self.dataset, index), []).append(index)
-        self._groups = list(groups.values())[:most]
-        self._names = list(groups)[:most]
+        self._groups = list(groups.items())[:most]
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def name_of(self, index: int) -> str:
         """The file of image ``index``, or the id of a sample about it."""
-        return self._names[index]
+        return self._groups[index][0]
 
     def samples_of(self, index: int) -> list[Sample]:
         """The samples about image ``index``, without those whose object is absent."""
-        samples = [self.dataset[row] for row in self._groups[index]]
+        samples = [self.dataset[row] for row in self._groups[index][1]]
         return [sample for sample in samples if sample.target.area]
 
 
@@ -84,8 +81,7 @@ def _image_of(dataset: Dataset, index: int) -> str:
 
 def demonstrate_images(
     images: LabelledImages,
-    policy: str | None,
-    model: TinyConfig,
+    processor: Any,
     *,
     workers: int,
     console: Console,
@@ -98,8 +94,7 @@ def demonstrate_images(
 
     Args:
         images: What is asked about.
-        policy: Whose processor is used; None for a new policy of the shape ``model``.
-        model: Shape of a new policy.
+        processor: That of the policy to be taught.
         workers: Processes.
         console: Where the progress bar is drawn.
         left_out: Gets images that are broken, or that the processor refuses.
@@ -108,7 +103,7 @@ def demonstrate_images(
     Raises:
         UnusableSampleError: An image cannot be used and is not to be left out.
     """
-    work = partial(_demonstrate, images, policy, model, settings | {"pad": True})
+    work = partial(_demonstrate, images, processor, settings | {"pad": True})
     found: list[Demonstration] = []
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
@@ -118,35 +113,25 @@ def demonstrate_images(
         places = range(len(images))
         parts = map(work, places) if alone else pool.map(work, places, chunksize=250)
         task = progress.add_task("reading images", total=len(images), status="")
-        for index, (demonstration, error) in enumerate(parts):
-            if error is not None:
-                left_out.add(images.name_of(index), error)
-            if demonstration is not None:
-                found.append(demonstration)
+        for index, part in enumerate(parts):
+            if isinstance(part, UnusableSampleError):
+                left_out.add(images.name_of(index), part)
+            elif part is not None:
+                found.append(part)
             progress.advance(task)
     return found
 
 
 def _demonstrate(
-    images: LabelledImages,
-    policy: str | None,
-    model: TinyConfig,
-    settings: dict[str, Any],
-    index: int,
-) -> tuple[Demonstration | None, UnusableSampleError | None]:
+    images: LabelledImages, processor: Any, settings: dict[str, Any], index: int
+) -> Demonstration | UnusableSampleError | None:
     """The demonstration of an image, if there is an object in it, or why it cannot be used."""
     try:
         with loading():
             samples = images.samples_of(index)
             if not samples:
-                return None, None
+                return None
             settings["frame"].for_image(samples[0].image.shape[:2])
-        return demonstrate(_processor(policy, model), samples, **settings), None
+        return demonstrate(processor, samples, **settings)
     except UnusableSampleError as error:
-        return None, error
-
-
-@cache
-def _processor(policy: str | None, model: TinyConfig) -> Any:
-    """Opened once by every process."""
-    return build_processor(model) if policy is None else open_processor(policy)
+        return error

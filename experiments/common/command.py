@@ -120,7 +120,10 @@ def brief_errors(*, debug: bool = False) -> Iterator[None]:
 def _print_first_options(args_type: type[Any], description: str, first: FirstOptions) -> None:
     """Print the short help page."""
     console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
-    console.print(f"usage: {script} [options]\n\n{_opening_of(description)}")
+    # The description up to its first example, with that; paragraphs fit any width.
+    told, _, rest = description.strip().replace("``", "").partition("\n\n    ")
+    told, example = re.sub(r"(?<=\S)\n(?=\S)", " ", told), rest.partition("\n\n")[0]
+    console.print(f"usage: {script} [options]\n\n{told}\n\n    {example}".rstrip())
     defaults = args_type()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -134,17 +137,6 @@ def _print_first_options(args_type: type[Any], description: str, first: FirstOpt
     table.add_row("  --help-all", "All options.")
     table.add_row("  --debug", "Show where an error arose.")
     console.print(table)
-
-
-def _opening_of(description: str) -> str:
-    """Paragraphs of a docstring up to its first example, with that."""
-    found = []
-    for paragraph in description.strip().split("\n\n"):
-        example = paragraph.startswith("    ")
-        found.append(paragraph if example else " ".join(paragraph.split()))
-        if example:
-            break
-    return "\n\n".join(found).replace("``", "")
 
 
 def _option(defaults: Any, name: str) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import shutil
@@ -19,13 +20,11 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
-    Task,
     TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-from rich.table import Column
-from rich.text import Text
 
 from seg_env.errors import ExplainedError, WrongOptionError
 
@@ -75,8 +74,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def start_run(folder: Path, config: Any, *, resume: bool) -> None:
-    """Prepare a run's folder and record its configuration.
+def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
+    """Make sure that a folder is free, or that its run goes on as it was started.
+
+    Returns:
+        The configuration as ``config.json`` records it.
 
     Raises:
         RunExistsError: There is a run already and ``resume`` is False.
@@ -86,8 +88,7 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     wanted.pop("resume", None)
     if not recorded.exists():
-        write_json(recorded, wanted)
-        return
+        return wanted
     if not resume:
         raise RunExistsError(
             f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
@@ -103,6 +104,14 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
             f"{folder} was started with other values of {', '.join(changed)}: resume with the "
             "same ones, or start another --output-dir"
         )
+    return wanted
+
+
+def start_run(folder: Path, config: Any, *, resume: bool) -> None:
+    """Make a run's folder with its configuration, or find it as `check_run` wants it."""
+    wanted = check_run(folder, config, resume=resume)
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", wanted)
 
 
 def check_command(folder: Path, command: Sequence[str]) -> None:
@@ -147,48 +156,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar whose tasks carry a ``status`` field; it fits 80 columns with one of 25 letters."""
+    """A bar whose tasks carry a ``status`` field; it fits 80 columns with one of 25 letters.
+
+    What is left follows from the mean pace of all steps since the first one.
+    """
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
-        TimesColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
         console=console,
+        speed_estimate_period=math.inf,
     )
-
-
-class TimesColumn(ProgressColumn):
-    """How long a task has taken, and how long it will take at the mean pace so far.
-
-    What is left counts down between two steps, however long one takes.
-    """
-
-    def __init__(self) -> None:
-        """Keep both times on one line."""
-        super().__init__(Column(no_wrap=True))
-        self._steps: dict[int, tuple[float, float, float]] = {}
-
-    def render(self, task: Task) -> Text:
-        """The text, as in ``1:05 elapsed, 2:10 left``."""
-        elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
-        text = f"{clock(elapsed)} elapsed"
-        if task.finished or task.total is None:
-            return Text(text)
-        # What a resumed run has done before it did not do in this time.
-        before, done, when = self._steps.get(task.id, (task.completed, task.completed, 0.0))
-        if task.completed != done:
-            done, when = task.completed, elapsed
-        self._steps[task.id] = before, done, when
-        if done <= before:
-            return Text(f"{text}, estimating")
-        left = when / (done - before) * (task.total - done) - (elapsed - when)
-        return Text(f"{text}, {clock(max(left, 0.0))} left")
-
-
-def clock(seconds: float) -> str:
-    """A time as in ``1:02:03`` or ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

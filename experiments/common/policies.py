@@ -18,7 +18,7 @@ from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, AnswerFrame
-from seg_env.tasks import Task, answer
+from seg_env.tasks import answer
 
 if TYPE_CHECKING:
     from agents.policy.checks import VisionReport
@@ -72,13 +72,6 @@ def open_policy(
     return policy
 
 
-def open_processor(name: str) -> Any:
-    """The processor of one of `SHIPPED`, a folder, or a hub id, without its model."""
-    from agents.policy.loading import open_policy_processor
-
-    return open_policy_processor(SHIPPED.get(name, name))
-
-
 def choose_precision(choice: PrecisionChoice) -> Precision:
     """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32."""
     if choice != "auto":
@@ -97,7 +90,8 @@ class GrammarOptions:
 
     constrained: bool = False
     """Only outlines, complete within the longest answer: other tokens get no probability, in
-    sampling, training and evaluation. Not for policies that answer in sentences."""
+    sampling, training and evaluation. Not for policies that answer in sentences. In a frame with
+    other limits for every image, numbers of four digits are allowed, also beyond a border."""
     decimals: int | None = None
     """Most digits after the point; by default 2, always written, for the shipped policies, else
     3."""
@@ -111,7 +105,6 @@ def constrain(
     options: GrammarOptions,
     max_new_tokens: int,
     frame: AnswerFrame,
-    console: Console,
 ) -> None:
     """Set the policy's constraint if the options ask for one; ``name`` is what --policy says.
 
@@ -125,14 +118,6 @@ def constrain(
             f"--grammar.constrained allows bracketed numbers, and frame "
             f"{frame.family!r} writes location tokens: leave it out, or choose "
             f"another --frame"
-        )
-    if frame.depends_on_image:
-        console.print(
-            f"frame {frame.family} has other limits for every image: the grammar allows whole "
-            f"numbers of up to four digits, and so also those beyond a border. --image-size gives "
-            f"all images the same limits",
-            highlight=False,
-            soft_wrap=True,
         )
     if find_spec("xgrammar") is None:
         raise WrongOptionError(
@@ -212,14 +197,6 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
     return report.to_json()
 
 
-def answer_length(choice: AnswerLength, name: str | None) -> AnswerLength:
-    """What ``"auto"`` stands for: a number for `SHIPPED` and new (None) policies, else itself.
-
-    It is what the longest honest outline of an easy scene needs, with some room.
-    """
-    return 128 if choice == "auto" and (name is None or name in SHIPPED) else choice
-
-
 def longest_answer(
     choice: AnswerLength, policy: VLMPolicy, core: ReferringCore, console: Console
 ) -> int:
@@ -235,28 +212,24 @@ def longest_answer(
         if choice < 1:
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
-    places = _spread_evenly(len(core.dataset), 256)
-    lengths: dict[Task, list[int]] = {task: [] for task in core.tasks.tasks}
-    left_out = LeftOut()
-    for index in places:
+    lengths, left_out = [], LeftOut()
+    for index in _spread_evenly(len(core.dataset), 256):
         try:
             with loading():
                 sample = core.dataset[index]
-                texts = {task: answer(sample, task, frame=core.answer_frame) for task in lengths}
+                texts = [answer(sample, task, frame=core.answer_frame) for task in core.tasks.tasks]
         except UnusableSampleError as error:  # counted where it is asked about
             left_out.add(str(index), error)
             continue
-        for task, text in texts.items():
-            tokens = policy.tokenizer(text, add_special_tokens=False).input_ids
-            lengths[task].append(len(tokens) + 1)
-    if len(left_out) == len(places):
+        tokens = policy.tokenizer(texts, add_special_tokens=False).input_ids
+        lengths.append([len(row) + 1 for row in tokens])
+    if not lengths:
         raise UnusableSampleError(f"no true answer can be written: {left_out.summary()}")
-    high = max(float(np.quantile(some, 0.99)) for some in lengths.values())
-    count = min(map(len, lengths.values()))
+    high = float(np.quantile(lengths, 0.99, axis=0).max())
     found = math.ceil(high * 1.2)
     console.print(
-        f"longest answer: {found} tokens (99% of {count} true answers of {core.dataset.name} "
-        f"({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
+        f"longest answer: {found} tokens (99% of {len(lengths)} true answers of "
+        f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
         soft_wrap=True,
     )

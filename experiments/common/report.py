@@ -1,16 +1,23 @@
-"""What a run leaves to look at: a table, curves, outlines before and after, and what turns did."""
+"""What a run leaves to look at: a report with a table, curves, outlines before and after."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.common.command import typed_command
+from experiments.common.logs import read_metrics, write_atomically
+from experiments.common.tables import markdown_table
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import ReferringCore
+from seg_env.envs.left_out import LeftOut
 from seg_env.envs.render import draw_overlay
 from seg_env.metrics import bootstrap_interval, giou_gain
 
@@ -33,7 +40,7 @@ ROWS = (
 The first two are for episodes of several turns only."""
 HEADINGS = ("", "before", "after", "change [95 %]")
 
-LEARNING_PANELS = (
+PANELS = (
     ("Cross-entropy per answer token", ["train/loss"]),
     ("Sampled answers", ["rollout/iou", "rollout/reward"]),
     ("Held-out gIoU", ["eval/sampled_giou", "eval/greedy_giou", "eval/first_giou"]),
@@ -44,22 +51,19 @@ LEARNING_PANELS = (
         "Well-formed, degenerate groups",
         ["rollout/valid", "eval/well_formed", "rollout/degenerate_groups"],
     ),
-)
-"""Curves of any run: titles, and names of metrics; all that contain one ending in a slash."""
-CRITIC_PANELS = (
-    ("Value loss", ["train/value_loss"]),
-    ("Explained variance", ["train/explained_variance"]),
-    ("Reward, and what the critic expects per token", ["rollout/reward", "train/value"]),
-    ("KL to the sampling policy, per token", ["train/approx_kl"]),
     (
         "KL to the warm start, per answer, and its weight",
         ["train/reference_kl", "train/kl_coefficient"],
     ),
-    ("Clip fractions", ["train/clip_fraction", "train/value_clip_fraction"]),
-    ("Entropy per token", ["train/entropy"]),
+    ("What the critic expects, per token", ["train/value", "train/explained_variance"]),
+    ("Loss and clip fraction of values", ["train/value_loss", "train/value_clip_fraction"]),
     ("Gradient norm", ["train/grad_norm"]),
 )
-"""Curves of what happens inside PPO's updates: titles, and names of metrics."""
+"""Curves of a run, which has some of them: titles, and names of metrics; all that contain one
+ending in a slash."""
+
+PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
+"""Installed packages that decide about the numbers, whose versions reports name."""
 
 Panels = Sequence[tuple[str, list[str]]]
 Evaluations = dict[str, Evaluation]
@@ -112,6 +116,68 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             change += f"  [{low:+.1f}, {high:+.1f}]"
         rows.append((label, f"{old:.1f}", f"{new:.1f}", change))
     return rows
+
+
+def report_text(title: str, scores: dict[str, Any]) -> str:
+    """What ``report.md`` says above its images, and what is printed."""
+    sections = [f"# {title}: {scores['updates']} updates, seed {scores['seed']}"]
+    for when, reasons in scores["left_out"].items():
+        if summary := LeftOut(reasons=reasons).summary():
+            sections.append(f"When {when}, {summary}.")
+    if "after" in scores:
+        before = scores["before"]
+        sections += [
+            f"{before['questions']} held-out questions of `{scores['dataset']}` "
+            f"({scores['split']});\nsampled answers: {before['sampled']['answers_per_question']} "
+            f"each, at temperature 1.\nAn empty union counts as IoU 1.",
+            markdown_table(HEADINGS, table_rows(scores)),
+        ]
+    return "\n\n".join(sections)
+
+
+def write_report(
+    folder: Path,
+    text: str,
+    origin: dict[str, str],
+    core: ReferringCore,
+    before: Evaluations,
+    after: Evaluations,
+) -> None:
+    """Draw what came of a run and write ``report.md`` around it.
+
+    Args:
+        folder: That of the run, which has its metrics.
+        text: See `report_text`.
+        origin: How the run was made.
+        core: The held-out questions.
+        before: What was measured before training; nothing if nothing was measured at all.
+        after: What was measured after it.
+    """
+    sections = [text]
+    if before:
+        plot_answers(
+            folder / "before_after.png",
+            ("before", core, before["greedy"]),
+            ("after", core, after["greedy"]),
+        )
+        sections += [
+            "The target, the answer before and the answer after, on the first held-out questions:",
+            "![Before and after](before_after.png)",
+        ]
+    if before and core.turns > 1:
+        sections.append(_draw_turns(folder, core, after))
+    plot_curves(read_metrics(folder), PANELS, folder / "learning_curve.png")
+    versions = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    origin = {"Command": f"`{typed_command()}`", **origin, "Versions": ", ".join(versions)}
+    sections += [
+        "![Learning curve](learning_curve.png)",
+        "How this was made:",
+        "\n".join(f"- {name}: {value}" for name, value in origin.items()),
+    ]
+    write_atomically(folder / "report.md", "\n\n".join(sections) + "\n")
 
 
 def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
@@ -184,7 +250,7 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
     figure.savefig(path, dpi=90)
 
 
-def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
+def _draw_turns(folder: Path, core: ReferringCore, side: Evaluations) -> str:
     """Draw ``turns.png`` and ``first_last.png``; returns the part of the report that shows them."""
     pairs = {
         "greedy": (side["first"], side["greedy"]),
@@ -202,12 +268,11 @@ def report_turns(core: ReferringCore, side: Evaluations, folder: Path) -> str:
     figure.savefig(folder / "turns.png", dpi=110)
     first, last = pairs["greedy"]
     plot_answers(folder / "first_last.png", ("first", core, first), ("last", core, last))
-    return """
+    return """\
 What the later turns did to the outlines of the first one, after training:
 
 ![IoU of first and last outlines](turns.png)
 
 The target, the first outline and the last, on the first held-out questions:
 
-![First and last outlines](first_last.png)
-"""
+![First and last outlines](first_last.png)"""

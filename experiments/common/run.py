@@ -6,17 +6,16 @@ With several ranks all of them call the functions here; the main one writes file
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from datetime import timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 
 from agents.base import Agent
 from agents.behavior_cloning import BehaviorCloning
@@ -26,64 +25,47 @@ from agents.settings import OnPolicyConfig
 from agents.training.checkpoints import latest_checkpoint, write_policy
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
-from experiments.common.command import opening, typed_command
+from experiments.common.command import opening
 from experiments.common.launch import TERMINATED, fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
     RunLog,
-    clock,
+    check_run,
     keep_latest,
     progress_bar,
-    read_metrics,
     start_run,
-    write_atomically,
     write_json,
 )
 from experiments.common.policies import (
-    SHIPPED,
     AnswerLength,
     constrain,
     longest_answer,
     require_vision,
 )
-from experiments.common.report import (
-    CRITIC_PANELS,
-    HEADINGS,
-    LEARNING_PANELS,
-    Evaluations,
-    plot_answers,
-    plot_curves,
-    report_turns,
-    scores_of,
-    table_rows,
-)
-from experiments.common.tables import markdown_table, terminal_table
+from experiments.common.report import Evaluations, report_text, scores_of, write_report
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
 
-PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
-"""Installed packages that decide about the numbers, whose versions reports name."""
-
 
 def train_on_policy(
-    args: TrainingArguments, name: str, agent_type: Callable[..., OnPolicyAgent], title: str
+    args: TrainingArguments,
+    config: OnPolicyConfig,
+    agent_type: Callable[..., OnPolicyAgent],
+    title: str,
 ) -> dict[str, Any]:
     """Open what the command line names, train an on-policy agent on it, and report.
 
-    ``name`` is that of the agent's settings among the arguments. Returns the scores.
+    ``config`` are the agent's settings among the arguments. Returns the scores.
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
-            config: OnPolicyConfig = getattr(args, name)
             config.seed = args.seed
             fit_to_deepspeed(config, args.deepspeed, console)
             policy = args.open_policy(console)
             envs = args.open_environment(config, world, policy.answer_frame)
             length = args.answer_length(config.max_new_tokens)
-            longest = longest_answer(length, policy, envs.core, console)
-            config.max_new_tokens = longest
-            frame = envs.core.answer_frame
-            constrain(policy, args.policy, args.grammar, longest, frame, console)
+            longest = config.max_new_tokens = longest_answer(length, policy, envs.core, console)
+            constrain(policy, args.policy, args.grammar, longest, envs.core.answer_frame)
         run = Run(args, policy, console, world, length)
         with opening():
             agent = agent_type(policy, envs, config, on_error=args.on_error)
@@ -101,7 +83,9 @@ class Run:
         world: World,
         length: AnswerLength,
     ) -> None:
-        """Open the held-out questions and make sure that the policy sees.
+        """Open the held-out questions; make sure that the folder is free and the policy sees.
+
+        Nothing is written yet: a refused run must not leave a folder that the next try finds taken.
 
         Args:
             args: The command line.
@@ -113,9 +97,13 @@ class Run:
 
         Raises:
             BlindPolicyError: Images do not reach the model.
+            RunExistsError: The folder holds another run.
+            WrongOptionError: The folder's run was started with other settings.
         """
         self.args, self.console, self.world = args, console, world
         self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
+        if world.is_main:
+            check_run(self.folder, args, resume=args.resume)
         held_out = {"split": args.evaluation.split, "frame": policy.answer_frame}
         with opening():
             self.core = open_rules(args.env, **args.environment() | held_out)
@@ -124,26 +112,12 @@ class Run:
         self.log: RunLog | None = None
         self.max_new_tokens = 0
         self._vision: dict[str, Any] = {}
-        self._warned = self._claimed = False
+        self._warned = False
         self._start = time.perf_counter()
         if self.leads:
             self.max_new_tokens = longest_answer(length, policy, self.core, console)
-            shipped = args.policy is None or args.policy in SHIPPED
-            if args.vision_check and not shipped and not args.resume:
+            if args.vision_check and not args.is_shipped and not args.resume:
                 self._vision = require_vision(policy, self.core, console)
-
-    def claim_folder(self) -> None:
-        """Make the folder of the run, or find it as it was left; `train` does so at the latest.
-
-        Call it once all options are known to be right: a refused run must not leave a folder that
-        the next try finds taken.
-        """
-        if self._claimed or not self.world.is_main:
-            return
-        self._claimed = True
-        start_run(self.folder, self.args, resume=self.args.resume)
-        if self._vision:
-            write_json(self.folder / "vision.json", self._vision)
 
     def train(
         self,
@@ -152,7 +126,6 @@ class Run:
         *,
         learned_from: str,
         save_policy: Callable[[Path], None] | None = None,
-        more_scores: Callable[[], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and write the report.
 
@@ -161,13 +134,15 @@ class Run:
             title: Of the report.
             learned_from: The data, for the report.
             save_policy: Writes the finished policy; by default it is written from memory.
-            more_scores: Measures what else ``scores.json`` holds.
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
         """
         self.agent = agent
-        self.claim_folder()
+        if self.world.is_main:
+            start_run(self.folder, self.args, resume=self.args.resume)
+        if self.world.is_main and self._vision:
+            write_json(self.folder / "vision.json", self._vision)
         before = self._begin()
         try:
             self._learn()
@@ -194,11 +169,26 @@ class Run:
             "frame": agent.policy.answer_frame.description,
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
-            **more_scores(),
         }
+        text = report_text(title, scores)
         if self.world.is_main:
-            self._write_report(before, after, scores, title, learned_from)
-        self._tell(scores, title)
+            write_json(self.folder / "scores.json", scores)
+            size = agent.policy.model.num_parameters() / 1e6
+            cloned = isinstance(agent, BehaviorCloning)
+            rewards = "" if cloned else " ".join(getattr(self.args, "rewards", ()))
+            origin = {
+                "Policy": f"`{self.args.policy or 'new'}`, {size:.2f} M parameters",
+                "Frame of the numbers": scores["frame"],
+                "Learned from": learned_from,
+                "Measured on": f"{scores['dataset']} ({scores['split']})",
+                "Rewards": f"`{rewards}`" if rewards else "none: answers are demonstrated",
+                "Time": f"{scores['minutes']:.1f} minutes",
+            }
+            write_report(self.folder, text, origin, self.core, before, after)
+        self.console.print(Markdown(text))
+        self.console.print(
+            f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
+        )
         return scores
 
     def _begin(self) -> Evaluations:
@@ -269,8 +259,9 @@ class Run:
                     left = elapsed / (update - before) * (updates - update)
                     self.console.print(
                         f"update {update} of {updates}: held-out gIoU "
-                        f"{curve['eval/greedy_giou']:.3f} (greedy); {clock(elapsed)} elapsed, "
-                        f"{clock(left)} left",
+                        f"{curve['eval/greedy_giou']:.3f} (greedy); "
+                        f"{timedelta(seconds=round(elapsed))} elapsed, "
+                        f"{timedelta(seconds=round(left))} left",
                         highlight=False,
                     )
                 terminated = asked_to_end()
@@ -320,109 +311,6 @@ class Run:
         if self.core.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
         return curve
-
-    def _write_report(
-        self,
-        before: Evaluations,
-        after: Evaluations,
-        scores: dict[str, Any],
-        title: str,
-        learned_from: str,
-    ) -> None:
-        """Scores, curves, images and text of a finished run."""
-        write_json(self.folder / "scores.json", scores)
-        metrics = read_metrics(self.folder)
-        plot_curves(metrics, LEARNING_PANELS, self.folder / "learning_curve.png")
-        text = f"# {title}: {scores['updates']} updates, seed {scores['seed']}\n"
-        if before:
-            text += _measured(scores)
-        text += "\n![Learning curve](learning_curve.png)\n"
-        if before:
-            plot_answers(
-                self.folder / "before_after.png",
-                ("before", self.core, before["greedy"]),
-                ("after", self.core, after["greedy"]),
-            )
-            text += (
-                "\nThe target, the answer before and the answer after, on the first held-out "
-                "questions:\n\n![Before and after](before_after.png)\n"
-            )
-        if before and self.core.turns > 1:
-            text += report_turns(self.core, after, self.folder)
-        if any("train/value_loss" in row for row in metrics):
-            plot_curves(metrics, CRITIC_PANELS, self.folder / "training_curves.png")
-            text += (
-                "\nThe critic (what it foresees of the rewards), the distance to the policy that "
-                "sampled and to the one\nthat training started from, and what is clipped:\n\n"
-                "![Training curves](training_curves.png)\n"
-            )
-        text += self._origin(scores, learned_from)
-        write_atomically(self.folder / "report.md", text)
-
-    def _origin(self, scores: dict[str, Any], learned_from: str) -> str:
-        """The part of the report that says how the run was made."""
-        cloned = isinstance(self.agent, BehaviorCloning)
-        rewards = () if cloned else getattr(self.args, "rewards", ())
-        versions = []
-        for name in PACKAGES:
-            with suppress(PackageNotFoundError):
-                versions.append(f"{name} {version(name)}")
-        lines = {
-            "Command": f"`{typed_command()}`",
-            "Policy": f"`{self.args.policy or 'new'}`, "
-            f"{self.agent.policy.model.num_parameters() / 1e6:.2f} M parameters",
-            "Frame of the numbers": scores["frame"],
-            "Learned from": learned_from,
-            "Measured on": f"{scores['dataset']} ({scores['split']})",
-            "Rewards": f"`{' '.join(rewards)}`" if rewards else "none: answers are demonstrated",
-            "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-            "Time": f"{scores['minutes']:.1f} minutes",
-        }
-        rows = "".join(f"- {name}: {value}\n" for name, value in lines.items())
-        return "\nHow this was made:\n\n" + rows
-
-    def _tell(self, scores: dict[str, Any], title: str) -> None:
-        """Print what came of the run."""
-        if "after" in scores:
-            name = f"{title} on {self.core.dataset.name} ({self.args.updates} updates)"
-            self.console.print(terminal_table(HEADINGS, table_rows(scores), title=name))
-        for line in _left_out_lines(scores):
-            self.console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
-        self.console.print(
-            f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
-        )
-
-
-def _measured(scores: dict[str, Any]) -> str:
-    """The part of the report that has the scores."""
-    lines = [
-        "",
-        f"{scores['before']['questions']} held-out questions of `{scores['dataset']}` "
-        f"({scores['split']});",
-        f"sampled answers: {scores['before']['sampled']['answers_per_question']} each, at "
-        "temperature 1.",
-        "An empty union counts as IoU 1.",
-        *_left_out_lines(scores),
-        "",
-        markdown_table(HEADINGS, table_rows(scores)),
-    ]
-    if "tasks" in scores:
-        lines += ["", "How well answers fit what every task asks for, after training:", ""]
-    for task, found in scores.get("tasks", {}).items():
-        low, high = found["interval"]
-        lines.append(f"- {task}: {100 * found['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-    return "\n".join(lines) + "\n"
-
-
-def _left_out_lines(scores: dict[str, Any]) -> list[str]:
-    """What could not be asked about, when learning and when measuring."""
-    lines = []
-    for when, reasons in scores["left_out"].items():
-        left_out = LeftOut()
-        left_out.update(reasons)
-        if left_out:
-            lines.append(f"When {when}, {left_out.summary()}.")
-    return lines
 
 
 def _status(metrics: dict[str, float]) -> str:

@@ -321,8 +321,7 @@ def test_broken_images_are_left_out_of_cloning(odd_tree):
         )
     )
     settings = {
-        "policy": None,
-        "model": SMALL,
+        "processor": build_processor(SMALL),
         "tasks": ("text->mask",),
         "queries": QueryStyle(),
         "epsilon": 0.0,
@@ -336,7 +335,7 @@ def test_broken_images_are_left_out_of_cloning(odd_tree):
     found = demonstrate_images(images, **settings, console=console, left_out=left_out)
     assert len(found) == 5
     assert [*left_out.reasons] == [str(odd_tree / folder / f"COCO_train2014_{BROKEN:012d}.jpg")]
-    tokenizer = build_processor(SMALL).tokenizer
+    tokenizer = settings["processor"].tokenizer
     (dialogue,) = found[0].dialogues
     text = tokenizer.decode(dialogue.tokens[dialogue.answer_start : -1])
     assert decode(text, PERMILLE).valid

@@ -18,6 +18,7 @@ from seg_env.tasks import TEXT_TASKS
 from seg_env.tasks.queries import QueryStyle
 
 SCENES = 6
+PROCESSOR = build_processor(SMALL)
 SETTINGS = {
     "tasks": TEXT_TASKS,
     "queries": QueryStyle(),
@@ -58,11 +59,11 @@ def test_records_of_an_image_come_together_with_their_truth(records):
 def test_records_teach_what_scenes_teach(records):
     images = RecordedImages(str(records), most=2)
     assert len(images) == 2
-    found = demonstrate_images(images, None, SMALL, **SETTINGS)
+    found = demonstrate_images(images, PROCESSOR, **SETTINGS)
     scenes = Scenes("train", "medium", length=2, size=64)
-    wanted = demonstrate_images(scenes, None, SMALL, **SETTINGS)
+    wanted = demonstrate_images(scenes, PROCESSOR, **SETTINGS)
     assert [one.dialogues for one in found] == [one.dialogues for one in wanted]
-    tokens = build_processor(SMALL).tokenizer
+    tokens = PROCESSOR.tokenizer
     assert len(found[0].dialogues) == len(TEXT_TASKS) * len(scenes.samples_of(0))
     assert scenes.samples_of(0)[0].expression in tokens.decode(found[0].dialogues[0].tokens)
 
@@ -79,7 +80,7 @@ def test_what_is_not_there_is_not_asked_for(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     images = RecordedImages(str(path))
     assert [[s.expression for s in images.samples_of(i)] for i in (0, 1)] == [["the star"], []]
-    found = demonstrate_images(images, None, SMALL, **SETTINGS)
+    found = demonstrate_images(images, PROCESSOR, **SETTINGS)
     assert len(found) == 1
 
 

@@ -9,6 +9,7 @@ import torch
 import tyro
 from agents_fixtures import cloned_policy, same_parameters
 from identity_tasks import TwoTurns, act_turns, digits_policy
+from rich.console import Console
 
 from agents.demonstrations import demonstrate_refinement
 from agents.gspo import GSPO, GSPOConfig
@@ -18,6 +19,7 @@ from agents.training.distributed import World
 from experiments import run_gspo, run_ppo, run_refine
 from experiments.evaluation.loop import evaluate_turns
 from seg_env.data.scenes import Scenes
+from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import ReferringSegmentationEnv, open_rules
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 from seg_env.grammar import decode, encode
@@ -228,6 +230,17 @@ def test_demonstrations_show_the_policys_own_outline_and_what_to_do_about_it():
     assert all(decode(reply).valid for reply in replies)
     plain, drawn = (found[row].inputs["pixel_values"] for row in (0, 1))
     assert (plain != drawn).any(), "the outline is drawn"
+
+
+def test_first_answers_are_demonstrated_about_and_no_later_ones():
+    policy, args = cloned_policy(), run_refine.Args(scenes=6, decimals=1)
+    rules = open_rules(REFINE, **args.environment())
+    console, left_out = Console(quiet=True), LeftOut("error")
+    found = run_refine.own_demonstrations(policy, rules, args, 60, console, left_out)
+    dialogues = [each for one in found for each in one.dialogues]
+    asked = [policy.tokenizer.decode(each.tokens[: each.answer_start]) for each in dialogues]
+    assert sum("[" not in text for text in asked) == 6, "each question is asked once by itself"
+    assert 6 < len(found) <= 12
 
 
 def test_a_run_reports_what_the_second_turn_adds(tmp_path):

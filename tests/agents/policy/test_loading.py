@@ -20,10 +20,11 @@ from agents.policy.loading import (
     explained,
     open_checkpoint,
     open_policy_processor,
+    open_processor,
 )
 from agents.policy.model import VLMPolicy
 from experiments.common.command import brief_errors
-from experiments.common.policies import EMBEDDED, SHIPPED, open_policy, open_processor
+from experiments.common.policies import EMBEDDED, SHIPPED, open_policy
 
 ROOT = Path(__file__).parents[3]
 
@@ -163,7 +164,7 @@ def test_all_ways_to_open_a_processor_prepare_images_alike(folder):
 
 def test_the_embedded_policy_sees_the_same_with_and_without_torchvision():
     """Its published figures hold for this implementation; torchvision's rounds otherwise."""
-    processor = open_processor(EMBEDDED)
+    processor = open_processor(SHIPPED[EMBEDDED])
     assert type(processor.image_processor).__name__ == "SiglipImageProcessorPil"
     saved = json.loads((SHIPPED[EMBEDDED] / "processor_config.json").read_text())
     assert saved["image_processor"]["image_processor_type"] == "SiglipImageProcessor"
