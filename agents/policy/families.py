@@ -46,13 +46,6 @@ def is_tested(model: Any) -> bool:
     return model.config.model_type in FAMILIES
 
 
-def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs of a model about the tokens of prompts, and about their images."""
-    inputs = model_inputs(inputs)
-    text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
-    return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
-
-
 def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs without those that only this project reads."""
     return {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
@@ -74,8 +67,8 @@ def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return inputs
 
 
-def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
-    """Append ``(B, L)`` tokens of answers to the ``(B, P)`` tokens of prompts."""
+def extend_inputs(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """Inputs of a model in which ``(B, L)`` tokens of answers follow ``(B, P)`` of prompts."""
     token_type = ANSWER_TOKEN_TYPE.get(model.config.model_type, 0)
     added = {
         "input_ids": tokens,
@@ -83,7 +76,10 @@ def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[s
         "token_type_ids": torch.full_like(tokens, token_type),
         "mm_token_type_ids": torch.zeros_like(tokens),
     }
-    return {key: torch.cat([value, added[key].to(value.dtype)], 1) for key, value in text.items()}
+    return {
+        key: torch.cat([value, added[key].to(value.dtype)], 1) if key in added else value
+        for key, value in model_inputs(inputs).items()
+    }
 
 
 def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -131,13 +127,6 @@ def obstacle_to_sharing(model: Any, length: int) -> str | None:
         if window is not None and window < length:
             return f"prompt and answer are longer than the {window} tokens its attention sees"
     return None
-
-
-def vision_parameters(model: Any) -> list[Tensor]:
-    """Parameters of everything that is neither decoder nor output layer: tower and projector."""
-    text = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
-    known = {id(parameter) for parameter in text}
-    return [parameter for parameter in model.parameters() if id(parameter) not in known]
 
 
 def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
