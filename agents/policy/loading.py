@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from seg_env.errors import ExplainedError
-from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_frame_name
+from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame
 
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 """How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
@@ -183,14 +183,8 @@ def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> An
     )
 
 
-def record_frame(model: Any, frame: AnswerFrame) -> None:
-    """Let the configuration of a model that training has changed say what its numbers mean."""
-    if is_frame_name(frame.family):
-        setattr(model.config, ANSWER_FRAME, frame.family)
-
-
 def recorded_frame(model: Any) -> str | None:
-    """What `record_frame` left in a model's configuration."""
+    """The frame that a model's configuration says it was trained in, if it says so."""
     found = getattr(model.config, ANSWER_FRAME, None)
     return found if isinstance(found, str) else None
 
@@ -224,11 +218,9 @@ def explained(name_or_path: str | Path, part: str = "") -> Iterator[None]:
     """Turn what libraries raise inside the block into a `CheckpointError` of one line."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, ImportError, SafetensorError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         raise CheckpointError(f"{name_or_path}: {_reason(error, part)}") from error
 
 

@@ -29,9 +29,9 @@ from agents.policy.families import (
     obstacle_to_sharing,
     token_positions,
 )
-from agents.policy.loading import open_checkpoint, policy_frame, quiet_progress, record_frame
+from agents.policy.loading import ANSWER_FRAME, open_checkpoint, policy_frame, quiet_progress
 from agents.policy.processing import prepare_checked, special_tokens
-from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
+from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame, is_frame_name
 
 if TYPE_CHECKING:
     from agents.policy.constraint import OutlineConstraint
@@ -160,7 +160,8 @@ class VLMPolicy:
 
     def mark_trained(self) -> None:
         """Record the frame in the configuration, once training has changed the weights."""
-        record_frame(self.model, self.answer_frame)
+        if is_frame_name(self.answer_frame.family):
+            setattr(self.model.config, ANSWER_FRAME, self.answer_frame.family)
 
     @property
     def device(self) -> torch.device:
@@ -260,8 +261,3 @@ class VLMPolicy:
         forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
         forbidden[self.end_ids] = False
         return forbidden.to(self.model.device)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Position of every token of left-padded rows, ``(N, L)``; padding is put at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
