@@ -201,16 +201,15 @@ def check_checkpoint(name_or_path: str | Path) -> None:
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or isinstance(name_or_path, Path):
         raise CheckpointMissingError(f"{name}: no such folder, and no id of a model on the hub")
     elif not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+        obstacle = f"{urlsplit(hub_settings.ENDPOINT).hostname} cannot be reached"
         if hub_settings.HF_HUB_OFFLINE:
-            raise CheckpointMissingError(
-                f"{name}: no such folder here, and not among the models that were downloaded "
-                "before; nothing can be fetched while HF_HUB_OFFLINE is set"
-            )
-        if not _hub_answers():
-            raise CheckpointMissingError(
-                f"{name}: no such folder here, not among the models that were downloaded before, "
-                f"and {urlsplit(hub_settings.ENDPOINT).hostname} cannot be reached"
-            )
+            obstacle = "nothing can be fetched while HF_HUB_OFFLINE is set"
+        elif _hub_answers():
+            return
+        raise CheckpointMissingError(
+            f"{name}: no such folder here, not among the models that were downloaded before, and "
+            f"{obstacle}"
+        )
 
 
 @contextmanager

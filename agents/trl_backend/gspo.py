@@ -229,9 +229,7 @@ class TRLGSPO(TrainerAgent):
         }
         for name, value in metrics.items():
             log_metric(f"rollout/{name}", float(value))
-        advantages = group_advantages(rewards, size, self.config.advantage_floor)
-        values: list[float] = advantages.tolist()
-        return values
+        return group_advantages(rewards, size, self.config.advantage_floor).tolist()
 
     def _adapters(self) -> Any:
         options = self.options
