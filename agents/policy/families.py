@@ -21,12 +21,6 @@ GRIDS = ("image_grid_thw", "image_grid_hws")
 IMAGE_ROWS = "image_rows"
 """Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
 where images are cut into tiles."""
-ROWS_PER_IMAGE = {
-    "pixel_values": (*GRIDS, IMAGE_ROWS),
-    "pixel_values_videos": ("video_grid_thw",),
-}
-"""Inputs in which the rows of all images follow each other, with what counts them."""
-
 
 FAMILIES = frozenset(
     {
@@ -46,17 +40,13 @@ def is_tested(model: Any) -> bool:
     return model.config.model_type in FAMILIES
 
 
-def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs without those that only this project reads."""
-    return {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
-
-
-def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add what a model reads positions from and a processor may have left out.
+def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a model is given: not what only this project reads, and what processors may leave out.
 
     Without ``mm_token_type_ids`` models of Qwen's form silently place an image as if it were text;
     others of the kind, such as Kimi's, know no such input.
     """
+    inputs = {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
     if (
         "image_grid_thw" in inputs
         and "mm_token_type_ids" not in inputs
@@ -68,7 +58,7 @@ def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def extend_inputs(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
-    """Inputs of a model in which ``(B, L)`` tokens of answers follow ``(B, P)`` of prompts."""
+    """Append ``(B, L)`` tokens of answers to what a model is given of ``(B, P)`` of prompts."""
     token_type = ANSWER_TOKEN_TYPE.get(model.config.model_type, 0)
     added = {
         "input_ids": tokens,
@@ -78,7 +68,7 @@ def extend_inputs(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> dict
     }
     return {
         key: torch.cat([value, added[key].to(value.dtype)], 1) if key in added else value
-        for key, value in model_inputs(inputs).items()
+        for key, value in inputs.items()
     }
 
 
@@ -153,16 +143,14 @@ def repeat_prompts(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
 
 def _select_rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """The rows of an input that belong to some prompts, in their order."""
-    names = ROWS_PER_IMAGE.get(key, ())
-    counted = next((inputs[name] for name in names if name in inputs), None)
+    counted = next((inputs[name] for name in (*GRIDS, IMAGE_ROWS) if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
     sizes = counted.prod(-1) if counted is not None and counted.ndim > 1 else counted
-    if sizes is None or len(sizes) != count or int(sizes.sum()) != total:
+    if key != "pixel_values" or sizes is None or len(sizes) != count or int(sizes.sum()) != total:
         raise ValueError(
             f"{key!r} has {total} rows for {count} prompts and nothing tells whose they are; "
-            f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_IMAGE)} beside "
-            "what counts them for each prompt. Ask one prompt at a time, or add the input to "
-            "ROWS_PER_IMAGE"
+            "known are inputs with a row per prompt, and pixel_values beside what counts them for "
+            "each prompt. Ask one prompt at a time"
         )
     parts = inputs[key].split(sizes.tolist())
     return torch.cat([inputs[key][:0], *(parts[prompt] for prompt in prompts.tolist())])

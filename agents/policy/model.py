@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import Cache
 
 from agents.policy.families import (
-    complete_inputs,
     is_tested,
     model_inputs,
     obstacle_to_sharing,
@@ -193,11 +192,11 @@ class VLMPolicy:
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run images and prompts through the model once, keeping keys and values."""
-        inputs = complete_inputs(self.model, inputs)
+        inputs = model_inputs(self.model, inputs)
         positions = token_positions(self.model, inputs)
         with self.autocast():
             output = self.model(
-                **model_inputs(inputs),
+                **inputs,
                 position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,

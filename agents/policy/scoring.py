@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agents.policy.families import (
     answer_positions,
-    complete_inputs,
     extend_inputs,
     is_tested,
     model_inputs,
@@ -100,7 +99,7 @@ def _predict_shared(
     """Run rows of one prompt with all its answers."""
     batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
     group_size = len(tokens) // batch
-    inputs = complete_inputs(policy.model, inputs)
+    inputs = model_inputs(policy.model, inputs)
     answers = tokens[:, :-1].reshape(batch, group_size * length)
     positions = token_positions(policy.model, inputs)
     starts = next_positions(positions).repeat_interleave(group_size)
@@ -118,7 +117,7 @@ def _predict_plain(
 ) -> _Predictions:
     """Run an ordinary forward pass over rows of one prompt with one answer."""
     inputs = repeat_prompts(inputs, len(tokens) // len(inputs["input_ids"]))
-    inputs = complete_inputs(policy.model, inputs)
+    inputs = model_inputs(policy.model, inputs)
     if policy.model.config.is_encoder_decoder:
         return _predict_decoder(policy, inputs, tokens, mask, hidden)
     given = extend_inputs(policy.model, inputs, tokens[:, :-1])
@@ -163,8 +162,7 @@ def _predict_decoder(
     start = policy.model.generation_config.decoder_start_token_id
     before = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
-        given = model_inputs(inputs)
-        logits = policy.model(**given, decoder_input_ids=before, use_cache=False).logits
+        logits = policy.model(**inputs, decoder_input_ids=before, use_cache=False).logits
     real = mask.bool()
     return logits[real], states[0][real] if hidden else None
 
