@@ -41,7 +41,7 @@ def is_tested(model: Any) -> bool:
 
 
 def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a model is given: not what only this project reads, and what processors may leave out.
+    """Inputs as a model takes them: without ours, with what a processor may have left out.
 
     Without ``mm_token_type_ids`` models of Qwen's form silently place an image as if it were text;
     others of the kind, such as Kimi's, know no such input.
@@ -58,7 +58,7 @@ def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def extend_inputs(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
-    """Append ``(B, L)`` tokens of answers to what a model is given of ``(B, P)`` of prompts."""
+    """Append ``(B, L)`` tokens of answers to inputs of a model with ``(B, P)`` of prompts."""
     token_type = ANSWER_TOKEN_TYPE.get(model.config.model_type, 0)
     added = {
         "input_ids": tokens,
