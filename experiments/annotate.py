@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from rich.console import Console
 
 from experiments.common.command import run_command, typed_command
 from experiments.common.logs import progress_bar, write_atomically, write_json
+from experiments.common.tables import markdown_table
 from seg_env.data import Dataset, open_dataset
 from seg_env.data.annotate import DEFAULT_FILTERS, Job, annotate, write_scene_shards
 from seg_env.data.annotate.job import parse_part
@@ -96,11 +97,8 @@ class Args:
     """Folder of the records and of the report."""
 
 
-def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the job; returns what ``report.json`` holds.
-
-    The report shows ``words`` as the command line, by default those of this process.
-    """
+def main(args: Args) -> dict[str, Any]:
+    """Run the job; returns what ``report.json`` holds."""
     console = Console()
     part = parse_part(args.shard)
     if args.workers < 0:
@@ -132,13 +130,9 @@ def main(args: Args, words: Sequence[str] | None = None) -> dict[str, Any]:
             progress.update(task, completed=done, total=of, status=status)
 
         manifest = annotate(job, args.output_dir, workers=workers, part=part, on_progress=show)
-        seconds = time.perf_counter() - start
-    command = f"python experiments/annotate.py {shlex.join(words or ())}"
-    report = {
-        "command": typed_command() if words is None else command,
-        "this_run": {"pictures": images, "seconds": round(seconds, 2), "workers": workers},
-        **manifest,
-    }
+        seconds = round(time.perf_counter() - start, 2)
+    this_run = {"pictures": images, "seconds": seconds, "workers": workers}
+    report = {"command": typed_command(), "this_run": this_run, **manifest}
     return write_annotation_report(args.output_dir, job, report, console)
 
 
@@ -241,9 +235,9 @@ def report_text(report: dict[str, Any], job: Job) -> str:
     """The report as Markdown."""
     images, objects, shards = report["pictures"], report["objects"], report["shards"]
     done = report["this_run"]
-    speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
     this_run = "This run found everything done."
     if done["pictures"]:
+        speed = done["pictures"] / max(done["seconds"], 0.01)  # seconds are rounded
         this_run = (
             f"This run: {done['pictures']} images in {done['seconds']} s, {speed:.1f} images a "
             f"second with {done['workers']} workers."
@@ -264,21 +258,20 @@ def report_text(report: dict[str, Any], job: Job) -> str:
             f"above; {found['right_expressions']:.1%} of expressions right; "
             f"{found['objects_found']:.1%} of all objects found."
         )
+    tables = {
+        ("Left out", "images and files"): images["rejected"],
+        ("Dropped", "objects"): objects["dropped"],
+        ("Seconds by stage, over all workers and runs", "seconds"): report["seconds"],
+    }
+    for headings, counts in tables.items():
+        paragraphs.append(markdown_table(headings, counts.items() or [("nothing", 0)]))
     stages = (job.source, job.detector, job.segmenter, job.describer, *job.filters)
     paragraphs += [
-        _table("Left out", "images and files", images["rejected"]),
-        _table("Dropped", "objects", objects["dropped"]),
-        _table("Seconds by stage, over all workers and runs", "seconds", report["seconds"]),
         "Stages:",
         "\n".join(f"- `{stage}`" for stage in stages),
         "![Records](contact_sheet.png)\n![Counts](histograms.png)\n",
     ]
     return "\n\n".join(paragraphs)
-
-
-def _table(title: str, unit: str, counts: dict[str, float]) -> str:
-    rows = [f"| {name} | {count} |" for name, count in counts.items()] or ["| nothing | 0 |"]
-    return "\n".join([f"| {title} | {unit} |", "|---|---:|", *rows])
 
 
 def draw_contact_sheet(dataset: Dataset, path: Path) -> None:
@@ -313,28 +306,17 @@ def draw_histograms(histograms: dict[str, Sequence[int]], path: Path) -> None:
     """Draw how areas, scores, outlines and expressions of the records are distributed."""
     from matplotlib.figure import Figure
 
-    titles = {
-        "area": "share of the image",
-        "score": "detection score",
-        "outline_iou": "IoU of outline and mask",
-        "vertices": "vertices",
-        "words": "words",
-    }
     figure = Figure(figsize=(17, 3.2), layout="constrained")
-    axes = figure.subplots(1, len(titles))
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        edges = BINS[name]
-        labels = [f"{edge:g}+" for edge in edges[:-1]]
-        axis.bar(labels, histograms[name], color="#2a9d8f")
-        axis.set(title=title, ylabel="records" if name == "area" else "")
+    axes = figure.subplots(1, len(BINS))
+    for axis, (name, edges) in zip(axes, BINS.items(), strict=True):
+        axis.bar([f"{edge:g}+" for edge in edges[:-1]], histograms[name])
+        axis.set(title=name.replace("_", " "), ylabel="records")
         axis.tick_params(axis="x", labelrotation=60, labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=90)
 
 
-def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what the command line, or ``words``, ask for."""
-    return run_command(Args, main, __doc__, FIRST, words)
+command_line = partial(run_command, Args, main, __doc__, FIRST)
+"""Run what the command line, or the words given, ask for."""
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ class Demo:
             KeyError: Something is missing from what was asked.
             ValueError: Something in it is not allowed.
         """
+        import torch
+
+        from experiments.evaluation.loop import sample_answers
+
         expression, temperature = str(asked["expression"]), float(asked["temperature"])
         if not 0 <= temperature <= 2 or len(expression) > LONGEST_EXPRESSION:
             raise ValueError(
@@ -111,7 +115,14 @@ class Demo:
         image = samples[0].image if samples else read_data_uri(str(asked["picture"]))
         truth = next((each for each in samples if each.expression == expression), None)
         with self._lock:
-            text = self._ask(image, expression, temperature)
+            (text,), _ = sample_answers(
+                self.policy,
+                self.policy.prepare([image], [PROMPTS["text->mask"].format(expression=expression)]),
+                temperature=temperature,
+                answers=1,
+                max_new_tokens=self.max_new_tokens,
+                noise=torch.rand(1, self.max_new_tokens, generator=self._generator),
+            )
             read = read_answer(text, image.shape[:2], self.policy.answer_frame)
             issues = [f"{issue.kind}: {issue.detail}".rstrip(": ") for issue in read.issues]
             found: dict[str, Any] = {"text": text, "issues": issues, "iou": None, "rewards": {}}
@@ -125,22 +136,6 @@ class Demo:
                     file.write(json.dumps({"expression": expression, **found}) + "\n")
         overlay = draw_overlay(image, None if truth is None else truth.target, read)
         return {**found, "overlay": data_uri(overlay)}
-
-    def _ask(self, image: NDArray[np.uint8], expression: str, temperature: float) -> str:
-        import torch
-
-        from experiments.evaluation.loop import sample_answers
-
-        prompt = PROMPTS["text->mask"].format(expression=expression)
-        (text,), _ = sample_answers(
-            self.policy,
-            self.policy.prepare([image], [prompt]),
-            temperature=temperature,
-            answers=1,
-            max_new_tokens=self.max_new_tokens,
-            noise=torch.rand(1, self.max_new_tokens, generator=self._generator),
-        )
-        return text
 
 
 def _samples(asked: Mapping[str, Any]) -> list[Sample]:

@@ -1,8 +1,8 @@
 """Score answers: those of a policy, or those that any system wrote into a file.
 
 With no arguments the embedded policy answers 512 held-out scenes. The folder ``runs/evaluate`` then
-holds ``scores.json``, ``per_sample.parquet``, ``report.md``, ``worst.png``, ``best.png``
-and ``iou_histogram.png``, and ``answers.jsonl`` with what was answered.
+holds ``scores.json``, ``per_sample.parquet``, ``report.md``, ``worst.png`` and ``best.png``,
+and ``answers.jsonl`` with what was answered.
 A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 
     python experiments/evaluate.py
@@ -35,7 +35,13 @@ from experiments.common.policies import (
     compare_on_questions,
     longest_answer,
 )
-from experiments.evaluation.answers import AnsweredQuestion, Missing, match_answers, read_answers
+from experiments.evaluation.answers import (
+    Answered,
+    Answers,
+    Missing,
+    match_answers,
+    read_answers,
+)
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.referring import open_questions
@@ -102,7 +108,7 @@ class Args(TaskArguments):
     details: bool = True
     """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
     pictures: bool = True
-    """Also draw the worst and best answers and the histogram."""
+    """Also draw the worst and best answers."""
     compare: Path | None = None
     """Folder or per_sample file of another evaluation: paired gains over it."""
     ceiling: bool = False
@@ -133,8 +139,7 @@ class Args(TaskArguments):
         """The settings that decide what a policy answers; JSON-able."""
         names = ("env", "policy", "temperature", "answers", "max_new_tokens", "batch_size")
         named = {name: getattr(self, name) for name in (*names, "precision", "seed")}
-        named["frame"] = self.policy_frame
-        return {**self.environment(), **named}
+        return {**self.environment(), **named, "frame": self.policy_frame}
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -153,31 +158,26 @@ def main(args: Args) -> dict[str, Any]:
             f"--task {EVERY_TASK} asks a policy; --predictions, --compare and --ceiling are about "
             f"one task: name it"
         )
-    if args.asks_policy:
-        from experiments.common.launch import launched
+    if not args.asks_policy:
+        # What is in a file is scored by one process.
+        main_process = os.environ.get("RANK", "0") == "0"
+        return TaskEvaluation(args, Console()).run() if main_process else {}
 
-        with launched(None) as (_, console):
-            with opening():
-                policy = replace(args, frame=args.policy_frame).open_policy(console)
-            if args.task == EVERY_TASK:
-                return run_every_task(args, console, policy)
-            return TaskEvaluation(args, console, policy).run()
-    # What is in a file is scored by one process.
-    main_process = os.environ.get("RANK", "0") == "0"
-    return TaskEvaluation(args, Console()).run() if main_process else {}
-
-
-def run_every_task(args: Args, console: Console, policy: VLMPolicy) -> dict[str, Any]:
-    """Evaluate each task into a folder of its own, and write the table of all."""
+    from experiments.common.launch import launched
     from experiments.evaluation.report import write_task_table
 
-    found: dict[Task, dict[str, Any]] = {}
-    for task in TASKS:
-        console.print(f"[bold]{task}[/bold]", highlight=False)
-        folder = args.output_dir / task.replace("->", "-to-")
-        settings = replace(args, task=task, output_dir=folder)
-        found[task] = TaskEvaluation(settings, console, policy).run()
-    return write_task_table(args.output_dir, found, console) if all(found.values()) else {}
+    with launched(None) as (_, console):
+        with opening():
+            policy = replace(args, frame=args.policy_frame).open_policy(console)
+        if args.task != EVERY_TASK:
+            return TaskEvaluation(args, console, policy).run()
+        found: dict[Task, dict[str, Any]] = {}
+        for task in TASKS:
+            console.print(f"[bold]{task}[/bold]", highlight=False)
+            folder = args.output_dir / task.replace("->", "-to-")
+            settings = replace(args, task=task, output_dir=folder)
+            found[task] = TaskEvaluation(settings, console, policy).run()
+        return write_task_table(args.output_dir, found, console) if all(found.values()) else {}
 
 
 class TaskEvaluation:
@@ -199,21 +199,17 @@ class TaskEvaluation:
                 raise WrongOptionError(
                     f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone"
                 )
-            self.questions = self._count()
+            dataset, available = self.core.dataset, len(self.core.dataset)
+            usual = min(512, available) if dataset.name.startswith("scenes") else available
+            self.questions = usual if args.questions is None else args.questions
+            if not 1 <= self.questions <= available:
+                raise WrongOptionError(
+                    f"--questions {self.questions}: {dataset.name} ({dataset.split}) has "
+                    f"{available}; use 1 to {available}"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             if args.ceiling:
                 self.core.require_outlines("--ceiling")
-
-    def _count(self) -> int:
-        """How many questions are asked."""
-        dataset, asked = self.core.dataset, self.args.questions
-        available = len(dataset)
-        if asked is not None and not 1 <= asked <= available:
-            raise WrongOptionError(
-                f"--questions {asked}: {dataset.name} ({dataset.split}) has {available}; use 1 to "
-                f"{available}"
-            )
-        return asked or (min(512, available) if dataset.name.startswith("scenes") else available)
 
     def run(self) -> dict[str, Any]:
         """Ask, score and report; nothing on other ranks than the main one."""
@@ -221,20 +217,14 @@ class TaskEvaluation:
             return self.show_ceiling()
         if self.policy is not None and self.args.check_vision:
             return self.show_vision(self.policy)
-        path = self.args.predictions
-        if self.policy is None:
-            self._leave_out_unreadable()
-        else:
-            path = self._ask(self.policy)
-        if path is None:
+        answers = self.answers()
+        if answers is None:
             return {}
-        names = {index: name_of(self.core.dataset, index) for index in range(self.questions)}
-        asked = {index: name for index, name in names.items() if name not in self.left_out.reasons}
+        asked = self.names()
+        for name in self.left_out.reasons:
+            answers.pop(name, None)
         with opening():
-            answers = read_answers(path)
-            for name in self.left_out.reasons:
-                answers.pop(name, None)
-            items = match_answers(
+            answered = match_answers(
                 answers,
                 asked,
                 count=self.args.answers,
@@ -243,35 +233,46 @@ class TaskEvaluation:
                 ignore_unknown=self.args.ignore_unknown or self.policy is not None,
             )
         if self.args.frame == GUESS:
-            return self.guess_frame(items)
-        return self.score(items, missing=sum(name not in answers for name in asked.values()))
+            return self.guess_frame(answered)
+        return self.score(answered, missing=sum(name not in answers for name in asked.values()))
 
-    def _ask(self, policy: VLMPolicy) -> Path | None:
-        """Let the policy answer; the file of its answers."""
+    def answers(self) -> Answers | None:
+        """The answers of the policy or the file; None on other ranks than the main one."""
+        args = self.args
+        if args.predictions is not None:
+            with opening():
+                return read_answers(args.predictions)
+        assert self.policy is not None
+
         from experiments.evaluation.loop import collect_answers
 
-        args = self.args
         length = answer_length(args.max_new_tokens, args.policy)
         return collect_answers(
-            policy,
+            self.policy,
             self.core,
             self.folder,
             args.asked(),
             questions=self.questions,
-            max_new_tokens=longest_answer(length, policy, self.core, self.console),
+            max_new_tokens=longest_answer(length, self.policy, self.core, self.console),
             resume=args.resume,
             console=self.console,
             left_out=self.left_out,
         )
 
-    def _leave_out_unreadable(self) -> None:
-        """Leave out images of which the family that answered makes nothing: they have no frame."""
+    def names(self) -> dict[int, str]:
+        """The questions that count, by place; images that the family makes nothing of do not."""
+        dataset, found = self.core.dataset, {}
         for index in range(self.questions):
+            name = name_of(dataset, index)
+            if name in self.left_out.reasons:
+                continue
             try:
                 with loading():
-                    self.core.answer_frame.for_image(self.core.dataset[index].target.size)
+                    self.core.answer_frame.for_image(dataset[index].target.size)
+                found[index] = name
             except UnusableSampleError as error:
-                self.left_out.add(name_of(self.core.dataset, index), error)
+                self.left_out.add(name, error)
+        return found
 
     def show_vision(self, policy: VLMPolicy) -> dict[str, Any]:
         """Show whether the policy sees, and write ``vision.json``.
@@ -290,11 +291,11 @@ class TaskEvaluation:
             raise SystemExit(1)
         return report.to_json()
 
-    def guess_frame(self, items: list[AnsweredQuestion]) -> dict[str, Any]:
+    def guess_frame(self, answered: Answered) -> dict[str, Any]:
         """Read the first answers in every frame, show what comes of it, write ``frames.json``."""
-        some = items[:256]
-        samples = [self.core.dataset[item.index] for item in some]
-        texts = [item.answers[0].text for item in some]
+        some = list(answered)[:256]
+        samples = [self.core.dataset[index] for index in some]
+        texts = [answered[index][0].text for index in some]
         readings = compare_frames(self.core.answer_frame, texts, samples, self.core.tasks.forms[0])
         found = {
             "answers": len(some),
@@ -303,14 +304,14 @@ class TaskEvaluation:
         }
         write_json(self.folder / "frames.json", found)
         self.console.print(reading_table(readings))
-        told = [found["conclusion"]]
+        self.console.print(found["conclusion"], highlight=False, markup=False, soft_wrap=True)
         if self.policy is not None:
             path = self.folder / "answers.jsonl"
-            told += [f"the answers stay as they are: --predictions {path} --frame NAME scores them"]
-        self.console.print(*told, sep="\n", highlight=False, markup=False, soft_wrap=True)
+            kept = f"the answers stay as they are: --predictions {path} --frame NAME scores them"
+            self.console.print(kept, highlight=False, markup=False, soft_wrap=True)
         return found
 
-    def score(self, items: list[AnsweredQuestion], missing: int) -> dict[str, Any]:
+    def score(self, answered: Answered, missing: int) -> dict[str, Any]:
         """Measure the answers, write everything, print what matters most."""
         from experiments.evaluation import report
         from experiments.evaluation import scores as scoring
@@ -318,7 +319,7 @@ class TaskEvaluation:
         args, core, folder = self.args, self.core, self.folder
         columns = scoring.measure_answers(
             core,
-            items,
+            answered,
             details=args.details and core.tasks.forms == ("mask",),
             empty_union=args.empty_union,
             console=self.console,
@@ -331,7 +332,7 @@ class TaskEvaluation:
             "dataset": core.dataset.name,
             "split": core.dataset.split,
             "split_by": getattr(core.dataset, "split_by", ""),
-            "questions": len(items),
+            "questions": len(answered),
             "missing": missing,
             "missing_rule": args.missing,
             "answers_per_question": args.answers,
@@ -352,7 +353,7 @@ class TaskEvaluation:
         text = report.report_text(scores)
         self.console.print(Markdown(text))
         if args.pictures:
-            text += report.draw_images(folder, core, items, columns, scores)
+            text += report.draw_images(folder, core, answered, columns, scores)
         write_atomically(folder / "report.md", text)
         self.console.print(f"report: {folder / 'report.md'}", highlight=False)
         return scores

@@ -4,7 +4,8 @@
 
 Scenes stand in for the web, with labels as wrong as models make them; SFT and RL see other scenes,
 with the truth. Every stage is one of this project's scripts, in a folder of its own below
-``--output-dir``; the report has its command, so each can be repeated, or replaced, by hand.
+``--output-dir``, with a report of its own; the report of all links to them, and has the scores and
+commands of the stages, so each can be repeated, or replaced, by hand.
 
     python experiments/run_pipeline.py
     python experiments/run_pipeline.py --skip annotate pretrain --output-dir runs/without
@@ -29,38 +30,28 @@ import tyro
 from rich.console import Console
 
 from experiments.common.command import run_command
-from experiments.common.comparison import read_scores
-from experiments.common.logs import check_command, read_metrics, write_atomically, write_json
+from experiments.common.comparison import SCORES, read_scores, with_interval
+from experiments.common.logs import check_command, write_atomically, write_json
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import WrongOptionError
 
 Stage = Literal["annotate", "pretrain", "sft", "rl"]
 StageOptions = tyro.conf.UseAppendAction[tuple[str, ...]]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-TITLES = {"annotate": "annotate", "pretrain": "pre-train", "sft": "SFT", "rl": "RL"}
 SCRIPTS = {"annotate": "annotate", "pretrain": "run_bc", "sft": "run_bc", "rl": "run_gspo"}
-
-SCENES = "4000"
+SCENES = 4000
 """Images to pre-train on, and as many others for fine-tuning."""
-CLONING = (
-    *("--updates", "700", "--cloning.batch-size", "24"),
-    *("--evaluation.every", "100", "--checkpoint-every", "100"),
-)
-DEFAULTS: dict[Stage, tuple[str, ...]] = {
+CLONING = "--updates 700 --cloning.batch-size 24 --evaluation.every 100 --checkpoint-every 100"
+DEFAULTS: dict[Stage, str] = {
     # Seed 1, as the other stages learn from scenes of seed 0; labels as wrong as those of the web.
-    "annotate": (
-        *("--scenes", SCENES, "--seed", "1"),
-        *("--box-jitter", "0.1", "--mask-fray", "2", "--wrong-expressions", "0.1"),
-    ),
+    "annotate": f"--seed 1 --scenes {SCENES} "
+    "--box-jitter 0.1 --mask-fray 2 --wrong-expressions 0.1",
     "pretrain": CLONING,
-    "sft": (*CLONING, "--scenes", SCENES),
-    "rl": ("--updates", "80", "--evaluation.every", "20", "--checkpoint-every", "20"),
+    "sft": f"{CLONING} --scenes {SCENES}",
+    "rl": "--updates 80 --evaluation.every 20 --checkpoint-every 20",
 }
 """Options of the stages where the command line has no others."""
-HEADINGS = (
-    *("after", "updates", "greedy gIoU [95 %]", "greedy cIoU [95 %]", "sampled gIoU [95 %]"),
-    *("well-formed", "minutes"),
-)
+HEADINGS = ("after", "updates", *(f"{title} [95 %]" for title, _, _ in SCORES), "minutes")
 
 
 @dataclass
@@ -115,8 +106,8 @@ class Step:
 
     @property
     def finished(self) -> bool:
-        """Whether its last file is there."""
-        return (self.folder / ("scores.json" if self.trains else "report.json")).exists()
+        """Whether its report is there, which every script writes last."""
+        return (self.folder / "report.md").exists()
 
     @property
     def script(self) -> Any:
@@ -136,16 +127,15 @@ def main(args: Args) -> dict[str, Any]:
             continue
         console.rule(f"{step.stage}: {step.folder}")
         write_json(step.folder / "command.json", step.words)
-        step.script.main(settings, *([] if step.trains else [step.words]))
-    scores = write_report(args, steps, console)
-    console.print(f"report: {args.output_dir / 'report.md'}")
-    return scores
+        step.script.main(settings)
+    return write_report(args, steps, console)
 
 
 def plan_steps(args: Args) -> list[Step]:
     """The stages that the arguments ask for, in order, each starting from the one before."""
     wanted = {*args.stages} - {*args.skip}
     records = args.output_dir / "annotate"
+    annotated = "annotate" in wanted or (records / "report.md").exists()
     if args.data is not None:
         if "pretrain" not in wanted:
             raise WrongOptionError(
@@ -153,9 +143,7 @@ def plan_steps(args: Args) -> list[Step]:
                 f"takes it by --sft='--data {args.data}'"
             )
         wanted.discard("annotate")
-    elif (
-        "pretrain" in wanted and "annotate" not in wanted and not (records / "report.json").exists()
-    ):
+    elif "pretrain" in wanted and not annotated:
         raise WrongOptionError(
             f"pre-training without annotating needs images: --data FOLDER, or those of {records}"
         )
@@ -175,7 +163,7 @@ def plan_steps(args: Args) -> list[Step]:
 
 def options_of(args: Args, stage: Stage, policy: str | None) -> tuple[str, ...]:
     """All options of a stage that starts from ``policy``; those of the command line come last."""
-    words = [*DEFAULTS[stage], "--difficulty", args.difficulty]
+    words = [*DEFAULTS[stage].split(), "--difficulty", args.difficulty]
     if stage != "annotate":
         words += ["--seed", str(args.seed), "--evaluation.split", args.split]
         words += ["--evaluation.questions", str(args.questions)]
@@ -200,84 +188,46 @@ def parse(step: Step) -> Any:
 
 
 def write_report(args: Args, steps: Sequence[Step], console: Console) -> dict[str, Any]:
-    """Write ``scores.json``, ``report.md``, ``curve.png`` and ``outlines.png`` of finished stages.
+    """Write ``scores.json`` and ``report.md`` of finished stages, and print the table.
 
     Returns what ``scores.json`` holds: ``stages`` with the scores after each trained one, and the
     first and last of them once more as ``before`` and ``after``.
     """
-    names = " → ".join(TITLES[step.stage] for step in steps)
-    parts = [f"# {names}, seed {args.seed}"]
-    scores: dict[str, Any] = {"dataset": f"scenes-{args.difficulty}", "split": args.split}
-    scores["seed"] = args.seed
-    trained = [step for step in steps if step.trains]
-    if trained:
-        read = [read_scores(step.folder) for step in trained]
-        stages = {
-            step.stage: {name: each[name] for name in ("greedy", "sampled", "updates", "minutes")}
-            for step, each in zip(trained, read, strict=True)
+    stages = {step.stage: read_scores(step.folder) for step in steps if step.trains}
+    dataset = f"scenes-{args.difficulty}"
+    scores: dict[str, Any] = {"dataset": dataset, "split": args.split, "seed": args.seed}
+    parts = [f"# {' → '.join(step.stage for step in steps)}, seed {args.seed}"]
+    if stages:
+        sides = [{**found["greedy"], "sampled": found["sampled"]} for found in stages.values()]
+        scores |= {"before": sides[0], "after": sides[-1]}
+        scores["stages"] = {
+            stage: {name: found[name] for name in ("greedy", "sampled", "updates", "minutes")}
+            for stage, found in stages.items()
         }
-        sides = [{**each["greedy"], "sampled": each["sampled"]} for each in read]
-        scores |= {"before": sides[0], "after": sides[-1], "stages": stages}
-        scores["minutes"] = sum(each["minutes"] for each in read)
-        rows = table_rows(stages)
-        title = f"{scores['dataset']} ({scores['split']}), seed {scores['seed']}"
-        console.print(terminal_table(HEADINGS, rows, title=title))
+        scores["minutes"] = sum(found["minutes"] for found in stages.values())
+        rows = [table_row(stage, found) for stage, found in stages.items()]
+        measured = f"{sides[-1]['questions']} held-out questions of {dataset} ({args.split})"
+        console.print(terminal_table(HEADINGS, rows, title=measured))
         parts += [
-            f"{sides[-1]['questions']} held-out questions of `{scores['dataset']}` "
-            f"({scores['split']}), the same after every stage; sampled answers: "
-            f"{sides[-1]['sampled']['answers_per_question']} each, at temperature 1. Intervals: "
-            "bootstrap over questions. An empty union counts as IoU 1.",
+            f"{measured}, the same after every stage; intervals: bootstrap over questions.",
             markdown_table(HEADINGS, rows),
         ]
-    if len(trained) < len(steps):
-        parts.append("[What was annotated](annotate/report.md).")
-    commands = [f"experiments/{SCRIPTS[step.stage]}.py {shlex.join(step.words)}" for step in steps]
-    parts += ["Each stage by hand:", "\n".join(f"    python {command}" for command in commands)]
-    if trained:
-        draw_stages(args, trained)
-        parts += [
-            "![Held-out gIoU across the stages](curve.png)",
-            "The target, then the greedy answer after each stage, on the first held-out questions:",
-            "![Outlines](outlines.png)",
-        ]
+    for step in steps:
+        command = f"python experiments/{SCRIPTS[step.stage]}.py {shlex.join(step.words)}"
+        parts.append(f"[{step.stage}]({step.stage}/report.md), by hand:\n\n    {command}")
     write_atomically(args.output_dir / "report.md", "\n\n".join(parts) + "\n")
     write_json(args.output_dir / "scores.json", scores)
+    console.print(f"report: {args.output_dir / 'report.md'}")
     return scores
 
 
-def table_rows(stages: dict[Stage, Any]) -> list[list[str]]:
-    """A row for each trained stage, under `HEADINGS`; scores in per cent."""
-    rows = []
-    for stage, found in stages.items():
-        row = [TITLES[stage], str(found["updates"])]
-        for kind, name in (("greedy", "giou"), ("greedy", "ciou"), ("sampled", "giou")):
-            score, (low, high) = found[kind][name], found[kind][f"{name}_interval"]
-            row.append(f"{100 * score:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        row.append(f"{100 * found['greedy']['well_formed']:.1f}")
-        rows.append([*row, f"{found['minutes']:.1f}"])
-    return rows
-
-
-def draw_stages(args: Args, trained: Sequence[Step]) -> None:
-    """Held-out gIoU over the updates of all stages, and the first questions answered after each."""
-    from experiments.common.policies import open_policy
-    from experiments.common.report import plot_answers, plot_curves
-    from experiments.evaluation.loop import evaluate
-    from seg_env.envs.referring import open_questions
-
-    metrics: list[dict[str, Any]] = []
-    asked = []
-    for step in trained:
-        start = metrics[-1]["update"] if metrics else 0
-        metrics += [row | {"update": start + row["update"]} for row in read_metrics(step.folder)]
-        policy = open_policy(str(step.folder / "policy"), "auto")
-        held_out = {"split": args.split, "difficulty": args.difficulty}
-        core = open_questions("SimpleSeg-Scenes-v0", **held_out, frame=policy.answer_frame)
-        asked.append((TITLES[step.stage], core, evaluate(policy, core, range(12))))
-    title = f"Held-out gIoU: {', then '.join(TITLES[step.stage] for step in trained)}"
-    panel = (title, ["eval/greedy_giou", "eval/sampled_giou"])
-    plot_curves(metrics, [panel], args.output_dir / "curve.png")
-    plot_answers(args.output_dir / "outlines.png", *asked)
+def table_row(stage: Stage, found: dict[str, Any]) -> list[str]:
+    """What stands under `HEADINGS` for a trained stage; scores in per cent."""
+    row = [stage, str(found["updates"])]
+    for _, kind, name in SCORES:
+        interval = [100 * end for end in found[kind][f"{name}_interval"]]
+        row.append(with_interval(100 * found[kind][name], interval))
+    return [*row, f"{found['minutes']:.1f}"]
 
 
 command_line = partial(run_command, Args, main, __doc__, None)

@@ -120,58 +120,47 @@ def read_sweep(
     """
     try:
         given = tomllib.loads(path.read_text("utf-8"))
-        return _parse(path, given, shlex.split(options), output, seeds)
+        known = "question script options arms seeds folder measure varies shared runs"
+        check_keys(path, given, known.split())
+        seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
+        if not 2 <= len(set(seeds)) == len(seeds):
+            raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
+        folder = output or Path(given.get("folder", f"runs/sweep-{path.stem}"))
+        shared = given.get("shared", {})
+
+        def words(text: str) -> list[str]:
+            for name in shared:
+                text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
+            return shlex.split(text)
+
+        arms: dict[str, Arm] = {}
+        varies = set(given.get("varies", ()))
+        for label, arm in given["arms"].items():
+            arm = {"options": arm} if isinstance(arm, str) else arm
+            made_of = ["run"] if "run" in arm else ["script", "options"]
+            check_keys(path, arm, [*made_of, "stage", "paper"])
+            own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
+            varies |= {setting_of(word) for word in own if word.startswith("--")}
+            run = arm.get("run") or re.sub(r"[^\w.+-]", "_", label)
+            script = arm.get("script") or given["script"]
+            command = (script, *words(given.get("options", "")), *own, *shlex.split(options))
+            if any(other.run == run and other.command != command for other in arms.values()):
+                raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
+            arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
+        return Sweep(
+            path.stem,
+            given["question"],
+            folder,
+            arms,
+            seeds,
+            scores=given.get("measure") == "score",
+            varies=tuple(varies),
+            shared={name: tuple(words(text)) for name, text in shared.items()},
+        )
     except tomllib.TOMLDecodeError as error:
         raise ExplainedError(f"{path} is no TOML file: {error}") from error
     except KeyError as error:
         raise ExplainedError(f"{path} has no {error}") from error
-
-
-def _parse(
-    path: Path,
-    given: dict[str, Any],
-    options: list[str],
-    output: Path | None,
-    seeds: Sequence[int] | None,
-) -> Sweep:
-    known = "question script options arms seeds folder measure varies shared runs"
-    check_keys(path, given, known.split())
-    seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
-    if not 2 <= len(set(seeds)) == len(seeds):
-        raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
-    folder = output or Path(given.get("folder", f"runs/sweep-{path.stem}"))
-    shared = given.get("shared", {})
-
-    def words(text: str) -> list[str]:
-        for name in shared:
-            text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
-        return shlex.split(text)
-
-    common = words(given.get("options", ""))
-    varies = set(given.get("varies", ()))
-    arms: dict[str, Arm] = {}
-    for label, arm in given["arms"].items():
-        arm = {"options": arm} if isinstance(arm, str) else arm
-        made_of = ["run"] if "run" in arm else ["script", "options"]
-        check_keys(path, arm, [*made_of, "stage", "paper"])
-        own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
-        script = arm.get("script") or given["script"]
-        run = arm.get("run") or re.sub(r"[^\w.+-]", "_", label)
-        command = (script, *common, *own, *options)
-        if any(other.run == run and other.command != command for other in arms.values()):
-            raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
-        arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
-        varies |= {setting_of(word) for word in own if word.startswith("--")}
-    return Sweep(
-        path.stem,
-        given["question"],
-        folder,
-        arms,
-        seeds,
-        scores=given.get("measure") == "score",
-        varies=tuple(varies),
-        shared={name: tuple(words(text)) for name, text in shared.items()},
-    )
 
 
 def check_keys(path: Path, table: dict[str, Any], known: Sequence[str]) -> None:

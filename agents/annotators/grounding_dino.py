@@ -68,18 +68,14 @@ class GroundingDino:
             text_threshold=self.text_threshold,
             target_sizes=[image.size for image in images],
         )
-        return [
-            [
-                Detection(tuple(box), score, self._phrase(label))
-                for box, score, label in zip(
-                    result["boxes"].tolist(),
-                    result["scores"].tolist(),
-                    result["text_labels"],
-                    strict=True,
-                )
-            ]
-            for result in results
-        ]
+        found = []
+        for result in results:
+            columns = result["boxes"].tolist(), result["scores"].tolist(), result["text_labels"]
+            rows = zip(*columns, strict=True)
+            found.append(
+                [Detection(tuple(box), score, self._phrase(text)) for box, score, text in rows]
+            )
+        return found
 
     def _phrase(self, label: str) -> str:
         """A label without the separators that the processor leaves in it."""

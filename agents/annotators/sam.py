@@ -51,20 +51,16 @@ class Sam:
         """See `seg_env.data.annotate.stages.Segmenter`."""
         segments: list[Segment | None] = []
         for image, some in by_image(objects):
-            segments += self._of(image.image, [found.detection.box for found in some])
+            inputs = self._frame.inputs(image.image, [found.detection.box for found in some])
+            names = ("pixel_values", "input_boxes")
+            moved = {name: inputs[name].to(self._model.device) for name in names}
+            with torch.inference_mode():
+                outputs = self._model(**moved, multimask_output=False)
+                masks = self._frame.masks(outputs.pred_masks, inputs)  # (boxes, H, W) bool
+            scores = outputs.iou_scores[0, :, 0].float().clamp(0, 1).tolist()
+            pairs = zip(masks.cpu().numpy(), scores, strict=True)
+            segments += [Segment(Rle.from_mask(mask), score) for mask, score in pairs]
         return segments
-
-    def _of(self, image: NDArray[np.uint8], boxes: Sequence[Box]) -> list[Segment]:
-        inputs = self._frame.inputs(image, boxes)
-        moved = {key: inputs[key].to(self._model.device) for key in ("pixel_values", "input_boxes")}
-        with torch.inference_mode():
-            outputs = self._model(**moved, multimask_output=False)
-            masks = self._frame.masks(outputs.pred_masks, inputs)  # (boxes, H, W) bool
-        scores = outputs.iou_scores[0, :, 0].float().clamp(0, 1).tolist()
-        return [
-            Segment(Rle.from_mask(mask), score)
-            for mask, score in zip(masks.cpu().numpy(), scores, strict=True)
-        ]
 
 
 class _SamFrame:

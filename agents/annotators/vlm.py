@@ -46,18 +46,18 @@ class VlmDescriber:
 
     def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`."""
-        starts = range(0, len(objects), self.batch_size)
-        return [text for n in starts for text in self._ask(objects[n : n + self.batch_size])]
-
-    def _ask(self, objects: Sequence[Found]) -> list[str]:
         policy = self._policy
-        images = [highlight(found, self.longest_side) for found in objects]
-        inputs = policy.prepare(images, [self.prompt] * len(objects))
-        with torch.inference_mode(), policy.autocast():
-            tokens = policy.model.generate(
-                **model_inputs(policy.model, inputs),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
-        completions = tokens[:, inputs["input_ids"].shape[1] :]
-        return policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        texts: list[str] = []
+        for start in range(0, len(objects), self.batch_size):
+            some = objects[start : start + self.batch_size]
+            images = [highlight(found, self.longest_side) for found in some]
+            inputs = policy.prepare(images, [self.prompt] * len(some))
+            with torch.inference_mode(), policy.autocast():
+                tokens = policy.model.generate(
+                    **model_inputs(policy.model, inputs),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                )
+            completions = tokens[:, inputs["input_ids"].shape[1] :]
+            texts += policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from rich.console import Console
 from scipy import ndimage
 
 from experiments.benchmarks.memory import resident_mib
-from experiments.benchmarks.rewards import smooth_object
+from experiments.benchmarks.rewards import mask_iou, smooth_object
 from experiments.common.logs import write_json
 from experiments.common.tables import terminal_table
 from seg_env.geometry.raster import rasterize_rle
@@ -160,14 +159,12 @@ def straightforward(coco: Any, prediction: Prediction, target: Target) -> tuple[
     flat = [(ring * (width, height)).ravel().tolist() for ring in prediction.rings]
     answer = coco.merge(coco.frPyObjects(flat, height, width))
     truth = {"size": [height, width], "counts": target.rle.to_string()}
-    mask_iou = float(coco.iou([answer], [truth], [0])[0, 0])
     bands = []
     for encoded in (answer, truth):
         mask = coco.decode(encoded).astype(bool)
         inside = ndimage.binary_erosion(mask, np.ones((3, 3)), band_radius(target.size))
         bands.append(mask & ~inside)
-    union = np.logical_or(*bands).sum()
-    return mask_iou, float(np.logical_and(*bands).sum() / union) if union else math.nan
+    return float(coco.iou([answer], [truth], [0])[0, 0]), mask_iou(*bands)
 
 
 def show(results: dict[str, Any], console: Console) -> None:

@@ -6,13 +6,12 @@ import ast
 import platform
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module, metadata
 from json import loads
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +27,8 @@ OURS = "ours"
 BATCHED = "pycocotools, batched"
 
 
-@dataclass(frozen=True)
-class AnswerGroup:
-    """Answers about one object, in the form that each contender takes as its input."""
-
-    size: tuple[int, int]
-    """``(H, W)`` of the image."""
-    rings: list[list[NDArray[np.float64]]]
-    """One ring per answer in the unit frame; ``flat`` has them in pixels, ``texts`` as text."""
-    flat: list[list[list[float]]]
-    texts: list[str]
-    truth: dict[str, Any]
-    """COCO's compressed run lengths of the object; ``rle`` and ``mask`` hold the same."""
-    rle: Rle
-    mask: NDArray[np.bool_]
+Contenders: TypeAlias = dict[str, Callable[[], NDArray[np.float64]]]
+"""Ways of computing the IoU of some answers about one object, by name."""
 
 
 def benchmark_rewards(
@@ -87,16 +74,13 @@ def benchmark_rewards(
         ) from error
     rng = np.random.default_rng(seed)
     groups = [
-        make_group(rng, scale, (height, width), group, vertices, coco)
+        make_contenders(rng, scale, (height, width), group, vertices, coco)
         for scale in np.linspace(0, 1, objects)
     ]
-    contenders = make_contenders(coco)
-    seconds = measure(contenders, groups, rounds)
+    seconds = measure(groups, rounds)
     microseconds = {name: times / (objects * group) * 1e6 for name, times in seconds.items()}
     ratios = microseconds[OURS] / microseconds[BATCHED]
-    differences = sum(
-        int((contenders[OURS](each) != contenders[BATCHED](each)).sum()) for each in groups
-    )
+    differences = sum(int((each[OURS]() != each[BATCHED]()).sum()) for each in groups)
     results = {
         "ratio_vs_pycocotools_batched": float(np.median(ratios)),
         "ratio_vs_pycocotools_batched_range": [float(ratios.min()), float(ratios.max())],
@@ -143,81 +127,64 @@ def smooth_object(
     return radius, outline
 
 
-def make_group(
+def make_contenders(
     rng: np.random.Generator,
     scale: float,
     size: tuple[int, int],
     group: int,
     vertices: int,
     coco: Any,
-) -> AnswerGroup:
-    """A smooth object and noisy answers about it."""
+) -> Contenders:
+    """All contenders, with noisy answers about a smooth object in the form that each reads."""
     radius, outline = smooth_object(rng, scale, size)
     pixels = np.array(size[::-1], dtype=np.float64)
     truth = coco.merge(coco.frPyObjects([outline(200).ravel().tolist()], *size))
+    rle, mask = Rle.from_string(size, truth["counts"]), coco.decode(truth).astype(bool)
     noise = rng.normal(0, 0.03 * radius, (group, vertices, 2))
     rings = [[ring] for ring in ((outline(vertices) + noise) / pixels).clip(0, 1).round(3)]
-    return AnswerGroup(
-        size=size,
-        rings=rings,
-        flat=[[(ring * pixels).ravel().tolist()] for (ring,) in rings],
-        texts=[encode(answer) for answer in rings],
-        truth=truth,
-        rle=Rle.from_string(size, truth["counts"]),
-        mask=coco.decode(truth).astype(bool),
-    )
+    flat = [[(ring * pixels).ravel().tolist()] for (ring,) in rings]
+    texts = [encode(answer) for answer in rings]
 
+    def batched() -> NDArray[np.float64]:
+        masks = [coco.merge(coco.frPyObjects(answer, *size)) for answer in flat]
+        scores: NDArray[np.float64] = coco.iou(masks, [truth], [0])[:, 0]
+        return scores
 
-def make_contenders(coco: Any) -> dict[str, Callable[[AnswerGroup], NDArray[np.float64]]]:
-    """All ways of computing the IoU of a group, by name."""
+    def rasterio_full() -> NDArray[np.float64]:
+        return np.array([mask_iou(rasterio_mask(ring * pixels, size), mask) for (ring,) in rings])
 
-    def masks_of(group: AnswerGroup) -> list[Any]:
-        return [coco.merge(coco.frPyObjects(flat, *group.size)) for flat in group.flat]
-
-    def one_by_one(group: AnswerGroup) -> NDArray[np.float64]:
-        scores = [coco.iou([mask], [group.truth], [0])[0, 0] for mask in masks_of(group)]
-        return np.array(scores)
+    def released(read: Callable[[str], Any]) -> NDArray[np.float64]:
+        return np.array([mask_iou(released_mask(text, size, read, coco), mask) for text in texts])
 
     return {
-        OURS: lambda group: iou_batch(group.rings, group.rle),
-        BATCHED: lambda group: coco.iou(masks_of(group), [group.truth], [0])[:, 0],
-        "pycocotools, one by one": one_by_one,
+        OURS: lambda: iou_batch(rings, rle),
+        BATCHED: batched,
         "rasterio, full frame": rasterio_full,
-        "ours, from text": lambda group: iou_batch(
-            [decode(text).rings for text in group.texts], group.rle
-        ),
-        "released decoder, from text (json)": partial(released_decoder, coco, loads),
-        "released decoder, from text (ast)": partial(released_decoder, coco, ast.literal_eval),
+        "ours, from text": lambda: iou_batch([decode(text).rings for text in texts], rle),
+        "released decoder, from text (json)": partial(released, loads),
+        "released decoder, from text (ast)": partial(released, ast.literal_eval),
     }
 
 
-def rasterio_full(group: AnswerGroup) -> NDArray[np.float64]:
-    """Masks of the whole image by rasterio (its fill rule, which is not COCO's)."""
+def rasterio_mask(ring: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of a ring in pixels by rasterio (its fill rule, which is not COCO's)."""
     from rasterio.features import rasterize
 
-    height, width = group.size
-    scores = []
-    for (ring,) in group.rings:
-        shape = {"type": "Polygon", "coordinates": [(ring * (width, height)).tolist()]}
-        mask = rasterize([shape], out_shape=group.size, dtype="uint8")
-        scores.append(mask_iou(mask.astype(bool), group.mask))
-    return np.array(scores)
+    shape = {"type": "Polygon", "coordinates": [ring.tolist()]}
+    mask: NDArray[np.bool_] = rasterize([shape], out_shape=size, dtype="uint8").astype(bool)
+    return mask
 
 
-def released_decoder(
-    coco: Any, read: Callable[[str], list[list[list[float]]]], group: AnswerGroup
-) -> NDArray[np.float64]:
-    """Text, polygon by polygon, to full masks, as SimpleSeg's script decodes answers."""
-    height, width = group.size
-    scores = []
-    for text in group.texts:
-        found = re.search(r"\[\[\[.*\]\]\]", text, re.DOTALL)
-        union = np.zeros(group.size, dtype=bool)
-        for polygon in read(found.group()) if found else []:
-            flat = (np.array(polygon) * (width, height)).ravel().tolist()
-            union |= coco.decode(coco.frPyObjects([flat], height, width))[:, :, 0].astype(bool)
-        scores.append(mask_iou(union, group.mask))
-    return np.array(scores)
+def released_mask(
+    text: str, size: tuple[int, int], read: Callable[[str], Any], coco: Any
+) -> NDArray[np.bool_]:
+    """The mask of an answer, polygon by polygon, as SimpleSeg's script decodes it."""
+    found = re.search(r"\[\[\[.*\]\]\]", text, re.DOTALL)
+    union = np.zeros(size, dtype=bool)
+    for polygon in read(found.group()) if found else []:
+        flat = (np.array(polygon) * size[::-1]).ravel().tolist()
+        union |= coco.decode(coco.frPyObjects([flat], *size))[:, :, 0].astype(bool)
+    return union
 
 
 def mask_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -226,21 +193,16 @@ def mask_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float(np.logical_and(predicted, truth).sum() / union) if union else 1.0
 
 
-def measure(
-    contenders: dict[str, Callable[[AnswerGroup], NDArray[np.float64]]],
-    groups: list[AnswerGroup],
-    rounds: int,
-) -> dict[str, NDArray[np.float64]]:
-    """CPU seconds ``(rounds,)`` of each contender for one pass over all groups."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, contender in contenders.items():
+def measure(groups: Sequence[Contenders], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """CPU seconds ``(rounds,)`` of each contender for one pass over the answers to all objects."""
+    seconds: dict[str, list[float]] = {name: [] for name in groups[0]}
+    for _ in range(rounds + 1):
+        for name, times in seconds.items():
             start = time.thread_time()
             for group in groups:
-                contender(group)
-            if turn:  # The first turn warms up.
-                seconds[name].append(time.thread_time() - start)
-    return {name: np.array(times) for name, times in seconds.items()}
+                group[name]()
+            times.append(time.thread_time() - start)
+    return {name: np.array(times[1:]) for name, times in seconds.items()}  # the first warms up
 
 
 def show(results: dict[str, Any], console: Console) -> None:

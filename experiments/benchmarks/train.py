@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -94,28 +95,25 @@ def benchmark_train(
         precision = "bfloat16" if device == "cuda" else "float32"
     settings: dict[str, Any] = {"precision": precision, "attention": attention, "device": device}
     settings["seed"] = seed
-    cells: list[tuple[str, Work]] = []
+    works: dict[tuple[str, int], Work] = {}
     for length in lengths:
         prompt_tokens, new_tokens = map(int, length.split(":"))
-        is_short = prompt_tokens <= 256
-        suited = "embedded" if is_short else "30m"
-        name, questions = suited if shape == "matched" else shape, prompts or (8 if is_short else 1)
+        suited, usual = ("embedded", 8) if prompt_tokens <= 256 else ("30m", 1)
+        name, questions = suited if shape == "matched" else shape, prompts or usual
         for size in sorted(set(group_sizes)):
             work = Work(name, prompt_tokens, new_tokens, size, questions, **settings)
-            cells.append((length, work))
+            works[length, size] = work
     console = Console()
     measured: dict[str, dict[int, Updates]] = {length: {} for length in lengths}
     sizes: dict[str, Any] = {}
     with progress_bar(console) as progress:
-        rounds = len(cells) * (repetitions + 1) * len(legs)
-        task = progress.add_task("updates", total=rounds, status="")
-        for length, work in cells:
-
-            def advance(leg: str, name: str = f"{length}, G={work.group_size}") -> None:
-                progress.update(task, advance=1, status=f"{name}: {LEGS[leg]}")
-
+        total = len(works) * (repetitions + 1) * len(legs)
+        task = progress.add_task("updates", total=total, status="")
+        advance = partial(progress.advance, task)
+        for (length, size), work in works.items():
+            progress.update(task, status=f"{length}, G={size}")
             found, sizes[length] = compare(work, legs, repetitions, threads, advance)
-            measured[length][work.group_size] = found
+            measured[length][size] = found
     processor = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     results = summarize(measured) | {
         "sizes": sizes,
@@ -124,7 +122,7 @@ def benchmark_train(
             "repetitions": repetitions,
             "threads": threads,
             "shape": shape,
-            "prompts": {length: work.prompts for length, work in cells},
+            "prompts": {length: work.prompts for (length, _), work in works.items()},
         },
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "trl")},
         "machine": f"{processor}, Python {platform.python_version()}",
@@ -155,44 +153,38 @@ def compare(
     legs: Sequence[str],
     repetitions: int,
     threads: int,
-    advance: Callable[[str], None],
+    advance: Callable[[], object],
 ) -> tuple[Updates, dict[str, int]]:
-    """Let the legs take turns; returns the updates after the first round, and real sizes."""
-    with started(legs, work, threads) as connections:
+    """Let the legs take turns, each in a process of its own; ``advance`` is called at every turn.
+
+    Returns:
+        The updates after the first round, and the real sizes.
+
+    Raises:
+        RuntimeError: A leg failed; has its traceback.
+    """
+    from experiments.benchmarks.train_legs import work_process
+
+    context = get_context("spawn")  # a forked process would inherit memory and locks
+    connections: dict[str, Connection] = {}
+    updates: Updates = {leg: [] for leg in legs}
+    with ExitStack() as stack:
+        for leg in legs:
+            connection, theirs = context.Pipe()
+            arguments = leg, work, threads, theirs
+            process = context.Process(target=work_process, args=arguments, daemon=True)
+            process.start()
+            theirs.close()  # so that a leg that dies is noticed
+            stack.callback(process.join, timeout=30)  # a leg ends when its connection is closed
+            connections[leg] = stack.enter_context(connection)
         for leg, connection in connections.items():
             facts = receive(leg, connection)
-        updates: Updates = {leg: [] for leg in legs}
         for _ in range(repetitions + 1):
             for leg, connection in connections.items():
                 connection.send("go on")
                 updates[leg].append(receive(leg, connection))
-                advance(leg)
+                advance()
     return {leg: found[1:] for leg, found in updates.items()}, facts
-
-
-@contextmanager
-def started(legs: Sequence[str], work: Work, threads: int) -> Iterator[dict[str, Connection]]:
-    """A process for each leg, ended with the block."""
-    from experiments.benchmarks.train_legs import work_process
-
-    context = get_context("spawn")  # a forked process would inherit memory and locks
-    connections, processes = {}, []
-    try:
-        for leg in legs:
-            connections[leg], theirs = context.Pipe()
-            arguments = leg, work, threads, theirs
-            processes.append(context.Process(target=work_process, args=arguments, daemon=True))
-            processes[-1].start()
-            theirs.close()  # so that a leg that dies is noticed
-        yield connections
-        for connection in connections.values():
-            connection.close()
-        for process in processes:
-            process.join(timeout=30)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
 
 
 def receive(leg: str, connection: Connection) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,7 +78,7 @@ class Work:
         )
 
 
-class Pool:
+class Pool(list[Sample]):
     """Scenes whose questions have equally many tokens, so that no prompt is padded."""
 
     name, split = "scenes-pool", "train"
@@ -86,17 +86,12 @@ class Pool:
     def __init__(self, processor: Any, size: int, count: int = 16) -> None:
         """Choose ``count`` of the first scenes with images of ``size`` pixels."""
         scenes = Scenes("train", size=max(size, 32))
-        found = [scenes[index] for index in range(8 * count)]
-        lengths = [len(processor.tokenizer.encode(question(s, "text->mask"))) for s in found]
-        usual = Counter(lengths).most_common(1)[0][0]
-        pairs = zip(found, lengths, strict=True)
-        self._samples = [sample for sample, length in pairs if length == usual][:count]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
+        by_length: dict[int, list[Sample]] = defaultdict(list)
+        for index in range(8 * count):
+            sample = scenes[index]
+            tokens = processor.tokenizer.encode(question(sample, "text->mask"))
+            by_length[len(tokens)].append(sample)
+        super().__init__(max(by_length.values(), key=len)[:count])
 
 
 def make_policy(work: Work) -> VLMPolicy:
@@ -233,7 +228,7 @@ def work_process(leg: str, work: Work, threads: int, connection: Connection) -> 
             TRLLeg(work, connection).run()
         else:
             OurLeg(work, connection).run(shared=leg == "ours")
-    except EOFError:  # the parent process has all that it wanted
+    except (EOFError, ConnectionError):  # the parent process wants no more
         pass
     except Exception:
         connection.send(traceback.format_exc())

@@ -35,20 +35,21 @@ SCORES = (
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What ``scores.json`` of a finished run holds, in one form for all scripts.
+    """What ``scores.json`` of a finished run holds, by the kind of answers.
 
     These are ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before
-    it where they were measured, ``updates``, ``minutes``, and whatever else there is.
+    it, ``updates``, ``minutes``, and whatever else there is.
     """
     path = folder / "scores.json"
     if not path.exists():
         raise ExplainedError(f"{path} is missing: has the run of {folder} finished?")
     scores: dict[str, Any] = json.loads(path.read_text())
+    if "before" not in scores:
+        raise ExplainedError(f"{folder} was not measured before and after training")
     for side in ("before", "after"):
-        if side in scores:
-            greedy = dict(scores[side])
-            scores[side] = {"sampled": greedy.pop("sampled"), "greedy": greedy}
-    return scores | scores.pop("after", {})
+        sampled = scores[side].pop("sampled")
+        scores[side] = {"greedy": scores[side], "sampled": sampled}
+    return scores | scores.pop("after")
 
 
 class Result:
@@ -194,9 +195,9 @@ def table_of(sweep: Sweep, found: dict[str, Any]) -> tuple[list[str], list[list[
             row = ["" if number else label, title]
             row += [f"{100 * np.mean(score['before']):.1f}"] if "before" in score else []
             row.append(", ".join(f"{100 * value:.1f}" for value in score["after"]))
-            row.append(_with_interval(score["mean"], score["interval"], sign))
+            row.append(with_interval(score["mean"], score["interval"], sign))
             if "difference" in score:
-                row.append(_with_interval(score["difference"], score["difference_interval"], "+"))
+                row.append(with_interval(score["difference"], score["difference_interval"], "+"))
             row += [""] * (len(headings) - len(row))
             if paper:
                 row.append(f"{arm['paper']:.1f}" if arm["paper"] and not number else "")
@@ -208,25 +209,23 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     """Means with intervals and single seeds; beside them curves, where gains are compared."""
     from matplotlib.figure import Figure
 
-    curves = [] if sweep.scores else ["eval/greedy_giou", "eval/sampled_giou"]
-    width = 1 + 4.8 * (1 + len(curves))
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    curves = () if sweep.scores else ("greedy", "sampled")
+    figure = Figure(figsize=(5.8 + 4.8 * len(curves), 4.2), layout="constrained")
     left, *others = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
-    for number, (label, arm) in enumerate(found["arms"].items()):
-        style = {"color": f"C{number}"}
-        for row, (kind, marker) in enumerate((("greedy", "o"), ("sampled", "D"))):
-            score, place = arm["scores"][f"{kind} gIoU"], -number + 0.12 * (1 - 2 * row)
-            left.plot(score["interval"], [place, place], alpha=1 - 0.5 * row, **style)
-            left.scatter(score["each"], [place] * len(score["each"]), s=10, alpha=0.6, **style)
-            left.plot(score["mean"], place, marker, **style)
-        for axis, name in zip(others, curves, strict=True):
-            _plot_curves(axis, results[label], name, label, style)
+    for number, arm in enumerate(found["arms"].values()):
+        for kind, marker, shift in (("greedy", "o", 0.12), ("sampled", "D", -0.12)):
+            score, place, color = arm["scores"][f"{kind} gIoU"], shift - number, f"C{number}"
+            left.plot(score["interval"], [place] * 2, color=color)
+            left.plot(score["each"], [place] * len(score["each"]), ".", color=color, alpha=0.6)
+            left.plot(score["mean"], place, marker, color=color)
     what = "gIoU in per cent" if sweep.scores else "gain in gIoU points"
     left.set(title=f"{what}: greedy ●, sampled ◆", xlabel="Student's t over seeds, 95 %")
     left.set_yticks([-number for number in range(len(results))], list(results))
     left.set_ylim(0.5 - len(results), 0.5)
-    for axis, name in zip(others, curves, strict=True):
-        axis.set(title=f"held-out {name[5:].replace('_giou', ' gIoU')}", xlabel="update")
+    for axis, kind in zip(others, curves, strict=True):
+        axis.set(title=f"held-out {kind} gIoU", xlabel="update")
+        for number, (label, arm) in enumerate(results.items()):
+            _plot_curves(axis, arm, f"eval/{kind}_giou", label=label, color=f"C{number}")
         if axis.lines and any(results):
             axis.legend(frameon=False)
     for axis in (left, *others):
@@ -234,22 +233,21 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     figure.savefig(sweep.folder / f"{sweep.name}.png", dpi=110)
 
 
-def _with_interval(value: float, interval: Sequence[float], sign: str) -> str:
+def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
+    """A value and its interval, as in ``1.5 [1.2, 1.8]``; ``sign="+"`` shows the sign of all."""
     return f"{value:{sign}.1f} [{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]"
 
 
-def _plot_curves(
-    axis: Any, results: Sequence[Result], name: str, label: str, style: dict[str, str]
-) -> None:
+def _plot_curves(axis: Any, results: Sequence[Result], name: str, **style: str) -> None:
     """A held-out score over updates: each seed thin, their mean thick."""
     rows = [read_metrics(result.folder) for result in results]
     curves = [{row["update"]: row[name] for row in each if name in row} for each in rows]
     updates = sorted(set.intersection(*(set(curve) for curve in curves)))
     if updates:
         values = np.array([[curve[update] for update in updates] for curve in curves])
-        style = style | {"marker": "o" if len(updates) == 1 else ""}  # one is no line
-        axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style)
-        axis.plot(updates, values.mean(axis=0), linewidth=2.5, label=label or None, **style)
+        style["marker"] = "o" if len(updates) == 1 else ""  # one is no line
+        axis.plot(updates, values.mean(axis=0), linewidth=2.5, **style)
+        axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style | {"label": ""})
 
 
 def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -> dict[str, Any]:
@@ -257,12 +255,6 @@ def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -
     after = [result.scores[kind][name] for result in results]
     found, each = {"after": after}, 100 * np.array(after)
     if gain:
-        for result in results:
-            if "before" not in result.scores:
-                raise ExplainedError(
-                    f"{result.folder} was not measured before training, so there is no gain; a "
-                    'sweep with `measure = "score"` compares scores after it'
-                )
         before = [result.scores["before"][kind][name] for result in results]
         found, each = {"before": before, **found}, 100 * np.subtract(after, before)
     mean, *interval = t_interval(each)
@@ -283,7 +275,6 @@ def t_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 def check_comparable(results: Results, varies: Sequence[str]) -> None:
     """Refuse results that differ in anything but their seed and what is varied."""
-    by_stage = any(len(result.stages) > 1 for arm in results.values() for result in arm)
     baseline = next(iter(results.values()))
     expected = [result.seed for result in baseline]
     for label, arm in results.items():
@@ -294,7 +285,7 @@ def check_comparable(results: Results, varies: Sequence[str]) -> None:
                     f"{arm[place].folder} and {result.folder} both have seed "
                     f"{result.seed}: they count as one seed, not as two"
                 )
-            if unequal := differences(first, result, by_stage):
+            if unequal := differences(first, result):
                 raise ExplainedError(
                     f"{first.folder} and {result.folder} differ in more than their seed: {unequal}"
                 )
@@ -303,19 +294,20 @@ def check_comparable(results: Results, varies: Sequence[str]) -> None:
                 f"{first.folder} is of seeds {seeds} and {baseline[0].folder} of {expected}: "
                 "arms are compared seed by seed"
             )
-        if unequal := differences(baseline[0], first, by_stage, varies):
+        if unequal := differences(baseline[0], first, varies):
             raise ExplainedError(
                 f"{baseline[0].folder} and {first.folder} ({label}) differ in what is not "
                 f"compared: {unequal}; name it under `varies` if it should differ"
             )
 
 
-def differences(one: Result, other: Result, by_stage: bool, varies: Sequence[str] = ()) -> str:
+def differences(one: Result, other: Result, varies: Sequence[str] = ()) -> str:
     """Settings that two results do not share, but for the patterns ``varies``, with both values.
 
     Settings of a group that one of them does not have at all, that of another algorithm or of a
     stage that was left out, are no difference.
     """
+    by_stage = len(one.stages) > 1 or len(other.stages) > 1
     ours, theirs = one.settings(by_stage), other.settings(by_stage)
     groups = [{name.rpartition(".")[0] for name in settings} for settings in (ours, theirs)]
     shared = set.intersection(*groups)

@@ -23,18 +23,10 @@ class AnswerRecord:
     """How many tokens it took, where that is known."""
 
 
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question with its answers."""
-
-    index: int
-    """Position of the sample in the data set."""
-    answers: list[AnswerRecord]
-    """One or more."""
-
-
 Answers = dict[str, list[AnswerRecord]]
 """Answers by sample id, in the order they were written."""
+Answered = dict[int, list[AnswerRecord]]
+"""Answers by the position of the sample in the data set, equally many to each question."""
 
 
 def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
@@ -131,7 +123,7 @@ def match_answers(
     count: int = 1,
     missing: Missing = "error",
     ignore_unknown: bool = False,
-) -> list[AnsweredQuestion]:
+) -> Answered:
     """Find the answers to questions, ``count`` to each; ``asked`` has the ids by position.
 
     Questions without answers are an error, get empty ones, or are left out, as ``missing`` says;
@@ -157,16 +149,16 @@ def match_answers(
     if missing == "skip" and len(absent) == len(ids):
         raise ValueError("no question has an answer; there is nothing to score")
     empty = [AnswerRecord("")] * count
-    found = [
-        AnsweredQuestion(index, answers.get(identifier, empty))
+    found = {
+        index: answers.get(identifier, empty)
         for index, identifier in asked.items()
         if identifier in answers or missing == "empty"
-    ]
-    for item in found:
-        if len(item.answers) != count:
+    }
+    for index, given in found.items():
+        if len(given) != count:
             raise ValueError(
-                f"{asked[item.index]} has {len(item.answers)} answers and --answers is {count}; "
-                f"every question needs the same number of lines"
+                f"{asked[index]} has {len(given)} answers and --answers is {count}; every question "
+                f"needs the same number of lines"
             )
     return found
 

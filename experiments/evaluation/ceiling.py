@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.common.logs import progress_bar
 from experiments.common.tables import terminal_table
-from experiments.evaluation.answers import AnsweredQuestion, AnswerRecord
+from experiments.evaluation.answers import Answered, AnswerRecord
 from experiments.evaluation.scores import measure_answers
 from seg_env.envs.core import ReferringCore
 from seg_env.grammar import encode
@@ -37,16 +37,18 @@ def measure_ceilings(
         ``characters`` are means and medians.
     """
     settings = [(epsilon, places) for places in decimals for epsilon in epsilons]
-    items = []
+    answered: Answered = {}
     with progress_bar(console) as progress:
         task = progress.add_task("outlining", total=questions, status="")
         for index in range(questions):
             target = core.dataset[index].target
             frame = core.answer_frame.for_image(target.size)
             texts = (encode(target.outline(epsilon), n, frame=frame) for epsilon, n in settings)
-            items.append(AnsweredQuestion(index, list(map(AnswerRecord, texts))))
+            answered[index] = list(map(AnswerRecord, texts))
             progress.advance(task)
-    columns = measure_answers(core, items, details=False, empty_union=empty_union, console=console)
+    columns = measure_answers(
+        core, answered, details=False, empty_union=empty_union, console=console
+    )
     found = []
     for place, (epsilon, n) in enumerate(settings):
         rows = {name: column[place :: len(settings)] for name, column in columns.items()}

@@ -27,6 +27,7 @@ from agents.training.distributed import World
 from experiments.common.logs import progress_bar, write_json
 from experiments.evaluation.answers import (
     AnswerRecord,
+    Answers,
     append_answers,
     check_resume,
     keep_whole_answers,
@@ -325,7 +326,7 @@ def collect_answers(
     resume: bool,
     console: Console,
     left_out: LeftOut,
-) -> Path | None:
+) -> Answers | None:
     """Ask the first questions of a data set and keep the answers in a file as they come.
 
     The answers are the same on any number of ranks and after an interruption: ranks share out whole
@@ -335,7 +336,7 @@ def collect_answers(
     Answers by other settings are not added to, and none without ``resume``.
 
     Returns:
-        The file; None on a rank that is not the main one.
+        All that the file holds; None on a rank that is not the main one.
 
     Raises:
         RunExistsError: There are answers already and they may not be there.
@@ -367,17 +368,18 @@ def collect_answers(
         progress.update(task, completed=questions - sum(map(len, batches)))
         for batch, turns in zip(batches, played, strict=True):
             if turns and world.is_main:
-                (found,) = turns
-                rows = zip(found.indices, found.texts, found.tokens.tolist(), strict=True)
+                (told,) = turns
+                rows = zip(told.indices, told.texts, told.tokens.tolist(), strict=True)
                 given = [(names[index], list(map(AnswerRecord, *pair))) for index, *pair in rows]
                 append_answers(path, [row for row in given if row[0] not in known])
-                total, count = total + float(found.fit.sum()), count + found.fit.size
+                total, count = total + float(told.fit.sum()), count + told.fit.size
                 status = f"score {total / count:.3f}"
             progress.update(task, advance=len(batch), status=status)
     if not world.is_main:
         return None
     write_json(noted, left_out.reasons)
-    lengths = [each.tokens or 0 for some in read_answers(path).values() for each in some]
+    found = read_answers(path)
+    lengths = [each.tokens or 0 for some in found.values() for each in some]
     if not lengths:
         raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
     if left_out:
@@ -389,4 +391,4 @@ def collect_answers(
             f"--max-new-tokens[/yellow]",
             highlight=False,
         )
-    return path
+    return found

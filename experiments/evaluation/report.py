@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 
 from experiments.common.logs import write_atomically, write_json
 from experiments.common.tables import markdown_table
-from experiments.evaluation.answers import AnsweredQuestion
+from experiments.evaluation.answers import Answered
 from experiments.evaluation.scores import interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
@@ -29,18 +29,15 @@ GRID = (4, 3)
 """Columns and rows of the sheets."""
 
 FAILURES = {
-    Failure.GOOD: ("#2a9d8f", "IoU of at least 0.5, or absence recognised"),
-    Failure.WRONG_OBJECT: (
-        "#e76f51",
-        "another annotated object of the image is overlapped better",
-    ),
-    Failure.WRONG_OUTLINE: ("#e9c46a", "the object is overlapped, but its outline is bad"),
-    Failure.NO_OBJECT: ("#b5507a", "neither the target nor another known object is overlapped"),
-    Failure.MISSED: ("#6c757d", "the object is there, the answer says that it is not"),
-    Failure.FALSE_ALARM: ("#457b9d", "the object is not there, the answer outlines something"),
-    Failure.MALFORMED: ("#22223b", "no usable outline could be read"),
+    Failure.GOOD: "IoU of at least 0.5, or absence recognised",
+    Failure.WRONG_OBJECT: "another annotated object of the image is overlapped better",
+    Failure.WRONG_OUTLINE: "the object is overlapped, but its outline is bad",
+    Failure.NO_OBJECT: "neither the target nor another known object is overlapped",
+    Failure.MISSED: "the object is there, the answer says that it is not",
+    Failure.FALSE_ALARM: "the object is not there, the answer outlines something",
+    Failure.MALFORMED: "no usable outline could be read",
 }
-"""Colour and meaning of each kind of answer."""
+"""What each kind of answer means."""
 
 TASK_SCORES: dict[Form, tuple[tuple[str, str], tuple[str, str], str]] = {
     "mask": (("gIoU", "giou"), ("cIoU", "ciou"), "#2a9d8f"),
@@ -60,7 +57,7 @@ def report_text(scores: dict[str, Any]) -> str:
     form = form_of(scores["task"])
     kinds = [
         (kind.replace("_", " "), count, f"{100 * count / scores['samples']:.1f}", meaning)
-        for kind, (_, meaning) in FAILURES.items()
+        for kind, meaning in FAILURES.items()
         if (count := scores["failures"].get(kind))
     ]
     measured = score_rows(scores, scores["intervals"], form)
@@ -137,40 +134,34 @@ def _setting_lines(scores: dict[str, Any]) -> list[str]:
 def draw_images(
     folder: Path,
     core: ReferringCore,
-    items: list[AnsweredQuestion],
+    answered: Answered,
     columns: Columns,
     scores: dict[str, Any],
 ) -> str:
-    """Draw ``worst.png``, ``best.png`` and, for outlines, ``iou_histogram.png``.
+    """Draw ``worst.png`` and ``best.png``, as far as there are images that can be read.
 
     Returns:
-        The part of the report that shows them.
+        The part of the report that shows them, empty if there is nothing to draw on.
     """
-    form = form_of(scores["task"])
     # Boxes and points have worst and best ones by what fits them.
-    fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form]
+    fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form_of(scores["task"])]
     columns = columns | {"iou": columns[fit]}
     shown = []
-    if form == "mask":
-        draw_histogram(columns, scores, folder / "iou_histogram.png")
-        shown.append("![Distribution of the IoU](iou_histogram.png)")
     for name, sign in (("worst", 1), ("best", -1)):
         title = f"{name.capitalize()} answers"
-        rows = _pick(core, items, sign * columns["iou"])
-        whole_title = f"{title}, {scores['dataset']} ({scores['split']})"
-        _draw_sheet(core, items, rows, columns, whole_title, folder / f"{name}.png")
-        shown.append(f"![{title}]({name}.png)")
-    return "\n\n".join(["\n## Images", *shown]) + "\n"
+        if rows := _pick(core, answered, sign * columns["iou"]):
+            whole_title = f"{title}, {scores['dataset']} ({scores['split']})"
+            _draw_sheet(core, answered, rows, columns, whole_title, folder / f"{name}.png")
+            shown.append(f"![{title}]({name}.png)")
+    return "\n\n".join(["\n## Images", *shown]) + "\n" if shown else ""
 
 
-def _pick(
-    core: ReferringCore, items: list[AnsweredQuestion], values: NDArray[np.float64]
-) -> list[int]:
+def _pick(core: ReferringCore, answered: Answered, values: NDArray[np.float64]) -> list[int]:
     """Rows with the lowest values, one for each object: sentences about one are answered alike."""
-    values = values.reshape(len(items), -1)
+    values, indices = values.reshape(len(answered), -1), list(answered)
     chosen: dict[tuple[Any, ...], int] = {}
     for place in np.argsort(values.min(axis=1), kind="stable")[:300].tolist():
-        sample = core.dataset[items[place].index]
+        sample = core.dataset[indices[place]]
         row = place * values.shape[1] + int(values[place].argmin())
         if _has_image(sample):
             chosen.setdefault((*sample.target.size, sample.target.rle.counts.tobytes()), row)
@@ -189,21 +180,22 @@ def _has_image(sample: Sample) -> bool:
 
 def _draw_sheet(
     core: ReferringCore,
-    items: Sequence[AnsweredQuestion],
+    answered: Answered,
     chosen: Sequence[int],
     columns: Columns,
     title: str,
     path: Path,
 ) -> None:
     """Draw targets (green) and answers (orange) on their images, beside each other."""
+    texts = [(index, answer.text) for index, given in answered.items() for answer in given]
     width = min(GRID[0], len(chosen))
     height = -(-len(chosen) // width)
     figure = Figure(figsize=(3.6 * width, 3.5 * height + 0.6), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False)
     figure.suptitle(f"{title}: target green, answer orange", fontsize=13)
     for axis, row in zip(axes.flat, chosen, strict=False):
-        item = items[row // len(items[0].answers)]
-        sample, text = core.dataset[item.index], item.answers[row % len(item.answers)].text
+        index, text = texts[row]
+        sample = core.dataset[index]
         prediction = read_answer(text, sample.target.size, core.answer_frame, core.tasks.forms[0])
         axis.imshow(draw_overlay(sample.image, sample.target, prediction, numbered=False))
         remark = str(columns["failure"][row])
@@ -219,31 +211,6 @@ def _draw_sheet(
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=100)
-
-
-def draw_histogram(columns: Columns, scores: dict[str, Any], path: Path) -> None:
-    """How many answers have which IoU, by what became of them."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    kinds = [kind for kind in FAILURES if (columns["failure"] == kind.value).any()]
-    values = [columns["iou"][columns["failure"] == kind.value] for kind in kinds]
-    named = zip(kinds, values, strict=True)
-    axis.hist(
-        values,
-        bins=[place / 20 for place in range(21)],
-        stacked=True,
-        color=[FAILURES[kind][0] for kind in kinds],
-        label=[f"{kind.value.replace('_', ' ')} ({len(some)})" for kind, some in named],
-    )
-    axis.axvline(scores["giou"], color="black", linewidth=1.2, label=f"gIoU {scores['giou']:.3f}")
-    if (best := scores.get("representation_ceiling")) is not None:
-        label = f"truth at ε .005: {best:.3f}"
-        axis.axvline(best, color="black", linewidth=1.2, linestyle=":", label=label)
-    axis.set(xlabel="mask IoU", ylabel="answers", xlim=(0, 1))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, loc="best")
-    figure.savefig(path, dpi=110)
 
 
 def write_task_table(

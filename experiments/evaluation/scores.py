@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common.logs import progress_bar
-from experiments.evaluation.answers import AnsweredQuestion
+from experiments.evaluation.answers import Answered
 from experiments.evaluation.reader import advise_frame
 from seg_env import metrics
 from seg_env.envs.core import ReferringCore
@@ -21,40 +20,36 @@ from seg_env.metrics import PRECISION_THRESHOLDS, Columns
 from seg_env.metrics.reports import score_ratios
 from seg_env.types import Form
 
+EVERY = "mask bbox point"
 SCORES = (
-    ("gIoU", "giou", 100.0),
-    ("cIoU", "ciou", 100.0),
-    *((f"precision@{limit}", f"precision@{limit}", 100.0) for limit in PRECISION_THRESHOLDS),
-    ("box IoU", "box_giou", 100.0),
-    ("REC accuracy@0.5, from the outline", "rec_accuracy", 100.0),
-    ("pointing accuracy", "pointing_accuracy", 100.0),
-    ("boundary IoU", "boundary_iou", 100.0),
-    ("boundary F", "boundary_f", 100.0),
-    ("well-formed answers", "well_formed", 100.0),
-    ("no-target accuracy", "n_acc", 100.0),
-    ("target accuracy", "t_acc", 100.0),
-    ("distance from the best point, % of the image's side", "point_distance", 100.0),
-    ("HD95, pixels", "hd95", 1.0),
-    ("PoLiS, pixels", "polis", 1.0),
-    ("vertices per answer", "vertices", 1.0),
-    ("vertices, relative to the target's", "vertex_ratio", 1.0),
-    ("characters per answer", "characters", 1.0),
-    ("tokens per answer", "tokens", 1.0),
+    ("gIoU", "giou", 100.0, "mask bbox"),
+    ("gIoU of the truth itself, written with ε 0.005", "representation_ceiling", 100.0, "mask"),
+    ("cIoU", "ciou", 100.0, "mask"),
+    *((f"precision@{at}", f"precision@{at}", 100.0, "mask") for at in PRECISION_THRESHOLDS),
+    ("box IoU", "box_giou", 100.0, "bbox"),
+    ("REC accuracy@0.5, from the outline", "rec_accuracy", 100.0, "mask"),
+    ("REC accuracy@0.5", "rec_accuracy", 100.0, "bbox"),
+    ("pointing accuracy", "pointing_accuracy", 100.0, "point"),
+    ("boundary IoU", "boundary_iou", 100.0, "mask"),
+    ("boundary F", "boundary_f", 100.0, "mask"),
+    ("well-formed answers", "well_formed", 100.0, EVERY),
+    ("no-target accuracy", "n_acc", 100.0, EVERY),
+    ("target accuracy", "t_acc", 100.0, EVERY),
+    ("distance from the best point, % of the image's side", "point_distance", 100.0, "point"),
+    ("HD95, pixels", "hd95", 1.0, "mask"),
+    ("PoLiS, pixels", "polis", 1.0, "mask"),
+    ("vertices per answer", "vertices", 1.0, "mask"),
+    ("vertices, relative to the target's", "vertex_ratio", 1.0, "mask"),
+    ("characters per answer", "characters", 1.0, EVERY),
+    ("tokens per answer", "tokens", 1.0, EVERY),
 )
-"""Scores of a table: label, key, and what they are multiplied by to be shown."""
-
-ANY_FORM = {"well_formed", "n_acc", "t_acc", "characters", "tokens"}
-MEANINGFUL: dict[Form, set[str]] = {
-    "mask": {key for _, key, _ in SCORES} - {"box_giou"},
-    "bbox": ANY_FORM | {"box_giou", "rec_accuracy", "giou"},
-    "point": ANY_FORM | {"pointing_accuracy", "point_distance"},
-}
-"""Scores that say something about answers of each form; the others are left out of tables."""
+"""Scores of a table: label, key, what they are multiplied by to be shown, and the forms of answers
+that they say something about."""
 
 
 def measure_answers(
     core: ReferringCore,
-    items: Sequence[AnsweredQuestion],
+    answered: Answered,
     *,
     details: bool,
     empty_union: float,
@@ -70,17 +65,17 @@ def measure_answers(
     """
     chunk_size = 64  # questions worked on at a time; what is kept of each is a row of numbers
     parts: list[Columns] = []
-    total, count = 0.0, 0
-    dataset, (form,) = core.dataset, core.tasks.forms
+    questions, dataset, (form,) = list(answered), core.dataset, core.tasks.forms
     with progress_bar(console) as progress:
-        task = progress.add_task("scoring", total=len(items), status="")
-        for start in range(0, len(items), chunk_size):
-            chunk = items[start : start + chunk_size]
-            samples = [dataset[item.index] for item in chunk]
-            counts = [len(item.answers) for item in chunk]
-            answers = [answer for item in chunk for answer in item.answers]
-            asked = [sample for sample, k in zip(samples, counts, strict=True) for _ in range(k)]
+        task = progress.add_task("scoring", total=len(questions), status="")
+        for start in range(0, len(questions), chunk_size):
+            indices = questions[start : start + chunk_size]
+            samples = [dataset[index] for index in indices]
+            # One row an answer; the place is that of its question in the chunk.
+            places = [place for place, index in enumerate(indices) for _ in answered[index]]
+            answers = [answer for index in indices for answer in answered[index]]
             texts = [answer.text for answer in answers]
+            asked = [samples[place] for place in places]
             read = [
                 read_answer(text, sample.target.size, core.answer_frame, form)
                 for text, sample in zip(texts, asked, strict=True)
@@ -89,8 +84,8 @@ def measure_answers(
                 console.print(f"[yellow]{advice}[/yellow]", highlight=False)
             others = None
             if hasattr(dataset, "others"):
-                around = ([each.rle for each in dataset.others(item.index)] for item in chunk)
-                others = [each for each, k in zip(around, counts, strict=True) for _ in range(k)]
+                around = [[each.rle for each in dataset.others(index)] for index in indices]
+                others = [around[place] for place in places]
             part = metrics.measure(
                 read,
                 [sample.target for sample in asked],
@@ -100,16 +95,15 @@ def measure_answers(
                 empty_union=empty_union,
             )
             if details:
-                part["ceiling"] = np.repeat(metrics.ceiling(samples), counts)
+                part["ceiling"] = metrics.ceiling(samples)[places]
             part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
             part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
-            part["characters"] = np.array(list(map(len, texts)))
-            tokens = [-1 if answer.tokens is None else answer.tokens for answer in answers]
-            part["tokens"] = np.array(tokens)
-            part["answer"] = np.concatenate([np.arange(k) for k in counts])
+            part["answer"] = np.concatenate([np.arange(len(answered[index])) for index in indices])
+            part["characters"] = np.array([len(text) for text in texts])
+            part["tokens"] = np.array([-1 if one.tokens is None else one.tokens for one in answers])
             parts.append(part)
-            total, count = total + float(part["iou"].sum()), count + len(texts)
-            progress.update(task, advance=len(chunk), status=f"gIoU {total / count:.3f}")
+            score = np.concatenate([each["iou"] for each in parts]).mean()
+            progress.update(task, advance=len(indices), status=f"gIoU {score:.3f}")
     return metrics.join_columns(parts)
 
 
@@ -237,11 +231,10 @@ def score_rows(
     With ``sign="+"`` they are written as gains are.
     """
     rows = []
-    for label, key, factor in SCORES:
+    for label, key, factor, forms in SCORES:
         # Where every object is there, nothing is learnt from how many are said to be.
         idle = key == "t_acc" and scores.get("n_acc") is None
-        if scores.get(key) is not None and not idle and key in MEANINGFUL[form]:
-            label = label if form == "mask" else label.removesuffix(", from the outline")
+        if scores.get(key) is not None and not idle and form in forms.split():
             interval = interval_text(intervals.get(key), factor, sign)
             rows.append((label, f"{factor * scores[key]:{sign}.1f}", interval))
     return rows

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import tyro
-from PIL import Image
 from short_runs import start, timeless
 
 from agents.policy.model import VLMPolicy
@@ -122,12 +121,12 @@ def test_the_report_has_the_scores_of_the_policy_after_every_stage(finished):
         for name in ("giou", "ciou"):
             low, high = found["greedy"][f"{name}_interval"]
             assert low <= found["greedy"][name] <= high
-        assert f"{folder / stage}" in report
+        assert f"({stage}/report.md)" in report
+        assert (folder / stage / "report.md").exists()
+        assert f"--output-dir {folder / stage}" in report
     assert scores["before"]["giou"] == scores["stages"]["pretrain"]["greedy"]["giou"]
     assert scores["after"]["sampled"] == scores["stages"]["rl"]["sampled"]
-    for name in ("curve.png", "outlines.png"):
-        assert f"({name})" in report
-        assert np.asarray(Image.open(folder / name).convert("RGB")).std() > 5
+    assert "(annotate/report.md)" in report
     annotated = (folder / "annotate" / "report.md").read_text()
     assert "of expressions right" in annotated, "labels of scenes are compared with the truth"
 

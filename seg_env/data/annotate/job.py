@@ -45,9 +45,6 @@ class Job:
     """Images that the stages see at a time."""
     most_objects: int = 32
     """Boxes of an image that are looked at, best scores first."""
-    least_side: int = 32
-    """Images with a shorter side are left out, as those with more than `most_pixels`."""
-    most_pixels: int = 1 << 25
 
     def __post_init__(self) -> None:
         """Raise ValueError for what can be seen to be wrong without loading a stage."""
@@ -57,7 +54,6 @@ class Job:
         if not self.split.isidentifier():
             raise ValueError(f"split={self.split!r} names files: use letters, digits and _")
         check_whole(1, batch_size=self.batch_size, most_objects=self.most_objects)
-        check_whole(1, least_side=self.least_side, most_pixels=self.most_pixels)
         check_between(1, 9, decimals=self.decimals)
         check_between(0, 1, epsilon=self.epsilon)
 

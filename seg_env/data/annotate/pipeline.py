@@ -20,7 +20,7 @@ from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from seg_env.data.annotate.describing import clean_expression
 from seg_env.data.annotate.job import (
@@ -53,7 +53,10 @@ from seg_env.data.annotate.stages import (
     load_stage,
 )
 from seg_env.data.annotate.tally import Tally
-from seg_env.data.annotate.writers import WRITERS, Annotated, to_line
+from seg_env.data.annotate.writers import Annotated, to_line, write_json_lines, write_parquet
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def annotate(
@@ -205,10 +208,10 @@ class Annotator:
         folder = partial_path(final)
         folder.mkdir()
         tally = self._tally = Tally()
+        write = write_parquet if self._job.container == "parquet" else write_json_lines
         try:
-            write = WRITERS[self._job.container]
             write(folder, self._job, self._annotated(shard, final.name), tally)
-            _write(folder / MANIFEST, [_to_json({"shard": shard.name, **tally.to_json()})])
+            _write_json(folder / MANIFEST, {"shard": shard.name, **tally.to_json()})
             os.rename(folder, final)
         except OSError:
             if not final.exists():  # else another process was faster; both hold the same
@@ -218,63 +221,63 @@ class Annotator:
 
     def _annotated(self, shard: Shard, name: str) -> Iterator[Annotated]:
         """The objects of each image of a shard that has any, named by its place in the shard."""
-        numbered = enumerate(self._decoded(shard))
-        while taken := list(islice(numbered, self._job.batch_size)):
-            names = {
-                image: f"{name}-{number:06d}"
-                for number, image in taken
-                if isinstance(image, DecodedImage)
-            }
-            for image, objects in by_image(self._annotate(list(names))):
-                self._tally.annotated += 1
+        places = enumerate(self._decoded(shard))
+        while batch := list(islice(places, self._job.batch_size)):
+            names = {image: f"{name}-{place:06d}" for place, image in batch if image is not None}
+            for image, objects in by_image(self._objects(list(names))):
+                self._tally.images["annotated"] += 1
                 yield names[image], objects
             self._on_images(len(names))
 
-    def _decoded(self, shard: Shard) -> Iterator[DecodedImage | Reason]:
-        """Everything in a shard in its order, so that records can be named by their place."""
+    def _decoded(self, shard: Shard) -> Iterator[DecodedImage | None]:
+        """The images of a shard; None in the place of each that is left out."""
         raws = self._source.read(shard)
         while True:
-            image: RawImage | DecodedImage | Reason | None
             with self._tally.timed("read"):
-                image = next(raws, None)
+                image: RawImage | Reason | None = next(raws, None)
                 if isinstance(image, RawImage):
-                    image = open_image(image, self._job.least_side, self._job.most_pixels)
+                    image = open_image(image)
             if image is None:
                 return
-            if isinstance(image, Reason):
-                self._tally.rejected[image] += 1
+            if isinstance(image, DecodedImage):
+                self._tally.images["read"] += 1
+                yield image
             else:
-                self._tally.read += 1
-            yield image
+                self._tally.rejected[image] += 1
+                yield None
 
-    def _annotate(self, images: Sequence[DecodedImage]) -> list[Found]:
+    def _objects(self, images: Sequence[DecodedImage]) -> list[Found]:
         """The objects of images that pass all filters, each with mask and expression."""
         objects = self._filter("detector", self._detect(images))
         objects = self._filter("segmenter", self._segment(objects))
         return self._filter("describer", self._describe(objects))
 
-    def _detect(self, images: Sequence[DecodedImage]) -> list[Found]:
-        with self._tally.timed("detect"):
-            boxes = self._detector.detect(images) if images else []
-        _check_length("detector", boxes, images)
-        objects = []
-        for image, some in zip(images, boxes, strict=True):
-            self._tally.detected += len(some)
+    def _ask(
+        self, what: str, ask: Callable[..., Sequence[R]], inputs: Sequence[T], *before: DecodedImage
+    ) -> list[tuple[T, R]]:
+        """Inputs, each with what a stage makes of it; ValueError if these are not as many."""
+        with self._tally.timed(what):
+            results = ask(*before, inputs) if inputs else []
+        if len(results) != len(inputs):
+            name = getattr(ask, "__qualname__", ask)
+            raise ValueError(f"{name} gave {len(results)} results for {len(inputs)} inputs")
+        return list(zip(inputs, results, strict=True))
+
+    def _detect(self, images: Sequence[DecodedImage]) -> Iterator[Found]:
+        for image, boxes in self._ask("detect", self._detector.detect, images):
+            self._tally.objects["detected"] += len(boxes)
             ranked = sorted(
-                some, key=lambda each: -each.score if math.isfinite(each.score) else math.inf
+                boxes, key=lambda each: -each.score if math.isfinite(each.score) else math.inf
             )
             self._tally.dropped["too many objects"] += len(ranked[self._job.most_objects :])
-            clipped = [_clip(each, image.size) for each in ranked[: self._job.most_objects]]
-            self._tally.dropped["no box within the picture"] += clipped.count(None)
-            objects += [Found(image, each) for each in clipped if each is not None]
-        return objects
+            for each in ranked[: self._job.most_objects]:
+                if (clipped := _clip(each, image.size)) is not None:
+                    yield Found(image, clipped)
+                else:
+                    self._tally.dropped["no box within the picture"] += 1
 
-    def _segment(self, objects: Sequence[Found]) -> list[Found]:
-        with self._tally.timed("segment"):
-            segments = self._segmenter.segment(objects) if objects else []
-        _check_length("segmenter", segments, objects)
-        kept = []
-        for found, segment in zip(objects, segments, strict=True):
+    def _segment(self, objects: Sequence[Found]) -> Iterator[Found]:
+        for found, segment in self._ask("segment", self._segmenter.segment, objects):
             if segment is None or not segment.rle.area or not math.isfinite(segment.score):
                 self._tally.dropped["no mask"] += 1
             elif segment.rle.size != found.image.size:
@@ -283,35 +286,24 @@ class Annotator:
                     f"{found.image.size} (height, width)"
                 )
             else:
-                kept.append(replace(found, segment=segment))
-        return kept
+                yield replace(found, segment=segment)
 
-    def _describe(self, objects: Sequence[Found]) -> list[Found]:
-        with self._tally.timed("describe"):
-            texts = self._describer.describe(objects) if objects else []
-        _check_length("describer", texts, objects)
-        expressions = map(clean_expression, texts)
-        named = [
-            replace(found, expression=text)
-            for found, text in zip(objects, expressions, strict=True)
-            if text
-        ]
-        self._tally.dropped["no description"] += len(objects) - len(named)
-        return named
+    def _describe(self, objects: Sequence[Found]) -> Iterator[Found]:
+        for found, text in self._ask("describe", self._describer.describe, objects):
+            if expression := clean_expression(text):
+                yield replace(found, expression=expression)
+            else:
+                self._tally.dropped["no description"] += 1
 
-    def _filter(self, after: When, objects: Sequence[Found]) -> list[Found]:
-        judges = [judge for judge in self._filters if judge.after == after]
+    def _filter(self, after: When, objects: Iterable[Found]) -> list[Found]:
         kept = list(objects)
-        with self._tally.timed("filter"):
-            for judge in judges:
-                kept = [found for some in by_image(kept) for found in self._judged(judge, *some)]
+        for judge in (each for each in self._filters if each.after == after):
+            judged = []
+            for image, some in by_image(kept):
+                judged += self._ask("filter", judge.judge, some, image)
+            kept = [found for found, reason in judged if reason is None]
+            self._tally.dropped.update(reason for _, reason in judged if reason is not None)
         return kept
-
-    def _judged(self, judge: Filter, image: DecodedImage, objects: list[Found]) -> list[Found]:
-        reasons = judge.judge(image, objects)
-        _check_length(type(judge).__name__, reasons, objects)
-        self._tally.dropped.update(reason for reason in reasons if reason is not None)
-        return [found for found, reason in zip(objects, reasons, strict=True) if reason is None]
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
@@ -322,11 +314,6 @@ def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
     x0, y0, x1, y1 = map(float, detection.box)
     box: Box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     return replace(detection, box=box) if box[2] > box[0] and box[3] > box[1] else None
-
-
-def _check_length(stage: str, results: Sequence[object], wanted: Sequence[object]) -> None:
-    if len(results) != len(wanted):
-        raise ValueError(f"the {stage} gave {len(results)} results for {len(wanted)} inputs")
 
 
 def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -342,8 +329,12 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
         tally.add(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     if plan["job"]["container"] == "jsonl":
         _write(output / f"{split}.jsonl", _joined_lines(f"{split}.jsonl", done))
-    else:
-        _link_tables(output / "data", split, done)
+    else:  # second names for the tables, under which data sets of the hub are looked for
+        (output / "data").mkdir(exist_ok=True)
+        for folder in done:
+            with suppress(FileExistsError):
+                name = f"{split}-{folder.name}.parquet"
+                os.link(folder / f"{split}.parquet", output / "data" / name)
     manifest = {
         "complete": len(done) == len(folders),
         "shards": {"done": len(done), "of": len(folders)},
@@ -352,7 +343,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
     if manifest["complete"]:  # nobody works on a shard now: what killed processes left can go
         for unfinished in (output / SHARDS).glob("*.partial-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-    _write(output / MANIFEST, [_to_json(manifest)])
+    _write_json(output / MANIFEST, manifest)
     return manifest
 
 
@@ -365,16 +356,8 @@ def _joined_lines(name: str, folders: Sequence[Path]) -> Iterator[str]:
                 yield to_line(record)
 
 
-def _link_tables(data: Path, split: str, folders: Sequence[Path]) -> None:
-    """Second names for the tables, under which data sets of the hub are looked for."""
-    data.mkdir(exist_ok=True)
-    for folder in folders:
-        with suppress(FileExistsError):
-            os.link(folder / f"{split}.parquet", data / f"{split}-{folder.name}.parquet")
-
-
-def _to_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, [json.dumps(content, indent=2) + "\n"])
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ faults are reported by reason, and nothing is ever extracted: names in archives 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -14,10 +15,9 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -31,6 +31,10 @@ from seg_env.data.records import Record, RecordError
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
 """Of alternative texts in archives."""
+READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
+"""Of all members of archives that are read."""
+LEAST_SIDE, MOST_PIXELS = 32, 1 << 25
+"""Images with a shorter side or more pixels (2**25 take 100 MB) are left out."""
 MOST_IMAGE_BYTES = 1 << 25
 MOST_TEXT_BYTES = 1 << 20
 MOST_HEADER_BYTES = 1 << 14
@@ -38,13 +42,12 @@ MOST_HEADER_BYTES = 1 << 14
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
 """What LAION, COYO and img2dataset call the alternative text."""
-KEPT_KEYS = {"url": "url", "URL": "url", "license": "license", "LICENSE": "license"}
+KEPT_KEYS = ("url", "URL", "license", "LICENSE")
 """What is kept of a record: where an image came from and under which licence."""
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 """Columns of tables that hold images: bytes, or ``{"bytes", "path"}``."""
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
 """Columns that name a row."""
-
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
@@ -53,8 +56,9 @@ class Files:
     """Images in files: tar archives, parquet tables, or a folder of images.
 
     Archives and tables are given as one file, a folder or a pattern such as ``"/a/*.tar"``; each is
-    a shard. Images below a folder are taken in the order of their names, so many to a shard; links
-    that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
+    a shard. Images below a folder are taken in the order of their names, so many to a shard;
+    ``dog.txt`` beside ``dog.jpg`` is its alternative text, and ``dog.json`` its record, as in
+    archives. Links that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
     """
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
@@ -70,6 +74,8 @@ class Files:
             found = sorted(each for each in folder.glob(pattern) if each.is_file())
         archives = [each for each in found if each.name.endswith(TAR_ENDINGS)]
         tables = [each for each in found if each.name.endswith(".parquet")]
+        if place.is_dir():  # img2dataset writes a table of addresses beside each folder of images
+            tables = [each for each in tables if not each.with_suffix("").is_dir()]
         if tables and not archives:
             require("pyarrow.parquet")  # before models are loaded for nothing
         if archives or tables:
@@ -98,20 +104,29 @@ class Files:
         return (self._read_image(path) for path in paths)
 
     def _read_image(self, path: Path) -> RawImage | Reason:
+        data = self._content(path, MOST_IMAGE_BYTES)
+        if isinstance(data, Reason):
+            return data
+        beside = (self._content(path.with_suffix(e), MOST_TEXT_BYTES) for e in (".txt", ".json"))
+        text, record = (each if isinstance(each, bytes) else b"" for each in beside)
+        return _raw_image(str(path.relative_to(self._path)), data, text, _record(record))
+
+    def _content(self, path: Path, most: int) -> bytes | Reason:
+        """The content of a file, or why it is not read."""
         try:
             if not path.resolve().is_relative_to(self._path.resolve()):
                 return Reason.NOT_A_FILE
             if not path.is_file():
                 return Reason.NO_IMAGE
             with path.open("rb") as file:
-                data = file.read(MOST_IMAGE_BYTES + 1)
+                data = file.read(most + 1)
         except RuntimeError:  # how Python up to 3.12 reports a link that leads to itself
             return Reason.NOT_A_FILE
-        except PermissionError:  # any other error is the disk's, not this file's: it stops the run
-            return Reason.UNREADABLE
-        if len(data) > MOST_IMAGE_BYTES:
-            return Reason.TOO_MANY_BYTES
-        return RawImage(str(path.relative_to(self._path)), data)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+                return Reason.UNREADABLE
+            raise  # the disk's failure, not this file's: it stops the run
+        return data if len(data) <= most else Reason.TOO_MANY_BYTES
 
 
 def read_tar(path: Path) -> Iterator[RawImage | Reason]:
@@ -170,50 +185,44 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
     A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
     OSError only where the file cannot be opened, or the disk fails.
     """
-    with ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
+    with path.open("rb") as opened:
+        file: IO[bytes] | gzip.GzipFile = opened
         end, beyond = path.stat().st_size, Reason.TRUNCATED
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if zipped:
+        if opened.peek(2).startswith(b"\x1f\x8b"):
             # Images hardly compress at all; 64 MiB are allowed in any case.
             end, beyond = 20 * end + (1 << 26), Reason.BOMB
-            file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
-        bounded = _BoundedFile(file)
+            file = gzip.GzipFile(fileobj=opened)
+        bounded: Any = _BoundedFile(file)
         try:
-            archive = tarfile.TarFile(
-                fileobj=cast("IO[bytes]", bounded), encoding="utf-8", errors="replace"
-            )
+            archive = tarfile.TarFile(fileobj=bounded, encoding="utf-8", errors="replace")
             while (member := archive.next()) is not None:
                 # Or members and headers about all of them would be kept.
                 archive.members.clear()  # type: ignore[attr-defined]
                 archive.pax_headers = {}
-                is_image = member.name.lower().endswith(IMAGE_ENDINGS)
-                bounded.left = most = MOST_IMAGE_BYTES if is_image else MOST_TEXT_BYTES
+                name = member.name.lower()
+                bounded.left = most = (
+                    MOST_IMAGE_BYTES if name.endswith(IMAGE_ENDINGS) else MOST_TEXT_BYTES
+                )
                 if member.size < 0 or member.issparse():
                     yield Reason.CORRUPT
                     return
                 if member.islnk() or member.issym() or member.isdev():
                     yield Reason.NOT_A_FILE
-                elif member.isdir():
-                    pass
-                elif member.offset_data + member.size > end:
+                elif not member.isdir() and member.offset_data + member.size > end:
                     yield beyond
                     return
-                elif not member.isreg():
-                    pass
-                elif leads_out(member.name):
+                elif member.isreg() and leads_out(member.name):
                     yield Reason.UNSAFE_NAME
-                elif member.name.lower().endswith(_READ_ENDINGS):
+                elif member.isreg() and name.endswith(READ_ENDINGS):
                     if member.size > most:
                         yield Reason.TOO_MANY_BYTES
                     else:
                         data = bounded.read(member.size)
                         if bounded.ended:
-                            raise EOFError("half a member")
+                            break
                         yield member.name, data
                 bounded.left = MOST_HEADER_BYTES
-        except EOFError:
+        except EOFError:  # of the compressed archive
             yield Reason.TRUNCATED
         except (gzip.BadGzipFile, zlib.error, ValueError):
             yield Reason.CORRUPT
@@ -226,16 +235,13 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
                 yield Reason.CORRUPT
 
 
-_READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
-
-
 class _BoundedFile:
     """An archive that is not trusted, for `tarfile` to read: never back, and only so many bytes.
 
     `tarfile` itself reads headers of whatever size they claim, and follows negative sizes.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self.left = MOST_HEADER_BYTES
         """Bytes that may be read."""
@@ -301,10 +307,9 @@ def _columns(names: list[str], path: Path) -> list[str]:
     """The column of images, then those with a name, a text and what is kept."""
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     if image is None:
-        hint = "; it lists addresses: download them first, for example by img2dataset"
         raise ValueError(
-            f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}) among "
-            f"{', '.join(names)}{hint if {'url', 'URL'} & set(names) else ''}"
+            f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}) among {', '.join(names)}"
+            "; images at listed addresses have to be downloaded first, for example by img2dataset"
         )
     return [image, *(n for n in (*KEY_COLUMNS, *TEXT_KEYS, *KEPT_KEYS) if n in names)]
 
@@ -333,27 +338,22 @@ def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) ->
     """An image with its text, or that of its record, and what is kept of the record."""
     said = (record.get(name) for name in TEXT_KEYS)
     recorded = next((value for value in said if isinstance(value, str) and value), "")
-    kept = {
-        name: clean_text(record[column])
-        for column, name in KEPT_KEYS.items()
-        if isinstance(record.get(column), str)
-    }
-    return RawImage(key, data, text.decode("utf-8", "replace") or recorded, kept)
+    kept = {name.lower(): record[name] for name in KEPT_KEYS if isinstance(record.get(name), str)}
+    metadata = {name: clean_text(value) for name, value in kept.items()}
+    return RawImage(key, data, text.decode("utf-8", "replace") or recorded, metadata)
 
 
-def open_image(
-    raw: RawImage, least_side: int = 32, most_pixels: int = 1 << 25
-) -> DecodedImage | Reason:
+def open_image(raw: RawImage) -> DecodedImage | Reason:
     """Decode an image, or say why it is none.
 
-    The size is read first: nothing is allocated for an image of more than ``most_pixels`` (2**25
-    take 100 MB). An image that its EXIF data say is to be turned is turned and encoded anew,
-    because data sets read pixels as they are stored; all others keep their bytes.
+    The size is read first: nothing is allocated for an image of more than `MOST_PIXELS`. An image
+    that its EXIF data say is to be turned is turned and encoded anew, because data sets read pixels
+    as they are stored; all others keep their bytes.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(raw, least_side, most_pixels)
+            return _decode(raw)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Reason.TOO_MANY_PIXELS
     except MemoryError:
@@ -362,11 +362,11 @@ def open_image(
         return Reason.UNREADABLE
 
 
-def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | Reason:
+def _decode(raw: RawImage) -> DecodedImage | Reason:
     with Image.open(io.BytesIO(raw.data), formats=FORMATS) as file:
-        if file.width * file.height > most_pixels:
+        if file.width * file.height > MOST_PIXELS:
             return Reason.TOO_MANY_PIXELS
-        if min(file.width, file.height) < least_side:
+        if min(file.width, file.height) < LEAST_SIDE:
             return Reason.TOO_SMALL
         if _orientation(file) not in range(2, 9):
             pixels = np.array(file.convert("RGB"))
@@ -376,7 +376,7 @@ def _decode(raw: RawImage, least_side: int, most_pixels: int) -> DecodedImage | 
     upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
     buffer = io.BytesIO()
     upright.save(buffer, "JPEG", quality=95, subsampling=0)
-    return _decode(replace(raw, data=buffer.getvalue()), least_side, most_pixels)
+    return _decode(replace(raw, data=buffer.getvalue()))
 
 
 def _orientation(file: Image.Image) -> int:

@@ -187,13 +187,10 @@ class Filter(Protocol):
 
 
 SHORT_NAMES = {
-    "files": "seg_env.data.annotate.sources:Files",
-    "folder": "seg_env.data.annotate.sources:Files",
-    "tar": "seg_env.data.annotate.sources:Files",
-    "parquet": "seg_env.data.annotate.sources:Files",
-    "true_boxes": "seg_env.data.annotate.truth:Truth",
-    "true_masks": "seg_env.data.annotate.truth:Truth",
-    "true_expressions": "seg_env.data.annotate.truth:Truth",
+    **dict.fromkeys(("files", "folder", "tar", "parquet"), "seg_env.data.annotate.sources:Files"),
+    **dict.fromkeys(
+        ("true_boxes", "true_masks", "true_expressions"), "seg_env.data.annotate.truth:Truth"
+    ),
     "jittered_boxes": "seg_env.data.annotate.truth:JitteredBoxes",
     "frayed_masks": "seg_env.data.annotate.truth:FrayedMasks",
     "mixed_up_expressions": "seg_env.data.annotate.truth:MixedUpExpressions",

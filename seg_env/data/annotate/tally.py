@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 BINS: dict[str, tuple[float, ...]] = {
@@ -20,32 +19,21 @@ BINS: dict[str, tuple[float, ...]] = {
 """Edges of the bins of each histogram; a value on an edge belongs to the bin above it."""
 
 
-@dataclass
 class Tally:
     """What became of images and objects; counts add up over shards, workers and machines."""
 
-    read: int = 0
-    annotated: int = 0
-    """Images with at least one record."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    """What did not become an image, by `seg_env.data.annotate.stages.Reason`."""
-    detected: int = 0
-    written: int = 0
-    """Objects that became records."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Objects that did not, by reason; with ``written`` they add up to ``detected``."""
-    histograms: dict[str, list[int]] = field(
-        default_factory=lambda: {name: [0] * (len(edges) - 1) for name, edges in BINS.items()}
-    )
-    """Of the records: counts in the bins of `BINS`."""
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Time spent in each stage, summed over workers."""
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self.images = Counter(read=0, annotated=0)  # annotated: with at least one record
+        self.rejected: Counter[str] = Counter()  # files by `stages.Reason`
+        self.objects = Counter(detected=0, written=0)
+        self.dropped: Counter[str] = Counter()  # objects by reason; with written: all detected
+        self.histograms = {name: [0] * (len(edges) - 1) for name, edges in BINS.items()}
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage, over all workers
 
     def observe(self, name: str, value: float) -> None:
         """Count a value in a histogram; values beyond the edges go into the outermost bins."""
-        counts = self.histograms[name]
-        place = bisect_right(BINS[name], value) - 1
-        counts[min(max(place, 0), len(counts) - 1)] += 1
+        self.histograms[name][bisect_right(BINS[name][1:-1], value)] += 1
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -58,32 +46,21 @@ class Tally:
 
     def add(self, manifest: Mapping[str, Any]) -> None:
         """Add the counts of a manifest, see `to_json`."""
-        images, objects = manifest["pictures"], manifest["objects"]
-        self.read += images["read"]
-        self.annotated += images["annotated"]
-        self.rejected.update(images["rejected"])
-        self.detected += objects["detected"]
-        self.written += objects["written"]
-        self.dropped.update(objects["dropped"])
+        images, objects = dict(manifest["pictures"]), dict(manifest["objects"])
+        self.rejected.update(images.pop("rejected"))
+        self.dropped.update(objects.pop("dropped"))
+        self.images.update(images)
+        self.objects.update(objects)
         for name, spent in manifest["seconds"].items():
             self.seconds[name] += spent
         for name, counts in manifest["histograms"].items():
-            pairs = zip(self.histograms[name], counts, strict=True)
-            self.histograms[name] = [ours + theirs for ours, theirs in pairs]
+            self.histograms[name] = list(map(sum, zip(self.histograms[name], counts, strict=True)))
 
     def to_json(self) -> dict[str, Any]:
         """As manifests have it."""
         return {
-            "pictures": {
-                "read": self.read,
-                "annotated": self.annotated,
-                "rejected": _sorted(self.rejected),
-            },
-            "objects": {
-                "detected": self.detected,
-                "written": self.written,
-                "dropped": _sorted(self.dropped),
-            },
+            "pictures": {**self.images, "rejected": _sorted(self.rejected)},
+            "objects": {**self.objects, "dropped": _sorted(self.dropped)},
             "histograms": self.histograms,
             "seconds": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
         }

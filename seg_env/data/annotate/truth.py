@@ -166,11 +166,8 @@ class JitteredBoxes:
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """See `seg_env.data.annotate.stages.Detector`."""
-        found = self._inner.detect(images)
-        return [
-            [self._moved(detection, rng) for detection in some]
-            for rng, some in zip(_rngs(images, self._seed, 0), found, strict=True)
-        ]
+        pairs = zip(self._inner.detect(images), _rngs(images, self._seed, 0), strict=True)
+        return [[self._moved(each, rng) for each in some] for some, rng in pairs]
 
     def _moved(self, detection: Detection, rng: np.random.Generator) -> Detection:
         x0, y0, x1, y1 = detection.box
@@ -191,17 +188,17 @@ class FrayedMasks:
 
     def segment(self, objects: Sequence[Found]) -> list[Segment | None]:
         """See `seg_env.data.annotate.stages.Segmenter`."""
+        frayed = []
         rngs = _rngs([found.image for found in objects], self._seed, 1)
-        return list(map(self._frayed, self._inner.segment(objects), rngs))
-
-    def _frayed(self, segment: Segment | None, rng: np.random.Generator) -> Segment | None:
-        pixels = int(rng.integers(-self._most, self._most + 1))
-        if segment is None or pixels == 0:
-            return segment
-        rank = ImageFilter.MaxFilter if pixels > 0 else ImageFilter.MinFilter
-        mask = Image.fromarray(segment.rle.to_mask().astype(np.uint8))
-        grown = np.asarray(mask.filter(rank(2 * abs(pixels) + 1))) != 0
-        return Segment(Rle.from_mask(grown), segment.score)
+        for segment, rng in zip(self._inner.segment(objects), rngs, strict=True):
+            pixels = int(rng.integers(-self._most, self._most + 1))
+            if segment is not None and pixels != 0:
+                rank = ImageFilter.MaxFilter if pixels > 0 else ImageFilter.MinFilter
+                mask = Image.fromarray(segment.rle.to_mask().astype(np.uint8))
+                grown = mask.filter(rank(2 * abs(pixels) + 1))
+                segment = Segment(Rle.from_mask(np.asarray(grown)), segment.score)
+            frayed.append(segment)
+        return frayed
 
 
 class MixedUpExpressions:
@@ -217,14 +214,14 @@ class MixedUpExpressions:
     def describe(self, objects: Sequence[Found]) -> list[str]:
         """See `seg_env.data.annotate.stages.Describer`."""
         texts = self._inner.describe(objects)
-        everything = sorted(set(texts))
+        mixed = []
         rngs = _rngs([found.image for found in objects], self._seed, 2)
-        return [self._mixed_up(*pair, everything) for pair in zip(texts, rngs, strict=True)]
-
-    def _mixed_up(self, text: str, rng: np.random.Generator, all_texts: Sequence[str]) -> str:
-        wrong, draw = rng.random(2)
-        others = [each for each in all_texts if each != text]
-        return others[int(draw * len(others))] if wrong < self._share and others else text
+        for text, rng in zip(texts, rngs, strict=True):
+            wrong, draw = rng.random(2)
+            others = sorted(set(texts) - {text})
+            is_wrong = wrong < self._share and others
+            mixed.append(others[int(draw * len(others))] if is_wrong else text)
+        return mixed
 
 
 def _rngs(images: Sequence[DecodedImage], seed: int, stage: int) -> list[np.random.Generator]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,30 +58,28 @@ def to_line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
 
 
+EXAMPLE_ROW = {
+    "image": {"bytes": b"", "path": ""},
+    "image_id": "",
+    "file_name": "",
+    "samples": [
+        {
+            "id": "",
+            "image_id": "",
+            "category": "",
+            "sentences": [""],
+            "bbox": [0.0],
+            "mask": {"size": [0], "counts": ""},
+        }
+    ],
+}
+"""What types the columns have."""
+
+
 def write_parquet(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
     """Write rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
     arrow = require("pyarrow")
-    text = arrow.string()
-    numbers = arrow.list_(arrow.float64())
-    mask = arrow.struct({"size": arrow.list_(arrow.int64()), "counts": text})
-    sample = arrow.struct(
-        {
-            "id": text,
-            "image_id": text,
-            "category": text,
-            "sentences": arrow.list_(text),
-            "bbox": numbers,
-            "mask": mask,
-        }
-    )
-    schema = arrow.schema(
-        {
-            "image": arrow.struct({"bytes": arrow.binary(), "path": text}),
-            "image_id": text,
-            "file_name": text,
-            "samples": arrow.list_(sample),
-        }
-    )
+    schema = arrow.Table.from_pylist([EXAMPLE_ROW]).schema
     path = folder / f"{job.split}.parquet"
     with require("pyarrow.parquet").ParquetWriter(path, schema) as file:
         while group := list(islice(images, 32)):
@@ -122,17 +120,10 @@ def _write_outline(found: Found, job: Job, tally: Tally) -> tuple[str, float]:
     text = encode(found.target.outline(job.epsilon), job.decimals)
     rings = decode(text).rings
     outline_iou = float(iou_batch([rings], rle)[0])
-    tally.written += 1
+    tally.objects["written"] += 1
     tally.observe("area", rle.area / (rle.size[0] * rle.size[1]))
     tally.observe("score", found.detection.score)
     tally.observe("outline_iou", outline_iou)
     tally.observe("vertices", sum(map(len, rings)))
     tally.observe("words", len(found.expression.split()))
     return text, round(outline_iou, 4)
-
-
-WRITERS: dict[str, Callable[[Path, Job, Iterator[Annotated], Tally], None]] = {
-    "jsonl": write_json_lines,
-    "parquet": write_parquet,
-}
-"""Writers by container."""

@@ -8,7 +8,7 @@ import torch
 
 from agents.policy.attention import attend, attend_backward
 from agents.policy.shared_prefix import PackedGroups
-from experiments.benchmarks.train_legs import Memory
+from experiments.benchmarks.memory import Memory
 
 BIAS = torch.tensor([[-torch.inf, 0, 0, 0, 0], [0, 0, 0, 0, 0]])[:, None, None]
 
@@ -63,7 +63,6 @@ def send_growth(connection, works):
     for work, _ in works:
         work(20, 5, 2)  # loads what the first call loads
     memory = Memory("cpu")
-    memory.start()
     for work, sizes in works:
         work(*sizes)
     connection.send(memory.growth_mib())

@@ -49,7 +49,6 @@ def test_perfect_answers_in_a_file_score_fully(task, tmp_path):
         form_of(task)
     ] in report
     assert "boundary" not in report
-    assert "iou_histogram" not in report
     assert (tmp_path / "out" / "worst.png").exists() == args.pictures
 
 

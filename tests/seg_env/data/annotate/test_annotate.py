@@ -340,7 +340,8 @@ def test_jobs_are_checked(options):
 def test_tallies_add_up_in_any_order():
     tallies = []
     for number in range(3):
-        tally = Tally(read=number, written=2 * number)
+        tally = Tally()
+        tally.images["read"], tally.objects["written"] = number, 2 * number
         tally.dropped["duplicate"] = number
         tally.observe("score", 0.35 + number / 5)
         tally.observe("vertices", 10.0**number * 4)

@@ -38,8 +38,8 @@ def read_tar(tmp_path, content):
     return read(Files(str(path)))
 
 
-def open_bytes(data, **limits):
-    return open_image(RawImage("key", data), **limits)
+def open_bytes(data):
+    return open_image(RawImage("key", data))
 
 
 SAMPLES = [
@@ -297,27 +297,39 @@ def test_other_places_are_told_what_a_source_is(tmp_path, name):
         Files(str(tmp_path / name)).shards()
 
 
-def test_a_folder_of_images(tmp_path):
+def test_a_folder_of_images_with_texts(tmp_path):
     web = tmp_path / "web"
     (web / "deep").mkdir(parents=True)
     for number in range(5):
         (web / f"deep/{number}.JPG").write_bytes(encoded(form="JPEG", seed=number))
     (web / "a.png").write_bytes(encoded())
-    (web / "a.txt").write_text("no image")
+    (web / "deep.parquet").write_bytes(b"addresses of the images in the folder of that name")
+    (web / "a.txt").write_text("the text")
+    (web / "a.json").write_text('{"url": "http://x", "caption": "another"}')
+    (web / "deep/0.json").write_text('{"caption": "a record alone"}')
+    (tmp_path / "secret.txt").write_text("secret")
+    (web / "deep/1.txt").symlink_to(tmp_path / "secret.txt")
     (tmp_path / "secret.png").write_bytes(encoded(seed=9))
     (web / "z.png").symlink_to(tmp_path / "secret.png")
     source = Files(str(web), per_shard=3)
     assert [len(shard.paths) for shard in source.shards()] == [3, 3, 1]
     images, faults = read(source)
     assert [each.key for each in images] == ["a.png", *(f"deep/{n}.JPG" for n in range(5))]
+    assert [each.text for each in images] == ["the text", "a record alone", "", "", "", ""]
+    assert [each.metadata for each in images] == [{"url": "http://x"}, *[{}] * 5]
     assert faults == {Reason.NOT_A_FILE: 1}
+    assert Files(str(web / "deep.parquet")).shards()[0].name == "deep.parquet"
 
 
-def test_links_that_loop_cost_themselves_only(tmp_path):
+def test_links_that_loop_and_names_too_long_for_a_text_cost_themselves_only(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "a.png").write_bytes(encoded())
+    for beside in ("a.txt", "a.json"):
+        (tmp_path / beside).symlink_to(beside)
+    long = "x" * 251  # with .json it has more bytes than a name may have
+    for name in ("a.png", f"{long}.png"):
+        (tmp_path / name).write_bytes(encoded())
     images, faults = read(Files(str(tmp_path)))
-    assert [each.key for each in images] == ["a.png"]
+    assert [(each.key, each.text) for each in images] == [("a.png", ""), (f"{long}.png", "")]
     assert sum(faults.values()) == 1
     assert set(faults) <= {Reason.NOT_A_FILE, Reason.NO_IMAGE}  # as this Python sees a loop
 
