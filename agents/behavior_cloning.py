@@ -15,7 +15,8 @@ from torch import Tensor
 
 from agents.base import EngineAgent
 from agents.demonstrations import Demonstration, DemonstrationBatch, collate, draw, learned_tokens
-from agents.policy.model import VLMPolicy, positions_of
+from agents.policy.families import answer_positions, next_positions
+from agents.policy.model import VLMPolicy
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
 from agents.training import make_engine
 from agents.training.distributed import World
@@ -76,13 +77,13 @@ def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
     for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order
         layer.keys = layer.keys.index_select(0, batch.rows)
         layer.values = layer.values.index_select(0, batch.rows)
-    prefix_mask = prefix.mask[batch.rows]
-    full_mask = torch.cat([prefix_mask, batch.mask[:, :-1]], dim=1)
+    mask = batch.mask[:, :-1]
+    starts = next_positions(prefix.positions)[batch.rows]
     with policy.autocast():
         logits = policy.model(
             input_ids=batch.tokens[:, :-1],
-            attention_mask=full_mask,
-            position_ids=positions_of(full_mask)[:, prefix_mask.shape[1] :],
+            attention_mask=torch.cat([prefix.mask[batch.rows], mask], dim=1),
+            position_ids=answer_positions(prefix.positions, starts, mask.shape[1]),
             past_key_values=prefix.cache,
             use_cache=True,
         ).logits

@@ -54,7 +54,9 @@ class VlmDescriber:
             inputs = policy.prepare(images, [self.prompt] * len(some))
             with torch.inference_mode(), policy.autocast():
                 tokens = policy.model.generate(
-                    **model_inputs(inputs), max_new_tokens=self.max_new_tokens, do_sample=False
+                    **model_inputs(policy.model, inputs),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
                 )
             completions = tokens[:, inputs["input_ids"].shape[1] :]
             texts += policy.tokenizer.batch_decode(completions, skip_special_tokens=True)

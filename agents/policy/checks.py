@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.policy.families import obstacle_to_sharing
 from agents.policy.model import VLMPolicy
-from agents.policy.sampling import AnswerWriter, evaluation_mode, write_shared
+from agents.policy.sampling import evaluation_mode, sample
 from agents.policy.scoring import score
 from seg_env.errors import ExplainedError
 
@@ -148,14 +148,14 @@ def try_sharing(policy: VLMPolicy, inputs: dict[str, Tensor]) -> None:
 @torch.no_grad()
 def _try(policy: VLMPolicy, inputs: dict[str, Tensor]) -> str:
     """What goes wrong when two answers share their prompt, "" if nothing does."""
+    sharing = copy(policy)
+    sharing.sharing_trial = ""
+    noise = torch.rand(2 * len(inputs["input_ids"]), 3, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(policy.device)
     with evaluation_mode(policy.model):
         try:
-            rows = 2 * len(inputs["input_ids"])
-            noise = torch.rand(rows, 3, generator=torch.Generator().manual_seed(0))
-            writer = AnswerWriter(policy, rows, 3, 1.0, noise.to(policy.device))
-            write_shared(policy, inputs, 2, writer)
-            drawn = writer.completions()
-            shared = score(policy, inputs, drawn.tokens, drawn.mask, shared=True)
+            drawn = sample(sharing, inputs, group_size=2, max_new_tokens=3, noise=noise)
+            shared = score(sharing, inputs, drawn.tokens, drawn.mask)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model nobody has tried may fail in any way

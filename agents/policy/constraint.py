@@ -87,7 +87,6 @@ class OutlineConstraint:
         )
         padded = pad and not frame.integer
         self._closings = self._find_closings(f"{0:.{decimals}f}" if padded else "0")
-        self._farthest = self._closings[-1][1]
         self._counts_vertices = max_vertices is not None
         self._needed: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
         self._check_texts(tokenizer)
@@ -116,21 +115,21 @@ class OutlineConstraint:
         mask[:, self._tokens.to(self.device)] = found
         return mask
 
-    def too_long(self, matcher: Any, tokens: Sequence[int], allowed: Tensor) -> Tensor:
-        """Ids of the allowed tokens ``(V,)`` that leave too little room to finish an answer.
+    def leave_room(self, matcher: Any, tokens: Sequence[int], allowed: Tensor) -> None:
+        """Take away allowed tokens ``(V,)`` that leave too little room to finish an answer.
 
         ``matcher`` is xgrammar's of the answer, whose tokens are ``tokens``.
         """
         room = self.token_budget - len(tokens) - 1
-        if room > self._farthest:
-            return allowed.new_zeros(0, dtype=torch.long)
+        if room > self._closings[-1][1]:
+            return
         key = self._position("".join(map(self._texts.__getitem__, tokens)))
         if key not in self._needed:
             candidates = allowed.nonzero().squeeze(-1)
             needed = [self._tokens_behind(matcher.fork(), token) for token in candidates.tolist()]
             self._needed[key] = candidates, torch.tensor(needed, device=allowed.device)
         candidates, counts = self._needed[key]
-        return candidates[counts > room]
+        allowed[candidates[counts > room]] = False
 
     def _position(self, text: str) -> tuple[int, int, str]:
         """What decides how an answer may go on.
@@ -224,18 +223,16 @@ class OutlineWalk:
         constraint = self._constraint
         numbers = rows.tolist()
         places = [place for place, row in enumerate(numbers) if self._going[row]]
-        matchers = [self._matchers[numbers[place]] for place in places]
         bits = torch.zeros(len(numbers), -(-constraint.size // 32), dtype=torch.int32)
-        if matchers:
+        if places:
+            matchers = [self._matchers[numbers[place]] for place in places]
             self._batch.batch_fill_next_token_bitmask(matchers, bits, places)
         allowed = constraint.unpack(bits)
-        ended = [place for place, row in enumerate(numbers) if not self._going[row]]
-        allowed[ended] = constraint.behind_end
-        for place, matcher in zip(places, matchers, strict=True):
-            tokens = self.tokens[numbers[place]]
-            too_long = constraint.too_long(matcher, tokens, allowed[place])
-            if len(too_long):
-                allowed[place, too_long] = False
+        for place, row in enumerate(numbers):
+            if self._going[row]:
+                constraint.leave_room(self._matchers[row], self.tokens[row], allowed[place])
+            else:
+                allowed[place] = constraint.behind_end
         return allowed
 
     def advance(self, rows: Tensor, tokens: Tensor) -> None:

@@ -21,12 +21,6 @@ GRIDS = ("image_grid_thw", "image_grid_hws")
 IMAGE_ROWS = "image_rows"
 """Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
 where images are cut into tiles."""
-ROWS_PER_IMAGE = {
-    "pixel_values": (*GRIDS, IMAGE_ROWS),
-    "pixel_values_videos": ("video_grid_thw",),
-}
-"""Inputs in which the rows of all images follow each other, with what counts them."""
-
 
 FAMILIES = frozenset(
     {
@@ -46,24 +40,13 @@ def is_tested(model: Any) -> bool:
     return model.config.model_type in FAMILIES
 
 
-def split_inputs(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs of a model about the tokens of prompts, and about their images."""
-    inputs = model_inputs(inputs)
-    text = {key: value for key, value in inputs.items() if key in TEXT_INPUTS}
-    return text, {key: value for key, value in inputs.items() if key not in TEXT_INPUTS}
-
-
-def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs without those that only this project reads."""
-    return {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
-
-
-def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add what a model reads positions from and a processor may have left out.
+def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs as a model takes them: without ours, with what a processor may have left out.
 
     Without ``mm_token_type_ids`` models of Qwen's form silently place an image as if it were text;
     others of the kind, such as Kimi's, know no such input.
     """
+    inputs = {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
     if (
         "image_grid_thw" in inputs
         and "mm_token_type_ids" not in inputs
@@ -74,8 +57,8 @@ def complete_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return inputs
 
 
-def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
-    """Append ``(B, L)`` tokens of answers to the ``(B, P)`` tokens of prompts."""
+def extend_inputs(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """Append ``(B, L)`` tokens of answers to inputs of a model with ``(B, P)`` of prompts."""
     token_type = ANSWER_TOKEN_TYPE.get(model.config.model_type, 0)
     added = {
         "input_ids": tokens,
@@ -83,7 +66,10 @@ def extend_inputs(model: Any, text: dict[str, Tensor], tokens: Tensor) -> dict[s
         "token_type_ids": torch.full_like(tokens, token_type),
         "mm_token_type_ids": torch.zeros_like(tokens),
     }
-    return {key: torch.cat([value, added[key].to(value.dtype)], 1) for key, value in text.items()}
+    return {
+        key: torch.cat([value, added[key].to(value.dtype)], 1) if key in added else value
+        for key, value in inputs.items()
+    }
 
 
 def token_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -133,13 +119,6 @@ def obstacle_to_sharing(model: Any, length: int) -> str | None:
     return None
 
 
-def vision_parameters(model: Any) -> list[Tensor]:
-    """Parameters of everything that is neither decoder nor output layer: tower and projector."""
-    text = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
-    known = {id(parameter) for parameter in text}
-    return [parameter for parameter in model.parameters() if id(parameter) not in known]
-
-
 def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
     """Inputs of some prompts, by their indices ``(b,)``; an index may occur repeatedly.
 
@@ -164,16 +143,14 @@ def repeat_prompts(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
 
 def _select_rows(inputs: dict[str, Tensor], key: str, prompts: Tensor) -> Tensor:
     """The rows of an input that belong to some prompts, in their order."""
-    names = ROWS_PER_IMAGE.get(key, ())
-    counted = next((inputs[name] for name in names if name in inputs), None)
+    counted = next((inputs[name] for name in (*GRIDS, IMAGE_ROWS) if name in inputs), None)
     count, total = len(inputs["input_ids"]), len(inputs[key])
     sizes = counted.prod(-1) if counted is not None and counted.ndim > 1 else counted
-    if sizes is None or len(sizes) != count or int(sizes.sum()) != total:
+    if key != "pixel_values" or sizes is None or len(sizes) != count or int(sizes.sum()) != total:
         raise ValueError(
             f"{key!r} has {total} rows for {count} prompts and nothing tells whose they are; "
-            f"known are inputs with a row per prompt, and {', '.join(ROWS_PER_IMAGE)} beside "
-            "what counts them for each prompt. Ask one prompt at a time, or add the input to "
-            "ROWS_PER_IMAGE"
+            "known are inputs with a row per prompt, and pixel_values beside what counts them for "
+            "each prompt. Ask one prompt at a time"
         )
     parts = inputs[key].split(sizes.tolist())
     return torch.cat([inputs[key][:0], *(parts[prompt] for prompt in prompts.tolist())])

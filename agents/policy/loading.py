@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from seg_env.errors import ExplainedError
-from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame, is_frame_name
+from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame
 
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 """How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
@@ -183,14 +183,8 @@ def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> An
     )
 
 
-def record_frame(model: Any, frame: AnswerFrame) -> None:
-    """Let the configuration of a model that training has changed say what its numbers mean."""
-    if is_frame_name(frame.family):
-        setattr(model.config, ANSWER_FRAME, frame.family)
-
-
 def recorded_frame(model: Any) -> str | None:
-    """What `record_frame` left in a model's configuration."""
+    """The frame that a model's configuration says it was trained in, if it says so."""
     found = getattr(model.config, ANSWER_FRAME, None)
     return found if isinstance(found, str) else None
 
@@ -207,16 +201,15 @@ def check_checkpoint(name_or_path: str | Path) -> None:
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or isinstance(name_or_path, Path):
         raise CheckpointMissingError(f"{name}: no such folder, and no id of a model on the hub")
     elif not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+        obstacle = f"{urlsplit(hub_settings.ENDPOINT).hostname} cannot be reached"
         if hub_settings.HF_HUB_OFFLINE:
-            raise CheckpointMissingError(
-                f"{name}: no such folder here, and not among the models that were downloaded "
-                "before; nothing can be fetched while HF_HUB_OFFLINE is set"
-            )
-        if not _hub_answers():
-            raise CheckpointMissingError(
-                f"{name}: no such folder here, not among the models that were downloaded before, "
-                f"and {urlsplit(hub_settings.ENDPOINT).hostname} cannot be reached"
-            )
+            obstacle = "nothing can be fetched while HF_HUB_OFFLINE is set"
+        elif _hub_answers():
+            return
+        raise CheckpointMissingError(
+            f"{name}: no such folder here, not among the models that were downloaded before, and "
+            f"{obstacle}"
+        )
 
 
 @contextmanager
@@ -224,11 +217,9 @@ def explained(name_or_path: str | Path, part: str = "") -> Iterator[None]:
     """Turn what libraries raise inside the block into a `CheckpointError` of one line."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, ImportError, SafetensorError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         raise CheckpointError(f"{name_or_path}: {_reason(error, part)}") from error
 
 

@@ -23,17 +23,14 @@ from torch import Tensor
 from transformers import Cache
 
 from agents.policy.families import (
-    complete_inputs,
     is_tested,
+    model_inputs,
     obstacle_to_sharing,
-    split_inputs,
     token_positions,
-    vision_parameters,
 )
-from agents.policy.loading import open_checkpoint, policy_frame, quiet_progress, record_frame
+from agents.policy.loading import ANSWER_FRAME, open_checkpoint, policy_frame, quiet_progress
 from agents.policy.processing import prepare_checked, special_tokens
-from agents.policy.vision_cache import ImageFeatures
-from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
+from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame, is_frame_name
 
 if TYPE_CHECKING:
     from agents.policy.constraint import OutlineConstraint
@@ -105,7 +102,6 @@ class VLMPolicy:
         self.forward_arguments = frozenset(inspect.signature(model.forward).parameters)
         self.sharing_trial = "" if is_tested(model) else UNTRIED
         self.trust_remote_code = False
-        self._features = ImageFeatures()
         self._noticed: set[str] = set()
 
     @classmethod
@@ -149,7 +145,6 @@ class VLMPolicy:
         """A policy of the same kind with weights of its own, the same ones at first."""
         policy = copy(self)
         policy.model = deepcopy(self.model)
-        policy._features = ImageFeatures()
         return policy
 
     def save(self, path: str | Path) -> None:
@@ -164,7 +159,8 @@ class VLMPolicy:
 
     def mark_trained(self) -> None:
         """Record the frame in the configuration, once training has changed the weights."""
-        record_frame(self.model, self.answer_frame)
+        if is_frame_name(self.answer_frame.family):
+            setattr(self.model.config, ANSWER_FRAME, self.answer_frame.family)
 
     @property
     def device(self) -> torch.device:
@@ -196,13 +192,11 @@ class VLMPolicy:
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run images and prompts through the model once, keeping keys and values."""
-        inputs = complete_inputs(self.model, inputs)
-        text, _ = split_inputs(inputs)
+        inputs = model_inputs(self.model, inputs)
         positions = token_positions(self.model, inputs)
         with self.autocast():
             output = self.model(
-                **text,
-                **self.image_inputs(inputs),
+                **inputs,
                 position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,
@@ -231,14 +225,12 @@ class VLMPolicy:
         return not reason
 
     def freeze_vision(self) -> None:
-        """Stop training tower and projector; their features are then kept image by image."""
-        for parameter in vision_parameters(self.model):
-            parameter.requires_grad_(False)
-
-    def image_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """What the model is given about images: kept features where the tower is frozen."""
-        with self.autocast():
-            return self._features(self.model, inputs, self.precision)
+        """Stop training tower and projector: all that is neither decoder nor output layer."""
+        parts = self.model.get_decoder(), self.model.get_output_embeddings()
+        text = {id(parameter) for part in parts for parameter in part.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in text:
+                parameter.requires_grad_(False)
 
     def log_softmax(
         self, logits: Tensor, temperature: float, allowed: Tensor | None = None
@@ -268,8 +260,3 @@ class VLMPolicy:
         forbidden[[index for index in special_tokens(self.tokenizer) if index < size]] = True
         forbidden[self.end_ids] = False
         return forbidden.to(self.model.device)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Position of every token of left-padded rows, ``(N, L)``; padding is put at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -8,7 +8,7 @@ them lands in the wrong place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -149,14 +149,16 @@ def count_image_features(model: Any, inputs: dict[str, Tensor]) -> Tensor | None
     if grids is not None:
         merged = _merged_patches(model.config)
         return None if merged is None else grids.prod(-1) // merged
-    count = _FEATURES.get(model.config.model_type)
-    if count is not None:
-        return count(model, inputs)
-    each = _features_per_row(model, pixels)
-    rows = inputs.get(IMAGE_ROWS)
-    if each is None or (rows is None and len(pixels) != len(inputs["input_ids"])):
+    each = _features_per_row(model.config, pixels)
+    if each is None:
         return None
-    return each * (torch.ones(len(pixels), dtype=torch.long) if rows is None else rows.cpu())
+    if model.config.model_type == "llava_onevision":
+        return _packed_features(model, inputs, each) if pixels.ndim == 5 else None
+    if pixels.ndim == 5:  # Idefics': tiles that hold nothing but zeros are padding
+        real = torch.stack([tile.any() for row in pixels for tile in row])  # one at a time
+        return each * real.view(pixels.shape[:2]).sum(-1).cpu()
+    rows = inputs.get(IMAGE_ROWS, torch.ones(len(pixels), dtype=torch.long))
+    return each * rows.cpu() if len(rows) == len(inputs["input_ids"]) else None
 
 
 def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +173,7 @@ def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor
     pixels, tokens = inputs.get("pixel_values"), count_image_tokens(model, inputs)
     if pixels is None or tokens is None or pixels.ndim != 4 or IMAGE_ROWS in inputs:
         return inputs
-    each = _features_per_row(model, pixels)
+    each = _features_per_row(model.config, pixels)
     if each is None or len(pixels) == len(tokens):
         return inputs
     rows = tokens // each
@@ -209,49 +211,38 @@ def _merged_patches(config: Any) -> int | None:
     return math.prod(kernel) if isinstance(kernel, (list, tuple)) else None
 
 
-def _features_per_row(model: Any, pixels: Tensor) -> int | None:
-    """Features of one row ``(3, H, W)`` of pixels."""
-    count = _FEATURES_PER_ROW.get(model.config.model_type)
-    return None if count is None else count(model, *pixels.shape[-2:])
+def _features_per_row(config: Any, pixels: Tensor) -> int | None:
+    """Features of one row ``(3, H, W)`` of pixels; None for unknown families and towers."""
+    count: int | None = None
+    match config.model_type:
+        case "gemma3":
+            count = config.mm_tokens_per_image
+        case "idefics3" | "smolvlm":
+            count = _patches(config, pixels) // config.scale_factor**2
+        case "internvl":  # pixels are shuffled into channels
+            count = int(_patches(config, pixels) * config.downsample_ratio**2)
+        case "llava" | "llava_onevision":  # the first token may be left out
+            added = {"clip_vision_model": 1, "siglip_vision_model": 0}
+            kind = config.vision_config.model_type
+            if kind in added:
+                dropped = config.vision_feature_select_strategy == "default"
+                count = _patches(config, pixels) + added[kind] - dropped
+        case "paligemma":
+            count = _patches(config, pixels)
+    return count
 
 
-def _patches(model: Any, height: int, width: int) -> int:
-    """Patches that the vision tower cuts an image into."""
-    patch = model.config.vision_config.patch_size
+def _patches(config: Any, pixels: Tensor) -> int:
+    """Patches that the vision tower cuts one row of pixels into."""
+    height, width = pixels.shape[-2:]
+    patch = config.vision_config.patch_size
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     return (height // rows) * (width // columns)
 
 
-def _selected(model: Any, height: int, width: int) -> int | None:
-    """Tokens of a CLIP-like tower, of which models of LLaVA's form may leave out the first."""
-    added = {"clip_vision_model": 1, "siglip_vision_model": 0}
-    kind = model.config.vision_config.model_type
-    if kind not in added:
-        return None
-    dropped = model.config.vision_feature_select_strategy == "default"
-    return _patches(model, height, width) + added[kind] - dropped
-
-
-def _shuffled(model: Any, height: int, width: int) -> int:
-    """Tokens of InternVL's tower after pixels were shuffled into channels."""
-    ratio = model.config.downsample_ratio
-    return int(_patches(model, height, width) * ratio**2)
-
-
-def _of_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Features of Idefics' images: tiles that hold nothing but zeros are padding."""
-    pixels = inputs["pixel_values"]
-    tiles = torch.stack([tile.any() for row in pixels for tile in row])  # bools of one at a time
-    tiles = tiles.view(pixels.shape[:2]).sum(-1)
-    return tiles.cpu() * (_patches(model, *pixels.shape[-2:]) // model.config.scale_factor**2)
-
-
-def _of_packed_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
-    """Features of LLaVA-OneVision's images, which the model itself packs: asked with width 1."""
-    pixels, sizes = inputs["pixel_values"], inputs["image_sizes"].cpu()
-    each = _selected(model, *pixels.shape[-2:])
-    if each is None or pixels.ndim != 5:
-        return None
+def _packed_features(model: Any, inputs: dict[str, Tensor], each: int) -> Tensor:
+    """Features of LLaVA-OneVision's images, whose tiles the model packs: asked with width 1."""
+    sizes = inputs["image_sizes"].cpu()
     side = model.config.vision_config.image_size
     # A base image, and the tiles of the grid that suits the image best.
     pinpoints = model.config.image_grid_pinpoints
@@ -264,16 +255,3 @@ def _of_packed_tiles(model: Any, inputs: dict[str, Tensor]) -> Tensor | None:
         vision_aspect_ratio=getattr(model.config, "vision_aspect_ratio", "anyres_max_9"),
     )
     return lengths
-
-
-_FEATURES_PER_ROW: dict[str, Callable[[Any, int, int], int | None]] = {
-    "gemma3": lambda model, height, width: model.config.mm_tokens_per_image,
-    "internvl": _shuffled,
-    "llava": _selected,
-    "paligemma": _patches,
-}
-_FEATURES: dict[str, Callable[[Any, dict[str, Tensor]], Tensor | None]] = {
-    "idefics3": _of_tiles,
-    "llava_onevision": _of_packed_tiles,
-    "smolvlm": _of_tiles,
-}

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from agents.policy.families import (
     answer_positions,
-    complete_inputs,
     model_inputs,
     next_positions,
     repeat_prompts,
@@ -179,26 +178,18 @@ def write_plain(
     policy: VLMPolicy, inputs: dict[str, Tensor], group_size: int, writer: AnswerWriter
 ) -> None:
     """Decode by the model's own ``generate``, which knows the cache of every family."""
-    inputs = complete_inputs(policy.model, repeat_prompts(inputs, group_size))
-    with policy.autocast(), _neutral_generation(policy):
-        policy.model.generate(
-            **model_inputs(inputs),
-            max_new_tokens=writer.room,
-            logits_processor=LogitsProcessorList([_WriterProcessor(writer, policy.pad_id)]),
-        )
 
-
-class _WriterProcessor(LogitsProcessor):
-    """Lets a writer choose: its token is left as the only one that ``generate`` can take."""
-
-    def __init__(self, writer: AnswerWriter, pad_id: int) -> None:
-        self._writer, self._pad_id = writer, pad_id
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows = self._writer.rows
-        chosen = torch.full((len(scores), 1), self._pad_id, device=scores.device)
-        chosen[rows, 0], _ = self._writer.write(scores[rows])
+    def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave the writer's token as the only one that ``generate`` can take."""
+        rows = writer.rows
+        chosen = torch.full((len(scores), 1), policy.pad_id, device=scores.device)
+        chosen[rows, 0], _ = writer.write(scores[rows])
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    inputs = model_inputs(policy.model, repeat_prompts(inputs, group_size))
+    processors = LogitsProcessorList([choose])
+    with policy.autocast(), _neutral_generation(policy):
+        policy.model.generate(**inputs, max_new_tokens=writer.room, logits_processor=processors)
 
 
 @contextmanager

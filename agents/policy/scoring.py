@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from agents.policy.families import (
     answer_positions,
-    complete_inputs,
     extend_inputs,
     is_tested,
     model_inputs,
     next_positions,
     repeat_prompts,
-    split_inputs,
     token_positions,
 )
 from agents.policy.shared_prefix import PackedGroups, replace_attention
@@ -101,18 +99,17 @@ def _predict_shared(
     """Run rows of one prompt with all its answers."""
     batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
     group_size = len(tokens) // batch
-    inputs = complete_inputs(policy.model, inputs)
-    text, _ = split_inputs(inputs)
+    inputs = model_inputs(policy.model, inputs)
     answers = tokens[:, :-1].reshape(batch, group_size * length)
     positions = token_positions(policy.model, inputs)
     starts = next_positions(positions).repeat_interleave(group_size)
     after = answer_positions(positions, starts, length)
     after = after.reshape(*positions.shape[:-1], group_size * length)
-    text = extend_inputs(policy.model, text, answers)
-    text["position_ids"] = torch.cat([positions, after], -1)
+    given = extend_inputs(policy.model, inputs, answers)
+    given["position_ids"] = torch.cat([positions, after], -1)
     groups = PackedGroups(inputs["attention_mask"], group_size, length)
     with replace_attention(policy.model, groups):
-        return _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
+        return _predict(policy, given, mask, hidden)
 
 
 def _predict_plain(
@@ -120,27 +117,22 @@ def _predict_plain(
 ) -> _Predictions:
     """Run an ordinary forward pass over rows of one prompt with one answer."""
     inputs = repeat_prompts(inputs, len(tokens) // len(inputs["input_ids"]))
-    inputs = complete_inputs(policy.model, inputs)
+    inputs = model_inputs(policy.model, inputs)
     if policy.model.config.is_encoder_decoder:
         return _predict_decoder(policy, inputs, tokens, mask, hidden)
-    text, images = split_inputs(inputs)
-    text = extend_inputs(policy.model, text, tokens[:, :-1])
+    given = extend_inputs(policy.model, inputs, tokens[:, :-1])
     prompt = inputs["attention_mask"].shape[1]
-    text["attention_mask"][:, prompt:] = mask[:, :-1]
+    given["attention_mask"][:, prompt:] = mask[:, :-1]
     if "position_ids" in policy.forward_arguments:
-        text["position_ids"] = token_positions(policy.model, text | images)
-    return _predict(policy, text, policy.image_inputs(inputs), mask, hidden)
+        given["position_ids"] = token_positions(policy.model, given)
+    return _predict(policy, given, mask, hidden)
 
 
 def _predict(
-    policy: VLMPolicy,
-    text: dict[str, Tensor],
-    images: dict[str, Any],
-    mask: Tensor,
-    hidden: bool,
+    policy: VLMPolicy, inputs: dict[str, Tensor], mask: Tensor, hidden: bool
 ) -> _Predictions:
-    """Run rows of a prompt followed by ``G`` answers; ``text`` holds all but their last tokens."""
-    (rows, width), (count, length) = text["input_ids"].shape, mask[:, 1:].shape
+    """Run rows of a prompt followed by ``G`` answers, all but the last token of each."""
+    (rows, width), (count, length) = inputs["input_ids"].shape, mask[:, 1:].shape
     own = mask[:, 1:].reshape(rows, count // rows * length).bool()
     prompt = width - own.shape[1]
     wanted = torch.zeros(rows, width, dtype=torch.bool, device=mask.device)
@@ -149,7 +141,7 @@ def _predict(
     # Logits of a large vocabulary are the largest tensor of all: only those that are looked at.
     keep = {"logits_to_keep": wanted} if is_tested(policy.model) else {}
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
-        logits = policy.model(**text, **images, **keep, use_cache=False).logits
+        logits = policy.model(**inputs, **keep, use_cache=False).logits
     found = wanted.flatten().cumsum(0).view(rows, width) - 1  # where each prediction was put
     first = found[:, prompt - 1].repeat_interleave(count // rows)
     source = torch.cat([first[:, None], found[:, prompt:].reshape(count, length)], 1)
@@ -170,8 +162,7 @@ def _predict_decoder(
     start = policy.model.generation_config.decoder_start_token_id
     before = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
-        given = model_inputs(inputs)
-        logits = policy.model(**given, decoder_input_ids=before, use_cache=False).logits
+        logits = policy.model(**inputs, decoder_input_ids=before, use_cache=False).logits
     real = mask.bool()
     return logits[real], states[0][real] if hidden else None
 

@@ -87,6 +87,8 @@ class TRLGSPO(TrainerAgent):
         super().__init__(policy, config, config.max_new_tokens, on_error)
         self.core, self.options = core, options or TRLOptions()
         self.options.check()
+        self.steps_per_update = config.minibatches * config.epochs
+        self.trainer_holds_weights = self.options.fsdp != "off" or self.options.lora_rank > 0
         if config.loss not in LOSS_TYPES:
             raise ValueError(
                 f"loss={config.loss!r} has no counterpart in TRL's GRPOTrainer: use one of "
@@ -113,16 +115,6 @@ class TRLGSPO(TrainerAgent):
                 "kl_coefficient needs a policy that was loaded from a folder: TRL loads the "
                 "reference from there"
             )
-
-    @property
-    def steps_per_update(self) -> int:
-        """See `TrainerAgent.steps_per_update`."""
-        return self.config.minibatches * self.config.epochs
-
-    @property
-    def trainer_holds_weights(self) -> bool:
-        """See `TrainerAgent.trainer_holds_weights`."""
-        return self.options.fsdp != "off" or self.options.lora_rank > 0
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:
         """A GRPOTrainer over the questions; see `TrainerAgent.build_trainer`."""
@@ -237,9 +229,7 @@ class TRLGSPO(TrainerAgent):
         }
         for name, value in metrics.items():
             log_metric(f"rollout/{name}", float(value))
-        advantages = group_advantages(rewards, size, self.config.advantage_floor)
-        values: list[float] = advantages.tolist()
-        return values
+        return group_advantages(rewards, size, self.config.advantage_floor).tolist()
 
     def _adapters(self) -> Any:
         options = self.options

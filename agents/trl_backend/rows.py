@@ -209,11 +209,7 @@ def _order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def word_question(
-    sample: Sample,
-    task: Task,
-    wording: Wording,
-    rng: np.random.Generator,
-    reference: str | None = None,
+    sample: Sample, task: Task, wording: Wording, rng: np.random.Generator, reference: str | None
 ) -> str:
     """The question that asks for ``task`` of a sample, in words that ``rng`` chooses.
 

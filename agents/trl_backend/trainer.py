@@ -30,6 +30,10 @@ class TrainerAgent(Agent):
 
     metric_names: ClassVar[dict[str, str]]
     """From the trainer's names of metrics to ours; those under ``rollout/`` are ours already."""
+    steps_per_update = 1
+    """Optimizer steps that make one update."""
+    trainer_holds_weights = False
+    """Whether weights are sharded or adapters, which only the trainer can read."""
 
     def __init__(
         self, policy: VLMPolicy, config: Any, max_new_tokens: int, on_error: OnError
@@ -47,16 +51,6 @@ class TrainerAgent(Agent):
         self.update = 0
         self._checkpoint: Path | None = None  # what to go on from
         self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
-
-    @property
-    def steps_per_update(self) -> int:
-        """Optimizer steps that make one update."""
-        return 1
-
-    @property
-    def trainer_holds_weights(self) -> bool:
-        """Whether weights are sharded or adapters, which only the trainer can read."""
-        return False
 
     @abstractmethod
     def build_trainer(self, updates: int, folder: str | Path) -> Any:

@@ -241,6 +241,21 @@ def test_bfloat16_is_close(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_freezing_stops_the_gradients_of_tower_and_projector_only(family):
+    case = build(family)
+    tokens, mask = random_answers(case)
+    wanted = score(case.policy, case.batch, tokens, mask).log_probs
+    case.policy.freeze_vision()
+    found = score(case.policy, case.batch, tokens, mask).log_probs
+    assert torch.equal(found, wanted)
+    found.sum().backward()
+    named = dict(case.policy.model.named_parameters())
+    frozen = {name for name, value in named.items() if value.grad is None}
+    vision = ("visual", "vision_tower", "vision_model", "projector", "connector")
+    assert frozen == {name for name in named if any(part in name for part in vision)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("picks", [[1], [2, 0], [0, 0, 2, 1, 1], []])
 def test_prompts_are_selected_with_their_images(family, picks):
     case = build(family)

@@ -7,7 +7,7 @@ import torch
 from agents_fixtures import random_images, small_policy
 from family_models import FAMILIES, PICTURE, aya_vision, build, kimi_k25
 
-from agents.policy.families import IMAGE_ROWS, select_prompts, split_inputs
+from agents.policy.families import IMAGE_ROWS, model_inputs, select_prompts
 from agents.policy.processing import (
     ImageTokensError,
     check_image_tokens,
@@ -75,7 +75,7 @@ def test_rows_of_tiles_are_numbered_by_the_tokens_of_their_prompts():
     batch = number_image_rows(policy.model, inputs)
     assert batch[IMAGE_ROWS].tolist() == [3, 1, 2]
     check_image_tokens(policy.model, batch)
-    assert IMAGE_ROWS not in split_inputs(batch)[1], "models know no such input"
+    assert IMAGE_ROWS not in model_inputs(policy.model, batch), "models know no such input"
     chosen = select_prompts(batch, torch.tensor([2, 0, 2]))
     wanted = torch.cat([inputs["pixel_values"][4:], inputs["pixel_values"][:3]])
     assert torch.equal(chosen["pixel_values"], torch.cat([wanted, wanted[:2]]))

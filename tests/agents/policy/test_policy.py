@@ -12,7 +12,7 @@ from agents_fixtures import (
 )
 
 from agents.embedded.tiny import ASSISTANT, IMAGE, PAD, USER
-from agents.policy.model import VLMPolicy, positions_of
+from agents.policy.model import VLMPolicy
 from agents.policy.processing import chat_text, special_tokens
 from agents.policy.scoring import score
 
@@ -136,12 +136,6 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_are_forbidden():
     padded = VLMPolicy(policy.model, policy.processor)
     assert padded.forbidden[size:].all()
     assert not padded.forbidden[:size].all()
-
-
-def test_positions_count_real_tokens_from_zero():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
-    assert positions_of(mask)[0, 2:].tolist() == [0, 1, 2]
-    assert positions_of(mask)[1, :4].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

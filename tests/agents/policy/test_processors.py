@@ -264,33 +264,6 @@ def test_prompts_are_chosen_and_repeated_with_their_images(family, open_family):
 
 
 @every_family
-def test_a_frozen_tower_is_run_once_an_image(family, open_family):
-    policy = open_family(family)
-    tokens, mask = answers_for(policy)
-    inputs = policy.prepare(images(), PROMPTS)
-    with torch.no_grad():
-        wanted = score(policy, inputs, tokens, mask).log_probs
-    policy.freeze_vision()
-    runs = []
-    model = policy.model.model
-    tower = next(
-        getattr(model, name)
-        for name in ("visual", "vision_tower", "vision_model")
-        if hasattr(model, name)
-    )
-    tower.register_forward_hook(lambda *_: runs.append(1))
-    for _ in range(2):
-        found = score(policy, inputs, tokens, mask)
-        torch.testing.assert_close(found.log_probs.detach(), wanted, rtol=0, atol=1e-5)
-    found.log_probs.sum().backward()
-    assert len(runs) == 1
-    chosen = select_prompts(inputs, torch.tensor([2, 1]))
-    rows = torch.tensor([4, 5, 2, 3])
-    again = score(policy, chosen, tokens[rows], mask[rows]).log_probs
-    torch.testing.assert_close(again.detach(), wanted[rows], rtol=0, atol=1e-5)
-
-
-@every_family
 def test_image_tokens_are_counted_by_prompt(family, open_family):
     policy = open_family(family)
     inputs = policy.prepare(images(), PROMPTS)
