@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rewards.base import Reward, score_by_form
+from rewards.base import ScaledReward, score_by_form
 from rewards.registry import register_reward
 from seg_env.geometry.polygon import roles
 from seg_env.geometry.raster import usable_rings
@@ -19,7 +20,8 @@ from seg_env.types import Prediction, Ring, Target
 
 
 @register_reward("centroid_distance")
-class CentroidDistance(Reward):
+@dataclass(eq=False)
+class CentroidDistance(ScaledReward):
     """``max(0, 1 - d / scale)`` with ``d`` the distance of the centroids in the unit frame.
 
     Source: SimpleSeg's "MSE distance IoU" term (arXiv 2601.19228), the distance between the
@@ -36,11 +38,8 @@ class CentroidDistance(Reward):
     was asked for, that of the point from the one that answers best (`seg_env.tasks.point_of`).
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        """Set the distance, in the unit frame, at which the reward reaches 0."""
-        if not (np.isfinite(scale) and scale > 0):
-            raise ValueError(f"centroid_distance: scale must be a positive number, got {scale!r}")
-        self.scale = float(scale)
+    scale: float = 1.0
+    """Distance in the unit frame at which the reward reaches 0."""
 
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
