@@ -15,6 +15,7 @@ from rewards.registry import register_reward
 from seg_env.geometry.polygon import roles
 from seg_env.geometry.raster import usable_rings
 from seg_env.metrics import point_distances
+from seg_env.metrics.scores import region_of
 from seg_env.tasks import centre_of
 from seg_env.types import Prediction, Ring, Target
 
@@ -74,7 +75,7 @@ def _distances(
 def target_centroid(target: Target) -> tuple[float, float]:
     """Mean pixel centre ``(x, y)`` of the mask in the unit frame, NaN when it has no pixels.
 
-    Summed from the run lengths in closed form; kept in ``target.cache``.
+    Kept in ``target.cache``.
     """
     cached: tuple[float, float] | None = target.cache.get("centroid_distance")
     if cached is not None:
@@ -82,14 +83,13 @@ def target_centroid(target: Target) -> tuple[float, float]:
     (height, width), area = target.size, target.area
     centroid = (float("nan"), float("nan"))
     if area:
-        starts, ends = target.rle.runs
-        # Pixel p of the column-major order is in column p // H and row p % H.
-        columns = _sum_quotients(ends, height) - _sum_quotients(starts, height)
-        pixels = (ends * (ends - 1) - starts * (starts - 1)) // 2
-        rows = pixels.sum() - height * columns.sum()
+        region = region_of(target)
+        columns, tops = np.divmod(region.starts, height + 1)
+        lengths = region.ends - region.starts
+        x, y = columns * lengths, tops * lengths + lengths * (lengths - 1) // 2
         centroid = (
-            (float(columns.sum()) / area + 0.5) / width,
-            (float(rows) / area + 0.5) / height,
+            (float(x.sum()) / area + 0.5) / width,
+            (float(y.sum()) / area + 0.5) / height,
         )
     target.cache["centroid_distance"] = centroid
     return centroid
@@ -177,9 +177,3 @@ def _filled(stacked: StackedRings) -> NDArray[np.bool_]:
             members = np.flatnonzero(owner == index)
             filled[members] = roles([stacked.rings[member] for member in members.tolist()])
     return filled
-
-
-def _sum_quotients(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
-    """Sum of ``p // divisor`` over ``0 <= p < count``."""
-    quotient, remainder = np.divmod(count, divisor)
-    return np.asarray(divisor * (quotient * (quotient - 1) // 2) + remainder * quotient)
