@@ -205,7 +205,7 @@ def _draw_sheet(
         item = items[row // len(items[0].answers)]
         sample, text = core.dataset[item.index], item.answers[row % len(item.answers)].text
         prediction = read_answer(text, sample.target.size, core.answer_frame, core.tasks.forms[0])
-        axis.imshow(draw_overlay(sample.image, sample.target, prediction, numbered=False))
+        axis.imshow(draw_overlay(sample.image, sample.target, prediction))
         remark = str(columns["failure"][row])
         if columns["issues"][row]:
             remark += f" ({columns['issues'][row].split(',')[0]})"
