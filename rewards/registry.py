@@ -120,11 +120,10 @@ def _import(path: str) -> object:
     try:
         return attrgetter(attribute)(module)
     except AttributeError as error:
-        classes = {name: each for name, each in vars(module).items() if inspect.isclass(each)}
         offered = [
             name
-            for name, each in classes.items()
-            if issubclass(each, Reward) and not inspect.isabstract(each)
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, Reward) and value is not Reward
         ]
         raise ValueError(
             f"reward {path!r}: {module_name!r} has no {attribute!r}; rewards it defines: "
