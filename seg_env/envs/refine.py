@@ -202,18 +202,14 @@ class Edit(NamedTuple):
 def parse_edits(text: str) -> tuple[Edit, ...] | None:
     """Read one to `MAX_EDITS` edits separated by ``;`` or line breaks; None if there is more."""
     # One more piece than allowed shows that there are too many, however long the text is.
-    pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
-    statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
-    if not 1 <= len(statements) <= MAX_EDITS:
-        return None
-    edits = []
-    for statement in statements:
-        match = _EDIT.fullmatch(statement)
-        if match is None:
-            return None
-        verb, vertex = match[1] or match[5], match[2] or match[6]
-        edits.append(Edit(verb, int(vertex), match[3] or "", match[4] or ""))
-    return tuple(edits)
+    pieces = map(str.strip, _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS))
+    found = [_EDIT.fullmatch(piece) for piece in pieces if piece]
+    edits = tuple(
+        Edit(match[1] or match[5], int(match[2] or match[6]), match[3] or "", match[4] or "")
+        for match in found
+        if match is not None
+    )
+    return edits if 1 <= len(edits) == len(found) <= MAX_EDITS else None
 
 
 def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingText, ...] | None:
