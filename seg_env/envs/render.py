@@ -81,25 +81,21 @@ def draw_overlay(
     return np.asarray(drawing).copy()
 
 
-def draw_outline(
-    image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
-) -> NDArray[np.uint8]:
+def draw_outline(image: NDArray[np.uint8], rings: Sequence[Ring], closed: int) -> NDArray[np.uint8]:
     """Draw the outline so far on a copy of the image seen, ``(H, W, 3) uint8``.
 
-    Rings are ``(V, 2)`` in the unit frame of that image; ``open_ring`` is still being drawn and not
-    closed. The lines are thin and nothing is filled, so that the object stays visible. A white dot
-    on the first vertex of each ring shows the direction of the lines.
+    Rings are ``(V, 2)`` in the unit frame of that image; beyond the first ``closed``, they are
+    still being drawn. The lines are thin and nothing is filled, so that the object stays visible. A
+    white dot on the first vertex of each ring shows the direction of the lines.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
     height, width = image.shape[:2]
     thickness = max(1, round(min(height, width) / 200))
-    paths = [(ring, True) for ring in rings]
-    if open_ring is not None and len(open_ring):
-        paths.append((open_ring, False))
-    for ring, closed in paths:
+    for number, ring in enumerate(rings):
         corners = _pixels(ring, (width, height))
-        draw.line(corners + corners[:1] * closed, fill=ANSWER_COLOR, width=thickness)
+        ends = corners[:1] if number < closed else []
+        draw.line(corners + ends, fill=ANSWER_COLOR, width=thickness)
         (x, y), radius = corners[0], thickness + 0.5
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=WHITE)
     return np.asarray(drawing).copy()

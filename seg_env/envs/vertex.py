@@ -47,9 +47,9 @@ def draw_written(
 ) -> NDArray[np.uint8]:
     """The image of a question with an outline drawn on it, see `draw_outline`."""
     seen = core.answer_frame.for_view(question.sample.target.size)
-    closed = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in rings]
-    last = seen.to_unit(np.array(open_ring, dtype=np.float64)) if open_ring else None
-    return draw_outline(question.image, closed, last)
+    written = [*rings, open_ring] if open_ring else rings
+    drawn = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in written]
+    return draw_outline(question.image, drawn, len(rings))
 
 
 class VertexFault(StrEnum):
