@@ -15,7 +15,7 @@ from rewards.registry import register_reward
 from seg_env.geometry.polygon import roles
 from seg_env.geometry.raster import usable_rings
 from seg_env.metrics import point_distances
-from seg_env.metrics.scores import region_of
+from seg_env.metrics.scores import region_of, with_absent
 from seg_env.tasks import centre_of
 from seg_env.types import Prediction, Ring, Target
 
@@ -54,11 +54,7 @@ class CentroidDistance(ScaledReward):
             point=point_distances,
         )
         near = np.maximum(0.0, 1.0 - distances / self.scale)
-        scores = np.where(np.isnan(distances), 0.0, near)
-        for index, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
-            if not target.area:
-                scores[index] = float(answer.valid and answer.is_empty)
-        return scores
+        return with_absent(np.where(np.isnan(distances), 0.0, near), predictions, targets)
 
 
 def _distances(
