@@ -48,6 +48,16 @@ class Reward(ABC):
         """
 
 
+class ScaledReward(Reward):
+    """A reward whose parameters, the fields of a dataclass, are positive numbers."""
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        for name, value in vars(self).items():
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{self.name}: {name} must be a positive number, got {value!r}")
+
+
 Measure: TypeAlias = "Callable[[Sequence[Prediction], Sequence[Target]], NDArray[np.float64]]"
 """A score of ``N`` answers of one form, ``(N,)``."""
 

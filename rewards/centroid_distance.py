@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rewards.base import Reward, score_by_form
+from rewards.base import ScaledReward, score_by_form
 from rewards.registry import register_reward
 from seg_env.geometry.polygon import roles
 from seg_env.geometry.raster import usable_rings
 from seg_env.metrics import point_distances
+from seg_env.metrics.scores import region_of, with_absent
 from seg_env.tasks import centre_of
 from seg_env.types import Prediction, Ring, Target
 
 
 @register_reward("centroid_distance")
-class CentroidDistance(Reward):
+@dataclass(eq=False)
+class CentroidDistance(ScaledReward):
     """``max(0, 1 - d / scale)`` with ``d`` the distance of the centroids in the unit frame.
 
     Source: SimpleSeg's "MSE distance IoU" term (arXiv 2601.19228), the distance between the
@@ -36,11 +39,8 @@ class CentroidDistance(Reward):
     was asked for, that of the point from the one that answers best (`seg_env.tasks.point_of`).
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        """Set the distance, in the unit frame, at which the reward reaches 0."""
-        if not (np.isfinite(scale) and scale > 0):
-            raise ValueError(f"centroid_distance: scale must be a positive number, got {scale!r}")
-        self.scale = float(scale)
+    scale: float = 1.0
+    """Distance in the unit frame at which the reward reaches 0."""
 
     def __call__(
         self, predictions: Sequence[Prediction], targets: Sequence[Target]
@@ -54,11 +54,7 @@ class CentroidDistance(Reward):
             point=point_distances,
         )
         near = np.maximum(0.0, 1.0 - distances / self.scale)
-        scores = np.where(np.isnan(distances), 0.0, near)
-        for index, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
-            if not target.area:
-                scores[index] = float(answer.valid and answer.is_empty)
-        return scores
+        return with_absent(np.where(np.isnan(distances), 0.0, near), predictions, targets)
 
 
 def _distances(
@@ -75,7 +71,7 @@ def _distances(
 def target_centroid(target: Target) -> tuple[float, float]:
     """Mean pixel centre ``(x, y)`` of the mask in the unit frame, NaN when it has no pixels.
 
-    Summed from the run lengths in closed form; kept in ``target.cache``.
+    Kept in ``target.cache``.
     """
     cached: tuple[float, float] | None = target.cache.get("centroid_distance")
     if cached is not None:
@@ -83,14 +79,13 @@ def target_centroid(target: Target) -> tuple[float, float]:
     (height, width), area = target.size, target.area
     centroid = (float("nan"), float("nan"))
     if area:
-        starts, ends = target.rle.runs
-        # Pixel p of the column-major order is in column p // H and row p % H.
-        columns = _sum_quotients(ends, height) - _sum_quotients(starts, height)
-        pixels = (ends * (ends - 1) - starts * (starts - 1)) // 2
-        rows = pixels.sum() - height * columns.sum()
+        region = region_of(target)
+        columns, tops = np.divmod(region.starts, height + 1)
+        lengths = region.ends - region.starts
+        x, y = columns * lengths, tops * lengths + lengths * (lengths - 1) // 2
         centroid = (
-            (float(columns.sum()) / area + 0.5) / width,
-            (float(rows) / area + 0.5) / height,
+            (float(x.sum()) / area + 0.5) / width,
+            (float(y.sum()) / area + 0.5) / height,
         )
     target.cache["centroid_distance"] = centroid
     return centroid
@@ -178,9 +173,3 @@ def _filled(stacked: StackedRings) -> NDArray[np.bool_]:
             members = np.flatnonzero(owner == index)
             filled[members] = roles([stacked.rings[member] for member in members.tolist()])
     return filled
-
-
-def _sum_quotients(count: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
-    """Sum of ``p // divisor`` over ``0 <= p < count``."""
-    quotient, remainder = np.divmod(count, divisor)
-    return np.asarray(divisor * (quotient * (quotient - 1) // 2) + remainder * quotient)

@@ -240,7 +240,7 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
         titles = ["target"]
         for name, core, found in policies:
             (answer,) = core.read(found.texts[row][:1], [core.ask(index)])
-            drawn = draw_overlay(sample.image, None, answer, short_side=256, numbered=False)
+            drawn = draw_overlay(sample.image, None, answer, short_side=256)
             images += [gap, drawn]
             titles.append(f"{name} {found.iou[row, 0]:.2f}")
         axis.imshow(np.concatenate(images, axis=1))

@@ -197,7 +197,7 @@ def _draw_sheet(
         index, text = texts[row]
         sample = core.dataset[index]
         prediction = read_answer(text, sample.target.size, core.answer_frame, core.tasks.forms[0])
-        axis.imshow(draw_overlay(sample.image, sample.target, prediction, numbered=False))
+        axis.imshow(draw_overlay(sample.image, sample.target, prediction))
         remark = str(columns["failure"][row])
         if columns["issues"][row]:
             remark += f" ({columns['issues'][row].split(',')[0]})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,24 @@ class Episode:
     """Where an episode stands; episodes of several steps add fields."""
 
     question: Question
+    value: float = 0.0
+    """Reward of the answer so far, 0 before the first action; not kept at the end."""
+
+
+@dataclass(eq=False, slots=True)
+class Move:
+    """What an action does, before it is scored."""
+
+    episode: Any
+    """Where the `Episode` stands afterwards, but for its value."""
+    answer: Prediction
+    """The answer as it stands."""
+    counts: bool = True
+    """Whether the answer's reward becomes the value of the episode, which else stays."""
+    terminated: bool = True
+    truncated: bool = False
+    said: dict[str, Any] = field(default_factory=dict)
+    """What ``info`` says besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,28 +280,28 @@ class ReferringCore:
         """What the agent sees; arrays may be shared, whoever hands them out makes copies."""
         return {"image": episode.question.image, "prompt": episode.question.prompt}
 
-    def step(self, episodes: Sequence[Any], actions: Sequence[str]) -> list[Outcome]:
-        """Take one action in each of ``N`` open episodes, scored together."""
-        scores = self.score(actions, [episode.question for episode in episodes])
-        answers = map(scores.answer, range(len(episodes)))
-        return [
-            self.outcome(episode, answer, answer.total, terminated=True)
-            for episode, answer in zip(episodes, answers, strict=True)
-        ]
+    def move(self, episode: Any, action: str) -> Move:
+        """Take an action, any string, in an open episode."""
+        return Move(episode, self.decode(action, episode.question))
 
-    def outcome(
-        self,
-        episode: Any,
-        answer: ScoredAnswer,
-        reward: float,
-        *,
-        terminated: bool,
-        truncated: bool = False,
-        **said: Any,
-    ) -> Outcome:
-        """Where an action led to, with what ``info`` says of the answer and what is ``said``."""
-        info = self.answer_info(episode, answer) | said
-        return Outcome(episode, reward, terminated, truncated, info, answer)
+    def step(self, episodes: Sequence[Any], actions: Sequence[str]) -> list[Outcome]:
+        """Take one action in each of ``N`` open episodes; all answers are scored together.
+
+        An action earns what it adds to the reward of the answer so far.
+        """
+        moves = [self.move(*pair) for pair in zip(episodes, actions, strict=True)]
+        questions = [episode.question for episode in episodes]
+        scores = self.judge([move.answer for move in moves], questions)
+        outcomes = []
+        for row, (before, move) in enumerate(zip(episodes, moves, strict=True)):
+            answer = scores.answer(row)
+            value = answer.total if move.counts else before.value
+            after, ends = move.episode, (move.terminated, move.truncated)
+            if not move.terminated:
+                after = replace(after, value=value)
+            info = self.answer_info(after, answer) | move.said
+            outcomes.append(Outcome(after, value - before.value, *ends, info, answer))
+        return outcomes
 
     def score(self, texts: Sequence[str], questions: Sequence[Question]) -> Scores:
         """Score ``N`` answers to ``N`` questions."""
@@ -293,13 +311,13 @@ class ReferringCore:
         """Decode ``N`` answers, any strings, to ``N`` questions without scoring them."""
         if len(texts) != len(questions):
             raise ValueError(f"{len(texts)} answers to {len(questions)} questions; give one each")
+        return tuple(map(self.decode, texts, questions))
+
+    def decode(self, text: str, question: Question) -> Prediction:
+        """Decode an answer, any string, without scoring it."""
         if self._reads_tokens:
-            forms = [question.form for question in questions]
-            texts = list(map(self.answer_frame.normalize, texts, forms))
-        return tuple(
-            decode_answer(text, question.form, question.frame)
-            for text, question in zip(texts, questions, strict=True)
-        )
+            text = self.answer_frame.normalize(text, question.form)
+        return decode_answer(text, question.form, question.frame)
 
     def judge(self, predictions: Sequence[Prediction], questions: Sequence[Question]) -> Scores:
         """Score ``N`` decoded answers to ``N`` questions in one call of each reward.

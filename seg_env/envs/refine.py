@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gymnasium import spaces
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Episode, Observation, Outcome, Question, ReferringCore
+from seg_env.envs.core import Episode, Move, Observation, Question, ReferringCore
 from seg_env.envs.spaces import FreeText
 from seg_env.envs.vertex import NUMBER, RingText, draw_written, write_outline
 from seg_env.grammar import decode
@@ -63,23 +63,11 @@ class RefineEpisode(Episode):
     """The last outline that was read, None before the first."""
     rings: tuple[RingText, ...] = ()
     """Its vertices as they are written."""
-    value: float = 0.0
-    """Its reward; 0 before the first."""
 
     @property
     def text(self) -> str:
         """The outline without spaces or words; empty before the first."""
         return "" if self.outline is None else write_outline(self.rings)
-
-
-@dataclass(frozen=True, eq=False)
-class _Turn:
-    """What an action says, before it is scored."""
-
-    outline: Prediction | None = None
-    fault: TurnFault = TurnFault.NONE
-    issues: str = ""
-    done: bool = False
 
 
 class RefineRules(ReferringCore):
@@ -142,57 +130,44 @@ class RefineRules(ReferringCore):
             "turns_left": self.turns - episode.turn,
         }
 
-    def step(self, episodes: Sequence[RefineEpisode], actions: Sequence[str]) -> list[Outcome]:
-        """Take ``N`` turns; all outlines are scored in one call."""
-        turns = [self._read(*pair) for pair in zip(episodes, actions, strict=True)]
-        outlines = [
-            turn.outline or episode.outline or _EMPTY
-            for turn, episode in zip(turns, episodes, strict=True)
-        ]
-        scores = self.judge(outlines, [episode.question for episode in episodes])
-        outcomes = []
-        for row, (before, turn) in enumerate(zip(episodes, turns, strict=True)):
-            answer = scores.answer(row)
-            after = replace(before, turn=before.turn + 1)
-            if turn.outline is not None:
-                rings = split_outline(turn.outline)
-                after = replace(after, outline=turn.outline, rings=rings, value=answer.total)
-            outcomes.append(
-                self.outcome(
-                    after,
-                    answer,
-                    after.value - before.value,
-                    terminated=turn.done or after.turn == self.turns,
-                    valid=not turn.fault,
-                    issues=turn.issues,
-                    fault=turn.fault.value,
-                )
-            )
-        return outcomes
-
-    def _read(self, episode: RefineEpisode, action: str) -> _Turn:
+    def move(self, episode: RefineEpisode, action: str) -> Move:
+        """Take a turn, which may leave the outline as it is."""
+        after, issues, done = replace(episode, turn=episode.turn + 1), "", False
+        text, fault = "", TurnFault.NONE
         if len(action) > self.max_characters:
-            return _Turn(fault=TurnFault.TOO_LONG)
-        if "[" in action:
-            return self._check(action, episode)
-        if action.strip().removesuffix(".").lower() == "done":
-            return _Turn(done=True)
-        edits = parse_edits(action)
-        if edits is None:
-            return _Turn(fault=TurnFault.UNREADABLE)
-        rings = apply_edits(episode.rings, edits)
-        if rings is None:
-            return _Turn(fault=TurnFault.NO_SUCH_VERTEX)
-        return self._check(write_outline(rings), episode)
-
-    def _check(self, text: str, episode: RefineEpisode) -> _Turn:
-        """The outline of a text, if it is one without faults."""
+            fault = TurnFault.TOO_LONG
+        elif action.strip().removesuffix(".").lower() == "done":
+            done = True
+        else:
+            text, fault = _new_outline(episode.rings, action)
         if len(text) > self.max_characters:
-            return _Turn(fault=TurnFault.TOO_LONG)
-        outline = decode(text, episode.question.frame)
-        if not outline.valid:
-            return _Turn(fault=TurnFault.MALFORMED, issues=",".join(outline.issue_kinds))
-        return _Turn(outline)
+            fault = TurnFault.TOO_LONG
+        elif text:
+            outline = decode(text, episode.question.frame)
+            if outline.valid:
+                after = replace(after, outline=outline, rings=split_outline(outline))
+            else:
+                fault, issues = TurnFault.MALFORMED, ",".join(outline.issue_kinds)
+        return Move(
+            after,
+            after.outline or _EMPTY,
+            counts=after.outline is not episode.outline,
+            terminated=done or after.turn == self.turns,
+            said={"valid": not fault, "issues": issues, "fault": fault.value},
+        )
+
+
+def _new_outline(rings: Sequence[RingText], action: str) -> tuple[str, TurnFault]:
+    """The text of the outline that an answer or edits lead to, empty with a fault."""
+    if "[" in action:
+        return action, TurnFault.NONE
+    edits = parse_edits(action)
+    if edits is None:
+        return "", TurnFault.UNREADABLE
+    edited = apply_edits(rings, edits)
+    if edited is None:
+        return "", TurnFault.NO_SUCH_VERTEX
+    return write_outline(edited), TurnFault.NONE
 
 
 def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
@@ -227,18 +202,14 @@ class Edit(NamedTuple):
 def parse_edits(text: str) -> tuple[Edit, ...] | None:
     """Read one to `MAX_EDITS` edits separated by ``;`` or line breaks; None if there is more."""
     # One more piece than allowed shows that there are too many, however long the text is.
-    pieces = _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS)
-    statements = [piece.strip() for piece in pieces if not piece.isspace() and piece]
-    if not 1 <= len(statements) <= MAX_EDITS:
-        return None
-    edits = []
-    for statement in statements:
-        match = _EDIT.fullmatch(statement)
-        if match is None:
-            return None
-        verb, vertex = match[1] or match[5], match[2] or match[6]
-        edits.append(Edit(verb, int(vertex), match[3] or "", match[4] or ""))
-    return tuple(edits)
+    pieces = map(str.strip, _SEPARATOR.split(text, maxsplit=2 * MAX_EDITS))
+    found = [_EDIT.fullmatch(piece) for piece in pieces if piece]
+    edits = tuple(
+        Edit(match[1] or match[5], int(match[2] or match[6]), match[3] or "", match[4] or "")
+        for match in found
+        if match is not None
+    )
+    return edits if 1 <= len(edits) == len(found) <= MAX_EDITS else None
 
 
 def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingText, ...] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from textwrap import shorten
 
 import numpy as np
@@ -18,7 +17,6 @@ from seg_env.types import Prediction, Ring, Sample, Target
 RENDER_MODES = ("rgb_array", "ansi")
 
 Color = tuple[int, int, int]
-Box = tuple[float, float, float, float]
 
 TARGET_COLOR: Color = (0, 190, 160)
 ANSWER_COLOR: Color = (255, 96, 48)
@@ -48,13 +46,12 @@ def draw_overlay(
     prediction: Prediction | None = None,
     *,
     short_side: int = SHORT_SIDE,
-    numbered: bool = True,
 ) -> NDArray[np.uint8]:
     """Draw a target and an answer on their image.
 
     The target is tinted green within its exact outline; the answer is tinted orange within a line
-    with white borders. Its vertices are dots, with numbers (if ``numbered``) as far as there is
-    room. The start of a ring, vertex 0, is a white dot, and so is an answer that is a point.
+    with white borders. Its vertices are dots; the start of a ring is a white dot, and so is an
+    answer that is a point.
 
     Returns:
         ``(H', W', 3) uint8``, newly allocated, with the proportions of the image, which is enlarged
@@ -71,41 +68,34 @@ def draw_overlay(
     if prediction is not None and prediction.rings:
         filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
         drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
-    few = prediction is not None and sum(map(len, prediction.rings)) <= _MAX_DOTS
     lines = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     if target is not None:
         _draw_rings(lines, target.rings, TARGET_COLOR, DARK, 2.0 * scale)
     if prediction is not None:
         _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
         point = () if prediction.point is None else (prediction.point[None],)
-        if few:
+        if sum(map(len, prediction.rings)) <= _MAX_DOTS:
             _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
     lines = lines.convert("RGBa").resize((width, height), Image.Resampling.BOX).convert("RGBA")
     drawing.paste(lines, mask=lines)
-    if numbered and prediction is not None and few:
-        _draw_numbers(drawing, prediction.rings, scale)
     return np.asarray(drawing).copy()
 
 
-def draw_outline(
-    image: NDArray[np.uint8], rings: Sequence[Ring], open_ring: Ring | None = None
-) -> NDArray[np.uint8]:
+def draw_outline(image: NDArray[np.uint8], rings: Sequence[Ring], closed: int) -> NDArray[np.uint8]:
     """Draw the outline so far on a copy of the image seen, ``(H, W, 3) uint8``.
 
-    Rings are ``(V, 2)`` in the unit frame of that image; ``open_ring`` is still being drawn and not
-    closed. The lines are thin and nothing is filled, so that the object stays visible. A white dot
-    on the first vertex of each ring shows the direction of the lines.
+    Rings are ``(V, 2)`` in the unit frame of that image; beyond the first ``closed``, they are
+    still being drawn. The lines are thin and nothing is filled, so that the object stays visible. A
+    white dot on the first vertex of each ring shows the direction of the lines.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
     height, width = image.shape[:2]
     thickness = max(1, round(min(height, width) / 200))
-    paths = [(ring, True) for ring in rings]
-    if open_ring is not None and len(open_ring):
-        paths.append((open_ring, False))
-    for ring, closed in paths:
+    for number, ring in enumerate(rings):
         corners = _pixels(ring, (width, height))
-        draw.line(corners + corners[:1] * closed, fill=ANSWER_COLOR, width=thickness)
+        ends = corners[:1] if number < closed else []
+        draw.line(corners + ends, fill=ANSWER_COLOR, width=thickness)
         (x, y), radius = corners[0], thickness + 0.5
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=WHITE)
     return np.asarray(drawing).copy()
@@ -134,12 +124,12 @@ def _draw_panel(
     line, margin = 22, 14
     panel = Image.new("RGB", (width, height + line * (len(rewards.terms) + 5)), DARK)
     panel.paste(Image.fromarray(overlay), ((width - overlay.shape[1]) // 2, 0))
-    draw = ImageDraw.Draw(panel)
+    draw, letters = ImageDraw.Draw(panel), ImageFont.load_default(14)
     asked = shorten(f"“{sample.expression}”", width // 9, placeholder="…”")
     for number, (text, value, weight) in enumerate([(asked, "", ""), *_lines(rewards, answer)], 1):
         y = height + line * number
-        draw.text((margin, y), f"{text}  {weight}", WHITE, font(14), "lm")
-        draw.text((width - margin, y), value.strip(), WHITE, font(14), "rm")
+        draw.text((margin, y), f"{text}  {weight}", WHITE, letters, "lm")
+        draw.text((width - margin, y), value.strip(), WHITE, letters, "rm")
     return np.asarray(panel).copy()
 
 
@@ -199,12 +189,6 @@ def _map_of_masks(sample: Sample, answer: ScoredAnswer, columns: int = 48) -> li
     return ["".join(line) for line in letters] + [key]
 
 
-@lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font at a size in pixels."""
-    return ImageFont.load_default(size)
-
-
 def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
     """A ring in pixels of a canvas ``(width, height)``."""
     # Brought near the image: drawing takes time in proportion to the length of a line.
@@ -237,26 +221,3 @@ def _draw_vertices(lines: Image.Image, rings: tuple[Ring, ...], radius: float) -
                 outline=(*border, 255),
                 width=max(1, round(size / 2.5)),
             )
-
-
-def _draw_numbers(drawing: Image.Image, rings: tuple[Ring, ...], scale: float) -> None:
-    """Vertex numbers beside their dots, away from the middle of the ring, never overlapping."""
-    draw = ImageDraw.Draw(drawing)
-    letters = font(max(9, round(11 * scale)))
-    taken: list[Box] = []
-    for ring in rings:
-        points = np.array(_pixels(ring, drawing.size))
-        outwards = points - points.mean(axis=0)
-        outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-9)
-        places = points + outwards * 12.0 * scale
-        for number, (x, y) in enumerate(places.tolist()):
-            box = draw.textbbox((x, y), str(number), font=letters, anchor="mm", stroke_width=2)
-            inside = min(box) >= 0 and box[2] <= drawing.width and box[3] <= drawing.height
-            if inside and not any(
-                box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-                for other in taken
-            ):
-                taken.append(box)
-                draw.text(
-                    (x, y), str(number), WHITE, letters, "mm", stroke_width=2, stroke_fill=DARK
-                )

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
-from seg_env.envs.core import Episode, Observation, Outcome, Question, ReferringCore
+from seg_env.envs.core import Episode, Move, Observation, Question, ReferringCore
 from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
 from seg_env.frames import Frame
@@ -47,9 +47,9 @@ def draw_written(
 ) -> NDArray[np.uint8]:
     """The image of a question with an outline drawn on it, see `draw_outline`."""
     seen = core.answer_frame.for_view(question.sample.target.size)
-    closed = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in rings]
-    last = seen.to_unit(np.array(open_ring, dtype=np.float64)) if open_ring else None
-    return draw_outline(question.image, closed, last)
+    written = [*rings, open_ring] if open_ring else rings
+    drawn = [seen.to_unit(np.array(ring, dtype=np.float64)) for ring in written]
+    return draw_outline(question.image, drawn, len(rings))
 
 
 class VertexFault(StrEnum):
@@ -66,14 +66,12 @@ class VertexFault(StrEnum):
 class VertexEpisode(Episode):
     """An outline that is being drawn."""
 
-    vertices_left: int
+    vertices_left: int = 0
     """Actions left before the outline is closed by force."""
     rings: tuple[RingText, ...] = ()
     """Complete rings."""
     open_ring: RingText = ()
     """Vertices of the ring that is being drawn; none if the next vertex begins a ring."""
-    value: float = 0.0
-    """Reward of the outline so far, closed; 0 at the start."""
 
     @property
     def closed_text(self) -> str:
@@ -141,7 +139,7 @@ class VertexRules(ReferringCore):
 
     def begin(self, question: Question) -> VertexEpisode:
         """Open an episode."""
-        return VertexEpisode(question, self.max_vertices)
+        return VertexEpisode(question, vertices_left=self.max_vertices)
 
     def observe(self, episode: VertexEpisode) -> Observation:
         """Image, question, and the outline so far."""
@@ -159,46 +157,27 @@ class VertexRules(ReferringCore):
             "vertices_left": episode.vertices_left,
         }
 
-    def step(self, episodes: Sequence[VertexEpisode], actions: Sequence[str]) -> list[Outcome]:
-        """Take ``N`` actions; all outlines are scored in one call."""
-        drawn = [_apply(*pair) for pair in zip(episodes, actions, strict=True)]
-        scores = self.score(
-            [after.closed_text for after, _, _ in drawn], [before.question for before in episodes]
+    def move(self, episode: VertexEpisode, action: str) -> Move:
+        """Add a vertex, or end a ring or the outline."""
+        match = _ACTION.fullmatch(action)
+        closes, fault = match is not None and match[4] is not None, VertexFault.NONE
+        after = replace(episode, vertices_left=episode.vertices_left - (not closes))
+        if match is None:
+            fault = VertexFault.UNREADABLE
+        elif match[1]:
+            after = replace(after, open_ring=(*after.open_ring, (match[1], match[2])))
+        elif not closes and after.open_ring:
+            after = replace(after, rings=(*after.rings, after.open_ring), open_ring=())
+        elif not closes:
+            fault = VertexFault.NO_RING
+        return Move(
+            after,
+            self.decode(after.closed_text, episode.question),
+            counts=not fault,  # what changed nothing earns nothing, whatever "[]" is worth
+            terminated=closes,
+            truncated=not closes and after.vertices_left == 0,
+            said={"fault": fault.value},
         )
-        outcomes = []
-        for row, (before, (after, fault, closed)) in enumerate(zip(episodes, drawn, strict=True)):
-            answer = scores.answer(row)
-            # What changed nothing earns nothing, whatever "[]" is worth.
-            value = before.value if fault else answer.total
-            after = replace(after, value=value)
-            outcomes.append(
-                self.outcome(
-                    after,
-                    answer,
-                    value - before.value,
-                    terminated=closed,
-                    truncated=not closed and after.vertices_left == 0,
-                    fault=fault.value,
-                )
-            )
-        return outcomes
-
-
-def _apply(episode: VertexEpisode, action: str) -> tuple[VertexEpisode, VertexFault, bool]:
-    """The outline after an action, the action's fault, and whether the outline is closed."""
-    match = _ACTION.fullmatch(action)
-    if match is not None and match[4]:
-        return episode, VertexFault.NONE, True
-    episode = replace(episode, vertices_left=episode.vertices_left - 1)
-    if match is None:
-        return episode, VertexFault.UNREADABLE, False
-    if match[1]:
-        open_ring = (*episode.open_ring, (match[1], match[2]))
-        return replace(episode, open_ring=open_ring), VertexFault.NONE, False
-    if not episode.open_ring:
-        return episode, VertexFault.NO_RING, False
-    rings = (*episode.rings, episode.open_ring)
-    return replace(episode, rings=rings, open_ring=()), VertexFault.NONE, False
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,7 @@ from seg_env.grammar.salvage import (
     MAX_CHARACTERS,
     MAX_RINGS,
     MAX_VERTICES,
-    are_unit_numbers,
-    close_ring,
+    Vertices,
     salvage,
 )
 from seg_env.types import Form, IssueKind, ParseIssue, Prediction, Ring
@@ -78,7 +78,11 @@ def decode_answer(text: str, form: Form = "mask", frame: Frame = UNIT) -> Predic
     rings = _read_well_formed(text, frame) if form == "mask" else None
     issues: tuple[ParseIssue, ...] = ()
     if rings is None:
-        rings, issues = salvage(text, frame, form)
+        salvaged, issues = salvage(text, frame, form)
+        rings = list(map(_close, salvaged))
+    if frame.integer and _are_fractions(rings):
+        issue = ParseIssue(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
+        rings, issues = [], tuple(sorted((*issues, issue), key=attrgetter("position")))
     places = tuple(map(frame.to_unit, rings))
     if form == "mask" or not places:
         return Prediction(places, issues, text, form)
@@ -149,15 +153,32 @@ def _read_well_formed(text: str, frame: Frame) -> list[Ring] | None:
     match = _WELL_FORMED.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
         return None
-    lists: list[list[list[float]]] = json.loads(match[1]) if match[1] else []
+    lists: list[Vertices] = json.loads(match[1]) if match[1] else []
     if len(lists) > MAX_RINGS or sum(map(len, lists)) > MAX_VERTICES:
         return None
-    rings = [close_ring(points) for points in lists]
+    rings = list(map(_close, lists))
     smaller_limit = min(frame.limits)
     for ring in rings:
         if ring.max() > smaller_limit and (ring > frame.limits).any():
             return None
-    return None if frame.integer and are_unit_numbers(rings) else rings
+    return rings
+
+
+def _close(vertices: Vertices) -> Ring:
+    """The ``(V, 2)`` array of one ring; many models repeat the first vertex at the end."""
+    if len(vertices) > 3 and vertices[0] == vertices[-1]:
+        vertices.pop()
+    return np.array(vertices, dtype=np.float64)
+
+
+def _are_fractions(rings: list[Ring]) -> bool:
+    """Whether all numbers are at most 1 and not all are whole.
+
+    In a frame of whole numbers such an outline would lie within a single pixel.
+    """
+    if not rings or max(ring.max() for ring in rings) > 1.0:
+        return False
+    return any((ring % 1.0).any() for ring in rings)
 
 
 def _as_box(corners: NDArray[np.float64], issues: tuple[ParseIssue, ...], text: str) -> Prediction:

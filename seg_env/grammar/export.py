@@ -25,11 +25,10 @@ def grammar_regex(decimals: int = 3, frame: Frame = UNIT) -> str:
     digits, zeros = rf"(?:\.[0-9]{{1,{decimals}}})?", rf"(?:\.0{{1,{decimals}}})?"
 
     def number(limit: float) -> str:
-        below, top = _whole_numbers(limit)
+        *below, top = map("".join, _whole_numbers(limit))
         if frame.integer:
-            return "(?:" + "|".join("".join(symbols) for symbols in [*below, top]) + ")"
-        whole = "|".join("".join(symbols) for symbols in below)
-        return f"(?:(?:{whole}){digits}|{''.join(top)}{zeros})"
+            return f"(?:{'|'.join([*below, top])})"
+        return f"(?:(?:{'|'.join(below)}){digits}|{top}{zeros})"
 
     x_limit, y_limit = frame.limits
     vertex = rf"\[{number(x_limit)}, ?{number(y_limit)}\]"
@@ -74,11 +73,10 @@ def grammar_ebnf(
         return " ".join(s if s.startswith("[") else f'"{s}"' for s in symbols)
 
     def number(limit: float) -> str:
-        below, top = _whole_numbers(limit)
+        *below, top = map(sequence, _whole_numbers(limit))
         if frame.integer:
-            return " | ".join(sequence(symbols) for symbols in [*below, top])
-        whole = " | ".join(sequence(symbols) for symbols in below)
-        return f"({whole}) {digits} | {sequence(top)} {zeros}"
+            return " | ".join([*below, top])
+        return f"({' | '.join(below)}) {digits} | {top} {zeros}"
 
     x_limit, y_limit = frame.limits
     return "\n".join(
@@ -94,8 +92,8 @@ def grammar_ebnf(
     )
 
 
-def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
-    """Sequences of digits and classes for all numbers from 0 below `limit`, and its own digits."""
+def _whole_numbers(limit: float) -> list[list[str]]:
+    """Sequences of digits and classes for the numbers from 0 to `limit`, the last for itself."""
     if limit != int(limit) or not 1 <= limit <= MAX_MAGNITUDE:
         raise ValueError(
             f"limit {limit:.10g} of the frame, but a whole number from 1 to {MAX_MAGNITUDE:.0f} is "
@@ -110,4 +108,4 @@ def _whole_numbers(limit: float) -> tuple[list[list[str]], list[str]]:
         if int(digit) > lowest:
             choice = f"[{lowest}-{int(digit) - 1}]" if int(digit) > lowest + 1 else str(lowest)
             below.append([*top[:index], choice, *["[0-9]"] * (len(top) - index - 1)])
-    return below, list(top)
+    return [*below, list(top)]

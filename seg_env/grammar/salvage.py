@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
-import numpy as np
-
 from seg_env.frames import Frame
-from seg_env.types import Form, IssueKind, ParseIssue, Ring
+from seg_env.types import Form, IssueKind, ParseIssue
+
+Vertices = list[list[float]]
+"""Points ``[x, y]`` with their numbers as written, not yet in the unit frame."""
 
 ANSWER_LEADS = ("It is at", "It is found at", "Sure, you can find it at")
 """How an answer sentence may begin (SimpleSeg, arXiv 2601.19228, released data script)."""
@@ -43,35 +44,17 @@ _VERTEX = _LISTS[2]
 _SEPARATOR = re.compile(r"\]*+,\[*+")
 
 
-def close_ring(points: list[list[float]]) -> Ring:
-    """Make the ``(V, 2)`` array of one ring; many models repeat the first vertex at the end."""
-    if len(points) > 3 and points[0] == points[-1]:
-        points.pop()
-    return np.array(points, dtype=np.float64)
-
-
-def are_unit_numbers(rings: list[Ring]) -> bool:
-    """Whether all numbers are at most 1 and not all are whole.
-
-    In a frame of whole numbers such an outline would lie within a single pixel.
-    """
-    if not rings or max(ring.max() for ring in rings) > 1.0:
-        return False
-    return any((ring % 1.0).any() for ring in rings)
-
-
 def salvage(
     text: str, frame: Frame, form: Form = "mask"
-) -> tuple[list[Ring], tuple[ParseIssue, ...]]:
+) -> tuple[list[Vertices], tuple[ParseIssue, ...]]:
     """Read what can be read of any text.
 
     Returns:
-        The rings with their numbers as written (not yet mapped to the unit frame), and the first
-        fault of each kind in reading order. Of a point that is one ring with one vertex, of a box
-        one with two opposite corners.
+        The vertices of each ring as written, and the first fault of each kind in reading order. Of
+        a point that is one ring with one vertex, of a box one with two opposite corners.
     """
     reader = _READERS[form](frame)
-    rings: list[Ring] = []
+    rings: list[Vertices] = []
     if not text or text.isspace():
         reader.note(IssueKind.EMPTY, 0)
     else:
@@ -81,8 +64,6 @@ def salvage(
     if len(text) > MAX_CHARACTERS and not reader.issues.keys() & implied:
         detail = f"only the first {MAX_CHARACTERS} characters are read"
         reader.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
-    if frame.integer and are_unit_numbers(rings):
-        reader.note(IssueKind.WRONG_FRAME, 0, "fractions in a frame of whole numbers")
     found = tuple(sorted(reader.issues.values(), key=lambda issue: issue.position))
     return ([] if IssueKind.WRONG_FRAME in reader.issues else rings), found
 
@@ -130,13 +111,13 @@ class _OutlineReader(_Reader):
 
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame)
-        self._rings: list[Ring] = []
-        self._ring: list[list[float]] = []
+        self._rings: list[Vertices] = []
+        self._ring: Vertices = []
         self._vertices = 0
         self._full = False
         self._empty_list = False
 
-    def read(self, text: str) -> list[Ring]:
+    def read(self, text: str) -> list[Vertices]:
         """Walk over the bracket groups of the text: find the list, take its vertices, see its end.
 
         Groups before the list are words, and so is a list that closes without giving a vertex.
@@ -233,7 +214,7 @@ class _OutlineReader(_Reader):
 
     def _end_ring(self, position: int) -> None:
         if len(self._ring) >= 3:
-            self._rings.append(close_ring(self._ring))
+            self._rings.append(self._ring)
         elif self._ring:
             detail = f"ring with {len(self._ring)} of 3 vertices"
             self.note(IssueKind.TOO_FEW_VERTICES, position, detail)
@@ -261,7 +242,7 @@ class _NumbersReader(_Reader):
         super().__init__(frame)
         self._count = count
 
-    def read(self, text: str) -> list[Ring]:
+    def read(self, text: str) -> list[Vertices]:
         """The numbers, if there are some that can be meant as places in this frame."""
         numbers = self._find(text)
         if not numbers:
@@ -272,7 +253,7 @@ class _NumbersReader(_Reader):
         for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
             if not 0 <= number <= limit:
                 self.note_outside([number], [limit])
-        return [np.array(numbers, dtype=np.float64).reshape(-1, 2)]
+        return [[numbers[start : start + 2] for start in range(0, self._count, 2)]]
 
     def _find(self, text: str) -> list[float]:
         """Find the one bracket group that can be meant, and judge what stands around it."""

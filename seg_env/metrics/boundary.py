@@ -19,13 +19,18 @@ TOLERANCE_RATIO = 0.008
 
 
 def boundary_iou(
-    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    dilation_ratio: float = DILATION_RATIO,
+    empty_union: float = 1.0,
 ) -> NDArray[np.float64]:
     """Boundary IoU: IoU of the bands within ``d`` pixels inside of the two boundaries.
 
-    Source: Cheng et al., "Boundary IoU" (CVPR 2021): ``d = max(1, round(ratio * diagonal))``; the
-    band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of the image counting
-    as background. Those erosions are one by ``(2 d + 1)`` squared, which is how it is computed.
+    Source: Cheng et al., "Boundary IoU" (CVPR 2021), with ``d = max(1, round(dilation_ratio *
+    diagonal))``; the band is what ``d`` erosions by 3 x 3 pixels take away, beyond the border of
+    the image counting as background. Those erosions are one by ``(2 d + 1)`` squared, which is how
+    it is computed.
 
     A thick band does not see a hole deep inside an object, nor a filled one; COCO's boundary AP
     therefore takes ``min(mask IoU, boundary IoU)``. Where answer and target are both empty, it is
@@ -33,19 +38,23 @@ def boundary_iou(
     """
 
     def score(answer: Region, target: Region) -> float:
-        return band_iou(answer, target, band_radius(target.size))
+        return band_iou(answer, target, band_radius(target.size, dilation_ratio))
 
     return _score_pairs(score, predictions, targets, empty_union)
 
 
 def boundary_f(
-    predictions: Sequence[Prediction], targets: Sequence[Target], *, empty_union: float = 1.0
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    tolerance_ratio: float = TOLERANCE_RATIO,
+    empty_union: float = 1.0,
 ) -> NDArray[np.float64]:
     """Boundary F: harmonic mean of the shares of either boundary that lie near the other.
 
     Source: the contour accuracy F of DAVIS (Perazzi et al. 2016): ``F = 2 P R / (P + R)``, with the
-    precision ``P`` the share of the answer's boundary pixels at most
-    ``ceil(ratio * diagonal)`` pixels from the target's boundary, the recall ``R`` the reverse.
+    precision ``P`` the share of the answer's boundary pixels at most ``ceil(tolerance_ratio *
+    diagonal)`` pixels from the target's boundary, the recall ``R`` the reverse.
     Boundary pixels are those of the mask of which one of the four neighbours is outside (the border
     of the image is a boundary); DAVIS's own script marks instead, also outside of the mask, pixels
     that differ from the next one to the right or below. Where answer and target are both empty, the
@@ -53,7 +62,7 @@ def boundary_f(
     """
 
     def score(answer: Region, target: Region) -> float:
-        tolerance = match_tolerance(target.size)
+        tolerance = match_tolerance(target.size, tolerance_ratio)
         return f_score(edge_distances(answer, target, limit=tolerance), tolerance)
 
     return _score_pairs(score, predictions, targets, empty_union)
@@ -80,14 +89,20 @@ def boundary_scores(answer: Region, target: Region) -> tuple[float, float, float
     )
 
 
-def band_radius(size: tuple[int, int]) -> int:
+def band_radius(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
     """Width in pixels of the band of boundary IoU in an image of ``(H, W)``."""
-    return max(1, round(DILATION_RATIO * math.hypot(*size)))
+    return max(1, round(_pixels(ratio, size)))
 
 
-def match_tolerance(size: tuple[int, int]) -> int:
+def match_tolerance(size: tuple[int, int], ratio: float = TOLERANCE_RATIO) -> int:
     """Tolerance in pixels of boundary F in an image of ``(H, W)``."""
-    return math.ceil(TOLERANCE_RATIO * math.hypot(*size))
+    return math.ceil(_pixels(ratio, size))
+
+
+def _pixels(ratio: float, size: tuple[int, int]) -> float:
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"a share of the image diagonal is a positive number, got {ratio!r}")
+    return ratio * math.hypot(*size)
 
 
 def band_iou(answer: Region, target: Region, radius: int) -> float:

@@ -145,7 +145,7 @@ def written_box_iou(
             points = np.concatenate(prediction.rings)
             boxes[row] = (*points.min(axis=0), *points.max(axis=0))
     wanted = np.array([box_of(target) for target in targets]).reshape(-1, 4)
-    return _with_absent(iou_of_boxes(boxes, wanted), predictions, targets)
+    return with_absent(iou_of_boxes(boxes, wanted), predictions, targets)
 
 
 def points_inside(
@@ -160,7 +160,7 @@ def points_inside(
         answer.point is not None and target.contains(answer.point)
         for answer, target in zip(predictions, targets, strict=True)
     ]
-    return _with_absent(np.array(inside, dtype=np.float64), predictions, targets)
+    return with_absent(np.array(inside, dtype=np.float64), predictions, targets)
 
 
 def point_distances(
@@ -178,10 +178,10 @@ def point_distances(
     return distances
 
 
-def _with_absent(
+def with_absent(
     scores: NDArray[np.float64], predictions: Sequence[Prediction], targets: Sequence[Target]
 ) -> NDArray[np.float64]:
-    """Scores with those of absent objects decided by whether the answer says so."""
+    """The scores, those of absent objects decided by whether the answer says so: 1 or 0."""
     for row, (answer, target) in enumerate(zip(predictions, targets, strict=True)):
         if not target.area:
             scores[row] = float(answer.valid and answer.is_empty)

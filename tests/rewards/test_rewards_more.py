@@ -5,6 +5,7 @@ import pytest
 
 from rewards import BoundaryF, BoundaryIoU, LengthPenalty, MaskIoU, RewardSum, VertexBudget
 from seg_env.geometry.polygon import Ring
+from seg_env.metrics import boundary_f, boundary_iou
 from seg_env.types import IssueKind, ParseIssue, Prediction, Target
 
 
@@ -57,10 +58,38 @@ def test_an_absent_object_wants_it_said(
     assert reward([answer], [NOTHING]) == [score]
 
 
+def test_boundary_rewards_take_a_share_of_the_diagonal() -> None:
+    for reward, measure, ratio in [
+        (BoundaryIoU(dilation_ratio=0.1), boundary_iou, {"dilation_ratio": 0.1}),
+        (BoundaryF(tolerance_ratio=0.05), boundary_f, {"tolerance_ratio": 0.05}),
+    ]:
+        (near,) = reward([NEAR], [TARGET])
+        assert near == measure([NEAR], [TARGET], **ratio) > measure([NEAR], [TARGET])
+    for ratio in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="positive"):
+            boundary_iou([NEAR], [TARGET], dilation_ratio=ratio)
+        with pytest.raises(ValueError, match="positive"):
+            boundary_f([NEAR], [TARGET], tolerance_ratio=ratio)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan, np.inf])
+def test_parameters_of_rewards_are_positive(wrong: float) -> None:
+    for build, names in [
+        (BoundaryIoU, ["dilation_ratio"]),
+        (BoundaryF, ["tolerance_ratio"]),
+        (LengthPenalty, ["scale"]),
+        (VertexBudget, ["epsilon", "slack", "least"]),
+    ]:
+        for name in names:
+            with pytest.raises(ValueError, match=f"{build.name}: {name} must be a positive number"):
+                build(**{name: wrong})
+
+
 def test_length_penalty_counts_characters() -> None:
     texts = ["", "x" * 250, "x" * 1000, "x" * 9999]
     scores = LengthPenalty()([Prediction((), text=text) for text in texts], [TARGET] * 4)
     assert scores.tolist() == [0.0, -0.25, -1.0, -1.0]
+    assert LengthPenalty(scale=500)([Prediction((), text="x" * 250)], [TARGET]) == [-0.5]
 
 
 def test_vertex_budget_is_full_up_to_the_budget_and_ends_at_twice_as_many() -> None:
@@ -68,6 +97,9 @@ def test_vertex_budget_is_full_up_to_the_budget_and_ends_at_twice_as_many() -> N
     answers = [with_vertices(count) for count in (3, 8, 12, 16, 100)]
     scores = VertexBudget()(answers, [TARGET] * 5)
     assert scores.tolist() == [1.0, 1.0, pytest.approx(0.5), 0.0, 0.0]
+    # Twice four vertices are granted where not more are to everyone.
+    assert VertexBudget(slack=2.0, least=1)([with_vertices(12)], [TARGET]) == [pytest.approx(0.5)]
+    assert VertexBudget(least=16)([with_vertices(16)], [TARGET]) == [1.0]
 
 
 def test_vertex_budget_grows_with_what_the_outline_of_the_target_needs() -> None:
@@ -77,6 +109,7 @@ def test_vertex_budget_grows_with_what_the_outline_of_the_target_needs() -> None
     assert needed > 8
     answers = [with_vertices(count) for count in (needed * 3 // 2, needed * 3)]
     assert VertexBudget()(answers, [disc] * 2).tolist() == [1.0, 0.0]
+    assert VertexBudget(epsilon=0.1)(answers, [disc] * 2).tolist() == [0.0, 0.0]
 
 
 def test_vertex_budget_pays_nothing_for_filling_nothing() -> None:

@@ -33,7 +33,7 @@ def test_an_image_alone_stays_as_it_is(scenes):
 
 
 def test_the_answer_is_drawn_where_it_is(black):
-    drawn = draw_overlay(black, None, decode(SQUARE), numbered=False)
+    drawn = draw_overlay(black, None, decode(SQUARE))
     line = close_to(drawn, ANSWER_COLOR)
     rows, columns = np.nonzero(line)
     assert abs(rows.min() - 96) <= 4
@@ -55,16 +55,9 @@ def test_the_target_is_tinted_within_its_outline(scenes):
 
 def test_holes_are_left_open(black):
     ring = "[[[0.1,0.1],[0.9,0.1],[0.9,0.9],[0.1,0.9]],[[0.3,0.3],[0.3,0.7],[0.7,0.7],[0.7,0.3]]]"
-    drawn = draw_overlay(black, None, decode(ring), numbered=False)
+    drawn = draw_overlay(black, None, decode(ring))
     assert not drawn[192, 288].any()
     assert drawn[76, 288].any()
-
-
-def test_vertices_are_numbered_on_request(black):
-    numbered, plain = (draw_overlay(black, None, decode(SQUARE), numbered=n) for n in (True, False))
-    changed = np.argwhere((numbered != plain).any(axis=2))
-    assert len(changed) > 100
-    assert np.abs(changed - [192, 288]).min(axis=0).max() > 60  # near the corners only
 
 
 def test_drawing_changes_neither_image_nor_target(scenes):
