@@ -140,6 +140,10 @@ class PPOConfig(OnPolicyConfig):
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from, taken from every token's
     reward; 0 keeps no copy of it."""
+    target_kl: float = 0.0
+    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
+    kl_horizon: int = 10_000
+    """Answers over which kl_coefficient is steered; fewer steer harder."""
     stop_kl: float = 0.05
     """Leave out remaining epochs once the policy has moved this far on a rollout, in nats per
     token; 0 never stops."""
