@@ -168,18 +168,17 @@ def usable_states(
         for name, state in known.items()
         if ("momentum_buffer" in state) == (name in hidden)
     }
-    _warn(known.keys() - found.keys(), "were trained by another optimizer (Muon, AdamW) before")
-    _warn(states.keys() - names, "are not trained here")
+    for lost, why in (
+        (known.keys() - found.keys(), "were trained by another optimizer (Muon, AdamW) before"),
+        (states.keys() - names, "are not trained here"),
+    ):
+        if lost:
+            warnings.warn(
+                f"the optimizer state of {len(lost)} parameters in the checkpoint is lost, they "
+                f"{why}: {min(lost)}{', …' if len(lost) > 1 else ''}",
+                stacklevel=2,
+            )
     return found
-
-
-def _warn(names: Collection[str], why: str) -> None:
-    if names:
-        warnings.warn(
-            f"the optimizer state of {len(names)} parameters in the checkpoint is lost, they {why}:"
-            f" {min(names)}{', …' if len(names) > 1 else ''}",
-            stacklevel=3,
-        )
 
 
 class Piece(NamedTuple):
