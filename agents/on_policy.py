@@ -64,7 +64,6 @@ class OnPolicyAgent(EngineAgent):
                 + (f" on each of {self.world.size} ranks" if self.world.size > 1 else "")
             )
         self.max_new_tokens = config.max_new_tokens
-        self.update = 0
         if policy.needs_trial:
             first = np.arange(config.prompts_per_update) % len(env.dataset)
             try_sharing(policy, self._ask(first[config.prompts_of(self.world)]).inputs)

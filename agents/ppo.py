@@ -79,7 +79,9 @@ class PPO(OnPolicyAgent):
         rewards = rollout.token_rewards - penalty
         if self._only_fits:
             self._fit_critic(rollout, rewards)
-        rollout.values = self._measure(rollout, self._values)
+        rollout.values = self._measure(
+            rollout, lambda part: self.critic.values(self._score(self.policy, part), part)
+        )
         advantages, rollout.returns = generalized_advantages(
             rewards, rollout.values, rollout.mask, config.gamma, config.lam
         )
@@ -183,9 +185,6 @@ class PPO(OnPolicyAgent):
                 answers / self.config.kl_horizon,
             )
         return penalty, metrics
-
-    def _values(self, part: Rollout) -> Tensor:
-        return self.critic.values(self._score(self.policy, part), part)
 
     def _states(self, part: Rollout) -> Tensor:
         return self.critic.hidden(self._score(self.policy, part), part)
