@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from agents.behavior_cloning import BehaviorCloning
-    from agents.gspo import GSPO
-    from agents.policy.model import VLMPolicy
-    from agents.ppo import PPO
-    from agents.settings import BehaviorCloningConfig, GSPOConfig, PPOConfig
+    from agents.behavior_cloning import BehaviorCloning as BehaviorCloning
+    from agents.gspo import GSPO as GSPO
+    from agents.policy.model import VLMPolicy as VLMPolicy
+    from agents.ppo import PPO as PPO
+    from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
+    from agents.settings import GSPOConfig as GSPOConfig
+    from agents.settings import PPOConfig as PPOConfig
 
 _HOMES = {
     "BehaviorCloning": "agents.behavior_cloning",
@@ -29,15 +31,7 @@ _HOMES = {
     "VLMPolicy": "agents.policy.model",
 }
 
-__all__ = [
-    "GSPO",
-    "PPO",
-    "BehaviorCloning",
-    "BehaviorCloningConfig",
-    "GSPOConfig",
-    "PPOConfig",
-    "VLMPolicy",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,7 @@ class Agent(ABC):
 
     policy: VLMPolicy
     max_new_tokens: int
-    update: int
+    update: int = 0
     world: World = World()
     left_out: LeftOut
 

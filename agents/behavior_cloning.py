@@ -43,7 +43,6 @@ class BehaviorCloning(EngineAgent):
         self.world = World.current()
         self._share = self.world.block(config.batch_size, "batch_size")
         self.engine = make_engine(policy.model, config)
-        self.update = 0
 
     def improve(self, updates: int) -> dict[str, float]:
         """One optimizer step; its batch follows from the seed and the number of the update.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +22,6 @@ class ValueHead(nn.Module):
         """
         super().__init__()
         self.rate = rate
-        # Not to be asked of the weights, of which a rank may hold a part only (ZeRO-3).
-        self.width = width
         # A vector and not a (1, D) matrix, which Muon would take for a hidden one.
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(1))
@@ -76,33 +72,26 @@ class Critic(nn.Module):
         return scores.hidden
 
 
-class RidgeRegression:
-    """``y = x w + b`` with the least squared error, from sums over samples.
+def regression_sums(features: Tensor, targets: Tensor) -> Tensor:
+    """What `ridge_regression` has to know of ``(M, D)`` features with ``(M,)`` targets.
+
+    Sums of parts, and of processes, are the sums of the whole, ``(D + 2, D + 2)`` float64.
+    """
+    targets = targets[:, None]
+    rows = torch.cat([features, torch.ones_like(targets), targets], dim=1).double()
+    return rows.T @ rows
+
+
+def ridge_regression(sums: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """``w`` ``(D,)`` and ``b`` ``()``, float64, of the least squared error of ``y = x w + b``.
 
     ``w`` is held small by ``ridge`` times the mean variance of the features; ``b`` is free.
     """
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        """Start without samples of ``width`` features."""
-        # One matrix of sums over (x, 1, y): all that is to be added up over processes.
-        self.sums = torch.zeros(width + 2, width + 2, dtype=torch.float64, device=device)
-
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Add ``(M, D)`` features with ``(M,)`` targets."""
-        targets = targets[:, None]
-        rows = torch.cat([features, torch.ones_like(targets), targets], dim=1).double()
-        self.sums += rows.T @ rows
-
-    def solve(
-        self, ridge: float, reduce: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Weights ``(D,)`` and bias ``()``, float64; ``reduce`` adds up over processes."""
-        sums = self.sums if reduce is None else reduce(self.sums)
-        width = len(sums) - 2
-        means = sums[width] / sums[width, width].clamp(min=1)
-        centred = sums - torch.outer(sums[width], means)
-        variances = centred[:width, :width]
-        floor = ridge * variances.diagonal().mean() + torch.finfo(torch.float32).eps
-        damped = variances + floor * torch.eye(width, dtype=sums.dtype, device=sums.device)
-        weights = torch.linalg.solve(damped, centred[:width, width + 1])
-        return weights, means[width + 1] - means[:width] @ weights
+    width = len(sums) - 2
+    means = sums[width] / sums[width, width].clamp(min=1)
+    centred = sums - torch.outer(sums[width], means)
+    variances = centred[:width, :width]
+    floor = ridge * variances.diagonal().mean() + torch.finfo(torch.float32).eps
+    damped = variances + floor * torch.eye(width, dtype=sums.dtype, device=sums.device)
+    weights = torch.linalg.solve(damped, centred[:width, width + 1])
+    return weights, means[width + 1] - means[:width] @ weights

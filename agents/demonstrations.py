@@ -157,10 +157,10 @@ def demonstration_of(
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     end = len(tokens) - tokens[::-1].index(image_id)
     # Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact.
-    halved = {
-        key: value.half() if value.is_floating_point() else value for key, value in inputs.items()
+    arrays = {
+        key: (value.half() if value.is_floating_point() else value).cpu().numpy()
+        for key, value in inputs.items()
     }
-    arrays = {key: value.cpu().numpy() for key, value in halved.items()}
     return Demonstration(arrays, tuple(tokens[:end]), tuple(dialogues))
 
 
@@ -204,8 +204,9 @@ def collate(
     mask = places < torch.tensor([[len(sequence)] for sequence in sequences])
     learn = mask & (places >= torch.tensor([[dialogue.answer_start] for dialogue in dialogues]))
     inputs = {key: value.to(device) for key, value in inputs.items()}
-    dialogue_tensors = (rows, tokens, mask.long(), learn)
-    return DemonstrationBatch(inputs, *(value.to(device) for value in dialogue_tensors))
+    return DemonstrationBatch(
+        inputs, *(each.to(device) for each in (rows, tokens, mask.long(), learn))
+    )
 
 
 def draw(
@@ -216,21 +217,20 @@ def draw(
 ) -> list[tuple[Demonstration, list[Dialogue]]]:
     """Random images; every object of an image is asked one task drawn by weight."""
     drawn = rng.choice(len(demonstrations), size=count, replace=False, shuffle=False)
-    picked = [demonstrations[index] for index in drawn]
-    return [(one, _draw_dialogues(one, task_weights, rng)) for one in picked]
+    chosen = []
+    for demonstration in map(demonstrations.__getitem__, drawn):
+        # Dialogues of an object stand next to each other.
+        tasks = list(dict.fromkeys(dialogue.task for dialogue in demonstration.dialogues))
+        weights = np.array([task_weights.get(task, 0.0) for task in tasks])
+        starts = range(0, len(demonstration.dialogues), len(tasks))
+        picks = rng.choice(len(tasks), size=len(starts), p=weights / weights.sum())
+        asked = [
+            demonstration.dialogues[start + pick] for start, pick in zip(starts, picks, strict=True)
+        ]
+        chosen.append((demonstration, asked))
+    return chosen
 
 
 def learned_tokens(chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]]) -> int:
     """Number of the tokens of all answers."""
     return sum(len(each.tokens) - each.answer_start for _, some in chosen for each in some)
-
-
-def _draw_dialogues(
-    demonstration: Demonstration, task_weights: dict[Task, float], rng: np.random.Generator
-) -> list[Dialogue]:
-    """One dialogue per object; dialogues of an object stand next to each other."""
-    tasks = list(dict.fromkeys(dialogue.task for dialogue in demonstration.dialogues))
-    weights = np.array([task_weights.get(task, 0.0) for task in tasks])
-    objects = len(demonstration.dialogues) // len(tasks)
-    picks = rng.choice(len(tasks), size=objects, p=weights / weights.sum())
-    return [demonstration.dialogues[i * len(tasks) + pick] for i, pick in enumerate(picks)]

@@ -6,10 +6,11 @@ measured and left out: it ended 4.7 points of greedy gIoU below GSPO (docs/agent
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from agents.advantages import degenerate_fraction, degenerate_groups, group_advantages
-from agents.losses import LOSSES, Metrics, policy_loss
+from agents.losses import LOSSES, Metrics, kl_penalty, policy_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
 from agents.policy.scoring import TokenScores
@@ -21,7 +22,6 @@ class GSPO(OnPolicyAgent):
     """Compares the answers of a group with each other, which needs no critic."""
 
     config: GSPOConfig
-    _mean_length = 1.0
 
     def collect(self) -> tuple[Rollout, Metrics]:
         """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.
@@ -52,7 +52,7 @@ class GSPO(OnPolicyAgent):
         return {}
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
-        """The clipped objective that the configuration names."""
+        """The clipped objective that the configuration names, and the KL penalty."""
         assert part.advantages is not None
         loss = LOSSES[self.config.loss]
         lengths = {
@@ -60,7 +60,7 @@ class GSPO(OnPolicyAgent):
             "rollout": self._mean_length,
             "longest": float(self.config.max_new_tokens),
         }
-        return policy_loss(
+        objective, metrics = policy_loss(
             scores.log_probs,
             part.old_log_probs,
             part.advantages,
@@ -70,6 +70,13 @@ class GSPO(OnPolicyAgent):
             weights=part.weights,
             tokens_per_answer=lengths[loss.normalizer],
         )
+        if self._reference is not None:
+            with torch.no_grad():
+                reference = self._score(self._reference, part).log_probs
+            penalty = kl_penalty(scores.log_probs, reference, part.choice_mask)
+            objective = objective + self.kl_coefficient * penalty
+            metrics["reference_kl"] = penalty.item()
+        return objective, metrics
 
 
 def replace_degenerate(rollout: Rollout, spare: Rollout, policy: VLMPolicy) -> Rollout:

@@ -101,16 +101,15 @@ def policy_loss(
     bounded = moving.clamp(1 - clip_low, 1 + clip_high) * advantages
     objective, clipped = torch.minimum(unclipped, bounded), bounded < unclipped
 
+    if weights is None:
+        weights = torch.ones_like(mask[:, 0], dtype=objective.dtype)
     if tokens_per_answer is None:
         completions = masked_mean(objective, mask) if moving.ndim > 1 else objective
-        loss = -(completions if weights is None else weights * completions).mean()
+        loss = -(weights * completions).mean()
     elif moving.ndim > 1:
-        if weights is not None:
-            objective = weights[:, None] * objective
-        loss = -_token_mean(objective, mask, tokens_per_answer)
+        loss = -_token_mean(weights[:, None] * objective, mask, tokens_per_answer)
     else:
-        lengths = mask.sum(-1) / tokens_per_answer
-        loss = -((lengths if weights is None else weights * lengths) * objective).mean()
+        loss = -(weights * (mask.sum(-1) / tokens_per_answer) * objective).mean()
 
     with torch.no_grad():
         fractions, distances = clipped.float(), ratio - 1 - log_ratio

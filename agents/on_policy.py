@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from agents.advantages import reward_metrics
 from agents.base import EngineAgent, split_observations
-from agents.losses import Metrics, kl_penalty, masked_mean, truncated_importance_weights
+from agents.losses import Metrics, masked_mean, truncated_importance_weights
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
@@ -37,12 +37,9 @@ from seg_env.envs.vector import ReferringSegmentationVectorEnv
 class OnPolicyAgent(EngineAgent):
     """Collects groups of completions from a vector environment and learns from them.
 
-    Subclasses say what an advantage is and what the loss is. The reference policy of the KL penalty
-    is not in a checkpoint: build the agent on the policy that training started from, then load.
+    Subclasses say what an advantage is and what the loss is, a KL penalty included. Its reference
+    policy is not in a checkpoint: build the agent on what training started from, then load.
     """
-
-    kl_in_loss: ClassVar[bool] = True
-    """Whether the KL penalty is part of the loss, or else of the reward."""
 
     def __init__(
         self,
@@ -67,10 +64,10 @@ class OnPolicyAgent(EngineAgent):
                 + (f" on each of {self.world.size} ranks" if self.world.size > 1 else "")
             )
         self.max_new_tokens = config.max_new_tokens
-        self.update = 0
         if policy.needs_trial:
             first = np.arange(config.prompts_per_update) % len(env.dataset)
             try_sharing(policy, self._ask(first[config.prompts_of(self.world)]).inputs)
+        self.kl_coefficient = config.kl_coefficient
         self._reference: VLMPolicy | None = None
         if config.kl_coefficient:  # copied before DeepSpeed shards the weights
             self._reference = policy.copy()
@@ -221,10 +218,12 @@ class OnPolicyAgent(EngineAgent):
         self.policy.model.train()
         found = self._check_sampler(rollout) if self.policy.precision != "float32" else {}
         found = self.world.reduce(found | self.credit(rollout))
+        # A fixed choice of independent prompts is the same on any number of ranks.
+        everything = torch.arange(rollout.prompts, device=self.policy.device)
+        parts = [everything[first :: config.minibatches] for first in range(config.minibatches)]
         collected: list[Metrics] = []
         for _ in range(config.epochs):
-            for part in self._minibatches(rollout):
-                collected.append(self._step(part, learning_rate))
+            collected += [self._step(rollout.select(part), learning_rate) for part in parts]
             if self.should_stop(collected[-1]):
                 break
         found |= combine(collected)
@@ -238,15 +237,6 @@ class OnPolicyAgent(EngineAgent):
     def mean_length(self, mask: Tensor) -> float:
         """Tokens per answer of a whole rollout, given the ``(N, T)`` mask of this rank's share."""
         return self.world.sum(mask.sum()).item() / (len(mask) * self.world.size)
-
-    def _minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
-        """Parts of a rollout, one per optimizer step: every ``minibatches``-th prompt.
-
-        A fixed choice of independent prompts is the same on any number of ranks.
-        """
-        everything = torch.arange(rollout.prompts, device=self.policy.device)
-        for first in range(self.config.minibatches):
-            yield rollout.select(everything[first :: self.config.minibatches])
 
     def _check_sampler(self, rollout: Rollout) -> Metrics:
         """Take the scorer's word for what the sampler did, and weigh answers by the difference.
@@ -282,12 +272,6 @@ class OnPolicyAgent(EngineAgent):
         loss, found = self.loss(scores, part)
         metrics |= found
         metrics["entropy"] = masked_mean(scores.entropies, part.mask).mean().item()
-        if self._reference is not None and self.kl_in_loss:
-            with torch.no_grad():
-                reference = self._score(self._reference, part).log_probs
-            penalty = kl_penalty(scores.log_probs, reference, part.choice_mask)
-            loss = loss + self.config.kl_coefficient * penalty
-            metrics["reference_kl"] = penalty.item()
         return loss
 
     def _forward_parts(self, rollout: Rollout) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from agents.advantages import (
     masked_moments,
     whiten,
 )
-from agents.critic import Critic, RidgeRegression
+from agents.critic import Critic, regression_sums, ridge_regression
 from agents.losses import Metrics, kl_estimates, policy_loss, value_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
@@ -24,8 +24,6 @@ from agents.policy.scoring import TokenScores, score
 from agents.rollout import Rollout
 from agents.settings import PPOConfig as PPOConfig
 from agents.vertex_credit import TokenAligner, credits_of, place_credit
-from seg_env.envs.left_out import OnError
-from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 CRITIC = "critic."
 """Prefix of the critic's weights in a checkpoint."""
@@ -37,24 +35,14 @@ class PPO(OnPolicyAgent):
     The state before token ``t`` is the prompt and the tokens so far. Rewards are the environment's,
     placed where ``config.credit`` says, minus at every token the KL divergence to the policy that
     training started from (k1 estimate, as in InstructGPT, arXiv 2203.02155, section 3.4), weighted
-    by ``kl_coefficient``.
+    by ``kl_coefficient``, which ``target_kl`` steers.
     """
 
     config: PPOConfig
-    kl_in_loss = False
 
-    def __init__(
-        self,
-        policy: VLMPolicy,
-        env: ReferringSegmentationVectorEnv,
-        config: PPOConfig,
-        *,
-        on_error: OnError = "skip",
-    ) -> None:
-        """Set up; see `OnPolicyAgent`."""
-        self._aligner = TokenAligner(policy.tokenizer)
-        self._lengths = {"all": 1.0, "choices": 1.0}
-        super().__init__(policy, env, config, on_error=on_error)
+    @cached_property
+    def _aligner(self) -> TokenAligner:
+        return TokenAligner(self.policy.tokenizer)
 
     def trained_module(self) -> nn.Module:
         """The policy's model and the critic."""
@@ -91,7 +79,9 @@ class PPO(OnPolicyAgent):
         rewards = rollout.token_rewards - penalty
         if self._only_fits:
             self._fit_critic(rollout, rewards)
-        rollout.values = self._measure(rollout, self._values)
+        rollout.values = self._measure(
+            rollout, lambda part: self.critic.values(self._score(self.policy, part), part)
+        )
         advantages, rollout.returns = generalized_advantages(
             rewards, rollout.values, rollout.mask, config.gamma, config.lam
         )
@@ -138,19 +128,19 @@ class PPO(OnPolicyAgent):
         return 0 < self.config.stop_kl < metrics["approx_kl"]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `OnPolicyAgent.state`; the critic's weights, too."""
+        """See `OnPolicyAgent.state`; the critic's weights and the KL penalty's weight, too."""
         tensors, facts = super().state()
-        return tensors | {"extra": self.critic.state_dict(prefix=CRITIC)}, facts
+        coefficient = torch.tensor(self.kl_coefficient, dtype=torch.float64)
+        extra = self.critic.state_dict(prefix=CRITIC) | {"kl_coefficient": coefficient}
+        return tensors | {"extra": extra}, facts
 
     def load_state(self, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
         """Inverse of `state`."""
         super().load_state(tensors, facts)
+        extra = dict(tensors["extra"])
+        self.kl_coefficient = extra.pop("kl_coefficient").item()
         self.critic.load_state_dict(
-            {
-                name.removeprefix(CRITIC): value
-                for name, value in tensors["extra"].items()
-                if name.startswith(CRITIC)
-            }
+            {name.removeprefix(CRITIC): value for name, value in extra.items()}
         )
 
     @property
@@ -165,16 +155,16 @@ class PPO(OnPolicyAgent):
         _, rollout.returns = generalized_advantages(
             rewards, nothing, rollout.mask, self.config.gamma, 1.0
         )
-        head = self.critic.head
-        regression = RidgeRegression(head.width, self.policy.device)
+        sums = torch.zeros((), dtype=torch.float64, device=self.policy.device)
         for part in map(rollout.select, self._forward_parts(rollout)):
             assert part.returns is not None
             real = part.mask.bool()
             states = self.engine.forward(partial(self._states, part)).float()
-            regression.add(states[real], part.returns[real])
+            sums = sums + regression_sums(states[real], part.returns[real])
+        # Damped, since answers are few and their tokens much alike.
+        found = ridge_regression(self.world.sum(sums), 0.1)
         with self.engine.gathered_weights(change=True):
-            # Damped, since answers are few and their tokens much alike.
-            head.start_from(*regression.solve(0.1, self.world.sum))
+            self.critic.head.start_from(*found)
 
     def _divergence(self, rollout: Rollout) -> tuple[Tensor, Metrics]:
         """KL divergence to the reference at every token times its weight, ``(N, T)``."""
@@ -184,12 +174,17 @@ class PPO(OnPolicyAgent):
         found = self._measure(rollout, lambda part: self._score(reference, part).log_probs)
         divergence = kl_estimates(rollout.old_log_probs, found, "k1") * rollout.mask
         per_answer = self.world.sum(divergence.sum(-1).mean()).item() / self.world.size
-        coefficient = self.config.kl_coefficient
-        metrics = {"reference_kl": per_answer, "kl_coefficient": coefficient}
-        return coefficient * divergence, metrics
-
-    def _values(self, part: Rollout) -> Tensor:
-        return self.critic.values(self._score(self.policy, part), part)
+        penalty = self.kl_coefficient * divergence
+        metrics = {"reference_kl": per_answer, "kl_coefficient": self.kl_coefficient}
+        if self.config.target_kl:
+            answers = self.world.size * len(rollout.tokens)
+            self.kl_coefficient = steer_coefficient(
+                self.kl_coefficient,
+                per_answer,
+                self.config.target_kl,
+                answers / self.config.kl_horizon,
+            )
+        return penalty, metrics
 
     def _states(self, part: Rollout) -> Tensor:
         return self.critic.hidden(self._score(self.policy, part), part)
@@ -197,3 +192,18 @@ class PPO(OnPolicyAgent):
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         temperature = self.config.temperature
         return score(policy, part.inputs, part.tokens, part.mask, temperature, hidden=True)
+
+
+def steer_coefficient(coefficient: float, found: float, target: float, share: float) -> float:
+    """Weight of a KL penalty, adapted to the divergence found (arXiv 1909.08593, section 2.2).
+
+    ``beta * (1 + share * clip(found / target - 1, -0.2, 0.2))``. Ziegler et al. use a share of 0.1
+    per batch; here it is the size of the rollout relative to the horizon.
+
+    Raises:
+        ValueError: The target is not positive.
+    """
+    if target <= 0:
+        raise ValueError(f"target_kl={target}, but a divergence is above 0")
+    error = min(max(found / target - 1, -0.2), 0.2)
+    return coefficient * (1 + share * error)

@@ -1,7 +1,6 @@
 """Settings of all agents: what experiments put on their command lines.
 
-Nothing here imports torch or transformers, so that help pages need not wait for them. What follows
-from other options is no option itself: it is suppressed.
+Nothing here imports torch or transformers, so that help pages need not wait for them.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
-
-import tyro
 
 from agents.training.settings import OptimizerSettings
 from seg_env.tasks import TASKS, Task, TaskMixture
@@ -46,16 +43,10 @@ class OnPolicyConfig(OptimizerSettings):
     max_new_tokens: int = 128
     """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy training started from; 0 keeps no copy of it."""
+    """Weight of the KL divergence to the policy training started from, which PPO takes from every
+    token's reward; 0 keeps no copy of it."""
     importance_cap: float = 2.0
     """Cap of the importance weights for what scorer and sampler disagree in."""
-    seed: tyro.conf.Suppress[int] = 0
-    """Seed of the choice of prompts and of sampling."""
-
-    @property
-    def credits_vertices(self) -> bool:
-        """Whether rewards are given to vertices, not only to whole answers."""
-        return False
 
     def prompts_of(self, world: World) -> slice:
         """Which of an update's prompts a rank asks: a contiguous block.
@@ -137,17 +128,13 @@ class PPOConfig(OnPolicyConfig):
     """Weight of the critic's loss."""
     value_clip: float = 0.2
     """How far a value may move on one rollout, in units of reward."""
-    kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy training started from, taken from every token's
-    reward; 0 keeps no copy of it."""
+    target_kl: float = 0.0
+    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
+    kl_horizon: int = 10_000
+    """Answers over which kl_coefficient is steered; fewer steer harder."""
     stop_kl: float = 0.05
     """Leave out remaining epochs once the policy has moved this far on a rollout, in nats per
     token; 0 never stops."""
-
-    @property
-    def credits_vertices(self) -> bool:
-        """See `OnPolicyConfig.credits_vertices`."""
-        return self.credit == "vertex"
 
 
 @dataclass
@@ -167,8 +154,6 @@ class BehaviorCloningConfig(OptimizerSettings):
     tasks: str | None = None
     """What is asked after that in place of outlines, boxes and points by expression, as in
     ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
-    seed: tyro.conf.Suppress[int] = 0
-    """Seed of the order of images and questions."""
 
     @property
     def demonstrated(self) -> tuple[Task, ...]:
@@ -216,8 +201,6 @@ class SupervisedFineTuningConfig(OptimizerSettings):
     """Compute activations twice instead of keeping them."""
     workers: int = 0
     """Processes that load images and trace outlines; 0 does it between the steps."""
-    seed: tyro.conf.Suppress[int] = 0
-    """Seed of the order of samples, tasks and wordings."""
 
 
 def with_papers_optimizer(

@@ -91,21 +91,16 @@ def place_credit(
     better than the vertices of the same number in the group's other answers; what others earned
     with vertices that an answer lacks is set against its last token.
     """
-    lengths = mask.sum(-1).tolist()
-    answers = zip(tokens.tolist(), lengths, texts, credits, strict=True)
-    places = [
-        torch.from_numpy(aligner.completing_tokens(ids[:length], text, credit.ends))
-        for ids, length, text, credit in answers
-    ]
     earned = [torch.from_numpy(credit.rewards) for credit in credits]
-    real = pad_sequence(
-        [torch.ones(len(each), dtype=torch.bool) for each in earned], batch_first=True
-    )
     relative = against_others(pad_sequence(earned, batch_first=True), group_size)
     placed = torch.zeros(mask.shape)
-    placed.scatter_add_(1, pad_sequence(places, batch_first=True), (relative * real).float())
-    missing = (relative * ~real).sum(-1, keepdim=True).float()
-    placed.scatter_add_(1, torch.tensor(lengths)[:, None] - 1, missing)
+    lengths = mask.sum(-1).tolist()
+    answers = zip(tokens.tolist(), lengths, texts, credits, strict=True)
+    for row, (ids, length, text, credit) in enumerate(answers):
+        places = torch.from_numpy(aligner.completing_tokens(ids[:length], text, credit.ends))
+        own, missing = relative[row, : len(places)], relative[row, len(places) :]
+        placed[row].index_add_(0, places, own.float())
+        placed[row, length - 1] += missing.sum().float()
     return placed.to(mask.device)
 
 

@@ -111,6 +111,6 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 def complete_checkpoints(folder: str | Path) -> list[Path]:
     """Folders ``update_<number>`` in order, without those that were cut off."""
-    names = [path for path in Path(folder).glob("update_*") if path.name[7:].isdigit()]
-    whole = [path for path in names if (path / "state.json").exists()]
-    return sorted(whole, key=lambda path: int(path.name[7:]))
+    whole = [facts.parent for facts in Path(folder).glob("update_*/state.json")]
+    numbered = [path for path in whole if path.name[7:].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name[7:]))

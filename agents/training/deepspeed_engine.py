@@ -46,9 +46,8 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # Otherwise it warns of an untested optimizer; test_distributed.py tests it.
 ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MUON_MOMENTS = ("momentum_buffer",)
-"""State of AdamW and of Muon beside their count of steps."""
+MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum_buffer",)}
+"""State of AdamW and of Muon beside their count of steps, by whether matrices are hidden."""
 
 
 class PassThrough(nn.Module):
@@ -158,7 +157,7 @@ class DeepSpeedEngine(Engine):
         step = int(first["step"]) if first else 0
         states: OptimizerState = {}
         for name, parameter in self._parameters.items() if step else ():
-            keys = self._moments_of(name)
+            keys = MOMENTS[name in self._hidden]
             found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
             if self._keeps_master:
                 found[MASTER] = safe_get_full_fp32_param(parameter)
@@ -174,25 +173,19 @@ class DeepSpeedEngine(Engine):
         for name, parameter in self._parameters.items():
             saved = found.get(name, {})
             shape = getattr(parameter, "ds_shape", parameter.shape)  # of all ranks' shards
-            for key in self._moments_of(name):
+            for key in MOMENTS[name in self._hidden]:
                 value = saved.get(key, torch.zeros(1).expand(shape))
                 safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
             if self._keeps_master and MASTER in saved:
                 safe_set_full_fp32_param(parameter, saved[MASTER].to(parameter.device))
 
-    def _moments_of(self, name: str) -> tuple[str, ...]:
-        return MUON_MOMENTS if name in self._hidden else MOMENTS
-
     def _partitions(self) -> list[tuple[Tensor, tuple[str, ...]]]:
         """This rank's shards of the float32 weights, and what the optimizer keeps of each."""
         if self._stage == 3:
-            return [(each, MOMENTS) for each in self._zero.fp32_partitioned_groups_flat]
-        groups = zip(
-            self._zero.single_partition_of_fp32_groups,
-            self._zero.optimizer.param_groups,
-            strict=True,
-        )
-        return [(each, MUON_MOMENTS if group["hidden"] else MOMENTS) for each, group in groups]
+            return [(each, MOMENTS[False]) for each in self._zero.fp32_partitioned_groups_flat]
+        shards = self._zero.single_partition_of_fp32_groups
+        groups = self._zero.optimizer.param_groups
+        return [(one, MOMENTS[of["hidden"]]) for one, of in zip(shards, groups, strict=True)]
 
     def _make_states(self, step: int) -> None:
         """Make the state that the optimizer makes at its first step, to load into."""

@@ -118,14 +118,12 @@ def init_process_group(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT)
     """
     if dist.is_available() and dist.is_initialized():
         return World.current()
+    where: dict[str, Any] = {}
     if not all(name in os.environ for name in LAUNCHED):
         if not deepspeed:
             return World()
         # Not through variables: processes started by this one would take them for a launcher's.
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        where: dict[str, Any] = {"rank": 0, "world_size": 1, "store": store}
-    else:
-        where = {}
+        where = {"rank": 0, "world_size": 1, "store": dist.HashStore()}  # type: ignore[attr-defined]
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

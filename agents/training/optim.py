@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,21 +69,20 @@ class HybridOptimizer(torch.optim.AdamW):
         groups = self.param_groups
         loss = None
         for group in groups:
-            if group["hidden"]:
-                self._step_hidden(group)
-            else:
+            if not group["hidden"]:
                 self.param_groups = [group]
                 loss = super().step(closure)
+                continue
+            for weights in group["params"]:
+                if weights.grad is not None:
+                    self._step_hidden(weights, self._follow_momentum(weights, group), group["lr"])
         self.param_groups = groups
         return loss
 
-    def _step_hidden(self, group: dict[str, Any]) -> None:
-        """One step of Muon."""
-        for weights in group["params"]:
-            if weights.grad is not None:
-                update = self._follow_momentum(weights, group)
-                step = orthogonalize(update, self.precision)
-                weights.add_(step, alpha=-step_size(update, group["lr"]))
+    def _step_hidden(self, weights: Tensor, update: Tensor, learning_rate: float) -> None:
+        """One step of Muon along an update of weights."""
+        step = orthogonalize(update, self.precision)
+        weights.add_(step, alpha=-step_size(update, learning_rate))
 
     def _follow_momentum(self, weights: Tensor, group: dict[str, Any]) -> Tensor:
         """Decay weights and update their momentum; returns the direction, in the gradient's place.
@@ -105,16 +104,14 @@ class HybridOptimizer(torch.optim.AdamW):
 
     def load_named_state(self, states: OptimizerState) -> None:
         """Go on from a state; warns of what is of no use, which starts afresh."""
-        trained = [parameter for group in self.param_groups for parameter in group["params"]]
-        names = [self.names[id(parameter)] for parameter in trained]
-        found = usable_states(states, names, self.hidden_names)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        trained = {self.names[id(parameter)]: parameter for parameter in parameters}
         self.state.clear()
-        for name, parameter in zip(names, trained, strict=True):
-            state = found.get(name, {})
-            moved = {key: state[key].to(parameter.device, copy=True) for key in state}
-            moved.pop(MASTER, None)
-            if moved:
-                self.state[parameter] = moved
+        for name, state in usable_states(states, trained, self.hidden_names).items():
+            device = trained[name].device
+            self.state[trained[name]] = {
+                key: value.to(device, copy=True) for key, value in state.items() if key != MASTER
+            }
 
 
 def step_size(matrix: Tensor, learning_rate: float) -> float:
@@ -171,18 +168,17 @@ def usable_states(
         for name, state in known.items()
         if ("momentum_buffer" in state) == (name in hidden)
     }
-    _warn(known.keys() - found.keys(), "were trained by another optimizer (Muon, AdamW) before")
-    _warn(states.keys() - names, "are not trained here")
+    for lost, why in (
+        (known.keys() - found.keys(), "were trained by another optimizer (Muon, AdamW) before"),
+        (states.keys() - names, "are not trained here"),
+    ):
+        if lost:
+            warnings.warn(
+                f"the optimizer state of {len(lost)} parameters in the checkpoint is lost, they "
+                f"{why}: {min(lost)}{', …' if len(lost) > 1 else ''}",
+                stacklevel=2,
+            )
     return found
-
-
-def _warn(names: Collection[str], why: str) -> None:
-    if names:
-        warnings.warn(
-            f"the optimizer state of {len(names)} parameters in the checkpoint is lost, they {why}:"
-            f" {min(names)}{', …' if len(names) > 1 else ''}",
-            stacklevel=3,
-        )
 
 
 class Piece(NamedTuple):
@@ -228,42 +224,31 @@ class PartitionedHybridOptimizer(HybridOptimizer):
             for parameter, pieces in zip(self.hidden, zip(*found, strict=True), strict=True)
         ]
 
-    def _step_hidden(self, group: dict[str, Any]) -> None:
-        (weights,) = group["params"]
+    def _step_hidden(self, weights: Tensor, update: Tensor, learning_rate: float) -> None:
+        """One step of Muon on this rank's slice; all ranks must call it together."""
         rank = World.current().rank
-        direction = self._follow_momentum(weights, group)
-        for matrix, whole in whole_matrices(self.matrices, direction, rank):
-            update = whole.view(matrix.shape).to(matrix.device)
-            step = orthogonalize(update, self.precision).flatten()
+        wholes: list[tuple[Matrix, Tensor]] = []
+        exchange = []
+        for tag, matrix in enumerate(self.matrices):
+            if (piece := matrix.pieces.get(rank)) is None:
+                continue
+            whole = mine = update[piece.in_slice]
+            if len(matrix.pieces) > 1:
+                whole = mine.new_empty(matrix.shape.numel())
+                whole[piece.in_matrix] = mine
+            for other, theirs in matrix.pieces.items():
+                if other != rank:
+                    exchange.append(dist.P2POp(dist.isend, mine, other, tag=tag))
+                    exchange.append(dist.P2POp(dist.irecv, whole[theirs.in_matrix], other, tag=tag))
+            wholes.append((matrix, whole.view(matrix.shape)))
+        for work in dist.batch_isend_irecv(exchange) if exchange else ():
+            work.wait()
+        for matrix, whole in wholes:
             piece = matrix.pieces[rank]
-            weights[piece.in_slice].add_(
-                step[piece.in_matrix].to(weights.device), alpha=-step_size(update, group["lr"])
-            )
-
-
-def whole_matrices(
-    matrices: Sequence[Matrix], own: Tensor, rank: int
-) -> Iterator[tuple[Matrix, Tensor]]:
-    """Each matrix that this rank has a part of, and its elements, laid flat.
-
-    Every rank must call this, with the same matrices in the same order, and its own slice.
-    """
-    found, exchange = [], []
-    for tag, matrix in enumerate(matrices):
-        if (piece := matrix.pieces.get(rank)) is None:
-            continue
-        whole = mine = own[piece.in_slice]
-        if len(matrix.pieces) > 1:
-            whole = mine.new_empty(matrix.shape.numel())
-            whole[piece.in_matrix] = mine
-        for other, theirs in matrix.pieces.items():
-            if other != rank:
-                exchange.append(dist.P2POp(dist.isend, mine, other, tag=tag))
-                exchange.append(dist.P2POp(dist.irecv, whole[theirs.in_matrix], other, tag=tag))
-        found.append((matrix, whole))
-    for work in dist.batch_isend_irecv(exchange) if exchange else ():
-        work.wait()
-    yield from found
+            part = weights[piece.in_slice]
+            step = orthogonalize(whole.to(matrix.device), self.precision).flatten()
+            step = step[piece.in_matrix].to(weights.device)
+            part.add_(step, alpha=-step_size(whole, learning_rate))
 
 
 def _piece_of(parameter: Any) -> Piece | None:

@@ -1,4 +1,7 @@
-"""Settings of optimizers and of DeepSpeed, read without importing torch or DeepSpeed."""
+"""Settings of optimizers and of DeepSpeed, read without importing torch or DeepSpeed.
+
+What follows from other options of commands is no option itself: it is suppressed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ class OptimizerSettings:
     """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
     adam_epsilon: float = 1e-8
     """Added to what AdamW divides gradients by: those far below it make no steps."""
-    deepspeed: tyro.conf.Suppress[str | None] = None  # follows from another option of commands
+    seed: tyro.conf.Suppress[int] = 0
+    """Seed of what is drawn: samples, their order, what is asked, answers."""
+    deepspeed: tyro.conf.Suppress[str | None] = None
     """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
 
     def rate_at(self, update: int, updates: int) -> float:

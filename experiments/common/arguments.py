@@ -219,7 +219,7 @@ class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of t
                 f"--grammar.constrained allows outlines only, and --task {self.task!r} asks for "
                 f"other answers; leave one of them out"
             )
-        if self.env in REFINE_IDS and config.credits_vertices:
+        if self.env in REFINE_IDS and getattr(config, "credit", "answer") == "vertex":
             raise ValueError(
                 f"--env {self.env}: a turn earns what it improved, and its vertices nothing of "
                 f"their own to be credited with; use --ppo.credit answer"

@@ -14,9 +14,9 @@ from agents_fixtures import (
 )
 from identity_tasks import TenVertices, digits_policy
 
-from agents.critic import RidgeRegression, ValueHead
+from agents.critic import ValueHead, regression_sums, ridge_regression
 from agents.policy.scoring import score
-from agents.ppo import PPO, PPOConfig
+from agents.ppo import PPO, PPOConfig, steer_coefficient
 
 
 def make_agent(policy=None, **settings):
@@ -190,9 +190,8 @@ def test_a_separate_critic_leaves_the_policy_to_the_policy():
     agent = make_agent(critic="separate", fit_critic=False)
     rollout, _ = credited(agent)
     rollout.advantages = torch.zeros_like(rollout.advantages)
-    part = next(agent._minibatches(rollout))
     agent.critic.head.weight.data.fill_(0.1)
-    loss, _ = agent.loss(agent._score(agent.policy, part), part)
+    loss, _ = agent.loss(agent._score(agent.policy, rollout), rollout)
     loss.backward()
     gradients = [each.grad for each in agent.policy.model.parameters() if each.grad is not None]
     assert not any(gradient.any() for gradient in gradients)
@@ -213,11 +212,24 @@ def test_epochs_end_once_the_policy_has_moved_too_far():
     assert 2 * 1 * 2 <= steps(0.01) < 2 * 5 * 2
 
 
+def test_the_weight_of_the_divergence_follows_its_target():
+    assert steer_coefficient(0.1, found=1.0, target=1.0, share=0.1) == 0.1
+    assert steer_coefficient(0.1, found=9.0, target=1.0, share=0.1) == pytest.approx(0.1 * 1.02)
+    assert steer_coefficient(0.1, found=0.0, target=1.0, share=0.1) == pytest.approx(0.1 * 0.98)
+    assert steer_coefficient(0.1, found=1.1, target=1.0, share=0.5) == pytest.approx(0.1 * 1.05)
+    with pytest.raises(ValueError, match=r"target_kl=0"):
+        steer_coefficient(0.1, 1.0, 0.0, 0.1)
+    # 16 answers at a horizon of 160: a tenth. Nothing has diverged at first.
+    rows = learn(make_agent(kl_coefficient=0.1, target_kl=5.0, kl_horizon=160), 2)
+    found = [row["train/kl_coefficient"] for row in rows]
+    assert found == pytest.approx([0.1, 0.1 * 0.98], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"kl_coefficient": 0.0},
-        {"credit": "vertex"},
+        {"credit": "vertex", "target_kl": 0.1, "kl_horizon": 100},
         {"critic": "separate", "muon": True},
     ],
 )
@@ -288,14 +300,14 @@ def test_regression_equals_the_closed_form_and_adds_up():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 3, generator=generator) + 5
     targets = features @ torch.tensor([1.0, -2.0, 0.5]) + 3
-    regression = RidgeRegression(3, features.device)
-    for part in (slice(0, 20), slice(20, 50)):
-        regression.add(features[part], targets[part])
-    weights, bias = regression.solve(1e-9)
+    sums = sum(
+        regression_sums(features[part], targets[part]) for part in (slice(0, 20), slice(20, 50))
+    )
+    weights, bias = ridge_regression(sums, 1e-9)
     torch.testing.assert_close(weights.float(), torch.tensor([1.0, -2.0, 0.5]), atol=1e-4, rtol=0)
     assert bias.item() == pytest.approx(3, abs=1e-3)
     # Ridge by its definition, with a bias that is not held down.
-    weights, bias = regression.solve(0.1)
+    weights, bias = ridge_regression(sums, 0.1)
     x = (features - features.mean(0)).double()
     damping = 0.1 * x.square().sum(0).mean() * torch.eye(3)
     expected = torch.linalg.solve(x.T @ x + damping, x.T @ (targets - targets.mean()).double())
