@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,12 +110,22 @@ def _resample(
     seed: int,
 ) -> NDArray[np.float64]:
     """Values ``(..., R)`` of a statistic that takes indices ``(R, N)`` of the samples drawn."""
+    from scipy import stats  # Slow to import, and only reports need it.
+
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    rng = np.random.default_rng(seed)
-    rows = max(1, _DRAWN_AT_ONCE // count)
-    blocks = [
-        statistic(rng.integers(count, size=(min(rows, resamples - begin), count)))
-        for begin in range(0, resamples, rows)
-    ]
-    return np.concatenate(blocks, axis=-1)
+    if count == 1:  # SciPy wants two samples; of one, every resample is the same.
+        return np.repeat(statistic(np.zeros((1, 1), dtype=np.int64)), resamples, axis=-1)
+    with warnings.catch_warnings():
+        # About undefined values among the resamples, which `percentile_interval` leaves out.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(count),),
+            lambda drawn, axis: statistic(drawn),
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, _DRAWN_AT_ONCE // count),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return np.asarray(found.bootstrap_distribution, dtype=np.float64)
