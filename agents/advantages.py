@@ -65,17 +65,12 @@ def degenerate_groups(rewards: Tensor, group_size: int) -> Tensor:
     return group_std(rewards, group_size) < EXACT_TOLERANCE
 
 
-def degenerate_fraction(rewards: Tensor, group_size: int) -> float:
-    """Share of groups that teach nothing."""
-    return degenerate_groups(rewards, group_size).float().mean().item()
-
-
 def reward_metrics(rewards: Tensor, group_size: int) -> dict[str, float]:
     """What rewards ``(N,)`` are like, and how they differ within groups."""
     return {
         "reward": rewards.mean().item(),
         "group_std": group_std(rewards, group_size).mean().item(),
-        "degenerate_groups": degenerate_fraction(rewards, group_size),
+        "degenerate_groups": degenerate_groups(rewards, group_size).float().mean().item(),
     }
 
 

@@ -45,7 +45,6 @@ class Critic(nn.Module):
     """
 
     def __init__(self, policy: VLMPolicy, kind: CriticKind, rate: float) -> None:
-        """Make a critic for a policy; see `ValueHead`."""
         super().__init__()
         width = policy.model.get_input_embeddings().embedding_dim
         self.head = ValueHead(width, rate).to(policy.device)

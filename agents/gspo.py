@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.advantages import degenerate_fraction, degenerate_groups, group_advantages
+from agents.advantages import degenerate_groups, group_advantages
 from agents.losses import LOSSES, Metrics, kl_penalty, policy_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
@@ -39,7 +39,7 @@ class GSPO(OnPolicyAgent):
             spare, _ = super().collect()
             rollout = replace_degenerate(rollout, spare, self.policy)
             rounds += 1
-        left = degenerate_fraction(rollout.rewards, rollout.group_size)
+        left = degenerate_groups(rollout.rewards, rollout.group_size).float().mean().item()
         found = self.world.reduce({"rollout/groups_left_degenerate": left})
         return rollout, metrics | found | {"rollout/further_rounds": float(rounds)}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.policy.model import VLMPolicy
 from seg_env.envs.core import Question
-from seg_env.envs.left_out import LeftOut, UnusableSampleError, describe
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
 from seg_env.errors import ExplainedError
 
 NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
@@ -20,12 +20,8 @@ NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
 
 def require_usable(policy: VLMPolicy, image: NDArray[np.uint8], prompt: str) -> None:
     """Raise `UnusableSampleError` if a processor refuses an image, `NOT_THE_IMAGE` as they are."""
-    try:
+    with loading(*NOT_THE_IMAGE):  # processors refuse in any way
         policy.prepare_on_cpu([image], [prompt])
-    except NOT_THE_IMAGE:
-        raise
-    except Exception as error:  # processors refuse in any way
-        raise UnusableSampleError(describe(error)) from error
 
 
 def prepare_usable(

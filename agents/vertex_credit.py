@@ -28,7 +28,6 @@ class TokenAligner:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Start with no texts of tokens."""
         self.tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         # SentencePiece drops the space in front of a text; behind another token it is seen.

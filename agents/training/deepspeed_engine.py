@@ -57,7 +57,6 @@ class PassThrough(nn.Module):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Wrap a module."""
         super().__init__()
         self.module = module
 

@@ -100,7 +100,6 @@ class QuestionRows(Rows):
     def __init__(
         self, policy: VLMPolicy, core: ReferringCore, seed: int, left_out: LeftOut | None = None
     ) -> None:
-        """Ask the questions of ``core``."""
         super().__init__(policy, left_out)
         self.core, self.seed = core, seed
         self._questions: dict[int, Question] = {}

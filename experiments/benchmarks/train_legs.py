@@ -111,7 +111,6 @@ class Leg:
     """One contestant, which makes an update whenever the parent process asks for one."""
 
     def __init__(self, work: Work, connection: Connection) -> None:
-        """Build the policy and its questions."""
         self.work, self.connection = work, connection
         self.policy = make_policy(work)
         self.pool = Pool(self.policy.processor, work.model_config().image_size)

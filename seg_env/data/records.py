@@ -39,7 +39,6 @@ class RecordError(ValueError):
     """A broken record; the message names file, record, offending value and what was expected."""
 
     def __init__(self, message: str, fault: Fault = Fault.MALFORMED) -> None:
-        """Describe the fault."""
         super().__init__(message)
         self.fault = fault
 

@@ -87,14 +87,15 @@ def describe(error: Exception) -> str:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def loading(*others: type[Exception]) -> Iterator[None]:
     """Turn what goes wrong while files are read into `UnusableSampleError`.
 
-    Too little memory and wrong options are no property of a sample and stay what they are.
+    Too little memory, wrong options and ``others`` are no property of a sample and stay.
     """
+    spared: tuple[type[Exception], ...] = (MemoryError, ExplainedError, *others)
     try:
         yield
-    except (MemoryError, ExplainedError):
+    except spared:
         raise
     except Exception as error:
         raise UnusableSampleError(describe(error)) from error

@@ -23,7 +23,6 @@ class FreeText(spaces.Text):
     """
 
     def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
-        """Describe the space."""
         super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
 
     def contains(self, x: Any) -> bool:
@@ -61,9 +60,6 @@ class PolygonText(FreeText):
         """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``."""
         if mask is not None or probability is not None:
             raise ValueError("sampling takes no mask and no probability; call sample()")
-        return self._draw()
-
-    def _draw(self) -> str:
         form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
         if form != "mask":
             points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)
@@ -101,7 +97,6 @@ class ImageSpace(spaces.Space[NDArray[np.uint8]]):
     """Images ``(H, W, 3) uint8`` of any height and width, for observations at native size."""
 
     def __init__(self, *, seed: int | None = None) -> None:
-        """Describe the space."""
         super().__init__(shape=None, dtype=np.uint8, seed=seed)
 
     @property

@@ -34,7 +34,8 @@ def overlap_batch(
     where: list[int] = []
     for index, prediction in enumerate(predictions):
         rings = [ring for ring in prediction if len(ring) >= 3]
-        if len(rings) > 1 and _has_hole(rings):
+        # Rings of one orientation are all filled; telling that takes no containment test.
+        if len({ring_area(ring) > 0 for ring in rings}) > 1 and not roles(rings).all():
             region = Region.of_rings(rings, target.size)
             intersections[index] = target.intersections(region.starts, region.ends).sum()
             areas[index] = region.area
@@ -62,11 +63,6 @@ def iou_batch(
     intersections, areas = overlap_batch(predictions, target)
     unions = areas + target.area - intersections
     return np.where(unions == 0, empty_union, intersections / np.maximum(unions, 1))
-
-
-def _has_hole(rings: list[Ring]) -> bool:
-    # Rings of one orientation are all filled; telling that takes no containment test.
-    return len({ring_area(ring) > 0 for ring in rings}) > 1 and not roles(rings).all()
 
 
 def _blocks(plain: list[list[Ring]], width: int) -> Iterator[slice]:

@@ -23,7 +23,6 @@ class Tally:
     """What became of images and objects; counts add up over shards, workers and machines."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self.images = Counter(read=0, annotated=0)  # annotated: with at least one record
         self.rejected: Counter[str] = Counter()  # files by `stages.Reason`
         self.objects = Counter(detected=0, written=0)

@@ -158,7 +158,6 @@ class JitteredBoxes:
     """
 
     def __init__(self, stage: str, sigma: float = 0.05, seed: int = 0) -> None:
-        """Wrap a detector."""
         check_between(0, 10, sigma=sigma)
         check_whole(0, seed=seed)
         self._inner: Detector = load_stage(stage, Detector)
@@ -181,7 +180,6 @@ class FrayedMasks:
     """Lets each mask grow by a whole number of pixels drawn from ``[-most, most]``."""
 
     def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
-        """Wrap a segmenter."""
         check_whole(0, most=most, seed=seed)
         self._inner: Segmenter = load_stage(stage, Segmenter)
         self._most, self._seed = most, seed
@@ -205,7 +203,6 @@ class MixedUpExpressions:
     """Gives a share of the objects the description of another one in the same batch of images."""
 
     def __init__(self, stage: str, share: float = 0.1, seed: int = 0) -> None:
-        """Wrap a describer."""
         check_between(0, 1, share=share)
         check_whole(0, seed=seed)
         self._inner: Describer = load_stage(stage, Describer)

@@ -127,9 +127,6 @@ def _find_files(root: Path, split: str) -> list[Path]:
     )
 
 
-# --- how the columns of a table are to be read ----------------------------------------------------
-
-
 class HubObject(NamedTuple):
     """An object of a row."""
 
@@ -191,14 +188,10 @@ def _parsed(record: Record, key: str) -> Record:
     return Record.parse(record.get(key), f"{record.where}: {key}")
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
 class ParquetFiles:
     """Parquet files one after another; no file stays open, and one row group is kept in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the footers."""
         from pyarrow import dataset
 
         self.columns: set[str] = set()

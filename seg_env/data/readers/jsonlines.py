@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -91,7 +90,7 @@ class JsonLines(AnnotatedImages[int]):
             size=(size[0], size[1]),
             target=partial(self._target, record, (size[0], size[1])),
             metadata={**extras, "file_name": record.text("image")},
-            others=_others(record, (size[0], size[1])),
+            others=[partial(_run_lengths, each, size) for each in record.items("others", [])],
         )
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
@@ -118,11 +117,6 @@ class JsonLines(AnnotatedImages[int]):
 
     def _image_name(self, key: int) -> str:
         return self._record(key).text("image")
-
-
-def _others(record: Record, size: tuple[int, int]) -> Iterator[Callable[[], Target]]:
-    for each in record.items("others", []):
-        yield partial(_run_lengths, each, size)
 
 
 def _run_lengths(value: object, size: tuple[int, int]) -> Target:

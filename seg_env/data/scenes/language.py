@@ -161,9 +161,6 @@ def describe_absent(
     return f"the {color} {shape}"
 
 
-# --- what is true in a scene ----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Facts:
     """Extensions of all words in one scene."""

@@ -151,9 +151,6 @@ def _finish(image: Pixels, rng: np.random.Generator, grain: float) -> NDArray[np
     return np.clip(image, 0.0, 255.0, out=image).astype(np.uint8)
 
 
-# --- grounds --------------------------------------------------------------------------------------
-
-
 def _paper(size: int, rng: np.random.Generator) -> Pixels:
     """A muted sheet, slightly mottled and lit from one side."""
     tone = np.array(PAPERS[rng.integers(len(PAPERS))], dtype=np.float32)
