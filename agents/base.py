@@ -17,7 +17,7 @@ from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.training.checkpoints import read_checkpoint, write_checkpoint
 from agents.training.distributed import World
-from agents.training.engine import Engine
+from agents.training.optim import Engine
 from seg_env.envs.left_out import LeftOut
 
 UpdateCallback = Callable[[int, dict[str, float]], None]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.training.distributed import init_process_group
-from agents.training.engine import Engine
 from agents.training.optim import (
     MASTER,
+    Engine,
     OptimizerState,
     PartitionedHybridOptimizer,
     usable_states,

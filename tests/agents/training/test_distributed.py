@@ -24,8 +24,7 @@ from agents.policy.model import VLMPolicy
 from agents.training import make_engine
 from agents.training.checkpoints import latest_checkpoint
 from agents.training.distributed import World, combine
-from agents.training.engine import Engine
-from agents.training.optim import split_parameters
+from agents.training.optim import Engine, split_parameters
 from agents.training.settings import OptimizerSettings
 from experiments import run_gspo
 from experiments.common.command import command_words

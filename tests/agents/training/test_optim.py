@@ -9,8 +9,7 @@ from torch import nn
 
 from agents.critic import Critic
 from agents.training import optim
-from agents.training.engine import Engine
-from agents.training.optim import HybridOptimizer, orthogonalize, split_parameters
+from agents.training.optim import Engine, HybridOptimizer, orthogonalize, split_parameters
 from agents.training.settings import OptimizerSettings
 
 
