@@ -60,6 +60,9 @@ class PolygonText(FreeText):
         """Draw a well-formed answer, for example ``[[[0.31,0.2],[0.52,0.44],[0.2,0.41]]]``."""
         if mask is not None or probability is not None:
             raise ValueError("sampling takes no mask and no probability; call sample()")
+        return self._draw()
+
+    def _draw(self) -> str:
         form = self.forms[self.np_random.integers(len(self.forms)) if len(self.forms) > 1 else 0]
         if form != "mask":
             points = np.sort(self.np_random.random((1 if form == "point" else 2, 2)), axis=0)

@@ -90,7 +90,10 @@ class JsonLines(AnnotatedImages[int]):
             size=(size[0], size[1]),
             target=partial(self._target, record, (size[0], size[1])),
             metadata={**extras, "file_name": record.text("image")},
-            others=[partial(_run_lengths, each, size) for each in record.items("others", [])],
+            others=[
+                partial(_run_lengths, each, (size[0], size[1]))
+                for each in record.items("others", [])
+            ],
         )
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
