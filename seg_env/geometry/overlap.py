@@ -35,7 +35,8 @@ def overlap_batch(
     for index, prediction in enumerate(predictions):
         rings = [ring for ring in prediction if len(ring) >= 3]
         # Rings of one orientation are all filled; telling that takes no containment test.
-        if len({ring_area(ring) > 0 for ring in rings}) > 1 and not roles(rings).all():
+        mixed = len(rings) > 1 and len({ring_area(ring) > 0 for ring in rings}) > 1
+        if mixed and not roles(rings).all():
             region = Region.of_rings(rings, target.size)
             intersections[index] = target.intersections(region.starts, region.ends).sum()
             areas[index] = region.area
