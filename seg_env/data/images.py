@@ -1,11 +1,17 @@
-"""Reading images that come from outside."""
+"""Reading images that come from outside.
+
+Whatever a file holds becomes RGB of 8 bits here. TIFF, and PNG of 16 bits, of which Pillow keeps a
+part only, are read by rasterio.
+"""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,24 +20,75 @@ from PIL import Image
 from seg_env.data.records import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
 
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+    from rasterio.io import DatasetReader
+    from rasterio.transform import Affine
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Formats that are read; the MPO of some cameras is read as JPEG."""
+"""Formats that are read beside TIFF; the MPO of some cameras is read as JPEG."""
+MAX_BYTES = 3 * MAX_PIXELS
+"""Most bytes that the bands of a TIFF may take in memory: those of the largest 8-bit image."""
+Stretch = Literal["full", "percentiles"]
+"""How numbers that are no bytes become bytes.
+
+``"full"``: all bands alike, so that the darkest and the brightest stay apart. Whole numbers count
+from 0 to the largest number of the bits they need (8, 10, 12, 14 or 16), floating point numbers
+between 0 and 1 from 0 to 1, all others from their minimum to their maximum. Bytes stay as they are.
+
+``"percentiles"``: each band by itself, bytes too, from its 2nd to its 98th percentile.
+"""
+WHITES = (1, 255, 1023, 4095, 16383, 65535)
+"""What may be white among whole numbers; the least that they do not exceed is."""
 
 
-def read_image(source: Path | bytes, size: tuple[int, int], name: str = "") -> NDArray[np.uint8]:
+def read_image(
+    source: Path | bytes,
+    size: tuple[int, int],
+    name: str = "",
+    *,
+    stretch: Stretch = "full",
+    bands: Sequence[int] | None = None,
+) -> NDArray[np.uint8]:
     """Read an image as RGB, ``(H, W, 3) uint8``, exactly as stored: EXIF turns are not applied.
+
+    Palettes and CMYK become RGB, what is transparent lies on white, nodata and numbers that are not
+    finite are black. Of a TIFF the first page is read, and of its bands those it calls red, green
+    and blue, else the first three, of fewer the first as gray.
 
     Annotations are drawn on the stored pixels, so turning an image would move it away from them.
     The size that the annotations say, ``(H, W)``, is compared before a pixel is decoded, which also
-    bounds what a file can make allocate. ``source`` is a file or its content; errors call it
-    ``name``, by default the path.
+    bounds what a file can make allocate.
+
+    Args:
+        source: A file or its content.
+        size: ``(H, W)`` that the annotations say.
+        name: What errors call it, by default the path.
+        stretch: How deep images become bytes, see `Stretch`.
+        bands: Numbers of one or three bands, from 1, to be read as gray or as red, green and blue;
+            transparency is then left aside.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an image of one of `FORMATS`, damaged, or of another size.
+        ValueError: Not an image of one of `FORMATS` or TIFF, damaged, of another size, or without
+            the ``bands``.
     """
     with _opened(source, size, name) as image:
-        return np.array(image.convert("RGB"))
+        if isinstance(image, Image.Image):
+            rgb = np.array(to_rgb(image))
+            if stretch == "full" and bands is None:
+                return rgb
+            layers = [rgb[..., band] for band in _chosen(bands, 3, name or str(source)[:80])]
+            return _to_bytes(layers, [np.ones(size, dtype=np.bool_)] * len(layers), stretch)
+        return _raster_to_rgb(image, stretch, bands, name or str(source)[:80])
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of at most 8 bits in RGB; what is transparent lies on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -42,12 +99,18 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
         ValueError: Not an image, of several channels, or of another size.
     """
     with _opened(path, size) as image:
-        if len(image.getbands()) > 1:
+        if isinstance(image, Image.Image):
+            channels: Sequence[object] = image.getbands()
+        else:
+            channels = image.indexes
+        if len(channels) > 1:
             raise RecordError(
-                f"{path} has the channels {image.getbands()}; a mask has one, 0 outside of the "
-                "object"
+                f"{path} has the channels {channels}; a mask has one, 0 outside of the object"
             )
-        return np.asarray(np.array(image) != 0, dtype=np.bool_)
+        if isinstance(image, Image.Image):
+            return np.asarray(np.array(image) != 0, dtype=np.bool_)
+        values, valid = _read_band(image, 1, str(path))
+        return np.asarray(valid & (values != 0))
 
 
 def image_size(
@@ -57,11 +120,30 @@ def image_size(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an image of one of `FORMATS`, of more pixels than are ever read, or not of
-            the size ``expected``.
+        ValueError: Not an image of one of `FORMATS` or TIFF, of more pixels than are ever read, or
+            not of the size ``expected``.
     """
     with _opened(source, expected, name) as image:
         return image.height, image.width
+
+
+def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
+    """What leads from the pixels of a GeoTIFF to its map, and the map's coordinate system.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It says no such thing, or is not of the size ``(H, W)``.
+    """
+    with _opened(path, size) as file:
+        if isinstance(file, Image.Image) or file.driver != "GTiff":
+            missing = "no place on a map, for it is no GeoTIFF"
+        elif file.crs is None:
+            missing = "no coordinate system; write one with gdal_edit.py"
+        elif file.transform.is_identity:
+            missing = "no transform to the map; write one with gdalwarp"
+        else:
+            return file.transform, file.crs
+    raise RecordError(f"{path} has {missing}, or use --format jsonl")
 
 
 def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
@@ -80,12 +162,14 @@ def folder_of(file: str, folders: Iterable[Path]) -> Path | None:
 @contextmanager
 def _opened(
     source: Path | bytes, size: tuple[int, int] | None, name: str = ""
-) -> Iterator[Image.Image]:
+) -> Iterator[Image.Image | DatasetReader]:
     """Open an image; with ``size`` it must have that one."""
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        driver = _raster_driver(source)
+        opened = _open_raster(source, driver) if driver else Image.open(stream, formats=FORMATS)
+        with opened as image:
             found = image.height, image.width
             if size is not None and found != size:
                 raise RecordError(
@@ -100,9 +184,147 @@ def _opened(
                     Fault.UNREADABLE_IMAGE,
                 )
             yield image
-    except (FileNotFoundError, RecordError):
+    except (FileNotFoundError, RecordError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
             f"{name} cannot be read as an image: {error}", Fault.UNREADABLE_IMAGE
         ) from error
+
+
+def _raster_driver(source: Path | bytes) -> str | None:
+    """Rasterio's driver for a file that it reads here; None for the others."""
+    if isinstance(source, bytes):
+        start = source[:25]
+    else:
+        with source.open("rb") as stream:
+            start = stream.read(25)
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "GTiff"
+    return "PNG" if start[:4] == b"\x89PNG" and start[24:] == b"\x10" else None
+
+
+def _open_raster(source: Path | bytes, driver: str = "GTiff") -> DatasetReader:
+    """Open an image by rasterio, of one format only; files without coordinates do not warn."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        place = io.BytesIO(source) if isinstance(source, bytes) else source.absolute()
+        return rasterio.open(place, driver=driver)
+
+
+def _raster_to_rgb(
+    file: DatasetReader, stretch: Stretch, bands: Sequence[int] | None, name: str
+) -> NDArray[np.uint8]:
+    kinds = [kind.name for kind in file.colorinterp]
+    inks = [kinds.index(each) for each in ("cyan", "magenta", "yellow", "black") if each in kinds]
+    lights = [kinds.index(each) for each in ("red", "green", "blue") if each in kinds]
+    numbers = [number for number, kind in enumerate(kinds) if kind != "alpha"]
+    if bands is not None:
+        numbers = _chosen(bands, len(kinds), name)
+    elif len(inks) == 4 or len(lights) == 3:
+        numbers = inks if len(inks) == 4 else lights
+    else:
+        numbers = numbers[: 3 if len(numbers) >= 3 else 1]
+    layers, valid = zip(*(_read_band(file, number + 1, name) for number in numbers), strict=True)
+    if bands is None and kinds[numbers[0]] == "palette":
+        table = np.zeros((1 << 16, 3), dtype=np.uint8)
+        for index, color in file.colormap(numbers[0] + 1).items():
+            table[index] = color[:3]
+        layers, valid = tuple(np.moveaxis(table[layers[0]], -1, 0)), valid * 3
+    stated = file.tags(numbers[0] + 1, ns="IMAGE_STRUCTURE").get("NBITS")
+    white = 2 ** int(stated) - 1 if stated and layers[0].dtype.kind == "u" else None
+    image = _to_bytes(layers, valid, stretch, white)
+    if bands is None and "alpha" in kinds:
+        alpha = _read_band(file, kinds.index("alpha") + 1, name)[0]
+        opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+        share = np.interp(alpha, (0, opaque), (0, 1))[..., None]
+        image = np.rint(255 + share * (image.astype(np.float64) - 255)).astype(np.uint8)
+    return image
+
+
+def _chosen(bands: Sequence[int] | None, count: int, name: str) -> list[int]:
+    """Places of the bands asked for, by default the first three."""
+    numbers = [band - 1 for band in ((1, 2, 3) if bands is None else bands)]
+    if len(numbers) not in (1, 3) or not all(0 <= number < count for number in numbers):
+        raise RecordError(
+            f"{name} has {count} bands, but bands={tuple(bands or ())} were asked for; name one or "
+            f"three of 1 to {count}"
+        )
+    return numbers
+
+
+def _read_band(
+    file: DatasetReader, number: int, name: str
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Numbers of a band and where they are to be believed: finite, and not nodata."""
+    from rasterio.enums import MaskFlags
+
+    kind = file.dtypes[number - 1]
+    if kind.startswith("complex"):
+        raise RecordError(f"{name} holds complex numbers; write their magnitude as a TIFF")
+    # A block is decoded whole, whatever size of it the file claims.
+    block = max(height * width for height, width in file.block_shapes)
+    block *= 1 if file.interleaving and file.interleaving.name == "band" else file.count
+    needed = max(block, 3 * file.height * file.width) * np.dtype(kind).itemsize
+    if needed > MAX_BYTES:
+        raise RecordError(
+            f"{name} takes {needed} bytes to read ({file.width} x {file.height} pixels of {kind}); "
+            f"at most {MAX_BYTES} are read, so cut it into tiles",
+            Fault.UNREADABLE_IMAGE,
+        )
+    values = file.read(number)
+    valid = np.isfinite(values)
+    if MaskFlags.alpha not in file.mask_flag_enums[number - 1]:
+        valid &= file.read_masks(number) > 0
+    return values, valid
+
+
+def _to_bytes(
+    layers: Sequence[NDArray[Any]],
+    valid: Sequence[NDArray[np.bool_]],
+    stretch: Stretch,
+    white: int | None = None,
+) -> NDArray[np.uint8]:
+    """RGB of 8 bits from one layer (gray), three (RGB) or four (CMYK), each ``(H, W)``.
+
+    ``white`` is what a file says of whole numbers.
+    """
+    pairs = list(zip(layers, valid, strict=True))
+    ranges: list[Sequence[float]]
+    if stretch == "percentiles":
+        found = [layer[known].astype(np.float64) for layer, known in pairs]
+        ranges = [
+            np.percentile(each, (2, 98)).tolist() if each.size else [0, 255] for each in found
+        ]
+    else:
+        ranges = [_full_range(pairs, white)] * len(pairs)
+    channels = []
+    for (layer, known), (low, high) in zip(pairs, ranges, strict=True):
+        scaled = layer
+        if layer.dtype != np.uint8 or (low, high) != (0, 255):
+            high = max(high, low + 1e-9 * max(1, abs(low)))  # of one value
+            scaled = np.rint(np.interp(np.where(known, layer, low), (low, high), (0, 255)))
+        channels.append(np.where(known, scaled, 0).astype(np.uint8))
+    if len(channels) == 4:
+        cyan, magenta, yellow, black = (255 - each.astype(np.float64) for each in channels)
+        channels = [np.rint(ink * black / 255).astype(np.uint8) for ink in (cyan, magenta, yellow)]
+    return np.stack(channels * (3 if len(channels) == 1 else 1), axis=-1)
+
+
+def _full_range(
+    pairs: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]], white: int | None
+) -> tuple[float, float]:
+    """What becomes 0 and 255, see `Stretch`."""
+    kind = pairs[0][0].dtype
+    found = [layer[known] for layer, known in pairs if known.any()]
+    if kind == np.uint8 or not found:
+        return 0, white or 255
+    low = min(float(each.min()) for each in found)
+    high = max(float(each.max()) for each in found)
+    whites = (1,) if kind.kind == "f" else WHITES if white is None else (white,)
+    if low < 0 or high > whites[-1]:
+        return low, high
+    return 0, next(each for each in whites if each >= high)

@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
-from seg_env.data.images import FORMATS
+from seg_env.data.images import FORMATS, read_image
 from seg_env.data.records import Record, RecordError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
@@ -367,12 +366,14 @@ def _decode(raw: RawImage) -> DecodedImage | Reason:
             return Reason.TOO_MANY_PIXELS
         if min(file.width, file.height) < LEAST_SIDE:
             return Reason.TOO_SMALL
-        if _orientation(file) not in range(2, 9):
-            pixels = np.array(file.convert("RGB"))
+        pixels = read_image(raw.data, (file.height, file.width), raw.key)
+        orientation = _orientation(file)
+        if orientation not in range(2, 9):
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
             return DecodedImage(**vars(raw), suffix=suffix, image=pixels)
-        upright = ImageOps.exif_transpose(file).convert("RGB")
-    upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
+    upright = Image.fromarray(pixels)  # without EXIF data, in which there may be a place
+    upright.getexif()[ExifTags.Base.Orientation] = orientation
+    upright = ImageOps.exif_transpose(upright)
     buffer = io.BytesIO()
     upright.save(buffer, "JPEG", quality=95, subsampling=0)
     return _decode(replace(raw, data=buffer.getvalue()))

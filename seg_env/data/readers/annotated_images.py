@@ -6,14 +6,14 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, get_args
 
-from seg_env.data.images import image_size, read_image
+from seg_env.data.images import Stretch, image_size, read_image
 from seg_env.data.records import Fault, OnError, RecordError
 from seg_env.types import Sample, Target
 
@@ -49,6 +49,10 @@ class Options(TypedDict, total=False):
     """Image ids or names of image files to leave out, see `seg_env.data.held_out_images`."""
     on_error: OnError
     """What to do about broken records."""
+    stretch: Stretch
+    """How images deeper than 8 bits become bytes, see `seg_env.data.images.Stretch`."""
+    bands: Sequence[int] | None
+    """Bands to read as gray, or as red, green and blue, see `seg_env.data.images.read_image`."""
 
 
 class AnnotatedImages(ABC, Generic[Key]):
@@ -74,10 +78,14 @@ class AnnotatedImages(ABC, Generic[Key]):
         per_reference: bool = False,
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
+        stretch: Stretch = "full",
+        bands: Sequence[int] | None = None,
     ) -> None:
         """Start with nothing asked for and nothing left out."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
+        if stretch not in get_args(Stretch):
+            raise ValueError(f"{stretch=} is unknown; use one of {', '.join(get_args(Stretch))}")
         self.name = name
         self.split = split
         self.skipped: Counter[str] = Counter()
@@ -88,6 +96,7 @@ class AnnotatedImages(ABC, Generic[Key]):
         """Whether an object is one sample, with its first sentence."""
         self._exclude = {image_key(image) for image in exclude_images or ()}
         self._on_error = on_error
+        self._read_image = partial(read_image, stretch=stretch, bands=bands)
         self._questions: list[tuple[Key, int]] = []  # an object and the number of a sentence
 
     def __len__(self) -> int:
@@ -113,7 +122,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             metadata["sentences"] = list(entry.sentences.values())
         elif self.sentence_key is not None:
             identifier += f"-{number}"
-        load = partial(read_image, entry.image, entry.size, entry.image_name)
+        load = partial(self._read_image, entry.image, entry.size, entry.image_name)
         return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
 
     def others(self, index: int, /) -> list[Target]:

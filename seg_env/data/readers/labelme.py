@@ -147,7 +147,7 @@ def points_of(shape: Record) -> NDArray[np.float64]:
 
 def image_beside(path: Path) -> Path:
     """The image of the same name as an annotation file; ``.jpg``, which is missing, if none is."""
-    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp"):
+    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"):
         for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
             if candidate.is_file():
                 return candidate
