@@ -73,14 +73,15 @@ def read_image(
         ValueError: Not an image of one of `FORMATS` or TIFF, damaged, of another size, or without
             the ``bands``.
     """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
     with _opened(source, size, name) as image:
         if isinstance(image, Image.Image):
             rgb = np.array(to_rgb(image))
             if stretch == "full" and bands is None:
                 return rgb
-            layers = [rgb[..., band] for band in _chosen(bands, 3, name or str(source)[:80])]
+            layers = [rgb[..., band] for band in _chosen(bands, 3, name)]
             return _to_bytes(layers, [np.ones(size, dtype=np.bool_)] * len(layers), stretch)
-        return _raster_to_rgb(image, stretch, bands, name or str(source)[:80])
+        return _raster_to_rgb(image, stretch, bands, name)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -188,7 +189,8 @@ def _opened(
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
-            f"{name} cannot be read as an image: {error}", Fault.UNREADABLE_IMAGE
+            f"{name} cannot be read as an image: {error.__cause__ or error}",
+            Fault.UNREADABLE_IMAGE,
         ) from error
 
 
@@ -204,7 +206,7 @@ def _raster_driver(source: Path | bytes) -> str | None:
     return "PNG" if start[:4] == b"\x89PNG" and start[24:] == b"\x10" else None
 
 
-def _open_raster(source: Path | bytes, driver: str = "GTiff") -> DatasetReader:
+def _open_raster(source: Path | bytes, driver: str) -> DatasetReader:
     """Open an image by rasterio, of one format only; files without coordinates do not warn."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
