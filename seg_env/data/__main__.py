@@ -37,6 +37,8 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"  left out for their image: {excluded}")
     for fault, count in getattr(dataset, "skipped", {}).items():
         print(f"  left out for {fault}: {count}")
+    for reason, count in getattr(dataset, "unused", {}).items():
+        print(f"  not used, {reason}: {count}")
     return 0
 
 
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--per-reference", action="store_true", default=None, help="one sample a reference")
         add("--per-annotation", action="store_true", default=None, help="one sample an object")
         add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
+        add("--encoding", help="of files that are neither UTF-8 nor UTF-16, such as gbk")
         add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")
         add("--exclude-root", help="folder of that data set, by default the same")
         add("--exclude-split-by", help="whose split of that data set")

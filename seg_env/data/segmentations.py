@@ -67,7 +67,8 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
     """Raise when a polygon, ``(V, 2)`` in pixels, cannot belong to an image of ``(H, W)``.
 
     COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
-    reaches out by more than half its side, was drawn on another image or another size of it.
+    reaches out by more than half its side, was drawn on another image or another size of it. A line
+    along the edge does not: it fills nothing, and objects have such parts.
 
     Raises:
         RecordError: The polygon does not fit.
@@ -76,7 +77,7 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
         return
     sides = np.array([size[1], size[0]])
     lowest, highest = points.min(axis=0), points.max(axis=0)
-    beside = ((highest <= 0) | (lowest >= sides)).any()
+    beside = ((highest <= 0) & (lowest < 0) | (lowest >= sides) & (highest > sides)).any()
     far_out = ((lowest < -0.5 * sides) | (highest > 1.5 * sides)).any()
     if beside or far_out:
         (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()

@@ -16,6 +16,7 @@ from seg_env.data.readers.annotated_images import Entry, Options
 from seg_env.data.readers.coco import CocoImages
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
 from seg_env.data.records import (
+    Id,
     Record,
     RecordError,
     describe,
@@ -32,13 +33,13 @@ class Reference(NamedTuple):
     """One entry of ``refs(*)``."""
 
     id: int
-    image_id: int
-    category_id: int
-    """-1 where the category is that of the objects."""
-    annotation_ids: tuple[int, ...]
+    image_id: Id
+    category_id: Id | None
+    """None where the category is that of the objects."""
+    annotation_ids: tuple[Id, ...]
     """Empty where it refers to nothing."""
-    sentences: dict[int, str]
-    """By id."""
+    sentences: dict[Id, str]
+    """By id, or by their number where they have none."""
 
 
 class Refer(CocoImages[Reference]):
@@ -57,7 +58,8 @@ class Refer(CocoImages[Reference]):
     ``images/coco_2014/train2014``, ``images/train2014``, ``train2014`` and ``saiapr_tc-12`` are
     found too, and ``refs(*).json`` is read instead of a pickle. ``refs(*)`` is a list of ``{ref_id,
     ann_id, image_id, category_id, split, sentences: [{sent_id, sent}]}``, and ``instances.json``
-    COCO's ``{images, annotations, categories}``.
+    COCO's ``{images, annotations, categories}``. Outlines are drawn on the pixels as they are
+    stored, whatever EXIF data say.
 
     Metadata holds ``ref_id``, ``ann_id``, ``sent_id``, ``image_id``, ``category_id``, ``category``,
     ``file_name`` and ``image_ann_ids`` (all annotated objects of the image, see `object_target`),
@@ -119,7 +121,7 @@ class Refer(CocoImages[Reference]):
         splits: Counter[str] = Counter()
         references: dict[int, Reference] = {}
         room = path.stat().st_size * MAX_REPETITION
-        for row, values in enumerate(_load(path)):
+        for row, values in enumerate(_load(path, self._encoding)):
             record = Record(values, f"{path}: record {row}")
             with self._reading_record():
                 found = record.text("split")
@@ -149,13 +151,13 @@ class Refer(CocoImages[Reference]):
     def _read(self, key: Reference) -> Entry:
         number, image_id, category_id, ids, sentences = key
         of_image = self._annotations.get(image_id, {})
-        categories = (
-            [of_image[each].category_id for each in ids] if self._several else [category_id]
-        )
+        categories = [of_image[each].category_id for each in ids]
+        if category_id is not None:
+            categories = [category_id]
         described: dict[str, Any] = {
             "ann_id": list(ids),
             "category_id": categories,
-            "category": [self._categories.get(each, "") for each in categories],
+            "category": ["" if k is None else self._categories.get(k, "") for k in categories],
         }
         if self._several:
             described["no_target"] = not ids
@@ -300,39 +302,43 @@ SENTENCE_SIZE = 64
 """What a sentence takes beside its text, which may be empty."""
 
 
-def _load(path: Path) -> list[Any]:
+def _load(path: Path, encoding: str | None) -> list[Any]:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
-    is_json = path.suffix == ".json"
-    records = read_json(path) if is_json else load_plain_pickle(path.read_bytes(), str(path))
+    if path.suffix == ".json":
+        records = read_json(path, encoding=encoding)
+    else:
+        records = load_plain_pickle(path.read_bytes(), str(path))
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of references, got {describe(records)}")
     return records
 
 
 def _reference(record: Record, several: bool, room: int) -> Reference:
-    identifier, image_id = record.integer("ref_id"), record.integer("image_id")
-    category_id = -1 if several else record.integer("category_id")
+    identifier, image_id = record.integer("ref_id"), record.identifier("image_id")
+    alone = several or record.get("category_id") is None
+    category_id = None if alone else record.identifier("category_id")
     listed = record.get("ann_id")
-    if not several or isinstance(listed, int):  # the reader published with gRefCOCO takes both
-        listed = [record.integer("ann_id")]
+    if not several or not isinstance(listed, list):  # the reader published with it takes both
+        listed = [record.identifier("ann_id")]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
         problem = f"must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target"
         raise record.error("ann_id", problem)
     each_alone = (Record({"ann_id": each}, record.where) for each in listed)
-    annotation_ids = tuple(each.integer("ann_id") for each in each_alone)
+    annotation_ids = tuple(each.identifier("ann_id") for each in each_alone)
     if several and annotation_ids == (-1,):
         annotation_ids = ()
     return Reference(identifier, image_id, category_id, annotation_ids, _sentences(record, room))
 
 
-def _sentences(record: Record, room: int) -> dict[int, str]:
+def _sentences(record: Record, room: int) -> dict[Id, str]:
     listed = record.items("sentences")
-    found: dict[int, str] = {}
-    for each in listed:
-        sentence = Record(each, f"{record.where}, sentence")
-        identifier, text = sentence.integer("sent_id"), sentence.text("sent")
+    found: dict[Id, str] = {}
+    for number, each in enumerate(listed):
+        sentence = Record(each, f"{record.where}, sentence {number}")
+        identifier = number if sentence.get("sent_id") is None else sentence.identifier("sent_id")
+        text = sentence.text("sent")
         room -= len(text) + SENTENCE_SIZE
         if room < 0:
             raise ValueError(
