@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from seg_env.data.base import Dataset
+from seg_env.data.base import Dataset, left_out
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
 
@@ -33,12 +33,8 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
-    if excluded := getattr(dataset, "excluded", 0):
-        print(f"  left out for their image: {excluded}")
-    for fault, count in getattr(dataset, "skipped", {}).items():
-        print(f"  left out for {fault}: {count}")
-    for reason, count in getattr(dataset, "unused", {}).items():
-        print(f"  not used, {reason}: {count}")
+    for reason, count in left_out(dataset).items():
+        print(f"  {reason}: {count}")
     return 0
 
 

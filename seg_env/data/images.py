@@ -120,9 +120,10 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
     raise FileNotFoundError(f"there is no {what} below {root}; looked for {', '.join(places)}")
 
 
-def folder_of(file: str, folders: Iterable[Path]) -> Path | None:
-    """The first of some folders that has a file; None if none has."""
-    return next((folder for folder in folders if (folder / file).is_file()), None)
+def folder_of(files: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """The first of some folders that has one of some files; None if none has."""
+    places = ((folder, file) for file in files for folder in folders)
+    return next((folder for folder, file in places if (folder / file).is_file()), None)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
@@ -207,8 +208,8 @@ class Coco(CocoImages[tuple[Id, Id | None, tuple[Id, ...]]]):
         root = Path(data_root).expanduser().absolute()
         self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
+        names = [image.file_name for image in islice(self._images.values(), 1000)]
+        self.image_root = _find_images(root, split, image_root, names)
         if bare := len(self._images.keys() - self._annotations.keys()):
             self.unused["images without annotations"] = bare
         ids: dict[str, Id] = {}
@@ -273,7 +274,7 @@ def _find_annotations(root: Path, split: str) -> Path:
 
 
 def _find_images(
-    root: Path, split: str, image_root: str | os.PathLike[str] | None, first: str
+    root: Path, split: str, image_root: str | os.PathLike[str] | None, names: list[str]
 ) -> Path:
     if image_root is not None:
         folders = [Path(image_root).expanduser().absolute()]
@@ -285,10 +286,12 @@ def _find_images(
             for top in (base, *above)
             for folder in (top / split, top / "images" / split, top / "images", top)
         ]
-    # Any image may be the one that is missing: an existing folder will do.
+    # All images may be missing: an existing folder will do.
     existing = (folder for folder in folders if folder.is_dir() and folder != root)
-    found = folder_of(first, folders) or next(existing, None)
-    if found is None:
+    found = folder_of(names, folders) or next(existing, None)
+    if found is None and names:
         looked = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
-    return found
+        raise FileNotFoundError(
+            f"{names[0]} is missing; looked in {looked}. Name it by image_root="
+        )
+    return found or folders[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -86,9 +87,9 @@ class Refer(CocoImages[Reference]):
         ``per_reference`` a reference is one sample, with its first sentence (the longest would be
         the easiest question).
         """
-        names = (*DEFAULT_SPLIT_BY, "grefcoco")
-        if name not in names:
-            raise ValueError(f"unknown data set {name!r}; there are {', '.join(names)}")
+        known = (*DEFAULT_SPLIT_BY, "grefcoco")
+        if name not in known:
+            raise ValueError(f"unknown data set {name!r}; there are {', '.join(known)}")
         super().__init__(name, split, per_reference=per_reference, **options)
         self._several = name == "grefcoco"  # a reference names a list of objects
         root = Path(data_root).expanduser().absolute()
@@ -101,8 +102,8 @@ class Refer(CocoImages[Reference]):
         if root != embedded_root():
             check_counts(name, self.split_by, split, len(references), sentences)
         self._read_instances(instances_path, {reference.image_id for reference in references})
-        first = next((image.file_name for image in self._images.values()), None)
-        self.image_root = _find_images(root, name, image_root, first)
+        names = [image.file_name for image in islice(self._images.values(), 1000)]
+        self.image_root = _find_images(root, name, image_root, names)
         for reference in references:
             with self._reading_record(1 if per_reference else len(reference.sentences)):
                 self._check_links(reference, path)
@@ -259,18 +260,18 @@ def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path,
 
 
 def _find_images(
-    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str | None
+    root: Path, name: str, image_root: str | os.PathLike[str] | None, names: list[str]
 ) -> Path:
-    """The folder in which the split's first image lies, or should if it has none."""
+    """The folder in which an image of the split lies, or should if the split has none."""
     if image_root is not None:
         folders = [Path(image_root).expanduser()]
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    if found := folder_of(first, folders) if first else folders[0]:
+    if found := folder_of(names, folders) if names else folders[0]:
         return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
-    raise _missing(folders[0] / str(first), root, name, looked)
+    raise _missing(folders[0] / names[0], root, name, looked)
 
 
 def _prefix(name: str) -> str:
