@@ -136,7 +136,9 @@ class Record(NamedTuple):
 
 
 def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
-    """Decode text that is UTF-8 or UTF-16, with or without a byte order mark, or in ``encoding``.
+    """Decode text that is UTF-8 or UTF-16, or in ``encoding``.
+
+    UTF-16 needs a byte order mark, or to begin with a Latin character or sign, as JSON does.
 
     Raises:
         RecordError: It is none of these. Guessing would garble it.
@@ -144,7 +146,9 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
     usual = json.detect_encoding(data)
     for each in (usual, encoding) if encoding else (usual,):
         with suppress(UnicodeDecodeError):
-            return data.decode(each)
+            text = data.decode(each)
+            if "\0" not in text:  # as UTF-16 that begins with another script reads in UTF-8
+                return text
     raise RecordError(
         f"{where} is not text in {' or '.join(filter(None, ('UTF-8', encoding)))}; save it as "
         "UTF-8, or name its encoding by --encoding (encoding= in Python), such as gbk, shift_jis "
