@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from seg_env.data.base import Dataset
+from seg_env.data.base import Dataset, left_out
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.geojson import export_geojson
 from seg_env.data.images import Stretch
@@ -48,10 +48,8 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
-    if excluded := getattr(dataset, "excluded", 0):
-        print(f"  left out for their image: {excluded}")
-    for fault, count in getattr(dataset, "skipped", {}).items():
-        print(f"  left out for {fault}: {count}")
+    for reason, count in left_out(dataset).items():
+        print(f"  {reason}: {count}")
     return 0
 
 
@@ -96,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--per-reference", action="store_true", default=None, help="one sample a reference")
         add("--per-annotation", action="store_true", default=None, help="one sample an object")
         add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
+        add("--encoding", help="of files that are neither UTF-8 nor UTF-16, such as gbk")
         add("--stretch", choices=get_args(Stretch), help="how images over 8 bits become bytes")
         add("--bands", type=_numbers, metavar="R,G,B", help="of images of many, as 4,3,2")
         add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")

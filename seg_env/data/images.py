@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from seg_env.data.records import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
@@ -40,6 +40,16 @@ between 0 and 1 from 0 to 1, all others from their minimum to their maximum. Byt
 """
 WHITES = (1, 255, 1023, 4095, 16383, 65535)
 """What may be white among whole numbers; the least that they do not exceed is."""
+UPRIGHT_WARNING, STORED_WARNING = (
+    f"the sizes of annotations fit images {used}, while annotations of this form are drawn on them "
+    f"{usual}; images with such sizes are read {used}. Of square images and of those turned by 180 "
+    "degrees sizes say nothing: look at their outlines, or save all images upright, without EXIF "
+    "orientation"
+    for used, usual in (
+        ("turned upright as their EXIF data say", "as they are stored"),
+        ("as they are stored", "turned upright as their EXIF data say"),
+    )
+)
 
 
 def read_image(
@@ -47,16 +57,18 @@ def read_image(
     size: tuple[int, int],
     name: str = "",
     *,
+    upright: bool = False,
     stretch: Stretch = "full",
     bands: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Read an image as RGB, ``(H, W, 3) uint8``, exactly as stored: EXIF turns are not applied.
+    """Read an image as RGB, ``(H, W, 3) uint8``: as stored, or ``upright``, as EXIF data turn it.
 
     Palettes and CMYK become RGB, what is transparent lies on white, nodata and numbers that are not
     finite are black. Of a TIFF the first page is read, and of its bands those it calls red, green
     and blue, else the first three, of fewer the first as gray.
 
-    Annotations are drawn on the stored pixels, so turning an image would move it away from them.
+    It must be the one that the annotations are drawn on. Where their size fits the other one only,
+    the other one is read, and a warning says so.
     The size that the annotations say, ``(H, W)``, is compared before a pixel is decoded, which also
     bounds what a file can make allocate.
 
@@ -64,6 +76,7 @@ def read_image(
         source: A file or its content.
         size: ``(H, W)`` that the annotations say.
         name: What errors call it, by default the path.
+        upright: Whether annotations are drawn on the image as EXIF data turn it.
         stretch: How deep images become bytes, see `Stretch`.
         bands: Numbers of one or three bands, from 1, to be read as gray or as red, green and blue;
             transparency is then left aside.
@@ -74,58 +87,95 @@ def read_image(
             the ``bands``.
     """
     name = name or (str(source) if isinstance(source, Path) else "the image")
-    with _opened(source, size, name) as image:
-        if isinstance(image, Image.Image):
-            rgb = np.array(to_rgb(image))
-            if stretch == "full" and bands is None:
-                return rgb
-            layers = [rgb[..., band] for band in _chosen(bands, 3, name)]
-            return _to_bytes(layers, [np.ones(size, dtype=np.bool_)] * len(layers), stretch)
-        return _raster_to_rgb(image, stretch, bands, name)
+    with _opened(source, size, name, upright) as (image, _, turn):
+        if not isinstance(image, Image.Image):
+            rgb = _raster_to_rgb(image, stretch, bands, name)
+        else:
+            rgb = _to_rgb(image)
+            if stretch != "full" or bands is not None:
+                layers = [rgb[..., band] for band in _chosen(bands, 3, name)]
+                known = [np.ones(rgb.shape[:2], dtype=np.bool_)] * len(layers)
+                rgb = _to_bytes(layers, known, stretch)
+        if turn == 1:
+            return rgb
+        turned = Image.fromarray(rgb)
+        turned.getexif()[ExifTags.Base.Orientation] = turn
+        return np.array(ImageOps.exif_transpose(turned))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """An image of at most 8 bits in RGB; what is transparent lies on white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> NDArray[np.bool_]:
     """Read a mask of ``size`` from an image of one channel; every value but 0 belongs to it.
+
+    JPEG does not keep values: there white belongs to it, and grey is noise along the border.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an image, of several channels, or of another size.
+        ValueError: Not an image, of several channels, of another size, or a JPEG that is not black
+            and white.
     """
-    with _opened(path, size) as image:
-        if isinstance(image, Image.Image):
-            channels: Sequence[object] = image.getbands()
-        else:
-            channels = image.indexes
+    with _opened(source, size, name) as (image, _, _):
+        name = name or str(source)
+        channels = image.getbands() if isinstance(image, Image.Image) else image.indexes
         if len(channels) > 1:
             raise RecordError(
-                f"{path} has the channels {channels}; a mask has one, 0 outside of the object"
+                f"{name} has the channels {channels}; a mask has one, 0 outside of the object"
             )
-        if isinstance(image, Image.Image):
-            return np.asarray(np.array(image) != 0, dtype=np.bool_)
-        values, valid = _read_band(image, 1, str(path))
-        return np.asarray(valid & (values != 0))
+        if not isinstance(image, Image.Image):
+            values, known = _read_band(image, 1, name)
+            return np.asarray(known & (values != 0))
+        values = np.array(image)
+        if image.format != "JPEG":
+            return np.asarray(values != 0, dtype=np.bool_)
+        darker, grey = (np.count_nonzero((values > low) & (values < 224)) for low in (0, 31))
+        white = np.count_nonzero(values >= 224)
+        if grey > white or (darker and not white):
+            raise RecordError(
+                f"{name} is a JPEG and not black and white: {grey} of its pixels are grey, {white} "
+                "white, and JPEG does not keep their values; save masks as PNG"
+            )
+        return np.asarray(values >= 128, dtype=np.bool_)
 
 
 def image_size(
-    source: Path | bytes, name: str = "", expected: tuple[int, int] | None = None
+    source: Path | bytes,
+    name: str = "",
+    expected: tuple[int, int] | None = None,
+    *,
+    upright: bool = False,
 ) -> tuple[int, int]:
-    """Height and width from the header of an image; no pixel is decoded.
+    """Height and width, stored or ``upright``, from an image's header; no pixel is decoded.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Not an image of one of `FORMATS` or TIFF, of more pixels than are ever read, or
             not of the size ``expected``.
     """
-    with _opened(source, expected, name) as image:
-        return image.height, image.width
+    with _opened(source, expected, name, upright) as (_, size, _):
+        return size
+
+
+def is_turned(source: Path | bytes, size: tuple[int, int], *, upright: bool) -> bool:
+    """Whether `read_image` turns an image, so that its stored pixels are not what is read."""
+    with _opened(source, size, "", upright) as (_, _, turn):
+        return turn > 1
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF data say that an image is to be turned, 1 (not at all) to 8; nothing is decoded."""
+    try:
+        # That of a PNG decodes it to look for data behind its pixels.
+        turn = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # an image with damaged EXIF data is still an image
+        return 1
+    return turn if turn in range(2, 9) else 1
 
 
 def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
@@ -135,9 +185,11 @@ def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
         FileNotFoundError: There is no such file.
         ValueError: It says no such thing, or is not of the size ``(H, W)``.
     """
-    with _opened(path, size) as file:
+    with _opened(path, size, upright=True) as (file, _, turn):
         if isinstance(file, Image.Image) or file.driver != "GTiff":
             missing = "no place on a map, for it is no GeoTIFF"
+        elif turn > 1:
+            missing = "an orientation, which maps do not have; write it without one"
         elif file.crs is None:
             missing = "no coordinate system; write one with gdal_edit.py"
         elif file.transform.is_identity:
@@ -155,24 +207,31 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
     raise FileNotFoundError(f"there is no {what} below {root}; looked for {', '.join(places)}")
 
 
-def folder_of(file: str, folders: Iterable[Path]) -> Path | None:
-    """The first of some folders that has a file; None if none has."""
-    return next((folder for folder in folders if (folder / file).is_file()), None)
+def folder_of(files: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """The first of some folders that has one of some files; None if none has."""
+    places = ((folder, file) for file in files for folder in folders)
+    return next((folder for folder, file in places if (folder / file).is_file()), None)
 
 
 @contextmanager
 def _opened(
-    source: Path | bytes, size: tuple[int, int] | None, name: str = ""
-) -> Iterator[Image.Image | DatasetReader]:
-    """Open an image; with ``size`` it must have that one."""
+    source: Path | bytes, size: tuple[int, int] | None, name: str = "", upright: bool = False
+) -> Iterator[tuple[Image.Image | DatasetReader, tuple[int, int], int]]:
+    """Open an image, its size as it is to be read, and how it is turned for that, 1 (not) to 8.
+
+    With ``size`` it must have that one, stored or upright.
+    """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
     try:
         driver = _raster_driver(source)
         opened = _open_raster(source, driver) if driver else Image.open(stream, formats=FORMATS)
         with opened as image:
-            found = image.height, image.width
-            if size is not None and found != size:
+            turn = _raster_orientation(source) if driver else orientation(image)
+            stored = image.height, image.width
+            sizes = stored, stored[::-1] if turn >= 5 else stored
+            found = sizes[upright]
+            if size is not None and size not in sizes:
                 raise RecordError(
                     f"{name} is {found[1]} x {found[0]} pixels (width x height), but its "
                     f"annotations say {size[1]} x {size[0]}; use the images that the annotations "
@@ -184,7 +243,10 @@ def _opened(
                     f"{name} has {found[1]} x {found[0]} pixels; at most {MAX_PIXELS} are read",
                     Fault.UNREADABLE_IMAGE,
                 )
-            yield image
+            if size is not None and found != size:
+                warnings.warn(UPRIGHT_WARNING if not upright else STORED_WARNING, stacklevel=4)
+                upright, found = not upright, size
+            yield image, found, turn if upright else 1
     except (FileNotFoundError, RecordError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
@@ -204,6 +266,14 @@ def _raster_driver(source: Path | bytes) -> str | None:
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "GTiff"
     return "PNG" if start[:4] == b"\x89PNG" and start[24:] == b"\x10" else None
+
+
+def _raster_orientation(source: Path | bytes) -> int:
+    """The orientation that rasterio passes over, read by Pillow as far as it can."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    with suppress(Exception), Image.open(stream, formats=("TIFF", "PNG")) as image:
+        return orientation(image)
+    return 1
 
 
 def _open_raster(source: Path | bytes, driver: str) -> DatasetReader:

@@ -21,7 +21,8 @@ from seg_env.data.readers.refer import DEFAULT_SPLIT_BY, GRefCoco, load_refer
 from seg_env.data.records import OnError
 from seg_env.data.scenes import Scenes
 
-_OF_FILES = ("split", "data_root", "exclude_images", "on_error", "stretch", "bands")
+_OF_TABLES = ("split", "data_root", "exclude_images", "on_error", "stretch", "bands")
+_OF_FILES = (*_OF_TABLES, "encoding")
 _OF_REFER = (*_OF_FILES, "split_by", "image_root", "per_reference")
 _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "scenes": (Scenes, ("split", "difficulty", "data_seed", "size", "negatives")),
@@ -30,7 +31,7 @@ _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "reasonseg": (ReasonSeg, (*_OF_FILES, "per_reference")),
     "coco": (Coco, (*_OF_FILES, "image_root", "per_annotation")),
     "labelme": (LabelMe, (*_OF_FILES, "per_annotation")),
-    "parquet": (Parquet, (*_OF_FILES, "image_root", "per_reference")),
+    "parquet": (Parquet, (*_OF_TABLES, "image_root", "per_reference")),
     "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
 """What opens each data set, and which arguments of `open_dataset` it takes."""
@@ -65,6 +66,7 @@ def open_dataset(
     per_annotation: bool | None = None,
     exclude_images: Collection[str | int] | None = None,
     on_error: OnError | None = None,
+    encoding: str | None = None,
     stretch: Stretch | None = None,
     bands: Sequence[int] | None = None,
     difficulty: str | None = None,
@@ -89,6 +91,8 @@ def open_dataset(
         per_annotation: One sample for each object instead of each category.
         exclude_images: Images to leave out, see `held_out_images`.
         on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.records.OnError`.
+        encoding: Of annotation files that are neither UTF-8 nor UTF-16, such as ``"gbk"``; without
+            it they are an error.
         stretch: How images deeper than 8 bits become bytes, ``"full"`` or ``"percentiles"``, see
             `seg_env.data.images.Stretch`.
         bands: One or three bands, from 1, to read images by, see `seg_env.data.images.read_image`.

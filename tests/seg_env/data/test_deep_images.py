@@ -219,6 +219,19 @@ def test_white_may_be_zero(tmp_path):
     assert (gray_of(read_image(tmp_path / "a.tif", SIZE)) == expected).all()
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_deep_images_are_turned_like_all_others(tmp_path, ending):
+    wide = (RAMP[:20] * 64).astype(np.uint16)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(wide).save(tmp_path / f"a.{ending}", exif=turned)
+    stored = read_image(tmp_path / f"a.{ending}", (20, SIDE))
+    upright = read_image(tmp_path / f"a.{ending}", (SIDE, 20), upright=True)
+    assert (upright == np.rot90(stored, -1)).all()
+    with pytest.warns(UserWarning, match="read turned upright"):
+        assert (read_image(tmp_path / f"a.{ending}", (SIDE, 20)) == upright).all()
+
+
 def test_bytes_stay_as_they_are(tmp_path, photo):
     path = write_raster(tmp_path / "a.tif", np.moveaxis(photo, -1, 0) // 4, tiled=True)
     assert (read_image(path, SIZE) == photo // 4).all()
