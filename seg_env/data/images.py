@@ -132,7 +132,7 @@ def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> ND
             values, known = _read_band(image, 1, name)
             return np.asarray(known & (values != 0))
         values = np.array(image)
-        if image.format != "JPEG":
+        if image.format not in ("JPEG", "MPO"):
             return np.asarray(values != 0, dtype=np.bool_)
         darker, grey = (np.count_nonzero((values > low) & (values < 224)) for low in (0, 31))
         white = np.count_nonzero(values >= 224)

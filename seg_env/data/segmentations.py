@@ -136,6 +136,8 @@ def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     if isinstance(counts, str | bytes):
         return Rle.from_string(size, counts)
     if isinstance(counts, list):
+        if float in map(type, counts):  # 60.0 is as good as 60
+            counts = [int(c) if isinstance(c, float) and c.is_integer() else c for c in counts]
         return Rle.from_counts(size, counts)
     raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
 

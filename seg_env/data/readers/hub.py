@@ -37,7 +37,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
       bbox, mask{counts, size}}]``; split ``validation``.
 
     ``data_root`` may also be the id of a data set (``"moondream/refcoco-m"``), whose files
-    are then downloaded.
+    are then downloaded. Objects are outlined on images as they are stored, whatever EXIF data say.
 
     Metadata holds what the row knows about the object, ``file_name`` and ``row``, and ``sentences``
     where samples are references.

@@ -88,7 +88,7 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
                 self.unused[f"{kind} shapes"] += 1
                 continue
             group_id = shape.get("group_id")
-            label, is_part = shape.text("label"), isinstance(group_id, int | str)
+            label, is_part = shape.text("label"), isinstance(group_id, int | float | str)
             objects.setdefault((label, group_id) if is_part else number, []).append(number)
         if self.per_annotation:
             return [tuple(group) for group in objects.values()]
