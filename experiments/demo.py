@@ -158,7 +158,7 @@ def read_data_uri(address: str) -> NDArray[np.uint8]:
     """
     data = base64.b64decode(address.partition(",")[2], validate=True)
     name = "the picture that was sent"
-    return read_image(data, image_size(data, name), name)
+    return read_image(data, image_size(data, name, upright=True), name, upright=True)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -4,7 +4,7 @@ import json
 import pickle
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from seg_env.data import Dataset
 
@@ -110,3 +110,16 @@ def assert_protocol(dataset, count):
         except IndexError:
             continue
         raise AssertionError(f"index {index} is no error")
+
+
+def write_turned(path, orientation):
+    """Write a picture whose EXIF data turn it; upright it is `HEIGHT` x `WIDTH`, its square red."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
+    pixels[SQUARE_MASK] = (200, 0, 0)
+    back = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (upright if back is None else upright.transpose(back)).save(path, exif=exif, quality=95)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,11 @@ def match_answers(
         ValueError: Questions and answers do not fit together; says how many and which.
     """
     ids = list(asked.values())
+    if twice := [identifier for identifier, n in Counter(ids).items() if n > 1]:
+        raise ValueError(
+            f"{len(twice)} ids belong to several questions, such as {_some(twice)}; an answer could "
+            "be to any of them. Give every record of the data an id of its own, or none"
+        )
     unknown = answers.keys() - set(ids)
     if unknown and not ignore_unknown:
         raise ValueError(

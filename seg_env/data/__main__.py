@@ -1,31 +1,46 @@
-"""Look at a data set, or write it as JSON lines.
+"""Look at a data set, or write it as JSON lines or, for maps, as GeoJSON.
 
 python -m seg_env.data check --dataset refcoco --data-root ~/data --split val
 python -m seg_env.data export --dataset refcoco --data-root ~/data --split val --output exported
+python -m seg_env.data export --dataset coco --data-root ~/tiles --format geojson --output exported
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
-from seg_env.data.base import Dataset
+from seg_env.data.base import Dataset, left_out
 from seg_env.data.export import TargetForm, export_jsonlines
+from seg_env.data.geojson import export_geojson
+from seg_env.data.images import Stretch
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
+
+FORMATS: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
+    "jsonl": (export_jsonlines, ("form", "others")),
+    "geojson": (export_geojson, ("crs",)),
+}
+"""What ``export`` writes, and which options it takes."""
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of the process; 2 when data cannot be read, else 0."""
     options = vars(_parser().parse_args(arguments))
     command, debug = options.pop("command"), options.pop("debug")
-    writing = {name: options.pop(name, None) for name in ("output", "form", "others", "limit")}
+    output, layout = options.pop("output", None), options.pop("format", None)
+    writing = {name: options.pop(name, None) for name in ("form", "others", "crs", "limit")}
+    writing = {name: value for name, value in writing.items() if value is not None}
     try:
         dataset = _open(**options)
         if command == "export":
             progress = _report if sys.stderr.isatty() else None
-            path = export_jsonlines(dataset, writing.pop("output"), **writing, progress=progress)
+            write, taken = FORMATS[layout]
+            if unused := writing.keys() - {*taken, "limit"}:
+                raise ValueError(f"--{unused.pop()} says nothing about --format {layout}")
+            path = write(dataset, output, **writing, progress=progress)
             print(f"wrote {path}")
     except (ValueError, OSError, ImportError) as error:
         if debug:
@@ -33,10 +48,8 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
-    if excluded := getattr(dataset, "excluded", 0):
-        print(f"  left out for their image: {excluded}")
-    for fault, count in getattr(dataset, "skipped", {}).items():
-        print(f"  left out for {fault}: {count}")
+    for reason, count in left_out(dataset).items():
+        print(f"  {reason}: {count}")
     return 0
 
 
@@ -54,6 +67,10 @@ def _open(
     return open_dataset(**given)
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _report(written: int, count: int) -> None:
     if written == count or written % 100 == 0:
         print(f"\r{written} of {count}", end="\n" if written == count else "", file=sys.stderr)
@@ -66,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="read every record and count what is broken")
-    export = commands.add_parser("export", help="write <split>.jsonl, images/ and perhaps masks/")
+    export = commands.add_parser("export", help="write <split>.jsonl and images/, or geojson")
     for command, on_error in ((check, "skip"), (export, None)):
         add = command.add_argument
         add("--dataset", required=True, help=f"{', '.join(DATASET_NAMES)}, or a file")
@@ -77,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         add("--per-reference", action="store_true", default=None, help="one sample a reference")
         add("--per-annotation", action="store_true", default=None, help="one sample an object")
         add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
+        add("--encoding", help="of files that are neither UTF-8 nor UTF-16, such as gbk")
+        add("--stretch", choices=get_args(Stretch), help="how images over 8 bits become bytes")
+        add("--bands", type=_numbers, metavar="R,G,B", help="of images of many, as 4,3,2")
         add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")
         add("--exclude-root", help="folder of that data set, by default the same")
         add("--exclude-split-by", help="whose split of that data set")
@@ -86,8 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         add("--debug", action="store_true", help="show where an error comes from")
     add = export.add_argument
     add("--output", required=True, help="folder to write into")
-    add("--form", choices=get_args(TargetForm), default="rle", help="how masks look")
-    add("--others", action="store_true", help="also write the other objects")
+    add("--format", choices=FORMATS, default="jsonl", help="geojson: outlines in map coordinates")
+    add("--form", choices=get_args(TargetForm), help="how masks look in jsonl, by default rle")
+    add("--others", action="store_true", default=None, help="also write the other objects (jsonl)")
+    add("--crs", help="coordinate system of geojson, by default the map's; EPSG:4326 for RFC 7946")
     add("--limit", type=int, help="the first so many samples")
     return parser
 

@@ -30,3 +30,11 @@ class Dataset(Protocol):
             IndexError: Outside ``[-len, len)``, so that iteration stops by itself.
         """
         ...
+
+
+def left_out(dataset: Dataset) -> dict[str, int]:
+    """Numbers of records of a data set's files that are not asked about, by reason."""
+    found = {"left out for their image": getattr(dataset, "excluded", 0)}
+    found |= {f"left out for {key}": n for key, n in getattr(dataset, "skipped", {}).items()}
+    found |= {f"not used, {key}": n for key, n in getattr(dataset, "unused", {}).items()}
+    return {reason: count for reason, count in found.items() if count}

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from seg_env.data.base import Dataset
+from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
 
 TargetForm = Literal["rle", "rings", "mask"]
+_UNREADABLE = re.compile(r"[:\\\x00-\x1f\ud800-\udfff]")
+"""What `seg_env.data.records.Record.path` refuses, or UTF-8 cannot write, in the name of a file."""
 
 
 def export_jsonlines(
@@ -30,8 +36,9 @@ def export_jsonlines(
 ) -> Path:
     """Write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/`` into a folder.
 
-    An image file is copied unchanged, once for all its questions; any other image is saved as PNG.
-    The file of lines, whose path is returned, gets its name when it is complete.
+    An image file is copied unchanged, once for all its questions; any other image, or one that is
+    read turned as its EXIF data say, is saved as PNG. Nothing that lies in the folder is written
+    over but the file of lines, whose path is returned; that gets its name when it is complete.
 
     Args:
         dataset: Any data set.
@@ -52,7 +59,8 @@ def export_jsonlines(
     path = root / f"{dataset.split}.jsonl"
     unfinished = path.with_suffix(".jsonl.part")
     copied: dict[Path, str] = {}
-    with unfinished.open("w", encoding="utf-8") as stream:
+    # Lone surrogates, which a JSON file may hold, go out as they came in: ``\ud800``.
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         for index in range(count):
             sample = dataset[index]
             record: dict[str, Any] = {
@@ -85,10 +93,7 @@ def _encode_target(target: Target, form: TargetForm, root: Path, name: str) -> A
         return run_lengths(target.rle)
     if form == "rings":
         return [ring.tolist() for ring in target.rings]
-    place = f"masks/{name}.png"
-    (root / "masks").mkdir(exist_ok=True)
-    Image.fromarray(target.mask().astype(np.uint8) * 255).save(root / place)
-    return place
+    return _store(root, "masks", f"{name}.png", _png(target.mask().astype(np.uint8) * 255))
 
 
 def _write_image(
@@ -97,14 +102,33 @@ def _write_image(
     """Copy or save the image; returns its path relative to the root."""
     source: Path | None = dataset.image_path(index) if hasattr(dataset, "image_path") else None
     if source is None:
-        place = f"images/{dataset.split}-{index}.png"
-        Image.fromarray(sample.image).save(root / place)
-        return place
+        return _store(root, "images", f"{dataset.split}-{index}.png", _png(sample.image))
     if source not in copied:
-        # Folders of images may hold equal names: numbers tell them apart.
-        place = f"images/{source.name}"
-        if place in copied.values():
-            place = f"images/{len(copied)}-{source.name}"
-        shutil.copyfile(source, root / place)
-        copied[source] = place
+        if isinstance(dataset, AnnotatedImages) and dataset.is_turned(index):
+            name, data = f"{source.stem}.png", _png(sample.image)
+        else:
+            name, data = source.name, source.read_bytes()
+        copied[source] = _store(root, "images", name, data)
     return copied[source]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _store(root: Path, folder: str, name: str, data: bytes) -> str:
+    """Write a file unless it is there; returns its path relative to the root.
+
+    Where another file has its name, from this data set or an earlier one, its content is added to
+    the name: equal files stay one, different ones never meet.
+    """
+    (root / folder).mkdir(exist_ok=True)
+    place = f"{folder}/{_UNREADABLE.sub('_', name)}"  # lines are refused that name such files
+    if (root / place).exists() and (root / place).read_bytes() != data:
+        stem, dot, ending = place.rpartition(".")
+        stem = stem.encode()[:150].decode("utf-8", "ignore")
+        place = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{ending}"
+    (root / place).write_bytes(data)
+    return place

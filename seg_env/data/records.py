@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from seg_env.geometry.rle import MAX_PIXELS
 
+Id = int | str
+"""What names a record in a file of COCO's form."""
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 OnError = Literal["raise", "skip"]
 """Whether a broken record is an error when it is asked for, or left out when a data set is opened.
 
@@ -51,10 +55,12 @@ class Record(NamedTuple):
     """File and record: what the message of every error starts with."""
 
     @classmethod
-    def parse(cls, text: object, where: str) -> Record:
-        """Parse one JSON object."""
+    def parse(cls, text: object, where: str, encoding: str | None = None) -> Record:
+        """Parse one JSON object; ``encoding`` is that of bytes, see `decode_text`."""
+        if isinstance(text, bytes):
+            text = decode_text(text, where, encoding)
         try:
-            values = json.loads(text) if isinstance(text, str | bytes) else text
+            values = json.loads(text) if isinstance(text, str) else text
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(values, dict):
@@ -69,11 +75,21 @@ class Record(NamedTuple):
         return self.values.get(key, default) if isinstance(self.values, dict) else default
 
     def integer(self, key: str) -> int:
-        """An integer within 64 bits."""
+        """An integer within 64 bits, which may be written as 60.0 or "60"."""
         value = self.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
+            value = int(value)
         if type(value) is not int or not -(2**63) <= value < 2**63 - 1:
             raise self.error(key, "must be an integer")
         return value
+
+    def identifier(self, key: str) -> Id:
+        """What a record is called: an integer as in `integer`, or any other text."""
+        value = self.get(key)
+        is_name = isinstance(value, str) and value.strip() and not _INTEGER.fullmatch(value)
+        return str(value) if is_name else self.integer(key)
 
     def text(self, key: str) -> str:
         """A string."""
@@ -84,7 +100,7 @@ class Record(NamedTuple):
 
     def items(self, key: str, default: object = None) -> list[Any]:
         """A list of anything."""
-        value = self.get(key, default)
+        value = default if self.get(key) is None else self.get(key)
         if not isinstance(value, list):
             raise self.error(key, "must be a list")
         return value
@@ -119,11 +135,36 @@ class Record(NamedTuple):
         return RecordError(f"{self.where}: {key!r} {problem}, got {describe(self.get(key))}")
 
 
-def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
+    """Decode text that is UTF-8 or UTF-16, or in ``encoding``.
+
+    UTF-16 needs a byte order mark, or to begin with a Latin character or sign, as JSON does.
+
+    Raises:
+        RecordError: It is none of these. Guessing would garble it.
+    """
+    usual = json.detect_encoding(data)
+    for each in (usual, encoding) if encoding else (usual,):
+        with suppress(UnicodeDecodeError):
+            text = data.decode(each)
+            if "\0" not in text:  # as UTF-16 that begins with another script reads in UTF-8
+                return text
+    raise RecordError(
+        f"{where} is not text in {' or '.join(filter(None, ('UTF-8', encoding)))}; save it as "
+        "UTF-8, or name its encoding by --encoding (encoding= in Python), such as gbk, shift_jis "
+        "or cp1252"
+    )
+
+
+def read_json(
+    path: Path,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+    encoding: str | None = None,
+) -> Any:
     """Read a file of JSON that a data set hangs on; a `ValueError` if it is none."""
+    text = decode_text(path.read_bytes(), str(path), encoding)
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            return json.load(stream, object_hook=object_hook)
+        return json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 

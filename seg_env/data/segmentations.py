@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +68,8 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
     """Raise when a polygon, ``(V, 2)`` in pixels, cannot belong to an image of ``(H, W)``.
 
     COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
-    reaches out by more than half its side, was drawn on another image or another size of it.
+    reaches out by more than half its side, was drawn on another image or another size of it. A line
+    along the edge does not: it fills nothing, and objects have such parts.
 
     Raises:
         RecordError: The polygon does not fit.
@@ -76,7 +78,7 @@ def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
         return
     sides = np.array([size[1], size[0]])
     lowest, highest = points.min(axis=0), points.max(axis=0)
-    beside = ((highest <= 0) | (lowest >= sides)).any()
+    beside = ((highest <= 0) & (lowest < 0) | (lowest >= sides) & (highest > sides)).any()
     far_out = ((lowest < -0.5 * sides) | (highest > 1.5 * sides)).any()
     if beside or far_out:
         (x0, y0), (x1, y1) = lowest.tolist(), highest.tolist()
@@ -100,8 +102,22 @@ def parse_points(value: object, *, flat: bool = False) -> NDArray[np.float64]:
     fits = points.size % 2 == 0 if flat else points.shape[1:] == (2,)
     if points.ndim != (1 if flat else 2) or not fits or not np.isfinite(points).all():
         form = "flat list of finite x, y, x, y, ..." if flat else "list of finite pairs [x, y]"
-        raise ValueError(f"expected a {form}")
+        raise ValueError(f"expected a {form}, got {_first_fault(value, flat)}")
     return points.reshape(-1, 2)
+
+
+def _first_fault(value: object, flat: bool) -> str:
+    """What is wrong with points, for people."""
+    if not isinstance(value, list | array):
+        return describe(value)
+    for place, each in enumerate(value):
+        numbers = [each] if flat else each
+        if not isinstance(numbers, list | tuple) or len(numbers) != (1 if flat else 2):
+            return f"{describe(each)} at place {place}"
+        for number in numbers:
+            if not isinstance(number, int | float) or not abs(number) < math.inf:
+                return f"{describe(number)} at place {place}"
+    return f"{len(value)} values"
 
 
 def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
@@ -120,6 +136,8 @@ def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     if isinstance(counts, str | bytes):
         return Rle.from_string(size, counts)
     if isinstance(counts, list):
+        if float in map(type, counts):  # 60.0 is as good as 60
+            counts = [int(c) if isinstance(c, float) and c.is_integer() else c for c in counts]
         return Rle.from_counts(size, counts)
     raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
 

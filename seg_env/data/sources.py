@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 from seg_env.data.base import Dataset
+from seg_env.data.images import Stretch
 from seg_env.data.readers.annotated_images import AnnotatedImages, images_of
 from seg_env.data.readers.coco import Coco
 from seg_env.data.readers.hub import Parquet
@@ -20,7 +21,8 @@ from seg_env.data.readers.refer import DEFAULT_SPLIT_BY, GRefCoco, load_refer
 from seg_env.data.records import OnError
 from seg_env.data.scenes import Scenes
 
-_OF_FILES = ("split", "data_root", "exclude_images", "on_error")
+_OF_TABLES = ("split", "data_root", "exclude_images", "on_error", "stretch", "bands")
+_OF_FILES = (*_OF_TABLES, "encoding")
 _OF_REFER = (*_OF_FILES, "split_by", "image_root", "per_reference")
 _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "scenes": (Scenes, ("split", "difficulty", "data_seed", "size", "negatives")),
@@ -29,7 +31,7 @@ _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "reasonseg": (ReasonSeg, (*_OF_FILES, "per_reference")),
     "coco": (Coco, (*_OF_FILES, "image_root", "per_annotation")),
     "labelme": (LabelMe, (*_OF_FILES, "per_annotation")),
-    "parquet": (Parquet, (*_OF_FILES, "image_root", "per_reference")),
+    "parquet": (Parquet, (*_OF_TABLES, "image_root", "per_reference")),
     "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
 """What opens each data set, and which arguments of `open_dataset` it takes."""
@@ -64,6 +66,9 @@ def open_dataset(
     per_annotation: bool | None = None,
     exclude_images: Collection[str | int] | None = None,
     on_error: OnError | None = None,
+    encoding: str | None = None,
+    stretch: Stretch | None = None,
+    bands: Sequence[int] | None = None,
     difficulty: str | None = None,
     data_seed: int | None = None,
     size: int | None = None,
@@ -86,6 +91,11 @@ def open_dataset(
         per_annotation: One sample for each object instead of each category.
         exclude_images: Images to leave out, see `held_out_images`.
         on_error: ``"raise"`` or ``"skip"``, see `seg_env.data.records.OnError`.
+        encoding: Of annotation files that are neither UTF-8 nor UTF-16, such as ``"gbk"``; without
+            it they are an error.
+        stretch: How images deeper than 8 bits become bytes, ``"full"`` or ``"percentiles"``, see
+            `seg_env.data.images.Stretch`.
+        bands: One or three bands, from 1, to read images by, see `seg_env.data.images.read_image`.
         difficulty: ``"easy"``, ``"medium"`` or ``"hard"`` scenes.
         data_seed: Seed of all scenes.
         size: Side of the square images of scenes in pixels.

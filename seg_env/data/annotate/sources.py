@@ -14,18 +14,17 @@ import tarfile
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from seg_env.data.annotate.describing import clean_text
 from seg_env.data.annotate.stages import DecodedImage, RawImage, Reason, Shard, check_whole
-from seg_env.data.images import FORMATS
-from seg_env.data.records import Record, RecordError
+from seg_env.data.images import FORMATS, orientation, read_image
+from seg_env.data.records import Record, RecordError, decode_text
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
@@ -106,7 +105,7 @@ class Files:
             return data
         beside = (self._content(path.with_suffix(e), MOST_TEXT_BYTES) for e in (".txt", ".json"))
         text, record = (each if isinstance(each, bytes) else b"" for each in beside)
-        return _raw_image(str(path.relative_to(self._path)), data, text, _record(record))
+        return _raw_image(str(path.relative_to(self._path)), data, text, record)
 
     def _content(self, path: Path, most: int) -> bytes | Reason:
         """The content of a file, or why it is not read."""
@@ -135,8 +134,10 @@ def read_tar(path: Path) -> Iterator[RawImage | Reason]:
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is a
-    sample ``img`` beside it, to which it then belongs (a segmentation map, for example).
+    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is an
+    image ``img`` beside it, to which it then belongs (a segmentation map, for example, or its text
+    ``img.caption.txt``). A text or record ``img`` without an image is about all such samples that
+    have none of their own.
 
     The archive may be compressed by gzip. It is read forward in one pass.
     """
@@ -163,17 +164,24 @@ def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reas
     for endings, data in members.items():
         further, _, ending = endings.rpartition(".")
         parts[further][ending] = data
-    if "" in parts:
-        parts = {"": parts[""]}
+    plain = parts.pop("", {})
+    if _first(plain, IMAGE_ENDINGS) is not None:
+        said = (parts[further] for further in TEXT_KEYS if further in parts)
+        parts, plain = {"": plain}, next(said, {})
+    elif plain and all(_first(part, IMAGE_ENDINGS) is None for part in parts.values()):
+        yield Reason.NO_IMAGE  # others, such as 7.meta.json, are no failed download
     name = key.rpartition("/")[2]
     for further, part in parts.items():
-        image = next((part[ending] for ending in IMAGE_ENDINGS if ending in part), None)
-        text = next((part[ending] for ending in TEXT_ENDINGS if ending in part), b"")
-        if image is not None:
+        if (image := _first(part, IMAGE_ENDINGS)) is not None:
+            text = _first(part, TEXT_ENDINGS) or _first(plain, TEXT_ENDINGS) or b""
+            record = part.get("json") or plain.get("json", b"")
             whole = f"{name}.{further}" if further else name
-            yield _raw_image(whole, image, text, _record(part.get("json", b"")))
-        elif not further:  # others, such as 7.meta.json, are no failed download
-            yield Reason.NO_IMAGE
+            yield _raw_image(whole, image, text, record)
+
+
+def _first(members: Mapping[str, bytes], endings: Iterable[str]) -> bytes | None:
+    """The first member that has one of some endings; None if none has."""
+    return next((members[ending] for ending in endings if ending in members), None)
 
 
 def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
@@ -325,7 +333,7 @@ def _row_image(row: dict[str, Any], columns: list[str]) -> RawImage | Reason:
     return _raw_image(key, data, b"", row)
 
 
-def _record(content: bytes) -> dict[str, Any]:
+def _record(content: str) -> dict[str, Any]:
     """The JSON object in a record; an empty one where it holds anything else."""
     try:
         return dict(Record.parse(content, "record").values)
@@ -333,13 +341,20 @@ def _record(content: bytes) -> dict[str, Any]:
         return {}
 
 
-def _raw_image(key: str, data: bytes, text: bytes, record: Mapping[str, Any]) -> RawImage:
+def _raw_image(
+    key: str, data: bytes, text: bytes, record: bytes | Mapping[str, Any]
+) -> RawImage | Reason:
     """An image with its text, or that of its record, and what is kept of the record."""
+    try:
+        described = decode_text(text, key)
+        record = _record(decode_text(record, key)) if isinstance(record, bytes) else record
+    except RecordError:
+        return Reason.ENCODING
     said = (record.get(name) for name in TEXT_KEYS)
     recorded = next((value for value in said if isinstance(value, str) and value), "")
     kept = {name.lower(): record[name] for name in KEPT_KEYS if isinstance(record.get(name), str)}
     metadata = {name: clean_text(value) for name, value in kept.items()}
-    return RawImage(key, data, text.decode("utf-8", "replace") or recorded, metadata)
+    return RawImage(key, data, described or recorded, metadata)
 
 
 def open_image(raw: RawImage) -> DecodedImage | Reason:
@@ -367,19 +382,12 @@ def _decode(raw: RawImage) -> DecodedImage | Reason:
             return Reason.TOO_MANY_PIXELS
         if min(file.width, file.height) < LEAST_SIDE:
             return Reason.TOO_SMALL
-        if _orientation(file) not in range(2, 9):
-            pixels = np.array(file.convert("RGB"))
+        turn = orientation(file)
+        size = (file.height, file.width) if turn < 5 else (file.width, file.height)
+        pixels = read_image(raw.data, size, raw.key, upright=True)
+        if turn == 1:
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
             return DecodedImage(**vars(raw), suffix=suffix, image=pixels)
-        upright = ImageOps.exif_transpose(file).convert("RGB")
-    upright.info.clear()  # what would be saved with it: EXIF data, perhaps a place
-    buffer = io.BytesIO()
-    upright.save(buffer, "JPEG", quality=95, subsampling=0)
+    buffer = io.BytesIO()  # of the pixels alone: in EXIF data there may be a place
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
     return _decode(replace(raw, data=buffer.getvalue()))
-
-
-def _orientation(file: Image.Image) -> int:
-    try:
-        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # an image with damaged EXIF data is still an image
-        return 1

@@ -36,6 +36,8 @@ class Reason(StrEnum):
     TOO_SMALL = "picture too small"
     NO_IMAGE = "no picture"
     """Text or metadata without an image, as a failed download leaves it."""
+    ENCODING = "text not in UTF-8"
+    """Of its text or record, which may also be UTF-16; a guess would garble it."""
     TOO_MANY_BYTES = "file too large"
     UNSAFE_NAME = "unsafe name"
     """The name of an archive's member leads out of a folder."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, get_args
 
-from seg_env.data.images import image_size, read_image
-from seg_env.data.records import Fault, OnError, RecordError
+from seg_env.data.images import Stretch, image_size, is_turned, read_image
+from seg_env.data.records import Fault, Id, OnError, RecordError
 from seg_env.types import Sample, Target
 
 Key = TypeVar("Key")
@@ -27,8 +28,8 @@ class Entry:
 
     id: str
     """Of the sample; the number of a sentence is added where each sentence is one."""
-    sentences: Mapping[int, str]
-    """Expressions for it by their numbers."""
+    sentences: Mapping[Id, str]
+    """Expressions for it by their numbers, or other names."""
     image: Path | bytes
     """The file of the image, or its content."""
     size: tuple[int, int]
@@ -40,6 +41,8 @@ class Entry:
     """Build the masks of the other objects of the image."""
     image_name: str = ""
     """What errors call the image, by default its path."""
+    upright: bool = False
+    """Whether annotations are drawn on the image as EXIF data turn it, not as it is stored."""
 
 
 class Options(TypedDict, total=False):
@@ -49,6 +52,12 @@ class Options(TypedDict, total=False):
     """Image ids or names of image files to leave out, see `seg_env.data.held_out_images`."""
     on_error: OnError
     """What to do about broken records."""
+    encoding: str | None
+    """Of annotation files that are neither UTF-8 nor UTF-16; without it they are an error."""
+    stretch: Stretch
+    """How images deeper than 8 bits become bytes, see `seg_env.data.images.Stretch`."""
+    bands: Sequence[int] | None
+    """Bands to read as gray, or as red, green and blue, see `seg_env.data.images.read_image`."""
 
 
 class AnnotatedImages(ABC, Generic[Key]):
@@ -74,21 +83,35 @@ class AnnotatedImages(ABC, Generic[Key]):
         per_reference: bool = False,
         exclude_images: Collection[str | int] | None = None,
         on_error: OnError = "raise",
+        encoding: str | None = None,
+        stretch: Stretch = "full",
+        bands: Sequence[int] | None = None,
     ) -> None:
         """Start with nothing asked for and nothing left out."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError:
+                raise ValueError(f"{encoding=} is unknown; use one that Python knows") from None
+        if stretch not in get_args(Stretch):
+            raise ValueError(f"{stretch=} is unknown; use one of {', '.join(get_args(Stretch))}")
         self.name = name
         self.split = split
         self.skipped: Counter[str] = Counter()
         """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
+        self.unused: Counter[str] = Counter()
+        """Number of sound shapes, annotations, references and images not asked for, by reason."""
         self.excluded = 0
         """Number of samples left out for their image (``exclude_images=``)."""
         self.per_reference = per_reference
         """Whether an object is one sample, with its first sentence."""
         self._exclude = {image_key(image) for image in exclude_images or ()}
         self._on_error = on_error
-        self._questions: list[tuple[Key, int]] = []  # an object and the number of a sentence
+        self._encoding = encoding
+        self._read_image = partial(read_image, stretch=stretch, bands=bands)
+        self._questions: list[tuple[Key, Id]] = []  # an object and the number of a sentence
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -113,7 +136,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             metadata["sentences"] = list(entry.sentences.values())
         elif self.sentence_key is not None:
             identifier += f"-{number}"
-        load = partial(read_image, entry.image, entry.size, entry.image_name)
+        where = entry.image, entry.size, entry.image_name
+        load = partial(self._read_image, *where, upright=entry.upright)
         return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
 
     def others(self, index: int, /) -> list[Target]:
@@ -129,11 +153,16 @@ class AnnotatedImages(ABC, Generic[Key]):
         image = self._at(index)[0].image
         return image if isinstance(image, Path) else None
 
+    def is_turned(self, index: int, /) -> bool:
+        """Whether a sample's image is what its file stores, turned as EXIF data say."""
+        entry = self._at(index)[0]
+        return is_turned(entry.image, entry.size, upright=entry.upright)
+
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
         return frozenset(self._image_name(key) for key, _ in self._questions)
 
-    def _at(self, index: int) -> tuple[Entry, int]:
+    def _at(self, index: int) -> tuple[Entry, Id]:
         """The object of a sample and the number of its sentence."""
         number = operator.index(index)
         if not -len(self) <= number < len(self):
@@ -149,13 +178,15 @@ class AnnotatedImages(ABC, Generic[Key]):
     def _image_name(self, key: Key) -> str:
         """The name of the image's file."""
 
-    def _ask(self, key: Key, numbers: Iterable[int] = (0,)) -> None:
+    def _ask(self, key: Key, numbers: Iterable[Id] = (0,)) -> None:
         """Ask for an object by each of its sentences, or by the first.
 
         Left out are excluded images and, where broken records are skipped, objects whose annotation
         is broken or, as its header tells, whose image is.
         """
         asked = list(numbers)[: 1 if self.per_reference else None]
+        if not asked:
+            self.unused["references without a sentence"] += 1
         with self._reading_record(len(asked), (ValueError, FileNotFoundError)):
             if self._exclude and image_key(self._image_name(key)) in self._exclude:
                 self.excluded += len(asked)
@@ -163,7 +194,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             if self._on_error == "skip":
                 entry = self._read(key)
                 entry.target()
-                image_size(entry.image, entry.image_name, entry.size)
+                image_size(entry.image, entry.image_name, entry.size, upright=entry.upright)
             self._questions += [(key, number) for number in asked]
 
     @contextmanager

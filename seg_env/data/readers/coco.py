@@ -7,14 +7,17 @@ from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 from seg_env.data.images import first_existing, folder_of
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, Options
-from seg_env.data.records import Record, RecordError, garbage_collection_paused, read_json
+from seg_env.data.records import Id, Record, RecordError, garbage_collection_paused, read_json
 from seg_env.data.segmentations import object_target, union
 from seg_env.types import Target
+
+Known = TypeVar("Known")
 
 
 class ImageRecord(NamedTuple):
@@ -29,8 +32,7 @@ class ImageRecord(NamedTuple):
 class Annotation(NamedTuple):
     """One entry of ``annotations``."""
 
-    category_id: int
-    """-1 where it has none."""
+    category_id: Id | None
     is_crowd: bool
     """Whether it outlines a crowd instead of one object."""
     segmentation: Any
@@ -62,48 +64,61 @@ class CocoImages(AnnotatedImages[Key]):
     image_root: Path
     _path: Path
     """Of ``instances.json``."""
-    _images: dict[int, ImageRecord]
-    _categories: dict[int, str]
+    _images: dict[Id, ImageRecord]
+    _categories: dict[Id, str]
     """Names by id."""
-    _annotations: dict[int, dict[int, Annotation]]
+    _annotations: dict[Id, dict[Id, Annotation]]
     """By id of their image, then by their own id, sorted."""
+    _incomplete: set[tuple[Id, Id | None]]
+    """Images and categories, None if not known which, of which an annotation is left out."""
 
     @garbage_collection_paused()
-    def _read_instances(self, path: Path, image_ids: Collection[int] | None = None) -> None:
-        """Read an ``instances.json``, by default all of its images.
+    def _read_instances(self, path: Path, image_ids: Collection[Id] | None = None) -> None:
+        """Read an ``instances.json``, by default all of its images; others are not judged.
 
         Raises:
             ValueError: It is not JSON of this form, or a record is broken.
         """
-        tables = read_json(path, _pack_polygons)
-        self._path, self._images, self._categories, self._annotations = path, {}, {}, {}
+        tables = read_json(path, _pack_polygons, self._encoding)
+        images: dict[Id, ImageRecord | None] = {}
+        categories: dict[Id, str | None] = {}
+        self._path, self._annotations, self._incomplete = path, {}, set()
         for record in _records(tables, "images", path):
             with self._reading_record():
-                image_id, size = record.integer("id"), record.size()
-                self._images[image_id] = ImageRecord(record.path("file_name"), size)
+                image_id = record.identifier("id")
+                if image_ids is None or image_id in image_ids:
+                    size = record.size()
+                    _add(images, image_id, ImageRecord(record.path("file_name"), size), record)
         for record in _records(tables, "categories", path):
             with self._reading_record():
-                self._categories[record.integer("id")] = record.text("name")
+                _add(categories, record.identifier("id"), record.text("name"), record)
+        self._images = {key: each for key, each in images.items() if each is not None}
+        self._categories = {key: each for key, each in categories.items() if each is not None}
         for record in _records(tables, "annotations", path):
             with self._reading_record():
-                self._add_annotation(record)
+                image_id = record.identifier("image_id")
+                if image_ids is None or image_id in image_ids:
+                    self._add_annotation(record, image_id)
         for image_id, of_image in self._annotations.items():
-            self._annotations[image_id] = dict(sorted(of_image.items()))
-        if image_ids is not None:
-            self._images = {key: self._images[key] for key in self._images if key in image_ids}
-            wanted = (key for key in self._annotations if key in image_ids)
-            self._annotations = {key: self._annotations[key] for key in wanted}
+            self._annotations[image_id] = dict(sorted(of_image.items(), key=_order))
 
-    def _add_annotation(self, record: Record) -> None:
-        number, image_id = record.integer("id"), record.integer("image_id")
-        category_id = record.integer("category_id") if "category_id" in record else -1
-        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
+    def _add_annotation(self, record: Record, image_id: Id) -> None:
         of_image = self._annotations.setdefault(image_id, {})
-        if number in of_image:
-            raise RecordError(f"{record.where}: the id {number} appears twice in image {image_id}")
+        category_id = None
+        try:
+            if record.get("category_id") is not None:
+                category_id = record.identifier("category_id")
+            number = record.identifier("id")
+            if number in of_image:
+                problem = f"the id {number} appears twice in image {image_id}"
+                raise RecordError(f"{record.where}: {problem}")
+        except RecordError:
+            self._incomplete.add((image_id, category_id))
+            raise
+        is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
         of_image[number] = Annotation(category_id, is_crowd, segmentation)
 
-    def object_target(self, image_id: int, annotation_id: int) -> Target:
+    def object_target(self, image_id: Id, annotation_id: Id) -> Target:
         """The mask of any annotated object in the images of this split.
 
         Raises:
@@ -118,9 +133,9 @@ class CocoImages(AnnotatedImages[Key]):
     def _entry(
         self,
         identifier: str,
-        image_id: int,
-        annotation_ids: Sequence[int],
-        sentences: Mapping[int, str],
+        image_id: Id,
+        annotation_ids: Sequence[Id],
+        sentences: Mapping[Id, str],
         metadata: dict[str, Any],
     ) -> Entry:
         """What is known of some annotations of an image, which are asked for together."""
@@ -130,7 +145,8 @@ class CocoImages(AnnotatedImages[Key]):
             parts = [self.object_target(image_id, each).rle for each in annotation_ids]
             return union(parts, size)
 
-        others = self._annotations.get(image_id, {}).keys() - set(annotation_ids)
+        of_image = self._annotations.get(image_id, {})
+        others = [each for each in of_image if each not in annotation_ids]
         return Entry(
             id=identifier,
             sentences=sentences,
@@ -138,11 +154,23 @@ class CocoImages(AnnotatedImages[Key]):
             size=size,
             target=target,
             metadata=metadata | {"image_id": image_id, "file_name": file_name},
-            others=[partial(self.object_target, image_id, each) for each in sorted(others)],
+            others=[partial(self.object_target, image_id, each) for each in others],
         )
 
 
-class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
+def _add(table: dict[Id, Known | None], number: Id, value: Known, record: Record) -> None:
+    """Add an entry; of two that share an id and differ, nobody knows which one is meant."""
+    if table.setdefault(number, value) != value:
+        table[number] = None
+        raise RecordError(f"{record.where}: the id {number} appears twice, with other values")
+
+
+def _order(item: tuple[Id | None, object]) -> tuple[str, Any]:
+    """Sorts by ids that are numbers, then by those that are text."""
+    return type(item[0]).__name__, item[0]
+
+
+class Coco(CocoImages[tuple[Id, Id | None, tuple[Id, ...]]]):
     """Images annotated in COCO's form: one sample for each image and category in it.
 
     On disk, as COCO has it::
@@ -159,7 +187,8 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
 
     The expression is the name of the category, the target all that the image has of it: "person"
     means every person. With ``per_annotation`` each object is a sample of its own, which suits
-    images with one object of a kind; crowds (``iscrowd``) are then left out.
+    images with one object of a kind; crowds (``iscrowd``) are then left out, and counted. Polygons
+    are drawn on the pixels as they are stored, whatever EXIF data say.
 
     Metadata holds ``image_id``, ``category_id``, ``category``, ``ann_id`` (a list) and
     ``file_name``.
@@ -179,38 +208,54 @@ class Coco(CocoImages[tuple[int, int, tuple[int, ...]]]):
         root = Path(data_root).expanduser().absolute()
         self._read_instances(_find_annotations(root, split))
         self.per_annotation = per_annotation
-        first = next(iter(self._images.values()), None)
-        self.image_root = _find_images(root, split, image_root, first.file_name if first else "")
-        for image_id, members in sorted(self._annotations.items()):
+        names = [image.file_name for image in islice(self._images.values(), 1000)]
+        self.image_root = _find_images(root, split, image_root, names)
+        if bare := len(self._images.keys() - self._annotations.keys()):
+            self.unused["images without annotations"] = bare
+        ids: dict[str, Id] = {}
+        self._one_id: dict[Id | None, Id] = {  # several of one name are asked for together
+            key: ids.setdefault(name, key) for key, name in self._categories.items()
+        }
+        for image_id, members in sorted(self._annotations.items(), key=_order):
             with self._reading_record(len(members)):
                 self._ask_for(image_id, members)
 
-    def _ask_for(self, image_id: int, members: Mapping[int, Annotation]) -> None:
+    def _ask_for(self, image_id: Id, members: Mapping[Id, Annotation]) -> None:
         """Ask for each object of an image, or for all of each category."""
         if image_id not in self._images:
             problem = f"annotation {next(iter(members))} belongs to image {image_id}, which is not"
             raise RecordError(f"{self._path}: {problem} in 'images'")
-        by_category: dict[int, list[int]] = {}
+        by_category: dict[Id | None, list[Id]] = {}
         for number, each in members.items():
             if not self.per_annotation:
-                by_category.setdefault(each.category_id, []).append(number)
-            elif not each.is_crowd:
+                category_id = self._one_id.get(each.category_id, each.category_id)
+                by_category.setdefault(category_id, []).append(number)
+            elif each.is_crowd:
+                self.unused["crowds (iscrowd)"] += 1
+            else:
                 self._ask((image_id, each.category_id, (number,)))
-        for category_id, numbers in sorted(by_category.items()):
-            self._ask((image_id, category_id, tuple(numbers)))
+        broken = {self._one_id.get(k, k) for image, k in self._incomplete if image == image_id}
+        for category_id, numbers in sorted(by_category.items(), key=_order):
+            with self._reading_record():
+                if None in broken or category_id in broken:
+                    problem = f"another of category {category_id} in image {image_id} is broken"
+                    raise RecordError(f"{self._path}: annotation {numbers[0]}: {problem}")
+                self._ask((image_id, category_id, tuple(numbers)))
 
-    def _read(self, key: tuple[int, int, tuple[int, ...]]) -> Entry:
+    def _read(self, key: tuple[Id, Id | None, tuple[Id, ...]]) -> Entry:
         image_id, category_id, objects = key
-        category = self._categories.get(category_id)
+        category = None if category_id is None else self._categories.get(category_id)
         if category is None:
-            problem = f"category {category_id}, which is not in 'categories'"
-            raise RecordError(f"{self._path}: annotation {objects[0]} has {problem}")
+            problem = f"'category_id' is {category_id}, which is not in 'categories'"
+            if category_id is None:
+                problem = "'category_id' is missing; objects are asked for by their category"
+            raise RecordError(f"{self._path}: annotation {objects[0]}: {problem}")
         number = objects[0] if self.per_annotation else category_id
         identifier = f"{self.name}-{self.split}-{image_id}-{number}"
         described = {"category_id": category_id, "category": category, "ann_id": list(objects)}
         return self._entry(identifier, image_id, objects, {0: category}, described)
 
-    def _image_name(self, key: tuple[int, int, tuple[int, ...]]) -> str:
+    def _image_name(self, key: tuple[Id, Id | None, tuple[Id, ...]]) -> str:
         return self._images[key[0]].file_name
 
 
@@ -229,7 +274,7 @@ def _find_annotations(root: Path, split: str) -> Path:
 
 
 def _find_images(
-    root: Path, split: str, image_root: str | os.PathLike[str] | None, first: str
+    root: Path, split: str, image_root: str | os.PathLike[str] | None, names: list[str]
 ) -> Path:
     if image_root is not None:
         folders = [Path(image_root).expanduser().absolute()]
@@ -241,10 +286,12 @@ def _find_images(
             for top in (base, *above)
             for folder in (top / split, top / "images" / split, top / "images", top)
         ]
-    # Any image may be the one that is missing: an existing folder will do.
+    # All images may be missing: an existing folder will do.
     existing = (folder for folder in folders if folder.is_dir() and folder != root)
-    found = folder_of(first, folders) or next(existing, None)
-    if found is None:
+    found = folder_of(names, folders) or next(existing, None)
+    if found is None and names:
         looked = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(f"{first} is missing; looked in {looked}. Name it by image_root=")
-    return found
+        raise FileNotFoundError(
+            f"{names[0]} is missing; looked in {looked}. Name it by image_root="
+        )
+    return found or folders[0]

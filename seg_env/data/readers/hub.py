@@ -37,7 +37,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
       bbox, mask{counts, size}}]``; split ``validation``.
 
     ``data_root`` may also be the id of a data set (``"moondream/refcoco-m"``), whose files
-    are then downloaded.
+    are then downloaded. Objects are outlined on images as they are stored, whatever EXIF data say.
 
     Metadata holds what the row knows about the object, ``file_name`` and ``row``, and ``sentences``
     where samples are references.
@@ -103,7 +103,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
         if "image_path" in record:
             name = Record({"file_name": _file_name(record)}, record.where).path("file_name")
             size = _parsed(record, "raw_image_info").size()
-            return (folder_of(name, self._image_roots) or self._image_roots[0]) / name, size
+            return (folder_of([name], self._image_roots) or self._image_roots[0]) / name, size
         image = record.get("image")
         data = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(data, bytes):

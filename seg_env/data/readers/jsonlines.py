@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from array import array
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import IO, Unpack
 
 import numpy as np
 
 from seg_env.data.images import image_size, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
-from seg_env.data.records import Record, RecordError, describe, located
+from seg_env.data.records import Record, RecordError, decode_text, describe, located
 from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
@@ -20,6 +22,8 @@ from seg_env.types import Ring, Target
 
 MAX_LINE = 1 << 26
 """Longest line that is read, in bytes."""
+MAX_RECODED = 1 << 28
+"""Largest file in UTF-16 that is read, in bytes; it is kept in memory."""
 
 
 class JsonLines(AnnotatedImages[int]):
@@ -44,7 +48,8 @@ class JsonLines(AnnotatedImages[int]):
     ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the number of
     the line), ``size`` (``[H, W]``, saves looking into the image), ``ignore`` (run lengths of
     void pixels), ``others`` (a list of run lengths, the other objects of the image), and
-    ``metadata`` (any object). Blank lines are passed over.
+    ``metadata`` (any object). Blank lines are passed over. Targets are drawn on the image as it is
+    stored, whatever its EXIF data say.
 
     Only the places of lines are kept in memory; metadata is that of the line and ``file_name``.
     """
@@ -62,7 +67,15 @@ class JsonLines(AnnotatedImages[int]):
         self.path = root if root.suffix in (".jsonl", ".json") else root / f"{split}.jsonl"
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
         self._starts = array("q")  # of all lines, in bytes
+        self._recoded: bytes | None = None
         with self.path.open("rb") as stream:
+            encoding = json.detect_encoding(stream.read(4))
+        if not encoding.startswith("utf-8"):  # bytes do not tell where its lines end
+            if self.path.stat().st_size > MAX_RECODED:
+                problem = f"has more than {MAX_RECODED} bytes in {encoding}; save it as UTF-8"
+                raise ValueError(f"{self.path} {problem}")
+            self._recoded = decode_text(self.path.read_bytes(), str(self.path)).encode()
+        with self._open() as stream:
             while line := stream.readline(MAX_LINE + 1):
                 number = len(self._starts)
                 if len(line) > MAX_LINE:
@@ -76,34 +89,33 @@ class JsonLines(AnnotatedImages[int]):
         image, size = self.image_root / record.path("image"), record.get("size")
         if size is None:
             size = image_size(image)
-        elif not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+        elif not isinstance(size, list) or len(size) != 2:
             raise record.error("size", "must be [height, width]")
-        elif min(size) < 1:
-            raise RecordError(f"{record.where}: 'size' must be positive, got {size}")
-        extras = record.get("metadata", {})
+        else:
+            sides = dict(zip(("height", "width"), size, strict=True))
+            size = Record(sides, f"{record.where}: 'size' must be [height, width]").size()
+        extras = {} if record.get("metadata") is None else record.get("metadata")
         if not isinstance(extras, dict):
             raise record.error("metadata", "must be an object")
         return Entry(
-            id=str(record.get("id", key)),
+            id=str(key if record.get("id") is None else record.get("id")),
             sentences={0: record.text("expression")},
             image=image,
-            size=(size[0], size[1]),
-            target=partial(self._target, record, (size[0], size[1])),
+            size=size,
+            target=partial(self._target, record, size),
             metadata={**extras, "file_name": record.text("image")},
-            others=[
-                partial(_run_lengths, each, (size[0], size[1]))
-                for each in record.items("others", [])
-            ],
+            others=[partial(_run_lengths, each, size) for each in record.items("others", [])],
         )
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
-        forms = [form for form in ("rle", "rings", "mask") if form in record]
+        forms = [form for form in ("rle", "rings", "mask") if record.get(form) is not None]
         if len(forms) != 1:
             raise RecordError(
                 f"{record.where}: expected one of 'rle', 'rings' and 'mask', got {forms}"
             )
         with located(record.where):
-            ignore = _run_lengths(record.get("ignore"), size).rle if "ignore" in record else None
+            void = record.get("ignore")
+            ignore = None if void is None else _run_lengths(void, size).rle
             match forms[0]:
                 case "rle":
                     rle = _run_lengths(record.get("rle"), size).rle
@@ -114,9 +126,13 @@ class JsonLines(AnnotatedImages[int]):
         return Target(rle, ignore=ignore)
 
     def _record(self, key: int) -> Record:
-        with self.path.open("rb") as stream:
+        with self._open() as stream:
             stream.seek(self._starts[key])
-            return Record.parse(stream.readline(MAX_LINE), f"{self.path}: line {key + 1}")
+            line, where = stream.readline(MAX_LINE), f"{self.path}: line {key + 1}"
+        return Record.parse(line, where, self._encoding)
+
+    def _open(self) -> IO[bytes]:
+        return self.path.open("rb") if self._recoded is None else io.BytesIO(self._recoded)
 
     def _image_name(self, key: int) -> str:
         return self._record(key).text("image")

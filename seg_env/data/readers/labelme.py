@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -11,11 +12,15 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_env.data.images import image_size, is_turned, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
+from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
+LINES = ("point", "points", "line", "linestrip")
+"""Kinds of shapes that outline nothing."""
 MAX_BYTES = 1 << 28
 """Largest file that is read; LabelMe may keep the image itself in it."""
 
@@ -30,13 +35,19 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
           val/    ...
 
     or all files in ``<data_root>`` itself, whatever ``split`` is called. A ``.json`` holds
-    ``imagePath`` (relative to it), ``imageHeight``, ``imageWidth``, perhaps ``imageData`` (the
-    image itself, base64), and ``shapes``, each with ``label``, ``points`` in pixels,
-    ``shape_type`` (``polygon``, ``rectangle``, ``circle``), ``group_id`` and ``description``.
+    ``imagePath`` (relative to it), ``imageHeight``, ``imageWidth`` (by default those of the image),
+    perhaps ``imageData`` (the image itself, base64), and ``shapes``, each with ``label``,
+    ``points`` in pixels, ``shape_type`` (``polygon``, ``rectangle``, ``circle``, ``mask``),
+    ``group_id`` and ``description``. Points and lines are not used, and counted.
 
-    The expression is the description of a shape where it has one, else its label; the target is all
-    that the image has of the same expression. With ``per_annotation`` each object is a sample:
-    each shape, or the shapes of one ``group_id`` together. Polygons are filled by COCO's rule.
+    An object is a shape, or the shapes of one label and ``group_id`` together. The expression is
+    its description where it has one, else its label; the target is all that the image has of the
+    same expression. With ``per_annotation`` each object is a sample. Polygons are filled by COCO's
+    rule.
+
+    LabelMe draws on the image upright, as EXIF data turn it, and that is what is read. What was
+    drawn on is ``imageData``: it is read, as it is stored, in the place of a file that is missing,
+    of another size or to be turned.
 
     Metadata holds ``file_name``, ``label`` and ``shapes`` (numbers of the shapes in the file).
     """
@@ -60,22 +71,31 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
         self.per_annotation = per_annotation
         for path in paths:
             with self._reading_record():
-                record = read_json_file(path)
-                groups, image = self._groups(shapes_of(record)), self._find_image(record, path)
+                record = read_json_file(path, self._encoding)
+                groups = self._groups(shapes_of(record))
+                if not groups:
+                    self.unused["images without annotations"] += 1
+                    continue
+                image = self._find_image(record, path)
                 for group in groups:
                     self._ask((str(path.relative_to(self.image_root)), image, group))
 
     def _groups(self, shapes: list[Record]) -> list[tuple[int, ...]]:
         """Numbers of the shapes that belong together."""
-        groups: dict[object, list[int]] = {}
+        objects: dict[object, list[int]] = {}
         for number, shape in enumerate(shapes):
-            if _is_area(shape):
-                group_id = shape.get("group_id")
-                key: object = _expression_of(shape)
-                if self.per_annotation:
-                    key = (key, group_id) if isinstance(group_id, int) else number
-                groups.setdefault(key, []).append(number)
-        return [tuple(group) for group in groups.values()]
+            if (kind := _kind_of(shape)) in LINES:
+                self.unused[f"{kind} shapes"] += 1
+                continue
+            group_id = shape.get("group_id")
+            label, is_part = shape.text("label"), isinstance(group_id, int | float | str)
+            objects.setdefault((label, group_id) if is_part else number, []).append(number)
+        if self.per_annotation:
+            return [tuple(group) for group in objects.values()]
+        groups: dict[str, list[int]] = {}
+        for group in objects.values():
+            groups.setdefault(_expression_of([shapes[k] for k in group]), []).extend(group)
+        return [tuple(sorted(group)) for group in groups.values()]
 
     def _find_image(self, record: Record, path: Path) -> str:
         """The image relative to the root; ``imagePath`` may go up, but not out of the root."""
@@ -91,52 +111,42 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
 
     def _read(self, key: tuple[str, str, tuple[int, ...]]) -> Entry:
         name, image_name, group = key  # annotations and image, relative to the root
-        record = read_json_file(self.image_root / name)
-        size, shapes = record.size("imageHeight", "imageWidth"), shapes_of(record)
+        record = read_json_file(self.image_root / name, self._encoding)
+        shapes = shapes_of(record)
         if group[-1] >= len(shapes):
             raise RecordError(f"{record.where} has changed since it was opened; open it again")
-        file, data = self.image_root / image_name, record.get("imageData")
-        image: Path | bytes = file
-        if not file.is_file() and isinstance(data, str):
-            with located(f"{record.where}: imageData is not base64"):
-                image = base64.b64decode(data, validate=True)
-        others = [k for k, shape in enumerate(shapes) if k not in group and _is_area(shape)]
-        first = shapes[group[0]]
+        image, size = _image_of(record, self.image_root / image_name)
+        others = [
+            k for k, each in enumerate(shapes) if k not in group and _kind_of(each) not in LINES
+        ]
+        label = shapes[group[0]].text("label")
         return Entry(
             id=f"{self.name}-{self.split}-{name}-{group[0]}",
-            sentences={0: _expression_of(first)},
+            sentences={0: _expression_of([shapes[k] for k in group])},
             image=image,
             size=size,
             target=partial(_filled, [shapes[k] for k in group], size),
-            metadata={"file_name": image_name, "label": first.text("label"), "shapes": list(group)},
+            metadata={"file_name": image_name, "label": label, "shapes": list(group)},
             others=[partial(_filled, [shapes[k]], size) for k in others],
             image_name=f"{record.where}: imageData" if isinstance(image, bytes) else "",
+            upright=isinstance(image, Path),
         )
 
     def _image_name(self, key: tuple[str, str, tuple[int, ...]]) -> str:
         return key[1]
 
 
-def read_json_file(path: Path) -> Record:
-    """Read a JSON object, in UTF-8 or, as a few of ReasonSeg's files are, in Windows-1252."""
+def read_json_file(path: Path, encoding: str | None = None) -> Record:
+    """Read a JSON object; for ``encoding`` see `seg_env.data.records.decode_text`."""
     if path.stat().st_size > MAX_BYTES:
         raise RecordError(f"{path} has more than {MAX_BYTES} bytes, which is not read")
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        with located(str(path)):
-            text = data.decode("cp1252")
-    return Record.parse(text, str(path))
+    return Record.parse(path.read_bytes(), str(path), encoding)
 
 
 def shapes_of(record: Record) -> list[Record]:
-    """The entries of ``shapes``, each with a ``label`` that is a string."""
+    """The entries of ``shapes``."""
     listed = record.items("shapes")
-    shapes = [Record(each, f"{record.where}: shape {k}") for k, each in enumerate(listed)]
-    for shape in shapes:
-        shape.text("label")
-    return shapes
+    return [Record(each, f"{record.where}: shape {k}") for k, each in enumerate(listed)]
 
 
 def points_of(shape: Record) -> NDArray[np.float64]:
@@ -147,27 +157,46 @@ def points_of(shape: Record) -> NDArray[np.float64]:
 
 def image_beside(path: Path) -> Path:
     """The image of the same name as an annotation file; ``.jpg``, which is missing, if none is."""
-    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp"):
+    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"):
         for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
             if candidate.is_file():
                 return candidate
     return path.with_suffix(".jpg")
 
 
-def _is_area(shape: Record) -> bool:
-    """Whether a shape outlines something; points and lines are passed over."""
-    return shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
+def _image_of(record: Record, file: Path) -> tuple[Path | bytes, tuple[int, int]]:
+    """The image that the shapes of a file are drawn on, a file or its content, and its size."""
+    size, data = None, record.get("imageData")
+    if record.get("imageHeight") is not None or record.get("imageWidth") is not None:
+        size = record.size("imageHeight", "imageWidth")
+    if not isinstance(data, str) or not data:
+        return file, size or image_size(file, upright=True)
+    if size:
+        with suppress(ValueError, OSError):
+            if not is_turned(file, size, upright=True):
+                return file, size
+    with located(f"{record.where}: imageData is not base64"):
+        image = base64.b64decode(data, validate=True)
+    return image, size or image_size(image, f"{record.where}: imageData")
 
 
-def _expression_of(shape: Record) -> str:
-    description = shape.get("description")
-    text = description.strip() if isinstance(description, str) else ""
-    return text or shape.text("label")
+def _kind_of(shape: Record) -> object:
+    return shape.get("shape_type") or "polygon"
+
+
+def _expression_of(shapes: list[Record]) -> str:
+    """What some shapes are called together: the first description, else the label."""
+    described = (shape.get("description") for shape in shapes)
+    texts = (each.strip() for each in described if isinstance(each, str))
+    return next(filter(None, texts), "") or shapes[0].text("label")
 
 
 def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
     parts = []
     for shape in shapes:
+        if _kind_of(shape) == "mask":
+            parts.append(_mask_of(shape, size))
+            continue
         corners = _corners(shape)
         with located(shape.where):
             check_inside(corners, size)
@@ -178,10 +207,35 @@ def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
     return target
 
 
+def _mask_of(shape: Record, size: tuple[int, int]) -> Rle:
+    """A shape's image of a mask in its box, whose corners are the first and the last pixel."""
+    points = np.trunc(points_of(shape))
+    height, width = size
+    box = points.tolist()
+    if len(box) != 2 or not (
+        0 <= box[0][0] <= box[1][0] < width and 0 <= box[0][1] <= box[1][1] < height
+    ):
+        raise RecordError(
+            f"{shape.where}: a mask has the corners of a box within {width} x {height} (width x "
+            f"height), got {str(box)[:80]}",
+            Fault.OUTSIDE,
+        )
+    (x0, y0), (x1, y1) = points.astype(int).tolist()
+    with located(f"{shape.where}: mask is not base64"):
+        data = base64.b64decode(shape.text("mask"), validate=True)
+    mask = np.zeros(size, dtype=np.bool_)
+    part = read_mask(data, (y1 - y0 + 1, x1 - x0 + 1), f"{shape.where}: mask")
+    mask[y0 : y1 + 1, x0 : x1 + 1] = part
+    return Rle.from_mask(mask)
+
+
 def _corners(shape: Record) -> NDArray[np.float64]:
-    points, kind = points_of(shape), shape.get("shape_type", "polygon")
-    if kind == "polygon":
+    points, kind = points_of(shape), _kind_of(shape)
+    if kind == "polygon" or (kind in ("rectangle", "oriented_rectangle") and len(points) == 4):
         return points
+    if kind not in ("rectangle", "circle"):
+        kinds = ", ".join(("polygon", "rectangle", "circle", "mask", *LINES))
+        raise shape.error("shape_type", f"must be one of {kinds}")
     if len(points) != 2:
         raise RecordError(f"{shape.where}: a {kind} has 2 points, got {len(points)}")
     if kind == "rectangle":

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from seg_env.data.images import first_existing, image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
-from seg_env.data.records import Fault, Record, RecordError, located
+from seg_env.data.records import Fault, Id, Record, RecordError, located
 from seg_env.data.segmentations import check_inside
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
@@ -36,6 +36,8 @@ class ReasonSeg(AnnotatedImages[str]):
     pixels. A label that contains "ignore" marks void pixels (`Target.ignore`), a shape named "flag"
     is passed over, all others are the target. Shapes are painted from the largest to the smallest,
     borders included, see `fill_inclusive`: pixels are those that the published evaluation scores.
+    It reads images upright, as EXIF data turn them, and a few files in Windows-1252, which is the
+    ``encoding`` here by default.
 
     A few images are left with an empty target, as in the published evaluation: there ``[]`` is
     the right answer. The metadata holds ``file_name``, ``is_sentence`` and ``sentence`` (its
@@ -66,11 +68,17 @@ class ReasonSeg(AnnotatedImages[str]):
             raise FileNotFoundError(f"{self.image_root} has no .json files")
         for path in paths:
             with self._reading_record():
-                self._ask(path.name, _texts(read_json_file(path)))
+                record = self._record(path)
+                labels = [str(shape.get("label")).lower() for shape in shapes_of(record)]
+                self.unused.update(["flag shapes"] * labels.count("flag"))
+                self._ask(path.name, _texts(record))
+
+    def _record(self, path: Path) -> Record:
+        return read_json_file(path, self._encoding or "cp1252")
 
     def _read(self, key: str) -> Entry:
-        record, image = read_json_file(self.image_root / key), image_beside(self.image_root / key)
-        size = image_size(image)
+        record, image = self._record(self.image_root / key), image_beside(self.image_root / key)
+        size = image_size(image, upright=True)
         is_sentence = bool(record.get("is_sentence", True))
         return Entry(
             id=f"{self.name}-{self.split}-{Path(key).stem}",
@@ -79,6 +87,7 @@ class ReasonSeg(AnnotatedImages[str]):
             size=size,
             target=partial(painted_target, record, size),
             metadata={"file_name": image.name, "is_sentence": is_sentence},
+            upright=True,
         )
 
     def _image_name(self, key: str) -> str:
@@ -108,7 +117,7 @@ def painted_target(record: Record, size: tuple[int, int]) -> Target:
     return Target(Rle.from_mask(painted == 1), ignore=ignore)
 
 
-def _texts(record: Record) -> dict[int, str]:
+def _texts(record: Record) -> dict[Id, str]:
     texts = record.get("text")
     if not texts and not isinstance(texts, str):
         raise record.error("text", "must be a list of sentences")

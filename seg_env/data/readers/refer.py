@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -16,6 +17,7 @@ from seg_env.data.readers.annotated_images import Entry, Options
 from seg_env.data.readers.coco import CocoImages
 from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
 from seg_env.data.records import (
+    Id,
     Record,
     RecordError,
     describe,
@@ -32,13 +34,13 @@ class Reference(NamedTuple):
     """One entry of ``refs(*)``."""
 
     id: int
-    image_id: int
-    category_id: int
-    """-1 where the category is that of the objects."""
-    annotation_ids: tuple[int, ...]
+    image_id: Id
+    category_id: Id | None
+    """None where the category is that of the objects."""
+    annotation_ids: tuple[Id, ...]
     """Empty where it refers to nothing."""
-    sentences: dict[int, str]
-    """By id."""
+    sentences: dict[Id, str]
+    """By id, or by their number where they have none."""
 
 
 class Refer(CocoImages[Reference]):
@@ -57,7 +59,8 @@ class Refer(CocoImages[Reference]):
     ``images/coco_2014/train2014``, ``images/train2014``, ``train2014`` and ``saiapr_tc-12`` are
     found too, and ``refs(*).json`` is read instead of a pickle. ``refs(*)`` is a list of ``{ref_id,
     ann_id, image_id, category_id, split, sentences: [{sent_id, sent}]}``, and ``instances.json``
-    COCO's ``{images, annotations, categories}``.
+    COCO's ``{images, annotations, categories}``. Outlines are drawn on the pixels as they are
+    stored, whatever EXIF data say.
 
     Metadata holds ``ref_id``, ``ann_id``, ``sent_id``, ``image_id``, ``category_id``, ``category``,
     ``file_name`` and ``image_ann_ids`` (all annotated objects of the image, see `object_target`),
@@ -84,9 +87,9 @@ class Refer(CocoImages[Reference]):
         ``per_reference`` a reference is one sample, with its first sentence (the longest would be
         the easiest question).
         """
-        names = (*DEFAULT_SPLIT_BY, "grefcoco")
-        if name not in names:
-            raise ValueError(f"unknown data set {name!r}; there are {', '.join(names)}")
+        known = (*DEFAULT_SPLIT_BY, "grefcoco")
+        if name not in known:
+            raise ValueError(f"unknown data set {name!r}; there are {', '.join(known)}")
         super().__init__(name, split, per_reference=per_reference, **options)
         self._several = name == "grefcoco"  # a reference names a list of objects
         root = Path(data_root).expanduser().absolute()
@@ -99,8 +102,8 @@ class Refer(CocoImages[Reference]):
         if root != embedded_root():
             check_counts(name, self.split_by, split, len(references), sentences)
         self._read_instances(instances_path, {reference.image_id for reference in references})
-        first = next((image.file_name for image in self._images.values()), None)
-        self.image_root = _find_images(root, name, image_root, first)
+        names = [image.file_name for image in islice(self._images.values(), 1000)]
+        self.image_root = _find_images(root, name, image_root, names)
         for reference in references:
             with self._reading_record(1 if per_reference else len(reference.sentences)):
                 self._check_links(reference, path)
@@ -119,7 +122,7 @@ class Refer(CocoImages[Reference]):
         splits: Counter[str] = Counter()
         references: dict[int, Reference] = {}
         room = path.stat().st_size * MAX_REPETITION
-        for row, values in enumerate(_load(path)):
+        for row, values in enumerate(_load(path, self._encoding)):
             record = Record(values, f"{path}: record {row}")
             with self._reading_record():
                 found = record.text("split")
@@ -149,13 +152,13 @@ class Refer(CocoImages[Reference]):
     def _read(self, key: Reference) -> Entry:
         number, image_id, category_id, ids, sentences = key
         of_image = self._annotations.get(image_id, {})
-        categories = (
-            [of_image[each].category_id for each in ids] if self._several else [category_id]
-        )
+        categories = [of_image[each].category_id for each in ids]
+        if category_id is not None:
+            categories = [category_id]
         described: dict[str, Any] = {
             "ann_id": list(ids),
             "category_id": categories,
-            "category": [self._categories.get(each, "") for each in categories],
+            "category": ["" if k is None else self._categories.get(k, "") for k in categories],
         }
         if self._several:
             described["no_target"] = not ids
@@ -257,18 +260,18 @@ def _find_references(root: Path, name: str, split_by: str | None) -> tuple[Path,
 
 
 def _find_images(
-    root: Path, name: str, image_root: str | os.PathLike[str] | None, first: str | None
+    root: Path, name: str, image_root: str | os.PathLike[str] | None, names: list[str]
 ) -> Path:
-    """The folder in which the split's first image lies, or should if it has none."""
+    """The folder in which an image of the split lies, or should if the split has none."""
     if image_root is not None:
         folders = [Path(image_root).expanduser()]
     else:
         places = CLEF_FOLDERS if name == "refclef" else COCO_FOLDERS
         folders = [root / place for place in places]
-    if found := folder_of(first, folders) if first else folders[0]:
+    if found := folder_of(names, folders) if names else folders[0]:
         return found
     looked = "Looked in " + ", ".join(str(folder) for folder in folders) + ". "
-    raise _missing(folders[0] / str(first), root, name, looked)
+    raise _missing(folders[0] / names[0], root, name, looked)
 
 
 def _prefix(name: str) -> str:
@@ -300,39 +303,43 @@ SENTENCE_SIZE = 64
 """What a sentence takes beside its text, which may be empty."""
 
 
-def _load(path: Path) -> list[Any]:
+def _load(path: Path, encoding: str | None) -> list[Any]:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
-    is_json = path.suffix == ".json"
-    records = read_json(path) if is_json else load_plain_pickle(path.read_bytes(), str(path))
+    if path.suffix == ".json":
+        records = read_json(path, encoding=encoding)
+    else:
+        records = load_plain_pickle(path.read_bytes(), str(path))
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of references, got {describe(records)}")
     return records
 
 
 def _reference(record: Record, several: bool, room: int) -> Reference:
-    identifier, image_id = record.integer("ref_id"), record.integer("image_id")
-    category_id = -1 if several else record.integer("category_id")
+    identifier, image_id = record.integer("ref_id"), record.identifier("image_id")
+    alone = several or record.get("category_id") is None
+    category_id = None if alone else record.identifier("category_id")
     listed = record.get("ann_id")
-    if not several or isinstance(listed, int):  # the reader published with gRefCOCO takes both
-        listed = [record.integer("ann_id")]
+    if not several or not isinstance(listed, list):  # the reader published with it takes both
+        listed = [record.identifier("ann_id")]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
         problem = f"must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target"
         raise record.error("ann_id", problem)
     each_alone = (Record({"ann_id": each}, record.where) for each in listed)
-    annotation_ids = tuple(each.integer("ann_id") for each in each_alone)
+    annotation_ids = tuple(each.identifier("ann_id") for each in each_alone)
     if several and annotation_ids == (-1,):
         annotation_ids = ()
     return Reference(identifier, image_id, category_id, annotation_ids, _sentences(record, room))
 
 
-def _sentences(record: Record, room: int) -> dict[int, str]:
+def _sentences(record: Record, room: int) -> dict[Id, str]:
     listed = record.items("sentences")
-    found: dict[int, str] = {}
-    for each in listed:
-        sentence = Record(each, f"{record.where}, sentence")
-        identifier, text = sentence.integer("sent_id"), sentence.text("sent")
+    found: dict[Id, str] = {}
+    for number, each in enumerate(listed):
+        sentence = Record(each, f"{record.where}, sentence {number}")
+        identifier = number if sentence.get("sent_id") is None else sentence.identifier("sent_id")
+        text = sentence.text("sent")
         room -= len(text) + SENTENCE_SIZE
         if room < 0:
             raise ValueError(

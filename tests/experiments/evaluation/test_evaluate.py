@@ -210,6 +210,8 @@ def test_an_interrupted_file_keeps_whole_answers(tmp_path):
     assert match_answers(read_answers(path), {7: "a"}, count=2) == {
         7: [AnswerRecord("1"), AnswerRecord("2")]
     }
+    with pytest.raises(ValueError, match="1 ids belong to several questions, such as 'a'"):
+        match_answers(read_answers(path), {7: "a", 8: "a"}, count=2)
 
 
 def test_a_policy_answers_and_goes_on_to_the_same_answers(tmp_path, capsys):

@@ -1,5 +1,8 @@
 """Annotations in COCO's form, asked for by category."""
 
+import json
+
+import gymnasium
 import numpy as np
 import pytest
 from data_trees import (
@@ -7,6 +10,7 @@ from data_trees import (
     BOTH_MASK,
     FAR,
     HEIGHT,
+    PHOTO,
     SQUARE,
     SQUARE_MASK,
     WIDTH,
@@ -134,3 +138,108 @@ def test_two_annotations_of_one_id_are_named_or_the_second_is_counted(tmp_path):
     dataset = Coco(root, "val2017", per_annotation=True, on_error="skip")
     np.testing.assert_array_equal(dataset[0].target.mask(), SQUARE_MASK)
     assert dataset.skipped == {"malformed record": 1}
+
+
+def test_crowds_and_bare_images_are_counted_and_an_empty_data_set_says_why(tmp_path):
+    crowds = [annotation(500 + k, CROWD, iscrowd=1) for k in range(3)]
+    root = write(tmp_path, instances(*crowds, images=(9, 10)))
+    dataset = Coco(root, "val2017", per_annotation=True)
+    assert dataset.unused == {"crowds (iscrowd)": 3, "images without annotations": 1}
+    assert Coco(root, "val2017").unused == {"images without annotations": 1}
+    with pytest.raises(ValueError, match=r"no sample to ask about; not used, .*crowds.*: 3"):
+        gymnasium.make("seg_env:SimpleSeg-RefCOCO-v0", dataset=dataset)
+
+
+def test_what_is_not_used_is_not_judged(tmp_path):
+    odd = {"area": float("nan"), "bbox": [None], "iscrowd": None}
+    part_on_the_edge = [0.0, 5.0, 0.0, 8.0, 0.0, 6.0]
+    edges = [part_on_the_edge, [60.0, 5.0, 60.0, 8.0, 60, 6], [5, 0, 9, 0, 7, 0], [0.0, 0.0]]
+    dataset = Coco(write(tmp_path, instances(annotation(500, [SQUARE, *edges], **odd))), "val2017")
+    np.testing.assert_array_equal(dataset[0].target.mask(), SQUARE_MASK)
+    beside = [-5.0, 5.0, 0.0, 8.0, -5.0, 9.0]
+    dataset = Coco(write(tmp_path, instances(annotation(500, [SQUARE, beside]))), "val2017")
+    with pytest.raises(ValueError, match=r"annotation 500: part 1 .* outside the image: x -5 to 0"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("ids", [("9", 3.0, "500"), (9.0, "3", 500.0), ("desk", "cup", "a-1")])
+def test_ids_may_be_text_or_floats(tmp_path, ids):
+    image_id, category_id, number = ids
+    tables = instances(
+        annotation(number, [SQUARE], category_id, image_id), annotation(501, [BESIDE])
+    )
+    tables["images"] += [tables["images"][0] | {"id": image_id, "width": float(WIDTH)}]
+    tables["categories"] = [{"id": 3, "name": "person"}, {"id": category_id, "name": "person"}]
+    dataset = Coco(write(tmp_path, tables), "val2017")
+    assert_protocol(dataset, 2 if image_id == "desk" else 1)
+    np.testing.assert_array_equal(
+        dataset[-1].target.mask(), SQUARE_MASK if image_id == "desk" else BOTH_MASK
+    )
+
+
+def test_two_categories_of_one_name_are_asked_for_together(tmp_path):
+    tables = instances(annotation(500, [SQUARE]), annotation(501, [BESIDE], category_id=4))
+    tables["categories"] = [{"id": 3, "name": "cup"}, {"id": 4, "name": "cup"}]
+    dataset = Coco(write(tmp_path, tables), "val2017")
+    assert_protocol(dataset, 1)
+    np.testing.assert_array_equal(dataset[0].target.mask(), BOTH_MASK)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"category_id": None}, r"annotation 501: 'category_id' is missing"),
+        ({"category_id": 7}, r"annotation 501: 'category_id' is 7, which is not in 'categories'"),
+        ({"category_id": [3]}, r"record 1 of 'annotations': 'category_id' must be .* type list"),
+        ({"id": None}, r"record 1 of 'annotations': 'id' must be an integer, got nothing"),
+        ({"id": 2.5}, r"record 1 of 'annotations': 'id' must be an integer, got 2\.5"),
+        ({"id": ""}, r"record 1 of 'annotations': 'id' must be an integer, got the string ''"),
+        (
+            {"segmentation": [SQUARE, [1, 2, 3, float("nan"), 5, 6]]},
+            r"annotation 501: part 1 of the segmentation: .* got nan at place 3",
+        ),
+        (
+            {"segmentation": [[1, 2, 3, 4, "five", 6]]},
+            r"annotation 501: part 0 .* got the string 'five' at place 4",
+        ),
+    ],
+)
+def test_what_is_refused_is_named_and_its_category_with_it(tmp_path, change, problem):
+    other = annotation(502, [BESIDE], category_id=4)
+    tables = instances(annotation(500, [SQUARE]), annotation(501, [BESIDE]) | change, other)
+    root = write(tmp_path, tables)
+    with pytest.raises(ValueError, match=rf"instances_val2017\.json: {problem}"):
+        list(Coco(root, "val2017"))
+    dataset = Coco(root, "val2017", on_error="skip")
+    for sample in dataset:  # a target is never made of half its parts
+        is_whole = change.get("category_id", 7) in (None, 7) and "category_id" in change
+        assert sample.expression == "dog" or is_whole
+    assert dataset.skipped
+
+
+def test_images_of_one_id_that_differ_are_refused(tmp_path):
+    tables = instances(annotation(500, [SQUARE]))
+    again = tables["images"][0] | {"file_name": "other.jpg"}
+    root = write(tmp_path, tables | {"images": [*tables["images"], again, *tables["images"]]})
+    with pytest.raises(ValueError, match=r"record 1 of 'images': the id 9 appears twice"):
+        Coco(root, "val2017")
+    assert len(Coco(root, "val2017", on_error="skip")) == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "gbk"])
+def test_names_of_categories_in_any_encoding(tmp_path, encoding):
+    tables = TABLES | {"categories": [{"id": k, "name": "\u676f\u5b50"} for k in (3, 4)]}
+    root = write(tmp_path)
+    path = root / "annotations/instances_val2017.json"
+    path.write_bytes(json.dumps(tables, ensure_ascii=False).encode(encoding))
+    if encoding == "gbk":
+        with pytest.raises(ValueError, match=r"instances_val2017\.json is not text in UTF-8"):
+            Coco(root, "val2017")
+    assert Coco(root, "val2017", encoding="gbk")[0].expression == "\u676f\u5b50"
+
+
+def test_one_missing_image_does_not_hide_the_folder_of_the_others(tmp_path):
+    root = write(tmp_path)
+    (root / "val2017" / PHOTO).unlink()
+    dataset = Coco(root / "annotations/instances_val2017.json", "val2017")
+    assert dataset.image_root == root / "val2017"

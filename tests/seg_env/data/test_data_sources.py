@@ -1,5 +1,6 @@
 """Opening data sets by name, leaving records out, and what is checked on the way."""
 
+import json
 import os
 import pickle
 import warnings
@@ -30,6 +31,7 @@ from seg_env.data import (
     load_refer,
     open_dataset,
 )
+from seg_env.data.__main__ import command_line
 from seg_env.data.readers.annotated_images import image_key
 from seg_env.data.readers.refer import OFFICIAL_COUNTS, CountWarning, check_counts, embedded_root
 from seg_env.data.readers.safe_pickle import UnsafePickleError
@@ -226,3 +228,68 @@ def test_the_variable_names_the_folder(tree, monkeypatch):
     monkeypatch.setenv("SIMPLESEG_DATA", str(tree()))
     assert len(load_refer("refcoco", "val", per_reference=True)) == 3
     assert len(open_dataset("refcoco", split="val", on_error="skip")) == 6
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_references_need_no_more_than_what_is_used(tree, on_error):
+    refs = [reference(1, "500", ["left", "it"]), reference(2, 501.0, ["right"]) | {"ref_id": "2"}]
+    for each in refs:
+        del each["category_id"]
+        for sentence in each["sentences"]:
+            del sentence["sent_id"]
+    odd = [{"id": None, "image_id": 99, "category_id": []}, {"id": "?", "image_id": 98}]
+    tables = TABLES | {
+        "annotations": [
+            annotation(500, [SQUARE], area=float("nan")),
+            *TABLES["annotations"][1:],
+            *odd,
+        ],
+        "images": [*TABLES["images"], {"id": 98, "height": 0}],
+    }
+    dataset = Refer(tree(refs, tables), "refcoco", "val", on_error=on_error)
+    assert_protocol(dataset, 3)
+    assert not dataset.skipped
+    assert dataset[2].metadata["category"] == "person"
+    assert [sample.metadata["sent_id"] for sample in dataset] == [0, 1, 0]
+
+
+def test_names_of_images_and_objects_may_be_text(tree):
+    tables = {
+        "images": [TABLES["images"][0] | {"id": "desk"}],
+        "annotations": [annotation("left", [SQUARE], "cup", "desk")],
+        "categories": [{"id": "cup", "name": "cup"}],
+    }
+    refs = [reference(1, "left", ["left"]) | {"image_id": "desk", "category_id": "cup"}]
+    refs[0]["sentences"][0]["sent_id"] = "a"
+    dataset = Refer(tree(refs, tables), "refcoco", "val")
+    assert_protocol(dataset, 1)
+    assert dataset[0].id == "refcoco-unc-val-1-a"
+    assert dataset[0].target.area == 400
+
+
+def test_references_without_a_sentence_are_counted(tree, capsys):
+    root = tree([*REFS, reference(4, 500, []), reference(5, 500, [])])
+    assert Refer(root, "refcoco", "val").unused == {"references without a sentence": 2}
+    where = ["--dataset", "refcoco", "--data-root", str(root), "--split", "val"]
+    assert command_line(["check", *where]) == 0
+    assert "not used, references without a sentence: 2" in capsys.readouterr().out
+
+
+def test_a_missing_image_is_not_a_missing_folder(tree):
+    root = tree()
+    (root / "train2014" / PHOTO).unlink()
+    assert len(Refer(root, "refcoco", "val")) == 6
+    dataset = Refer(root, "refcoco", "val", on_error="skip")
+    assert_protocol(dataset, 3)
+    assert dataset.skipped == {"missing photo": 3}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
+def test_references_in_any_encoding(tree, encoding):
+    root = tree([reference(1, 500, ["\u676f\u5b50"])])
+    path = root / "refcoco/refs(unc).json"
+    path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode(encoding))
+    if encoding == "gbk":
+        with pytest.raises(ValueError, match=r"refs\(unc\)\.json is not text in UTF-8; .*--encod"):
+            Refer(root, "refcoco", "val")
+    assert Refer(root, "refcoco", "val", encoding="gbk")[0].expression == "\u676f\u5b50"

@@ -70,7 +70,7 @@ def test_others_are_what_is_not_asked_for(tree):
 
 def test_an_ann_id_of_another_form_is_named(tree):
     assert GRefCoco(tree([reference(1, 500, ["a"])]), "val")[0].metadata["ann_id"] == [500]
-    for wrong in ("500", [], [[500]], [1.5]):
+    for wrong in ({"id": 500}, [], [[500]], [1.5]):
         root = tree([reference(1, wrong, ["a"])])
         with pytest.raises(ValueError, match=r"grefs\(unc\)\.json: record 0: 'ann_id' must be"):
             GRefCoco(root, "val")

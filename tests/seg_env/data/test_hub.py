@@ -194,3 +194,13 @@ def test_through_the_hub(tmp_path, monkeypatch):
     assert dataset.name == "moondream/refcoco-m"
     assert_protocol(dataset, 2)
     np.testing.assert_array_equal(dataset[0].target.mask(), SQUARE_MASK)
+
+
+def test_objects_without_a_sentence_are_counted_and_nan_is_not_judged(tmp_path):
+    row = moondream_row(encoded_image(tmp_path), SQUARE_MASK, BOTH_MASK)
+    row["samples"][0] |= {"sentences": [], "bbox": [float("nan")] * 4}
+    write(tmp_path / "validation.parquet", [row])
+    dataset = Parquet(tmp_path, "validation")
+    assert len(dataset) == 2
+    assert dataset.unused == {"references without a sentence": 1}
+    np.testing.assert_array_equal(dataset[0].target.mask(), BOTH_MASK)

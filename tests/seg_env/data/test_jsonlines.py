@@ -205,3 +205,111 @@ def test_the_command_line_checks_and_exports(tmp_path, capsys):
     excluding = ["--exclude-images", "grefcoco:val"]
     assert command_line(["check", *where, *excluding]) == 0
     assert "left out for their image: 2" in capsys.readouterr().out
+
+
+def coloured_splits(root, names=("0001.png",), splits=("train", "val")):
+    """LabelMe folders of one root whose images have equal names and a colour of their own."""
+    for k, split in enumerate(splits):
+        for m, name in enumerate(names):
+            folder = root / split / str(m)
+            shapes = [{"label": f"cup {m}", "points": [[10, 10], [30, 10], [30, 30]]}]
+            labelled = {"imagePath": name, "imageHeight": HEIGHT, "imageWidth": WIDTH}
+            write_json(folder / "label.json", labelled | {"shapes": shapes})
+            write_photo(folder / name, colour=(100 * k + 20, 10 * m, 0))
+    return [LabelMe(root, split) for split in splits]
+
+
+@pytest.mark.parametrize("form", ["rle", "mask"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0001.png",),
+        ("0001.png", "0001.png", "0001.png"),
+        ("1-0001.png", "0001.png", "0001.png"),
+        ("no ending", "12:30:00.png", "a\\b.png", "a\udcffb.png", "\u00e9" * 120 + ".png"),
+        ("val-0.png", "train-0.png"),
+    ],
+)
+def test_equal_names_never_meet_in_one_folder(tmp_path, names, form):
+    named = [name if "." in name else name + ".png" for name in names]
+    if "\\" in "".join(named):  # LabelMe itself takes them for folders
+        named = [name.replace("\\", "") for name in named]
+    sources = coloured_splits(tmp_path / "source", named)
+    for k in (0, 1, 0, 1, 1, 0):  # any number of calls, in any order
+        export_jsonlines(sources[k], tmp_path / "out", form=form)
+    for source in sources:
+        copy = JsonLines(tmp_path / "out", source.split)
+        assert len(copy) == len(names)
+        for original, read in zip(source, copy, strict=True):
+            np.testing.assert_array_equal(original.image, read.image)
+            np.testing.assert_array_equal(original.target.mask(), read.target.mask())
+    files = list((tmp_path / "out/images").iterdir())
+    assert len(files) == 2 * len(names), "once more is the same file"
+
+
+def test_images_in_memory_and_masks_of_one_split_never_meet(tmp_path):
+    easy, hard = (Scenes("val", level, length=2, size=64) for level in ("easy", "hard"))
+    first = export_jsonlines(easy, tmp_path, form="mask").rename(tmp_path / "easy.jsonl")
+    second = export_jsonlines(hard, tmp_path, form="mask")
+    for source, path in ((easy, first), (hard, second)):
+        for original, read in zip(source, JsonLines(path), strict=True):
+            np.testing.assert_array_equal(original.image, read.image)
+            np.testing.assert_array_equal(original.target.mask(), read.target.mask())
+
+
+def test_a_lone_surrogate_is_exported_as_it_came(tmp_path, write):
+    source = JsonLines(write(line(expression="a \ud800 b")), "val")
+    assert JsonLines(export_jsonlines(source, tmp_path / "out"))[0].expression == "a \ud800 b"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lines_in_unicode_of_any_kind(write, encoding):
+    root = write()
+    text = "\n".join(
+        json.dumps(line(expression=each), ensure_ascii=False) for each in "\u010a\u4e2d"
+    )
+    (root / "val.jsonl").write_bytes(text.encode(encoding))
+    dataset = JsonLines(root, "val")
+    assert_protocol(dataset, 2)
+    assert [sample.expression for sample in dataset] == ["\u010a", "\u4e2d"]
+
+
+def test_lines_in_another_encoding_are_an_error_or_named(write):
+    root = write()
+    text = json.dumps(line(expression="\u676f\u5b50"), ensure_ascii=False)
+    (root / "val.jsonl").write_bytes(text.encode("gbk"))
+    with pytest.raises(ValueError, match=r"val\.jsonl: line 1 is not text in UTF-8; .*--encoding"):
+        JsonLines(root, "val")[0]
+    named = open_dataset(str(root / "val.jsonl"), encoding="gbk")
+    assert named[0].expression == "\u676f\u5b50"
+    with pytest.raises(ValueError, match=r"is not text in UTF-8 or ascii"):
+        JsonLines(root, "val", encoding="ascii")[0]
+    with pytest.raises(ValueError, match="encoding='gkb' is unknown"):
+        JsonLines(root, "val", encoding="gkb")
+    with pytest.raises(ValueError, match="encoding='gbk' cannot be used with"):
+        open_dataset("parquet", data_root=root, encoding="gbk")
+
+
+def test_noise_of_a_jpeg_is_no_part_of_a_mask(write):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[7:27, 13:43] = 255
+    root = write()
+    for quality in (30, 75, 95):
+        Image.fromarray(mask).save(root / "m.jpg", quality=quality)
+        write({"image": "images/a.jpg", "expression": "", "mask": "m.jpg"})
+        np.testing.assert_array_equal(JsonLines(root, "val")[0].target.mask(), mask > 0)
+    for wrong in (mask // 255, mask // 2, mask // 255 * 200):
+        Image.fromarray(wrong).save(root / "m.jpg")
+        with pytest.raises(ValueError, match=r"m\.jpg is a JPEG and not black and white"):
+            JsonLines(root, "val")[0]
+    Image.fromarray(mask // 255).save(root / "m.png")
+    write({"image": "images/a.jpg", "expression": "", "mask": "m.png"})
+    np.testing.assert_array_equal(JsonLines(root, "val")[0].target.mask(), mask > 0)
+
+
+def test_whole_numbers_may_be_floats_and_nothing_is_null(write):
+    nothing = dict.fromkeys(("id", "ignore", "others", "metadata", "rings", "mask"))
+    root = write(line(size=[float(HEIGHT), float(WIDTH)], **nothing))
+    dataset = JsonLines(root, "val")
+    assert_protocol(dataset, 1)
+    assert (dataset[0].id, dataset[0].target.ignore, dataset.others(0)) == ("0", None, [])

@@ -1,6 +1,8 @@
 """Folders annotated with LabelMe."""
 
 import base64
+import io
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_trees import (
     write_json,
     write_photo,
 )
+from PIL import Image
 
 from seg_env.data import LabelMe, open_dataset
 
@@ -121,7 +124,7 @@ def test_an_image_path_may_go_up_but_not_out(write):
 def test_broken_records_are_errors_or_counted(write):
     far = [[200, 5], [300, 5], [300, 30]]
     root = write(shape("cup", SQUARE), shape("far", far), shape("line", [[5, 5], [5, 5], [5, 5]]))
-    write(shape("odd", [[1, 2, 3]]), shape("box", SQUARE, "rectangle"), name="train/odd")
+    write(shape("odd", [[1, 2, 3]]), shape("box", SQUARE[:3], "rectangle"), name="train/odd")
     write(shape("tall", SQUARE), name="train/tall", imageHeight=HEIGHT + 9)
     write(shape("gone", SQUARE), name="train/gone", image=False, imagePath="gone.jpg")
     (root / "train/cut.json").write_text("{")
@@ -140,3 +143,111 @@ def test_broken_records_are_errors_or_counted(write):
     unchecked = LabelMe(root)
     with pytest.raises(ValueError, match=r"desk\.json: shape 1: a polygon outside the image"):
         unchecked[1]
+
+
+def encoded(mask, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, form)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def mask_shape(label, corner, mask, **more):
+    """A mask as LabelMe's brush and its models write it: a box, end included, and an image."""
+    x, y = corner
+    points = [[x, y], [x + mask.shape[1] - 1, y + mask.shape[0] - 1]]
+    return shape(label, points, "mask", mask=encoded(mask), **more)
+
+
+def test_masks_are_parts_alone_and_beside_a_polygon(write):
+    disc = np.hypot(*np.mgrid[-7:8, -10:11]) < 8
+    expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    expected[20:35, 25:46] = disc
+    alone = LabelMe(write(mask_shape("cup", (25, 20), disc)))
+    assert_protocol(alone, 1)
+    np.testing.assert_array_equal(alone[0].target.mask(), expected)
+    beside = LabelMe(write(shape("cup", SQUARE), mask_shape("cup", (25, 20), np.uint8(disc) * 255)))
+    np.testing.assert_array_equal(beside[0].target.mask(), expected | SQUARE_MASK)
+    assert not beside.unused
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"points": [[50, 30], [70, 44]]}, "a mask has the corners of a box within 60 x 40"),
+        ({"points": [[25, 20], [45, 34], [1, 1]]}, "a mask has the corners of a box"),
+        ({"points": [[25, 20], [44, 34]]}, r"mask is 21 x 15 pixels .* say 20 x 15"),
+        ({"points": [[25, 20], [float("nan"), 34]]}, "finite pairs"),
+        ({"mask": None}, "'mask' must be a string, got nothing"),
+        ({"mask": "?"}, "mask is not base64"),
+        ({"mask": "aGVsbG8="}, "mask cannot be read as an image"),
+        ({"shape_type": "ellipse"}, "'shape_type' must be one of polygon, .*got the string 'elli"),
+    ],
+)
+def test_a_target_is_never_made_of_half_its_parts(write, change, problem):
+    odd = mask_shape("cup", (25, 20), np.ones((15, 21), dtype=bool)) | change
+    root = write(shape("cup", SQUARE), odd, shape("lamp", BESIDE))
+    with pytest.raises(ValueError, match=rf"desk\.json: shape 1: .*{problem}"):
+        LabelMe(root)[0]
+    dataset = LabelMe(root, on_error="skip")
+    assert [sample.expression for sample in dataset] == ["lamp"]
+    assert sum(dataset.skipped.values()) == 1
+
+
+def test_what_outlines_nothing_is_counted_by_its_kind(write):
+    lines = [("point", 1), ("points", 2), ("line", 2), ("linestrip", 3), ("point", 1)]
+    root = write(shape("cup", SQUARE), *(shape("cup", SQUARE[:n], kind) for kind, n in lines))
+    write(shape("cup", SQUARE[:1], "point"), name="train/bare", imagePath="../../elsewhere.png")
+    dataset = LabelMe(root)
+    assert_protocol(dataset, 1)
+    assert dataset.unused == {
+        "point shapes": 3, "points shapes": 1, "line shapes": 1, "linestrip shapes": 1,
+        "images without annotations": 1,
+    }  # fmt: skip
+    unlabelled = write(shape("cup", SQUARE), shape(None, [[5, 5]], "point"))
+    assert len(LabelMe(unlabelled)) == 1, "what is not used is not judged"
+
+
+def test_rectangles_of_four_points(write):
+    root = write(
+        shape("cup", SQUARE, "rectangle"),
+        shape("lamp", [[20, 5], [30, 15], [20, 25], [10, 15]], "oriented_rectangle"),
+        shape("old", SQUARE, None),
+    )
+    cup, lamp, old = LabelMe(root)
+    np.testing.assert_array_equal(cup.target.mask(), SQUARE_MASK)
+    np.testing.assert_array_equal(old.target.mask(), SQUARE_MASK)
+    assert lamp.target.area == pytest.approx(200, abs=15)
+
+
+@pytest.mark.parametrize("per_annotation", [False, True])
+def test_parts_of_an_object_stay_together_when_one_of_them_is_described(write, per_annotation):
+    root = write(
+        shape("cup", SQUARE, group_id=1),
+        shape("cup", BESIDE, group_id=1, description="the red cup"),
+    )
+    dataset = LabelMe(root, per_annotation=per_annotation)
+    assert_protocol(dataset, 1)
+    assert dataset[0].expression == "the red cup"
+    np.testing.assert_array_equal(dataset[0].target.mask(), BOTH_MASK)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_labels_in_unicode_of_any_kind(write, encoding):
+    root = write(shape("cup", SQUARE))
+    text = json.dumps(record(shape("\u676f\u5b50", SQUARE)), ensure_ascii=False)
+    (root / "train/desk.json").write_bytes(text.encode(encoding))
+    assert LabelMe(root)[0].expression == "\u676f\u5b50"
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "cp1252"])
+def test_labels_in_another_encoding_are_an_error_or_named(write, encoding):
+    label = "caf\u00e9" if encoding == "cp1252" else "\u676f\u5b50"
+    root = write(shape("cup", SQUARE))
+    text = json.dumps(record(shape(label, SQUARE)), ensure_ascii=False)
+    (root / "train/desk.json").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"desk\.json is not text in UTF-8; .*--encoding"):
+        LabelMe(root)
+    assert LabelMe(root, on_error="skip").skipped == {"malformed record": 1}
+    write(shape("\u676f", SQUARE), name="train/other")
+    dataset = open_dataset("labelme", data_root=root, encoding=encoding)
+    assert [sample.expression for sample in dataset] == [label, "\u676f"]

@@ -152,3 +152,8 @@ def test_a_polygon_that_reaches_out_is_cut_off():
     mask = fill_inclusive(points, (HEIGHT, WIDTH))
     assert mask[:11].all()
     assert not mask[11:].any()
+
+
+def test_flags_are_counted(write):
+    root = write(a=record(shape("t", OUTER), shape("flag", INNER), shape("Flag", INNER)))
+    assert ReasonSeg(root, "val").unused == {"flag shapes": 2}

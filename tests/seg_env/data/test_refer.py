@@ -255,7 +255,7 @@ def test_a_list_that_contains_itself_is_refused(tree: Tree) -> None:
     refs.append(refs)
     with pytest.raises(ValueError, match="record 0: 'split' must be a string"):
         Refer(tree(refs=refs))
-    with pytest.raises(ValueError, match=r"'sentences' must be a list|'sent_id' must be"):
+    with pytest.raises(ValueError, match=r"'sentences' must be a list|'sent' must be"):
         Refer(tree(refs=[reference(sentences=refs)]))
 
 
@@ -263,7 +263,7 @@ def test_a_list_that_contains_itself_is_refused(tree: Tree) -> None:
     ("changes", "problem"),
     [
         ({"annotations": [{"image_id": 9}]}, "record 0 of 'annotations': 'id' must be an integer"),
-        ({"annotations": [5]}, "record 0 of 'annotations': 'id' must be an integer"),
+        ({"annotations": [5]}, "record 0 of 'annotations': 'image_id' must be an integer"),
         ({"images": [{"id": 9, "height": 4}]}, "record 0 of 'images': 'width' must be an integer"),
         ({"categories": [{"id": 9}]}, "record 0 of 'categories': 'name' must be a string"),
         (

@@ -29,6 +29,9 @@ rest = Rle.from_mask(BOTH_MASK & (np.arange(WIDTH) >= 20))
         pytest.param({"size": [HEIGHT, WIDTH], "counts": rle.to_string().decode()}, id="string"),
         pytest.param({"size": [HEIGHT, WIDTH], "counts": rle.counts.tolist()}, id="counts"),
         pytest.param(
+            {"size": [40.0, 60.0], "counts": rle.counts.astype(float).tolist()}, id="floats"
+        ),
+        pytest.param(
             [
                 {"size": [HEIGHT, WIDTH], "counts": part.to_string().decode()}
                 for part in (square, rest)
@@ -63,6 +66,8 @@ def test_an_empty_segmentation_is_an_empty_target() -> None:
         ([{"size": [WIDTH, HEIGHT], "counts": "0"}], r"'size' must be .* \(40, 60\)"),
         ([{"size": [HEIGHT, WIDTH], "counts": "~~"}], "compressed RLE"),
         ([{"size": [HEIGHT, WIDTH], "counts": [5, 5]}], "sum to 10"),
+        ([{"size": [HEIGHT, WIDTH], "counts": [5.5, 2394.5]}], "list of integers"),
+        ([{"size": [HEIGHT, WIDTH], "counts": [float("nan"), 5]}], "list of integers"),
         ([{"size": [HEIGHT, WIDTH], "counts": [2**70, -(2**70)]}], "counts"),
         ([{"size": [HEIGHT, WIDTH]}], "'counts' must be"),
     ],

@@ -91,6 +91,53 @@ def test_names_with_dots_are_images_too_and_part_no_sample(tmp_path):
     assert not faults
 
 
+def test_captions_beside_names_with_dots(tmp_path):
+    members = [
+        ("1.caption.txt", b"of one"),
+        ("1.jpg", encoded(form="JPEG")),
+        ("1.boxes.txt", b"0 0.5 0.5"),
+        ("2.input.jpg", encoded(form="JPEG", seed=1)),
+        ("2.json", b'{"url": "http://x/2", "caption": "no"}'),
+        ("2.txt", b"of two"),
+        ("3.a.png", encoded(seed=2)),
+        ("3.a.txt", b"of the first"),
+        ("3.b.png", encoded(seed=3)),
+        ("3.json", b'{"caption": "of three"}'),
+        ("4.caption.txt", b"no"),
+        ("4.png", encoded(seed=4)),
+        ("4.text", b"of four"),
+        ("5.text.txt", b"a failed download"),
+        ("5.txt", b"a failed download"),
+    ]
+    images, faults = read_tar(tmp_path, tar_bytes(members))
+    assert {each.key: each.text for each in images} == {
+        "1": "of one", "2.input": "of two", "3.a": "of the first", "3.b": "of three", "4": "of four"
+    }  # fmt: skip
+    assert images[1].metadata == {"url": "http://x/2"}
+    assert faults == {Reason.NO_IMAGE: 1}
+
+
+def test_texts_in_unicode_of_any_kind_and_no_other_encoding(tmp_path):
+    members = []
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gbk"):
+        members += [
+            (f"txt-{encoding}.png", encoded()),
+            (f"txt-{encoding}.txt", "\u676f\u5b50: a cup".encode(encoding)),
+            (f"json-{encoding}.png", encoded()),
+            (f"json-{encoding}.json", '{"caption": "\u676f\u5b50: a cup"}'.encode(encoding)),
+        ]
+    images, faults = read_tar(tmp_path, tar_bytes(members))
+    assert {each.text for each in images} == {"\u676f\u5b50: a cup"}
+    assert (len(images), faults) == (7, {Reason.ENCODING: 3})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in members:
+        (folder / name).write_bytes(content)
+    images, faults = read(Files(str(folder)))
+    assert {each.text for each in images} == {"\u676f\u5b50: a cup"}
+    assert (len(images), faults) == (7, {Reason.ENCODING: 3})
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_longer_than_a_header(tmp_path, form):
     long = "folder/" * 30 + "x" * 120

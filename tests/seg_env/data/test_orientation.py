@@ -1,0 +1,127 @@
+"""Which image annotations are drawn on: the stored one, or the one that EXIF data turn upright."""
+
+import base64
+
+import numpy as np
+import pytest
+from data_trees import (
+    HEIGHT,
+    PHOTO,
+    SQUARE,
+    SQUARE_MASK,
+    WIDTH,
+    annotation,
+    instances,
+    reference,
+    write_json,
+    write_photo,
+    write_turned,
+)
+from PIL import Image
+
+from seg_env.data import Coco, JsonLines, LabelMe, ReasonSeg, Refer, export_jsonlines
+
+CORNERS = np.reshape(SQUARE, (-1, 2)).tolist()
+UPRIGHT, STORED = (HEIGHT, WIDTH), (WIDTH, HEIGHT)
+
+
+def labelme(root, size=UPRIGHT, orientation=6, points=CORNERS, **more):
+    shapes = [{"label": "cup", "points": points, "shape_type": "polygon"}]
+    sides = {"imageHeight": size[0], "imageWidth": size[1]}
+    write_json(root / "a.json", {"imagePath": "a.jpg", "shapes": shapes, **sides, **more})
+    write_turned(root / "a.jpg", orientation)
+    return LabelMe(root)
+
+
+def coco(root, size, orientation, segmentation):
+    tables = instances(annotation(500, [segmentation]))
+    tables["images"][0] |= {"height": size[0], "width": size[1]}
+    write_json(root / "val.json", tables)
+    write_turned(root / PHOTO, orientation)
+    return Coco(root, "val")
+
+
+def outlines_red(sample):
+    """Whether the target is what is red."""
+    red = sample.image[:, :, 1] < 128
+    return red.shape == sample.target.size and (red ^ sample.target.mask()).mean() < 0.01
+
+
+def turned_back(points, orientation):
+    """Corners on the upright image as they lie on the stored one."""
+    back = [(WIDTH - x, HEIGHT - y) if orientation == 3 else (y, WIDTH - x) for x, y in points]
+    return np.ravel(back).tolist()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_labelme_and_reasonseg_are_drawn_upright(tmp_path, orientation, recwarn):
+    dataset = labelme(tmp_path / "labelme", orientation=orientation)
+    assert outlines_red(dataset[0])
+    record = {"text": ["the cup"], "shapes": [{"label": "cup", "points": CORNERS}]}
+    write_json(tmp_path / "val/a.json", record)
+    write_turned(tmp_path / "val/a.jpg", orientation)
+    sample = ReasonSeg(tmp_path, "val")[0]
+    assert sample.target.size == UPRIGHT
+    assert sample.image.shape[:2] == UPRIGHT
+    red = sample.image[:, :, 1] < 128
+    assert (red & ~sample.target.mask()).sum() == 0
+    assert not recwarn
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_coco_refcoco_and_json_lines_are_drawn_as_stored(tmp_path, orientation, recwarn):
+    size = UPRIGHT if orientation == 3 else STORED
+    segmentation = turned_back(CORNERS, orientation)
+    dataset = coco(tmp_path, size, orientation, segmentation)
+    assert outlines_red(dataset[0])
+    path = export_jsonlines(dataset, tmp_path / "out")
+    assert outlines_red(JsonLines(path)[0])
+    assert (tmp_path / "out/images" / PHOTO).read_bytes() == (tmp_path / PHOTO).read_bytes()
+    tables = instances(annotation(500, [segmentation]))
+    tables["images"][0] |= {"height": size[0], "width": size[1]}
+    write_json(tmp_path / "refcoco/instances.json", tables)
+    write_json(tmp_path / "refcoco/refs(unc).json", [reference(1, 500, ["one"])])
+    write_turned(tmp_path / "train2014" / PHOTO, orientation)
+    assert outlines_red(Refer(tmp_path, "refcoco", "val")[0])
+    assert not [each for each in recwarn if "upright" in str(each.message)]
+
+
+def test_a_size_that_fits_the_other_image_only_is_used_and_said(tmp_path):
+    with pytest.warns(UserWarning, match="read turned upright as their EXIF data say"):
+        assert outlines_red(coco(tmp_path / "coco", UPRIGHT, 6, SQUARE)[0])
+    points = np.reshape(turned_back(CORNERS, 6), (-1, 2)).tolist()
+    stored = labelme(tmp_path / "labelme", STORED, points=points)
+    with pytest.warns(UserWarning, match="are read as they are stored"):
+        assert outlines_red(stored[0])
+
+
+def test_a_size_that_fits_neither_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="but its annotations say 60 x 41"):
+        _ = labelme(tmp_path, (HEIGHT + 1, WIDTH))[0].image
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_what_is_read_turned_is_exported_turned(tmp_path, orientation):
+    dataset = labelme(tmp_path, orientation=orientation)
+    path = export_jsonlines(dataset, tmp_path / "out")
+    assert (tmp_path / "out/images/a.png").exists()
+    copy = JsonLines(path, "train")
+    np.testing.assert_array_equal(copy[0].image, dataset[0].image)
+    assert outlines_red(copy[0])
+
+
+def test_the_image_in_a_labelme_file_decides_about_one_that_could_be_turned(tmp_path):
+    content = tmp_path / "content.png"
+    write_photo(content, colour=(1, 2, 3))
+    data = base64.b64encode(content.read_bytes()).decode()
+    for orientation, colour in ((1, [255, 255, 255]), (3, [1, 2, 3]), (6, [1, 2, 3])):
+        image = labelme(tmp_path, orientation=orientation, imageData=data)[0].image
+        np.testing.assert_allclose(image[0, 0], colour, atol=2)
+    Image.open(tmp_path / "a.jpg").resize((90, 90)).save(tmp_path / "a.jpg")
+    assert LabelMe(tmp_path)[0].image[0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_labelme_file_without_sizes_has_those_of_its_image(tmp_path):
+    sizes = {"imageHeight": None, "imageWidth": None}
+    assert outlines_red(labelme(tmp_path, **sizes)[0])
+    np.testing.assert_array_equal(LabelMe(tmp_path)[0].target.mask(), SQUARE_MASK)
