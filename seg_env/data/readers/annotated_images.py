@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import operator
 import re
 from abc import ABC, abstractmethod
@@ -86,8 +85,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         if encoding is not None:
             try:
-                codecs.lookup(encoding)
-            except LookupError:
+                "a".encode(encoding)
+            except (LookupError, ValueError):
                 raise ValueError(f"{encoding=} is unknown; use one that Python knows") from None
         self.name = name
         self.split = split
