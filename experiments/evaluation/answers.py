@@ -136,8 +136,8 @@ def match_answers(
     ids = list(asked.values())
     if twice := [identifier for identifier, n in Counter(ids).items() if n > 1]:
         raise ValueError(
-            f"{len(twice)} ids belong to several questions, such as {_some(twice)}; an answer could "
-            "be to any of them. Give every record of the data an id of its own, or none"
+            f"{len(twice)} ids belong to several questions, such as {_some(twice)}; an answer "
+            "could be to any of them. Give every record of the data an id of its own, or none"
         )
     unknown = answers.keys() - set(ids)
     if unknown and not ignore_unknown:

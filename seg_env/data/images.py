@@ -162,7 +162,9 @@ def image_size(
         return size
 
 
-def is_turned(source: Path | bytes, size: tuple[int, int], *, upright: bool) -> bool:
+def is_turned(
+    source: Path | bytes, size: tuple[int, int] | None = None, *, upright: bool = True
+) -> bool:
     """Whether `read_image` turns an image, so that its stored pixels are not what is read."""
     with _opened(source, size, "", upright) as (_, _, turn):
         return turn > 1

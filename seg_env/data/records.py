@@ -145,7 +145,7 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
     """
     usual = json.detect_encoding(data)
     for each in (usual, encoding) if encoding else (usual,):
-        with suppress(UnicodeDecodeError):
+        with suppress(UnicodeError):
             text = data.decode(each)
             if "\0" not in text:  # as UTF-16 that begins with another script reads in UTF-8
                 return text

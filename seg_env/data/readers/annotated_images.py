@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import operator
 import re
 from abc import ABC, abstractmethod
@@ -92,8 +91,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         if encoding is not None:
             try:
-                codecs.lookup(encoding)
-            except LookupError:
+                "a".encode(encoding)
+            except (LookupError, ValueError):
                 raise ValueError(f"{encoding=} is unknown; use one that Python knows") from None
         if stretch not in get_args(Stretch):
             raise ValueError(f"{stretch=} is unknown; use one of {', '.join(get_args(Stretch))}")

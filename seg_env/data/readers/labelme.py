@@ -173,7 +173,7 @@ def _image_of(record: Record, file: Path) -> tuple[Path | bytes, tuple[int, int]
         return file, size or image_size(file, upright=True)
     if size:
         with suppress(ValueError, OSError):
-            if not is_turned(file, size, upright=True):
+            if image_size(file) == size and not is_turned(file):
                 return file, size
     with located(f"{record.where}: imageData is not base64"):
         image = base64.b64decode(data, validate=True)

@@ -284,8 +284,9 @@ def test_lines_in_another_encoding_are_an_error_or_named(write):
     assert named[0].expression == "\u676f\u5b50"
     with pytest.raises(ValueError, match=r"is not text in UTF-8 or ascii"):
         JsonLines(root, "val", encoding="ascii")[0]
-    with pytest.raises(ValueError, match="encoding='gkb' is unknown"):
-        JsonLines(root, "val", encoding="gkb")
+    for unknown in ("gkb", "hex", "undefined"):
+        with pytest.raises(ValueError, match=f"encoding='{unknown}' is unknown"):
+            JsonLines(root, "val", encoding=unknown)
     with pytest.raises(ValueError, match="encoding='gbk' cannot be used with"):
         open_dataset("parquet", data_root=root, encoding="gbk")
 

@@ -110,13 +110,18 @@ def test_what_is_read_turned_is_exported_turned(tmp_path, orientation):
     assert outlines_red(copy[0])
 
 
-def test_the_image_in_a_labelme_file_decides_about_one_that_could_be_turned(tmp_path):
+def test_the_image_in_a_labelme_file_decides_about_one_that_could_be_turned(tmp_path, recwarn):
     content = tmp_path / "content.png"
     write_photo(content, colour=(1, 2, 3))
     data = base64.b64encode(content.read_bytes()).decode()
     for orientation, colour in ((1, [255, 255, 255]), (3, [1, 2, 3]), (6, [1, 2, 3])):
         image = labelme(tmp_path, orientation=orientation, imageData=data)[0].image
         np.testing.assert_allclose(image[0, 0], colour, atol=2)
+    stored = base64.b64encode(write_photo(content, STORED[::-1], (4, 5, 6)).read_bytes()).decode()
+    dataset = labelme(tmp_path, STORED, imageData=stored, points=[[1, 1], [9, 1], [9, 9]])
+    assert dataset[0].image[0, 0].tolist() == [4, 5, 6]
+    assert not recwarn
+    labelme(tmp_path, imageData=data)
     Image.open(tmp_path / "a.jpg").resize((90, 90)).save(tmp_path / "a.jpg")
     assert LabelMe(tmp_path)[0].image[0, 0].tolist() == [1, 2, 3]
 
