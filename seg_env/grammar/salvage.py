@@ -158,7 +158,7 @@ def _read_value(text: str, frame: Frame, form: Form, plain: _AnyReader) -> _AnyR
         reader.take(found.rings, found.start)
         if (text[: found.start] + text[found.end :]).strip() not in ("", "."):
             reader.note(IssueKind.SURROUNDING_TEXT, 0, quote=text)
-        if plain.rings and not reader.is_usable:
+        if plain.rings and reader.rings and not reader.is_usable:
             return plain
     if reader.rings:
         reader.note(IssueKind.OTHER_FORM, found.start, found.name)
@@ -414,7 +414,7 @@ class _NumbersReader(_Reader):
                 runs.append([])
             runs[-1].append(group)
         # Numbers together come before two corners, which may be pieces of an outline.
-        for run in sorted(reversed(runs), key=len):
+        for run in (run for size in (1, 2) for run in runs[::-1] if len(run) == size):
             patterns = [_LISTS[self._count]] if len(run) == 1 else [_LISTS[2]] * (self._count // 2)
             matches = [
                 pattern.fullmatch(group[1])
