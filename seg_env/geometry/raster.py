@@ -202,10 +202,23 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     keys, counts = toggles(points, lengths, size)
     offsets = np.arange(len(rings)) * (width * (height + 1))
     each = np.split(keys - np.repeat(offsets, counts), np.cumsum(counts)[:-1])
-    layers = [
-        _layer(union_spans(np.concatenate([each[index] for index in group])), bool(role))
+    groups = [
+        (bool(role), np.concatenate([each[index] for index in group]))
         for role, group in groupby(order.tolist(), key=filled.__getitem__)
     ]
+    if len(groups) <= _FEW_LAYERS:
+        for role, painted in groups:
+            if role:
+                spans = union_spans(np.concatenate((spans, painted)))
+            else:  # A hole is added to what lies outside.
+                outside = np.concatenate(([-1], spans, [width * (height + 1)], painted))
+                spans = union_spans(outside)
+            pairs = spans.reshape(-1, 2)
+            spans = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
+            if not role:
+                spans = spans[1:-1]
+        return spans
+    layers = [_layer(union_spans(painted), role) for role, painted in groups]
     while len(layers) > 1:  # Pairs of neighbours, so that every span is merged few times.
         pairs = [layers[start : start + 2] for start in range(0, len(layers), 2)]
         layers = [_paint(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
@@ -214,6 +227,7 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     return np.asarray(where[np.diff(is_filled, prepend=False)])
 
 
+_FEW_LAYERS = 4  # Up to so many are painted one after another.
 _FILLED, _HOLE = 1, 2
 _Layer = tuple[NDArray[np.int64], NDArray[np.int8]]
 """Increasing keys, and what is painted from each of them on: 0 for nothing, or one of the above."""

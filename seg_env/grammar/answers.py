@@ -51,9 +51,9 @@ def decode(text: str, frame: Frame = UNIT) -> Prediction:
     is read as if right. Of a text that marks its answer (behind ``</think>``, in ``<answer>``, in a
     fenced block) only that counts, else the last list that gives a ring. Other notations, such as
     flat rings and JSON objects, are read and named (``OTHER_FORM``; docs/tasks.md has the table). A
-    ring of fewer than three vertices is dropped. Numbers up to one image size outside are kept (``OUT_OF_RANGE``); any
-    number further out, or fractions in a frame of whole numbers, mean that the answer is about
-    another frame, and all rings are dropped (``WRONG_FRAME``).
+    ring of fewer than three vertices is dropped. Numbers up to one image size outside are kept
+    (``OUT_OF_RANGE``); any number further out, or fractions in a frame of whole numbers, mean that
+    the answer is about another frame, and all rings are dropped (``WRONG_FRAME``).
 
     Time is linear in the length of the text up to `MAX_CHARACTERS`, beyond which nothing is read;
     at most `MAX_VERTICES` vertices and `MAX_RINGS` rings are kept. ``[]`` gives no ring and no

@@ -161,14 +161,14 @@ def _places(value: Any, form: Form) -> list[Vertices]:
     """The outlines, boxes or points in nested lists of numbers, as written."""
     return [
         [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
-        for numbers in _number_lists(value)
+        for numbers in _number_lists(value, join=form != "point")
         if (len(numbers) == _COUNTS[form] if form in _COUNTS else len(numbers) >= 6)
         and len(numbers) % 2 == 0
     ]
 
 
-def _number_lists(value: Any) -> Iterator[list[float]]:
-    """Innermost lists of numbers, a list of pairs as one, in reading order."""
+def _number_lists(value: Any, join: bool) -> Iterator[list[float]]:
+    """Innermost lists of numbers, with `join` a list of pairs as one, in reading order."""
     todo = [value]
     while todo:
         entries = todo.pop()
@@ -176,7 +176,7 @@ def _number_lists(value: Any) -> Iterator[list[float]]:
             continue
         if all(isinstance(entry, float) for entry in entries):
             yield entries
-        elif all(
+        elif join and all(
             isinstance(entry, list)
             and len(entry) == 2
             and isinstance(entry[0], float)

@@ -63,10 +63,10 @@ def salvage(
     marked = find_marked(whole)
     start, end = (marked.start, marked.end) if marked else (0, len(whole))
     reader = _read(whole[start:end], frame, form)
-    found = {
-        kind: replace(issue, position=min(start + issue.position, len(whole)))
-        for kind, issue in reader.issues.items()
-    }
+    found = dict(reader.issues)
+    for kind, issue in reader.issues.items():
+        if start or issue.position > len(whole):
+            found[kind] = replace(issue, position=min(start + issue.position, len(whole)))
     if marked:
         if not whole[start:end].strip():
             found = {IssueKind.EMPTY: ParseIssue(IssueKind.EMPTY, start, "an empty answer")}

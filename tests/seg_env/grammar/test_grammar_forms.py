@@ -174,9 +174,9 @@ def test_location_tokens_are_read_as_what_was_asked_for(family):
 
 @pytest.mark.parametrize(
     "piece",
-    ["{", "}", '{"a":', '{"a":[', "{}", "{},", '"', "```", "```[", "<think>", "</think>", "<answer>",
-     "(0.1,", "(0.1,0.2)", "(0.1,0.2),", "1%,", '{"x":0.1,"y":0.2},', f"{A} x ", "[0.1,0.2] a ",
-     'x="1" ', '{"polygon":[0.1,0.1,0.5,0.1,0.5,0.5]},', "[" * 17 + "]" * 17],
+    ["{", "}", '{"a":', '{"a":[', "{}", "{},", '"', "```", "```[", "<think>", "</think>",
+     "<answer>", "(0.1,", "(0.1,0.2)", "(0.1,0.2),", "1%,", '{"x":0.1,"y":0.2},', f"{A} x ",
+     "[0.1,0.2] a ", 'x="1" ', '{"polygon":[0.1,0.1,0.5,0.1,0.5,0.5]},', "[" * 17 + "]" * 17],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["mask", "bbox", "point"])
 def test_long_texts_of_any_form_take_time_in_proportion(piece, form):
