@@ -220,8 +220,8 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
         return spans
     layers = [_layer(union_spans(painted), role) for role, painted in groups]
     while len(layers) > 1:  # Pairs of neighbours, so that every span is merged few times.
-        pairs = [layers[start : start + 2] for start in range(0, len(layers), 2)]
-        layers = [_paint(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        twos = [layers[start : start + 2] for start in range(0, len(layers), 2)]
+        layers = [_paint(*two) if len(two) == 2 else two[0] for two in twos]
     where, paint = layers[0]
     is_filled = paint == _FILLED
     return np.asarray(where[np.diff(is_filled, prepend=False)])
