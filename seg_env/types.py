@@ -40,6 +40,8 @@ class IssueKind(StrEnum):
     """The outline stops before its closing brackets."""
     BAD_NESTING = "bad_nesting"
     """Brackets of the wrong depth, for example a single polygon without the outer list."""
+    OTHER_FORM = "other_form"
+    """Places in another notation than the grammar's; the detail names it, such as ``quad_2d``."""
     BAD_NUMBER = "bad_number"
     """A coordinate that is not a finite plain decimal number."""
     BAD_VERTEX = "bad_vertex"

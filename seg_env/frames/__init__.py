@@ -6,6 +6,7 @@ border, here and nowhere else; everything inside the library lives in the unit f
 """
 
 from seg_env.frames.answers import AUTO, UNIT_ANSWERS, AnswerFrame, find_answer_frame, is_frame_name
+from seg_env.frames.marked import Marked, find_marked
 from seg_env.frames.models import (
     FAMILIES,
     FAMILY_OF_MODEL,
@@ -38,8 +39,10 @@ __all__ = [
     "UNIT_ANSWERS",
     "AnswerFrame",
     "Frame",
+    "Marked",
     "ResizeSettings",
     "find_answer_frame",
+    "find_marked",
     "is_frame_name",
     "letterbox_frame",
     "letterbox_geometry",

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from seg_env.frames.marked import find_marked
 from seg_env.frames.plain import BINS, PERMILLE, ROW_FIRST, UNIT, Frame, check_size, pixel_frame
 from seg_env.types import Form
 
@@ -128,11 +129,13 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
 
     Each unbroken run of tokens is a ring; what stands between runs (``<sep>``, ``;``, labels) ends
     it. A run of four tokens is a box by two corners, which is how both families write boxes: where
-    a box was asked for it stays one, where an outline was it becomes its four corners. Where a
-    point was asked for, a run of two tokens is one. Labels and structural tags are dropped; other
-    tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline and stay behind the list,
-    where they are reported. A run of odd length keeps its last number alone in its brackets, which
-    is reported as well. Numbers keep their order and are still in the family's frame.
+    a box was asked for it stays one, where an outline was it becomes its four corners. Where a box
+    or a point was asked for, a longer run is several of them, four or two tokens each. Labels and
+    structural tags are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than
+    an outline and stay behind the list, where they are reported. A run of odd length keeps its last
+    number alone in its brackets, which is reported as well. Numbers keep their order and are still
+    in the family's frame. Of a text that marks its answer (see `find_marked`) only that is
+    rewritten.
 
     Text without location tokens, and very long text, is returned unchanged. Time is linear in the
     length of the text.
@@ -140,21 +143,32 @@ def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
     token = find_family(family).token
     if not token or len(text) > _LONGEST_TEXT:
         return text
-    rings, runs = [], []
+    if marked := find_marked(text):
+        start, end = marked.start, marked.end
+        return text[:start] + _normalize(text[start:end], token, form) + text[end:]
+    return _normalize(text, token, form)
+
+
+def _normalize(text: str, token: str, form: Form) -> str:
+    count = {"bbox": 4, "point": 2}.get(form)
+    runs: list[list[Any]] = []
     for run in re.finditer(rf"(?:{token}\s*+)++", text):
         numbers = [int(number) for number in re.findall(token, run[0])]
-        runs.append(numbers)
         points = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
+        if count and len(numbers) % count == 0:
+            runs.extend(numbers[start : start + count] for start in range(0, len(numbers), count))
+            continue
         if len(numbers) == 4:
             (a, b), (c, d) = points
             points = [[a, b], [c, b], [c, d], [a, d]]
-        rings.append(points)
-    if not rings:
+        runs.append(points)
+    if not runs:
         return text
     rest = re.sub(r"</?(?:poly|sep|s|pad|eos|bos)>", "", re.sub(token, "", text))
     unread = " ".join(re.findall(r"<[^<>]{0,32}+>", rest))
-    is_short = len(runs) == 1 and len(runs[0]) == {"bbox": 4, "point": 2}.get(form)
-    found = json.dumps(runs[0] if is_short else rings, separators=(",", ":"))
+    is_one = count is not None and len(runs) == 1 and len(runs[0]) == count
+    is_one &= bool(runs) and not isinstance(runs[0][0], list)
+    found = json.dumps(runs[0] if is_one else runs, separators=(",", ":"))
     return found + (f" {unread}" if unread else "")
 
 

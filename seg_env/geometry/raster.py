@@ -29,6 +29,7 @@ _TIE = 1e-4  # Rows this near to a whole number are computed again, as the C cod
 _EXACT_REACH = float(1 << 22)  # Up to here rounding cannot move a crossing to an earlier step.
 _SAFE_PRODUCT = float(1 << 32)  # Largest products for which rounding stays well below _TIE.
 _BLOCK = 1 << 20  # Crossings worked on at once; bounds the temporary arrays.
+_SMALL_BLOCK = 1 << 15  # Of more than that, so many at once, which the processor's cache holds.
 
 
 def usable_rings(rings: Sequence[Ring]) -> list[Ring]:
@@ -81,13 +82,24 @@ def toggles(
     if total <= _BLOCK:
         keys = _edge_keys(edges, counts, height, reach, inside).astype(dtype)
     else:
-        cuts = np.searchsorted(np.cumsum(counts), np.arange(_BLOCK, total, _BLOCK))
+        cuts = np.searchsorted(np.cumsum(counts), np.arange(_SMALL_BLOCK, total, _SMALL_BLOCK))
         blocks = zip(np.split(edges, cuts, axis=1), np.split(counts, cuts, axis=0), strict=True)
         keys = np.concatenate(
             [_edge_keys(*block, height, reach, inside).astype(dtype) for block in blocks]
         )
-    keys.sort()
-    return keys, np.asarray(np.add.reduceat(counts, ends - lengths))
+    counts = np.asarray(np.add.reduceat(counts, ends - lengths))
+    if total <= _BLOCK:
+        keys.sort()
+        return keys, counts
+    each = np.split(keys, np.cumsum(counts)[:-1])
+    for ring, own in enumerate(each):
+        if len(own) > width * (height + 1) // 4:  # Equal keys cancel: counting sorts them.
+            low = ring * (width * (height + 1))
+            each[ring] = np.flatnonzero(np.bincount(own - low) & 1).astype(dtype) + low
+            counts[ring] = len(each[ring])
+        else:
+            own.sort()
+    return np.concatenate(each), counts
 
 
 def _edge_keys(
@@ -190,15 +202,63 @@ def ring_spans(rings: Sequence[Ring], size: tuple[int, int]) -> NDArray[np.int64
     keys, counts = toggles(points, lengths, size)
     offsets = np.arange(len(rings)) * (width * (height + 1))
     each = np.split(keys - np.repeat(offsets, counts), np.cumsum(counts)[:-1])
-    for role, group in groupby(order.tolist(), key=filled.__getitem__):
-        if not role:  # A hole is added to what lies outside.
-            spans = np.concatenate(([-1], spans, [width * (height + 1)]))
-        united = union_spans(np.concatenate((spans, *(each[index] for index in group))))
-        pairs = united.reshape(-1, 2)
-        spans = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
-        if not role:
-            spans = spans[1:-1]
-    return spans
+    groups = [
+        (bool(role), np.concatenate([each[index] for index in group]))
+        for role, group in groupby(order.tolist(), key=filled.__getitem__)
+    ]
+    if len(groups) <= _FEW_LAYERS:
+        for role, painted in groups:
+            if role:
+                spans = union_spans(np.concatenate((spans, painted)))
+            else:  # A hole is added to what lies outside.
+                outside = np.concatenate(([-1], spans, [width * (height + 1)], painted))
+                spans = union_spans(outside)
+            pairs = spans.reshape(-1, 2)
+            spans = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
+            if not role:
+                spans = spans[1:-1]
+        return spans
+    layers = [_layer(union_spans(painted), role) for role, painted in groups]
+    while len(layers) > 1:  # Pairs of neighbours, so that every span is merged few times.
+        twos = [layers[start : start + 2] for start in range(0, len(layers), 2)]
+        layers = [_paint(*two) if len(two) == 2 else two[0] for two in twos]
+    where, paint = layers[0]
+    is_filled = paint == _FILLED
+    return np.asarray(where[np.diff(is_filled, prepend=False)])
+
+
+_FEW_LAYERS = 4  # Up to so many are painted one after another.
+_FILLED, _HOLE = 1, 2
+_Layer = tuple[NDArray[np.int64], NDArray[np.int8]]
+"""Increasing keys, and what is painted from each of them on: 0 for nothing, or one of the above."""
+
+
+def _layer(spans: NDArray[np.int64], filled: bool) -> _Layer:
+    """What spans, in order and without overlap, paint; empty ones paint nothing."""
+    pairs = spans.reshape(-1, 2)
+    keys = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
+    paint = np.zeros(len(keys), dtype=np.int8)
+    paint[::2] = _FILLED if filled else _HOLE
+    return keys, paint
+
+
+def _paint(lower: _Layer, upper: _Layer) -> _Layer:
+    """One layer over another."""
+    if not len(lower[0]) or not len(upper[0]):
+        return upper if len(upper[0]) else lower
+    keys = np.concatenate((lower[0], upper[0]))
+    order = np.argsort(keys, kind="stable")
+    keys, is_upper = keys[order], order >= len(lower[0])
+    below, above = (
+        np.append(np.int8(0), paint)[np.cumsum(own)]
+        for (_, paint), own in ((lower, ~is_upper), (upper, is_upper))
+    )
+    paint = np.where(above != 0, above, below)
+    # Of equal keys the last one sees what both layers do there.
+    last = np.append(keys[1:] != keys[:-1], True)
+    keys, paint = keys[last], paint[last]
+    changes = np.diff(paint, prepend=np.int8(0)) != 0
+    return keys[changes], paint[changes]
 
 
 def rasterize_rle(rings: Sequence[Ring], size: tuple[int, int]) -> Rle:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.frames import UNIT, AnswerFrame, Frame
+from seg_env.grammar.forms import Vertices
 from seg_env.grammar.salvage import (
     ANSWER_LEADS,
     MAX_CHARACTERS,
     MAX_RINGS,
     MAX_VERTICES,
-    Vertices,
     salvage,
 )
 from seg_env.types import Form, IssueKind, ParseIssue, Prediction, Ring
@@ -48,10 +48,12 @@ def decode(text: str, frame: Frame = UNIT) -> Prediction:
 
     What is damaged is salvaged where its meaning is clear, and every kind of fault is reported
     once: a bad vertex is dropped, the complete vertices of a truncated ring are kept, wrong nesting
-    is read as if right, of several lists the first with a vertex counts. A ring of fewer than three
-    vertices is dropped. Numbers up to one image size outside are kept (``OUT_OF_RANGE``); any
-    number further out, or fractions in a frame of whole numbers, mean that the answer is about
-    another frame, and all rings are dropped (``WRONG_FRAME``).
+    is read as if right. Of a text that marks its answer (behind ``</think>``, in ``<answer>``, in a
+    fenced block) only that counts, else the last list that gives a ring. Other notations, such as
+    flat rings and JSON objects, are read and named (``OTHER_FORM``; docs/tasks.md has the table). A
+    ring of fewer than three vertices is dropped. Numbers up to one image size outside are kept
+    (``OUT_OF_RANGE``); any number further out, or fractions in a frame of whole numbers, mean that
+    the answer is about another frame, and all rings are dropped (``WRONG_FRAME``).
 
     Time is linear in the length of the text up to `MAX_CHARACTERS`, beyond which nothing is read;
     at most `MAX_VERTICES` vertices and `MAX_RINGS` rings are kept. ``[]`` gives no ring and no

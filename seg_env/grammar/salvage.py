@@ -4,21 +4,24 @@ The text is hostile until shown otherwise. It is read once from left to right, n
 time linear in its length, and no number in it decides how much is allocated. In outlines the
 innermost bracket groups ``[...]`` are taken as vertices; the text between two of them says what
 lies between: another vertex of the ring, a new ring, the end of the list, or damage.
+
+Of a text that marks its answer (in tags, or in a fenced block) only that counts. Of several lists
+the last one that reads as what was asked for does. Where none does, or there are objects, the text
+is read in the notations of `seg_env.grammar.forms`.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import islice
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
-from seg_env.frames import Frame
+from seg_env.frames import Frame, find_marked
+from seg_env.grammar.forms import Vertices, find_block, find_value, rewrite
 from seg_env.types import Form, IssueKind, ParseIssue
-
-Vertices = list[list[float]]
-"""Points ``[x, y]`` with their numbers as written, not yet in the unit frame."""
 
 ANSWER_LEADS = ("It is at", "It is found at", "Sure, you can find it at")
 """How an answer sentence may begin (SimpleSeg, arXiv 2601.19228, released data script)."""
@@ -41,6 +44,7 @@ _NUMBER = (  # A coordinate in any usual notation.
 )
 _LISTS = {count: re.compile(",".join([_NUMBER] * count), re.ASCII) for count in (2, 4)}
 _VERTEX = _LISTS[2]
+_NOTHING = re.compile(rf"\s*+(?:(?:{'|'.join(ANSWER_LEADS)})\s*+)?+\[\s*+\]\s*+\.?+\s*+")
 _SEPARATOR = re.compile(r"\]*+,\[*+")
 
 
@@ -53,19 +57,112 @@ def salvage(
         The vertices of each ring as written, and the first fault of each kind in reading order. Of
         a point that is one ring with one vertex, of a box one with two opposite corners.
     """
-    reader = _READERS[form](frame)
-    rings: list[Vertices] = []
     if not text or text.isspace():
-        reader.note(IssueKind.EMPTY, 0)
-    else:
-        rings = reader.read(text[:MAX_CHARACTERS])
+        return [], (ParseIssue(IssueKind.EMPTY, 0, "''"),)
+    whole = text[:MAX_CHARACTERS]
+    marked = find_marked(whole)
+    start, end = (marked.start, marked.end) if marked else (0, len(whole))
+    reader = _read(whole[start:end], frame, form)
+    found = dict(reader.issues)
+    for kind, issue in reader.issues.items():
+        if start or issue.position > len(whole):
+            found[kind] = replace(issue, position=min(start + issue.position, len(whole)))
+    if marked:
+        if not whole[start:end].strip():
+            found = {IssueKind.EMPTY: ParseIssue(IssueKind.EMPTY, start, "an empty answer")}
+        if not marked.is_closed:
+            detail = "the thoughts or the answer do not end"
+            found.pop(IssueKind.EMPTY, None)
+            found[IssueKind.TRUNCATED] = ParseIssue(IssueKind.TRUNCATED, len(whole), detail)
+        if marked.words.strip() not in ("", "."):
+            kind = IssueKind.SURROUNDING_TEXT
+            found[kind] = ParseIssue(kind, start, "words outside of the answer")
     # That the text goes on behind what was read is implied by these.
     implied = {IssueKind.EMPTY, IssueKind.TRUNCATED, IssueKind.TOO_MANY_VERTICES}
-    if len(text) > MAX_CHARACTERS and not reader.issues.keys() & implied:
+    if len(text) > MAX_CHARACTERS and not found.keys() & implied:
         detail = f"only the first {MAX_CHARACTERS} characters are read"
-        reader.note(IssueKind.SURROUNDING_TEXT, MAX_CHARACTERS, detail)
-    found = tuple(sorted(reader.issues.values(), key=lambda issue: issue.position))
-    return ([] if IssueKind.WRONG_FRAME in reader.issues else rings), found
+        kind = IssueKind.SURROUNDING_TEXT
+        found.setdefault(kind, ParseIssue(kind, MAX_CHARACTERS, detail))
+    issues = tuple(sorted(found.values(), key=lambda issue: issue.position))
+    return ([] if IssueKind.WRONG_FRAME in found else reader.rings), issues
+
+
+def _read(text: str, frame: Frame, form: Form) -> _AnyReader:
+    """Read a text without marks: its last fenced block if that holds an answer, else all of it."""
+    if block := find_block(text):
+        reader = _read_notations(text[block[0] : block[1]], frame, form)
+        if reader.rings or not reader.issues:
+            reader.issues = {
+                kind: replace(issue, position=block[0] + issue.position)
+                for kind, issue in reader.issues.items()
+            }
+            reader.note(IssueKind.SURROUNDING_TEXT, 0, quote=text)
+            return reader
+    return _read_notations(text, frame, form)
+
+
+def _read_notations(text: str, frame: Frame, form: Form) -> _AnyReader:
+    """Read a text in the grammar, then in other notations where that gives more."""
+    plain = _read_lists(text, frame, form)
+    # "[]" says that there is no target, whatever else is said.
+    says_nothing = not plain.rings and plain.issues.keys() <= {IssueKind.SURROUNDING_TEXT}
+    if (plain.is_usable and "{" not in text) or says_nothing:
+        return plain
+    other = _read_value(text, frame, form, plain)
+    if other.is_usable:
+        return other
+    rewritten, names = rewrite(text, frame)
+    if names:
+        again = _read_lists(rewritten, frame, form)
+        if not again.rings:
+            again = _read_value(rewritten, frame, form, again)
+        if again.rings:
+            inner = again.issues.pop(IssueKind.OTHER_FORM, None)
+            again.note(IssueKind.OTHER_FORM, 0, f"{names}, {inner.detail}" if inner else names)
+            return again
+    return other
+
+
+def _read_lists(text: str, frame: Frame, form: Form) -> _AnyReader:
+    """The last list that reads as what was asked for, else what the first one gives."""
+    if form != "mask":
+        numbers = _NumbersReader(frame, form)
+        numbers.read(text)
+        return numbers
+    chosen = first = reader = _OutlineReader(frame)
+    if _NOTHING.fullmatch(text):
+        return first
+    end, count = reader.read(text)
+    while reader.ended:
+        reader = _OutlineReader(frame)
+        end, count = reader.read(text, end, count)
+        if reader.is_usable and (reader.is_apart or not chosen.is_usable):
+            chosen = reader
+    chosen.finish(text)
+    if chosen is not first:
+        chosen.note(IssueKind.SURROUNDING_TEXT, 0, quote=text)
+    return chosen
+
+
+def _read_value(text: str, frame: Frame, form: Form, plain: _AnyReader) -> _AnyReader:
+    """The places in the last JSON value that has some, unless it gives no more than `plain`."""
+    found = find_value(text, form, frame)
+    if found is None:
+        return plain
+    if found.rings == plain.rings:
+        if "{" not in text[found.start : found.end]:
+            return plain
+        reader = plain
+    else:
+        reader = _OutlineReader(frame) if form == "mask" else _NumbersReader(frame, form)
+        reader.take(found.rings, found.start)
+        if (text[: found.start] + text[found.end :]).strip() not in ("", "."):
+            reader.note(IssueKind.SURROUNDING_TEXT, 0, quote=text)
+        if plain.rings and reader.rings and not reader.is_usable:
+            return plain
+    if reader.rings:
+        reader.note(IssueKind.OTHER_FORM, found.start, found.name)
+    return reader
 
 
 class _Reader:
@@ -74,6 +171,12 @@ class _Reader:
     def __init__(self, frame: Frame) -> None:
         self.issues: dict[IssueKind, ParseIssue] = {}
         self.frame = frame
+        self.rings: list[Vertices] = []
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there are places, and they can be meant in this frame."""
+        return bool(self.rings) and IssueKind.WRONG_FRAME not in self.issues
 
     def note(self, kind: IssueKind, position: int, detail: str = "", quote: str = "") -> None:
         """Remember a fault, unless one of its kind is known; `quote` is text from the answer."""
@@ -111,27 +214,38 @@ class _OutlineReader(_Reader):
 
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame)
-        self._rings: list[Vertices] = []
         self._ring: Vertices = []
         self._vertices = 0
         self._full = False
         self._empty_list = False
+        self._started = False
+        self._end = self._depth = 0
+        self.ended = False
+        """Whether the list is complete, and there is more text behind it."""
+        self.is_apart = False
+        """Whether the list begins as one, or behind words: it is no piece of a damaged one."""
 
-    def read(self, text: str) -> list[Vertices]:
-        """Walk over the bracket groups of the text: find the list, take its vertices, see its end.
+    def read(self, text: str, begin: int = 0, count: int = 0) -> tuple[int, int]:
+        """Walk over bracket groups from a place on: find the list, take its vertices, see its end.
 
         Groups before the list are words, and so is a list that closes without giving a vertex.
+
+        Returns:
+            Where the last group ended, and how many groups of the text were looked at.
         """
-        end, depth, started = 0, 0, False  # depth: brackets open around the next group
-        for count, group in enumerate(_GROUP.finditer(text), start=1):
+        end, depth, started = begin, 0, False  # depth: brackets open around the next group
+        for group in _GROUP.finditer(text, begin):
             gap, content, position = text[end : group.start()], group[1], group.start()
             if started and gap not in (",", ", "):
                 depth, started = self._cross(gap, depth, end)
                 if not started and self._vertices:
-                    break  # the list is complete; what follows is not part of the answer
+                    self.ended = True  # what follows is not part of this list
+                    break
+            count += 1
             if not started:
                 depth = gap.count("[", len(gap.rstrip("[" + _SPACE)))
                 started = depth > 0 or _VERTEX.fullmatch(content) is not None
+                self.is_apart = depth > 1 or any(map(str.isalpha, gap))
                 self.check_lead(gap, end)
             if started:
                 self._take(content, depth, position)
@@ -142,15 +256,31 @@ class _OutlineReader(_Reader):
             if self._full or count == _MAX_GROUPS:
                 self.note(IssueKind.TOO_MANY_VERTICES, position, "the rest is dropped")
                 self._end_ring(position)
-                return self._rings
+                break
         self._end_ring(end)
-        if started or self._vertices:
-            self._check_tail(text, end, depth)
+        self._end, self._depth, self._started = end, depth, started
+        return end, count
+
+    def finish(self, text: str) -> None:
+        """Judge what follows the list."""
+        end = self._end
+        if IssueKind.TOO_MANY_VERTICES in self.issues:
+            return
+        if self._started or self._vertices:
+            self._check_tail(text, end, self._depth)
         elif not self._empty_list:
             self.check_unread(text, end, "no complete vertex")
         elif text[end:].strip() not in ("", "."):
             self.note(IssueKind.SURROUNDING_TEXT, end, quote=text[end:])
-        return self._rings
+
+    def take(self, rings: list[Vertices], position: int) -> None:
+        """Take outlines that were read already."""
+        for ring in rings:
+            for x, y in ring:
+                self._add(x, y, position)
+            self._end_ring(position)
+        if self._full:
+            self.note(IssueKind.TOO_MANY_VERTICES, position, "the rest is dropped")
 
     def _cross(self, gap: str, depth: int, position: int) -> tuple[int, bool]:
         """Judge what stands between two groups, and end the ring where it says so.
@@ -203,7 +333,7 @@ class _OutlineReader(_Reader):
         if max(abs(x), abs(y)) > MAX_MAGNITUDE:
             self.note(IssueKind.BAD_NUMBER, position, "too large for a coordinate")
             return
-        if self._vertices == MAX_VERTICES or len(self._rings) == MAX_RINGS:
+        if self._vertices == MAX_VERTICES or len(self.rings) == MAX_RINGS:
             self._full = True
             return
         x_limit, y_limit = self.frame.limits
@@ -214,7 +344,7 @@ class _OutlineReader(_Reader):
 
     def _end_ring(self, position: int) -> None:
         if len(self._ring) >= 3:
-            self._rings.append(self._ring)
+            self.rings.append(self._ring)
         elif self._ring:
             detail = f"ring with {len(self._ring)} of 3 vertices"
             self.note(IssueKind.TOO_FEW_VERTICES, position, detail)
@@ -238,49 +368,67 @@ class _OutlineReader(_Reader):
 class _NumbersReader(_Reader):
     """State of one pass over a point or a box."""
 
-    def __init__(self, frame: Frame, count: int) -> None:
+    def __init__(self, frame: Frame, form: Form) -> None:
         super().__init__(frame)
-        self._count = count
+        self._count = 2 if form == "point" else 4
 
-    def read(self, text: str) -> list[Vertices]:
-        """The numbers, if there are some that can be meant as places in this frame."""
+    def read(self, text: str) -> None:
+        """Take the numbers, if there are some that can be meant as places in this frame."""
         numbers = self._find(text)
-        if not numbers:
-            return []
+        if numbers:
+            self._judge(numbers)
+
+    def take(self, rings: list[Vertices], position: int) -> None:
+        """Take places that were read already: of boxes what is around all, of points only one."""
+        numbers = [number for vertex in rings[0] for number in vertex]
+        if len(rings) > 1:
+            if self._count == 2:
+                self.note(IssueKind.BAD_NESTING, position, "a list where one was asked for")
+                return
+            corners = [vertex for ring in rings for vertex in ring]
+            numbers = [pick(axis) for pick in (min, max) for axis in zip(*corners, strict=True)]
+        self._judge(numbers)
+
+    def _judge(self, numbers: list[float]) -> None:
         if max(map(abs, numbers)) > MAX_MAGNITUDE:
             self.note(IssueKind.BAD_NUMBER, 0, "too large for a coordinate")
-            return []
+            return
         for number, limit in zip(numbers, self.frame.limits * 2, strict=False):
             if not 0 <= number <= limit:
                 self.note_outside([number], [limit])
-        return [[numbers[start : start + 2] for start in range(0, self._count, 2)]]
+        self.rings = [[numbers[start : start + 2] for start in range(0, self._count, 2)]]
 
     def _find(self, text: str) -> list[float]:
-        """Find the one bracket group that can be meant, and judge what stands around it."""
+        """Find the last bracket group that can be meant, and judge what stands around it."""
         # More groups than that are an outline, or nothing at all.
-        groups = islice(_GROUP.finditer(text), 65)
+        groups = deque(_GROUP.finditer(text), maxlen=65)
         written = [
             group for group in groups if not group[1].strip(",;" + _SPACE + _NUMBER_CHARACTERS)
         ]
         filled = [group for group in written if group[1].strip()]
         if not filled:
             return self._read_nothing(text, written)
-        first, last = filled[0], filled[-1]
-        fitting = [group for group in filled if _LISTS[self._count].fullmatch(group[1])]
-        if len(fitting) == 1:
-            chosen = fitting[0]
-            if any(self._are_joined(text, chosen, other) for other in filled):
-                self.note(IssueKind.BAD_NESTING, first.start(), "a list where one was asked for")
-                return []
-            self._judge_surroundings(text, chosen.start(), chosen.end())
-            return [float(number) for number in chosen[1].split(",")]
-        corners = [_LISTS[2].fullmatch(group[1]) for group in filled]
-        joined = len(filled) > 1 and self._are_joined(text, first, filled[1])
-        if self._count == 4 and len(filled) == 2 and all(corners) and joined:
-            self.note(IssueKind.BAD_NESTING, first.start(), "a box as two corners")
-            self._judge_surroundings(text, first.start(), last.end())
-            return [float(value) for pair in corners if pair for value in pair.groups()]
-        if joined or len(fitting) > 1:
+        runs = [filled[:1]]  # of groups with nothing but punctuation between them
+        for before, group in pairwise(filled):
+            if text[before.end() : group.start()].strip("[]," + _SPACE):
+                runs.append([])
+            runs[-1].append(group)
+        # Numbers together come before two corners, which may be pieces of an outline.
+        for run in (run for size in (1, 2) for run in runs[::-1] if len(run) == size):
+            patterns = [_LISTS[self._count]] if len(run) == 1 else [_LISTS[2]] * (self._count // 2)
+            matches = [
+                pattern.fullmatch(group[1])
+                for pattern, group in zip(patterns, run, strict=False)
+                if len(patterns) == len(run)
+            ]
+            if not matches or not all(matches):
+                continue
+            if len(run) == 2:
+                self.note(IssueKind.BAD_NESTING, run[0].start(), "a box as two corners")
+            self._judge_surroundings(text, run[0].start(), run[-1].end())
+            return [float(value) for match in matches if match for value in match.groups()]
+        first = filled[0]
+        if len(runs[0]) > 1 or any(_LISTS[self._count].fullmatch(group[1]) for group in filled):
             self.note(IssueKind.BAD_NESTING, first.start(), "a list where one was asked for")
         elif first[1].count(",") == self._count - 1:
             self.note(IssueKind.BAD_NUMBER, first.start(), quote=first[1])
@@ -299,13 +447,6 @@ class _NumbersReader(_Reader):
             self.check_unread(text, 0, "no closing bracket", "no numbers in brackets")
         return []
 
-    @staticmethod
-    def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
-        """Whether two groups are different and nothing but punctuation stands between them."""
-        low, high = sorted((one, other), key=lambda group: group.start())
-        between = text[low.end() : high.start()]
-        return low.start() != high.start() and not between.strip("[]," + _SPACE)
-
     def _judge_surroundings(self, text: str, start: int, end: int) -> None:
         """Judge the words and brackets before and after the numbers."""
         before, after = text[:start], text[end:]
@@ -319,9 +460,4 @@ class _NumbersReader(_Reader):
             self.note(IssueKind.BAD_NESTING, start, "brackets or commas too many")
 
 
-_READERS: dict[Form, Callable[[Frame], _OutlineReader | _NumbersReader]] = {
-    "mask": _OutlineReader,
-    "point": partial(_NumbersReader, count=2),
-    "bbox": partial(_NumbersReader, count=4),
-}
-"""What reads each form of answer."""
+_AnyReader = _OutlineReader | _NumbersReader

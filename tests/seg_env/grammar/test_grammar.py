@@ -208,7 +208,11 @@ def test_one_triangle_written_in_many_ways(text: str) -> None:
         (f"[{TRIANGLE}]]", ["bad_nesting"], [3]),
         (f"[{TRIANGLE},]", ["bad_nesting"], [3]),
         ("[[[0.1,0.1][0.5,0.1],,[0.5,0.5]]]", ["bad_nesting"], [3]),
-        ('{"polygon": [[0.1,0.1],[0.5,0.1],[0.5,0.5]]}', ["surrounding_text", "bad_nesting"], [3]),
+        (
+            '{"polygon": [[0.1,0.1],[0.5,0.1],[0.5,0.5]]}',
+            ["surrounding_text", "bad_nesting", "other_form"],
+            [3],
+        ),
         # vertices: the bad one is dropped
         (f"[[[0.1,0.2,0.3],{TRIANGLE[1:]}]", ["bad_vertex"], [3]),
         (f"[[[0.3],{TRIANGLE[1:]}]", ["bad_vertex"], [3]),
