@@ -52,7 +52,8 @@ def export_jsonlines(
     path = root / f"{dataset.split}.jsonl"
     unfinished = path.with_suffix(".jsonl.part")
     copied: dict[Path, str] = {}
-    with unfinished.open("w", encoding="utf-8") as stream:
+    # Metadata may hold lone surrogates, which no file takes.
+    with unfinished.open("w", encoding="utf-8", errors="replace") as stream:
         for index in range(count):
             sample = dataset[index]
             record: dict[str, Any] = {

@@ -11,6 +11,8 @@ from experiments.common.logs import warn
 from experiments.evaluate import Args, main
 from experiments.evaluation.answers import read_answers
 from experiments.evaluation.scores import load_samples
+from seg_env.data.export import export_jsonlines
+from seg_env.data.readers.jsonlines import JsonLines
 from seg_env.envs.left_out import UnusableSampleError
 from seg_env.types import Sample, Target, without_surrogates
 
@@ -96,6 +98,13 @@ def test_samples_hold_text_that_can_be_written():
     sample = Sample("a\ud800", "the \udfff é 龍", target, lambda: None)
     assert (sample.id, sample.expression) == ("a?", "the ? é 龍")
     assert without_surrogates("🐉") == "🐉"
+
+
+def test_odd_records_can_be_exported(tmp_path, data):
+    path, _ = data({"expression": "the \ud800", "metadata": {"category": "\udfff"}})
+    export_jsonlines(JsonLines(path, "val"), tmp_path / "out")
+    sample = JsonLines(tmp_path / "out", "val")[0]
+    assert (sample.expression, sample.metadata["category"]) == ("the ?", "?")
 
 
 def test_odd_answers_are_scored(tmp_path, data, capsys):
