@@ -18,6 +18,7 @@ A file of answers has one JSON object a line: {"id": sample id, "text": answer}.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,12 @@ from rich.markdown import Markdown
 
 from experiments.common.arguments import TaskArguments
 from experiments.common.command import opening, run_command
-from experiments.common.logs import write_atomically, write_json
+from experiments.common.logs import warn, write_atomically, write_json
 from experiments.common.policies import EMBEDDED, compare_on_questions, longest_answer
 from experiments.evaluation.answers import (
     Answered,
     Answers,
+    Boxes,
     Missing,
     match_answers,
     read_answers,
@@ -100,6 +102,8 @@ class Args(TaskArguments):
 
     empty_union: float = 1.0
     """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
+    boxes: Boxes = "annotated"
+    """What boxes are compared with: the annotated one, where the data set has it, or the mask's."""
     details: bool = True
     """Also boundary scores, PoLiS and the ceiling of each sample; some milliseconds an answer."""
     pictures: bool = True
@@ -215,9 +219,12 @@ class TaskEvaluation:
         answers = self.answers()
         if answers is None:
             return {}
+        unread = len(self.left_out) if self.policy is None else 0
         asked = self.names()
         for name in self.left_out.reasons:
             answers.pop(name, None)
+        if self.args.on_error == "skip":
+            self.leave_out_odd(asked, answers, unread)
         with opening():
             answered = match_answers(
                 answers,
@@ -236,7 +243,7 @@ class TaskEvaluation:
         args = self.args
         if args.predictions is not None:
             with opening():
-                return read_answers(args.predictions)
+                return read_answers(args.predictions, left_out=self.left_out)
         assert self.policy is not None
 
         from experiments.evaluation.loop import collect_answers
@@ -254,11 +261,33 @@ class TaskEvaluation:
             left_out=self.left_out,
         )
 
+    def leave_out_odd(self, asked: dict[int, str], answers: Answers, unread: int) -> None:
+        """Leave out questions whose answers are too many or too few, where others' are not.
+
+        Of a file with ``unread`` lines that cannot be read, as many questions may have no answer.
+        """
+        count = self.args.answers
+        odd = {name for name, given in answers.items() if len(given) != count}
+        absent = [index for index, name in asked.items() if name not in answers]
+        if self.args.missing == "error" and len(absent) <= unread:
+            for index in absent:
+                del asked[index]  # already counted by their lines
+        if len(odd) == len(answers):
+            return  # which says that --answers is wrong
+        for index, name in list(asked.items()):
+            if name in odd:
+                del asked[index]
+                given = f"{len(answers.pop(name))} answers and --answers is {count}"
+                self.left_out.add(name, UnusableSampleError(given))
+
     def names(self) -> dict[int, str]:
         """The questions that count, by place; images that the family makes nothing of do not."""
         dataset, found = self.core.dataset, {}
-        for index in range(self.questions):
-            name = name_of(dataset, index)
+        names = [name_of(dataset, index) for index in range(self.questions)]
+        for name, count in Counter(names).items():
+            if count > 1:
+                self.left_out.add(name, UnusableSampleError(f"{count} samples have this id"))
+        for index, name in enumerate(names):
             if name in self.left_out.reasons:
                 continue
             try:
@@ -267,6 +296,8 @@ class TaskEvaluation:
                 found[index] = name
             except UnusableSampleError as error:
                 self.left_out.add(name, error)
+        if not found:
+            raise UnusableSampleError(f"no question can be asked: {self.left_out.summary()}")
         return found
 
     def show_vision(self, policy: VLMPolicy) -> dict[str, Any]:
@@ -318,6 +349,7 @@ class TaskEvaluation:
             details=args.details and core.tasks.forms == ("mask",),
             empty_union=args.empty_union,
             console=self.console,
+            boxes=args.boxes,
         )
         decoding = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
         scores: dict[str, Any] = {
@@ -359,9 +391,12 @@ class TaskEvaluation:
 
         args, core = self.args, self.core
         whole_numbers = core.answer_frame.widest().integer
+        questions = list(self.names())
+        if self.left_out:
+            warn(self.console, self.left_out.summary())
         rows = measure_ceilings(
             core,
-            self.questions,
+            questions,
             args.epsilon,
             args.decimals[:1] if whole_numbers else args.decimals,
             empty_union=args.empty_union,
@@ -371,7 +406,8 @@ class TaskEvaluation:
             "env": args.env,
             "dataset": core.dataset.name,
             "split": core.dataset.split,
-            "questions": self.questions,
+            "questions": len(questions),
+            "left_out": self.left_out.reasons,
             "frame": core.answer_frame.description,
             "empty_union": args.empty_union,
             "ceilings": rows,

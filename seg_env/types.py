@@ -112,6 +112,9 @@ class Target:
     ignore: Rle | None = None
     """Void pixels, which never overlap the mask: intersection and union leave them out, boundary
     scores and distances do not."""
+    box: tuple[float, float, float, float] | None = None
+    """The box that annotators drew, ``(x0, y0, x1, y1)`` in the unit frame; None where only the
+    mask is known. `seg_env.tasks.box_of` has either."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:
@@ -158,6 +161,16 @@ class Target:
         return found
 
 
+def counted(number: int, noun: str, several: str = "") -> str:
+    """A number of things in words, ``1 update`` or ``2 updates``."""
+    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
+
+
+def without_surrogates(text: str) -> str:
+    """The text with ``?`` for every lone surrogate: no file, font or tokenizer takes those."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One question about one image."""
@@ -171,6 +184,11 @@ class Sample:
     """Returns the ``(H, W, 3) uint8`` image; called on first use of `image`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able extras a loader knows: category, reference id, other objects of the image."""
+
+    def __post_init__(self) -> None:
+        """Take lone surrogates out of the id and the expression."""
+        object.__setattr__(self, "id", without_surrogates(self.id))
+        object.__setattr__(self, "expression", without_surrogates(self.expression))
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from seg_env.grammar import decode, encode
 
 OURS = "ours"
 BATCHED = "pycocotools, batched"
-
+HOTCOCO = "hotcoco, batched"
 
 Contenders: TypeAlias = dict[str, Callable[[], NDArray[np.float64]]]
 """Ways of computing the IoU of some answers about one object, by name."""
@@ -52,7 +52,8 @@ def benchmark_rewards(
     decoder" does what SimpleSeg's script does: read the text, rasterise polygon by polygon with
     pycocotools, unite and compare full masks in numpy.
 
-    Needs pycocotools: pip install 'simpleseg-rl[test]'.
+    Needs pycocotools: pip install 'simpleseg-rl[test]'. hotcoco (pip install hotcoco), COCO's
+    functions in Rust, takes part in the same calls where it is installed.
 
     Args:
         json: File to write the figures to.
@@ -72,19 +73,28 @@ def benchmark_rewards(
             "This benchmark compares with pycocotools, which is not installed. Install it with "
             "`pip install 'simpleseg-rl[test]'` or `pip install pycocotools`."
         ) from error
+    peers, left_out = {BATCHED: coco}, []
+    try:
+        peers[HOTCOCO] = import_module("hotcoco").mask
+    except ImportError:
+        left_out.append("hotcoco, which is not installed: pip install hotcoco")
     rng = np.random.default_rng(seed)
     groups = [
-        make_contenders(rng, scale, (height, width), group, vertices, coco)
+        make_contenders(rng, scale, (height, width), group, vertices, peers)
         for scale in np.linspace(0, 1, objects)
     ]
     seconds = measure(groups, rounds)
     microseconds = {name: times / (objects * group) * 1e6 for name, times in seconds.items()}
     ratios = microseconds[OURS] / microseconds[BATCHED]
-    differences = sum(int((each[OURS]() != each[BATCHED]()).sum()) for each in groups)
-    results = {
+    differences = {
+        name: sum(int((each[OURS]() != each[name]()).sum()) for each in groups) for name in peers
+    }
+    packages = ["numpy", "pycocotools", "rasterio", *(["hotcoco"] if HOTCOCO in peers else [])]
+    results: dict[str, Any] = {
         "ratio_vs_pycocotools_batched": float(np.median(ratios)),
         "ratio_vs_pycocotools_batched_range": [float(ratios.min()), float(ratios.max())],
-        "differences_from_pycocotools": differences,
+        "differences_from_pycocotools": differences[BATCHED],
+        "left_out": left_out,
         "microseconds_per_prediction": {
             name: {"median": float(np.median(t)), "min": float(t.min()), "max": float(t.max())}
             for name, t in microseconds.items()
@@ -97,9 +107,13 @@ def benchmark_rewards(
             "objects": objects,
             "rounds": rounds,
         },
-        "versions": {name: metadata.version(name) for name in ("numpy", "pycocotools", "rasterio")},
+        "versions": {name: metadata.version(name) for name in packages},
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
+    if HOTCOCO in peers:
+        ratio = np.median(microseconds[OURS] / microseconds[HOTCOCO])
+        results["ratio_vs_hotcoco_batched"] = float(ratio)
+        results["differences_from_hotcoco"] = differences[HOTCOCO]
     show(results, Console())
     for path in (json, output_dir and output_dir / "rewards.json"):
         if path:
@@ -133,9 +147,13 @@ def make_contenders(
     size: tuple[int, int],
     group: int,
     vertices: int,
-    coco: Any,
+    peers: dict[str, Any],
 ) -> Contenders:
-    """All contenders, with noisy answers about a smooth object in the form that each reads."""
+    """All contenders, with noisy answers about a smooth object in the form that each reads.
+
+    ``peers`` are modules with COCO's functions, pycocotools first.
+    """
+    coco = peers[BATCHED]
     radius, outline = smooth_object(rng, scale, size)
     pixels = np.array(size[::-1], dtype=np.float64)
     truth = coco.merge(coco.frPyObjects([outline(200).ravel().tolist()], *size))
@@ -145,10 +163,9 @@ def make_contenders(
     flat = [[(ring * pixels).ravel().tolist()] for (ring,) in rings]
     texts = [encode(answer) for answer in rings]
 
-    def batched() -> NDArray[np.float64]:
-        masks = [coco.merge(coco.frPyObjects(answer, *size)) for answer in flat]
-        scores: NDArray[np.float64] = coco.iou(masks, [truth], [0])[:, 0]
-        return scores
+    def batched(peer: Any) -> NDArray[np.float64]:
+        masks = [peer.merge(peer.frPyObjects(answer, *size)) for answer in flat]
+        return np.asarray(peer.iou(masks, [truth], [0]), dtype=np.float64)[:, 0]
 
     def rasterio_full() -> NDArray[np.float64]:
         return np.array([mask_iou(rasterio_mask(ring * pixels, size), mask) for (ring,) in rings])
@@ -158,7 +175,7 @@ def make_contenders(
 
     return {
         OURS: lambda: iou_batch(rings, rle),
-        BATCHED: batched,
+        **{name: partial(batched, peer) for name, peer in peers.items()},
         "rasterio, full frame": rasterio_full,
         "ours, from text": lambda: iou_batch([decode(text).rings for text in texts], rle),
         "released decoder, from text (json)": partial(released, loads),
@@ -228,3 +245,10 @@ def show(results: dict[str, Any], console: Console) -> None:
         f"({low:.2f}-{high:.2f}); scores that differ from pycocotools: "
         f"{results['differences_from_pycocotools']}"
     )
+    if "ratio_vs_hotcoco_batched" in results:
+        console.print(
+            f"ours / batched hotcoco: {results['ratio_vs_hotcoco_batched']:.2f}; scores that "
+            f"differ from hotcoco: {results['differences_from_hotcoco']}"
+        )
+    for reason in results["left_out"]:
+        console.print(f"left out: {reason}", highlight=False)

@@ -24,6 +24,7 @@ from experiments.common.logs import (
 )
 from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
+from seg_env.types import counted
 
 GAINS = (("sampled gIoU", "sampled", "giou"), ("greedy gIoU", "greedy", "giou"))
 """Title, kind of answers, score."""
@@ -139,7 +140,7 @@ def report(sweep: Sweep, results: Results, console: Console) -> dict[str, Any]:
     found = compare(sweep, results)
     scores = next(iter(results.values()))[0].scores
     runs = f"Seeds {', '.join(map(str, found['seeds']))}; "
-    runs += f"{scores['greedy']['questions']} questions"
+    runs += counted(scores["greedy"]["questions"], "question")
     if "dataset" in scores:
         runs += f" of {scores['dataset']} ({scores['split']})"
     unit = "Per cent" if sweep.scores else "gIoU points"
@@ -209,7 +210,15 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     """Means with intervals and single seeds; beside them curves, where gains are compared."""
     from matplotlib.figure import Figure
 
-    curves = () if sweep.scores else ("greedy", "sampled")
+    logged = {
+        name
+        for arm in ([] if sweep.scores else results.values())
+        for result in arm
+        for row in read_metrics(result.folder)
+        for name in row
+    }
+    # Runs with --evaluation.every 0 have none.
+    curves = [kind for kind in ("greedy", "sampled") if f"eval/{kind}_giou" in logged]
     figure = Figure(figsize=(5.8 + 4.8 * len(curves), 4.2), layout="constrained")
     left, *others = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
     for number, arm in enumerate(found["arms"].values()):

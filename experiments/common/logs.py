@@ -155,6 +155,11 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def warn(console: Console, text: str) -> None:
+    """Print a line in yellow; brackets in it, which may be of a file, mean nothing."""
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar whose tasks carry a ``status`` field; it fits 80 columns with one of 25 letters.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Console
 
+from experiments.common.logs import warn
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
@@ -195,9 +196,7 @@ def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> 
     try:
         report = compare_on_questions(policy, core)
     except TooFewImagesError as error:
-        console.print(
-            f"[yellow]not checked whether the policy sees: {error}[/yellow]", soft_wrap=True
-        )
+        warn(console, f"not checked whether the policy sees: {error}")
         return {}
     if not report.sees:
         raise BlindPolicyError(f"{report.sentence} --no-vision-check trains it all the same.")
@@ -239,6 +238,7 @@ def longest_answer(
         f"longest answer: {found} tokens (99% of {len(lengths)} true answers of "
         f"{core.dataset.name} ({core.dataset.split}) have at most {high:.0f}, plus a fifth)",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     return found

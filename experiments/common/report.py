@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.render import draw_overlay
 from seg_env.metrics import bootstrap_interval, giou_gain
+from seg_env.types import counted
 
 ROWS = (
     ("sampled gIoU of first answers", "sampled_first", "giou", 100),
@@ -61,6 +63,25 @@ PANELS = (
 )
 """Curves of a run, which has some of them: titles, and names of metrics; all that contain one
 ending in a slash."""
+
+LABELS = {
+    "rollout/iou": "mask IoU",
+    "rollout/reward": "reward",
+    "eval/sampled_giou": "sampled, temperature 1",
+    "eval/greedy_giou": "greedy",
+    "eval/first_giou": "greedy, first answer",
+    "reward/mask_iou": "mask IoU",
+    "reward/boundary_iou": "boundary IoU",
+    "reward/boundary_f": "boundary F",
+    "train/approx_kl": "approximate KL",
+    "train/reference_kl": "KL",
+    "train/kl_coefficient": "its weight",
+    "rollout/group_std": "standard deviation of the rewards",
+    "rollout/valid": "well-formed, sampled",
+    "eval/well_formed": "well-formed, greedy, held-out",
+    "train/grad_norm": "gradient norm",
+}
+"""What legends call metrics whose name does not say it."""
 
 PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
 """Installed packages that decide about the numbers, whose versions reports name."""
@@ -120,14 +141,14 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def report_text(title: str, scores: dict[str, Any]) -> str:
     """What ``report.md`` says above its images, and what is printed."""
-    sections = [f"# {title}: {scores['updates']} updates, seed {scores['seed']}"]
+    sections = [f"# {title}: {counted(scores['updates'], 'update')}, seed {scores['seed']}"]
     for when, reasons in scores["left_out"].items():
         if summary := LeftOut(reasons=reasons).summary():
             sections.append(f"When {when}, {summary}.")
     if "after" in scores:
         before = scores["before"]
         sections += [
-            f"{before['questions']} held-out questions of `{scores['dataset']}` "
+            f"{counted(before['questions'], 'held-out question')} of `{scores['dataset']}` "
             f"({scores['split']});\nsampled answers: {before['sampled']['answers_per_question']} "
             f"each, at temperature 1.\nAn empty union counts as IoU 1.",
             markdown_table(HEADINGS, table_rows(scores)),
@@ -199,13 +220,18 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> No
     for axis, (title, names) in zip(axes.flat, found, strict=False):
         for name in names:
             points = [(row["update"], row[name]) for row in metrics if name in row]
-            _plot_curve(axis, points, name.split("/", 1)[1])
+            _plot_curve(axis, points, curve_label(name))
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
+
+
+def curve_label(name: str) -> str:
+    """What a legend calls a metric."""
+    return LABELS.get(name, name.split("/", 1)[1].replace("_", " "))
 
 
 def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
@@ -244,7 +270,8 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
             images += [gap, drawn]
             titles.append(f"{name} {found.iou[row, 0]:.2f}")
         axis.imshow(np.concatenate(images, axis=1))
-        axis.set_title(f"{sample.expression}: {' · '.join(titles)}", fontsize=10)
+        title = f"{shorten(sample.expression, 60, placeholder='…')}: {' · '.join(titles)}"
+        axis.set_title(title, fontsize=10, parse_math=False)
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(path, dpi=90)

@@ -33,6 +33,7 @@ from experiments.common.logs import (
     keep_latest,
     progress_bar,
     start_run,
+    warn,
     write_json,
 )
 from experiments.common.policies import (
@@ -284,12 +285,11 @@ class Run:
         share = metrics.get("rollout/truncated", 0.0)
         if share > 0.05 and not self._warned:
             self._warned = True
-            self.console.print(
-                f"[yellow]{share:.0%} of the answers of a rollout were cut off at "
+            warn(
+                self.console,
+                f"{share:.0%} of the answers of a rollout were cut off at "
                 f"{self.agent.max_new_tokens} tokens; such answers earn little, whatever they "
-                f"outline. If honest answers are longer, give a larger --max-new-tokens[/yellow]",
-                highlight=False,
-                soft_wrap=True,
+                f"outline. If honest answers are longer, give a larger --max-new-tokens",
             )
 
     def _write(self, update: int, metrics: dict[str, float]) -> None:

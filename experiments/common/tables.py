@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 Rows = Iterable[Sequence[object]]
@@ -18,9 +19,12 @@ def terminal_table(
     caption: str | None = None,
 ) -> Table:
     """A table to be printed by rich; ``sides`` are those of `markdown_table`."""
-    table = Table(title=title, caption=caption)
+    # Narrow, and folded where it still does not fit: a figure that is cut off says another thing.
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for heading, side in zip(headings, sides.ljust(len(headings), "r"), strict=True):
-        table.add_column(heading, justify="left" if side == "l" else "right")
+        table.add_column(heading, justify="left" if side == "l" else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
     return table

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.common.logs import RunExistsError, write_atomically
+from seg_env.envs.left_out import LeftOut
 from seg_env.errors import WrongOptionError
+from seg_env.types import without_surrogates
 
 Missing = Literal["error", "empty", "skip"]
+Boxes = Literal["annotated", "mask"]
+"""Which boxes are true: the annotated ones as far as there are any, or those around the masks."""
+MAX_TOKENS = 1 << 31
+"""Token counts from here on are no counts."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,13 @@ Answered = dict[int, list[AnswerRecord]]
 """Answers by the position of the sample in the data set, equally many to each question."""
 
 
-def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
+def read_answers(path: Path, *, cut_off: bool = False, left_out: LeftOut | None = None) -> Answers:
     """Read a file of answers.
 
     Each line is a JSON object with ``id`` (string or whole number), ``text`` (string) and perhaps
     ``tokens`` (whole number); anything else in it is ignored. With ``cut_off`` a last line that is
-    not complete, as an interruption leaves it, is left out.
+    not complete, as an interruption leaves it, is left out. ``left_out`` is told of lines of
+    another form, where it skips.
 
     Raises:
         ValueError: A line is not of that form; names file and line.
@@ -46,7 +53,14 @@ def read_answers(path: Path, *, cut_off: bool = False) -> Answers:
             if cut_off and not line.endswith("\n"):
                 break
             if line.strip():
-                identifier, answer = _parse(line, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                try:
+                    identifier, answer = _parse(line, where)
+                except ValueError as error:
+                    if left_out is None or left_out.on_error == "error":
+                        raise
+                    left_out.add(where, error)
+                    continue
                 answers.setdefault(identifier, []).append(answer)
     return answers
 
@@ -55,7 +69,7 @@ def _parse(line: str, where: str) -> tuple[str, AnswerRecord]:
     form = '{"id": sample id, "text": answer}'
     try:
         row: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not a JSON object ({error}); each line is {form}") from error
     if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
@@ -65,8 +79,9 @@ def _parse(line: str, where: str) -> tuple[str, AnswerRecord]:
         raise ValueError(f"{where}: id is {str(identifier)[:80]}; use a string or a whole number")
     if not isinstance(text, str):
         raise ValueError(f"{where}: text is a {type(text).__name__}; use a string, as in {form}")
-    counted = isinstance(tokens, int) and not isinstance(tokens, bool)
-    return str(identifier), AnswerRecord(text, tokens if counted else None)
+    counted = type(tokens) is int and 0 <= tokens < MAX_TOKENS
+    answer = AnswerRecord(without_surrogates(text), tokens if counted else None)
+    return without_surrogates(str(identifier)), answer
 
 
 def append_answers(path: Path, rows: Iterable[tuple[str, Sequence[AnswerRecord]]]) -> None:

@@ -24,7 +24,7 @@ from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
 from agents.screening import prepare_usable
 from agents.training.distributed import World
-from experiments.common.logs import progress_bar, write_json
+from experiments.common.logs import progress_bar, warn, write_json
 from experiments.evaluation.answers import (
     AnswerRecord,
     Answers,
@@ -383,12 +383,12 @@ def collect_answers(
     if not lengths:
         raise UnusableSampleError(f"no question can be asked: {left_out.summary()}")
     if left_out:
-        console.print(f"[yellow]{left_out.summary()}[/yellow]", highlight=False, soft_wrap=True)
+        warn(console, left_out.summary())
     cut_off = sum(tokens >= max_new_tokens for tokens in lengths) / len(lengths)
     if cut_off > 0.01:
-        console.print(
-            f"[yellow]{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
-            f"--max-new-tokens[/yellow]",
-            highlight=False,
+        warn(
+            console,
+            f"{cut_off:.0%} of the answers were cut off at {max_new_tokens} tokens; see "
+            f"--max-new-tokens",
         )
     return found

@@ -18,12 +18,12 @@ from experiments.common.tables import markdown_table
 from experiments.evaluation.answers import Answered
 from experiments.evaluation.scores import interval_text, score_rows
 from seg_env.envs.core import ReferringCore
-from seg_env.envs.left_out import LeftOut
+from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
 from seg_env.envs.render import draw_overlay
 from seg_env.grammar.answers import read_answer
 from seg_env.metrics import Columns, Failure
 from seg_env.tasks import Task, form_of
-from seg_env.types import Form, Sample
+from seg_env.types import Form, Sample, counted
 
 GRID = (4, 3)
 """Columns and rows of the sheets."""
@@ -113,15 +113,18 @@ def _setting_lines(scores: dict[str, Any]) -> list[str]:
         f"environment {scores['env']}, data set {scores['dataset']}, split {scores['split']}"
         + (f" ({scores['split_by']})" if scores["split_by"] else ""),
         f"task {scores['task']}",
-        f"{scores['questions']} questions, {scores['answers_per_question']} answer(s) each"
+        f"{counted(scores['questions'], 'question')}, "
+        f"{counted(scores['answers_per_question'], 'answer')} each"
         + (f", {scores['decoding']}" if scores["decoding"] else ""),
         f"frame: {scores['frame']}",
         f"an empty union counts {scores['empty_union']:g}",
         "intervals: bootstrap over questions, 2000 resamples, 95 %",
     ]
+    if form_of(scores["task"]) != "point":
+        lines.append(true_boxes(scores))
     if scores["missing"]:
         treated = "left out" if scores["missing_rule"] == "skip" else "counted as empty answers"
-        lines.append(f"{scores['missing']} questions without an answer, {treated}")
+        lines.append(f"{counted(scores['missing'], 'question')} without an answer, {treated}")
     if scores.get("left_out"):
         left_out = LeftOut()
         left_out.update(scores["left_out"])
@@ -129,6 +132,15 @@ def _setting_lines(scores: dict[str, Any]) -> list[str]:
     if scores["dataset"] == "embedded-sample":
         lines.append("the embedded sample stands in for the real data: not a score on RefCOCO")
     return lines
+
+
+def true_boxes(scores: dict[str, Any]) -> str:
+    """Which boxes answers were compared with."""
+    annotated, mask = (scores["true_boxes"][kind] for kind in ("annotated", "mask"))
+    if not annotated or not mask:
+        return f"true boxes: {'as annotated' if annotated else 'around the masks'}"
+    questions = counted(annotated, "question")
+    return f"true boxes: as annotated for {questions}, around the masks for {mask}"
 
 
 def draw_images(
@@ -173,8 +185,9 @@ def _pick(core: ReferringCore, answered: Answered, values: NDArray[np.float64]) 
 def _has_image(sample: Sample) -> bool:
     """Whether there is an image to draw on: answers in a file are scored without it, too."""
     try:
-        return bool(sample.image.size)
-    except (OSError, ValueError):
+        with loading():
+            return bool(sample.image.size)
+    except UnusableSampleError:
         return False
 
 
@@ -192,7 +205,7 @@ def _draw_sheet(
     height = -(-len(chosen) // width)
     figure = Figure(figsize=(3.6 * width, 3.5 * height + 0.6), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False)
-    figure.suptitle(f"{title}: target green, answer orange", fontsize=13)
+    figure.suptitle(f"{title}: target green, answer orange", fontsize=13, parse_math=False)
     for axis, row in zip(axes.flat, chosen, strict=False):
         index, text = texts[row]
         sample = core.dataset[index]
@@ -229,8 +242,9 @@ def write_task_table(
     rows = [_task_row(task, each) for task, each in found.items()]
     title = f"{first['source']} on {first['dataset']} ({first['split']})"
     text = (
-        f"# {title}: every task\n\n{first['questions']} questions each, {first['decoding']}; in "
-        f"per cent, with 95 % bootstrap intervals over questions.\n\n"
+        f"# {title}: every task\n\n{counted(first['questions'], 'question')} each, "
+        f"{first['decoding']}; in per cent, with 95 % bootstrap intervals over questions; "
+        f"{true_boxes(first)}.\n\n"
         f"{markdown_table(TASK_HEADINGS, rows, 'llrll')}\n"
     )
     write_json(folder / "scores.json", scores)
@@ -260,7 +274,8 @@ def draw_tasks(found: dict[Task, dict[str, Any]], title: str, path: Path) -> Non
         axis.barh(place, value, color=color, xerr=reach, capsize=3, height=0.62)
         axis.text(1.02, place, f"{100 * value:.1f}  {label}", va="center", fontsize=9)
     axis.set_yticks(range(len(found)), list(reversed(found)))
-    axis.set(xlim=(0, 1), title=title)
+    axis.set(xlim=(0, 1))
+    axis.set_title(title, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from experiments.common.logs import progress_bar
-from experiments.evaluation.answers import Answered
+from experiments.common.logs import progress_bar, warn
+from experiments.evaluation.answers import Answered, Boxes
 from experiments.evaluation.reader import advise_frame
 from seg_env import metrics
 from seg_env.envs.core import ReferringCore
@@ -20,6 +21,8 @@ from seg_env.metrics import PRECISION_THRESHOLDS, Columns
 from seg_env.metrics.reports import score_ratios
 from seg_env.types import Form
 
+MAX_TEXT = 1000
+"""Characters of an id or an expression that ``per_sample.parquet`` keeps."""
 EVERY = "mask bbox point"
 SCORES = (
     ("gIoU", "giou", 100.0, "mask bbox"),
@@ -54,6 +57,7 @@ def measure_answers(
     details: bool,
     empty_union: float,
     console: Console,
+    boxes: Boxes = "annotated",
 ) -> Columns:
     """Measure all answers, chunk by chunk; says when they seem to be in another frame.
 
@@ -71,6 +75,8 @@ def measure_answers(
         for start in range(0, len(questions), chunk_size):
             indices = questions[start : start + chunk_size]
             samples = [dataset[index] for index in indices]
+            if boxes == "mask":
+                samples = [replace(each, target=replace(each.target, box=None)) for each in samples]
             # One row an answer; the place is that of its question in the chunk.
             places = [place for place, index in enumerate(indices) for _ in answered[index]]
             answers = [answer for index in indices for answer in answered[index]]
@@ -81,7 +87,7 @@ def measure_answers(
                 for text, sample in zip(texts, asked, strict=True)
             ]
             if not start and (advice := advise_frame(core.answer_frame, texts, asked, read)):
-                console.print(f"[yellow]{advice}[/yellow]", highlight=False)
+                warn(console, advice)
             others = None
             if hasattr(dataset, "others"):
                 around = [[each.rle for each in dataset.others(index)] for index in indices]
@@ -96,8 +102,9 @@ def measure_answers(
             )
             if details:
                 part["ceiling"] = metrics.ceiling(samples)[places]
-            part["id"] = np.array([sample.id for sample in asked], dtype=np.str_)
-            part["expression"] = np.array([sample.expression for sample in asked], dtype=np.str_)
+            # Every row of a column of text takes the room of the longest.
+            part["id"] = np.array([sample.id[:MAX_TEXT] for sample in asked])
+            part["expression"] = np.array([sample.expression[:MAX_TEXT] for sample in asked])
             part["answer"] = np.concatenate([np.arange(len(answered[index])) for index in indices])
             part["characters"] = np.array([len(text) for text in texts])
             part["tokens"] = np.array([-1 if one.tokens is None else one.tokens for one in answers])
@@ -147,6 +154,11 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
     found["characters"] = float(columns["characters"].mean())
     known = columns["tokens"] >= 0
     found["tokens"] = float(columns["tokens"][known].mean()) if known.any() else None
+    annotated = columns["annotated_box"][columns["target_area"] > 0]
+    found["true_boxes"] = {
+        "annotated": int(annotated.sum()) // answers,
+        "mask": int((~annotated).sum()) // answers,
+    }
     groups = {"size": columns["size"]}
     if "ceiling" in columns:
         groups["ceiling"] = metrics.ceiling_class(columns["ceiling"])
@@ -204,6 +216,12 @@ def gains(
             f"the answers compared with are {len(before['id'])} to other questions than these "
             f"{len(after['id'])}; {len(only)} ids are only in one of them, such as "
             f"{sorted(only)[:2]}. Evaluate both with the same --env, --split and --questions"
+        )
+    boxes = [each.get("annotated_box", np.zeros(len(each["id"]), bool)) for each in (before, after)]
+    if not np.array_equal(boxes[0], boxes[1]):
+        raise WrongOptionError(
+            "the answers compared with were measured with other true boxes; evaluate both with the "
+            "same --boxes"
         )
     if answers == 1:
         intervals = metrics.compare(before, after, empty_union=empty_union, seed=seed)

@@ -70,6 +70,8 @@ def export_jsonlines(
                 "size": list(sample.target.size),
                 form: _encode_target(sample.target, form, root, f"{dataset.split}-{index}"),
             }
+            if sample.target.box is not None:
+                record["box"] = list(sample.target.box)
             if sample.target.ignore is not None:
                 record["ignore"] = run_lengths(sample.target.ignore)
             if others and hasattr(dataset, "others"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,13 @@ def union(masks: Sequence[Rle], size: tuple[int, int]) -> Target:
     return Target(Rle.union_of(masks or [Rle(size, np.array([size[0] * size[1]]))]))
 
 
-def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Target:
+def object_target(
+    segmentation: Any, size: tuple[int, int], where: str, box: object = None
+) -> Target:
     """The target of an object that must be there, as `target_from_segmentation`.
+
+    ``box`` is the annotated one, ``[x, y, width, height]`` in pixels. What is none, or lies beside
+    the mask, is a placeholder: such a target has no box but the mask's.
 
     Raises:
         RecordError: The segmentation is malformed, lies outside (see `check_inside`), or fills no
@@ -61,7 +67,30 @@ def object_target(segmentation: Any, size: tuple[int, int], where: str) -> Targe
                 f"{size[1]} x {size[0]} (width x height)",
                 Fault.EMPTY,
             )
-        return target
+        return replace(target, box=_annotated_box(box, target))
+
+
+def _annotated_box(box: object, target: Target) -> tuple[float, float, float, float] | None:
+    try:
+        x, y, width, height = map(float, box)  # type: ignore[call-overload]  # it may be anything
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        return None
+    x0, y0, x1, y1 = target.rle.bbox
+    if not (x < x1 and y < y1 and x + width > x0 and y + height > y0):
+        return None
+    rows, columns = target.size
+    return x / columns, y / rows, (x + width) / columns, (y + height) / rows
+
+
+def box_around(targets: Sequence[Target]) -> tuple[float, float, float, float] | None:
+    """The box around the annotated boxes of some targets; None unless each has one."""
+    boxes = [target.box for target in targets if target.box is not None]
+    if not boxes or len(boxes) < len(targets):
+        return None
+    low, high = np.array(boxes).min(axis=0), np.array(boxes).max(axis=0)
+    return float(low[0]), float(low[1]), float(high[2]), float(high[3])
 
 
 def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.errors import ExplainedError
+from seg_env.types import counted, without_surrogates
 
 OnError = Literal["skip", "error"]
 """What becomes of a sample that cannot be asked about."""
@@ -45,6 +46,7 @@ class LeftOut:
     def add(self, name: str, error: Exception) -> None:
         """Leave a sample out; raise UnusableSampleError with ``on_error="error"``."""
         reason = str(error) if isinstance(error, UnusableSampleError) else describe(error)
+        name, reason = without_surrogates(name), without_surrogates(reason)
         if self.on_error == "error":
             raise UnusableSampleError(
                 f"sample {name} cannot be asked about ({reason}); --on-error skip leaves such "
@@ -76,8 +78,7 @@ class LeftOut:
         parts = [f"{len(names)} as {names[0]} ({self.reasons[names[0]]})" for names in ordered[:5]]
         rest = sum(map(len, ordered[5:]))
         more = f"; {rest} for other reasons" if rest else ""
-        count = "1 sample" if len(self.reasons) == 1 else f"{len(self.reasons)} samples"
-        return f"{count} left out: {'; '.join(parts)}{more}"
+        return f"{counted(len(self.reasons), 'sample')} left out: {'; '.join(parts)}{more}"
 
 
 def describe(error: Exception) -> str:

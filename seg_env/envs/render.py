@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rewards.composite import RewardSum
 from seg_env.envs.core import Question, ScoredAnswer
 from seg_env.geometry.raster import rasterize
-from seg_env.types import Prediction, Ring, Sample, Target
+from seg_env.types import Prediction, Ring, Sample, Target, counted
 
 RENDER_MODES = ("rgb_array", "ansi")
 
@@ -27,6 +27,8 @@ SHORT_SIDE = 384
 """Smallest side of a drawing in pixels; smaller images are enlarged."""
 LONG_SIDE = 1600
 """Largest side of a drawing in pixels; larger images are reduced."""
+FILL = 26
+"""Opacity of the tints, of 255."""
 _OVERSAMPLING = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
 _MAX_DOTS = 200
@@ -49,9 +51,10 @@ def draw_overlay(
 ) -> NDArray[np.uint8]:
     """Draw a target and an answer on their image.
 
-    The target is tinted green within its exact outline; the answer is tinted orange within a line
-    with white borders. Its vertices are dots; the start of a ring is a white dot, and so is an
-    answer that is a point.
+    The target has its exact outline in green, the answer its own in orange, each between a light
+    and a dark line, so that it shows on any colour; within them the image is tinted so faintly that
+    its colours can be told. Vertices of the answer are dots; the start of a ring is a white dot,
+    and so is an answer that is a point.
 
     Returns:
         ``(H', W', 3) uint8``, newly allocated, with the proportions of the image, which is enlarged
@@ -62,17 +65,20 @@ def draw_overlay(
     width, height = max(1, round(width * zoom)), max(1, round(height * zoom))
     drawing = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     scale = min(width, height) / SHORT_SIDE
+
+    def tint(mask: Image.Image, color: Color) -> None:
+        drawing.paste(color, mask=mask.convert("L").point(lambda value: value * FILL // 255))
+
     if target is not None:
-        tint = Image.fromarray(target.mask()).resize((width, height), Image.Resampling.NEAREST)
-        drawing.paste(TARGET_COLOR, mask=tint.convert("L").point(lambda value: value * 90 // 255))
+        mask = Image.fromarray(target.mask())
+        tint(mask.resize((width, height), Image.Resampling.NEAREST), TARGET_COLOR)
     if prediction is not None and prediction.rings:
-        filled = Image.fromarray(rasterize(prediction.rings, (height, width)))
-        drawing.paste(ANSWER_COLOR, mask=filled.convert("L").point(lambda value: value * 70 // 255))
+        tint(Image.fromarray(rasterize(prediction.rings, (height, width))), ANSWER_COLOR)
     lines = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     if target is not None:
-        _draw_rings(lines, target.rings, TARGET_COLOR, DARK, 2.0 * scale)
+        _draw_rings(lines, target.rings, TARGET_COLOR, 1.8 * scale)
     if prediction is not None:
-        _draw_rings(lines, prediction.rings, ANSWER_COLOR, WHITE, 2.0 * scale)
+        _draw_rings(lines, prediction.rings, ANSWER_COLOR, 1.8 * scale)
         point = () if prediction.point is None else (prediction.point[None],)
         if sum(map(len, prediction.rings)) <= _MAX_DOTS:
             _draw_vertices(lines, (*prediction.rings, *point), 3.2 * scale)
@@ -164,7 +170,8 @@ def _lines(rewards: RewardSum, answer: ScoredAnswer | None) -> list[tuple[str, s
 def _content(prediction: Prediction) -> str:
     if prediction.form != "point":
         vertices = sum(map(len, prediction.rings))
-        return f"{len(prediction.rings)} rings, {vertices} vertices"
+        rings = counted(len(prediction.rings), "ring")
+        return f"{rings}, {counted(vertices, 'vertex', 'vertices')}"
     if prediction.point is None:
         return "no point"
     x, y = prediction.point.tolist()
@@ -196,12 +203,10 @@ def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points.tolist()]
 
 
-def _draw_rings(
-    lines: Image.Image, rings: tuple[Ring, ...], color: Color, border: Color, width: float
-) -> None:
-    """Closed outlines with a border on both sides, so that they show on any background."""
+def _draw_rings(lines: Image.Image, rings: tuple[Ring, ...], color: Color, width: float) -> None:
+    """Closed outlines with a light and a dark border, so that they show on any background."""
     draw = ImageDraw.Draw(lines)
-    for paint, share in ((border, 2.2), (color, 1.0)):
+    for paint, share in ((DARK, 2.8), (WHITE, 1.9), (color, 1.0)):
         thickness = max(1, round(width * share * _OVERSAMPLING))
         for ring in rings:
             points = _pixels(ring, lines.size)

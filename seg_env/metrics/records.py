@@ -27,6 +27,7 @@ from seg_env.metrics.scores import (
     region_of,
     written_box_iou,
 )
+from seg_env.tasks import box_of
 from seg_env.types import Prediction, Target
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
@@ -77,12 +78,13 @@ def measure(
     Returns:
         Columns ``(N,)``: ``intersection``, ``union``, ``target_area``, ``answer_area`` (pixels),
         ``iou``, ``box_iou`` (of boxes as written where boxes were asked for, else of those along
-        pixel edges around what is filled), ``vertices``, ``valid`` (read without issue), ``issues``
-        (kinds, joined by commas), ``size`` (see `size_class`), ``failure`` (see `Failure`); with
-        ``boundaries`` also ``boundary_iou``, ``boundary_f`` and ``hd95`` (see `boundary_scores`);
-        with ``outlines`` also ``polis`` (see the function) and ``target_vertices``; if points were
-        asked for, also ``given`` (there is a point), ``inside`` (see `points_inside`) and
-        ``distance`` (see `point_distances`).
+        pixel edges around what is filled; the true box is that of `seg_env.tasks.box_of`),
+        ``annotated_box`` (whether it was annotated), ``vertices``, ``valid`` (read without issue),
+        ``issues`` (kinds, joined by commas), ``size`` (see `size_class`), ``failure`` (see
+        `Failure`); with ``boundaries`` also ``boundary_iou``, ``boundary_f`` and ``hd95`` (see
+        `boundary_scores`); with ``outlines`` also ``polis`` (see the function) and
+        ``target_vertices``; if points were asked for, also ``given`` (there is a point),
+        ``inside`` (see `points_inside`) and ``distance`` (see `point_distances`).
     """
     check_lengths(predictions, targets)
     if others is not None and len(others) != len(targets):
@@ -131,7 +133,10 @@ def _measure_group(
     counts = overlaps(answers, targets)
     areas, target_areas = answer_areas(counts, targets), np.full(len(answers), target.area)
     ious = iou(*counts)
-    box_ious = iou_of_boxes([region.box for region in regions], [truth.box] * len(answers))
+    # That of the mask in whole pixels: shares of the side are rounded.
+    scaled = box_of(target) * (target.size[::-1] * 2)
+    true_box = np.array(truth.box) if target.box is None else scaled
+    box_ious = iou_of_boxes([region.box for region in regions], [true_box] * len(answers))
     as_boxes = np.array([answer.form == "bbox" for answer in answers])
     if as_boxes.any():
         box_ious = np.where(as_boxes, written_box_iou(answers, targets), box_ious)
@@ -144,6 +149,7 @@ def _measure_group(
         "answer_area": areas,
         "iou": ious,
         "box_iou": box_ious,
+        "annotated_box": np.full(len(answers), target.box is not None),
         "vertices": vertex_counts(answer.rings for answer in answers),
         "valid": np.array([answer.valid for answer in answers], dtype=np.bool_),
         "issues": np.array([",".join(answer.issue_kinds) for answer in answers], dtype=np.str_),

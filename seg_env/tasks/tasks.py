@@ -124,14 +124,23 @@ def answer(
 
 
 def box_of(target: Target) -> NDArray[np.float64]:
-    """``(x0, y0, x1, y1)`` of the target in the unit frame, along pixel edges; 0 without pixels."""
+    """``(x0, y0, x1, y1)`` of the target in the unit frame; 0 without pixels.
+
+    It is the annotated box, where there is one, else the mask's along pixel edges.
+    """
+    if target.box is not None and target.area:
+        return np.array(target.box)
+    return _box_of_mask(target)
+
+
+def _box_of_mask(target: Target) -> NDArray[np.float64]:
     height, width = target.size
     return np.array(target.rle.bbox) / (width, height, width, height)
 
 
 def centre_of(target: Target) -> NDArray[np.float64]:
-    """``(x, y)`` of the middle of the target's box in the unit frame."""
-    x0, y0, x1, y1 = box_of(target)
+    """``(x, y)`` of the middle of the mask's box in the unit frame."""
+    x0, y0, x1, y1 = _box_of_mask(target)
     return np.array([(x0 + x1) / 2, (y0 + y1) / 2])
 
 

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack
 from seg_env.data.images import first_existing, folder_of
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, Options
 from seg_env.data.records import Id, Record, RecordError, garbage_collection_paused, read_json
-from seg_env.data.segmentations import object_target, union
+from seg_env.data.segmentations import box_around, object_target, union
 from seg_env.types import Target
 
 Known = TypeVar("Known")
@@ -37,6 +38,8 @@ class Annotation(NamedTuple):
     """Whether it outlines a crowd instead of one object."""
     segmentation: Any
     """As in the file, but polygons are arrays."""
+    box: Any
+    """As in the file."""
 
 
 def _records(tables: Any, key: str, path: Path) -> Iterator[Record]:
@@ -47,7 +50,10 @@ def _records(tables: Any, key: str, path: Path) -> Iterator[Record]:
 
 
 def _pack_polygons(record: dict[str, Any]) -> dict[str, Any]:
-    """Keep polygons as arrays while a file is parsed: in lists they take four times the memory."""
+    """Keep polygons and boxes as arrays while a file is parsed: lists take more memory."""
+    if isinstance(record.get("bbox"), list):
+        with suppress(TypeError, OverflowError):
+            record["bbox"] = array("d", record["bbox"])
     parts = record.get("segmentation")
     if isinstance(parts, list):
         # What is not a list of numbers stays as it is, and is an error when it is asked for.
@@ -116,7 +122,7 @@ class CocoImages(AnnotatedImages[Key]):
             self._incomplete.add((image_id, category_id))
             raise
         is_crowd, segmentation = record.get("iscrowd") == 1, record.get("segmentation")
-        of_image[number] = Annotation(category_id, is_crowd, segmentation)
+        of_image[number] = Annotation(category_id, is_crowd, segmentation, record.get("bbox"))
 
     def object_target(self, image_id: Id, annotation_id: Id) -> Target:
         """The mask of any annotated object in the images of this split.
@@ -128,7 +134,8 @@ class CocoImages(AnnotatedImages[Key]):
         if annotation is None:
             raise ValueError(f"{self._path}: image {image_id} has no annotation {annotation_id}")
         where = f"{self._path}: annotation {annotation_id}"
-        return object_target(annotation.segmentation, self._images[image_id].size, where)
+        size = self._images[image_id].size
+        return object_target(annotation.segmentation, size, where, annotation.box)
 
     def _entry(
         self,
@@ -142,8 +149,8 @@ class CocoImages(AnnotatedImages[Key]):
         file_name, size = self._images[image_id]
 
         def target() -> Target:
-            parts = [self.object_target(image_id, each).rle for each in annotation_ids]
-            return union(parts, size)
+            parts = [self.object_target(image_id, each) for each in annotation_ids]
+            return replace(union([part.rle for part in parts], size), box=box_around(parts))
 
         of_image = self._annotations.get(image_id, {})
         others = [each for each in of_image if each not in annotation_ids]

@@ -86,7 +86,10 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
         record = self._table.row(number)
         objects = self._objects_of(record)
         image, size = self._image(record)
-        targets = [partial(object_target, each.segmentation, size, each.where) for each in objects]
+        targets = [
+            partial(object_target, each.segmentation, size, each.where, each.box)
+            for each in objects
+        ]
         return Entry(
             id=f"{self.name}-{self.split}-{number}-{k}",
             sentences=dict(enumerate(objects[k].sentences)),
@@ -136,23 +139,28 @@ class HubObject(NamedTuple):
     metadata: dict[str, Any]
     where: str
     """What errors call it."""
+    box: Any = None
+    """``[x, y, width, height]`` in pixels, as annotated; of moondream's masks, drawn anew, theirs
+    counts."""
 
 
 def _lmms_objects(record: Record) -> list[HubObject]:
     """One object a row; ``question`` is the same for all rows, ``answer`` holds the sentences."""
     flat = record.get("segmentation")
     metadata = {"question_id": str(record.get("question_id")), "bbox": record.get("bbox")}
-    return [HubObject(record.texts("answer"), [flat] if flat else [], metadata, record.where)]
+    parts, box = [flat] if flat else [], record.get("bbox")
+    return [HubObject(record.texts("answer"), parts, metadata, record.where, box)]
 
 
 def _raw_objects(record: Record) -> list[HubObject]:
     """One object a row; its annotation is a JSON text."""
     listed = [Record(each, record.where).text("sent") for each in record.items("sentences")]
-    segmentation = None
+    segmentation = box = None
     if "raw_anns" in record:
-        segmentation = _parsed(record, "raw_anns").get("segmentation")
+        annotation = _parsed(record, "raw_anns")
+        segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
     metadata = {key: record.get(key) for key in ("ref_id", "ann_id", "image_id", "category_id")}
-    return [HubObject(listed, segmentation, metadata, record.where)]
+    return [HubObject(listed, segmentation, metadata, record.where, box)]
 
 
 def _sample_objects(record: Record) -> list[HubObject]:

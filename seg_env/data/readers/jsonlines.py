@@ -47,9 +47,10 @@ class JsonLines(AnnotatedImages[int]):
     ``mask`` (path of an image of one channel, 0 outside of the object). Nothing in it, for example
     ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the number of
     the line), ``size`` (``[H, W]``, saves looking into the image), ``ignore`` (run lengths of
-    void pixels), ``others`` (a list of run lengths, the other objects of the image), and
-    ``metadata`` (any object). Blank lines are passed over. Targets are drawn on the image as it is
-    stored, whatever its EXIF data say.
+    void pixels), ``box`` (``[x0, y0, x1, y1]``, x / width and y / height: the annotated box, by
+    default that of the mask), ``others`` (a list of run lengths, the other objects of the image),
+    and ``metadata`` (any object). Blank lines are passed over. Targets are drawn on the image as it
+    is stored, whatever its EXIF data say.
 
     Only the places of lines are kept in memory; metadata is that of the line and ``file_name``.
     """
@@ -123,7 +124,8 @@ class JsonLines(AnnotatedImages[int]):
                     rle = rasterize_rle(_rings(record.get("rings"), size), size)
                 case _:
                     rle = Rle.from_mask(read_mask(self.image_root / record.path("mask"), size))
-        return Target(rle, ignore=ignore)
+            box = _box(record.get("box")) if "box" in record and rle.area else None
+        return Target(rle, ignore=ignore, box=box)
 
     def _record(self, key: int) -> Record:
         with self._open() as stream:
@@ -142,6 +144,16 @@ def _run_lengths(value: object, size: tuple[int, int]) -> Target:
     if not isinstance(value, dict):
         raise RecordError(f"run lengths are {{'size', 'counts'}}, got {describe(value)}")
     return target_from_segmentation(value, size)
+
+
+def _box(value: object) -> tuple[float, float, float, float]:
+    expected = "'box' must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+    if not isinstance(value, list) or len(value) != 4:
+        raise RecordError(f"{expected}, got {describe(value)}")
+    (x0, y0), (x1, y1) = parse_points([value[:2], value[2:]]).tolist()
+    if not (x0 < x1 and y0 < y1):
+        raise RecordError(f"{expected}, got {value}")
+    return x0, y0, x1, y1
 
 
 def _rings(value: object, size: tuple[int, int]) -> list[Ring]:

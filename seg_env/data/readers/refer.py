@@ -345,8 +345,7 @@ def _sentences(record: Record, room: int) -> dict[Id, str]:
             raise ValueError(
                 f"{record.where}: the file unfolds to more than {MAX_REPETITION} times its own size"
             )
-        # A lone surrogate cannot be written to any file.
-        found[identifier] = text.encode("utf-8", "replace").decode("utf-8")
+        found[identifier] = text
     if len(found) < len(listed):
         raise RecordError(f"{record.where}: a sent_id appears twice")
     return found

@@ -1,11 +1,12 @@
 """The reward benchmark measures what it says and finds no score that differs."""
 
 import json
+import sys
 
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks.rewards import BATCHED, OURS, benchmark_rewards
+from experiments.benchmarks.rewards import BATCHED, HOTCOCO, OURS, benchmark_rewards
 
 
 def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
@@ -18,6 +19,24 @@ def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
     assert {OURS, BATCHED, "rasterio, full frame"} <= set(figures)
     assert all(0 < figure["min"] <= figure["median"] for figure in figures.values())
     assert "differ from pycocotools" in " ".join(capsys.readouterr().out.split())
+
+
+def test_hotcoco_stands_beside_pycocotools(tmp_path, capsys):
+    pytest.importorskip("hotcoco")
+    benchmark_rewards(json=tmp_path / "rewards.json", group=3, objects=2, rounds=2)
+    results = json.loads((tmp_path / "rewards.json").read_text())
+    assert results["differences_from_hotcoco"] == 0
+    assert results["ratio_vs_hotcoco_batched"] > 0
+    assert HOTCOCO in results["microseconds_per_prediction"]
+    assert (results["left_out"], "hotcoco" in results["versions"]) == ([], True)
+
+
+def test_without_hotcoco_the_benchmark_names_it_as_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    benchmark_rewards(json=tmp_path / "rewards.json", group=3, objects=2, rounds=2)
+    results = json.loads((tmp_path / "rewards.json").read_text())
+    assert HOTCOCO not in results["microseconds_per_prediction"]
+    assert "left out: hotcoco, which is not installed" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["rewards", "train", "evaluate"])

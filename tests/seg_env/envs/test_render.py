@@ -6,6 +6,8 @@ import pytest
 from seg_env.envs.referring import ReferringSegmentationEnv
 from seg_env.envs.render import ANSWER_COLOR, RENDER_MODES, TARGET_COLOR, draw_overlay
 from seg_env.grammar import decode, encode
+from seg_env.tasks import point_of
+from seg_env.types import Prediction, counted
 
 SQUARE = "[[[0.25,0.25],[0.75,0.25],[0.75,0.75],[0.25,0.75]]]"
 
@@ -143,3 +145,22 @@ def test_without_a_mode_nothing_is_drawn(scenes):
     env.reset()
     assert env.render() is None
     assert RENDER_MODES == ("rgb_array", "ansi")
+
+
+@pytest.mark.parametrize("color", [TARGET_COLOR, ANSWER_COLOR, (0, 0, 0), (255, 255, 255)])
+def test_the_colour_of_an_object_can_be_told_and_its_outline_shows(color, scenes):
+    sample = scenes[1]
+    image = np.full_like(sample.image, color)
+    answer = Prediction(sample.target.outline(0.01))
+    drawn = draw_overlay(image, sample.target, answer, short_side=64 * 8).astype(int)
+    away = np.abs(drawn - color).max(axis=2)
+    height, width = sample.target.size
+    x, y = (point_of(sample.target) * (width * 8, height * 8)).astype(int)
+    assert away[y, x] < 60
+    # Of a light and a dark line one differs from any colour.
+    assert (away > 120).sum() > 500
+
+
+def test_one_is_no_plural():
+    assert counted(1, "ring") == "1 ring"
+    assert counted(0, "vertex", "vertices") == "0 vertices"
