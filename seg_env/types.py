@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.contour import trace
+from seg_env.geometry.limits import LimitError
 from seg_env.geometry.rle import Rle
 from seg_env.geometry.simplify import simplify_rings
 
@@ -110,6 +111,8 @@ class Target:
     ignore: Rle | None = None
     """Void pixels, which never overlap the mask: intersection and union leave them out, boundary
     scores and distances do not."""
+    record: str = ""
+    """What errors call it."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:
@@ -144,14 +147,20 @@ class Target:
     @cached_property
     def rings(self) -> tuple[Ring, ...]:
         """Exact outline along pixel edges in canonical order: filling it gives back the mask."""
-        return trace(self.mask())
+        return self._trace()
+
+    def _trace(self) -> tuple[Ring, ...]:
+        try:
+            return trace(self.mask())
+        except LimitError as error:
+            raise LimitError(f"{self.record}: {error}" if self.record else str(error)) from error
 
     def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
         """The outline simplified with tolerance ``epsilon * perimeter``; kept in the cache."""
         key = f"outline:{epsilon}"
         if key not in self.cache:
             # Not `rings`, which would keep the far larger exact outline as well.
-            self.cache[key] = simplify_rings(trace(self.mask()), self.size, epsilon)
+            self.cache[key] = simplify_rings(self._trace(), self.size, epsilon)
         found: tuple[Ring, ...] = self.cache[key]
         return found
 

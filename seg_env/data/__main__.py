@@ -14,6 +14,7 @@ from typing import Any, get_args
 from seg_env.data.base import Dataset
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
+from seg_env.geometry.limits import set_limits
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,10 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command, debug = options.pop("command"), options.pop("debug")
     writing = {name: options.pop(name, None) for name in ("output", "form", "others", "limit")}
+    limits = options.pop("limits")
     try:
+        if limits is not None:
+            set_limits(limits)
         dataset = _open(**options)
         if command == "export":
             progress = _report if sys.stderr.isatty() else None
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--difficulty", help="of scenes")
         add("--data-seed", type=int, help="of scenes")
         add("--size", type=int, help="of scenes")
+        add("--limits", metavar="'NAME=NUMBER ...'", help="what is read at most: pixels=1e9 ...")
         add("--debug", action="store_true", help="show where an error comes from")
     add = export.add_argument
     add("--output", required=True, help="folder to write into")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seg_env.data.records import Fault, RecordError
-from seg_env.geometry.rle import MAX_PIXELS
+from seg_env.data.records import Fault, RecordError, located
+from seg_env.geometry.limits import LimitError, check_limit, check_size, limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read; the MPO of some cameras is read as JPEG."""
@@ -84,6 +84,8 @@ def _opened(
     """Open an image; with ``size`` it must have that one."""
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
+    # Pillow itself refuses above twice this number.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits().pixels // 2 + 1)
     try:
         with Image.open(stream, formats=FORMATS) as image:
             found = image.height, image.width
@@ -94,14 +96,15 @@ def _opened(
                     "were made on, not resized or turned",
                     Fault.SIZE_MISMATCH,
                 )
-            if found[0] * found[1] > MAX_PIXELS:
-                raise RecordError(
-                    f"{name} has {found[1]} x {found[0]} pixels; at most {MAX_PIXELS} are read",
-                    Fault.UNREADABLE_IMAGE,
-                )
+            check_size(found)
             yield image
     except (FileNotFoundError, RecordError):
         raise
+    except LimitError as error:
+        raise RecordError(f"{name}: {error}", Fault.LIMIT) from error
+    except Image.DecompressionBombError as error:
+        with located(name):
+            check_limit("pixels", limits().pixels + 1, str(error))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
             f"{name} cannot be read as an image: {error}", Fault.UNREADABLE_IMAGE

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar
@@ -114,7 +114,8 @@ class AnnotatedImages(ABC, Generic[Key]):
         elif self.sentence_key is not None:
             identifier += f"-{number}"
         load = partial(read_image, entry.image, entry.size, entry.image_name)
-        return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
+        target = replace(entry.target(), record=identifier)
+        return Sample(identifier, entry.sentences[number], target, load, metadata)
 
     def others(self, index: int, /) -> list[Target]:
         """Masks of the other annotated objects in the image; broken annotations are left out."""

@@ -127,8 +127,8 @@ class CocoImages(AnnotatedImages[Key]):
         file_name, size = self._images[image_id]
 
         def target() -> Target:
-            parts = [self.object_target(image_id, each).rle for each in annotation_ids]
-            return union(parts, size)
+            parts = (self.object_target(image_id, each).rle for each in annotation_ids)
+            return union(parts, size, f"{self._path}: image {image_id}")
 
         others = self._annotations.get(image_id, {}).keys() - set(annotation_ids)
         return Entry(

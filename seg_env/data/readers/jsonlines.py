@@ -13,13 +13,16 @@ import numpy as np
 from seg_env.data.images import image_size, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Record, RecordError, describe, located
-from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
+from seg_env.data.segmentations import (
+    check_crossings,
+    check_inside,
+    parse_points,
+    target_from_segmentation,
+)
+from seg_env.geometry.limits import check_limit, check_size, limits
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
 from seg_env.types import Ring, Target
-
-MAX_LINE = 1 << 26
-"""Longest line that is read, in bytes."""
 
 
 class JsonLines(AnnotatedImages[int]):
@@ -63,10 +66,10 @@ class JsonLines(AnnotatedImages[int]):
         self.image_root = Path(image_root or self.path.parent).expanduser().absolute()
         self._starts = array("q")  # of all lines, in bytes
         with self.path.open("rb") as stream:
-            while line := stream.readline(MAX_LINE + 1):
+            while line := stream.readline(limits().line_bytes + 1):
                 number = len(self._starts)
-                if len(line) > MAX_LINE:
-                    raise ValueError(f"{self.path}: line {number + 1} has over 64 MiB")
+                what = f"{self.path}: line {number + 1} has at least {len(line)} bytes"
+                check_limit("line_bytes", len(line), what)
                 self._starts.append(stream.tell() - len(line))
                 if line.strip():
                     self._ask(number)
@@ -80,6 +83,8 @@ class JsonLines(AnnotatedImages[int]):
             raise record.error("size", "must be [height, width]")
         elif min(size) < 1:
             raise RecordError(f"{record.where}: 'size' must be positive, got {size}")
+        with located(record.where):
+            check_size((size[0], size[1]))
         extras = record.get("metadata", {})
         if not isinstance(extras, dict):
             raise record.error("metadata", "must be an object")
@@ -116,7 +121,9 @@ class JsonLines(AnnotatedImages[int]):
     def _record(self, key: int) -> Record:
         with self.path.open("rb") as stream:
             stream.seek(self._starts[key])
-            return Record.parse(stream.readline(MAX_LINE), f"{self.path}: line {key + 1}")
+            return Record.parse(
+                stream.readline(limits().line_bytes), f"{self.path}: line {key + 1}"
+            )
 
     def _image_name(self, key: int) -> str:
         return self._record(key).text("image")
@@ -133,6 +140,7 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
         raise RecordError(f"'rings' must be a list of rings [[x, y], ...], got {describe(value)}")
     rings: list[Ring] = []
     scale = np.array([size[1], size[0]], dtype=np.float64)
+    check_limit("rings", len(value), f"'rings' has {len(value)} rings")
     for number, listed in enumerate(value):
         with located(f"ring {number}"):
             ring = parse_points(listed)
@@ -140,4 +148,6 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
                 raise RecordError(f"a ring has at least 3 points, got {len(ring)}")
             check_inside(ring * scale, size)
         rings.append(ring)
+    if rings:  # all together: between rings, edges go back and forth at most once more
+        check_crossings(np.concatenate(rings) * scale, size)
     return rings

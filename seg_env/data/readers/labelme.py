@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -14,10 +15,9 @@ from numpy.typing import NDArray
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
+from seg_env.geometry.limits import check_limit
+from seg_env.geometry.rle import Rle
 from seg_env.types import Target
-
-MAX_BYTES = 1 << 28
-"""Largest file that is read; LabelMe may keep the image itself in it."""
 
 
 class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
@@ -119,8 +119,8 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
 
 def read_json_file(path: Path) -> Record:
     """Read a JSON object, in UTF-8 or, as a few of ReasonSeg's files are, in Windows-1252."""
-    if path.stat().st_size > MAX_BYTES:
-        raise RecordError(f"{path} has more than {MAX_BYTES} bytes, which is not read")
+    with located(str(path)):
+        check_limit("label_bytes", size := path.stat().st_size, f"{size} bytes")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -166,13 +166,14 @@ def _expression_of(shape: Record) -> str:
 
 
 def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
-    parts = []
-    for shape in shapes:
-        corners = _corners(shape)
-        with located(shape.where):
-            check_inside(corners, size)
-        parts.append(fill_polygon(corners, size))
-    target = union(parts, size)
+    def masks() -> Iterator[Rle]:
+        for shape in shapes:
+            corners = _corners(shape)
+            with located(shape.where):
+                check_inside(corners, size)
+                yield fill_polygon(corners, size)
+
+    target = union(masks(), size, shapes[0].where)
     if not target.area:
         raise RecordError(f"{shapes[0].where} fills not one pixel", Fault.EMPTY)
     return target
