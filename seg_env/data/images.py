@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,7 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
 
 def folder_of(file: str, folders: Iterable[Path]) -> Path | None:
     """The first of some folders that has a file; None if none has."""
-    return next((folder for folder in folders if (folder / file).is_file()), None)
+    return next((folder for folder in folders if os.path.isfile(folder / file)), None)
 
 
 @contextmanager

@@ -51,10 +51,10 @@ class Limits(NamedTuple):
     """Objects that one reference names."""
     unfolding: int = 8
     """How many times its own size a file may unfold to: pickles can name one list many times."""
-    values: int = 1 << 24
-    """Values in a column of a row group of parquet."""
+    rows: int = 1 << 24
+    """Of a row group of parquet."""
     inflation: int = 64
-    """How many times its size in the file, of at least 1 MiB, a row group of parquet unfolds to."""
+    """How many times the size of its file, at least 1 MiB, a row group of parquet unfolds to."""
 
 
 @cache

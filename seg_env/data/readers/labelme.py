@@ -85,7 +85,8 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
         place = Path(os.path.normpath(path.parent / stated.replace("\\", "/")))
         if not place.is_relative_to(self.image_root):
             raise RecordError(f"{path}: imagePath {stated[:80]!r} leads out of {self.image_root}")
-        if not place.is_file() and image_beside(path).is_file():
+        # os.path's, which takes a name that is too long for one that is not there.
+        if not os.path.isfile(place) and image_beside(path).is_file():
             place = image_beside(path)  # files are often renamed together, imagePath is not
         return str(place.relative_to(self.image_root))
 
@@ -97,7 +98,7 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
             raise RecordError(f"{record.where} has changed since it was opened; open it again")
         file, data = self.image_root / image_name, record.get("imageData")
         image: Path | bytes = file
-        if not file.is_file() and isinstance(data, str):
+        if not os.path.isfile(file) and isinstance(data, str):
             with located(f"{record.where}: imageData is not base64"):
                 image = base64.b64decode(data, validate=True)
         others = [k for k, shape in enumerate(shapes) if k not in group and _is_area(shape)]
