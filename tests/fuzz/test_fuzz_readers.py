@@ -205,7 +205,7 @@ def changed_file(path, data, generator):
             stream = io.BytesIO()
             try:
                 pq.write_table(pa.Table.from_pylist(changed_values(rows, generator)), stream)
-            except (pa.ArrowException, TypeError, AttributeError, OverflowError, ValueError):
+            except Exception:
                 return changed_bytes(data, generator)  # no table can hold such values
             return stream.getvalue()
 
@@ -262,4 +262,4 @@ def test_damaged_files_are_read_or_named(tmp_path, name):
     )
     assert slowest < 5
     assert after - before < 500
-    assert min(outcomes["read"], outcomes["refused"]) > 0.05 * TRIES
+    assert 0.05 * TRIES < outcomes["read"] < 0.95 * TRIES
