@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.contour import trace
+from seg_env.geometry.limits import LimitError
 from seg_env.geometry.rle import Rle
 from seg_env.geometry.simplify import simplify_rings
 
@@ -115,6 +116,8 @@ class Target:
     box: tuple[float, float, float, float] | None = None
     """The box that annotators drew, ``(x0, y0, x1, y1)`` in the unit frame; None where only the
     mask is known. `seg_env.tasks.box_of` has either."""
+    record: str = ""
+    """What errors call it."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:
@@ -149,14 +152,20 @@ class Target:
     @cached_property
     def rings(self) -> tuple[Ring, ...]:
         """Exact outline along pixel edges in canonical order: filling it gives back the mask."""
-        return trace(self.mask())
+        return self._trace()
+
+    def _trace(self) -> tuple[Ring, ...]:
+        try:
+            return trace(self.mask())
+        except LimitError as error:
+            raise LimitError(f"{self.record}: {error}" if self.record else str(error)) from error
 
     def outline(self, epsilon: float = 0.001) -> tuple[Ring, ...]:
         """The outline simplified with tolerance ``epsilon * perimeter``; kept in the cache."""
         key = f"outline:{epsilon}"
         if key not in self.cache:
             # Not `rings`, which would keep the far larger exact outline as well.
-            self.cache[key] = simplify_rings(trace(self.mask()), self.size, epsilon)
+            self.cache[key] = simplify_rings(self._trace(), self.size, epsilon)
         found: tuple[Ring, ...] = self.cache[key]
         return found
 

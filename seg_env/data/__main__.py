@@ -18,6 +18,7 @@ from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.geojson import export_geojson
 from seg_env.data.images import Stretch
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
+from seg_env.geometry.limits import set_limits
 
 FORMATS: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
     "jsonl": (export_jsonlines, ("form", "others")),
@@ -30,10 +31,12 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of the process; 2 when data cannot be read, else 0."""
     options = vars(_parser().parse_args(arguments))
     command, debug = options.pop("command"), options.pop("debug")
-    output, layout = options.pop("output", None), options.pop("format", None)
+    output, layout, limits = (options.pop(name, None) for name in ("output", "format", "limits"))
     writing = {name: options.pop(name, None) for name in ("form", "others", "crs", "limit")}
     writing = {name: value for name, value in writing.items() if value is not None}
     try:
+        if limits is not None:
+            set_limits(limits)
         dataset = _open(**options)
         if command == "export":
             progress = _report if sys.stderr.isatty() else None
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--difficulty", help="of scenes")
         add("--data-seed", type=int, help="of scenes")
         add("--size", type=int, help="of scenes")
+        add("--limits", metavar="'NAME=NUMBER ...'", help="what is read at most: pixels=1e9 ...")
         add("--debug", action="store_true", help="show where an error comes from")
     add = export.add_argument
     add("--output", required=True, help="folder to write into")

@@ -7,6 +7,7 @@ part only, are read by rasterio.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from seg_env.data.records import Fault, RecordError
-from seg_env.geometry.rle import MAX_PIXELS
+from seg_env.data.records import Fault, RecordError, located
+from seg_env.geometry.limits import LimitError, check_limit, check_size, limits
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read beside TIFF; the MPO of some cameras is read as JPEG."""
-MAX_BYTES = 3 * MAX_PIXELS
-"""Most bytes that the bands of a TIFF may take in memory: those of the largest 8-bit image."""
 Stretch = Literal["full", "percentiles"]
 """How numbers that are no bytes become bytes.
 
@@ -212,7 +211,8 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
 def folder_of(files: Iterable[str], folders: Sequence[Path]) -> Path | None:
     """The first of some folders that has one of some files; None if none has."""
     places = ((folder, file) for file in files for folder in folders)
-    return next((folder for folder, file in places if (folder / file).is_file()), None)
+    # os.path's, which takes a name that is too long for one that is not there.
+    return next((folder for folder, file in places if os.path.isfile(folder / file)), None)
 
 
 @contextmanager
@@ -225,6 +225,8 @@ def _opened(
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
+    # Pillow itself refuses above twice this number.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits().pixels // 2 + 1)
     try:
         driver = _raster_driver(source)
         opened = _open_raster(source, driver) if driver else Image.open(stream, formats=FORMATS)
@@ -240,17 +242,18 @@ def _opened(
                     "were made on, not resized or turned",
                     Fault.SIZE_MISMATCH,
                 )
-            if found[0] * found[1] > MAX_PIXELS:
-                raise RecordError(
-                    f"{name} has {found[1]} x {found[0]} pixels; at most {MAX_PIXELS} are read",
-                    Fault.UNREADABLE_IMAGE,
-                )
+            check_size(found)
             if size is not None and found != size:
                 warnings.warn(UPRIGHT_WARNING if not upright else STORED_WARNING, stacklevel=4)
                 upright, found = not upright, size
             yield image, found, turn if upright else 1
     except (FileNotFoundError, RecordError, MemoryError):
         raise
+    except LimitError as error:
+        raise RecordError(f"{name}: {error}", Fault.LIMIT) from error
+    except Image.DecompressionBombError as error:
+        with located(name):
+            check_limit("pixels", limits().pixels + 1, str(error))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
             f"{name} cannot be read as an image: {error.__cause__ or error}",
@@ -343,12 +346,11 @@ def _read_band(
     block = max(height * width for height, width in file.block_shapes)
     block *= 1 if file.interleaving and file.interleaving.name == "band" else file.count
     needed = max(block, 3 * file.height * file.width) * np.dtype(kind).itemsize
-    if needed > MAX_BYTES:
-        raise RecordError(
-            f"{name} takes {needed} bytes to read ({file.width} x {file.height} pixels of {kind}); "
-            f"at most {MAX_BYTES} are read, so cut it into tiles",
-            Fault.UNREADABLE_IMAGE,
-        )
+    # As many bytes as the largest image of three bands of 8 bits has.
+    what = (
+        f"{file.width} x {file.height} pixels of {kind} take {needed} bytes; cut it into tiles"
+    )
+    check_limit("pixels", needed // 3, what)
     values = file.read(number)
     valid = np.isfinite(values)
     if MaskFlags.alpha not in file.mask_flag_enums[number - 1]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from seg_env.geometry.rle import MAX_PIXELS
+from seg_env.geometry.limits import LimitError, check_limit, check_size
 
 Id = int | str
 """What names a record in a file of COCO's form."""
@@ -37,6 +37,8 @@ class Fault(StrEnum):
     """A polygon lies beside the image, or reaches far out of it."""
     EMPTY = "empty segmentation"
     """An object that should be there fills no pixel."""
+    LIMIT = LimitError.fault
+    """More than is read, see `seg_env.geometry.limits`."""
 
 
 class RecordError(ValueError):
@@ -115,11 +117,11 @@ class Record(NamedTuple):
     def size(self, height: str = "height", width: str = "width") -> tuple[int, int]:
         """Height and width of an image, ``(H, W)``, from two fields."""
         size = self.integer(height), self.integer(width)
-        if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-            raise RecordError(
-                f"{self.where}: {height} and {width} are {size}; at least 1, together at most "
-                f"{MAX_PIXELS} pixels are read"
-            )
+        what = f"{self.where}: {height} and {width} are {size}"
+        if min(size) < 1:
+            raise RecordError(f"{what}; each is at least 1")
+        with located(what):
+            check_size(size)
         return size
 
     def path(self, key: str) -> str:
@@ -162,6 +164,7 @@ def read_json(
     encoding: str | None = None,
 ) -> Any:
     """Read a file of JSON that a data set hangs on; a `ValueError` if it is none."""
+    check_limit("file_bytes", size := path.stat().st_size, f"{path} has {size} bytes")
     text = decode_text(path.read_bytes(), str(path), encoding)
     try:
         return json.loads(text, object_hook=object_hook)

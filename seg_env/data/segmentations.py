@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.data.records import Fault, RecordError, describe, located
+from seg_env.geometry.limits import check_limit, check_size
 from seg_env.geometry.raster import toggles
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
@@ -33,18 +34,33 @@ def target_from_segmentation(
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list):
         raise ValueError(f"a segmentation is a list or a dictionary, got {describe(parts)}")
-    masks: list[Rle] = []
-    for index, part in enumerate(parts):
-        with located(f"part {index} of the segmentation"):
-            masks.append(_part(part, size, inside))
-    return union(masks, size)
+    check_size(size)
+
+    def masks() -> Iterator[Rle]:
+        for index, part in enumerate(parts):
+            with located(f"part {index} of the segmentation"):
+                yield _part(part, size, inside)
+
+    return union(masks(), size, "the segmentation")
 
 
-def union(masks: Sequence[Rle], size: tuple[int, int]) -> Target:
-    """All of some masks as one target; of none, an empty one."""
-    if len(masks) == 1:
-        return Target(masks[0])
-    return Target(Rle.union_of(masks or [Rle(size, np.array([size[0] * size[1]]))]))
+def union(masks: Iterable[Rle], size: tuple[int, int], where: str) -> Target:
+    """All of some masks as one target; of none, an empty one.
+
+    Raises:
+        RecordError: They have too many runs together, so no more of them are built. The message
+            starts with ``where``.
+    """
+    kept: list[Rle] = []
+    runs = 0
+    for mask in masks:
+        runs += len(mask.counts)
+        with located(where):
+            check_limit("runs", runs, f"a mask of at least {runs} runs")
+        kept.append(mask)
+    if len(kept) == 1:
+        return Target(kept[0])
+    return Target(Rle.union_of(kept or [Rle(size, np.array([size[0] * size[1]]))]))
 
 
 def object_target(
@@ -171,13 +187,28 @@ def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
     raise ValueError(f"'counts' must be a string or a list of integers, got {describe(counts)}")
 
 
+def check_crossings(points: NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise when the edges of a polygon, ``(V, 2)`` in pixels, pass more columns than are counted.
+
+    Raises:
+        LimitError: They do, which would take time and memory in proportion.
+    """
+    columns = np.clip(points[:, 0], -1, size[1] + 1)
+    crossings = int(np.abs(np.diff(columns, append=columns[:1])).sum())
+    check_limit("crossings", crossings, f"a polygon whose edges pass {crossings} columns")
+
+
 def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:
     """Fill a polygon, ``(V, 2)`` in pixels, by COCO's even-odd rule in an image of ``(H, W)``.
 
     Coordinates do not go through the unit frame: a rounding error there can move COCO's rule, which
     counts in fifths of a pixel, by a whole pixel.
+
+    Raises:
+        LimitError: Its edges pass too many columns.
     """
     height, width = size
+    check_crossings(points, size)
     keys = np.zeros(0, dtype=np.int64)
     if len(points) >= 3:
         keys = toggles(points, np.array([len(points)]), size)[0].astype(np.int64)

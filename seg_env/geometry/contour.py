@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_env.geometry.limits import check_limit, limits
 from seg_env.geometry.polygon import Ring, order_rings, start_topmost
 
 # What happens at a corner of the pixel grid, by its four pixels (top left 1, top right 2, bottom
@@ -12,7 +13,7 @@ from seg_env.geometry.polygon import Ring, order_rings, start_topmost
 # horizontally? Two diagonal pixels (6 and 9) make two corners, handled apart.
 _LEAVES_HORIZONTALLY = np.zeros(16, dtype=np.bool_)
 _LEAVES_HORIZONTALLY[[1, 8, 11, 13]] = True
-_IS_CORNER = np.zeros(16, dtype=np.int64)
+_IS_CORNER = np.zeros(16, dtype=np.uint8)
 _IS_CORNER[[1, 2, 4, 8, 7, 11, 13, 14]] = 1
 _IS_CORNER[[6, 9]] = 2
 
@@ -27,6 +28,9 @@ def trace(mask: NDArray[np.bool_]) -> tuple[Ring, ...]:
     Returns:
         Rings in the unit frame in canonical order (see `seg_env.geometry.polygon.canonical`), only
         vertices where the direction changes. Empty for an empty mask.
+
+    Raises:
+        LimitError: The mask has too many rings.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
@@ -52,6 +56,8 @@ def _loops(crop: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
     y, x = np.nonzero(_IS_CORNER[code])
     kind = code[y, x]
     times = _IS_CORNER[kind]
+    # Each run of a mask has at most four corners, each ring at least one run.
+    check_limit("runs", len(kind) // 4, f"a mask whose outline has {len(kind)} corners")
     x, y, kind = np.repeat(x, times), np.repeat(y, times), np.repeat(kind, times)
     double = np.flatnonzero((kind == 6) | (kind == 9))
     # In reading order the corner whose horizontal edge lies to the left comes first.
@@ -81,6 +87,8 @@ def _loops(crop: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
                 loop.append(places[at])
                 at = following[at]
             loops.extend(_split(loop, shared) if shared else [loop])
+            if len(loops) > limits().rings:
+                check_limit("rings", len(loops), f"an outline of at least {len(loops)} rings")
     return loops
 
 

@@ -9,8 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MAX_PIXELS = 1 << 28
-"""Largest ``H * W`` accepted (16384 x 16384); a file that claims more is refused, not allocated."""
+from seg_env.geometry.limits import Limits, check_limit, limits
+
+MAX_PIXELS = Limits().pixels
+"""Largest ``H * W`` accepted, unless `seg_env.geometry.limits` are set otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Rle:
                 f"RLE counts must be a flat list of integers, got shape {counts.shape} of "
                 f"{counts.dtype}; pass COCO's uncompressed counts, or use Rle.from_string"
             )
-        if counts.size and (int(counts.min()) < 0 or int(counts.max()) > MAX_PIXELS):
+        if counts.size and (int(counts.min()) < 0 or int(counts.max()) > limits().pixels):
             wrong = counts.min() if counts.min() < 0 else counts.max()
             raise ValueError(f"RLE run of length {wrong}; a run has 0 to H * W pixels")
         counts = counts.astype(np.int64)
@@ -191,11 +193,9 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     fine = len(size) == 2 and all(
         isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in size
     )
-    if not fine or min(size) < 0 or int(size[0]) * int(size[1]) > MAX_PIXELS:
-        raise ValueError(
-            f"RLE size must be (H, W), two integers from 0 with at most {MAX_PIXELS} pixels, "
-            f"got {size!r}"
-        )
+    if not fine or min(size) < 0:
+        raise ValueError(f"RLE size must be (H, W), two integers from 0, got {size!r}")
+    check_limit("pixels", int(size[0]) * int(size[1]), f"RLE size {size!r}")
     return int(size[0]), int(size[1])
 
 

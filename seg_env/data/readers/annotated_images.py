@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar, get_args
@@ -137,7 +137,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             identifier += f"-{number}"
         where = entry.image, entry.size, entry.image_name
         load = partial(self._read_image, *where, upright=entry.upright)
-        return Sample(identifier, entry.sentences[number], entry.target(), load, metadata)
+        target = replace(entry.target(), record=identifier)
+        return Sample(identifier, entry.sentences[number], target, load, metadata)
 
     def others(self, index: int, /) -> list[Target]:
         """Masks of the other annotated objects in the image; broken annotations are left out."""

@@ -16,6 +16,7 @@ from seg_env.data.images import first_existing, folder_of
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, Options
 from seg_env.data.records import Id, Record, RecordError, garbage_collection_paused, read_json
 from seg_env.data.segmentations import box_around, object_target, union
+from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
 Known = TypeVar("Known")
@@ -149,8 +150,15 @@ class CocoImages(AnnotatedImages[Key]):
         file_name, size = self._images[image_id]
 
         def target() -> Target:
-            parts = [self.object_target(image_id, each) for each in annotation_ids]
-            return replace(union([part.rle for part in parts], size), box=box_around(parts))
+            parts: list[Target] = []
+
+            def masks() -> Iterator[Rle]:  # one by one, so that their number is bounded
+                for each in annotation_ids:
+                    parts.append(self.object_target(image_id, each))
+                    yield parts[-1].rle
+
+            together = union(masks(), size, f"{self._path}: image {image_id}")
+            return replace(together, box=box_around(parts))
 
         of_image = self._annotations.get(image_id, {})
         others = [each for each in of_image if each not in annotation_ids]

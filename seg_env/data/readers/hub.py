@@ -15,6 +15,7 @@ from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Option
 from seg_env.data.readers.refer import COCO_FOLDERS
 from seg_env.data.records import Record
 from seg_env.data.segmentations import object_target
+from seg_env.geometry.limits import LimitError, check_limit
 
 
 class Parquet(AnnotatedImages[tuple[int, int, str]]):
@@ -200,22 +201,20 @@ class ParquetFiles:
     """Parquet files one after another; no file stays open, and one row group is kept in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        from pyarrow import dataset
+        from pyarrow.parquet import ParquetFile
 
         self.columns: set[str] = set()
-        self._groups: list[tuple[Any, Path, int]] = []  # row group, its file, rows before the file
+        self._groups: list[tuple[int, Path, int]] = []  # its number, its file, rows before the file
         self._starts: list[int] = []  # its first row in all files
         length = 0
         for path in paths:
             before = length
-            with _reading(path):
-                file = dataset.dataset(str(path), format="parquet")
-                self.columns.update(file.schema.names)
-                (fragment,) = file.get_fragments()
-                for part in fragment.split_by_row_group():
-                    self._groups.append((part, path, before))
+            with _reading(path), ParquetFile(path) as file:
+                self.columns.update(file.schema_arrow.names)
+                for number in range(file.num_row_groups):
+                    self._groups.append((number, path, before))
                     self._starts.append(length)
-                    length += part.row_groups[0].num_rows
+                    length += file.metadata.row_group(number).num_rows
         self._cached: tuple[int, Any] = (-1, None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,7 +224,9 @@ class ParquetFiles:
         """One row; an image is ``{"bytes", "path"}``."""
         group = bisect_right(self._starts, index) - 1
         if self._cached[0] != group:
-            self._cached = (group, self._read(group, None))
+            from pyarrow import Table
+
+            self._cached = (group, Table.from_batches(self._batches(group, None)))
         (values,) = self._cached[1].slice(index - self._starts[group], 1).to_pylist()
         return self._record(group, index, values)
 
@@ -233,7 +234,8 @@ class ParquetFiles:
         """All rows in order, with some of the columns, as far as there are such."""
         present = sorted(self.columns.intersection(columns))
         for group, start in enumerate(self._starts):
-            for index, values in enumerate(self._read(group, present).to_pylist(), start):
+            rows = (row for batch in self._batches(group, present) for row in batch.to_pylist())
+            for index, values in enumerate(rows, start):
                 yield self._record(group, index, values)
 
     def _record(self, group: int, index: int, values: dict[str, Any]) -> Record:
@@ -241,15 +243,30 @@ class ParquetFiles:
         _, path, before = self._groups[group]
         return Record(values, f"{path}: row {index - before}")
 
-    def _read(self, group: int, columns: list[str] | None) -> Any:
-        part, path, _ = self._groups[group]
-        with _reading(path):
-            return part.to_table(columns=columns)
+    def _batches(self, group: int, columns: list[str] | None) -> Iterator[Any]:
+        """A row group bit by bit: a few bytes may stand for millions of equal values."""
+        from pyarrow.parquet import ParquetFile
+
+        number, path, _ = self._groups[group]
+        what, unfolded = f"{path}: row group {number}", 0
+        with _reading(path), ParquetFile(path, buffer_size=1 << 20) as file:
+            # Not what columns claim of themselves: if that is damaged, pyarrow ends the process.
+            facts, size = file.metadata.row_group(number), max(path.stat().st_size, 1 << 20)
+            check_limit("rows", facts.num_rows, f"{what} has {facts.num_rows} rows")
+            claimed = facts.total_byte_size
+            check_limit("inflation", claimed // size, f"{what} claims {claimed} bytes")
+            for batch in file.iter_batches(16, row_groups=[number], columns=columns):
+                unfolded += batch.nbytes
+                times = unfolded // size
+                check_limit("inflation", times, f"{what} unfolds to {times} times its size")
+                yield batch
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except LimitError:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error

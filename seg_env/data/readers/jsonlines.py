@@ -15,15 +15,16 @@ import numpy as np
 from seg_env.data.images import image_size, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Record, RecordError, decode_text, describe, located
-from seg_env.data.segmentations import check_inside, parse_points, target_from_segmentation
+from seg_env.data.segmentations import (
+    check_crossings,
+    check_inside,
+    parse_points,
+    target_from_segmentation,
+)
+from seg_env.geometry.limits import check_limit, limits
 from seg_env.geometry.raster import rasterize_rle
 from seg_env.geometry.rle import Rle
 from seg_env.types import Ring, Target
-
-MAX_LINE = 1 << 26
-"""Longest line that is read, in bytes."""
-MAX_RECODED = 1 << 28
-"""Largest file in UTF-16 that is read, in bytes; it is kept in memory."""
 
 
 class JsonLines(AnnotatedImages[int]):
@@ -72,15 +73,14 @@ class JsonLines(AnnotatedImages[int]):
         with self.path.open("rb") as stream:
             encoding = json.detect_encoding(stream.read(4))
         if not encoding.startswith("utf-8"):  # bytes do not tell where its lines end
-            if self.path.stat().st_size > MAX_RECODED:
-                problem = f"has more than {MAX_RECODED} bytes in {encoding}; save it as UTF-8"
-                raise ValueError(f"{self.path} {problem}")
+            count = self.path.stat().st_size  # kept in memory
+            check_limit("label_bytes", count, f"{self.path} has {count} bytes in {encoding}")
             self._recoded = decode_text(self.path.read_bytes(), str(self.path)).encode()
         with self._open() as stream:
-            while line := stream.readline(MAX_LINE + 1):
+            while line := stream.readline(limits().line_bytes + 1):
                 number = len(self._starts)
-                if len(line) > MAX_LINE:
-                    raise ValueError(f"{self.path}: line {number + 1} has over 64 MiB")
+                what = f"{self.path}: line {number + 1} has at least {len(line)} bytes"
+                check_limit("line_bytes", len(line), what)
                 self._starts.append(stream.tell() - len(line))
                 if line.strip():
                     self._ask(number)
@@ -130,7 +130,7 @@ class JsonLines(AnnotatedImages[int]):
     def _record(self, key: int) -> Record:
         with self._open() as stream:
             stream.seek(self._starts[key])
-            line, where = stream.readline(MAX_LINE), f"{self.path}: line {key + 1}"
+            line, where = stream.readline(limits().line_bytes), f"{self.path}: line {key + 1}"
         return Record.parse(line, where, self._encoding)
 
     def _open(self) -> IO[bytes]:
@@ -161,6 +161,7 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
         raise RecordError(f"'rings' must be a list of rings [[x, y], ...], got {describe(value)}")
     rings: list[Ring] = []
     scale = np.array([size[1], size[0]], dtype=np.float64)
+    check_limit("rings", len(value), f"'rings' has {len(value)} rings")
     for number, listed in enumerate(value):
         with located(f"ring {number}"):
             ring = parse_points(listed)
@@ -168,4 +169,6 @@ def _rings(value: object, size: tuple[int, int]) -> list[Ring]:
                 raise RecordError(f"a ring has at least 3 points, got {len(ring)}")
             check_inside(ring * scale, size)
         rings.append(ring)
+    if rings:  # all together: between rings, edges go back and forth at most once more
+        check_crossings(np.concatenate(rings) * scale, size)
     return rings

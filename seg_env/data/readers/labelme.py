@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,12 @@ from seg_env.data.images import image_size, is_turned, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Fault, Record, RecordError, located
 from seg_env.data.segmentations import check_inside, fill_polygon, parse_points, union
+from seg_env.geometry.limits import check_limit
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
 LINES = ("point", "points", "line", "linestrip")
 """Kinds of shapes that outline nothing."""
-MAX_BYTES = 1 << 28
-"""Largest file that is read; LabelMe may keep the image itself in it."""
 
 
 class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
@@ -105,7 +105,8 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
         place = Path(os.path.normpath(path.parent / stated.replace("\\", "/")))
         if not place.is_relative_to(self.image_root):
             raise RecordError(f"{path}: imagePath {stated[:80]!r} leads out of {self.image_root}")
-        if not place.is_file() and image_beside(path).is_file():
+        # os.path's, which takes a name that is too long for one that is not there.
+        if not os.path.isfile(place) and image_beside(path).is_file():
             place = image_beside(path)  # files are often renamed together, imagePath is not
         return str(place.relative_to(self.image_root))
 
@@ -138,8 +139,8 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
 
 def read_json_file(path: Path, encoding: str | None = None) -> Record:
     """Read a JSON object; for ``encoding`` see `seg_env.data.records.decode_text`."""
-    if path.stat().st_size > MAX_BYTES:
-        raise RecordError(f"{path} has more than {MAX_BYTES} bytes, which is not read")
+    with located(str(path)):
+        check_limit("label_bytes", size := path.stat().st_size, f"{size} bytes")
     return Record.parse(path.read_bytes(), str(path), encoding)
 
 
@@ -192,16 +193,17 @@ def _expression_of(shapes: list[Record]) -> str:
 
 
 def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
-    parts = []
-    for shape in shapes:
-        if _kind_of(shape) == "mask":
-            parts.append(_mask_of(shape, size))
-            continue
-        corners = _corners(shape)
-        with located(shape.where):
-            check_inside(corners, size)
-        parts.append(fill_polygon(corners, size))
-    target = union(parts, size)
+    def masks() -> Iterator[Rle]:
+        for shape in shapes:
+            if _kind_of(shape) == "mask":
+                yield _mask_of(shape, size)
+                continue
+            corners = _corners(shape)
+            with located(shape.where):
+                check_inside(corners, size)
+                yield fill_polygon(corners, size)
+
+    target = union(masks(), size, shapes[0].where)
     if not target.area:
         raise RecordError(f"{shapes[0].where} fills not one pixel", Fault.EMPTY)
     return target

@@ -15,7 +15,8 @@ from seg_env.data.images import first_existing, image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
 from seg_env.data.records import Fault, Id, Record, RecordError, located
-from seg_env.data.segmentations import check_inside
+from seg_env.data.segmentations import check_crossings, check_inside
+from seg_env.geometry.limits import check_limit
 from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
@@ -96,23 +97,31 @@ class ReasonSeg(AnnotatedImages[str]):
 
 def painted_target(record: Record, size: tuple[int, int]) -> Target:
     """Paint the shapes of a file, the largest first; smaller ones cover larger ones."""
-    layers: list[tuple[int, bool, NDArray[np.bool_]]] = []
-    for shape in shapes_of(record):
+    layers: list[tuple[int, bool, Rle]] = []
+    runs, shapes = 0, shapes_of(record)
+    with located(record.where):
+        what = f"{len(shapes)} shapes on {size[0] * size[1]} pixels"
+        check_limit("painted", len(shapes) * size[0] * size[1], what)
+    for shape in shapes:
         label = shape.text("label").lower()
         if label == "flag":
             continue
         points = points_of(shape)
         with located(shape.where):
             check_inside(np.trunc(points) + 0.5, size)
-        filled = fill_inclusive(points, size)
-        layers.append((int(filled.sum()), "ignore" in label, filled))
+            check_crossings(points, size)
+            check_crossings(points[:, ::-1], size[::-1])
+            filled = Rle.from_mask(fill_inclusive(points, size))
+            runs += len(filled.counts)
+            check_limit("runs", runs, f"shapes of at least {runs} runs")
+        layers.append((filled.area, "ignore" in label, filled))
     if not layers:
         problem = "'shapes' is empty: there is nothing to outline"
         raise RecordError(f"{record.where}: {problem}", Fault.EMPTY)
     painted = np.zeros(size, dtype=np.uint8)  # 1 target, 2 void
     layers.sort(key=lambda layer: layer[0])
     for _, is_void, filled in reversed(layers):
-        painted[filled] = 2 if is_void else 1
+        painted[filled.to_mask()] = 2 if is_void else 1
     ignore = Rle.from_mask(painted == 2) if (painted == 2).any() else None
     return Target(Rle.from_mask(painted == 1), ignore=ignore)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, Unpack
 from seg_env.data.images import folder_of
 from seg_env.data.readers.annotated_images import Entry, Options
 from seg_env.data.readers.coco import CocoImages
-from seg_env.data.readers.safe_pickle import MAX_BYTES, load_plain_pickle
+from seg_env.data.readers.safe_pickle import load_plain_pickle
 from seg_env.data.records import (
     Id,
     Record,
@@ -24,6 +25,7 @@ from seg_env.data.records import (
     garbage_collection_paused,
     read_json,
 )
+from seg_env.geometry.limits import check_limit, limits
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
 """The data sets, and the partition papers report on."""
@@ -117,11 +119,11 @@ class Refer(CocoImages[Reference]):
 
         Raises:
             ValueError: The split is not in the file (names those that are), or the file is
-                malformed, or unfolds to more than `MAX_REPETITION` times its own size.
+                malformed, or unfolds to more than ``unfolding`` times its own size.
         """
         splits: Counter[str] = Counter()
         references: dict[int, Reference] = {}
-        room = path.stat().st_size * MAX_REPETITION
+        room = _Room(path.stat().st_size * limits().unfolding)
         for row, values in enumerate(_load(path, self._encoding)):
             record = Record(values, f"{path}: record {row}")
             with self._reading_record():
@@ -133,7 +135,6 @@ class Refer(CocoImages[Reference]):
                 if reference.id in references:
                     raise RecordError(f"{record.where}: ref_id {reference.id} appears twice")
                 references[reference.id] = reference
-                room -= sum(len(text) + SENTENCE_SIZE for text in reference.sentences.values())
         if self.split not in splits:
             listed = [f"{name[:40]!r} ({n} references)" for name, n in splits.most_common(20)]
             present = ", ".join(listed) or "no references"
@@ -296,17 +297,27 @@ def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundE
 
 # --- the file of references -----------------------------------------------------------------------
 
-MAX_OBJECTS = 1000
-MAX_REPETITION = 8
-"""How many times its own size a file may unfold to: pickles can name one list many times."""
 SENTENCE_SIZE = 64
 """What a sentence takes beside its text, which may be empty."""
 
 
+@dataclass
+class _Room:
+    """What a file may still unfold to, in bytes; also what is refused later takes time."""
+
+    left: int
+
+    def take(self, size: int, where: str) -> None:
+        self.left -= size
+        if self.left < 0:
+            most = limits().unfolding
+            what = f"{where}: the file unfolds to more than {most} times its own size"
+            check_limit("unfolding", most + 1, what)
+
+
 def _load(path: Path, encoding: str | None) -> list[Any]:
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes; files up to {MAX_BYTES} bytes are read")
+    check_limit("pickle_bytes", size, f"{path} has {size} bytes")
     if path.suffix == ".json":
         records = read_json(path, encoding=encoding)
     else:
@@ -316,16 +327,17 @@ def _load(path: Path, encoding: str | None) -> list[Any]:
     return records
 
 
-def _reference(record: Record, several: bool, room: int) -> Reference:
+def _reference(record: Record, several: bool, room: _Room) -> Reference:
     identifier, image_id = record.integer("ref_id"), record.identifier("image_id")
     alone = several or record.get("category_id") is None
     category_id = None if alone else record.identifier("category_id")
     listed = record.get("ann_id")
     if not several or not isinstance(listed, list):  # the reader published with it takes both
         listed = [record.identifier("ann_id")]
-    if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
-        problem = f"must be a list of 1 to {MAX_OBJECTS} integers, [-1] for no target"
+    if not isinstance(listed, list) or not 1 <= len(listed) <= limits().objects:
+        problem = f"must be a list of 1 to {limits().objects} integers, [-1] for no target"
         raise record.error("ann_id", problem)
+    room.take(8 * len(listed), record.where)
     each_alone = (Record({"ann_id": each}, record.where) for each in listed)
     annotation_ids = tuple(each.identifier("ann_id") for each in each_alone)
     if several and annotation_ids == (-1,):
@@ -333,18 +345,14 @@ def _reference(record: Record, several: bool, room: int) -> Reference:
     return Reference(identifier, image_id, category_id, annotation_ids, _sentences(record, room))
 
 
-def _sentences(record: Record, room: int) -> dict[Id, str]:
+def _sentences(record: Record, room: _Room) -> dict[Id, str]:
     listed = record.items("sentences")
     found: dict[Id, str] = {}
     for number, each in enumerate(listed):
         sentence = Record(each, f"{record.where}, sentence {number}")
         identifier = number if sentence.get("sent_id") is None else sentence.identifier("sent_id")
         text = sentence.text("sent")
-        room -= len(text) + SENTENCE_SIZE
-        if room < 0:
-            raise ValueError(
-                f"{record.where}: the file unfolds to more than {MAX_REPETITION} times its own size"
-            )
+        room.take(len(text) + SENTENCE_SIZE, sentence.where)
         found[identifier] = text
     if len(found) < len(listed):
         raise RecordError(f"{record.where}: a sent_id appears twice")

@@ -9,6 +9,7 @@ what the machine may allocate is tied to the size of the file:
   refuses names and persistent ids a second time;
 - a string must fit in what is left of the file;
 - a number in text must be short, since decimal conversion takes quadratic time;
+- lists and dictionaries must be few (`seg_env.geometry.limits`), since an empty one takes a byte;
 - a memo slot must be smaller than the file, since the machine allocates all slots up to the
   largest;
 - tuples and sets do not pass: a tuple of twice a tuple of twice a tuple ... takes forty opcodes to
@@ -28,8 +29,7 @@ import re
 from functools import lru_cache
 from typing import Any, NoReturn
 
-MAX_BYTES = 1 << 27
-"""Largest pickle that is read, several times the largest RefCOCO file."""
+from seg_env.geometry.limits import check_limit
 
 _STRING_LENGTH_BYTES = {
     ord("U"): 1,  # SHORT_BINSTRING
@@ -52,10 +52,14 @@ def load_plain_pickle(data: bytes, source: str = "pickle") -> Any:
 
     Raises:
         UnsafePickleError: An opcode outside of the allowed ones; nothing has been executed.
-        ValueError: Not a complete pickle, or larger than `MAX_BYTES`.
+        LimitError: Too many bytes, or too many lists and dictionaries.
+        ValueError: Not a complete pickle.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{source}: {len(data)} bytes; pickles up to {MAX_BYTES} bytes are read")
+    check_limit("pickle_bytes", len(data), f"{source}: {len(data)} bytes")
+    # An empty list takes a byte of program and 80 bytes of memory. Each container needs one of
+    # these bytes; the few that are part of a string or a number do not matter.
+    containers = sum(data.count(opcode) for opcode in (b"]", b"}", b"("))
+    check_limit("containers", containers, f"{source}: about {containers} lists and dictionaries")
     check_opcodes(data, source)
     try:
         try:
