@@ -257,9 +257,10 @@ def test_images_in_memory_and_masks_of_one_split_never_meet(tmp_path):
             np.testing.assert_array_equal(original.target.mask(), read.target.mask())
 
 
-def test_a_lone_surrogate_is_exported_as_it_came(tmp_path, write):
-    source = JsonLines(write(line(expression="a \ud800 b")), "val")
-    assert JsonLines(export_jsonlines(source, tmp_path / "out"))[0].expression == "a \ud800 b"
+def test_a_lone_surrogate_leaves_expressions_and_stays_in_metadata(tmp_path, write):
+    record = line(expression="a \ud800 b", metadata={"note": "\ud800"})
+    sample = JsonLines(export_jsonlines(JsonLines(write(record), "val"), tmp_path / "out"))[0]
+    assert (sample.expression, sample.metadata["note"]) == ("a ? b", "\ud800")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
