@@ -170,6 +170,7 @@ def options_of(args: Args, stage: Stage, policy: str | None) -> tuple[str, ...]:
         words += ["--policy", policy] if policy is not None else []
     if stage == "pretrain":
         words += ["--data", args.data or str(args.output_dir / "annotate")]
+        words += ["--evaluation.dataset", "scenes"]  # all stages are measured on the same
     if stage in ("pretrain", "sft"):
         # A policy that is asked for outlines before it finds objects stays blind. One that starts
         # from nothing sees points and boxes in as many updates as the shipped one did.

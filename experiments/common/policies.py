@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Console
 
+from seg_env.data.base import Dataset
+from seg_env.data.sources import left_out_of
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
@@ -70,6 +72,24 @@ def open_policy(
         message = f"{name}: answers in frame {policy.answer_frame.description}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
     return policy
+
+
+def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
+    """Say what of a data set is left out, and that a shipped policy has not seen such images."""
+    lines = [f"{count} left out: {reason}" for reason, count in left_out_of(dataset).items()]
+    lines = [f"{describe_data(dataset)}: {line}" for line in lines]
+    if policy in SHIPPED and not dataset.name.startswith("scenes"):
+        lines.append(
+            f"{policy} was made for procedural scenes of 128 pixels and has not seen "
+            f"images such as those of {describe_data(dataset)}: expect little of it untrained"
+        )
+    for line in lines:
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_data(dataset: Dataset) -> str:
+    """What reports call a data set."""
+    return f"{dataset.name} ({dataset.split})"
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from PIL import Image
 from seg_env.data.records import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read; the MPO of some cameras is read as JPEG."""
 
@@ -50,6 +52,28 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
         return np.asarray(np.array(image) != 0, dtype=np.bool_)
 
 
+def read_classes(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.integer[Any]]:
+    """Read a mask whose values are classes, ``(H, W)``; of a palette, its indices.
+
+    Channels that are equal are one. A lossy file has values that nobody drew and is refused.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not such an image, or not of ``size``.
+    """
+    with _opened(path, size) as image:
+        if image.format not in ("PNG", "BMP"):
+            raise RecordError(f"{path} is lossy; masks are read from PNG and BMP")
+        values = np.array(image.convert("L") if image.mode == "1" else image)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise RecordError(
+            f"{path} is in colours; a mask has one channel of whole numbers, 0 outside of objects"
+        )
+    return values
+
+
 def image_size(
     source: Path | bytes, name: str = "", expected: tuple[int, int] | None = None
 ) -> tuple[int, int]:
@@ -75,6 +99,35 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
 def folder_of(file: str, folders: Iterable[Path]) -> Path | None:
     """The first of some folders that has a file; None if none has."""
     return next((folder for folder in folders if (folder / file).is_file()), None)
+
+
+def images_in(folder: Path, *, deep: bool = True) -> list[Path]:
+    """The files below a folder, or in it, that are named like images, in order."""
+    found = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def image_folder(root: Path, split: str, stated: Sequence[str] = ()) -> Path:
+    """Where a split has its images: as ``stated``, or in the folder ``images`` of the split.
+
+    Raises:
+        FileNotFoundError: Nowhere; says where was looked.
+    """
+    places = [*stated, f"images/{split}", f"{split}/images", "images"]
+    for place in places:
+        # Splits that have other names are not what was asked for.
+        if (root / place).is_dir() and (place != "images" or images_in(root / place, deep=False)):
+            return root / place
+    looked = ", ".join(places)
+    raise FileNotFoundError(f"{root} has no images of the split {split!r}; looked in {looked}")
+
+
+def counterpart(root: Path, image: str, folder: str, suffix: str) -> Path:
+    """The file about an image, given below ``root``: in ``folder`` in place of ``images``."""
+    parts = list(PurePosixPath(image).parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = folder
+    return root.joinpath(*parts).with_suffix(suffix)
 
 
 @contextmanager

@@ -128,6 +128,14 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_text(path: Path, most: int = 1 << 26) -> str:
+    """Read a text file in UTF-8 of at most so many bytes; a `RecordError` if it is none."""
+    if path.stat().st_size > most:
+        raise RecordError(f"{path} has more than {most} bytes, which is not read")
+    with located(f"{path} is not text in UTF-8"):
+        return path.read_text(encoding="utf-8-sig")
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Turn a `ValueError` of a block into a `RecordError` that starts with ``where``."""

@@ -133,6 +133,11 @@ class AnnotatedImages(ABC, Generic[Key]):
         """Names of the files of all images, as far as they are known without reading them."""
         return frozenset(self._image_name(key) for key, _ in self._questions)
 
+    def keep_images(self, keys: Collection[str]) -> None:
+        """Forget the samples of all images but these, by `image_key`."""
+        asked = self._questions
+        self._questions = [one for one in asked if image_key(self._image_name(one[0])) in keys]
+
     def _at(self, index: int) -> tuple[Entry, int]:
         """The object of a sample and the number of its sentence."""
         number = operator.index(index)
