@@ -373,7 +373,7 @@ class TaskEvaluation:
         whole_numbers = core.answer_frame.widest().integer
         rows = measure_ceilings(
             core,
-            self.questions,
+            range(self.questions),
             args.epsilon,
             args.decimals[:1] if whole_numbers else args.decimals,
             empty_union=args.empty_union,

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from seg_env.data.base import Dataset
+from seg_env.data.readers.refer import EMBEDDED_NAME
 from seg_env.data.sources import left_out_of
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
@@ -78,7 +79,7 @@ def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
     """Say what of a data set is left out, and that a shipped policy has not seen such images."""
     lines = [f"{count} left out: {reason}" for reason, count in left_out_of(dataset).items()]
     lines = [f"{describe_data(dataset)}: {line}" for line in lines]
-    if policy in SHIPPED and not dataset.name.startswith("scenes"):
+    if policy in SHIPPED and not dataset.name.startswith(("scenes", EMBEDDED_NAME)):
         lines.append(
             f"{policy} was made for procedural scenes of 128 pixels and has not seen "
             f"images such as those of {describe_data(dataset)}: expect little of it untrained"
@@ -170,7 +171,7 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
     from agents.policy.checks import compare_images
     from agents.screening import prepare_usable
 
-    places = _spread_evenly(len(core.dataset), 64)
+    places = spread_evenly(len(core.dataset), 64)
     found: dict[bytes, Question] = {}
     left_out = LeftOut()
     for index in places:
@@ -233,7 +234,7 @@ def longest_answer(
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
     lengths, left_out = [], LeftOut()
-    for index in _spread_evenly(len(core.dataset), 256):
+    for index in spread_evenly(len(core.dataset), 256):
         try:
             with loading():
                 sample = core.dataset[index]
@@ -256,7 +257,7 @@ def longest_answer(
     return found
 
 
-def _spread_evenly(total: int, count: int) -> list[int]:
+def spread_evenly(total: int, count: int) -> list[int]:
     """At most ``count`` of ``total`` places, the first and the last among them."""
     found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
     return found

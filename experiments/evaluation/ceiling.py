@@ -20,14 +20,14 @@ from seg_env.metrics import Columns, bootstrap_interval, ciou, giou
 
 def measure_ceilings(
     core: ReferringCore,
-    questions: int,
+    questions: Sequence[int],
     epsilons: Sequence[float],
     decimals: Sequence[int],
     *,
     empty_union: float,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Score outlines of the first targets, for each tolerance and number of decimals.
+    """Score outlines of some targets, for each tolerance and number of decimals.
 
     Decimals are of no effect in a frame of whole numbers. A target without pixels has IoU
     ``empty_union``.
@@ -39,8 +39,8 @@ def measure_ceilings(
     settings = [(epsilon, places) for places in decimals for epsilon in epsilons]
     answered: Answered = {}
     with progress_bar(console) as progress:
-        task = progress.add_task("outlining", total=questions, status="")
-        for index in range(questions):
+        task = progress.add_task("outlining", total=len(questions), status="")
+        for index in questions:
             target = core.dataset[index].target
             frame = core.answer_frame.for_image(target.size)
             texts = (encode(target.outline(epsilon), n, frame=frame) for epsilon, n in settings)
