@@ -11,6 +11,7 @@ with their outlines: look whether they lie on the objects.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,8 +157,16 @@ def _tell(found: dict[str, Any], console: Console) -> None:
 
 
 def _draw(dataset: Dataset, indices: list[int], path: Path) -> None:
-    """Draw samples, spread over all, with their outlines."""
-    shown = [indices[place] for place in spread_evenly(len(indices), GRID[0] * GRID[1])]
+    """Draw samples with their outlines, of as many images as there is room for."""
+    by_image: dict[Any, int] = {}
+    for index in indices:
+        file = dataset.image_path(index) if isinstance(dataset, AnnotatedImages) else None
+        by_image.setdefault(file or index, index)
+    several = list(by_image.values())  # an image comes twice only where there are too few
+    others = [index for index in indices if index not in several]
+    missing = max(0, GRID[0] * GRID[1] - len(several))
+    shown = [several[place] for place in spread_evenly(len(several), GRID[0] * GRID[1])]
+    shown += [others[place] for place in spread_evenly(len(others), missing)]
     columns = min(GRID[0], len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.5 * rows + 0.6), layout="constrained")
@@ -172,8 +181,9 @@ def _draw(dataset: Dataset, indices: list[int], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-command_line = partial(run_command, Args, main, __doc__)
-"""Run what the command line, or the words given, ask for."""
+def command_line(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line, or ``words``, ask for."""
+    return run_command(Args, main, __doc__, None, words)
 
 
 if __name__ == "__main__":

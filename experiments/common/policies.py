@@ -40,6 +40,11 @@ SHIPPED = {
     EMBEDDED_TASKS: Path(__file__).parents[2] / "agents" / "embedded" / "policy_tasks",
 }
 """Folders of the policies that come with the project, by the names that command lines know."""
+OTHER_WORLD = (
+    "{policy} was made for procedural scenes of 128 pixels and has not seen images such as "
+    "{images}: expect little of it before it is trained on them"
+)
+"""What is said once when a shipped policy is asked about other images."""
 
 
 def open_policy(
@@ -80,10 +85,8 @@ def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
     lines = [f"{count} left out: {reason}" for reason, count in left_out_of(dataset).items()]
     lines = [f"{describe_data(dataset)}: {line}" for line in lines]
     if policy in SHIPPED and not dataset.name.startswith(("scenes", EMBEDDED_NAME)):
-        lines.append(
-            f"{policy} was made for procedural scenes of 128 pixels and has not seen "
-            f"images such as those of {describe_data(dataset)}: expect little of it untrained"
-        )
+        images = f"those of {describe_data(dataset)}"
+        lines.append(OTHER_WORLD.format(policy=policy, images=images))
     for line in lines:
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
@@ -259,5 +262,7 @@ def longest_answer(
 
 def spread_evenly(total: int, count: int) -> list[int]:
     """At most ``count`` of ``total`` places, the first and the last among them."""
-    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    found: list[int] = np.unique(
+        np.linspace(0, max(0, total - 1), min(count, total)).astype(int)
+    ).tolist()
     return found
