@@ -43,7 +43,7 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
-from seg_env.data.sources import Part, has_split
+from seg_env.data.sources import Part
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
@@ -134,11 +134,7 @@ class Args(TaskArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        found = super().environment() | self._given("part")
-        named = self.dataset or ""
-        if Path(named).is_file() and not has_split(named, self.split):
-            del found["split"]
-        return found
+        return super().environment() | self._given("part")
 
     def asked(self) -> dict[str, Any]:
         """The settings that decide what a policy answers; JSON-able."""

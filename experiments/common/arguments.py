@@ -136,6 +136,8 @@ class QuestionArguments(PolicyArguments):
             found["per_annotation"] = True
         if self.dataset is not None:
             found["dataset"] = self.dataset
+            if Path(self.dataset).is_file() and not has_split(self.dataset, self.split):
+                del found["split"]  # a file is called as it is named
             if self.dataset != "scenes":
                 found["on_error"] = "skip" if self.on_error == "skip" else "raise"
         return found

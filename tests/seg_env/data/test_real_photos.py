@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_env.data.readers.refer import Refer
+from seg_env.data import Refer, open_dataset
 from seg_env.data.segmentations import target_from_segmentation
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
