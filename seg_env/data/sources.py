@@ -52,13 +52,13 @@ FILE_ENDINGS = {
 """What the path of a file in place of a name is read as."""
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "yolo": ("*.yaml", "*.yml", "classes.txt", "labels"),
-    "coco": (
-        *("annotations/instances_{}.json", "instances_{}.json", "annotations/{}.json"),
-        *("{}/_annotations.coco.json", "instances.json"),
-    ),
     "jsonl": ("{}.jsonl",),
     "parquet": ("data/{}-*.parquet", "{}-*.parquet", "{}.parquet", "default/{}/*.parquet"),
     "masks": ("masks", "*/masks"),
+    "coco": (
+        *("annotations/instances_{}.json", "instances_{}.json", "annotations/{}.json"),
+        *("{}.json", "{}/_annotations.coco.json"),
+    ),
     "labelme": ("{}/*.json", "*.json", "*/**/*.json"),
 }
 """What the path of a folder is read as: the first of which it has a file, of any split ``{}``."""
@@ -170,7 +170,8 @@ def kind_of(dataset: str) -> str:
         return FILE_ENDINGS[path.suffix]
     if path.is_dir():
         for kind, patterns in LAYOUTS.items():
-            if any(next(path.glob(each.format("*")), None) for each in patterns):
+            files = (file for each in patterns for file in path.glob(each.format("*")))
+            if (found := next(files, None)) and not (kind == "coco" and _is_labelme(found)):
                 return kind
         raise ValueError(
             f"{dataset} has no layout that is known ({', '.join(LAYOUTS)}); docs/own_data.md shows "
@@ -187,6 +188,12 @@ def kind_of(dataset: str) -> str:
         f"a {', '.join(FILE_ENDINGS)} file, an id on the hub, a function 'my_pkg.data:make', or "
         "pass an object with __len__, __getitem__, name and split"
     )
+
+
+def _is_labelme(path: Path) -> bool:
+    """Whether a file of JSON begins as LabelMe writes it."""
+    with path.open("rb") as stream:
+        return b'"shapes"' in stream.read(4096)
 
 
 def has_split(dataset: str, split: str) -> bool:

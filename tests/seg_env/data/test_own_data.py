@@ -29,6 +29,7 @@ def test_a_folder_is_read_by_its_layout(tmp_path):
     write_json(tmp_path / "coco/instances_train.json", instances(annotation(1, [SQUARE])))
     write_photo(tmp_path / "coco/train" / PHOTO)
     write_json(tmp_path / "labelme/train/a.json", {"shapes": []})
+    write_json(tmp_path / "labelme2/a.json", {"version": "5.5", "shapes": []})
     for name in ("masks/masks/a.png", "yolo/labels/a.txt", "tables/data/val-00000-of-1.parquet"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"")
@@ -36,14 +37,17 @@ def test_a_folder_is_read_by_its_layout(tmp_path):
     assert found == {
         "coco": "coco",
         "labelme": "labelme",
+        "labelme2": "labelme",
         "lines": "jsonl",
         "masks": "masks",
         "tables": "parquet",
         "yolo": "yolo",
     }
+    (tmp_path / "coco/instances_train.json").rename(tmp_path / "coco/train.json")
+    assert kind_of(str(tmp_path / "coco")) == "coco"
     assert len(open_dataset(str(tmp_path / "lines"), split="train")) == 40
     assert len(open_dataset(str(tmp_path / "coco"), split="train")) == 1
-    assert len(open_dataset(str(tmp_path / "coco/instances_train.json"))) == 1
+    assert len(open_dataset(str(tmp_path / "coco/train.json"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_what_is_no_data_set_is_said(name, told):
 
 
 def test_a_folder_of_nothing_known_names_the_layouts(tmp_path):
-    with pytest.raises(ValueError, match="yolo, coco, jsonl, parquet, masks, labelme"):
+    with pytest.raises(ValueError, match="yolo, jsonl, parquet, masks, coco, labelme"):
         open_dataset(str(tmp_path))
 
 
