@@ -18,6 +18,7 @@ COMMANDS = {
     "refine": ("experiments.run_refine", "teach a policy a second turn from its own mistakes"),
     "pipeline": ("experiments.run_pipeline", "annotate, clone, train: the stages of the paper"),
     "evaluate": ("experiments.evaluate", "score a policy, or answers in a file"),
+    "check": ("experiments.check", "say what is in a data set, and draw some of it"),
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),

@@ -3,6 +3,7 @@
 It needs no package besides the project's own, and the page loads nothing from elsewhere.
 
     python experiments/demo.py --policy runs/gspo/policy
+    python experiments/demo.py --policy runs/gspo/policy --dataset my_images --split val
 """
 
 from __future__ import annotations
@@ -19,17 +20,26 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from experiments.common.arguments import PolicyArguments
+from experiments.common.arguments import QuestionArguments
 from experiments.common.command import opening, run_command
-from experiments.common.policies import AnswerLength, PrecisionChoice
+from experiments.common.policies import (
+    EMBEDDED,
+    OTHER_WORLD,
+    SHIPPED,
+    AnswerLength,
+    PrecisionChoice,
+    say_what_is_asked,
+)
 from rewards.composite import DEFAULT_REWARDS, RewardSum
 from rewards.mask_iou import outline_iou
 from seg_env.data.images import image_size, read_image
 from seg_env.data.scenes import Scenes
+from seg_env.envs.referring import open_questions
 from seg_env.envs.render import draw_overlay
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
@@ -43,15 +53,19 @@ MOST_BYTES = 16 * 2**20
 LONGEST_EXPRESSION = 300
 """Characters of an expression; one that is longer is refused."""
 FIRST = {
+    "What is asked": ("dataset", "data-root", "split"),
     "Who answers": ("policy", "frame", "max-new-tokens"),
     "The page": ("host", "port", "rewards", "output-dir"),
 }
 
 
 @dataclass
-class Args(PolicyArguments):
+class Args(QuestionArguments):
     """Serve a page on which a policy answers."""
 
+    split: str = "val"
+    """Split whose images the page shows."""
+    difficulty: tyro.conf.Suppress[str | None] = None
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. There is no password."""
     port: int = 8000
@@ -79,12 +93,22 @@ class Demo:
         length = args.answer_length()
         # Of the images that will come no outlines are known whose length could be measured.
         self.max_new_tokens = 1024 if length == "auto" else length
+        # Of scenes the page chooses the difficulty.
+        self._scenes, self._note = args.env == Args.env and args.dataset is None, ""
+        if not self._scenes:
+            from experiments.common.cloning_data import RecordedImages
+
+            opened = open_questions(args.env, **args.environment()).dataset
+            say_what_is_asked(args.policy or EMBEDDED, opened, Console())
+            self._images = RecordedImages(opened)
+        elif (args.policy or EMBEDDED) in SHIPPED:
+            self._note = OTHER_WORLD.format(policy=args.policy or EMBEDDED, images="this one")
         self._generator = torch.Generator().manual_seed(args.seed)
         self._lock = threading.Lock()
 
     def scene(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The image of the scene with ``difficulty`` and ``index``, and its expressions."""
-        samples = _samples(asked)
+        samples = self._samples(asked)
         return {
             "expressions": [each.expression for each in samples],
             "picture": data_uri(draw_overlay(samples[0].image)),
@@ -111,7 +135,7 @@ class Demo:
                 f"temperature {temperature} and {len(expression)} characters: use a temperature "
                 f"from 0 (the likeliest answer) to 2, and up to {LONGEST_EXPRESSION} characters"
             )
-        samples = [] if asked.get("picture") else _samples(asked)
+        samples = [] if asked.get("picture") else self._samples(asked)
         image = samples[0].image if samples else read_data_uri(str(asked["picture"]))
         truth = next((each for each in samples if each.expression == expression), None)
         with self._lock:
@@ -134,13 +158,16 @@ class Demo:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 with (self.output_dir / "answers.jsonl").open("a") as file:
                     file.write(json.dumps({"expression": expression, **found}) + "\n")
+        if asked.get("picture") and self._note:
+            found["issues"], self._note = [*issues, self._note], ""
         overlay = draw_overlay(image, None if truth is None else truth.target, read)
         return {**found, "overlay": data_uri(overlay)}
 
-
-def _samples(asked: Mapping[str, Any]) -> list[Sample]:
-    """One sample for each object of the scene asked for."""
-    return Scenes("val", asked["difficulty"]).samples_of(int(asked["index"]))
+    def _samples(self, asked: Mapping[str, Any]) -> list[Sample]:
+        """One sample for each object of the image asked for, of the scenes or the data set."""
+        if self._scenes:
+            return Scenes("val", asked["difficulty"]).samples_of(int(asked["index"]))
+        return self._images.samples_of(int(asked["index"]))
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:

@@ -30,7 +30,12 @@ from rich.markdown import Markdown
 from experiments.common.arguments import TaskArguments
 from experiments.common.command import opening, run_command
 from experiments.common.logs import warn, write_atomically, write_json
-from experiments.common.policies import EMBEDDED, compare_on_questions, longest_answer
+from experiments.common.policies import (
+    EMBEDDED,
+    compare_on_questions,
+    longest_answer,
+    say_what_is_asked,
+)
 from experiments.evaluation.answers import (
     Answered,
     Answers,
@@ -40,6 +45,7 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
+from seg_env.data.sources import Part
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
@@ -72,9 +78,10 @@ class Args(TaskArguments):
     """What is given and asked for: one of seg_env.tasks.TASKS, or ``all`` for a table of every
     task."""
     split: str = "val"
-    """Split to ask about."""
-    dataset: str | None = None
-    """Another data set than that of the environment, by the name that `open_dataset` knows."""
+    """Split to ask about; a --dataset that is one file is asked about whole."""
+    part: Part | None = None
+    """Of a --dataset without splits: only the tenth of its images that training holds out, or only
+    the rest."""
     questions: int | None = None
     """The first so many samples, by default 512 scenes, and all of any other data set."""
     temperature: float = 0.0
@@ -131,8 +138,7 @@ class Args(TaskArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        named = {} if self.dataset is None else {"dataset": self.dataset}
-        return super().environment() | named
+        return super().environment() | self._given("part")
 
     def asked(self) -> dict[str, Any]:
         """The settings that decide what a policy answers; JSON-able."""
@@ -198,6 +204,8 @@ class TaskEvaluation:
                 raise WrongOptionError(
                     f"--task {args.task}: name one task, or {EVERY_TASK}, to score each alone"
                 )
+            asked = args.policy or EMBEDDED if policy is not None else ""
+            say_what_is_asked(asked, self.core.dataset, console)
             dataset, available = self.core.dataset, len(self.core.dataset)
             usual = min(512, available) if dataset.name.startswith("scenes") else available
             self.questions = usual if args.questions is None else args.questions

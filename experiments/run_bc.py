@@ -7,7 +7,7 @@ was chosen). It leaves out of the paper's recipe: the mixture of answer sentence
 
 It also learns from annotated images, and goes on from a policy (docs/stages.md):
 
-    python experiments/run_bc.py --data runs/annotate --output-dir runs/web
+    python experiments/run_bc.py --dataset runs/annotate --output-dir runs/web
     python experiments/run_bc.py --policy runs/web/policy --cloning.points-until 0 \
         --cloning.boxes-until 0 --output-dir runs/sft
 
@@ -47,7 +47,7 @@ from agents.settings import (
 )
 from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
-from experiments.common.policies import choose_precision
+from experiments.common.policies import choose_precision, describe_data
 from seg_env.data.scenes import Scenes
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_questions
@@ -80,8 +80,7 @@ class Args(RunArguments):
     transformers folder, or a hub id; of the kind of the shipped policies, whose prompts all have
     one length up to the image's end."""
     data: str | None = None
-    """Annotated images to learn from in place of scenes: a folder of experiments/annotate.py, or
-    a .jsonl or .parquet file."""
+    """Another name of --dataset: annotated images to learn from in place of scenes."""
     difficulty: str | None = "easy"
     """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000
@@ -102,10 +101,17 @@ class Args(RunArguments):
     checkpoint_every: int = 250
     output_dir: Path = Path("runs/bc")
     env: tyro.conf.Suppress[str] = "SimpleSeg-Scenes-v0"
-    data_root: tyro.conf.Suppress[str | None] = None
-    split: tyro.conf.Suppress[str] = "train"
-    split_by: tyro.conf.Suppress[str | None] = None
     trust_remote_code: tyro.conf.Suppress[bool] = False
+
+    def __post_init__(self) -> None:
+        self.dataset = one_name(self.dataset, self.data)
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment; ``difficulty`` is of scenes, also where it is a default."""
+        found = super().environment()
+        if self.dataset not in (None, "scenes"):
+            found.pop("difficulty", None)
+        return found
 
 
 @dataclass
@@ -115,8 +121,7 @@ class TRLArgs(RunArguments):
     backend: Literal["plain", "trl"] = "trl"
     """Who trains: this project, or TRL's SFTTrainer."""
     data: str | None = None
-    """Annotated images to learn from in place of the environment's data set, for pre-training: a
-    folder of experiments/annotate.py, or a .jsonl or .parquet file."""
+    """Another name of --dataset."""
     sft: SupervisedFineTuningConfig = field(default_factory=SupervisedFineTuningConfig)
     """Settings of fine-tuning."""
     paper: bool = False
@@ -125,6 +130,14 @@ class TRLArgs(RunArguments):
     checkpoint_every: int = 100
     output_dir: Path = Path("runs/bc_trl")
     deepspeed: tyro.conf.Suppress[str | None] = None
+
+    def __post_init__(self) -> None:
+        self.dataset = one_name(self.dataset, self.data)
+
+
+def one_name(dataset: str | None, data: str | None) -> str | None:
+    """What --dataset, or --data in its place, says."""
+    return data if dataset is None else dataset
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def main(args: Args) -> dict[str, Any]:
         )
         if len(demonstrations) < args.cloning.batch_size:
             raise WrongOptionError(
-                f"{args.data or 'the scenes'} have {len(demonstrations)} images to learn from, "
+                f"{args.dataset or 'the scenes'} have {len(demonstrations)} images to learn from, "
                 f"fewer than a batch of {args.cloning.batch_size}: give more, or a smaller "
                 f"--cloning.batch-size"
             )
@@ -173,7 +186,9 @@ def main(args: Args) -> dict[str, Any]:
         return run.train(
             agent,
             "Behaviour cloning",
-            learned_from=args.data or f"{len(images)} {args.difficulty} scenes (train)",
+            learned_from=f"{len(images)} {args.difficulty} scenes (train)"
+            if isinstance(images, Scenes)
+            else describe_data(images.dataset),
         )
 
 
@@ -181,8 +196,8 @@ def open_images(args: Args) -> LabelledImages:
     """What is demonstrated: scenes, or annotated images."""
     from experiments.common.cloning_data import RecordedImages
 
-    if args.data is not None:
-        return RecordedImages(args.data, args.scenes)
+    if args.dataset is not None:
+        return RecordedImages(open_questions(args.env, **args.environment()).dataset, args.scenes)
     difficulty: Any = args.difficulty
     return Scenes("train", difficulty, length=args.scenes, negatives=args.negatives)
 
@@ -230,7 +245,6 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
 def train_on_trl(args: TRLArgs) -> dict[str, Any]:
     """Run the job under TRL, in each of its processes; the first one measures and writes."""
     from agents.trl_backend.sft import SupervisedFineTuning
-    from experiments.common.cloning_data import open_records
     from experiments.common.launch import trainer_process
     from experiments.common.run import Run
 
@@ -241,20 +255,20 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
         args.sft.seed = args.seed
         policy = args.open_policy(console)
         policy.model.float()  # steps at these learning rates are too small for bfloat16 weights
-        if args.data is not None:
-            dataset = open_records(args.data)
-        else:
-            questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
-            dataset = questions.dataset
+        questions = open_questions(args.env, **args.environment(), frame=policy.answer_frame)
     run = Run(args, policy, console, world, args.answer_length())
     with opening():
         agent = SupervisedFineTuning(
-            policy, dataset, args.sft, max_new_tokens=run.max_new_tokens, on_error=args.on_error
+            policy,
+            questions.dataset,
+            args.sft,
+            max_new_tokens=run.max_new_tokens,
+            on_error=args.on_error,
         )
     return run.train(
         agent,
         "Behaviour cloning on TRL",
-        learned_from=f"{dataset.name} ({dataset.split})",
+        learned_from=describe_data(questions.dataset),
         save_policy=agent.save_policy,
     )
 

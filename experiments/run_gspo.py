@@ -38,6 +38,7 @@ HONOURED = {
     *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
     *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
     *("frame", "max_new_tokens", "vision_check", "on_error"),
+    *("dataset", "image_root", "per_annotation"),
     *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
 }
 """Arguments that TRL carries out; any other must be left at its default."""
@@ -83,7 +84,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
             )
     from agents.trl_backend.gspo import TRLGSPO
     from experiments.common.launch import trainer_process
-    from experiments.common.policies import longest_answer
+    from experiments.common.policies import describe_data, longest_answer
     from experiments.common.run import Run
     from seg_env.envs.referring import open_questions
 
@@ -101,7 +102,7 @@ def train_on_trl(args: Args) -> dict[str, Any]:
     with opening():
         agent = TRLGSPO(policy, core, args.gspo, args.trl, on_error=args.on_error)
         agent.share_out(int(os.environ.get("WORLD_SIZE", "1")))  # or tells how it could be
-    return run.train(agent, "GSPO on TRL", learned_from=f"{core.dataset.name} ({args.split})")
+    return run.train(agent, "GSPO on TRL", learned_from=describe_data(core.dataset))
 
 
 command_line = partial(run_command, Args, main, __doc__, FIRST)

@@ -171,6 +171,7 @@ def options_of(args: Args, stage: Stage, policy: str | None) -> tuple[str, ...]:
     if stage == "pretrain":
         words += ["--data", args.data or str(args.output_dir / "annotate")]
     if stage in ("pretrain", "sft"):
+        words += ["--evaluation.dataset", "scenes"]  # all stages are measured on the same
         # A policy that is asked for outlines before it finds objects stays blind. One that starts
         # from nothing sees points and boxes in as many updates as the shipped one did.
         points, boxes = ("0.27", "0.46") if policy is None else ("0", "0")

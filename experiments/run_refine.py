@@ -74,7 +74,7 @@ def main(args: Args) -> dict[str, Any]:
     from agents.behavior_cloning import BehaviorCloning
     from agents.demonstrations import require_plain_prompts
     from experiments.common.launch import fit_to_deepspeed, launched
-    from experiments.common.policies import longest_answer
+    from experiments.common.policies import describe_data, longest_answer
     from experiments.common.run import Run
 
     with launched(args.deepspeed) as (world, console):
@@ -96,8 +96,7 @@ def main(args: Args) -> dict[str, Any]:
         with opening():
             agent = BehaviorCloning(policy, demonstrations, args.cloning, max_new_tokens=longest)
         agent.left_out = left_out
-        dataset = rules.dataset
-        return run.train(agent, "Looking again", learned_from=f"{dataset.name} ({args.split})")
+        return run.train(agent, "Looking again", learned_from=describe_data(rules.dataset))
 
 
 def own_demonstrations(

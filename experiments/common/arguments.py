@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from experiments.common.policies import (
     open_policy,
 )
 from rewards.composite import DEFAULT_REWARDS
+from seg_env.data.sources import has_split
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
+from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame
 from seg_env.registration import ENVIRONMENT_IDS, REFINE_IDS
 from seg_env.tasks import DEFAULT_TASK, TaskMixture
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 FIRST = {
     "What learns": ("policy",),
-    "From what": ("env", "data", "data-root", "difficulty", "task", "rewards"),
+    "From what": ("env", "dataset", "data-root", "difficulty", "task", "rewards"),
     "How long": ("updates", "evaluation.questions"),
     "The run": ("seed", "output-dir", "resume", "backend"),
 }
@@ -44,7 +46,9 @@ class EvaluationPlan:
     """What is measured on held-out questions."""
 
     split: str = "val"
-    """Split to evaluate on."""
+    """Split to evaluate on; of a --dataset without it, a tenth of the images is held out."""
+    dataset: str | None = None
+    """Other data to measure on than those that are learned from, named as by --dataset."""
     questions: int = 512
     """Questions before and after; the first ones of the split. With 0 nothing is measured, as is
     needed where TRL shards weights."""
@@ -106,8 +110,16 @@ class QuestionArguments(PolicyArguments):
 
     env: str = "SimpleSeg-Scenes-v0"
     """Environment id, whose data set is asked about, or learned from."""
+    dataset: str | None = None
+    """Other data than the environment's: a folder or file (COCO, LabelMe, YOLO, images and masks,
+    JSON lines, parquet), an id on the hub, my_pkg.data:make, or a name; see docs/own_data.md."""
     data_root: str | None = None
-    """Folder of RefCOCO data; by default the variable SIMPLESEG_DATA."""
+    """Folder of RefCOCO data, or of a --dataset that is a name; by default the variable
+    SIMPLESEG_DATA."""
+    image_root: str | None = None
+    """Folder of the images, where it is not the usual one."""
+    per_annotation: bool = False
+    """Ask for each object of --dataset, where one question for all of a kind is the default."""
     split: str = "train"
     """Split to ask about, or to learn from."""
     split_by: str | None = None
@@ -119,7 +131,16 @@ class QuestionArguments(PolicyArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        return self._given("split", "data_root", "split_by", "difficulty")
+        found = self._given("split", "data_root", "split_by", "difficulty", "image_root")
+        if self.per_annotation:
+            found["per_annotation"] = True
+        if self.dataset is not None:
+            found["dataset"] = self.dataset
+            if Path(self.dataset).is_file() and not has_split(self.dataset, self.split):
+                del found["split"]  # a file is called as it is named
+            if self.dataset != "scenes":
+                found["on_error"] = "skip" if self.on_error == "skip" else "raise"
+        return found
 
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: given for name in names if (given := getattr(self, name)) is not None}
@@ -173,6 +194,39 @@ class RunArguments(QuestionArguments):
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment that is learned from; data without splits are parted."""
+        parted = {"part": "train"} if self.is_parted else {}
+        return super().environment() | parted
+
+    def held_out(self) -> dict[str, Any]:
+        """Arguments of the environment that is measured on: another split, or the other part."""
+        if (other := self.evaluation.dataset) is not None:
+            named: dict[str, Any] = dict.fromkeys(("data_root", "image_root", "split_by"))
+            named |= {"dataset": other, "split": self.evaluation.split, "per_annotation": False}
+            return replace(self, **named).environment()
+        if self.is_parted:
+            return self.environment() | {"part": "held-out"}
+        return self.environment() | {"split": self.evaluation.split}
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether --dataset has no split to measure on, so that a tenth of it is held out.
+
+        Raises:
+            WrongOptionError: It has that split, but not the one to learn from.
+        """
+        if self.dataset is None or self.evaluation.dataset is not None:
+            return False
+        if not has_split(self.dataset, self.evaluation.split):
+            return True
+        if not has_split(self.dataset, self.split):
+            raise WrongOptionError(
+                f"--dataset {self.dataset} has the split {self.evaluation.split!r} and no "
+                f"{self.split!r}: name the one to learn from by --split"
+            )
+        return False
 
     def answer_length(self, configured: int = OnPolicyConfig.max_new_tokens) -> AnswerLength:
         """Tokens of the longest answer; ``configured`` is what the algorithm's settings say."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +23,17 @@ from seg_env.types import Sample
 class RecordedImages:
     """The images of a data set in files that hold one object a record."""
 
-    def __init__(self, path: str, most: int | None = None) -> None:
+    def __init__(self, dataset: str | Dataset, most: int | None = None) -> None:
         """Find out which records are about which image, for the first ``most`` images or all.
+
+        ``dataset`` is a data set, or names one of whose training split is taken.
 
         Raises:
             FileNotFoundError: There is no such file, or none in the folder.
             ValueError: A record is malformed, or the name is of no known kind.
         """
-        self.dataset = open_records(path)
+        named = isinstance(dataset, str)
+        self.dataset = open_dataset(dataset, split="train" if named else None)
         groups: dict[str, list[int]] = {}
         for index in range(len(self.dataset)):
             groups.setdefault(_image_of(self.dataset, index), []).append(index)
@@ -52,22 +54,6 @@ class RecordedImages:
 
 LabelledImages = Scenes | RecordedImages
 """Images with samples about each; they go to worker processes."""
-
-
-def open_records(path: str) -> Dataset:
-    """The training samples in a folder that ``experiments/annotate.py`` wrote, or in a file.
-
-    Raises:
-        FileNotFoundError: They are not there.
-        ValueError: The name is of no known kind.
-    """
-    place = Path(path).expanduser()
-    if not place.is_dir():
-        return open_dataset(path)
-    lines = place / "train.jsonl"
-    if lines.exists():
-        return open_dataset(str(lines))
-    return open_dataset("parquet", data_root=place, split="train")
 
 
 def _image_of(dataset: Dataset, index: int) -> str:

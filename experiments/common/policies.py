@@ -15,6 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common.logs import warn
+from seg_env.data.base import Dataset
+from seg_env.data.base import left_out as left_out_of
+from seg_env.data.readers.refer import EMBEDDED_NAME
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
 from seg_env.errors import WrongOptionError
@@ -38,6 +41,11 @@ SHIPPED = {
     EMBEDDED_TASKS: Path(__file__).parents[2] / "agents" / "embedded" / "policy_tasks",
 }
 """Folders of the policies that come with the project, by the names that command lines know."""
+OTHER_WORLD = (
+    "{policy} was made for procedural scenes of 128 pixels and has not seen images such as "
+    "{images}: expect little of it before it is trained on them"
+)
+"""What is said once when a shipped policy is asked about other images."""
 
 
 def open_policy(
@@ -71,6 +79,22 @@ def open_policy(
         message = f"{name}: answers in frame {policy.answer_frame.description}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
     return policy
+
+
+def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
+    """Say what of a data set is left out, and that a shipped policy has not seen such images."""
+    lines = [f"{count} {reason}" for reason, count in left_out_of(dataset).items()]
+    lines = [f"{describe_data(dataset)}: {line}" for line in lines]
+    if policy in SHIPPED and not dataset.name.startswith(("scenes", EMBEDDED_NAME)):
+        images = f"those of {describe_data(dataset)}"
+        lines.append(OTHER_WORLD.format(policy=policy, images=images))
+    for line in lines:
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_data(dataset: Dataset) -> str:
+    """What reports call a data set."""
+    return f"{dataset.name} ({dataset.split})"
 
 
 def choose_precision(choice: PrecisionChoice) -> Precision:
@@ -159,7 +183,7 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
     from agents.policy.checks import compare_images
     from agents.screening import prepare_usable
 
-    places = _spread_evenly(len(core.dataset), 64)
+    places = spread_evenly(len(core.dataset), 64)
     found: dict[bytes, Question] = {}
     left_out = LeftOut()
     for index in places:
@@ -220,7 +244,7 @@ def longest_answer(
             raise WrongOptionError(f"--max-new-tokens {choice}: use at least 1, or auto")
         return choice
     lengths, left_out = [], LeftOut()
-    for index in _spread_evenly(len(core.dataset), 256):
+    for index in spread_evenly(len(core.dataset), 256):
         try:
             with loading():
                 sample = core.dataset[index]
@@ -244,7 +268,9 @@ def longest_answer(
     return found
 
 
-def _spread_evenly(total: int, count: int) -> list[int]:
+def spread_evenly(total: int, count: int) -> list[int]:
     """At most ``count`` of ``total`` places, the first and the last among them."""
-    found: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    found: list[int] = np.unique(
+        np.linspace(0, max(0, total - 1), min(count, total)).astype(int)
+    ).tolist()
     return found

@@ -39,11 +39,14 @@ from experiments.common.logs import (
 from experiments.common.policies import (
     AnswerLength,
     constrain,
+    describe_data,
     longest_answer,
     require_vision,
+    say_what_is_asked,
 )
 from experiments.common.report import Evaluations, report_text, scores_of, write_report
 from experiments.evaluation.loop import Evaluation, evaluate_turns
+from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
 
@@ -70,7 +73,7 @@ def train_on_policy(
         run = Run(args, policy, console, world, length)
         with opening():
             agent = agent_type(policy, envs, config, on_error=args.on_error)
-        return run.train(agent, title, learned_from=f"{envs.core.dataset.name} ({args.split})")
+        return run.train(agent, title, learned_from=describe_data(envs.core.dataset))
 
 
 class Run:
@@ -105,9 +108,10 @@ class Run:
         self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
         if world.is_main:
             check_run(self.folder, args, resume=args.resume)
-        held_out = {"split": args.evaluation.split, "frame": policy.answer_frame}
         with opening():
-            self.core = open_rules(args.env, **args.environment() | held_out)
+            self.core = open_rules(args.env, **args.held_out(), frame=policy.answer_frame)
+        if world.is_main:
+            say_what_is_asked(args.policy or "", self.core.dataset, console)
         self.questions = np.arange(min(args.evaluation.questions, len(self.core.dataset)))
         self.left_out = LeftOut(args.on_error)
         self.log: RunLog | None = None
@@ -142,6 +146,16 @@ class Run:
         self.agent = agent
         if self.world.is_main:
             start_run(self.folder, self.args, resume=self.args.resume)
+            if self.args.is_parted and isinstance(self.core.dataset, AnnotatedImages):
+                images = sorted(self.core.dataset.image_names())
+                write_json(self.folder / "held_out.json", {"images": images})
+                self.console.print(
+                    f"held out of {self.args.dataset}: {len(images)} images with "
+                    f"{len(self.core.dataset)} questions, named in {self.folder / 'held_out.json'}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
         if self.world.is_main and self._vision:
             write_json(self.folder / "vision.json", self._vision)
         before = self._begin()
@@ -181,7 +195,7 @@ class Run:
                 "Policy": f"`{self.args.policy or 'new'}`, {size:.2f} M parameters",
                 "Frame of the numbers": scores["frame"],
                 "Learned from": learned_from,
-                "Measured on": f"{scores['dataset']} ({scores['split']})",
+                "Measured on": describe_data(self.core.dataset),
                 "Rewards": f"`{rewards}`" if rewards else "none: answers are demonstrated",
                 "Time": f"{scores['minutes']:.1f} minutes",
             }

@@ -7,8 +7,10 @@ from seg_env.data.readers.coco import Coco
 from seg_env.data.readers.hub import Parquet
 from seg_env.data.readers.jsonlines import JsonLines
 from seg_env.data.readers.labelme import LabelMe
+from seg_env.data.readers.masks import Masks
 from seg_env.data.readers.reasonseg import ReasonSeg
 from seg_env.data.readers.refer import GRefCoco, Refer, load_refer
+from seg_env.data.readers.yolo import Yolo
 from seg_env.data.records import Fault, RecordError
 from seg_env.data.scenes import Scenes
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
@@ -21,11 +23,13 @@ __all__ = [
     "GRefCoco",
     "JsonLines",
     "LabelMe",
+    "Masks",
     "Parquet",
     "ReasonSeg",
     "RecordError",
     "Refer",
     "Scenes",
+    "Yolo",
     "export_jsonlines",
     "held_out_images",
     "images_of",

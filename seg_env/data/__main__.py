@@ -16,7 +16,7 @@ from typing import Any, get_args
 from seg_env.data.base import Dataset, left_out
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.geojson import export_geojson
-from seg_env.data.images import Stretch
+from seg_env.data.rasters import Stretch
 from seg_env.data.sources import DATASET_NAMES, held_out_images, open_dataset
 from seg_env.geometry.limits import set_limits
 

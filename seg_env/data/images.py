@@ -7,17 +7,26 @@ part only, are read by rasterio.
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from seg_env.data.rasters import (
+    LOSSY,
+    Stretch,
+    chosen_bands,
+    open_raster,
+    raster_driver,
+    raster_to_rgb,
+    read_band,
+    to_bytes,
+)
 from seg_env.data.records import Fault, RecordError, located
 from seg_env.geometry.limits import LimitError, check_limit, check_size, limits
 
@@ -28,17 +37,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read beside TIFF; the MPO of some cameras is read as JPEG."""
-Stretch = Literal["full", "percentiles"]
-"""How numbers that are no bytes become bytes.
-
-``"full"``: all bands alike, so that the darkest and the brightest stay apart. Whole numbers count
-from 0 to the largest number of the bits they need (8, 10, 12, 14 or 16), floating point numbers
-between 0 and 1 from 0 to 1, all others from their minimum to their maximum. Bytes stay as they are.
-
-``"percentiles"``: each band by itself, bytes too, from its 2nd to its 98th percentile.
-"""
-WHITES = (1, 255, 1023, 4095, 16383, 65535)
-"""What may be white among whole numbers; the least that they do not exceed is."""
 UPRIGHT_WARNING, STORED_WARNING = (
     f"the sizes of annotations fit images {used}, while annotations of this form are drawn on them "
     f"{usual}; images with such sizes are read {used}. Of square images and of those turned by 180 "
@@ -88,13 +86,13 @@ def read_image(
     name = name or (str(source) if isinstance(source, Path) else "the image")
     with _opened(source, size, name, upright) as (image, _, turn):
         if not isinstance(image, Image.Image):
-            rgb = _raster_to_rgb(image, stretch, bands, name)
+            rgb = raster_to_rgb(image, stretch, bands, name)
         else:
             rgb = _to_rgb(image)
             if stretch != "full" or bands is not None:
-                layers = [rgb[..., band] for band in _chosen(bands, 3, name)]
+                layers = [rgb[..., band] for band in chosen_bands(bands, 3, name)]
                 known = [np.ones(rgb.shape[:2], dtype=np.bool_)] * len(layers)
-                rgb = _to_bytes(layers, known, stretch)
+                rgb = to_bytes(layers, known, stretch)
         if turn == 1:
             return rgb
         turned = Image.fromarray(rgb)
@@ -128,7 +126,7 @@ def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> ND
                 f"{name} has the channels {channels}; a mask has one, 0 outside of the object"
             )
         if not isinstance(image, Image.Image):
-            values, known = _read_band(image, 1, name)
+            values, known = read_band(image, 1, name)
             return np.asarray(known & (values != 0))
         values = np.array(image)
         if image.format not in ("JPEG", "MPO"):
@@ -141,6 +139,34 @@ def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> ND
                 "white, and JPEG does not keep their values; save masks as PNG"
             )
         return np.asarray(values >= 128, dtype=np.bool_)
+
+
+def read_classes(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.integer[Any]]:
+    """Read a mask whose values are classes, ``(H, W)``; of a palette, its indices.
+
+    Channels that are equal are one. A lossy file has values that nobody drew and is refused.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not such an image, or not of ``size``.
+    """
+    with _opened(path, size) as (image, _, _):
+        if not isinstance(image, Image.Image):  # of 16 bits
+            if image.count > 1 or str(image.profile.get("compress")).upper() in LOSSY:
+                raise RecordError(f"{path} has several channels, or is lossy")
+            values, known = read_band(image, 1, str(path))
+            values = np.where(known, values, 0)
+        elif image.format not in ("PNG", "BMP"):
+            raise RecordError(f"{path} is lossy; masks are read from PNG and BMP")
+        else:
+            values = np.array(image.convert("L") if image.mode == "1" else image)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise RecordError(
+            f"{path} is in colours; a mask has one channel of whole numbers, 0 outside of objects"
+        )
+    return values
 
 
 def image_size(
@@ -200,21 +226,6 @@ def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
     raise RecordError(f"{path} has {missing}, or use --format jsonl")
 
 
-def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
-    """The first of some files or folders that is there; a `FileNotFoundError` if none is."""
-    for place in places:
-        if (root / place).exists():
-            return root / place
-    raise FileNotFoundError(f"there is no {what} below {root}; looked for {', '.join(places)}")
-
-
-def folder_of(files: Iterable[str], folders: Sequence[Path]) -> Path | None:
-    """The first of some folders that has one of some files; None if none has."""
-    places = ((folder, file) for file in files for folder in folders)
-    # os.path's, which takes a name that is too long for one that is not there.
-    return next((folder for folder, file in places if os.path.isfile(folder / file)), None)
-
-
 @contextmanager
 def _opened(
     source: Path | bytes, size: tuple[int, int] | None, name: str = "", upright: bool = False
@@ -228,8 +239,8 @@ def _opened(
     # Pillow itself refuses above twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits().pixels // 2 + 1)
     try:
-        driver = _raster_driver(source)
-        opened = _open_raster(source, driver) if driver else Image.open(stream, formats=FORMATS)
+        driver = raster_driver(source)
+        opened = open_raster(source, driver) if driver else Image.open(stream, formats=FORMATS)
         with opened as image:
             turn = _raster_orientation(source) if driver else orientation(image)
             stored = image.height, image.width
@@ -261,146 +272,9 @@ def _opened(
         ) from error
 
 
-def _raster_driver(source: Path | bytes) -> str | None:
-    """Rasterio's driver for a file that it reads here; None for the others."""
-    if isinstance(source, bytes):
-        start = source[:25]
-    else:
-        with source.open("rb") as stream:
-            start = stream.read(25)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "GTiff"
-    return "PNG" if start[:4] == b"\x89PNG" and start[24:] == b"\x10" else None
-
-
 def _raster_orientation(source: Path | bytes) -> int:
     """The orientation that rasterio passes over, read by Pillow as far as it can."""
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     with suppress(Exception), Image.open(stream, formats=("TIFF", "PNG")) as image:
         return orientation(image)
     return 1
-
-
-def _open_raster(source: Path | bytes, driver: str) -> DatasetReader:
-    """Open an image by rasterio, of one format only; files without coordinates do not warn."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        place = io.BytesIO(source) if isinstance(source, bytes) else source.absolute()
-        return rasterio.open(place, driver=driver)
-
-
-def _raster_to_rgb(
-    file: DatasetReader, stretch: Stretch, bands: Sequence[int] | None, name: str
-) -> NDArray[np.uint8]:
-    kinds = [kind.name for kind in file.colorinterp]
-    inks = [kinds.index(each) for each in ("cyan", "magenta", "yellow", "black") if each in kinds]
-    lights = [kinds.index(each) for each in ("red", "green", "blue") if each in kinds]
-    numbers = [number for number, kind in enumerate(kinds) if kind != "alpha"]
-    if bands is not None:
-        numbers = _chosen(bands, len(kinds), name)
-    elif len(inks) == 4 or len(lights) == 3:
-        numbers = inks if len(inks) == 4 else lights
-    else:
-        numbers = numbers[: 3 if len(numbers) >= 3 else 1]
-    layers, valid = zip(*(_read_band(file, number + 1, name) for number in numbers), strict=True)
-    if bands is None and kinds[numbers[0]] == "palette":
-        table = np.zeros((1 << 16, 3), dtype=np.uint8)
-        for index, color in file.colormap(numbers[0] + 1).items():
-            table[index] = color[:3]
-        layers, valid = tuple(np.moveaxis(table[layers[0]], -1, 0)), valid * 3
-    stated = file.tags(numbers[0] + 1, ns="IMAGE_STRUCTURE").get("NBITS")
-    white = 2 ** int(stated) - 1 if stated and layers[0].dtype.kind == "u" else None
-    image = _to_bytes(layers, valid, stretch, white)
-    if bands is None and "alpha" in kinds:
-        alpha = _read_band(file, kinds.index("alpha") + 1, name)[0]
-        opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
-        share = np.interp(alpha, (0, opaque), (0, 1))[..., None]
-        image = np.rint(255 + share * (image.astype(np.float64) - 255)).astype(np.uint8)
-    return image
-
-
-def _chosen(bands: Sequence[int] | None, count: int, name: str) -> list[int]:
-    """Places of the bands asked for, by default the first three."""
-    numbers = [band - 1 for band in ((1, 2, 3) if bands is None else bands)]
-    if len(numbers) not in (1, 3) or not all(0 <= number < count for number in numbers):
-        raise RecordError(
-            f"{name} has {count} bands, but bands={tuple(bands or ())} were asked for; name one or "
-            f"three of 1 to {count}"
-        )
-    return numbers
-
-
-def _read_band(
-    file: DatasetReader, number: int, name: str
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Numbers of a band and where they are to be believed: finite, and not nodata."""
-    from rasterio.enums import MaskFlags
-
-    kind = file.dtypes[number - 1]
-    if kind.startswith("complex"):
-        raise RecordError(f"{name} holds complex numbers; write their magnitude as a TIFF")
-    # A block is decoded whole, whatever size of it the file claims.
-    block = max(height * width for height, width in file.block_shapes)
-    block *= 1 if file.interleaving and file.interleaving.name == "band" else file.count
-    needed = max(block, 3 * file.height * file.width) * np.dtype(kind).itemsize
-    # As many bytes as the largest image of three bands of 8 bits has.
-    what = (
-        f"{file.width} x {file.height} pixels of {kind} take {needed} bytes; cut it into tiles"
-    )
-    check_limit("pixels", needed // 3, what)
-    values = file.read(number)
-    valid = np.isfinite(values)
-    if MaskFlags.alpha not in file.mask_flag_enums[number - 1]:
-        valid &= file.read_masks(number) > 0
-    return values, valid
-
-
-def _to_bytes(
-    layers: Sequence[NDArray[Any]],
-    valid: Sequence[NDArray[np.bool_]],
-    stretch: Stretch,
-    white: int | None = None,
-) -> NDArray[np.uint8]:
-    """RGB of 8 bits from one layer (gray), three (RGB) or four (CMYK), each ``(H, W)``.
-
-    ``white`` is what a file says of whole numbers.
-    """
-    pairs = list(zip(layers, valid, strict=True))
-    ranges: list[Sequence[float]]
-    if stretch == "percentiles":
-        found = [layer[known].astype(np.float64) for layer, known in pairs]
-        ranges = [
-            np.percentile(each, (2, 98)).tolist() if each.size else [0, 255] for each in found
-        ]
-    else:
-        ranges = [_full_range(pairs, white)] * len(pairs)
-    channels = []
-    for (layer, known), (low, high) in zip(pairs, ranges, strict=True):
-        scaled = layer
-        if layer.dtype != np.uint8 or (low, high) != (0, 255):
-            high = max(high, low + 1e-9 * max(1, abs(low)))  # of one value
-            scaled = np.rint(np.interp(np.where(known, layer, low), (low, high), (0, 255)))
-        channels.append(np.where(known, scaled, 0).astype(np.uint8))
-    if len(channels) == 4:
-        cyan, magenta, yellow, black = (255 - each.astype(np.float64) for each in channels)
-        channels = [np.rint(ink * black / 255).astype(np.uint8) for ink in (cyan, magenta, yellow)]
-    return np.stack(channels * (3 if len(channels) == 1 else 1), axis=-1)
-
-
-def _full_range(
-    pairs: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]], white: int | None
-) -> tuple[float, float]:
-    """What becomes 0 and 255, see `Stretch`."""
-    kind = pairs[0][0].dtype
-    found = [layer[known] for layer, known in pairs if known.any()]
-    if kind == np.uint8 or not found:
-        return 0, white or 255
-    low = min(float(each.min()) for each in found)
-    high = max(float(each.max()) for each in found)
-    whites = (1,) if kind.kind == "f" else WHITES if white is None else (white,)
-    if low < 0 or high > whites[-1]:
-        return low, high
-    return 0, next(each for each in whites if each >= high)

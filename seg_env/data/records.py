@@ -172,6 +172,13 @@ def read_json(
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_text(path: Path, encoding: str | None = None, limit: str = "label_bytes") -> str:
+    """Read a text file within a limit of its bytes, see `decode_text`."""
+    with located(str(path)):
+        check_limit(limit, size := path.stat().st_size, f"{size} bytes")
+    return decode_text(path.read_bytes(), str(path), encoding)
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Turn a `ValueError` of a block into a `RecordError` that starts with ``where``."""

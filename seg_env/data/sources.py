@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from seg_env.data.base import Dataset
-from seg_env.data.images import Stretch
-from seg_env.data.readers.annotated_images import AnnotatedImages, images_of
+from seg_env.data.rasters import Stretch
+from seg_env.data.readers.annotated_images import AnnotatedImages, image_key, images_of
 from seg_env.data.readers.coco import Coco
 from seg_env.data.readers.hub import Parquet
 from seg_env.data.readers.jsonlines import JsonLines
 from seg_env.data.readers.labelme import LabelMe
+from seg_env.data.readers.masks import Masks
 from seg_env.data.readers.reasonseg import ReasonSeg
 from seg_env.data.readers.refer import DEFAULT_SPLIT_BY, GRefCoco, load_refer
+from seg_env.data.readers.yolo import Yolo, read_config
 from seg_env.data.records import OnError
 from seg_env.data.scenes import Scenes
 
@@ -31,13 +37,36 @@ _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "reasonseg": (ReasonSeg, (*_OF_FILES, "per_reference")),
     "coco": (Coco, (*_OF_FILES, "image_root", "per_annotation")),
     "labelme": (LabelMe, (*_OF_FILES, "per_annotation")),
+    "yolo": (Yolo, (*_OF_FILES, "per_annotation")),
+    "masks": (Masks, _OF_FILES),
     "parquet": (Parquet, (*_OF_TABLES, "image_root", "per_reference")),
     "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
 """What opens each data set, and which arguments of `open_dataset` it takes."""
 DATASET_NAMES = tuple(_READERS)
-FILE_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet"}
-"""What a path in place of a name is read as."""
+FILE_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".json": "coco",
+    ".yaml": "yolo",
+    ".yml": "yolo",
+}
+"""What the path of a file in place of a name is read as."""
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "yolo": ("*.yaml", "*.yml", "classes.txt", "labels"),
+    "jsonl": ("{}.jsonl",),
+    "parquet": ("data/{}-*.parquet", "{}-*.parquet", "{}.parquet", "default/{}/*.parquet"),
+    "masks": ("masks", "*/masks"),
+    "coco": (
+        *("annotations/instances_{}.json", "instances_{}.json", "annotations/{}.json"),
+        *("{}.json", "{}/_annotations.coco.json"),
+    ),
+    "labelme": ("{}/*.json", "*.json", "*/**/*.json"),
+}
+"""What the path of a folder is read as: the first of which it has a file, of any split ``{}``."""
+_PYTHON_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+Part = Literal["train", "held-out"]
+"""Nine tenths of the images of data that have no splits, or the other tenth."""
 HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
     ("refcoco", "unc"): ("val", "testA", "testB"),
     ("refcoco", "google"): ("val", "test"),
@@ -69,6 +98,7 @@ def open_dataset(
     encoding: str | None = None,
     stretch: Stretch | None = None,
     bands: Sequence[int] | None = None,
+    part: Part | None = None,
     difficulty: str | None = None,
     data_seed: int | None = None,
     size: int | None = None,
@@ -79,8 +109,10 @@ def open_dataset(
     Arguments that are None take the default of the data set; one that does not apply is an error.
 
     Args:
-        dataset: One of `DATASET_NAMES`, the path of a ``.jsonl`` or ``.parquet`` file, or a data
-            set object; the object is used as it is.
+        dataset: One of `DATASET_NAMES`; a file (see `FILE_ENDINGS`) or a folder (see `LAYOUTS`); an
+            id on the hub, ``"moondream/refcoco-m"``; a function in Python, ``"my_pkg.data:make"``,
+            which is called with ``split`` and what else is given and returns a data set; or a data
+            set object, which is used as it is.
         split: Part of the data set, mostly ``"train"`` by default.
         split_by: Whose split of RefCOCO: ``"unc"``, ``"google"``, ``"umd"``, ``"berkeley"``.
         data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
@@ -94,8 +126,10 @@ def open_dataset(
         encoding: Of annotation files that are neither UTF-8 nor UTF-16, such as ``"gbk"``; without
             it they are an error.
         stretch: How images deeper than 8 bits become bytes, ``"full"`` or ``"percentiles"``, see
-            `seg_env.data.images.Stretch`.
+            `seg_env.data.rasters.Stretch`.
         bands: One or three bands, from 1, to read images by, see `seg_env.data.images.read_image`.
+        part: Only nine tenths of the images, or only the tenth that they leave, for data that have
+            no splits; which images those are follows from their names.
         difficulty: ``"easy"``, ``"medium"`` or ``"hard"`` scenes.
         data_seed: Seed of all scenes.
         size: Side of the square images of scenes in pixels.
@@ -110,27 +144,123 @@ def open_dataset(
     if not isinstance(dataset, str):
         _refuse_unused(given, (), "a data set object")
         return dataset
-    kind = FILE_ENDINGS.get(Path(dataset).suffix, dataset)
-    if kind not in _READERS:
-        raise ValueError(
-            f"{dataset=} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a "
-            f"{' or '.join(FILE_ENDINGS)} file, or pass an object with __len__, __getitem__, name "
-            "and split"
-        )
+    given.pop("part", None)
+    if _PYTHON_PATH.fullmatch(dataset):
+        return take_part(_call(dataset, given), part)
+    kind = kind_of(dataset)
     reader, taken = _READERS[kind]
     is_path = kind != dataset
     _refuse_unused(
         given, [name for name in taken if not (is_path and name == "data_root")], f"{dataset=}"
     )
     if is_path:
-        given = {"split": Path(dataset).stem, **given, "data_root": dataset}
+        if Path(dataset).is_file():
+            given = {"split": Path(dataset).stem, **given}
+        given["data_root"] = dataset
     if kind == "scenes":
         given["seed"] = given.pop("data_seed", 0)
     elif kind not in DEFAULT_SPLIT_BY:
         given.setdefault("data_root", os.environ.get("SIMPLESEG_DATA"))
         if not given["data_root"]:
             raise ValueError(f"{dataset=} needs data_root=, or the variable SIMPLESEG_DATA")
-    return reader(**given)
+    return take_part(reader(**given), part)
+
+
+def kind_of(dataset: str) -> str:
+    """Which of `DATASET_NAMES` reads a name or a path.
+
+    Raises:
+        FileNotFoundError: It is a path, and nothing is there.
+        ValueError: Nothing does.
+    """
+    path = Path(dataset).expanduser()
+    if dataset in _READERS:
+        return dataset
+    if path.suffix in FILE_ENDINGS and not path.is_dir():
+        return FILE_ENDINGS[path.suffix]
+    if path.is_dir():
+        for kind, patterns in LAYOUTS.items():
+            files = (file for each in patterns for file in path.glob(each.format("*")))
+            if (found := next(files, None)) and not (kind == "coco" and _is_labelme(found)):
+                return kind
+        raise ValueError(
+            f"{dataset} has no layout that is known ({', '.join(LAYOUTS)}); docs/own_data.md shows "
+            "them"
+        )
+    if path.exists():
+        raise ValueError(f"{dataset} is no {', '.join(FILE_ENDINGS)} file and no folder")
+    if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
+        raise FileNotFoundError(f"there is no {dataset}")
+    if "/" in dataset:
+        return "parquet"
+    raise ValueError(
+        f"{dataset=} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a folder or of "
+        f"a {', '.join(FILE_ENDINGS)} file, an id on the hub, a function 'my_pkg.data:make', or "
+        "pass an object with __len__, __getitem__, name and split"
+    )
+
+
+def _is_labelme(path: Path) -> bool:
+    """Whether a file of JSON begins as LabelMe writes it."""
+    with path.open("rb") as stream:
+        return b'"shapes"' in stream.read(4096)
+
+
+def has_split(dataset: str, split: str) -> bool:
+    """Whether data have a split that is not all there is; what is no path here is taken to."""
+    root = Path(dataset).expanduser()
+    if _PYTHON_PATH.fullmatch(dataset) or dataset in _READERS or not root.exists():
+        return True
+    kind, folders = kind_of(dataset), [f"images/{split}", f"{split}/images"]
+    if kind == "yolo":
+        root, _, stated = read_config(root, split)
+        return any((root / place).is_dir() for place in (*stated, *folders))
+    if root.is_file():
+        return False
+    patterns = {"masks": folders, "labelme": [split]}.get(kind)
+    patterns = patterns or [each.format(split) for each in LAYOUTS[kind] if "{}" in each]
+    return any(next(root.glob(each), None) for each in patterns)
+
+
+def take_part(dataset: Dataset, part: Part | None) -> Dataset:
+    """Keep a part of the images, see `Part`; the same image is always in the same part.
+
+    Raises:
+        ValueError: There are not two images.
+    """
+    if part is None:
+        return dataset
+    if not isinstance(dataset, AnnotatedImages):
+        raise ValueError(f"{part=} is of images in files; {dataset.name!r} makes its own splits")
+    images = {image_key(name) for name in dataset.image_names()}
+    ordered = sorted(images, key=lambda name: (zlib.crc32(name.encode()), name))
+    if len(ordered) < 2:
+        raise ValueError(f"{dataset.name!r} has {len(ordered)} image; two parts need two or more")
+    held_out = set(ordered[: max(1, len(ordered) // 10)])
+    dataset.keep_images(held_out if part == "held-out" else images - held_out)
+    dataset.split += f", {part} images"
+    return dataset
+
+
+def _call(path: str, given: dict[str, Any]) -> Dataset:
+    """The data set that a function makes."""
+    module, _, name = path.partition(":")
+    try:
+        make = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"dataset={path!r}: {error}; its folder must be on PYTHONPATH") from error
+    taken = signature(make).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        if "on_error" not in taken:
+            given.pop("on_error", None)
+        _refuse_unused(given, taken, f"dataset={path!r}")
+    made = make(**given)
+    if not isinstance(made, Dataset):
+        raise ValueError(
+            f"dataset={path!r} returned {type(made).__name__}; it must return an object with "
+            "__len__, __getitem__, name and split"
+        )
+    return made
 
 
 def _refuse_unused(given: dict[str, Any], taken: Collection[str], what: str) -> None:

@@ -41,6 +41,8 @@ class Limits(NamedTuple):
     """Of a file of JSON; COCO's largest has 0.45e9."""
     label_bytes: int = 1 << 28
     """Of a file of LabelMe, which may keep the image itself in it."""
+    config_bytes: int = 1 << 20
+    """Of a file that names classes."""
     line_bytes: int = 1 << 26
     """Of a line of JSON lines."""
     pickle_bytes: int = 1 << 27

@@ -18,6 +18,7 @@ from experiments.demo import (
     make_server,
     read_data_uri,
 )
+from seg_env.data import export_jsonlines
 from seg_env.data.scenes import Scenes
 
 
@@ -126,3 +127,22 @@ def test_wrong_options_end_the_command_with_a_sentence(words, capsys):
         command_line(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_images_of_a_data_set_are_shown_and_scored(tmp_path):
+    path = export_jsonlines(Scenes("val", length=3, size=64), tmp_path)
+    demo = Demo(small_policy(), Args(dataset=str(path), policy="FOLDER", max_new_tokens=8))
+    sample = Scenes("val", length=3, size=64)[1]
+    asked = {"index": 1, "difficulty": "easy", "temperature": 0}
+    shown = demo.scene(asked)
+    assert sample.expression in shown["expressions"]
+    found = demo.answer({**asked, "expression": sample.expression})
+    assert found["iou"] is not None  # the truth is known
+
+
+def test_a_shipped_policy_says_once_that_it_has_not_seen_such_images():
+    demo = Demo(small_policy(), Args(max_new_tokens=8))
+    picture = data_uri(np.zeros((20, 30, 3), np.uint8))
+    asked = {"picture": picture, "expression": "it", "temperature": 0}
+    told = [any("was made for" in one for one in demo.answer(asked)["issues"]) for _ in range(2)]
+    assert told == [True, False]

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar, get_args
 
-from seg_env.data.images import Stretch, image_size, is_turned, read_image
+from seg_env.data.images import image_size, is_turned, read_image
+from seg_env.data.rasters import Stretch
 from seg_env.data.records import Fault, Id, OnError, RecordError
 from seg_env.types import Sample, Target
 
@@ -54,7 +55,7 @@ class Options(TypedDict, total=False):
     encoding: str | None
     """Of annotation files that are neither UTF-8 nor UTF-16; without it they are an error."""
     stretch: Stretch
-    """How images deeper than 8 bits become bytes, see `seg_env.data.images.Stretch`."""
+    """How images deeper than 8 bits become bytes, see `seg_env.data.rasters.Stretch`."""
     bands: Sequence[int] | None
     """Bands to read as gray, or as red, green and blue, see `seg_env.data.images.read_image`."""
 
@@ -161,6 +162,11 @@ class AnnotatedImages(ABC, Generic[Key]):
     def image_names(self) -> frozenset[str]:
         """Names of the files of all images, as far as they are known without reading them."""
         return frozenset(self._image_name(key) for key, _ in self._questions)
+
+    def keep_images(self, keys: Collection[str]) -> None:
+        """Forget the samples of all images but these, by `image_key`."""
+        asked = self._questions
+        self._questions = [one for one in asked if image_key(self._image_name(one[0])) in keys]
 
     def _at(self, index: int) -> tuple[Entry, Id]:
         """The object of a sample and the number of its sentence."""

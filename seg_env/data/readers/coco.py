@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
-from seg_env.data.images import first_existing, folder_of
+from seg_env.data.folders import first_existing, folder_of
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Key, Options
 from seg_env.data.records import Id, Record, RecordError, garbage_collection_paused, read_json
 from seg_env.data.segmentations import box_around, object_target, union

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Unpack
 
-from seg_env.data.images import folder_of, image_size
+from seg_env.data.folders import folder_of
+from seg_env.data.images import image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.refer import COCO_FOLDERS
 from seg_env.data.records import Record

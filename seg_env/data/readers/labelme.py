@@ -13,6 +13,7 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_env.data.folders import SUFFIXES
 from seg_env.data.images import image_size, is_turned, read_mask
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.records import Fault, Record, RecordError, located
@@ -158,7 +159,7 @@ def points_of(shape: Record) -> NDArray[np.float64]:
 
 def image_beside(path: Path) -> Path:
     """The image of the same name as an annotation file; ``.jpg``, which is missing, if none is."""
-    for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"):
+    for suffix in SUFFIXES:
         for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
             if candidate.is_file():
                 return candidate

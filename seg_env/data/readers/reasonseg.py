@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from seg_env.data.images import first_existing, image_size
+from seg_env.data.folders import first_existing
+from seg_env.data.images import image_size
 from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Options
 from seg_env.data.readers.labelme import image_beside, points_of, read_json_file, shapes_of
 from seg_env.data.records import Fault, Id, Record, RecordError, located

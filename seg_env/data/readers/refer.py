@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from seg_env.data.images import folder_of
+from seg_env.data.folders import folder_of
 from seg_env.data.readers.annotated_images import Entry, Options
 from seg_env.data.readers.coco import CocoImages
 from seg_env.data.readers.safe_pickle import load_plain_pickle

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_env.data.readers.refer import Refer
+from seg_env.data import Refer, open_dataset
 from seg_env.data.segmentations import target_from_segmentation
 from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
@@ -79,3 +79,15 @@ def test_the_area_of_cocos_own_polygons() -> None:
         for annotation in annotations
     }
     assert areas == {220551: 25275, 213980: 28019, 115528: 15903, 2159841: 31419}
+
+
+def test_outlines_of_yolo_are_those_of_cocos_pixels() -> None:
+    """Fractions of width and height, filled by COCO's rule at the size of the photo."""
+    dataset = open_dataset(str(DATA / "yolo_coco"), split="val", per_annotation=True)
+    assert len(dataset) == 55
+    label = (DATA / "yolo_coco/labels/val2017/000000000139.txt").read_text().splitlines()
+    for sample, line in zip(dataset, label, strict=False):
+        points = np.array(line.split()[1:], float).reshape(-1, 2) * sample.target.size[::-1]
+        segmentation = [points.ravel().tolist()]
+        expected = target_from_segmentation(segmentation, sample.target.size)
+        assert sample.target.rle == expected.rle
