@@ -29,6 +29,7 @@ from experiments.common.tables import terminal_table
 from experiments.evaluation.ceiling import measure_ceilings
 from seg_env.data.base import Dataset
 from seg_env.data.base import left_out as left_out_of
+from seg_env.data.rasters import Stretch
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.data.records import OnError
 from seg_env.data.sources import kind_of, open_dataset
@@ -58,6 +59,12 @@ class Args:
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     per_annotation: bool = False
     """One sample for each object in place of one for all of a kind."""
+    encoding: str | None = None
+    """Of annotation files that are neither UTF-8 nor UTF-16, such as gbk."""
+    stretch: Stretch | None = None
+    """How images deeper than 8 bits become bytes: over their full range, or percentiles."""
+    bands: tuple[int, ...] | None = None
+    """Bands of images that have many, from 1: one for gray, three for red, green and blue."""
     on_error: OnError = "skip"
     """Broken records: left out and counted, or an error."""
     questions: int = 1000
@@ -69,7 +76,7 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     """Look at the data; returns what ``check.json`` holds."""
     console, left_out = Console(), LeftOut()
-    places = ("data_root", "image_root", "split", "split_by")
+    places = ("data_root", "image_root", "split", "split_by", "encoding", "stretch", "bands")
     given = {name: value for name in places if (value := getattr(args, name)) is not None}
     if args.dataset != "scenes":
         given["on_error"] = args.on_error

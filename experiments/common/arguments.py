@@ -19,6 +19,7 @@ from experiments.common.policies import (
     open_policy,
 )
 from rewards.composite import DEFAULT_REWARDS
+from seg_env.data.rasters import Stretch
 from seg_env.data.sources import has_split
 from seg_env.envs.left_out import OnError
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
@@ -126,12 +127,19 @@ class QuestionArguments(PolicyArguments):
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     difficulty: str | None = None
     """Of scenes: easy (default), medium, hard."""
+    encoding: str | None = None
+    """Of annotation files that are neither UTF-8 nor UTF-16, such as gbk."""
+    stretch: Stretch | None = None
+    """How images deeper than 8 bits become bytes: over their full range, or percentiles."""
+    bands: tuple[int, ...] | None = None
+    """Bands of images that have many, from 1: one for gray, three for red, green and blue."""
     on_error: OnError = "skip"
     """Images that are broken or that the processor refuses: left out and counted, or an error."""
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
         found = self._given("split", "data_root", "split_by", "difficulty", "image_root")
+        found |= self._given("encoding", "stretch", "bands")
         if self.per_annotation:
             found["per_annotation"] = True
         if self.dataset is not None:

@@ -13,7 +13,7 @@ screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
 
 What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
 under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
-exception is a bug and keeps its traceback.
+exception is a bug and keeps its traceback. ``--limits`` changes `seg_env.geometry.limits`.
 
 Help is quick because no deep-learning library is imported here: scripts import those in ``main``.
 """
@@ -41,6 +41,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seg_env.errors import ExplainedError
+from seg_env.geometry.limits import set_limits
 
 Args = TypeVar("Args")
 Result = TypeVar("Result")
@@ -63,6 +64,10 @@ def run_command(
     words = command_words(words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    limits = None
+    if "--limits" in words[:-1]:
+        place = words.index("--limits")
+        limits, words = words[place + 1], words[:place] + words[place + 2 :]
     if first is not None and not {"-h", "--help"}.isdisjoint(words):
         _print_first_options(args_type, description or "", first)
         raise SystemExit(0)
@@ -72,6 +77,8 @@ def run_command(
     if sys.stderr.isatty():
         print("loading libraries …", file=sys.stderr)  # that takes seconds
     with brief_errors(debug=debug):
+        if limits is not None:
+            set_limits(limits)
         return main(args)
 
 
@@ -136,6 +143,7 @@ def _print_first_options(args_type: type[Any], description: str, first: FirstOpt
     table.add_row()
     table.add_row("  --help-all", "All options.")
     table.add_row("  --debug", "Show where an error arose.")
+    table.add_row("  --limits 'NAME=NUMBER …'", "What is read at most; see docs/reliability.md.")
     console.print(table)
 
 

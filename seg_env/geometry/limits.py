@@ -18,7 +18,7 @@ VARIABLE = "SIMPLESEG_LIMITS"
 class LimitError(ExplainedError, ValueError):
     """Something from outside is larger than what is read; names the limit and how to raise it."""
 
-    fault = "over a limit"
+    fault = "exceeded limit"
     """As what data sets count it."""
 
 

@@ -1,6 +1,7 @@
 """Commands: short and long help, what a user got wrong, bugs, and how progress is told."""
 
 import io
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from experiments import run_bc, run_gspo, run_ppo, run_refine
 from experiments.common.command import opening, run_command
 from experiments.common.logs import progress_bar
 from seg_env.errors import WrongOptionError
+from seg_env.geometry.limits import limits, set_limits
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
@@ -109,6 +111,16 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     assert (
         capsys.readouterr().err == f"error: {tmp_path / 'gone.json'}: No such file or directory\n"
     )
+
+
+def test_limits_hold_for_a_command_and_what_it_starts(monkeypatch, capsys):
+    monkeypatch.setenv("SIMPLESEG_LIMITS", "")
+    assert run(["--limits", "pixels=1e3", "--name", "x"], lambda args: limits().pixels) == 1000
+    assert os.environ["SIMPLESEG_LIMITS"] == "pixels=1e3"
+    with pytest.raises(SystemExit):
+        run(["--limits", "pixel=1e3"])
+    assert "'pixel=1e3' is no limit" in capsys.readouterr().err
+    set_limits("")
 
 
 def test_bugs_keep_their_traceback():

@@ -28,7 +28,7 @@ class Masks(AnnotatedImages[tuple[str, int]]):
         <data_root>/
           names.txt             1 cat
           images/train/0.jpg    or train/images/0.jpg, or images/0.jpg if there are no splits
-          masks/train/0.png     one channel, lossless: 0 where there is nothing
+          masks/train/0.png     one channel of .png, .tif or .bmp: 0 where there is nothing
 
     ``names.txt`` has a value and its name on each line; ``names.json`` maps them. If it has one
     name, or there is none, masks are binary: all that is not 0 is the object, which is asked for by
@@ -61,7 +61,12 @@ class Masks(AnnotatedImages[tuple[str, int]]):
                     self._ask((image, value))
 
     def _mask(self, image: str) -> Path:
-        return counterpart(self.image_root, image, "masks", ".png")
+        """The mask of an image; the one in PNG, which may be missing, if there is none."""
+        places = [
+            counterpart(self.image_root, image, "masks", suffix)
+            for suffix in (".png", ".tif", ".tiff", ".bmp")
+        ]
+        return next((place for place in places if place.is_file()), places[0])
 
     def _values(self, image: str) -> list[int]:
         """The classes of a mask; 1 where it is binary."""

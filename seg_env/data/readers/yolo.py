@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import numpy as np
 import yaml
@@ -16,6 +16,12 @@ from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Option
 from seg_env.data.records import RecordError, describe, located, read_text
 from seg_env.data.segmentations import object_target
 from seg_env.types import Target
+
+
+class _Words(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """YAML without tags of other languages, whose words are text: "no" is a name."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class Outline(NamedTuple):
@@ -145,7 +151,7 @@ def read_config(
     for path in files:
         text = read_text(path, encoding, "config_bytes")
         try:
-            config = yaml.load(text, yaml.BaseLoader)  # no words but text: "no" is a name
+            config = yaml.load(text, _Words)
         except (yaml.YAMLError, RecursionError) as error:
             raise RecordError(f"{path} is not valid YAML: {error}") from error
         if isinstance(config, dict) and "names" in config:

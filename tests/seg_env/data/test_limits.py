@@ -124,7 +124,7 @@ def test_skipping_counts_what_is_over_a_limit(tmp_path):
     write_photo(tmp_path / "images" / PHOTO)
     dataset = Coco(write_json(tmp_path / "instances.json", tables).parent, on_error="skip")
     assert len(dataset) == 1
-    assert dataset.skipped["over a limit"] == 1
+    assert dataset.skipped["exceeded limit"] == 1
 
 
 def test_parquet_that_unfolds(cheap, tmp_path):
@@ -210,7 +210,7 @@ def test_a_limit_is_an_option(tmp_path, capsys, monkeypatch):
         dataset[0]
     given = ["check", "--dataset", "jsonl", "--data-root", str(tmp_path), "--split", "train"]
     assert command_line([*given, "--limits", "pixels=2000"]) == 0
-    assert "left out for over a limit: 1" in capsys.readouterr().out
+    assert "left out for exceeded limit: 1" in capsys.readouterr().out
     assert command_line([*given, "--limits", "pixels=2401"]) == 0
     assert "1 samples" in capsys.readouterr().out
     for wrong in ("pixel=3", "pixels", "pixels=nan", "pixels=0", "rings=1e400"):

@@ -69,7 +69,7 @@ def test_what_is_not_used_is_counted(tmp_path):
     write(tmp_path, {(2, 3, 8, 9): 255}, name="c").unlink()
     dataset = Masks(tmp_path)
     assert len(dataset) == 1
-    assert dataset.skipped == {"mask of nothing": 1, "image without a mask": 1}
+    assert dataset.unused == {"masks of nothing": 1, "images without a mask": 1}
 
 
 def test_a_mask_of_another_size_is_an_error_and_left_out(tmp_path):
@@ -96,3 +96,32 @@ def test_equal_channels_and_palettes_are_read_and_others_refused(tmp_path):
     mask.point(lambda value: 255 * value).save(path, "JPEG")
     with pytest.raises(RecordError, match="is lossy"):
         Masks(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_values_of_16_bits_are_classes(tmp_path, ending):
+    path = write(tmp_path, {(2, 3, 8, 9): 1}, "1 cat\n1000 dog\n")
+    deep = np.array(Image.open(path)).astype(np.uint16)
+    deep[:, 12:] = 1000
+    path.unlink()
+    Image.fromarray(deep).save(path.with_suffix(f".{ending}"))
+    assert [(one.expression, one.target.area) for one in Masks(tmp_path)] == [
+        ("cat", 36),
+        ("dog", 96),
+    ]
+
+
+def test_a_lossy_mask_is_refused(tmp_path):
+    path = write(tmp_path, {(2, 3, 8, 9): 255})
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.with_suffix(".jpg").rename(path)
+    with pytest.raises(RecordError, match="is lossy"):
+        Masks(tmp_path)
+
+
+def test_names_in_another_encoding_are_refused_or_named(tmp_path):
+    write(tmp_path, {(0, 0, 4, 4): 1})
+    (tmp_path / "names.txt").write_bytes("1 \u676f\u5b50\n".encode("gbk"))
+    with pytest.raises(RecordError, match=r"names\.txt is not text in UTF-8.*--encoding"):
+        Masks(tmp_path)
+    assert Masks(tmp_path, encoding="gbk")[0].expression == "\u676f\u5b50"

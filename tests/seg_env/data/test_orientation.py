@@ -19,7 +19,16 @@ from data_trees import (
 )
 from PIL import Image
 
-from seg_env.data import Coco, JsonLines, LabelMe, ReasonSeg, Refer, export_jsonlines
+from seg_env.data import (
+    Coco,
+    JsonLines,
+    LabelMe,
+    Masks,
+    ReasonSeg,
+    Refer,
+    Yolo,
+    export_jsonlines,
+)
 
 CORNERS = np.reshape(SQUARE, (-1, 2)).tolist()
 UPRIGHT, STORED = (HEIGHT, WIDTH), (WIDTH, HEIGHT)
@@ -130,3 +139,36 @@ def test_a_labelme_file_without_sizes_has_those_of_its_image(tmp_path):
     sizes = {"imageHeight": None, "imageWidth": None}
     assert outlines_red(labelme(tmp_path, **sizes)[0])
     np.testing.assert_array_equal(LabelMe(tmp_path)[0].target.mask(), SQUARE_MASK)
+
+
+def yolo(root, orientation):
+    write_turned(root / "images/train/a.jpg", orientation)
+    (root / "classes.txt").write_text("cup\n")
+    shares = (np.array(CORNERS) / (WIDTH, HEIGHT)).ravel()
+    (root / "labels/train").mkdir(parents=True, exist_ok=True)
+    (root / "labels/train/a.txt").write_text(" ".join(map(str, [0, *shares])))
+    return Yolo(root)
+
+
+def masks(root, orientation, mask=SQUARE_MASK):
+    write_turned(root / "images/train/a.jpg", orientation)
+    (root / "masks/train").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8)).save(root / "masks/train/a.png")
+    return Masks(root)
+
+
+@pytest.mark.parametrize("make", [yolo, masks])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_labels_of_yolo_and_folders_of_masks_are_drawn_upright(
+    tmp_path, make, orientation, recwarn
+):
+    dataset = make(tmp_path, orientation)
+    assert outlines_red(dataset[0])
+    assert outlines_red(JsonLines(export_jsonlines(dataset, tmp_path / "out"), "train")[0])
+    assert not recwarn
+
+
+def test_a_mask_of_the_stored_image_is_used_and_said(tmp_path):
+    dataset = masks(tmp_path, 6, np.rot90(SQUARE_MASK))
+    with pytest.warns(UserWarning, match="are read as they are stored"):
+        assert outlines_red(dataset[0])

@@ -28,7 +28,7 @@ def tree(tmp_path):
     return write
 
 
-def test_a_class_is_one_sample_and_fractions_are_of_the_stored_image(tree):
+def test_a_class_is_one_sample_and_fractions_are_of_its_image(tree):
     dataset = Yolo(tree())
     assert_protocol(dataset, 2)
     dogs, cat = dataset
@@ -65,7 +65,7 @@ def test_boxes_and_images_without_a_label_are_counted(tree):
     write_photo(root / "images/train/b.jpg", (WIDTH, HEIGHT))
     dataset = Yolo(root)
     assert len(dataset) == 1
-    assert dataset.skipped == {"box, not an outline": 1, "image without a label file": 1}
+    assert dataset.unused == {"boxes": 1, "images without a label file": 1}
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,33 @@ def test_a_configuration_that_leads_out_of_the_folder_is_refused(tree):
         Yolo(root)
     (root / "data.yaml").write_text("names: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(RecordError, match="is not valid YAML"):
+        Yolo(root)
+
+
+def test_names_are_text_whatever_yaml_makes_of_them(tree):
+    root = tree(f"{TOP}\n{LEFT}\n")
+    (root / "data.yaml").write_text("names: {0: no, 1: 2024-01-01}\n")
+    assert [sample.expression for sample in Yolo(root)] == ["no", "2024-01-01"]
+
+
+def test_names_that_unfold_without_end_are_refused(tree):
+    root = tree()
+    folds = "".join(f"- &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30))
+    (root / "data.yaml").write_text(f"bomb:\n- &a0 [x]\n{folds}names: [*a29]\n")
+    with pytest.raises(RecordError, match="'names' must list names"):
+        Yolo(root)
+
+
+def test_other_encodings_are_named_or_refused(tree):
+    root = tree(f"{TOP}\n")
+    (root / "data.yaml").write_bytes("names: [\u676f\u5b50]\n".encode("gbk"))
+    with pytest.raises(RecordError, match=r"data\.yaml is not text in UTF-8.*--encoding"):
+        Yolo(root)
+    assert Yolo(root, encoding="gbk")[0].expression == "\u676f\u5b50"
+
+
+def test_a_large_configuration_is_not_read(tree):
+    root = tree()
+    (root / "data.yaml").write_text("names: [cat, dog]\n" + "#" * (1 << 20))
+    with pytest.raises(RecordError, match="config_bytes"):
         Yolo(root)
