@@ -141,7 +141,6 @@ def _damage_of(path: Path) -> str:
     return f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what was written"
 
 
-
 def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts.
 

@@ -97,9 +97,9 @@ class Length(Reward):
         return np.array([len(set(prediction.text)) / 10 for prediction in predictions])
 
 
-def on_policy(agent_type, config_type, policy, rewards=((Length(), 1.0),), **settings):
+def on_policy(agent_type, config_type, policy, reward=Length, weight=1.0, **settings):
     config = config_type(**{**TINY, "learning_rate": 1e-3, **settings})
-    return agent_type(policy, scene_environment(config, rewards=list(rewards)), config)
+    return agent_type(policy, scene_environment(config, rewards=[(reward(), weight)]), config)
 
 
 def agents_of(kind, learning_rate):
@@ -127,7 +127,7 @@ def test_three_steps_in_a_row_are_the_end_and_none_was_applied(kind, monkeypatch
     before = parameters_of(agent.policy)
     backward = agent.engine.backward
     monkeypatch.setattr(agent.engine, "backward", lambda loss: backward(loss * math.nan))
-    with pytest.raises(DivergedError, match="the last 3 steps were not finite.*update 0"):
+    with pytest.raises(DivergedError, match=r"the last 3 steps were not finite.*update 0"):
         agent.learn(20)
     for name, value in agent.policy.model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -175,13 +175,13 @@ def test_a_policy_with_a_weight_that_is_not_finite_answers_nothing_and_is_not_wr
 )
 def test_rewards_beyond_a_million_are_refused(value, weight, told, monkeypatch):
     monkeypatch.setattr(Huge, "value", value)
-    agent = on_policy(GSPO, GSPOConfig, small_policy(), [(Huge(), weight)])
+    agent = on_policy(GSPO, GSPOConfig, small_policy(), Huge, weight)
     with pytest.raises(ValueError, match=told):
         agent.learn(1)
 
 
 def test_a_million_is_a_reward(monkeypatch):
     monkeypatch.setattr(Huge, "value", 1e6)
-    agent = on_policy(GSPO, GSPOConfig, small_policy(), [(Huge(), -1.0)])
+    agent = on_policy(GSPO, GSPOConfig, small_policy(), Huge, -1.0)
     agent.learn(1)
     assert agent.applied == 1
