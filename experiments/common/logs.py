@@ -134,7 +134,10 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            (folder / "run.lock").unlink(missing_ok=True)
 
 
 def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
