@@ -294,21 +294,22 @@ class PackedGroups:
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
         """Attention of the answers where no kernel does it; holds the scores of one at a time."""
-        prompt, later = self.prompt_mask.shape[1], key.new_ones(self.length, self.length).triu(1)
-        own = (later == 0).expand(len(key), 1, -1, -1)
-        mask = torch.cat([self.prompt_mask[:, None, None].expand(-1, -1, self.length, -1), own], -1)
+        prompt, length = self.prompt_mask.shape[1], self.length
+        earlier = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
+        before = self.prompt_mask[:, None, None].expand(-1, -1, length, -1)
+        mask = torch.cat([before, earlier.expand(len(key), 1, -1, -1)], -1)
 
         def attend(start: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            own, end = prompt + start, start + self.length
-            seen, values = (
-                torch.cat([each[:, :, :prompt], each[:, :, own : own + self.length]], 2)
-                for each in (key, value)
+            own = slice(prompt + start, prompt + start + length)
+            keys, values = (
+                torch.cat([each[:, :, :prompt], each[:, :, own]], 2) for each in (key, value)
             )
-            return _attention(query[:, :, start:end], seen, values, mask, scaling, softcap)
+            asked = query[:, :, start : start + length]
+            return _attention(asked, keys, values, mask, scaling, softcap)
 
         outputs: list[Tensor] = [
             checkpoint(attend, start, query, key, value, use_reentrant=False)
-            for start in range(0, query.shape[2], self.length)
+            for start in range(0, query.shape[2], length)
         ]
         return torch.cat(outputs, 2)
 

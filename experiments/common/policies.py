@@ -90,8 +90,7 @@ class GrammarOptions:
 
     constrained: bool = False
     """Only outlines, complete within the longest answer: other tokens get no probability, in
-    sampling, training and evaluation. Not for policies that answer in sentences. In a frame with
-    other limits for every image, numbers of four digits are allowed, also beyond a border."""
+    sampling, training and evaluation. Not for policies that answer in sentences."""
     decimals: int | None = None
     """Most digits after the point; by default 2, always written, for the shipped policies, else
     3."""
@@ -105,6 +104,7 @@ def constrain(
     options: GrammarOptions,
     max_new_tokens: int,
     frame: AnswerFrame,
+    console: Console,
 ) -> None:
     """Set the policy's constraint if the options ask for one; ``name`` is what --policy says.
 
@@ -118,6 +118,14 @@ def constrain(
             f"--grammar.constrained allows bracketed numbers, and frame "
             f"{frame.family!r} writes location tokens: leave it out, or choose "
             f"another --frame"
+        )
+    if frame.depends_on_image:
+        console.print(
+            f"frame {frame.family} has other limits for every image: the grammar allows whole "
+            f"numbers of up to four digits, and so also those beyond a border. --image-size gives "
+            f"all images the same limits",
+            highlight=False,
+            soft_wrap=True,
         )
     if find_spec("xgrammar") is None:
         raise WrongOptionError(

@@ -80,7 +80,7 @@ def train_on_policy(
             envs = args.open_environment(config, world, policy.answer_frame)
             length = args.answer_length(config.max_new_tokens)
             longest = config.max_new_tokens = longest_answer(length, policy, envs.core, console)
-            constrain(policy, args.policy, args.grammar, longest, envs.core.answer_frame)
+            constrain(policy, args.policy, args.grammar, longest, envs.core.answer_frame, console)
         run = Run(args, policy, console, world, length)
         with opening():
             agent = agent_type(policy, envs, config, on_error=args.on_error)

@@ -63,6 +63,11 @@ class AnswerFrame:
         """Whether answers consist of location tokens in place of bracketed numbers."""
         return bool(self._written.token)
 
+    @property
+    def depends_on_image(self) -> bool:
+        """Whether images of different sizes give one place different numbers."""
+        return self._written.frame is None and self.canvas_size is None
+
     def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
         """The same for images that are letterboxed to ``(H, W)``; None for images as they are."""
         return replace(self, canvas_size=canvas_size)
@@ -88,7 +93,7 @@ class AnswerFrame:
 
     def widest(self) -> Frame:
         """Frame whose limits are large enough for images of every size."""
-        if self._written.frame is None and self.canvas_size is None:
+        if self.depends_on_image:
             return pixel_frame(9999, 9999)
         return self.for_view((1, 1))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from seg_env.grammar import decode, encode
 from seg_env.metrics.scores import iou_of_boxes
 
 
-class _ObjectFilter:
+class _ObjectFilter(ABC):
     """A filter that looks at each object on its own, once it has a mask."""
 
     after: ClassVar[When] = "segmenter"
@@ -28,8 +29,9 @@ class _ObjectFilter:
         """See `seg_env.data.annotate.stages.Filter`."""
         return [self._reason(found) for found in objects]
 
+    @abstractmethod
     def _reason(self, found: Found) -> str | None:
-        raise NotImplementedError
+        """Why an object is dropped; None keeps it."""
 
 
 @dataclass(frozen=True)

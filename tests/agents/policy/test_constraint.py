@@ -10,6 +10,7 @@ import regex
 import torch
 from agents_fixtures import small_inputs, small_policy
 from ebnf import ebnf_to_regex
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -352,9 +353,9 @@ def test_without_xgrammar_the_command_line_names_it(monkeypatch):
     policy, options = small_policy(), policies.GrammarOptions(constrained=True)
     monkeypatch.setattr(policies, "find_spec", lambda name: None)
     with pytest.raises(WrongOptionError, match=r"simpleseg-rl\[grammar\]"):
-        policies.constrain(policy, "a folder", options, 20, policy.answer_frame)
+        policies.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
     monkeypatch.undo()
-    policies.constrain(policy, "a folder", options, 20, policy.answer_frame)
+    policies.constrain(policy, "a folder", options, 20, policy.answer_frame, Console())
     assert policy.constraint.token_budget == 20
 
 
