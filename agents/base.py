@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.policy.checks import try_sharing
+from agents.policy.finite import DivergedError
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
-from agents.training.checkpoints import read_checkpoint, write_checkpoint
+from agents.training.checkpoints import read_checkpoint, require_whole, write_checkpoint
 from agents.training.distributed import World
 from agents.training.optim import Engine
 from seg_env.envs.left_out import LeftOut
+
+MOST_SKIPPED = 3
+"""Steps in a row whose gradients are not finite, at which training stops."""
 
 UpdateCallback = Callable[[int, dict[str, float]], None]
 """Called as ``callback(update, metrics)`` after each update, counted from 1."""
@@ -32,6 +37,8 @@ class Agent(ABC):
         update: Updates made so far.
         world: The processes that evaluate and save together.
         left_out: Samples that could not be learned from, and why.
+        skipped: Steps in a row, up to now, that were not applied: their gradients were not finite.
+        applied: The last update with a step that was; weights from before it are known to work.
     """
 
     policy: VLMPolicy
@@ -39,6 +46,8 @@ class Agent(ABC):
     update: int = 0
     world: World = World()
     left_out: LeftOut
+    skipped: int = 0
+    applied: int = 0
 
     def act(self, observations: Mapping[str, Any], *, temperature: float = 0.0) -> list[str]:
         """One completion for each observation of an environment, single or vector.
@@ -58,6 +67,31 @@ class Agent(ABC):
         """Tell every rank what any of them has left out; all must call this."""
         for reasons in self.world.gather(self.left_out.reasons):
             self.left_out.update(reasons)
+
+    def note_step(self, norm: float) -> None:
+        """Count a step that had gradients of a norm; it was applied if that is finite.
+
+        Raises:
+            DivergedError: It is the third step in a row that was not.
+        """
+        if math.isfinite(norm):
+            self.skipped, self.applied = 0, self.update + 1
+            return
+        self.skipped += 1
+        if self.skipped == MOST_SKIPPED:
+            self.require_applied()
+
+    def require_applied(self) -> None:
+        """Make sure that the last step was applied: a run does not end well otherwise.
+
+        Raises:
+            DivergedError: It was not.
+        """
+        if self.skipped:
+            raise DivergedError(
+                f"the gradients of the last {self.skipped} steps were not finite and were not "
+                f"applied; the last step that was belongs to update {self.applied}"
+            )
 
     def gathered_weights(self) -> AbstractContextManager[None]:
         """Hold all weights of the policy inside the block, not only this rank's shard."""
@@ -91,17 +125,23 @@ class EngineAgent(Agent):
         """Make the next of ``updates`` updates in all; returns its metrics."""
 
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
-        """Train until ``updates`` updates have been made in all; the schedule spans them."""
+        """Train until ``updates`` updates have been made in all; the schedule spans them.
+
+        Raises:
+            DivergedError: Gradients were not finite three times in a row, or at the last.
+        """
         while self.update < updates:
             metrics = self.improve(updates)
             self.update += 1
             if on_update is not None:
                 on_update(self.update, metrics)
+        self.require_applied()
 
     def step(self, learning_rate: float) -> float:
         """Apply the gradients that the engine has; returns their norm before clipping."""
         norm = self.engine.step(learning_rate)
-        if norm > 0 and learning_rate > 0:
+        self.note_step(norm)
+        if 0 < norm < math.inf and learning_rate > 0:
             self.policy.mark_trained()
         return norm
 
@@ -137,13 +177,18 @@ class EngineAgent(Agent):
             write_checkpoint(path, self.policy, tensors, facts | more, self.world)
 
     def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers; with another number of ranks, up to rounding."""
+        """Go on from `save` to the same numbers; with another number of ranks, up to rounding.
+
+        Raises:
+            DamagedCheckpointError: The checkpoint is not what was written; nothing has changed.
+        """
+        require_whole(Path(path), self.world)
         with self.engine.gathered_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
             self.load_state(tensors, facts)
         self.engine.load_state_dict(tensors["optimizer"])
         self.left_out.update(facts.get("left_out", {}))
-        self.update = facts["update"]
+        self.update = self.applied = facts["update"]
 
 
 def split_observations(

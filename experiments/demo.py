@@ -9,7 +9,9 @@ It needs no package besides the project's own, and the page loads nothing from e
 from __future__ import annotations
 
 import base64
+import errno
 import io
+import ipaddress
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,7 @@ from seg_env.data.images import image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.referring import open_questions
 from seg_env.envs.render import draw_overlay
+from seg_env.errors import WrongOptionError
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Sample
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 2**20
 """Longest request that is read; the page itself sends images of at most 1024 pixels a side."""
+MOST_PIXELS = 2**24
+"""Largest image that is read; the page sends at most 1024 by 1024."""
 LONGEST_EXPRESSION = 300
 """Characters of an expression; one that is longer is refused."""
 FIRST = {
@@ -104,7 +109,7 @@ class Demo:
         elif (args.policy or EMBEDDED) in SHIPPED:
             self._note = OTHER_WORLD.format(policy=args.policy or EMBEDDED, images="this one")
         self._generator = torch.Generator().manual_seed(args.seed)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def scene(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The image of the scene with ``difficulty`` and ``index``, and its expressions."""
@@ -138,7 +143,7 @@ class Demo:
         samples = [] if asked.get("picture") else self._samples(asked)
         image = samples[0].image if samples else read_data_uri(str(asked["picture"]))
         truth = next((each for each in samples if each.expression == expression), None)
-        with self._lock:
+        with self.lock:
             (text,), _ = sample_answers(
                 self.policy,
                 self.policy.prepare([image], [PROMPTS["text->mask"].format(expression=expression)]),
@@ -185,17 +190,23 @@ def read_data_uri(address: str) -> NDArray[np.uint8]:
     """
     data = base64.b64decode(address.partition(",")[2], validate=True)
     name = "the picture that was sent"
-    return read_image(data, image_size(data, name, upright=True), name, upright=True)
+    height, width = size = image_size(data, name, upright=True)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{name} has {height} x {width} pixels; at most {MOST_PIXELS} are read")
+    return read_image(data, size, name, upright=True)
 
 
 class Handler(BaseHTTPRequestHandler):
     """Serves the page, ``GET /scene?difficulty=&index=``, and ``POST /answer`` with JSON."""
 
     demo: Demo
+    host: str
     timeout = 60  # a client that says nothing for so many seconds is let go
 
     def do_GET(self) -> None:
         """The page, or a scene."""
+        if not self._is_asked_by_address():
+            return
         address = urlsplit(self.path)
         if address.path == "/scene":
             self._reply(lambda: self.demo.scene(dict(parse_qsl(address.query))))
@@ -205,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """An answer. JSON is asked for by name since pages of other sites cannot send it here."""
+        if not self._is_asked_by_address():
+            return
         length = self.headers.get("Content-Length", "")
         if self.path != "/answer" or self.headers.get_content_type() != "application/json":
             self._send(404, "text/plain", b"post application/json to /answer")
@@ -213,6 +226,23 @@ class Handler(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(length))
             self._reply(lambda: self.demo.answer(json.loads(body)))
+
+    def _is_asked_by_address(self) -> bool:
+        """Whether the Host is this server's; says so where it is not.
+
+        Another site's name can be made to lead here (DNS rebinding), a number cannot.
+        """
+        name = self.headers.get("Host", "")
+        try:
+            name = urlsplit(f"//{name}").hostname or ""
+            if name in ("localhost", self.host):
+                return True
+            ipaddress.ip_address(name)
+        except ValueError:
+            told = f"the Host {name!r} is not this server's: use its address, or --host"
+            self._send(421, "text/plain", told.encode())
+            return False
+        return True
 
     def _reply(self, make: Callable[[], dict[str, Any]]) -> None:
         """Send what a function returns; what a client got wrong is said to it."""
@@ -236,8 +266,21 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
-    """A server, to be started by its `serve_forever`."""
-    return ThreadingHTTPServer((host, port), type("DemoHandler", (Handler,), {"demo": demo}))
+    """A server, to be started by its `serve_forever`.
+
+    Raises:
+        WrongOptionError: Something else listens there.
+    """
+    handler = type("DemoHandler", (Handler,), {"demo": demo, "host": host.lower()})
+    try:
+        return ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise WrongOptionError(
+            f"--port {port} on {host} is in use by another program: end it, or give another port, "
+            "0 for any free one"
+        ) from error
 
 
 def main(args: Args) -> None:
@@ -253,6 +296,9 @@ def main(args: Args) -> None:
         server.serve_forever()
     except KeyboardInterrupt:
         server.server_close()
+        # Answers end and none begins: torch aborts a process that ends while it computes.
+        demo.lock.acquire()
+        console.print("interrupted")
 
 
 def command_line(words: Sequence[str] | None = None) -> None:

@@ -18,6 +18,9 @@ DEFAULT_REWARDS = "mask_iou=1.0 centroid_distance=0.5 format=0.1"
 """The paper's three rewards, of environments and training alike. It publishes no weights; these are
 ours."""
 
+LARGEST = 1e6
+"""Rewards beyond it, of either sign, are refused: their squares do not fit training's numbers."""
+
 Weight: TypeAlias = float | Literal["gate"]
 """Factor of a reward in the sum, or ``"gate"``: the sum is multiplied by the reward."""
 
@@ -92,7 +95,8 @@ class RewardSum:
 
         Raises:
             ValueError: There are not as many targets, a reward returns something other than ``N``
-                finite real numbers, or a gate leaves ``[0, 1]``.
+                finite real numbers, a gate leaves ``[0, 1]``, or a value or the sum is beyond
+                `LARGEST`.
         """
         if len(predictions) != len(targets):
             raise ValueError(
@@ -114,7 +118,13 @@ class RewardSum:
                     f"reward {name!r} is used as a gate and returned {scores.min()} to "
                     f"{scores.max()}; a gate stays in [0, 1], give it a weight instead"
                 )
-        return RewardScores(total * gate, values)
+        total *= gate
+        if (np.abs(total) > LARGEST).any():
+            raise ValueError(
+                f"the rewards add up to {total[np.abs(total).argmax()]:.6g}, beyond {LARGEST:g}: "
+                f"give smaller weights in {self!r}"
+            )
+        return RewardScores(total, values)
 
 
 def _pairs(spec: object) -> Iterator[tuple[str | Reward, Any]]:
@@ -174,10 +184,11 @@ def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:
     if values.shape != (count,):
         raise ValueError(f"reward {name!r}: {expected}, got an array of shape {values.shape}")
     values = values.astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(values))
+    wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if len(wrong):
         raise ValueError(
-            f"reward {name!r}: {expected}, got {values[wrong[0]]} for prediction {wrong[0]} "
+            f"reward {name!r}: {expected} of at most {LARGEST:g}, got {values[wrong[0]]} for "
+            f"prediction {wrong[0]} "
             f"({len(wrong)} such values)"
         )
     return values

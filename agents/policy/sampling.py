@@ -17,6 +17,7 @@ from agents.policy.families import (
     next_positions,
     repeat_prompts,
 )
+from agents.policy.finite import DivergedError
 from agents.policy.shared_prefix import SharedPrefixCache, replace_attention
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def sample(
     Returns:
         ``B * group_size`` completions. Their log-probabilities are at the sampling temperature
         (at 1 for greedy answers).
+
+    Raises:
+        DivergedError: A log-probability is not finite; there is no answer then.
     """
     rows = len(inputs["input_ids"]) * group_size
     shares = policy.shares_prefix(inputs, max_new_tokens)
@@ -76,7 +80,13 @@ def sample(
         writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
         write = write_shared if shares else write_plain
         write(policy, inputs, group_size, writer)
-    return writer.completions()
+    found = writer.completions()
+    if not found.log_probs.isfinite().all():
+        raise DivergedError(
+            "the policy's log-probabilities are not finite, so it has no answer: its weights are "
+            "damaged, or training drove them too far"
+        )
+    return found
 
 
 class AnswerWriter:

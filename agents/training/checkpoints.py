@@ -1,24 +1,36 @@
-"""Checkpoints that are either whole or absent.
+"""Checkpoints that are whole, absent, or known to be damaged.
 
 All ranks call the functions that write; the main one writes, in a folder that all of them see.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agents.policy.finite import require_finite
 from agents.policy.loading import ANSWER_FRAME, recorded_frame
 from agents.policy.model import VLMPolicy
 from agents.training.distributed import World
+from seg_env.errors import ExplainedError
 
 ALONE = World()
+MANIFEST = "manifest.json"
+"""Size and SHA-256 of every other file of a checkpoint; it is written last."""
+NUMBERED = re.compile(r"update_[0-9]{1,18}")
+"""Names of checkpoints in a run's folder."""
+
+
+class DamagedCheckpointError(ExplainedError, ValueError):
+    """A checkpoint is not what was written."""
 
 
 def write_checkpoint(
@@ -38,12 +50,15 @@ def write_checkpoint(
         policy.save(folder / "policy")
         torch.save(tensors, folder / "state.pt")
         (folder / "state.json").write_text(json.dumps(facts, indent=2))
+        write_manifest(folder)
 
+    require_finite(policy.model, f"the policy, which is not written to {path},")
     _write_folder(Path(path), write, world)
 
 
 def write_policy(path: str | Path, policy: VLMPolicy, world: World = ALONE) -> None:
     """Write a policy's transformers folder, whole or not at all."""
+    require_finite(policy.model, f"the policy, which is not written to {path},")
     _write_folder(Path(path), policy.save, world)
 
 
@@ -54,24 +69,83 @@ def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> No
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        # safetensors lets nobody but the owner read; a policy is as open as the folder it is in.
-        readable = partial.stat().st_mode & 0o666
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(readable)
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        previous = path.with_name(path.name + ".previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        if path.exists():
-            path.rename(previous)
-        partial.rename(path)
-        shutil.rmtree(previous, ignore_errors=True)
+        put_in_place(partial, path)
     world.barrier()
 
 
+def put_in_place(written: Path, path: Path) -> None:
+    """Rename a finished folder to ``path``, once it is on the disk; one that is there goes."""
+    # safetensors lets nobody but the owner read; a policy is as open as the folder it is in.
+    readable = written.stat().st_mode & 0o666
+    for file in _files(written):
+        file.chmod(readable)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    previous = path.with_name(path.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if path.exists():
+        path.rename(previous)
+    written.rename(path)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Record every file of a finished checkpoint."""
+    (folder / MANIFEST).write_text(json.dumps(_manifest_of(folder), indent=2))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _manifest_of(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Size and checksum of the files that are there, by their names in the folder."""
+    if names is None:
+        names = [file.relative_to(folder).as_posix() for file in _files(folder)]
+    found: dict[str, Any] = {}
+    for name in names:
+        if (file := folder / name).is_file():
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            found[name] = {"bytes": file.stat().st_size, "sha256": digest}
+    return found
+
+
+def require_whole(path: Path, world: World = ALONE) -> None:
+    """Make sure that a checkpoint is what was written; all ranks call this, the main one reads.
+
+    Checkpoints of earlier versions have no manifest, and only their ``state.json`` is looked at.
+
+    Raises:
+        DamagedCheckpointError: A file is missing or is another one, on every rank.
+        FileNotFoundError: The folder is not a checkpoint.
+    """
+    if damage := world.broadcast(_damage_of(path) if world.is_main else ""):
+        raise DamagedCheckpointError(f"{path} is damaged: {damage}")
+
+
+def _damage_of(path: Path) -> str:
+    try:
+        read_facts(path)
+        recorded = json.loads((path / MANIFEST).read_text())
+        found = _manifest_of(path, recorded)
+        changed = [name for name in recorded if found.get(name) != recorded[name]]
+    except FileNotFoundError:  # of an earlier version, or no checkpoint: see `read_facts`
+        return ""
+    except DamagedCheckpointError:
+        return "state.json cannot be read"
+    except (ValueError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    if not changed:
+        return ""
+    return f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what was written"
+
+
 def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts."""
+    """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts.
+
+    Whether it is damaged, `require_whole` tells.
+    """
     path = Path(path)
     facts = read_facts(path)
     read_weights(path / "policy", policy)
@@ -97,11 +171,16 @@ def read_facts(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder is not a whole checkpoint.
+        DamagedCheckpointError: ``state.json`` is not what was written.
     """
     if not (path / "state.json").exists():
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
-    facts: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return facts
+    try:
+        facts = json.loads((path / "state.json").read_text())
+        int(facts["update"])
+    except (ValueError, TypeError, KeyError):
+        raise DamagedCheckpointError(f"{path} is damaged: state.json cannot be read") from None
+    return dict(facts)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
@@ -112,5 +191,9 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 def complete_checkpoints(folder: str | Path) -> list[Path]:
     """Folders ``update_<number>`` in order, without those that were cut off."""
     whole = [facts.parent for facts in Path(folder).glob("update_*/state.json")]
-    numbered = [path for path in whole if path.name[7:].isdigit()]
-    return sorted(numbered, key=lambda path: int(path.name[7:]))
+    return sorted((path for path in whole if NUMBERED.fullmatch(path.name)), key=number_of)
+
+
+def number_of(path: Path) -> int:
+    """The update that a checkpoint was written after."""
+    return int(path.name[7:])

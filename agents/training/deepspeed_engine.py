@@ -117,7 +117,7 @@ class DeepSpeedEngine(Engine):
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """See `Engine.step`."""
+        """See `Engine.step`; DeepSpeed leaves such gradients out by itself."""
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()

@@ -66,18 +66,22 @@ class Engine:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        """Apply and clear the gradients; returns their norm before clipping."""
+        """Apply and clear the gradients; returns their norm before clipping.
+
+        Gradients whose norm is not finite are not applied.
+        """
         parameters = [each for each in self.module.parameters() if each.grad is not None]
         if self.world.size > 1:
             for parameter in parameters:
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad.div_(self.world.size))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm.item()
+        return norm
 
     @contextmanager
     def gathered_weights(self, *, change: bool = False) -> Iterator[None]:

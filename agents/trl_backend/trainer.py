@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,9 +16,17 @@ from typing import Any, ClassVar
 from transformers import PrinterCallback, TrainerCallback
 
 from agents.base import Agent, UpdateCallback
+from agents.policy.finite import DivergedError
 from agents.policy.loading import quiet_progress
 from agents.policy.model import VLMPolicy
-from agents.training.checkpoints import read_facts, read_weights
+from agents.training.checkpoints import (
+    put_in_place,
+    read_facts,
+    read_weights,
+    require_whole,
+    write_manifest,
+)
+from agents.training.distributed import World
 from agents.training.optim import BETAS, HybridOptimizer
 from seg_env.envs.left_out import LeftOut, OnError
 
@@ -91,6 +100,7 @@ class TrainerAgent(Agent):
             "bf16": self.policy.precision == "bfloat16",
             "use_cpu": on_cpu,
             "dataloader_pin_memory": not on_cpu,
+            "logging_nan_inf_filter": False,  # it would hide losses that are not finite
             "remove_unused_columns": False,  # the rows' columns appear when they are read
             "save_strategy": "no",
             "report_to": "none",
@@ -115,7 +125,16 @@ class TrainerAgent(Agent):
                 trainer._load_from_checkpoint = lambda *checkpoint: None
             # Loader processes have copies of what counts the samples that are left out.
             self.left_out.shared = Path(folder) / "left_out.jsonl"
-            trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
+            try:
+                trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
+            except RuntimeError as error:
+                if "probability tensor contains" not in str(error):  # what torch.multinomial says
+                    raise
+                raise DivergedError(
+                    "the policy's probabilities are not finite, so it has no answer: its weights "
+                    "are damaged, or training drove them too far"
+                ) from None
+            self.require_applied()
             self.left_out.collect()
             self.left_out.shared = None
             self.finish(trainer, Path(folder))
@@ -153,17 +172,18 @@ class TrainerAgent(Agent):
             "left_out": self.left_out.reasons,
         }
         (written / "state.json").write_text(json.dumps(facts, indent=2))
-        shutil.rmtree(path, ignore_errors=True)
-        written.rename(path)
+        write_manifest(written)
+        put_in_place(written, path)
         shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote."""
         path = Path(path)
+        require_whole(path)
         facts = read_facts(path)
         if not self.trainer_holds_weights:
             read_weights(path, self.policy)
-        self.update = facts["update"]
+        self.update = self.applied = facts["update"]
         self.left_out.update(facts.get("left_out", {}))
         self._checkpoint = path if self.update else None
         self._trainer = None
@@ -176,6 +196,19 @@ class _Progress(TrainerCallback):
         self.agent = agent
         self.on_update = on_update
 
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **others: object
+    ) -> None:
+        """Leave out a step whose gradients are not finite, on all processes alike."""
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        if not gradients:  # DeepSpeed has them, and has made the step already
+            return
+        shards = [each.to_local() if hasattr(each, "to_local") else each for each in gradients]
+        wrong = any(not bool(each.isfinite().all()) for each in shards)
+        if wrong := World.current().any(wrong):
+            model.zero_grad(set_to_none=True)  # optimizers pass over weights without a gradient
+        self.agent.note_step(math.nan if wrong else 0.0)
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: object
     ) -> None:
@@ -183,8 +216,13 @@ class _Progress(TrainerCallback):
         if "loss" not in logs:
             return
         agent = self.agent
+        norm = float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(norm) or agent.skipped):
+            raise DivergedError(
+                f"the gradients of update {agent.update + 1} have norm {norm}, and were applied"
+            )
         agent.update = state.global_step // agent.steps_per_update
-        if logs.get("grad_norm") and logs.get("learning_rate"):
+        if norm and logs.get("learning_rate"):
             agent.policy.mark_trained()
         if self.on_update is None:
             return

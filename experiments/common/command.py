@@ -13,7 +13,9 @@ screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
 
 What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
 under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
-exception is a bug and keeps its traceback. ``--limits`` changes `seg_env.geometry.limits`.
+exception is a bug and keeps its traceback. A full disk ends a command with one
+sentence and status 2, Ctrl-C with one and status 130. ``--limits`` changes
+`seg_env.geometry.limits`.
 
 Help is quick because no deep-learning library is imported here: scripts import those in ``main``.
 """
@@ -21,6 +23,7 @@ Help is quick because no deep-learning library is imported here: scripts import 
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import re
 import shlex
@@ -45,6 +48,8 @@ from seg_env.geometry.limits import set_limits
 
 Args = TypeVar("Args")
 Result = TypeVar("Result")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or the largest allowed file is full."""
 FirstOptions = Mapping[str, Sequence[str]]
 """Names of options by the titles of their groups."""
 
@@ -110,11 +115,20 @@ def opening() -> Iterator[None]:
 
 @contextmanager
 def brief_errors(*, debug: bool = False) -> Iterator[None]:
-    """End the script with status 2 and one line for the user's errors, unless ``debug``."""
+    """End the script with status 2 and one line for the user's errors, unless ``debug``.
+
+    So does a full disk; Ctrl-C ends it with status 130.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         explained = isinstance(error, ExplainedError) or hasattr(error, "explained")
+        explained = explained or is_full_disk(error)
         if debug or not explained:
             raise
         message = str(error)
@@ -122,6 +136,20 @@ def brief_errors(*, debug: bool = False) -> Iterator[None]:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it arose from, says that nothing more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        # torch and safetensors raise errors of their own.
+        if any(f"os error {number})" in str(error) for number in FULL):
+            return True
+        if "iostream error" in str(error) or "PytorchStreamWriter failed" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _print_first_options(args_type: type[Any], description: str, first: FirstOptions) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -82,23 +83,27 @@ def fit_to_deepspeed(
 
 
 @contextmanager
-def termination(world: World) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether any rank got SIGTERM, as from a scheduler.
+def termination(world: World) -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the signal by which any rank was asked to end, or 0.
 
-    All ranks must call it at the same point. A second signal ends a process at once.
+    That is SIGTERM, as from a scheduler, or SIGHUP, as from a terminal that was closed. All ranks
+    must call it at the same point. A second signal ends a process at once.
     """
-    asked = False
+    asked = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        asked = True
-        signal.signal(signal.SIGTERM, previous)
+        asked = number
+        signal.signal(number, previous[number])
 
-    # Only the main thread can listen.
-    listens = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, note) if listens else None
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # only that one can listen
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+                previous.setdefault(number, signal.getsignal(number))
+                signal.signal(number, note)
     try:
-        yield lambda: world.any(asked)
+        yield lambda: max(world.gather(asked))
     finally:
-        if listens:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -9,9 +9,12 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import shlex
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,10 @@ MAY_CHANGE = ("deepspeed", "prompts_per_forward")
 
 class RunExistsError(ExplainedError, FileExistsError):
     """The folder of a new run holds another one."""
+
+
+class RunInUseError(ExplainedError, RuntimeError):
+    """Another process is at work in the folder of a run."""
 
 
 class RunLog:
@@ -63,19 +70,80 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line that was cut off in writing is left out."""
+    """Rows of ``metrics.jsonl``; a last line that was cut off in writing is left out.
+
+    Other lines that are no rows are left out with a warning that names them.
+    """
     path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    *lines, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    rows, garbage = [], []
+    for number, line in enumerate([*lines, last], 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            int(row["update"])
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            garbage.append(number)
+    if lost := [number for number in garbage if number <= len(lines)]:
+        warnings.warn(
+            f"{path}: {len(lost)} lines are no rows of metrics and are left out, the first of them "
+            f"line {lost[0]}",
+            stacklevel=1,
+        )
     return rows
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """What a JSON file of a run holds; None, with a warning, where it is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+        problem = f"it holds a {type(found).__name__}"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    warnings.warn(f"{path} is damaged and is not used: {problem}", stacklevel=1)
+    return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to this process inside the block, however the process ends.
+
+    Raises:
+        RunInUseError: Another process has it.
+    """
+    if os.name != "posix":  # there the system has no such locks
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("a+", encoding="utf-8") as file:
+        try:
+            # Not flock, which child processes inherit and keep when this one is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise RunInUseError(
+                f"{folder} is in use by {file.read(200).strip() or 'another process'}: wait until "
+                "it has ended, or use another --output-dir"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"{folder} cannot be locked here ({error.strerror})", stacklevel=3)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / "run.lock").unlink(missing_ok=True)
 
 
 def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
     """Make sure that a folder is free, or that its run goes on as it was started.
+
+    A configuration that is damaged says nothing about that, and is warned of.
 
     Returns:
         The configuration as ``config.json`` records it.
@@ -93,7 +161,9 @@ def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
         raise RunExistsError(
             f"{folder} holds a run already: pass --resume to go on, or another --output-dir"
         )
-    found = flatten(json.loads(recorded.read_text()))
+    if (settings := read_object(recorded)) is None:
+        return wanted
+    found = flatten(settings)
     changed = [
         f"{key} ({found.get(key)}, now {value})"
         for key, value in flatten(wanted).items()
@@ -109,9 +179,10 @@ def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
 
 def start_run(folder: Path, config: Any, *, resume: bool) -> None:
     """Make a run's folder with its configuration, or find it as `check_run` wants it."""
+    recorded = folder / "config.json"
     wanted = check_run(folder, config, resume=resume)
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", wanted)
+    if not recorded.exists() or read_object(recorded) is None:
+        write_json(recorded, wanted)
 
 
 def check_command(folder: Path, command: Sequence[str]) -> None:

@@ -5,11 +5,12 @@ With several ranks all of them call the functions here; the main one writes file
 
 from __future__ import annotations
 
-import json
+import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,31 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from agents.base import Agent
+from agents.base import Agent, EngineAgent
 from agents.behavior_cloning import BehaviorCloning
 from agents.on_policy import OnPolicyAgent
+from agents.policy.finite import DivergedError, require_finite
 from agents.policy.model import VLMPolicy
 from agents.settings import OnPolicyConfig
-from agents.training.checkpoints import latest_checkpoint, write_policy
+from agents.training.checkpoints import (
+    DamagedCheckpointError,
+    complete_checkpoints,
+    latest_checkpoint,
+    number_of,
+    write_policy,
+)
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
-from experiments.common.command import opening
-from experiments.common.launch import TERMINATED, fit_to_deepspeed, launched, termination
+from experiments.common.command import is_full_disk, opening
+from experiments.common.launch import fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
     RunLog,
     check_run,
     keep_latest,
+    locked,
     progress_bar,
+    read_metrics,
+    read_object,
     start_run,
     warn,
     write_json,
@@ -49,6 +60,10 @@ from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
+from seg_env.errors import ExplainedError
+
+ELAPSED = "time/elapsed"
+"""Name of the metric that has the seconds since a run was first started, without its pauses."""
 
 
 def train_on_policy(
@@ -101,6 +116,7 @@ class Run:
 
         Raises:
             BlindPolicyError: Images do not reach the model.
+            DivergedError: A weight of the policy is not finite.
             RunExistsError: The folder holds another run.
             WrongOptionError: The folder's run was started with other settings.
         """
@@ -108,6 +124,7 @@ class Run:
         self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
         if world.is_main:
             check_run(self.folder, args, resume=args.resume)
+        require_finite(policy.model, f"the policy {args.policy or 'that is new'}")
         with opening():
             self.core = open_rules(args.env, **args.held_out(), frame=policy.answer_frame)
         if world.is_main:
@@ -119,6 +136,8 @@ class Run:
         self._vision: dict[str, Any] = {}
         self._warned = False
         self._start = time.perf_counter()
+        self._learned = False
+        self._asked_to_end: Callable[[], int] = int
         if self.leads:
             self.max_new_tokens = longest_answer(length, policy, self.core, console)
             if args.vision_check and not args.is_shipped and not args.resume:
@@ -142,8 +161,75 @@ class Run:
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
+
+        Raises:
+            DivergedError: Training came to numbers that are not finite.
+            ExplainedError: The disk is full.
+            RunInUseError: Another process is at work in the folder.
+            SystemExit: The run was interrupted, or asked to end by a signal.
         """
         self.agent = agent
+        alone = locked(self.folder) if self.world.is_main else nullcontext()
+        with alone, termination(self.world) as self._asked_to_end, self._ends_in_a_sentence():
+            return self._train(title, learned_from, save_policy)
+
+    @contextmanager
+    def _ends_in_a_sentence(self) -> Iterator[None]:
+        """Say what becomes of a run that cannot go on, and what to do."""
+        checkpoints = self.folder / "checkpoints"
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._learned and self.world.size == 1:
+                self._save_learned()
+            self.console.print(
+                f"interrupted after update {self.agent.update}; --resume goes on from a checkpoint"
+            )
+            raise SystemExit(130) from None
+        except DivergedError as error:
+            # A checkpoint is known to be good if a step was made from it.
+            good = [
+                path
+                for path in complete_checkpoints(checkpoints)
+                if number_of(path) < self.agent.applied
+            ]
+            advice = "start again"
+            if good:
+                policy = good[-1] / "policy" if (good[-1] / "policy").exists() else good[-1]
+                advice = f"the last good checkpoint is {good[-1]}: go on with --policy {policy}"
+            raise DivergedError(
+                f"{error}. Training has stopped in update {self.agent.update + 1}; {advice} in "
+                "another --output-dir, with a lower learning rate, and look at rewards and data"
+            ) from error
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            found = latest_checkpoint(checkpoints)
+            raise ExplainedError(
+                f"{self.folder} cannot be written to, the disk or a quota is full ({error}): make "
+                f"room, then --resume goes on from {found or 'the start'}"
+            ) from error
+
+    def _end_if_asked(self) -> None:
+        """End a run that was asked to by a signal, before or after its training."""
+        if number := self._asked_to_end():
+            if self._learned:
+                self._save_learned()
+            self.console.print(
+                f"terminated after update {self.agent.update}; --resume goes on from a checkpoint"
+            )
+            raise SystemExit(128 + number)
+
+    def _save_learned(self) -> None:
+        """Keep the last update's weights, which have no checkpoint, for another evaluation."""
+        if isinstance(self.agent, EngineAgent):  # trainers of TRL start nothing that has ended
+            self.agent.save(self.folder / "checkpoints" / f"update_{self.agent.update:06d}")
+
+    def _train(
+        self, title: str, learned_from: str, save_policy: Callable[[Path], None] | None
+    ) -> dict[str, Any]:
+        """See `train`."""
+        agent = self.agent
         if self.world.is_main:
             start_run(self.folder, self.args, resume=self.args.resume)
             if self.args.is_parted and isinstance(self.core.dataset, AnnotatedImages):
@@ -159,13 +245,8 @@ class Run:
         if self.world.is_main and self._vision:
             write_json(self.folder / "vision.json", self._vision)
         before = self._begin()
-        try:
-            self._learn()
-        except KeyboardInterrupt:
-            self.console.print(
-                f"interrupted after update {agent.update}; --resume goes on from a checkpoint"
-            )
-            raise SystemExit(130) from None
+        self._learn()
+        self._learned = True
         after = self.evaluate("after training")
         if save_policy is not None:
             save_policy(self.folder / "policy")
@@ -180,7 +261,7 @@ class Run:
             "split": self.core.dataset.split,
             "updates": agent.update,
             "seed": self.args.seed,
-            "minutes": (time.perf_counter() - self._start) / 60,
+            "minutes": (time.perf_counter() - self._start) / 60,  # of resumed runs in all
             "frame": agent.policy.answer_frame.description,
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
@@ -208,25 +289,63 @@ class Run:
 
     def _begin(self) -> Evaluations:
         """Measure the policy that training starts from, or go on from the last checkpoint."""
-        checkpoint = latest_checkpoint(self.folder / "checkpoints") if self.args.resume else None
-        checkpoint = self.world.broadcast(checkpoint)
+        checkpoints, stored, spent = self.world.broadcast(self._left_behind())
+        self._start -= spent
         store = self.folder / "before.json"
-        text = store.read_text() if checkpoint is not None and store.exists() else None
-        if (text := self.world.broadcast(text)) is not None:
-            stored = json.loads(text)
+        try:
             before = {kind: Evaluation.from_json(value) for kind, value in stored.items()}
-        else:
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.console.print(f"{store} is damaged and is measured again", soft_wrap=True)
+            before = {}
+        if not before:
             before = self.evaluate("before training")
             if self.world.is_main and before:
                 write_json(store, {kind: value.to_json() for kind, value in before.items()})
-        if checkpoint is not None:
-            self.agent.load(checkpoint)
-            self.console.print(f"resumed after update {self.agent.update}")
+        resumed = self._load_last(checkpoints)
         if self.world.is_main:
-            self.log = RunLog(self.folder, start=-1 if checkpoint is None else self.agent.update)
-        if checkpoint is None and (curve := self._curve(0)):
+            self.log = RunLog(self.folder, start=self.agent.update if resumed else -1)
+        if not resumed and (curve := self._curve(0)):
             self._write(0, curve)
         return before
+
+    def _left_behind(self) -> tuple[list[Path], dict[str, Any], float]:
+        """What a run to be resumed left: checkpoints, the measurements before, and seconds spent.
+
+        Names what else is among the checkpoints.
+        """
+        if not self.args.resume:
+            return [], {}, 0.0
+        folder, store = self.folder / "checkpoints", self.folder / "before.json"
+        checkpoints = complete_checkpoints(folder)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path not in checkpoints and path.suffix not in (".partial", ".previous", ".damaged"):
+                self.console.print(f"{path} is no checkpoint and is left alone", soft_wrap=True)
+        stored = read_object(store) if checkpoints and store.exists() else None
+        spent = (row.get(ELAPSED, 0.0) for row in read_metrics(self.folder))
+        return checkpoints, stored or {}, max(spent, default=0.0)
+
+    def _load_last(self, checkpoints: Sequence[Path]) -> bool:
+        """Go on from the last whole checkpoint; whether there is one."""
+        for path in reversed(checkpoints):
+            try:
+                self.agent.load(path)
+            except (DamagedCheckpointError, FileNotFoundError) as error:
+                aside = path.with_name(path.name + ".damaged")
+                self.console.print(
+                    f"{error}; it is kept as {aside.name}, and what is before it is used",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                if self.world.is_main:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+            else:
+                self.console.print(f"resumed after update {self.agent.update}")
+                return True
+        if checkpoints:
+            self.console.print("no checkpoint is whole, so training starts again", style="yellow")
+        return False
 
     def evaluate(self, when: str) -> Evaluations:
         """Greedy and sampled answers to all held-out questions; nothing without any."""
@@ -234,9 +353,15 @@ class Run:
             return {}
         with progress_bar(self.console) as progress:
             task = progress.add_task(f"evaluating {when}", total=2 * len(self.questions), status="")
-            advance = partial(progress.advance, task)
+
+            def advance(questions: int) -> None:
+                progress.advance(task, questions)
+                if self.world.size == 1:  # ranks come here at different times
+                    self._end_if_asked()
+
             greedy = self._ask(self.questions, 0.0, 1, advance)
             sampled = self._ask(self.questions, 1.0, self.args.evaluation.answers, advance)
+        self._end_if_asked()
         found = {"greedy": greedy[-1], "sampled": sampled[-1]}
         first = {"first": greedy[0], "sampled_first": sampled[0]}
         return found | (first if self.core.turns > 1 else {})
@@ -259,9 +384,9 @@ class Run:
             )
 
     def _learn(self) -> None:
-        """Train with a progress bar, logging and saving on the way; SIGTERM ends it early."""
+        """Train with a progress bar, logging and saving on the way; a signal ends it early."""
         updates, began, before = self.args.updates, time.perf_counter(), self.agent.update
-        with progress_bar(self.console) as progress, termination(self.world) as asked_to_end:
+        with progress_bar(self.console) as progress:
             task = progress.add_task("training", total=updates, completed=before, status="")
 
             def on_update(update: int, metrics: dict[str, float]) -> None:
@@ -279,23 +404,29 @@ class Run:
                         f"{timedelta(seconds=round(left))} left",
                         highlight=False,
                     )
-                terminated = asked_to_end()
+                terminated = self._asked_to_end()
                 due = update % self.args.checkpoint_every == 0 and update < updates
-                if due or terminated:
+                # Weights from which no step can be made are not worth a checkpoint.
+                if (due and not self.agent.skipped) or terminated:
                     folder = self.folder / "checkpoints"
                     self.agent.save(folder / f"update_{update:06d}")
                     if self.world.is_main:
                         keep_latest(folder)
                 if terminated:
                     self.console.print(f"terminated after update {update}; --resume goes on there")
-                    raise SystemExit(TERMINATED)
+                    raise SystemExit(128 + terminated)
 
             self.agent.learn(updates, on_update)
         if self.log is not None:
             self.log.close()
 
     def _warn(self, metrics: dict[str, float]) -> None:
-        """Say once when over 5 % of the answers of a rollout are cut off."""
+        """Say when a step was not applied, and once when over 5 % of the answers are cut off."""
+        if not math.isfinite(norm := metrics.get("train/grad_norm", 0.0)):
+            self.console.print(
+                f"[yellow]update {self.agent.update}: a gradient's norm is {norm}, and the step "
+                f"was not applied[/yellow]"
+            )
         share = metrics.get("rollout/truncated", 0.0)
         if share > 0.05 and not self._warned:
             self._warned = True
@@ -308,7 +439,7 @@ class Run:
 
     def _write(self, update: int, metrics: dict[str, float]) -> None:
         if self.log is not None:
-            self.log.write(update, metrics)
+            self.log.write(update, metrics | {ELAPSED: time.perf_counter() - self._start})
 
     def _curve(self, update: int) -> dict[str, float]:
         """The small evaluation of the learning curve, where one is due."""

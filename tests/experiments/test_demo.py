@@ -1,6 +1,10 @@
 """The demo page: served whole, it answers about scenes and pictures and refuses bad requests."""
 
+import base64
+import http.client
+import io
 import json
+import signal
 import threading
 import urllib.error
 import urllib.request
@@ -8,6 +12,8 @@ import urllib.request
 import numpy as np
 import pytest
 from agents_fixtures import small_policy
+from PIL import Image
+from short_runs import start
 
 from experiments.demo import (
     MOST_BYTES,
@@ -20,6 +26,7 @@ from experiments.demo import (
 )
 from seg_env.data import export_jsonlines
 from seg_env.data.scenes import Scenes
+from seg_env.errors import WrongOptionError
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +153,68 @@ def test_a_shipped_policy_says_once_that_it_has_not_seen_such_images():
     asked = {"picture": picture, "expression": "it", "temperature": 0}
     told = [any("was made for" in one for one in demo.answer(asked)["issues"]) for _ in range(2)]
     assert told == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7", 200),
+        ("attacker.example", 421),
+        ("127.0.0.1.attacker.example:8000", 421),
+        ("", 421),
+        ("[broken", 421),
+    ],
+)
+def test_a_name_of_another_site_leads_nowhere(address, host, status):
+    for method, path in (("GET", "/"), ("GET", "/scene?difficulty=easy&index=1")):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.putrequest(method, path, skip_host=True)
+        connection.putheader("Host", host)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_huge_image_is_refused_before_it_is_unpacked():
+    buffer = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(buffer, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    with pytest.raises(ValueError, match="13000 x 13000 pixels; at most 16777216 are read"):
+        read_data_uri(address)
+
+
+def test_a_busy_port_is_named(address):
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(WrongOptionError, match=f"--port {port} on 127.0.0.1 is in use .* 0 for"):
+        make_server(None, "127.0.0.1", port)
+
+
+def test_ctrl_c_while_an_answer_is_written_ends_without_a_crash():
+    process = start("demo.py", "--port", "0")
+    while "open http" not in (line := process.stdout.readline()):
+        assert line, "it did not start"
+    address = line.split()[1]
+    done = []
+
+    def keep_asking():
+        try:
+            while True:
+                ask(address)
+                done.append(1)
+        except (OSError, http.client.HTTPException):
+            pass
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while not done:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    for thread in threads:
+        thread.join()
+    assert process.returncode == 0, output
+    assert "interrupted" in output

@@ -1,6 +1,9 @@
 """The folder of a run: its configuration, its metrics, and what an interruption leaves."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.common.logs import (
+    RunInUseError,
     RunLog,
     keep_latest,
+    locked,
     read_metrics,
     start_run,
     write_atomically,
@@ -100,6 +105,61 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     assert updates_of(tmp_path) == [1, 2]
     log_updates(tmp_path, [3], start=2)
     assert updates_of(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x00\x00\x00", b"{broken", b"[1]", b'{"loss": 1}', b"\xff\xfe", b"", b'{"update": null}'],
+)
+def test_a_line_of_garbage_is_named_and_costs_no_later_row(garbage, tmp_path):
+    log_updates(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    first, *rest = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, garbage, *rest]))
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 lines are no rows .* line 2"):
+        assert updates_of(tmp_path) == [1, 2, 3]
+    with pytest.warns(UserWarning, match="line 2"):
+        log_updates(tmp_path, [4], start=3)
+    assert updates_of(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ['{"inner": {"ra', "", "[1]", "[" * 100_000, "\x00"])
+def test_a_damaged_configuration_is_named_and_written_anew(text, tmp_path):
+    start_run(tmp_path, Config(), resume=False)
+    whole = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        start_run(tmp_path, Config(), resume=False)
+    with pytest.warns(UserWarning, match=r"config.json is damaged and is not used"):
+        start_run(tmp_path, Config(resume=True), resume=True)
+    assert (tmp_path / "config.json").read_text() == whole
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.common.logs import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_folder_is_one_process_at_a_time_and_free_when_that_is_killed(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        told = rf"{tmp_path} is in use by process {holder.pid} on \S+: wait .* --output-dir"
+        for _ in range(2):  # being refused does not take the name away
+            with pytest.raises(RunInUseError, match=told), locked(tmp_path):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path):
+        assert f"process {os.getpid()} on " in (tmp_path / "run.lock").read_text()
+    with locked(tmp_path):  # again in the same process, as the stages of a pipeline may
+        pass
 
 
 def test_lines_of_work_that_was_lost_are_dropped(tmp_path):

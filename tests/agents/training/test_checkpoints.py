@@ -1,16 +1,26 @@
 """Checkpoints are whole or absent, and hold no code."""
 
+import hashlib
 import json
 import os
 import pickle
 
 import pytest
 import torch
-from agents_fixtures import same_parameters, small_policy
+from agents_fixtures import (
+    OUTLINES_ONLY,
+    parameters_of,
+    same_parameters,
+    scene_demonstrations,
+    small_policy,
+)
 
+from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.training.checkpoints import (
+    DamagedCheckpointError,
     latest_checkpoint,
     read_checkpoint,
+    require_whole,
     write_checkpoint,
     write_policy,
 )
@@ -119,3 +129,65 @@ def test_the_state_is_read_without_running_code(policy, tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         read_checkpoint(path, small_policy())
     assert not marker.exists()
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "policy/model.safetensors": flip_a_byte,
+    "state.pt": lambda path: path.write_bytes(bytes(4096) + path.read_bytes()[4096:]),
+    "state.json": lambda path: path.write_text(path.read_text()[:-9]),
+    "manifest.json": lambda path: path.write_text("[1"),
+    "policy/config.json": lambda path: path.unlink(),
+    "policy/tokenizer.json": lambda path: path.write_bytes(path.read_bytes() + b" "),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_checkpoint_that_is_not_what_was_written_is_named_and_changes_nothing(name, tmp_path):
+    policy = small_policy()
+    demonstrations = scene_demonstrations(policy.processor, 4)
+    config = BehaviorCloningConfig(batch_size=2, **OUTLINES_ONLY)
+    agent = BehaviorCloning(policy, demonstrations, config)
+    agent.learn(1)
+    agent.save(tmp_path / "last")
+    require_whole(tmp_path / "last")
+    DAMAGES[name](tmp_path / "last" / name)
+    other = BehaviorCloning(small_policy(seed=1), demonstrations, agent.config)
+    before = parameters_of(other.policy)
+    with pytest.raises(DamagedCheckpointError, match=f"{tmp_path}/last is damaged: .*{name}"):
+        other.load(tmp_path / "last")
+    assert other.update == 0
+    assert all(torch.equal(one, before[key]) for key, one in parameters_of(other.policy).items())
+
+
+def test_the_manifest_has_every_other_file_and_is_written_last(policy, tmp_path):
+    path = write(tmp_path, policy, 1)
+    recorded = json.loads((path / "manifest.json").read_text())
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert there - {*recorded} == {"manifest.json"}
+    state = (path / "state.json").read_bytes()
+    assert recorded["state.json"] == {
+        "bytes": len(state),
+        "sha256": hashlib.sha256(state).hexdigest(),
+    }
+    times = {name: (path / name).stat().st_mtime_ns for name in there}
+    assert max(times.values()) == times["manifest.json"]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_manifest_and_is_read(policy, tmp_path):
+    path = write(tmp_path, policy, 1)
+    (path / "manifest.json").unlink()
+    require_whole(path)
+
+
+def test_names_that_are_no_numbers_are_no_checkpoints(tmp_path):
+    for name in ("update_²", "update_٣", "update_-1", "update_1.damaged", "update_7"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "update_8").write_text("a file")
+    assert latest_checkpoint(tmp_path) == tmp_path / "update_7"

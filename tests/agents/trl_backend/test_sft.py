@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from agents_fixtures import demonstration_rows, parameters_of, same_parameters, 
 
 from agents.behavior_cloning import cloning_loss
 from agents.demonstrations import collate, demonstrate
+from agents.policy.finite import DivergedError
 from agents.policy.model import VLMPolicy
 from agents.trl_backend.rows import QUESTIONS
 from agents.trl_backend.sft import (
@@ -86,6 +88,20 @@ def test_training_lowers_the_loss_and_leaves_the_policy_as_it_was_found():
     assert all(torch.equal(value, before[name]) for name, value in parameters_of(policy).items())
     observations = {"image": [SCENES[0].image], "prompt": [question(SCENES[0], "text->mask")]}
     assert len(agent.act(observations)) == 1
+
+
+@pytest.mark.parametrize("muon", [False, True], ids=["adamw", "muon"])
+def test_gradients_that_are_not_finite_are_not_applied_and_the_third_is_the_end(muon):
+    policy = small_policy()
+    policy.model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * math.nan)
+    config = SupervisedFineTuningConfig(batch_size=2, learning_rate=1e-2, muon=muon, **COARSE)
+    agent = SupervisedFineTuning(policy, SCENES, config)
+    before, norms = parameters_of(policy), []
+    with pytest.raises(DivergedError, match=r"the last 3 steps were not finite .* update 0"):
+        agent.learn(8, lambda update, metrics: norms.append(metrics["train/grad_norm"]))
+    assert all(torch.equal(value, before[name]) for name, value in parameters_of(policy).items())
+    assert len(norms) == 2
+    assert all(map(math.isnan, norms))
 
 
 @pytest.mark.parametrize("muon", [False, True], ids=["adamw", "muon"])
