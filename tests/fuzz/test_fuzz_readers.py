@@ -111,6 +111,23 @@ def write_parquet(root):
     (root / "a.png").unlink()
 
 
+def write_yolo(root):
+    write_photo(root / "images/train/a.jpg")
+    (root / "labels/train").mkdir(parents=True)
+    numbers = " ".join(str(round(number, 3)) for number in np.ravel(RING))
+    (root / "labels/train/a.txt").write_text(f"0 {numbers}\n1 {numbers}\n\n1 .5 .5 .2 .2\n")
+    (root / "data.yaml").write_text("names: {0: cat, 1: a dog}\ntrain: images/train\n")
+
+
+def write_masks(root, suffix=".png"):
+    deep = SQUARE_MASK.astype(np.uint16) * 300
+    for name, values in (("a", SQUARE_MASK.astype(np.uint8)), ("b", deep)):
+        write_photo(root / f"images/train/{name}.png")
+        (root / "masks/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(root / f"masks/train/{name}{suffix}")
+    (root / "names.txt").write_text("1 cat\n300 a dog\n")
+
+
 READERS = {
     "refcoco": (write_refer, {"split": "val"}),
     "refcoco in JSON": (
@@ -126,6 +143,9 @@ READERS = {
     "reasonseg": (write_reasonseg, {"split": "val"}),
     "jsonl": (write_jsonlines, {"split": "train"}),
     "parquet": (write_parquet, {"split": "val"}),
+    "yolo": (write_yolo, {}),
+    "masks": (write_masks, {}),
+    "masks in TIFF": (lambda root: write_masks(root, ".tif"), {}),
 }
 VALUES = [
     *(None, True, 0, -1, 1, 60.0, 0.5, 2**31, 2**63, -(2**64), 10**400, 1e308, float("nan")),
