@@ -6,7 +6,6 @@ measured and left out: it ended 4.7 points of greedy gIoU below GSPO (docs/agent
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from agents.advantages import degenerate_groups, group_advantages
@@ -71,8 +70,7 @@ class GSPO(OnPolicyAgent):
             tokens_per_answer=lengths[loss.normalizer],
         )
         if self._reference is not None:
-            with torch.no_grad():
-                reference = self._score(self._reference, part).log_probs
+            reference = self._reference_log_probs(part)
             penalty = kl_penalty(scores.log_probs, reference, part.choice_mask)
             objective = objective + self.kl_coefficient * penalty
             metrics["reference_kl"] = penalty.item()

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from agents.advantages import reward_metrics
 from agents.base import EngineAgent, split_observations
 from agents.losses import Metrics, masked_mean, truncated_importance_weights
+from agents.policy.adapters import adapter_off, has_adapter
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
-from agents.policy.sampling import sample
+from agents.policy.sampling import evaluation_mode, sample
 from agents.policy.scoring import TokenScores, score
 from agents.rollout import Prompts, Rollout, join
 from agents.screening import NOT_THE_IMAGE, require_usable
@@ -69,7 +70,9 @@ class OnPolicyAgent(EngineAgent):
             try_sharing(policy, self._ask(first[config.prompts_of(self.world)]).inputs)
         self.kl_coefficient = config.kl_coefficient
         self._reference: VLMPolicy | None = None
-        if config.kl_coefficient:  # copied before DeepSpeed shards the weights
+        if config.kl_coefficient and has_adapter(policy.model):
+            self._reference = policy  # with the adapter off
+        elif config.kl_coefficient:  # copied before DeepSpeed shards the weights
             self._reference = policy.copy()
             self._reference.model.eval().requires_grad_(False)
         self.engine = make_engine(self.trained_module(), config)
@@ -290,6 +293,14 @@ class OnPolicyAgent(EngineAgent):
             measured = self.engine.forward(partial(measure, part))
             found[rollout.rows(prompts), : part.tokens.shape[1]] = measured
         return found
+
+    @torch.no_grad()
+    def _reference_log_probs(self, part: Rollout) -> Tensor:
+        """Log-probabilities ``(N, T)`` under the policy that training started from."""
+        assert self._reference is not None
+        model = self._reference.model
+        with adapter_off(model), evaluation_mode(model):
+            return self._score(self._reference, part).log_probs
 
     def _score(self, policy: VLMPolicy, part: Rollout) -> TokenScores:
         return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)

@@ -170,8 +170,7 @@ class PPO(OnPolicyAgent):
         """KL divergence to the reference at every token times its weight, ``(N, T)``."""
         if self._reference is None:
             return torch.zeros_like(rollout.old_log_probs), {}
-        reference = self._reference
-        found = self._measure(rollout, lambda part: self._score(reference, part).log_probs)
+        found = self._measure(rollout, self._reference_log_probs)
         divergence = kl_estimates(rollout.old_log_probs, found, "k1") * rollout.mask
         per_answer = self.world.sum(divergence.sum(-1).mean()).item() / self.world.size
         penalty = self.kl_coefficient * divergence

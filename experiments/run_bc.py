@@ -129,6 +129,11 @@ class TRLArgs(RunArguments):
     ``--sft.accumulation`` follows. Its rates are the defaults of ``--sft`` already."""
     checkpoint_every: int = 100
     output_dir: Path = Path("runs/bc_trl")
+    lora_rank: tyro.conf.Suppress[int] = 0
+    lora_alpha: tyro.conf.Suppress[int] = 32
+    lora_targets: tyro.conf.Suppress[tuple[str, ...]] = ()
+    merge_adapter: tyro.conf.Suppress[bool] = False
+    load_in_4bit: tyro.conf.Suppress[bool] = False
     deepspeed: tyro.conf.Suppress[str | None] = None
 
     def __post_init__(self) -> None:
@@ -145,13 +150,14 @@ def main(args: Args) -> dict[str, Any]:
     from agents.behavior_cloning import BehaviorCloning
     from agents.demonstrations import require_plain_prompts
     from experiments.common.cloning_data import demonstrate_images
-    from experiments.common.launch import fit_to_deepspeed, launched
+    from experiments.common.launch import fit_to_adapter, fit_to_deepspeed, launched
     from experiments.common.run import Run
 
     with launched(args.deepspeed) as (world, console):
         with opening():
             args.cloning.seed = args.seed
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
+            fit_to_adapter(args.cloning, args.lora_rank, console)
             set_tasks(args)
             policy = build_policy(args, console)
             require_plain_prompts(policy.processor, Scenes("val")[0].image)
@@ -225,6 +231,8 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
 
     if args.policy is not None:
         policy = args.open_policy(console)
+    elif args.lora_rank:
+        raise WrongOptionError("--lora-rank adapts a policy that there is: name it by --policy")
     else:
         torch.manual_seed(args.seed)
         processor = build_processor(args.model)

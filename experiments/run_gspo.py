@@ -24,7 +24,7 @@ With vLLM, FSDP or LoRA, through TRL's GRPOTrainer; docs/scaling.md tells how th
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ HONOURED = {
     *("frame", "max_new_tokens", "vision_check", "on_error"),
     *("dataset", "image_root", "per_annotation"),
     *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
+    *("lora_rank", "lora_alpha"),
 }
 """Arguments that TRL carries out; any other must be left at its default."""
 
@@ -82,6 +83,9 @@ def train_on_trl(args: Args) -> dict[str, Any]:
                 f"--{name.replace('_', '-')} has no counterpart under --backend trl: leave it "
                 "out, or leave --backend trl out"
             )
+    if args.lora_rank:  # adapters are TRL's there
+        args.trl = replace(args.trl, lora_rank=args.lora_rank, lora_alpha=args.lora_alpha)
+        args.lora_rank = 0
     from agents.trl_backend.gspo import TRLGSPO
     from experiments.common.launch import trainer_process
     from experiments.common.policies import describe_data, longest_answer

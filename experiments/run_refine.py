@@ -73,7 +73,7 @@ def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
     from agents.demonstrations import require_plain_prompts
-    from experiments.common.launch import fit_to_deepspeed, launched
+    from experiments.common.launch import fit_to_adapter, fit_to_deepspeed, launched
     from experiments.common.policies import describe_data, longest_answer
     from experiments.common.run import Run
 
@@ -81,6 +81,7 @@ def main(args: Args) -> dict[str, Any]:
         with opening():
             args.cloning.seed = args.seed
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
+            fit_to_adapter(args.cloning, args.lora_rank, console)
             policy = args.open_policy(console)
             rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)
             if not isinstance(rules, RefineRules):

@@ -2,16 +2,21 @@
 
 What cannot be opened raises `CheckpointError`, which says in one line what is missing and what to
 do about it.
+
+The folder of an adapter is opened as the model that it makes of its base model. Its configuration
+is data from outside: PEFT, which may import what one names, is not shown it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,8 @@ import torch
 import transformers
 from huggingface_hub import constants as hub_settings
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoImageProcessor,
@@ -32,6 +39,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from seg_env.errors import ExplainedError
@@ -43,6 +51,25 @@ second holds what is about images."""
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame that the model was trained in, one of
 `seg_env.frames.FAMILIES` or ``pixel:WxH``. It need not be the one that its family writes."""
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What PEFT calls the files of an adapter."""
+FRAME_FILE = "answer_frame.json"
+"""Holds `ANSWER_FRAME` beside an adapter, whose folder has no configuration of the model."""
+ADAPTER_LAYER = re.compile(r"base_model\.model\.([\w.]+)\.lora_([AB])\.weight")
+"""Names of an adapter's weights: of the matrices that lead into and out of the low rank."""
+ADAPTER_EFFECTS: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # others change the model's own
+    **dict.fromkeys(("fan_in_fan_out", "use_dora", "lora_bias", "use_qalora"), (False,)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "layer_replication"), ()),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "target_parameters"), ()),
+    **dict.fromkeys(("alora_invocation_tokens", "use_bdlora", "arrow_config", "loftq_config"), ()),
+}
+"""Entries of an adapter's configuration that change what it computes, with the values, beside none,
+that are understood here."""
+MOST_BASES = 8
+"""Adapters upon adapters, at most."""
 
 
 class CheckpointError(ExplainedError, OSError, ValueError):
@@ -51,6 +78,21 @@ class CheckpointError(ExplainedError, OSError, ValueError):
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):
     """There is no checkpoint of that name."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter as a folder has it."""
+
+    base: str
+    """The model that it belongs to: a folder or hub id, which may be an adapter's again."""
+    scaling: float
+    """What is added to weights is multiplied by this."""
+    layers: dict[str, tuple[Tensor, Tensor]]
+    """By names of layers: ``A`` ``(rank, inputs)`` and ``B`` ``(outputs, rank)`` float32; ``B A``
+    is added to the weights."""
+    frame: str | None
+    """The frame that it was trained in, if that is recorded."""
 
 
 @contextmanager
@@ -104,22 +146,142 @@ def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
 
 
 def open_checkpoint(
-    name_or_path: str | Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
+    adapters: int = MOST_BASES,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """Model and processor of a folder or hub id; the model is on the CPU.
 
-    With the dtype ``"auto"`` its weights are as they were saved.
+    With the dtype ``"auto"`` its weights are as they were saved. An adapter is merged into its base
+    model, for at most ``adapters`` upon each other. ``options`` are those of ``from_pretrained``.
 
     Raises:
         CheckpointError: It cannot be opened.
     """
+    if (folder := adapter_folder(name_or_path)) is not None:
+        return _open_adapter(folder, adapters, dtype, trust_remote_code, options)
     opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
     # The processor comes first: it is opened in no time, and is what most often is missing.
     processor = open_policy_processor(name_or_path, trust_remote_code=trust_remote_code)
     with quiet_progress(), explained(name_or_path):
         model = opener.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=trust_remote_code
+            name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
+    return model, processor
+
+
+def adapter_folder(name_or_path: str | Path) -> Path | None:
+    """The folder of an adapter, fetched from the hub if it is there; None if it is none.
+
+    Raises:
+        CheckpointError: It cannot be told or fetched.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path if (path / ADAPTER_FILE).is_file() else None
+    check_checkpoint(name_or_path)
+    with explained(name_or_path):
+        if find_adapter_config_file(str(name_or_path)) is None:
+            return None
+        files = ["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_WEIGHTS]
+        return Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=files))
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """What a folder has of an adapter.
+
+    Raises:
+        CheckpointError: It is damaged, or an adapter of a kind that is not understood.
+    """
+    settings = _read_settings(folder / ADAPTER_FILE)
+    base, rank, alpha = map(settings.get, ("base_model_name_or_path", "r", "lora_alpha"))
+    for name, known in ADAPTER_EFFECTS.items():
+        value = settings.get(name)
+        if value not in known and value not in (None, [], {}):
+            raise CheckpointError(
+                f"{folder}: its adapter has {name}={str(value)[:40]}, which is not understood; merge "
+                "it into its model by PEFT (merge_and_unload), and save that with the processor"
+            )
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{folder}: names no model that the adapter belongs to; write its folder or hub id "
+            f"into {ADAPTER_FILE} (base_model_name_or_path)"
+        )
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6:
+        raise CheckpointError(f"{folder}: {ADAPTER_FILE} holds no numbers as r and lora_alpha")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder}: {ADAPTER_WEIGHTS} is missing, and adapter_model.bin, which may hold code, "
+            "is never read; save the adapter by PEFT's save_pretrained"
+        )
+    with explained(folder, ADAPTER_WEIGHTS):
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, matrix in weights.items():
+        if (match := ADAPTER_LAYER.fullmatch(name)) is None or matrix.ndim != 2:
+            raise CheckpointError(f"{folder}: {name} in {ADAPTER_WEIGHTS} is no matrix of LoRA")
+        layers.setdefault(match[1], {})[match[2]] = matrix.float()
+    found = {name: (pair.get("A"), pair.get("B")) for name, pair in layers.items()}
+    whole = {name: (a, b) for name, (a, b) in found.items() if a is not None and b is not None}
+    if (
+        not whole
+        or len(whole) < len(found)
+        or any(not len(a) == b.shape[1] == rank for a, b in whole.values())
+    ):
+        raise CheckpointError(
+            f"{folder}: {ADAPTER_WEIGHTS} has no pairs of matrices of rank {rank}"
+        )
+    frame = _read_settings(folder / FRAME_FILE).get(ANSWER_FRAME)
+    scaling = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return SavedAdapter(base, scaling, whole, frame if isinstance(frame, str) else None)
+
+
+def _open_adapter(
+    folder: Path,
+    adapters: int,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> tuple[Any, Any]:
+    """The model that an adapter makes of its base model, and its processor or the base model's."""
+    if options:
+        raise CheckpointError(
+            f"{folder}: is an adapter, and cannot be merged into a model in 4 bits; save the two "
+            "merged (--merge-adapter), and load that"
+        )
+    if not adapters:
+        raise CheckpointError(f"{folder}: is an adapter upon more than {MOST_BASES} others")
+    adapter = read_adapter(folder)
+    # What is relative is so to where the command runs, as PEFT has it, or else to the folder.
+    base: str | Path = adapter.base
+    with explained(folder):
+        if not Path(base).exists() and (folder / base).exists():
+            base = folder / base
+    try:
+        model, processor = open_checkpoint(
+            base, dtype=dtype, trust_remote_code=trust_remote_code, adapters=adapters - 1
+        )
+    except CheckpointMissingError as error:
+        raise CheckpointMissingError(
+            f"{folder} is an adapter of {error}; put that model there, or write another place of "
+            f"it into {ADAPTER_FILE} (base_model_name_or_path)"
+        ) from error
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for name, (into, out) in adapter.layers.items():
+        if name not in layers or layers[name].weight.shape != (len(out), into.shape[1]):
+            raise CheckpointError(
+                f"{folder}: its adapter has a matrix of {len(out)} x {into.shape[1]} for {name}, "
+                f"and {base} has no such layer"
+            )
+        layers[name].weight.data += out @ into * adapter.scaling
+    model.name_or_path = model.config._name_or_path = str(folder)
+    if adapter.frame is not None:
+        setattr(model.config, ANSWER_FRAME, adapter.frame)
+    if any((folder / name).is_file() for name in (PROCESSOR_FILE, IMAGES_FILE)):
+        processor = open_policy_processor(folder, trust_remote_code=trust_remote_code)
     return model, processor
 
 
@@ -252,17 +414,11 @@ def _reason(error: Exception, part: str) -> str:
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"{path}: is a file; give the folder of a model")
-    if (path / "config.json").is_file():
-        for name in ("config.json", PROCESSOR_FILE, IMAGES_FILE, "tokenizer_config.json"):
+    if any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        for name in ("config.json", ADAPTER_FILE, PROCESSOR_FILE, IMAGES_FILE):
             _read_settings(path / name)
+        _read_settings(path / "tokenizer_config.json")
         return
-    if (path / "adapter_config.json").is_file():
-        base = _read_settings(path / "adapter_config.json").get("base_model_name_or_path")
-        raise CheckpointError(
-            f"{path}: holds an adapter of {base} and no model; merge the two first "
-            "(PEFT's merge_and_unload, then save_pretrained with the processor), or give the base "
-            "model itself"
-        )
     inner = sorted(found.parent.name for found in path.glob("*/config.json"))
     hint = f"; there is one in {path / inner[0]}" if inner else ""
     raise CheckpointError(f"{path}: is no model's folder, config.json is missing{hint}")

@@ -7,12 +7,14 @@ from that shared prefix, when sampling and when scoring.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,16 +22,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Cache
+from transformers import BitsAndBytesConfig, Cache
 
+from agents.policy.adapters import has_adapter
 from agents.policy.families import (
     is_tested,
     model_inputs,
     obstacle_to_sharing,
     token_positions,
 )
-from agents.policy.loading import ANSWER_FRAME, open_checkpoint, policy_frame, quiet_progress
+from agents.policy.loading import (
+    ANSWER_FRAME,
+    FRAME_FILE,
+    open_checkpoint,
+    policy_frame,
+    quiet_progress,
+    recorded_frame,
+)
 from agents.policy.processing import prepare_checked, special_tokens
+from seg_env.errors import WrongOptionError
 from seg_env.frames import AUTO, UNIT_ANSWERS, AnswerFrame, is_frame_name
 
 if TYPE_CHECKING:
@@ -52,6 +63,27 @@ class Prefix:
     """``(B, V)`` scores of the first token of an answer."""
     positions: Tensor
     """``(B, P)`` or ``(axes, B, P)``."""
+
+
+def four_bits(device: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that keep linear layers in 4 bits, as QLoRA has them.
+
+    Raises:
+        WrongOptionError: bitsandbytes or a GPU is missing.
+    """
+    for there, what in (
+        (device.startswith("cuda"), "a CUDA device, and there is none"),
+        (find_spec("bitsandbytes") is not None, "bitsandbytes: pip install bitsandbytes"),
+    ):
+        if not there:
+            raise WrongOptionError(f"--load-in-4bit needs {what}; or leave it out")
+    kept = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": kept, "device_map": {"": device}}
 
 
 class VLMPolicy:
@@ -114,8 +146,9 @@ class VLMPolicy:
         dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
         frame: str = AUTO,
+        load_in_4bit: bool = False,
     ) -> VLMPolicy:
-        """Load a transformers folder or hub id.
+        """Load a transformers folder or hub id, or an adapter's, which is merged into its model.
 
         Args:
             name_or_path: Folder written by `save`, or the id of a model on the hub.
@@ -125,19 +158,26 @@ class VLMPolicy:
             trust_remote_code: Run code that comes with the checkpoint, which you should have read.
             frame: What the numbers that it writes mean, see `seg_env.frames.find_answer_frame`; by
                 default what the folder records, else what its family writes.
+            load_in_4bit: Keep the linear layers in 4 bits (NF4, arXiv 2305.14314), to train an
+                adapter on; they cannot be trained or saved themselves.
 
         Raises:
             CheckpointError: It cannot be opened, or needs code of its own, which was not allowed.
             ValueError: There is no such frame.
+            WrongOptionError: 4 bits were asked for, and bitsandbytes or a GPU is missing.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        options = four_bits(device) if load_in_4bit else {}
         model, processor = open_checkpoint(
             name_or_path,
             dtype=dtype or (torch.float32 if device == "cpu" else "auto"),
             trust_remote_code=trust_remote_code,
+            **options,
         )
         answer_frame = policy_frame(frame, model, processor, str(name_or_path))
-        policy = cls(model.to(device), processor, precision=precision, answer_frame=answer_frame)
+        if not load_in_4bit:
+            model = model.to(device)
+        policy = cls(model, processor, precision=precision, answer_frame=answer_frame)
         policy.trust_remote_code = trust_remote_code
         return policy
 
@@ -148,7 +188,10 @@ class VLMPolicy:
         return policy
 
     def save(self, path: str | Path) -> None:
-        """Write an ordinary transformers folder: safetensors weights, processor, chat template."""
+        """Write an ordinary transformers folder: safetensors weights, processor, chat template.
+
+        Of a policy with an adapter it is the adapter's, as PEFT writes it, with the processor.
+        """
         # Saving looks whether the model is one of DeepSpeed's and so imports it. Where there is no
         # accelerator it would warn that it found none.
         if not torch.accelerator.is_available():
@@ -156,6 +199,8 @@ class VLMPolicy:
         with quiet_progress():
             self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
+        if has_adapter(self.model) and (frame := recorded_frame(self.model)) is not None:
+            (Path(path) / FRAME_FILE).write_text(json.dumps({ANSWER_FRAME: frame}))
 
     def mark_trained(self) -> None:
         """Record the frame in the configuration, once training has changed the weights."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from agents.policy.adapters import has_adapter, load_adapter
 from agents.policy.finite import require_finite
 from agents.policy.loading import ANSWER_FRAME, recorded_frame
 from agents.policy.model import VLMPolicy
@@ -155,6 +156,9 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
 
 def read_weights(folder: Path, policy: VLMPolicy) -> None:
     """Load a policy's folder, and the frame that it records, into a policy of the same form."""
+    if has_adapter(policy.model):
+        load_adapter(policy.model, folder)
+        return
     saved = VLMPolicy.from_pretrained(
         folder,
         device="cpu",

@@ -208,17 +208,21 @@ def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
 
 
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters as (hidden matrices for Muon, all others)."""
+    """Trainable parameters as (hidden matrices for Muon, all others).
+
+    The two matrices of an adapter are one of low rank, which Muon would not know: AdamW has them.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     finders: list[Any] = [getattr(each, "get_output_embeddings", None) for each in model.modules()]
     heads = [find() for find in finders if find is not None]
     excluded = tables | {id(head.weight) for head in heads if head is not None}
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         matrix = muon and parameter.ndim == 2 and id(parameter) not in excluded
+        matrix = matrix and ".lora_" not in name
         (hidden if matrix else rest).append(parameter)
     return hidden, rest
 

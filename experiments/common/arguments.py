@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agents.training.distributed import World
 
 FIRST = {
-    "What learns": ("policy",),
+    "What learns": ("policy", "lora-rank"),
     "From what": ("env", "dataset", "data-root", "difficulty", "task", "rewards"),
     "How long": ("updates", "evaluation.questions"),
     "The run": ("seed", "output-dir", "resume", "backend"),
@@ -94,7 +94,7 @@ class PolicyArguments:
         """
         return 128 if self.max_new_tokens == "auto" and self.is_shipped else self.max_new_tokens
 
-    def open_policy(self, console: Console) -> VLMPolicy:
+    def open_policy(self, console: Console, *, load_in_4bit: bool = False) -> VLMPolicy:
         """The policy that is named; says which frame it writes in."""
         return open_policy(
             self.policy or EMBEDDED,
@@ -102,6 +102,7 @@ class PolicyArguments:
             frame=self.frame,
             console=console,
             trust_remote_code=self.trust_remote_code,
+            load_in_4bit=load_in_4bit,
         )
 
 
@@ -179,7 +180,43 @@ class TaskArguments(QuestionArguments):
 
 
 @dataclass
-class RunArguments(QuestionArguments):
+class AdapterArguments:
+    """Whether low-rank adapters are trained in place of all weights."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA), and leave all weights as they are; 0 trains all weights.
+    They want a higher learning rate, about ten times that of all weights with AdamW."""
+    lora_alpha: int = 32
+    """Adapters are scaled by this over their rank."""
+    lora_targets: tuple[str, ...] = ("decoder",)
+    """Layers that get adapters: decoder (its linear layers), all-linear (those of vision tower and
+    projector, too), or names of layers, such as q_proj v_proj."""
+    merge_adapter: bool = False
+    """Write the finished policy as one model with the adapter merged, not as the adapter alone."""
+    load_in_4bit: bool = False
+    """Keep the weights that adapters are added to in 4 bits (bitsandbytes, on a GPU)."""
+
+    def add_adapter(self, policy: VLMPolicy, seed: int, console: Console) -> None:
+        """Give a policy the adapter asked for, and say what is trained."""
+        from agents.policy.adapters import add_adapter, trained_parameters
+
+        add_adapter(
+            policy.model,
+            self.lora_rank,
+            alpha=self.lora_alpha,
+            targets=self.lora_targets,
+            seed=seed,
+        )
+        trained = trained_parameters(policy.model)
+        console.print(
+            f"adapters of rank {self.lora_rank} on {len(trained) // 2} layers: "
+            f"{sum(each.numel() for each in trained.values()) / 1e6:.2f} M weights are trained",
+            highlight=False,
+        )
+
+
+@dataclass
+class RunArguments(QuestionArguments, AdapterArguments):
     """What every command that trains is told."""
 
     policy: str = EMBEDDED
@@ -202,6 +239,26 @@ class RunArguments(QuestionArguments):
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def open_policy(self, console: Console, *, load_in_4bit: bool = False) -> VLMPolicy:
+        """The policy that is named, with an adapter if one is asked for.
+
+        Raises:
+            WrongOptionError: Options of adapters are given, and no rank; or contradict each other.
+        """
+        four_bits = load_in_4bit or self.load_in_4bit
+        for given, option in ((four_bits, "load-in-4bit"), (self.merge_adapter, "merge-adapter")):
+            if given and not self.lora_rank:
+                raise WrongOptionError(f"--{option} is of adapters: give their --lora-rank, too")
+        if four_bits and self.merge_adapter:
+            raise WrongOptionError(
+                "--merge-adapter adds to weights, which --load-in-4bit has only 4 bits of: leave "
+                "one of them out; --policy opens the adapter that is saved by its own base model"
+            )
+        policy = super().open_policy(console, load_in_4bit=four_bits)
+        if self.lora_rank:
+            self.add_adapter(policy, self.seed, console)
+        return policy
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that is learned from; data without splits are parted."""

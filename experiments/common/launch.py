@@ -29,6 +29,7 @@ from agents.training.distributed import (
 )
 from agents.training.hardware import limit_threads
 from agents.training.settings import zero_stage
+from seg_env.errors import WrongOptionError
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to end and can be resumed."""
@@ -80,6 +81,29 @@ def fit_to_deepspeed(
         f"the learning rate ({config.learning_rate:.3g}). With Muon turned off the rate is taken "
         "as given; stages 1 and 2 keep Muon."
     )
+
+
+def fit_to_adapter(
+    config: OnPolicyConfig | BehaviorCloningConfig, rank: int, console: Console
+) -> None:
+    """Set what an adapter of a rank asks of settings: AdamW; with rank 0 nothing.
+
+    Raises:
+        WrongOptionError: Weights are sharded.
+    """
+    if not rank:
+        return
+    if config.deepspeed is not None and zero_stage(config.deepspeed) == 3:
+        raise WrongOptionError(
+            f"--deepspeed {config.deepspeed} shards weights, and those of adapters are few: use "
+            "zero1 or zero2 with --lora-rank"
+        )
+    if config.muon:
+        config.muon = False
+        console.print(
+            f"Muon knows no matrices of low rank: the adapter is trained by AdamW, at the learning "
+            f"rate as it is given ({config.learning_rate:.3g})."
+        )
 
 
 @contextmanager

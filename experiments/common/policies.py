@@ -55,6 +55,7 @@ def open_policy(
     frame: str = AUTO,
     console: Console | None = None,
     trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> VLMPolicy:
     """Load one of `SHIPPED`, a folder, or a hub id, and say what its numbers mean.
 
@@ -74,6 +75,7 @@ def open_policy(
         precision=choose_precision(precision),
         trust_remote_code=trust_remote_code,
         frame=frame,
+        load_in_4bit=load_in_4bit,
     )
     if console is not None:
         message = f"{name}: answers in frame {policy.answer_frame.description}"

@@ -21,6 +21,7 @@ from rich.markdown import Markdown
 from agents.base import Agent, EngineAgent
 from agents.behavior_cloning import BehaviorCloning
 from agents.on_policy import OnPolicyAgent
+from agents.policy.adapters import merge_adapter
 from agents.policy.finite import DivergedError, require_finite
 from agents.policy.model import VLMPolicy
 from agents.settings import OnPolicyConfig
@@ -34,7 +35,7 @@ from agents.training.checkpoints import (
 from agents.training.distributed import World
 from experiments.common.arguments import RunArguments, TrainingArguments
 from experiments.common.command import is_full_disk, opening
-from experiments.common.launch import fit_to_deepspeed, launched, termination
+from experiments.common.launch import fit_to_adapter, fit_to_deepspeed, launched, termination
 from experiments.common.logs import (
     RunLog,
     check_run,
@@ -80,6 +81,7 @@ def train_on_policy(
         with opening():
             config.seed = args.seed
             fit_to_deepspeed(config, args.deepspeed, console)
+            fit_to_adapter(config, args.lora_rank, console)
             policy = args.open_policy(console)
             envs = args.open_environment(config, world, policy.answer_frame)
             length = args.answer_length(config.max_new_tokens)
@@ -251,6 +253,8 @@ class Run:
         if save_policy is not None:
             save_policy(self.folder / "policy")
         elif self.leads:
+            if self.args.merge_adapter:
+                merge_adapter(agent.policy.model)
             with self.agent.gathered_weights():  # of which every process may have a share
                 write_policy(self.folder / "policy", self.agent.policy, self.world)
         if not self.leads:

@@ -1,0 +1,149 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): all that is trained of a model, whose weights stay.
+
+PEFT puts them into the layers in place, so the model is the transformers model that sampling,
+scoring and checkpoints know. How a saved one is opened tells `agents.policy.loading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.policy.loading import ANSWER_FRAME, CheckpointError, read_adapter
+from seg_env.errors import WrongOptionError
+
+DECODER = "decoder"
+"""Stands for all linear layers of the decoder: neither tower and projector nor the output layer."""
+ALL_LINEAR = "all-linear"
+"""Stands for what PEFT calls by this name: all linear layers but the output layer."""
+NAME = "default"
+"""What PEFT calls the only adapter."""
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether an adapter is what is trained of a model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def add_adapter(
+    model: Any, rank: int, *, alpha: float = 32, targets: Sequence[str] = (DECODER,), seed: int = 0
+) -> None:
+    """Give layers an adapter that changes nothing yet, and train nothing else.
+
+    Args:
+        model: A model that was opened from a folder or the hub, by which the adapter names it.
+        rank: Rank of what is added to a layer's matrix.
+        alpha: What is added is scaled by this over the rank.
+        targets: `DECODER`, `ALL_LINEAR`, or names of layers, of which the last parts are enough.
+        seed: Of the initial weights, half of which are random; nothing else draws from it.
+
+    Raises:
+        WrongOptionError: PEFT is missing, or it cannot adapt what was named.
+    """
+    if find_spec("peft") is None:
+        raise WrongOptionError("adapters need PEFT: pip install 'simpleseg-rl[lora]'")
+    from peft import LoraConfig
+
+    if rank < 1:
+        raise WrongOptionError(f"a rank of {rank} is no adapter's: use 1 or more")
+    base = str(model.name_or_path)
+    if not base:
+        raise WrongOptionError(
+            "an adapter names the model it belongs to, and this one is in no folder: save it first"
+        )
+    given: Any = list(targets)
+    if given == [ALL_LINEAR]:
+        given = ALL_LINEAR
+    elif DECODER in given:
+        given.remove(DECODER)
+        given += linear_layers(model, model.get_decoder())
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=given)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(config, NAME)
+        except ValueError as error:
+            raise WrongOptionError(
+                f"--lora-targets {' '.join(targets)}: PEFT can adapt no such layers of a "
+                f"{model.config.model_type!r} model; name linear layers, such as q_proj v_proj, "
+                f"or {DECODER}, or {ALL_LINEAR}"
+            ) from error
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
+    # Steps are too small for weights of lower precision, which those of the model may have.
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.float()
+
+
+def linear_layers(model: nn.Module, part: nn.Module) -> list[str]:
+    """Names, in a model, of the linear layers of a part of it."""
+    inside = set(map(id, part.modules()))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside
+    ]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of a model by name: those of the adapter, if it has one."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Inside the block a model is what it was before it got an adapter, if it has one."""
+    if not has_adapter(model):
+        yield
+        return
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Load the weights of a saved adapter into one of the same form.
+
+    Raises:
+        CheckpointError: It has another form, or cannot be read.
+    """
+    adapter = read_adapter(folder)
+    saved = {
+        f"{name}.lora_{letter}.{NAME}.weight": weights
+        for name, pair in adapter.layers.items()
+        for letter, weights in zip("AB", pair, strict=True)
+    }
+    own = trained_parameters(model)
+    if {name: each.shape for name, each in own.items()} != {
+        name: each.shape for name, each in saved.items()
+    }:
+        raise CheckpointError(
+            f"{folder}: holds an adapter of another rank or of other layers than the one trained"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+    if adapter.frame is not None:
+        setattr(model.config, ANSWER_FRAME, adapter.frame)
+
+
+def merge_adapter(model: Any) -> None:
+    """Add an adapter to the weights, which are trained from then on; there is no adapter then."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {
+        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    for name, module in adapted.items():
+        module.merge()
+        model.set_submodule(name, module.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    model.requires_grad_(True)
