@@ -16,6 +16,7 @@ from agents_fixtures import OUTLINES_ONLY, scene_demonstrations, small_policy
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.gspo import GSPO, GSPOConfig
+from agents.policy.adapters import add_adapter
 from agents.policy.model import VLMPolicy
 from agents.ppo import PPO, PPOConfig
 from agents.training.distributed import World, destroy_process_group, init_process_group
@@ -39,6 +40,8 @@ KINDS = {
     "zero3-2": ("zero3", 2),
 }
 """Name of a training: how it is shared out, and minibatches."""
+ADAPTED = {"adapter-plain": None, "adapter-zero1": "zero1", "adapter-zero2": "zero2"}
+"""Name of a training of an adapter, and how it is shared out."""
 RESUMED = {"zero2-2": "zero3-2", "zero3-2": "zero3-2", "plain-2": "zero2-2"}
 """Training of which the checkpoint is resumed, and as what."""
 
@@ -52,6 +55,15 @@ def make_agent(folder, choice=None, minibatches=2):
     """A GSPO agent on the policy that the test saved."""
     config = GSPOConfig(minibatches=minibatches, kl_coefficient=0.01, **settings(folder, choice))
     return GSPO(VLMPolicy.from_pretrained(folder / "policy"), make_env(config), config)
+
+
+def make_adapted_agent(folder, choice=None):
+    """A GSPO agent that trains an adapter, of which the KL penalty takes the model without it."""
+    changed = settings(folder, choice) | {"learning_rate": 1e-2}
+    config = GSPOConfig(minibatches=2, kl_coefficient=0.1, **changed)
+    policy = VLMPolicy.from_pretrained(folder / "policy")
+    add_adapter(policy.model, 4)
+    return GSPO(policy, make_env(config), config)
 
 
 def make_critical_agent(folder, choice):
@@ -158,6 +170,12 @@ def main(folder):
         agent = make_agent(folder, *KINDS[name])
         agent.load(folder / "checkpoints" / written)
         keep(folder, f"{written}-as-{name}", agent, learn(agent))
+    for name, choice in ADAPTED.items():
+        agent = make_adapted_agent(folder, choice)
+        keep(folder, name, agent, learn(agent, checkpoint=folder / "checkpoints" / name))
+        agent = make_adapted_agent(folder, choice)
+        agent.load(folder / "checkpoints" / name)
+        keep(folder, f"{name}-again", agent, learn(agent))
     for choice in (None, "zero3"):
         agent = make_critical_agent(folder, choice)
         keep(folder, f"ppo-{choice}", agent, learn(agent))

@@ -6,6 +6,7 @@ scoring and checkpoints know. How a saved one is opened tells `agents.policy.loa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from agents.policy.loading import ANSWER_FRAME, CheckpointError, read_adapter
+from agents.policy.loading import (
+    ADAPTER_WEIGHTS,
+    ANSWER_FRAME,
+    FRAME_FILE,
+    CheckpointError,
+    read_adapter,
+    recorded_frame,
+)
 from seg_env.errors import WrongOptionError
 
 DECODER = "decoder"
@@ -76,7 +85,7 @@ def add_adapter(
             ) from error
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
     # Steps are too small for weights of lower precision, which those of the model may have.
-    for parameter in trained_parameters(model).values():
+    for parameter in adapter_parameters(model).values():
         parameter.data = parameter.data.float()
 
 
@@ -90,9 +99,9 @@ def linear_layers(model: nn.Module, part: nn.Module) -> list[str]:
     ]
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters of a model by name: those of the adapter, if it has one."""
-    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of an adapter by their names in the model."""
+    return {name: each for name, each in model.named_parameters() if ".lora_" in name}
 
 
 @contextmanager
@@ -108,6 +117,23 @@ def adapter_off(model: Any) -> Iterator[None]:
         model.enable_adapters()
 
 
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write an adapter as PEFT does, and the frame that the model records.
+
+    PEFT itself would ask the hub, at every checkpoint, whether the model's vocabulary has grown.
+    """
+    config = model.peft_config[NAME]
+    config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    weights = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": each.detach().cpu().contiguous()
+        for name, each in adapter_parameters(model).items()
+    }
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    if (frame := recorded_frame(model)) is not None:
+        (folder / FRAME_FILE).write_text(json.dumps({ANSWER_FRAME: frame}))
+
+
 def load_adapter(model: Any, folder: Path) -> None:
     """Load the weights of a saved adapter into one of the same form.
 
@@ -120,7 +146,7 @@ def load_adapter(model: Any, folder: Path) -> None:
         for name, pair in adapter.layers.items()
         for letter, weights in zip("AB", pair, strict=True)
     }
-    own = trained_parameters(model)
+    own = adapter_parameters(model)
     if {name: each.shape for name, each in own.items()} != {
         name: each.shape for name, each in saved.items()
     }:

@@ -57,17 +57,19 @@ FRAME_FILE = "answer_frame.json"
 """Holds `ANSWER_FRAME` beside an adapter, whose folder has no configuration of the model."""
 ADAPTER_LAYER = re.compile(r"base_model\.model\.([\w.]+)\.lora_([AB])\.weight")
 """Names of an adapter's weights: of the matrices that lead into and out of the low rank."""
-ADAPTER_EFFECTS: dict[str, tuple[Any, ...]] = {
+ADAPTER_ENTRIES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # others change the model's own
-    **dict.fromkeys(("fan_in_fan_out", "use_dora", "lora_bias", "use_qalora"), (False,)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern", "layer_replication"), ()),
-    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "target_parameters"), ()),
-    **dict.fromkeys(("alora_invocation_tokens", "use_bdlora", "arrow_config", "loftq_config"), ()),
+    "init_lora_weights": (True, "gaussian", "orthogonal"),  # others change the model's weights, too
 }
-"""Entries of an adapter's configuration that change what it computes, with the values, beside none,
-that are understood here."""
+"""Entries of an adapter's configuration with the values, beside none, that are understood."""
+ADAPTER_NEUTRAL = {
+    *("base_model_name_or_path", "r", "lora_alpha", "use_rslora"),  # which are read
+    *("lora_dropout", "inference_mode", "task_type", "revision", "auto_mapping", "peft_version"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size", "ensure_weight_tying"),
+}
+"""Entries that may have any value; all others must have none."""
 MOST_BASES = 8
 """Adapters upon adapters, at most."""
 
@@ -198,11 +200,10 @@ def read_adapter(folder: Path) -> SavedAdapter:
     """
     settings = _read_settings(folder / ADAPTER_FILE)
     base, rank, alpha = map(settings.get, ("base_model_name_or_path", "r", "lora_alpha"))
-    for name, known in ADAPTER_EFFECTS.items():
-        value = settings.get(name)
-        if value not in known and value not in (None, [], {}):
+    for name, value in settings.items():
+        if name not in ADAPTER_NEUTRAL and value and value not in ADAPTER_ENTRIES.get(name, ()):
             raise CheckpointError(
-                f"{folder}: its adapter has {name}={str(value)[:40]}, which is not understood; merge "
+                f"{folder}: its adapter has {name}={str(value)[:40]}, which is unknown here; merge "
                 "it into its model by PEFT (merge_and_unload), and save that with the processor"
             )
     if not isinstance(base, str) or not base:
@@ -211,7 +212,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"into {ADAPTER_FILE} (base_model_name_or_path)"
         )
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6:
-        raise CheckpointError(f"{folder}: {ADAPTER_FILE} holds no numbers as r and lora_alpha")
+        raise CheckpointError(f"{folder}: {ADAPTER_FILE} has no usable numbers r and lora_alpha")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{folder}: {ADAPTER_WEIGHTS} is missing, and adapter_model.bin, which may hold code, "
@@ -224,19 +225,14 @@ def read_adapter(folder: Path) -> SavedAdapter:
         if (match := ADAPTER_LAYER.fullmatch(name)) is None or matrix.ndim != 2:
             raise CheckpointError(f"{folder}: {name} in {ADAPTER_WEIGHTS} is no matrix of LoRA")
         layers.setdefault(match[1], {})[match[2]] = matrix.float()
-    found = {name: (pair.get("A"), pair.get("B")) for name, pair in layers.items()}
-    whole = {name: (a, b) for name, (a, b) in found.items() if a is not None and b is not None}
-    if (
-        not whole
-        or len(whole) < len(found)
-        or any(not len(a) == b.shape[1] == rank for a, b in whole.values())
-    ):
-        raise CheckpointError(
-            f"{folder}: {ADAPTER_WEIGHTS} has no pairs of matrices of rank {rank}"
-        )
+    pairs = {}
+    for name, pair in layers.items():
+        if len(pair) < 2 or not len(pair["A"]) == pair["B"].shape[1] == rank:
+            raise CheckpointError(f"{folder}: {name} in {ADAPTER_WEIGHTS} is not of rank {rank}")
+        pairs[name] = (pair["A"], pair["B"])
     frame = _read_settings(folder / FRAME_FILE).get(ANSWER_FRAME)
     scaling = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return SavedAdapter(base, scaling, whole, frame if isinstance(frame, str) else None)
+    return SavedAdapter(base, scaling, pairs, frame if isinstance(frame, str) else None)
 
 
 def _open_adapter(
@@ -362,7 +358,10 @@ def check_checkpoint(name_or_path: str | Path) -> None:
         _check_folder(path)
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or isinstance(name_or_path, Path):
         raise CheckpointMissingError(f"{name}: no such folder, and no id of a model on the hub")
-    elif not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+    elif not any(
+        isinstance(huggingface_hub.try_to_load_from_cache(name, file), str)
+        for file in ("config.json", ADAPTER_FILE)
+    ):
         obstacle = f"{urlsplit(hub_settings.ENDPOINT).hostname} cannot be reached"
         if hub_settings.HF_HUB_OFFLINE:
             obstacle = "nothing can be fetched while HF_HUB_OFFLINE is set"

@@ -7,7 +7,6 @@ from that shared prefix, when sampling and when scoring.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BitsAndBytesConfig, Cache
 
-from agents.policy.adapters import has_adapter
+from agents.policy.adapters import has_adapter, save_adapter
 from agents.policy.families import (
     is_tested,
     model_inputs,
@@ -33,11 +32,9 @@ from agents.policy.families import (
 )
 from agents.policy.loading import (
     ANSWER_FRAME,
-    FRAME_FILE,
     open_checkpoint,
     policy_frame,
     quiet_progress,
-    recorded_frame,
 )
 from agents.policy.processing import prepare_checked, special_tokens
 from seg_env.errors import WrongOptionError
@@ -196,11 +193,12 @@ class VLMPolicy:
         # accelerator it would warn that it found none.
         if not torch.accelerator.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        with quiet_progress():
-            self.model.save_pretrained(path)
+        if has_adapter(self.model):
+            save_adapter(self.model, Path(path))
+        else:
+            with quiet_progress():
+                self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
-        if has_adapter(self.model) and (frame := recorded_frame(self.model)) is not None:
-            (Path(path) / FRAME_FILE).write_text(json.dumps({ANSWER_FRAME: frame}))
 
     def mark_trained(self) -> None:
         """Record the frame in the configuration, once training has changed the weights."""

@@ -198,7 +198,7 @@ class AdapterArguments:
 
     def add_adapter(self, policy: VLMPolicy, seed: int, console: Console) -> None:
         """Give a policy the adapter asked for, and say what is trained."""
-        from agents.policy.adapters import add_adapter, trained_parameters
+        from agents.policy.adapters import adapter_parameters, add_adapter
 
         add_adapter(
             policy.model,
@@ -207,7 +207,7 @@ class AdapterArguments:
             targets=self.lora_targets,
             seed=seed,
         )
-        trained = trained_parameters(policy.model)
+        trained = adapter_parameters(policy.model)
         console.print(
             f"adapters of rank {self.lora_rank} on {len(trained) // 2} layers: "
             f"{sum(each.numel() for each in trained.values()) / 1e6:.2f} M weights are trained",

@@ -85,15 +85,20 @@ def check_equal(folder, options, whole):
     assert same_parameters(*policies)
 
 
+ADAPTER = ["--lora-rank", "2", "--gspo.kl-coefficient", "0.1"]
+
+
 @pytest.mark.parametrize(
-    ("kills", "updates"), [(2, 12), pytest.param(10, 80, marks=[pytest.mark.slow])]
+    ("kills", "updates", "more"),
+    [(2, 12, []), (1, 8, ADAPTER), pytest.param(10, 80, [], marks=[pytest.mark.slow])],
+    ids=["weights", "adapter", "often"],
 )
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(
-    kills, updates, policy_folder, tmp_path
+    kills, updates, more, policy_folder, tmp_path
 ):
     folder = tmp_path / "killed"
-    options = arguments(policy_folder, folder, updates)
+    options = [*arguments(policy_folder, folder, updates), *more]
     seed = random.randrange(2**32)
     print(f"seed of the moments: {seed}")  # pytest shows it when the test fails
     choices = random.Random(seed)

@@ -20,6 +20,7 @@ from agents_fixtures import cloned_policy, small_policy
 from torch import nn
 
 from agents.gspo import GSPOConfig
+from agents.policy.adapters import adapter_parameters
 from agents.policy.model import VLMPolicy
 from agents.training import make_engine
 from agents.training.checkpoints import latest_checkpoint
@@ -158,6 +159,19 @@ def test_a_checkpoint_holds_an_ordinary_policy(trained, folder):
         for name in ("zero3-2", "plain-2")
     ]
     assert distance(*halves) < LIMIT
+
+
+def test_ranks_learn_the_adapter_that_one_process_learns(trained, folder):
+    agent = job.make_adapted_agent(folder)
+    start = job.weights_of(agent)
+    wanted = job.learn(agent), job.weights_of(agent)
+    for name in job.ADAPTED:
+        rows, weights = trained[name]
+        check_equal((rows, weights), wanted)
+        moved = {key for key, value in weights.items() if not torch.equal(value, start[key])}
+        assert moved == set(adapter_parameters(agent.policy.model))
+        assert trained[f"{name}-again"][0] == rows[job.HALF :]
+        assert distance(trained[f"{name}-again"][1], weights) == 0
 
 
 @pytest.mark.parametrize("choice", [None, "zero3"])
