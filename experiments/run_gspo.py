@@ -14,9 +14,12 @@ On many GPUs, each with its share of the prompts (see ``experiments/common/launc
     torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
     deepspeed --hostfile hosts experiments/run_gspo.py --deepspeed zero3
 
-With vLLM, FSDP or LoRA, through TRL's GRPOTrainer; docs/scaling.md tells how they are used:
+An adapter in place of all weights:
 
-    python experiments/run_gspo.py --backend trl --policy FOLDER --gspo.no-muon --trl.lora-rank 16
+    python experiments/run_gspo.py --policy FOLDER --lora-rank 16 --gspo.learning-rate 3e-4
+
+With vLLM or FSDP, through TRL's GRPOTrainer; docs/scaling.md tells how they are used:
+
     torchrun --nproc_per_node 8 experiments/run_gspo.py --backend trl --policy FOLDER \
         --gspo.no-muon --trl.fsdp full_shard --trl.use-vllm --trl.vllm-mode server
 """

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -9,7 +10,12 @@ from processor_families import PROCESSOR_FAMILIES
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
+from agents.policy.adapters import adapter_parameters, add_adapter, load_adapter
+from agents.policy.model import VLMPolicy
+from agents.policy.sampling import evaluation_mode
+from agents.policy.scoring import score
 from experiments import evaluate, run_bc, run_gspo, run_ppo
+from experiments.common.logs import read_metrics
 from experiments.evaluate import Args as EvaluateArgs
 from seg_env.frames import pixel_frame
 from seg_env.grammar import decode
@@ -86,6 +92,46 @@ def test_gspo_under_trl_with_adapters(start, tmp_path):
     run_gspo.command_line([*words, "--trl.lora-rank", "2"])
     assert_a_whole_policy(start, tmp_path)
     assert not any("embed" in name for name in changed(start, tmp_path / "policy"))
+
+
+def test_gspo_with_adapters(start, tmp_path):
+    """Adapters move and the model does not; merged or not, the policy gives the same answers."""
+    words = gspo_words(start, tmp_path / "run", *TELLING, "--lora-rank", "2")
+    words += ["--gspo.kl-coefficient", "0.1"]
+    run_gspo.command_line(words)
+    rows = read_metrics(tmp_path / "run")
+    assert all(row["rollout/reward"] for row in rows if "rollout/reward" in row)
+    assert rows[-1]["train/reference_kl"] > 0
+    folder = tmp_path / "run" / "policy"
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    adapted = VLMPolicy.from_pretrained(start, device="cpu")
+    add_adapter(adapted.model, 2)
+    load_adapter(adapted.model, folder)
+    whole = tmp_path / "merged"
+    opened = VLMPolicy.from_pretrained(folder, device="cpu")
+    opened.save(whole)
+    moved = changed(start, whole)
+    assert moved
+    assert all("language_model" in name and "proj" in name for name in moved)
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    tokens = torch.arange(40, 52).reshape(2, 6)
+    found = []
+    for policy in (adapted, opened, VLMPolicy.from_pretrained(whole, device="cpu")):
+        inputs = policy.prepare([image], ["the star"])
+        with torch.no_grad(), evaluation_mode(policy.model):
+            found.append(score(policy, inputs, tokens, torch.ones_like(tokens)).log_probs)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder).state_dict()  # with PEFT alone
+    for name, value in adapter_parameters(adapted.model).items():
+        assert torch.equal(theirs[name], value)
+    evaluate.command_line(
+        [
+            *("--policy", str(folder), "--output-dir", str(tmp_path / "scores"), *DATA),
+            *("--questions", "2", "--max-new-tokens", "8"),
+        ]
+    )
 
 
 def test_ppo(start, tmp_path):

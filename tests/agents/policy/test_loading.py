@@ -73,14 +73,6 @@ def test_a_damaged_folder_says_what_is_wrong_with_it(folder, file, content, reas
     assert reason in refusal(folder)
 
 
-def test_an_adapter_is_told_from_a_model(tmp_path):
-    settings = {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct", "peft_type": "LORA"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    message = refusal(tmp_path)
-    assert "an adapter of Qwen/Qwen2.5-VL-7B-Instruct" in message
-    assert "merge" in message
-
-
 def test_the_folder_of_a_run_points_to_the_policy_in_it(folder):
     assert refusal(folder.parent).endswith(f"there is one in {folder}")
     assert "is a file" in refusal(folder / "config.json")
