@@ -40,8 +40,8 @@ KINDS = {
     "zero3-2": ("zero3", 2),
 }
 """Name of a training: how it is shared out, and minibatches."""
-ADAPTED = {"adapter-plain": None, "adapter-zero1": "zero1", "adapter-zero2": "zero2"}
-"""Name of a training of an adapter, and how it is shared out."""
+ADAPTED = ("zero1", "zero2")
+"""How trainings of an adapter are shared out."""
 RESUMED = {"zero2-2": "zero3-2", "zero3-2": "zero3-2", "plain-2": "zero2-2"}
 """Training of which the checkpoint is resumed, and as what."""
 
@@ -57,7 +57,7 @@ def make_agent(folder, choice=None, minibatches=2):
     return GSPO(VLMPolicy.from_pretrained(folder / "policy"), make_env(config), config)
 
 
-def make_adapted_agent(folder, choice=None):
+def make_adapted_agent(folder, choice):
     """A GSPO agent that trains an adapter, of which the KL penalty takes the model without it."""
     changed = settings(folder, choice) | {"learning_rate": 1e-2}
     config = GSPOConfig(minibatches=2, kl_coefficient=0.1, **changed)
@@ -170,12 +170,12 @@ def main(folder):
         agent = make_agent(folder, *KINDS[name])
         agent.load(folder / "checkpoints" / written)
         keep(folder, f"{written}-as-{name}", agent, learn(agent))
-    for name, choice in ADAPTED.items():
-        agent = make_adapted_agent(folder, choice)
-        keep(folder, name, agent, learn(agent, checkpoint=folder / "checkpoints" / name))
-        agent = make_adapted_agent(folder, choice)
-        agent.load(folder / "checkpoints" / name)
-        keep(folder, f"{name}-again", agent, learn(agent))
+    for choice in ADAPTED:
+        agent, checkpoint = make_adapted_agent(folder, choice), folder / "checkpoints" / "adapter"
+        keep(folder, f"adapter-{choice}", agent, learn(agent, checkpoint=checkpoint))
+    agent = make_adapted_agent(folder, "zero2")
+    agent.load(checkpoint)
+    keep(folder, "adapter-zero2-as-zero2", agent, learn(agent))
     for choice in (None, "zero3"):
         agent = make_critical_agent(folder, choice)
         keep(folder, f"ppo-{choice}", agent, learn(agent))

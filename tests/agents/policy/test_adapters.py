@@ -2,6 +2,11 @@
 
 import gc
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +42,7 @@ from agents.ppo import PPO, PPOConfig
 from agents.training.optim import split_parameters
 from seg_env.errors import WrongOptionError
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = {
     **{"prompts_per_update": 4, "group_size": 4, "max_new_tokens": 24, "learning_rate": 1e-2},
     **{"adam_epsilon": 1e-4, "epochs": 1},
@@ -196,6 +202,51 @@ def test_the_penalty_keeps_no_second_model(base):
         agent = make_agent(policy, kl_coefficient=0.1)
         assert parameter_bytes() - before == more
         del agent
+
+
+PEAK = """
+import sys
+import torch
+from agents.embedded.tiny import build_model, build_processor
+from agents.policy.adapters import add_adapter
+from agents.policy.model import VLMPolicy
+from experiments.benchmarks.memory import resident_mib
+from experiments.benchmarks.train_legs import SHAPES
+from test_adapters import learn, make_agent
+
+coefficient, adapter = map(float, sys.argv[1:])
+torch.manual_seed(0)
+processor = build_processor(SHAPES["30m"])
+policy = VLMPolicy(build_model(SHAPES["30m"], processor), processor)
+if adapter:
+    policy.model.name_or_path = "in no folder"
+    add_adapter(policy.model, 4)
+settings = {"prompts_per_update": 2, "group_size": 2, "max_new_tokens": 4, "minibatches": 1}
+learn(make_agent(policy, muon=False, kl_coefficient=coefficient, **settings), 1)
+size = sum(each.nbytes for each in policy.model.parameters()) / 2**20
+print("result", size, resident_mib("VmHWM"))
+"""
+
+
+def peak(coefficient, *, adapter):
+    """MiB of a model of 32 million parameters, and of a process that trains it, at its most."""
+    words = [sys.executable, "-c", PEAK, str(coefficient), str(int(adapter))]
+    paths = (str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    told = subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
+    return map(float, told.split("result")[1].split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_penalty_takes_the_memory_of_no_second_model():
+    found = {}
+    for adapter in (False, True):
+        for coefficient in (0, 0.1):
+            size, found[adapter, coefficient] = peak(coefficient, adapter=adapter)
+    print(f"model of {size:.0f} MiB; peak MiB by (adapter, KL coefficient): {found}")
+    assert found[False, 0.1] - found[False, 0] > 0.9 * size
+    assert found[True, 0.1] - found[True, 0] < 0.2 * size
 
 
 def trained_policy(base):
@@ -382,17 +433,20 @@ def test_a_bare_adapter_opens_by_its_base_model(saved, base, tmp_path):
 
 
 def test_an_adapter_on_the_hub_opens_from_the_cache(saved, base, tmp_path, monkeypatch):
-    repository = tmp_path / "models--someone--outlines"
-    (repository / "refs").mkdir(parents=True)
     commit = "0" * 40
-    (repository / "refs" / "main").write_text(commit)
-    damaged(saved, repository / "snapshots").rename(repository / commit)
-    (repository / "snapshots").mkdir()
-    (repository / commit).rename(repository / "snapshots" / commit)
+    for name, folder in (("adapter", saved[1]), ("model", base)):
+        repository = tmp_path / f"models--someone--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    policy = VLMPolicy.from_pretrained("someone/outlines", device="cpu")
-    torch.testing.assert_close(log_probs(policy), log_probs(saved[0]), atol=1e-5, rtol=0)
+    for name, policy in (
+        ("adapter", saved[0]),
+        ("model", VLMPolicy.from_pretrained(base, device="cpu")),
+    ):
+        opened = VLMPolicy.from_pretrained(f"someone/{name}", device="cpu")
+        torch.testing.assert_close(log_probs(opened), log_probs(policy), atol=1e-5, rtol=0)
 
 
 def test_only_policies_are_adapted(saved):

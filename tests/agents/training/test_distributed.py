@@ -161,17 +161,18 @@ def test_a_checkpoint_holds_an_ordinary_policy(trained, folder):
     assert distance(*halves) < LIMIT
 
 
-def test_ranks_learn_the_adapter_that_one_process_learns(trained, folder):
-    agent = job.make_adapted_agent(folder)
+def test_two_ranks_learn_the_adapter_that_one_process_learns(trained, folder):
+    agent = job.make_adapted_agent(folder, None)
     start = job.weights_of(agent)
     wanted = job.learn(agent), job.weights_of(agent)
-    for name in job.ADAPTED:
-        rows, weights = trained[name]
+    for choice in job.ADAPTED:
+        rows, weights = trained[f"adapter-{choice}"]
         check_equal((rows, weights), wanted)
-        moved = {key for key, value in weights.items() if not torch.equal(value, start[key])}
+        moved = {name for name, value in weights.items() if not torch.equal(value, start[name])}
         assert moved == set(adapter_parameters(agent.policy.model))
-        assert trained[f"{name}-again"][0] == rows[job.HALF :]
-        assert distance(trained[f"{name}-again"][1], weights) == 0
+    resumed = trained["adapter-zero2-as-zero2"]
+    assert resumed[0] == rows[job.HALF :]
+    assert distance(resumed[1], weights) == 0
 
 
 @pytest.mark.parametrize("choice", [None, "zero3"])
