@@ -164,7 +164,9 @@ def open_checkpoint(
         CheckpointError: It cannot be opened.
     """
     if (folder := adapter_folder(name_or_path)) is not None:
-        return _open_adapter(folder, adapters, dtype, trust_remote_code, options)
+        model, processor = _open_adapter(folder, adapters, dtype, trust_remote_code, options)
+        model.name_or_path = model.config._name_or_path = str(name_or_path)
+        return model, processor
     opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
     # The processor comes first: it is opened in no time, and is what most often is missing.
     processor = open_policy_processor(name_or_path, trust_remote_code=trust_remote_code)
@@ -273,7 +275,6 @@ def _open_adapter(
                 f"and {base} has no such layer"
             )
         layers[name].weight.data += out @ into * adapter.scaling
-    model.name_or_path = model.config._name_or_path = str(folder)
     if adapter.frame is not None:
         setattr(model.config, ANSWER_FRAME, adapter.frame)
     if any((folder / name).is_file() for name in (PROCESSOR_FILE, IMAGES_FILE)):
