@@ -182,9 +182,7 @@ class Run:
         except KeyboardInterrupt:
             if self._learned and self.world.size == 1:
                 self._save_learned()
-            self.console.print(
-                f"interrupted after update {self.agent.update}; --resume goes on from a checkpoint"
-            )
+            self._say_goes_on("interrupted")
             raise SystemExit(130) from None
         except DivergedError as error:
             # A checkpoint is known to be good if a step was made from it.
@@ -204,20 +202,27 @@ class Run:
         except Exception as error:
             if not is_full_disk(error):
                 raise
-            found = latest_checkpoint(checkpoints)
             raise ExplainedError(
                 f"{self.folder} cannot be written to, the disk or a quota is full ({error}): make "
-                f"room, then --resume goes on from {found or 'the start'}"
+                f"room, then --resume goes on from {self._latest()}"
             ) from error
+
+    def _say_goes_on(self, what: str) -> None:
+        self.console.print(
+            f"{what} after update {self.agent.update}; --resume goes on from {self._latest()}",
+            soft_wrap=True,
+        )
+
+    def _latest(self) -> str:
+        """The checkpoint that a resumed run starts from."""
+        return str(latest_checkpoint(self.folder / "checkpoints") or "the start")
 
     def _end_if_asked(self) -> None:
         """End a run that was asked to by a signal, before or after its training."""
         if number := self._asked_to_end():
             if self._learned:
                 self._save_learned()
-            self.console.print(
-                f"terminated after update {self.agent.update}; --resume goes on from a checkpoint"
-            )
+            self._say_goes_on("terminated")
             raise SystemExit(128 + number)
 
     def _save_learned(self) -> None:
@@ -422,10 +427,10 @@ class Run:
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Say when a step was not applied, and once when over 5 % of the answers are cut off."""
-        if not math.isfinite(norm := metrics.get("train/grad_norm", 0.0)):
+        if not math.isfinite(metrics.get("train/grad_norm", 0.0)):
             self.console.print(
-                f"[yellow]update {self.agent.update}: a gradient's norm is {norm}, and the step "
-                f"was not applied[/yellow]"
+                f"[yellow]update {self.agent.update}: steps whose gradients are not finite were "
+                f"not applied[/yellow]"
             )
         share = metrics.get("rollout/truncated", 0.0)
         if share > 0.05 and not self._warned:
