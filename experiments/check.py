@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,11 +27,9 @@ from experiments.common.logs import progress_bar, write_json
 from experiments.common.policies import describe_data, spread_evenly
 from experiments.common.tables import terminal_table
 from experiments.evaluation.ceiling import measure_ceilings
-from seg_env.data.base import Dataset
-from seg_env.data.base import left_out as left_out_of
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.rasters import Stretch
 from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.records import OnError
 from seg_env.data.sources import kind_of, open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
@@ -65,7 +63,7 @@ class Args:
     """How images deeper than 8 bits become bytes: over their full range, or percentiles."""
     bands: tuple[int, ...] | None = None
     """Bands of images that have many, from 1: one for gray, three for red, green and blue."""
-    on_error: OnError = "skip"
+    on_error: Literal["raise", "skip"] = "skip"
     """Broken records: left out and counted, or an error."""
     questions: int = 1000
     """Most samples that are measured, spread over all."""
@@ -107,7 +105,7 @@ def main(args: Args) -> dict[str, Any]:
         "dataset": dataset.name,
         "split": dataset.split,
         "samples": len(dataset),
-        "left_out": left_out_of(dataset)
+        "left_out": not_asked(dataset)
         | {f"left out for {why}": n for why, n in Counter(left_out.reasons.values()).items()},
     }
     if isinstance(dataset, AnnotatedImages):

@@ -104,7 +104,7 @@ class Args(RunArguments):
     trust_remote_code: tyro.conf.Suppress[bool] = False
 
     def __post_init__(self) -> None:
-        self.dataset = one_name(self.dataset, self.data)
+        self.dataset, self.data = self.dataset or self.data, None
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment; ``difficulty`` is of scenes, also where it is a default."""
@@ -132,12 +132,7 @@ class TRLArgs(RunArguments):
     deepspeed: tyro.conf.Suppress[str | None] = None
 
     def __post_init__(self) -> None:
-        self.dataset = one_name(self.dataset, self.data)
-
-
-def one_name(dataset: str | None, data: str | None) -> str | None:
-    """What --dataset, or --data in its place, says."""
-    return data if dataset is None else dataset
+        self.dataset, self.data = self.dataset or self.data, None
 
 
 def main(args: Args) -> dict[str, Any]:

@@ -22,11 +22,11 @@ def start(script, *options, columns="200"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_hear_signals,
+        preexec_fn=hear_signals,
     )
 
 
-def _hear_signals():
+def hear_signals():
     """Undo what a shell does to jobs in the background, and nohup: signals are not ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -57,6 +57,7 @@ from experiments.common.policies import (
 )
 from experiments.common.report import Evaluations, report_text, scores_of, write_report
 from experiments.evaluation.loop import Evaluation, evaluate_turns
+from seg_env.data.base import not_asked
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
@@ -269,6 +270,7 @@ class Run:
             "minutes": (time.perf_counter() - self._start) / 60,  # of resumed runs in all
             "frame": agent.policy.answer_frame.description,
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
+            "not_asked": not_asked(self.core.dataset),
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
         }
         text = report_text(title, scores)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from seg_env.data.base import Dataset, left_out
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.geojson import export_geojson
 from seg_env.data.rasters import Stretch
@@ -51,7 +51,7 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
-    for reason, count in left_out(dataset).items():
+    for reason, count in not_asked(dataset).items():
         print(f"  {reason}: {count}")
     return 0
 

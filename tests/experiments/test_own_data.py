@@ -89,7 +89,7 @@ def test_check_tells_what_is_there_and_what_is_left_out(lines, tmp_path, capsys)
     broken.write_text(lines.read_text() + json.dumps(record) + "\n")
     found = check.command_line([str(broken), "--output-dir", str(tmp_path)])
     assert (found["layout"], found["samples"], found["images"]) == ("jsonl", IMAGES, IMAGES)
-    assert found["left_out"] == {"missing photo": 1}
+    assert found["left_out"] == {"left out for missing photo": 1}
     assert found["image_width"] == [64] * 5
     assert found["ceilings"][0]["giou"] > 0.99
     assert "missing photo" in capsys.readouterr().out

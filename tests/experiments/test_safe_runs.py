@@ -18,7 +18,7 @@ import pytest
 import torch
 import tyro
 from agents_fixtures import THREADS, same_parameters
-from short_runs import ROOT, start, timeless
+from short_runs import ROOT, hear_signals, start, timeless
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import complete_checkpoints, require_whole
@@ -167,6 +167,7 @@ def test_a_signal_while_evaluating_ends_in_a_sentence(
         cwd=ROOT,
         capture_output=True,
         text=True,
+        preexec_fn=hear_signals,
     )
     assert done.returncode == 128 + number, done.stderr
     verb = "interrupted" if number == signal.SIGINT else "terminated"
@@ -182,6 +183,11 @@ def test_a_signal_while_evaluating_ends_in_a_sentence(
     check_same(folder, finished)
 
 
+def take_terminal():
+    hear_signals()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_terminal_that_is_closed_while_training_leaves_a_checkpoint(policy_folder, tmp_path):
     words = options(policy_folder, tmp_path / "run", "--updates", "1000000")
     terminal, inside = pty.openpty()
@@ -191,7 +197,7 @@ def test_a_terminal_that_is_closed_while_training_leaves_a_checkpoint(policy_fol
         env=os.environ | {"OMP_NUM_THREADS": THREADS},
         **dict.fromkeys(("stdin", "stdout", "stderr"), inside),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(inside)
     deadline = time.monotonic() + 200

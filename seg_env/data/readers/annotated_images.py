@@ -88,8 +88,8 @@ class AnnotatedImages(ABC, Generic[Key]):
         bands: Sequence[int] | None = None,
     ) -> None:
         """Start with nothing asked for and nothing left out."""
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"{on_error=} is unknown; use one of {', '.join(get_args(OnError))}")
         if encoding is not None:
             try:
                 "a".encode(encoding)

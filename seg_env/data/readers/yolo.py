@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import numpy as np
-import yaml
 
 from seg_env.data.folders import counterpart, image_folder, images_in
 from seg_env.data.images import image_size
@@ -16,12 +15,6 @@ from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Option
 from seg_env.data.records import RecordError, describe, located, read_text
 from seg_env.data.segmentations import object_target
 from seg_env.types import Target
-
-
-class _Words(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """YAML without tags of other languages, whose words are text: "no" is a name."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class Outline(NamedTuple):
@@ -150,10 +143,7 @@ def read_config(
     root = root.parent if root.is_file() else root
     for path in files:
         text = read_text(path, encoding, "config_bytes")
-        try:
-            config = yaml.load(text, _Words)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise RecordError(f"{path} is not valid YAML: {error}") from error
+        config = _load_yaml(text, path)
         if isinstance(config, dict) and "names" in config:
             place = config.get(split)
             if split != "train" and place == config.get("train"):
@@ -167,6 +157,19 @@ def read_config(
     if not path.is_file():
         raise FileNotFoundError(f"{root} has no .yaml with 'names', and no classes.txt")
     return root, _names(read_text(path, encoding, "config_bytes").splitlines(), path), []
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Parse YAML without tags of other languages, whose words are text: "no" is a name."""
+    import yaml
+
+    class Words(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    try:
+        return yaml.load(text, Words)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecordError(f"{path} is not valid YAML: {error}") from error
 
 
 def _names(given: Any, path: Path) -> dict[int, str]:
