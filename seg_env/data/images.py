@@ -15,7 +15,7 @@ from PIL import Image
 from seg_env.data.records import Fault, RecordError
 from seg_env.geometry.rle import MAX_PIXELS
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats that are read; the MPO of some cameras is read as JPEG."""
 

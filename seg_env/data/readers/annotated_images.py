@@ -80,6 +80,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
         self.name = name
         self.split = split
+        self.faults: dict[str, str] = {}
+        """What is wrong with the first of the records left out, by `seg_env.data.records.Fault`."""
         self.skipped: Counter[str] = Counter()
         """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
         self.excluded = 0
@@ -185,6 +187,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             fault = Fault.MISSING_IMAGE if missing else getattr(error, "fault", Fault.MALFORMED)
             if count:
                 self.skipped[str(fault)] += count
+                self.faults.setdefault(str(fault), str(error))
 
 
 def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:
