@@ -119,7 +119,7 @@ def main(args: Args) -> dict[str, Any]:
             f"{fault}, the first: {example}", highlight=False, markup=False, soft_wrap=True
         )
     if not rows:
-        why = next(iter(faults.values()), ", ".join(found["left_out"]) or "it has no records")
+        why = next(iter(faults.values()), ", ".join(left_out_of(dataset)) or "it has no records")
         raise WrongOptionError(f"{describe_data(dataset)} has nothing to ask about: {why}")
     console.print(f"look at {args.output_dir / 'samples.png'}", highlight=False, soft_wrap=True)
     return found

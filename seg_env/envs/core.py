@@ -171,8 +171,8 @@ class ReferringCore:
             )
         self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
-            why = ": ".join(["", *getattr(self.dataset, "faults", {}).values()])
-            raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about{why}")
+            why = "; ".join(getattr(self.dataset, "faults", {}).values()) or "it has no records"
+            raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about: {why}")
         # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
         native_size = (side, side) if isinstance(side, int) else None
