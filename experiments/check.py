@@ -34,6 +34,7 @@ from seg_env.data.sources import kind_of, open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.render import draw_overlay
+from seg_env.errors import WrongOptionError
 
 GRID = (4, 4)
 """Columns and rows of the sheet."""
@@ -85,6 +86,7 @@ def main(args: Args) -> dict[str, Any]:
         core = ReferringCore(dataset) if len(dataset) else None
         layout = dataset.name if ":" in args.dataset else kind_of(args.dataset)
         args.output_dir.mkdir(parents=True, exist_ok=True)
+    faults: dict[str, str] = dict(getattr(dataset, "faults", {}))
     rows: dict[int, tuple[str, int, int, int, int]] = {}  # text, area, rings, height, width
     with progress_bar(console) as progress:
         some = spread_evenly(len(dataset), args.questions) if core else []
@@ -98,7 +100,8 @@ def main(args: Args) -> dict[str, Any]:
                         raise ValueError("image and target have different sizes")
                     rows[index] = (sample.expression, target.area, len(target.rings), *size)
             except UnusableSampleError as error:
-                left_out.add(name_of(dataset, index), error)
+                left_out.add(name := name_of(dataset, index), error)
+                faults.setdefault(left_out.reasons[name], f"{name}: {error}")
             progress.advance(task)
     found = {
         "layout": layout,
@@ -118,9 +121,13 @@ def main(args: Args) -> dict[str, Any]:
         _draw(dataset, list(rows), args.output_dir / "samples.png")
     write_json(args.output_dir / "check.json", found)
     _tell(found, console)
+    for fault, example in faults.items():
+        console.print(
+            f"{fault}, the first: {example}", highlight=False, markup=False, soft_wrap=True
+        )
     if not rows:
-        console.print("[red]there is nothing to ask about[/red]")
-        raise SystemExit(1)
+        why = next(iter(faults.values()), ", ".join(not_asked(dataset)) or "it has no records")
+        raise WrongOptionError(f"{describe_data(dataset)} has nothing to ask about: {why}")
     console.print(f"look at {args.output_dir / 'samples.png'}", highlight=False, soft_wrap=True)
     return found
 

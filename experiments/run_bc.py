@@ -42,6 +42,7 @@ from rich.console import Console
 from agents.embedded import TinyConfig
 from agents.settings import (
     BehaviorCloningConfig,
+    OnPolicyConfig,
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
@@ -165,6 +166,10 @@ def main(args: Args) -> dict[str, Any]:
             workers=max(1, (os.cpu_count() or 1) // world.size),
             console=console,
             frame=policy.answer_frame,
+            # What is longer cannot be answered, and takes memory in proportion to its square.
+            longest=None
+            if isinstance(images, Scenes)
+            else max(run.max_new_tokens, OnPolicyConfig.max_new_tokens),
             left_out=left_out,
         )
         if len(demonstrations) < args.cloning.batch_size:

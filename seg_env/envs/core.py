@@ -171,9 +171,10 @@ class ReferringCore:
             )
         self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
-            reasons = [f"; {reason}: {n}" for reason, n in not_asked(self.dataset).items()]
-            problem = "has no sample to ask about" + "".join(reasons)
-            raise ValueError(f"data set {self.dataset.name!r} {problem}")
+            reasons = [f"{count} {reason}" for reason, count in not_asked(self.dataset).items()]
+            reasons += getattr(self.dataset, "faults", {}).values()
+            why = "; ".join(reasons) or "it has no records"
+            raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about: {why}")
         # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
         native_size = (side, side) if isinstance(side, int) else None
