@@ -70,10 +70,6 @@ def _open(
     return open_dataset(**given)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def _report(written: int, count: int) -> None:
     if written == count or written % 100 == 0:
         print(f"\r{written} of {count}", end="\n" if written == count else "", file=sys.stderr)
@@ -99,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
         add("--encoding", help="of files that are neither UTF-8 nor UTF-16, such as gbk")
         add("--stretch", choices=get_args(Stretch), help="how images over 8 bits become bytes")
-        add("--bands", type=_numbers, metavar="R,G,B", help="of images of many, as 4,3,2")
+        add("--bands", type=int, nargs="+", metavar="BAND", help="of images of many, as 4 3 2")
         add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")
         add("--exclude-root", help="folder of that data set, by default the same")
         add("--exclude-split-by", help="whose split of that data set")
