@@ -138,7 +138,7 @@ def test_pre_training_saw_the_annotated_images_and_sft_the_scenes(finished):
         for stage in ("pretrain", "sft", "rl")
     }
     assert configs["pretrain"]["dataset"] == str(folder / "annotate")
-    assert configs["sft"]["data"] is None
+    assert configs["sft"]["dataset"] is None
     assert configs["rl"]["policy"] == str(folder / "sft" / "policy")
     before = json.loads((folder / "rl" / "scores.json").read_text())["before"]
     assert before["giou"] == read_scores(folder / "sft")["greedy"]["giou"]
