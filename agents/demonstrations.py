@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from seg_env.envs.left_out import loading
 from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
-from seg_env.tasks import Task, answer, askable, question
+from seg_env.tasks import DEFAULT_TASK, Task, answer, askable, form_of, question
 from seg_env.tasks.queries import QueryStyle, check_places, refer_to
 from seg_env.types import Sample
 
@@ -45,6 +45,8 @@ class Demonstration:
     prefix: tuple[int, ...]
     """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
+    too_long: tuple[str, ...] = ()
+    """Ids of the samples that nothing is asked about, as no outline of them is short enough."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,37 @@ def demonstrate(
     pad: bool,
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
+    longest: int | None = None,
 ) -> Demonstration:
     """Ask every task of every sample; what a sample cannot be asked is asked about by text.
 
     All samples are of one image. See `seg_env.tasks.answer` for how outlines are written;
-    ``queries`` says how places that questions give are drawn and written.
+    ``queries`` says how places that questions give are drawn and written. Outlines of more than
+    ``longest`` tokens, the end token included, are drawn with twice or four times the tolerance,
+    and samples for which that is not enough are not asked about.
     """
     check_places(tasks, frame)
-    dialogues = []
+    dialogues, too_long = [], []
+    written: dict[str, Any] = {"decimals": decimals, "pad": pad, "frame": frame}
     for sample in samples:
+        tolerance = epsilon
+        if longest is not None and any(form_of(task) == "mask" for task in tasks):
+            for tolerance in (epsilon, 2 * epsilon, 4 * epsilon):
+                outline = answer(sample, DEFAULT_TASK, epsilon=tolerance, **written)
+                if len(processor.tokenizer(outline, add_special_tokens=False).input_ids) < longest:
+                    break
+            else:
+                too_long.append(sample.id)
+                continue
         for task in tasks:
             possible = askable(sample, task)
             numbers = frame.for_image(sample.target.size)
             place = refer_to(sample, possible, style=queries, frame=numbers)
             prompt = question(sample, possible, place)
-            reply = answer(sample, task, epsilon=epsilon, decimals=decimals, pad=pad, frame=frame)
+            reply = answer(sample, task, epsilon=tolerance, **written)
             dialogues.append(write_dialogue(processor, task, prompt, reply))
-    return demonstration_of(processor, samples[0].image, dialogues)
+    shown = demonstration_of(processor, samples[0].image, dialogues)
+    return replace(shown, too_long=tuple(too_long))
 
 
 def demonstrate_refinement(

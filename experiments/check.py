@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,15 +27,14 @@ from experiments.common.logs import progress_bar, write_json
 from experiments.common.policies import describe_data, spread_evenly
 from experiments.common.tables import terminal_table
 from experiments.evaluation.ceiling import measure_ceilings
-from seg_env.data.base import Dataset
-from seg_env.data.base import left_out as left_out_of
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.rasters import Stretch
 from seg_env.data.readers.annotated_images import AnnotatedImages
-from seg_env.data.records import OnError
 from seg_env.data.sources import kind_of, open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.render import draw_overlay
+from seg_env.errors import WrongOptionError
 
 GRID = (4, 4)
 """Columns and rows of the sheet."""
@@ -65,7 +64,7 @@ class Args:
     """How images deeper than 8 bits become bytes: over their full range, or percentiles."""
     bands: tuple[int, ...] | None = None
     """Bands of images that have many, from 1: one for gray, three for red, green and blue."""
-    on_error: OnError = "skip"
+    on_error: Literal["raise", "skip"] = "skip"
     """Broken records: left out and counted, or an error."""
     questions: int = 1000
     """Most samples that are measured, spread over all."""
@@ -87,6 +86,7 @@ def main(args: Args) -> dict[str, Any]:
         core = ReferringCore(dataset) if len(dataset) else None
         layout = dataset.name if ":" in args.dataset else kind_of(args.dataset)
         args.output_dir.mkdir(parents=True, exist_ok=True)
+    faults: dict[str, str] = dict(getattr(dataset, "faults", {}))
     rows: dict[int, tuple[str, int, int, int, int]] = {}  # text, area, rings, height, width
     with progress_bar(console) as progress:
         some = spread_evenly(len(dataset), args.questions) if core else []
@@ -100,14 +100,15 @@ def main(args: Args) -> dict[str, Any]:
                         raise ValueError("image and target have different sizes")
                     rows[index] = (sample.expression, target.area, len(target.rings), *size)
             except UnusableSampleError as error:
-                left_out.add(name_of(dataset, index), error)
+                left_out.add(name := name_of(dataset, index), error)
+                faults.setdefault(left_out.reasons[name], f"{name}: {error}")
             progress.advance(task)
     found = {
         "layout": layout,
         "dataset": dataset.name,
         "split": dataset.split,
         "samples": len(dataset),
-        "left_out": left_out_of(dataset)
+        "left_out": not_asked(dataset)
         | {f"left out for {why}": n for why, n in Counter(left_out.reasons.values()).items()},
     }
     if isinstance(dataset, AnnotatedImages):
@@ -120,9 +121,13 @@ def main(args: Args) -> dict[str, Any]:
         _draw(dataset, list(rows), args.output_dir / "samples.png")
     write_json(args.output_dir / "check.json", found)
     _tell(found, console)
+    for fault, example in faults.items():
+        console.print(
+            f"{fault}, the first: {example}", highlight=False, markup=False, soft_wrap=True
+        )
     if not rows:
-        console.print("[red]there is nothing to ask about[/red]")
-        raise SystemExit(1)
+        why = next(iter(faults.values()), ", ".join(not_asked(dataset)) or "it has no records")
+        raise WrongOptionError(f"{describe_data(dataset)} has nothing to ask about: {why}")
     console.print(f"look at {args.output_dir / 'samples.png'}", highlight=False, soft_wrap=True)
     return found
 

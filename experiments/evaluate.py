@@ -45,6 +45,7 @@ from experiments.evaluation.answers import (
     read_answers,
 )
 from experiments.evaluation.reader import GUESS, compare_frames, conclusion, reading_table
+from seg_env.data.base import not_asked
 from seg_env.data.sources import Part
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
 from seg_env.envs.referring import open_questions
@@ -138,7 +139,11 @@ class Args(TaskArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        return super().environment() | self._given("part")
+        found = super().environment() | self._given("part")
+        if found.get("on_error") == "skip" and self.part is None:
+            # Answers can be scored without images, and each question is looked at anyway.
+            found["on_error"] = "defer"
+        return found
 
     def asked(self) -> dict[str, Any]:
         """The settings that decide what a policy answers; JSON-able."""
@@ -375,6 +380,7 @@ class TaskEvaluation:
             "frame": core.answer_frame.description,
             "seed": args.seed,
             "left_out": self.left_out.reasons,
+            "not_asked": not_asked(core.dataset),
         }
         how = args.answers, args.empty_union, args.seed
         scores |= scoring.score(columns, *how)

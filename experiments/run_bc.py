@@ -42,6 +42,7 @@ from rich.console import Console
 from agents.embedded import TinyConfig
 from agents.settings import (
     BehaviorCloningConfig,
+    OnPolicyConfig,
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
@@ -104,7 +105,7 @@ class Args(RunArguments):
     trust_remote_code: tyro.conf.Suppress[bool] = False
 
     def __post_init__(self) -> None:
-        self.dataset = one_name(self.dataset, self.data)
+        self.dataset, self.data = self.dataset or self.data, None
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment; ``difficulty`` is of scenes, also where it is a default."""
@@ -137,12 +138,7 @@ class TRLArgs(RunArguments):
     deepspeed: tyro.conf.Suppress[str | None] = None
 
     def __post_init__(self) -> None:
-        self.dataset = one_name(self.dataset, self.data)
-
-
-def one_name(dataset: str | None, data: str | None) -> str | None:
-    """What --dataset, or --data in its place, says."""
-    return data if dataset is None else dataset
+        self.dataset, self.data = self.dataset or self.data, None
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -176,6 +172,10 @@ def main(args: Args) -> dict[str, Any]:
             workers=max(1, (os.cpu_count() or 1) // world.size),
             console=console,
             frame=policy.answer_frame,
+            # What is longer cannot be answered, and takes memory in proportion to its square.
+            longest=None
+            if isinstance(images, Scenes)
+            else max(run.max_new_tokens, OnPolicyConfig.max_new_tokens),
             left_out=left_out,
         )
         if len(demonstrations) < args.cloning.batch_size:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rewards.base import Reward
 from rewards.registry import make_reward
+from seg_env.errors import ExplainedError
 from seg_env.types import Prediction, Target
 
 DEFAULT_REWARDS = "mask_iou=1.0 centroid_distance=0.5 format=0.1"
@@ -26,6 +27,10 @@ Weight: TypeAlias = float | Literal["gate"]
 
 RewardSpec: TypeAlias = "str | Mapping[str, object] | Sequence[object] | RewardSum"
 """What `RewardSum.from_spec` reads."""
+
+
+class RewardValueError(ExplainedError, ValueError):
+    """A reward returned what nothing can be learned from."""
 
 
 class Term(NamedTuple):
@@ -94,9 +99,9 @@ class RewardSum:
         """Score ``N`` answers; what a reward raises propagates.
 
         Raises:
-            ValueError: There are not as many targets, a reward returns something other than ``N``
-                finite real numbers, a gate leaves ``[0, 1]``, or a value or the sum is beyond
-                `LARGEST`.
+            RewardValueError: A reward returns something other than ``N`` finite real numbers, a
+                gate leaves ``[0, 1]``, or a value or the sum is beyond `LARGEST`.
+            ValueError: There are not as many targets.
         """
         if len(predictions) != len(targets):
             raise ValueError(
@@ -114,13 +119,13 @@ class RewardSum:
             elif ((scores >= 0) & (scores <= 1)).all():
                 gate *= scores
             else:
-                raise ValueError(
+                raise RewardValueError(
                     f"reward {name!r} is used as a gate and returned {scores.min()} to "
                     f"{scores.max()}; a gate stays in [0, 1], give it a weight instead"
                 )
         total *= gate
         if (np.abs(total) > LARGEST).any():
-            raise ValueError(
+            raise RewardValueError(
                 f"the rewards add up to {total[np.abs(total).argmax()]:.6g}, beyond {LARGEST:g}: "
                 f"give smaller weights in {self!r}"
             )
@@ -178,17 +183,18 @@ def _checked(name: str, returned: object, count: int) -> NDArray[np.float64]:
     try:
         values = np.asarray(returned)
     except ValueError as error:
-        raise ValueError(f"reward {name!r}: {expected}, got {returned!r:.80}") from error
+        raise RewardValueError(f"reward {name!r}: {expected}, got {returned!r:.80}") from error
     if values.dtype.kind not in "fiub":
-        raise ValueError(f"reward {name!r}: {expected}, got {returned!r:.80} of {values.dtype}")
+        raise RewardValueError(
+            f"reward {name!r}: {expected}, got {returned!r:.80} of {values.dtype}"
+        )
     if values.shape != (count,):
-        raise ValueError(f"reward {name!r}: {expected}, got an array of shape {values.shape}")
+        raise RewardValueError(f"reward {name!r}: {expected}, got an array of shape {values.shape}")
     values = values.astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if len(wrong):
-        raise ValueError(
+        raise RewardValueError(
             f"reward {name!r}: {expected} of at most {LARGEST:g}, got {values[wrong[0]]} for "
-            f"prediction {wrong[0]} "
-            f"({len(wrong)} such values)"
+            f"prediction {wrong[0]} ({len(wrong)} such values)"
         )
     return values

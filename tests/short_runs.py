@@ -1,6 +1,7 @@
 """Runs of commands that take seconds: started as a user does, and what they leave."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,14 @@ def start(script, *options, columns="200"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_signals,
     )
+
+
+def hear_signals():
+    """Undo what a shell does to jobs in the background, and nohup: signals are not ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def timeless(folder):

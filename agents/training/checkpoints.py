@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -135,7 +136,7 @@ def _damage_of(path: Path) -> str:
         return ""
     except DamagedCheckpointError:
         return "state.json cannot be read"
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     if not changed:
         return ""
@@ -149,8 +150,8 @@ def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any]
     """
     path = Path(path)
     facts = read_facts(path)
-    read_weights(path / "policy", policy)
     tensors = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    read_weights(path / "policy", policy)
     return tensors, facts
 
 
@@ -180,11 +181,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not (path / "state.json").exists():
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no state.json")
     try:
-        facts = json.loads((path / "state.json").read_text())
-        int(facts["update"])
-    except (ValueError, TypeError, KeyError):
+        facts: dict[str, Any] = json.loads((path / "state.json").read_text())
+        operator.index(facts["update"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DamagedCheckpointError(f"{path} is damaged: state.json cannot be read") from None
-    return dict(facts)
+    return facts
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

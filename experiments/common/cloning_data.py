@@ -83,7 +83,8 @@ def demonstrate_images(
         processor: That of the policy to be taught.
         workers: Processes.
         console: Where the progress bar is drawn.
-        left_out: Gets images that are broken, or that the processor refuses.
+        left_out: Gets images that are broken or that the processor refuses, and samples whose
+            outlines are too long.
         **settings: Of `agents.demonstrations.demonstrate`; coordinates have all their digits.
 
     Raises:
@@ -103,7 +104,11 @@ def demonstrate_images(
             if isinstance(part, UnusableSampleError):
                 left_out.add(images.name_of(index), part)
             elif part is not None:
-                found.append(part)
+                for name in part.too_long:
+                    problem = f"no outline of it fits in {settings['longest']} tokens"
+                    left_out.add(name, UnusableSampleError(problem))
+                if part.dialogues:
+                    found.append(part)
             progress.advance(task)
     return found
 

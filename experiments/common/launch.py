@@ -10,6 +10,7 @@ On several machines the output folder must be one that all of them see.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -30,9 +31,6 @@ from agents.training.distributed import (
 from agents.training.hardware import limit_threads
 from agents.training.settings import zero_stage
 from seg_env.errors import WrongOptionError
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a run that was asked to end and can be resumed."""
 
 
 @contextmanager
@@ -119,6 +117,8 @@ def termination(world: World) -> Iterator[Callable[[], int]]:
         nonlocal asked
         asked = number
         signal.signal(number, previous[number])
+        if number != signal.SIGTERM:
+            drop_closed_outputs()
 
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # only that one can listen
@@ -131,3 +131,13 @@ def termination(world: World) -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def drop_closed_outputs() -> None:
+    """Let what is printed go nowhere if the terminal is gone; to write there is an error."""
+    for output in (1, 2):
+        poll = select.poll()
+        poll.register(output, 0)  # tells only of what was closed
+        if poll.poll(0):
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), output)

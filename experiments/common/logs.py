@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import os
 import platform
 import shlex
@@ -80,7 +81,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate([*lines, last], 1):
         try:
             row = json.loads(line)
-            int(row["update"])
+            operator.index(row["update"])
             rows.append(row)
         except (ValueError, TypeError, KeyError, RecursionError):
             garbage.append(number)

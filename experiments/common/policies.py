@@ -15,8 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common.logs import warn
-from seg_env.data.base import Dataset
-from seg_env.data.base import left_out as left_out_of
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.readers.refer import EMBEDDED_NAME
 from seg_env.envs.core import Question, ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, ask_each, loading
@@ -85,7 +84,7 @@ def open_policy(
 
 def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
     """Say what of a data set is left out, and that a shipped policy has not seen such images."""
-    lines = [f"{count} {reason}" for reason, count in left_out_of(dataset).items()]
+    lines = [f"{count} {reason}" for reason, count in not_asked(dataset).items()]
     lines = [f"{describe_data(dataset)}: {line}" for line in lines]
     if policy in SHIPPED and not dataset.name.startswith(("scenes", EMBEDDED_NAME)):
         images = f"those of {describe_data(dataset)}"

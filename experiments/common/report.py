@@ -145,6 +145,9 @@ def report_text(title: str, scores: dict[str, Any]) -> str:
     for when, reasons in scores["left_out"].items():
         if summary := LeftOut(reasons=reasons).summary():
             sections.append(f"When {when}, {summary}.")
+    if found := scores.get("not_asked"):
+        listed = "; ".join(f"{count} {reason}" for reason, count in found.items())
+        sections.append(f"Of the data measured on, {listed}.")
     if "after" in scores:
         before = scores["before"]
         sections += [

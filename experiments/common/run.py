@@ -58,6 +58,7 @@ from experiments.common.policies import (
 )
 from experiments.common.report import Evaluations, report_text, scores_of, write_report
 from experiments.evaluation.loop import Evaluation, evaluate_turns
+from seg_env.data.base import not_asked
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
@@ -184,9 +185,7 @@ class Run:
         except KeyboardInterrupt:
             if self._learned and self.world.size == 1:
                 self._save_learned()
-            self.console.print(
-                f"interrupted after update {self.agent.update}; --resume goes on from a checkpoint"
-            )
+            self._say_goes_on("interrupted")
             raise SystemExit(130) from None
         except DivergedError as error:
             # A checkpoint is known to be good if a step was made from it.
@@ -206,20 +205,27 @@ class Run:
         except Exception as error:
             if not is_full_disk(error):
                 raise
-            found = latest_checkpoint(checkpoints)
             raise ExplainedError(
                 f"{self.folder} cannot be written to, the disk or a quota is full ({error}): make "
-                f"room, then --resume goes on from {found or 'the start'}"
+                f"room, then --resume goes on from {self._latest()}"
             ) from error
+
+    def _say_goes_on(self, what: str) -> None:
+        self.console.print(
+            f"{what} after update {self.agent.update}; --resume goes on from {self._latest()}",
+            soft_wrap=True,
+        )
+
+    def _latest(self) -> str:
+        """The checkpoint that a resumed run starts from."""
+        return str(latest_checkpoint(self.folder / "checkpoints") or "the start")
 
     def _end_if_asked(self) -> None:
         """End a run that was asked to by a signal, before or after its training."""
         if number := self._asked_to_end():
             if self._learned:
                 self._save_learned()
-            self.console.print(
-                f"terminated after update {self.agent.update}; --resume goes on from a checkpoint"
-            )
+            self._say_goes_on("terminated")
             raise SystemExit(128 + number)
 
     def _save_learned(self) -> None:
@@ -268,6 +274,7 @@ class Run:
             "minutes": (time.perf_counter() - self._start) / 60,  # of resumed runs in all
             "frame": agent.policy.answer_frame.description,
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
+            "not_asked": not_asked(self.core.dataset),
             "left_out": {"measuring": self.left_out.reasons, "learning": agent.left_out.reasons},
         }
         text = report_text(title, scores)
@@ -426,10 +433,10 @@ class Run:
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Say when a step was not applied, and once when over 5 % of the answers are cut off."""
-        if not math.isfinite(norm := metrics.get("train/grad_norm", 0.0)):
+        if not math.isfinite(metrics.get("train/grad_norm", 0.0)):
             self.console.print(
-                f"[yellow]update {self.agent.update}: a gradient's norm is {norm}, and the step "
-                f"was not applied[/yellow]"
+                f"[yellow]update {self.agent.update}: steps whose gradients are not finite were "
+                f"not applied[/yellow]"
             )
         share = metrics.get("rollout/truncated", 0.0)
         if share > 0.05 and not self._warned:

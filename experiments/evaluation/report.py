@@ -129,6 +129,7 @@ def _setting_lines(scores: dict[str, Any]) -> list[str]:
         left_out = LeftOut()
         left_out.update(scores["left_out"])
         lines.append(left_out.summary())
+    lines += [f"{count} {reason}" for reason, count in scores.get("not_asked", {}).items()]
     if scores["dataset"] == "embedded-sample":
         lines.append("the embedded sample stands in for the real data: not a score on RefCOCO")
     return lines

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from seg_env.data.base import Dataset, left_out
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.export import TargetForm, export_jsonlines
 from seg_env.data.geojson import export_geojson
 from seg_env.data.rasters import Stretch
@@ -51,7 +51,7 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{dataset.name} {dataset.split}: {len(dataset)} samples")
-    for reason, count in left_out(dataset).items():
+    for reason, count in not_asked(dataset).items():
         print(f"  {reason}: {count}")
     return 0
 
@@ -68,10 +68,6 @@ def _open(
             split_by=exclude_split_by,
         )
     return open_dataset(**given)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def _report(written: int, count: int) -> None:
@@ -99,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--on-error", choices=("raise", "skip"), default=on_error, help="about broken records")
         add("--encoding", help="of files that are neither UTF-8 nor UTF-16, such as gbk")
         add("--stretch", choices=get_args(Stretch), help="how images over 8 bits become bytes")
-        add("--bands", type=_numbers, metavar="R,G,B", help="of images of many, as 4,3,2")
+        add("--bands", type=int, nargs="+", metavar="BAND", help="of images of many, as 4 3 2")
         add("--exclude-images", metavar="NAME[:SPLIT,SPLIT]", help="leave out another's images")
         add("--exclude-root", help="folder of that data set, by default the same")
         add("--exclude-split-by", help="whose split of that data set")

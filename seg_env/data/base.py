@@ -32,7 +32,7 @@ class Dataset(Protocol):
         ...
 
 
-def left_out(dataset: Dataset) -> dict[str, int]:
+def not_asked(dataset: Dataset) -> dict[str, int]:
     """Numbers of records of a data set's files that are not asked about, by reason."""
     found = {"left out for their image": getattr(dataset, "excluded", 0)}
     found |= {f"left out for {key}": n for key, n in getattr(dataset, "skipped", {}).items()}

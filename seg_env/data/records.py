@@ -16,10 +16,11 @@ from seg_env.geometry.limits import LimitError, check_limit, check_size
 Id = int | str
 """What names a record in a file of COCO's form."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-OnError = Literal["raise", "skip"]
+OnError = Literal["raise", "skip", "defer"]
 """Whether a broken record is an error when it is asked for, or left out when a data set is opened.
 
-Leaving out means looking at every annotation and at the header of every image first. A file that
+Leaving out means looking at every annotation and at the header of every image first; to defer, that
+only what opening comes upon is left out, and all else is an error when it is asked for. A file that
 everything hangs on (``instances.json``, ``refs(*).p``, a parquet file) is an error either way, for
 then there is no record to leave out.
 """

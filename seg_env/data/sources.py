@@ -194,9 +194,10 @@ def kind_of(dataset: str) -> str:
     if "/" in dataset:
         return "parquet"
     raise ValueError(
-        f"{dataset=} is unknown; use one of {', '.join(DATASET_NAMES)}, the path of a folder or of "
-        f"a {', '.join(FILE_ENDINGS)} file, an id on the hub, a function 'my_pkg.data:make', or "
-        "pass an object with __len__, __getitem__, name and split"
+        f"{dataset=} is unknown, and no file or folder here; use one of "
+        f"{', '.join(DATASET_NAMES)}, the path of a folder or of a {', '.join(FILE_ENDINGS)} file, "
+        "an id on the hub, a function 'my_pkg.data:make', or pass an object "
+        "with __len__, __getitem__, name and split"
     )
 
 

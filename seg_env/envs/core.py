@@ -19,7 +19,7 @@ from PIL import Image
 
 from rewards.composite import DEFAULT_REWARDS, RewardScores, RewardSpec, RewardSum
 from rewards.mask_iou import MaskIoU, outline_iou
-from seg_env.data.base import Dataset, left_out
+from seg_env.data.base import Dataset, not_asked
 from seg_env.data.sources import open_dataset
 from seg_env.envs.spaces import FreeText, ImageSpace, PolygonText
 from seg_env.frames import AnswerFrame, Frame, letterbox_geometry
@@ -171,9 +171,10 @@ class ReferringCore:
             )
         self.dataset = open_dataset(dataset, **source)
         if not len(self.dataset):
-            reasons = [f"; {reason}: {n}" for reason, n in left_out(self.dataset).items()]
-            problem = "has no sample to ask about" + "".join(reasons)
-            raise ValueError(f"data set {self.dataset.name!r} {problem}")
+            reasons = [f"{count} {reason}" for reason, count in not_asked(self.dataset).items()]
+            reasons += getattr(self.dataset, "faults", {}).values()
+            why = "; ".join(reasons) or "it has no records"
+            raise ValueError(f"data set {self.dataset.name!r} has no sample to ask about: {why}")
         # A data set whose images are all squares of one size says so by this attribute.
         side = getattr(self.dataset, "size", None)
         native_size = (side, side) if isinstance(side, int) else None

@@ -19,6 +19,7 @@ from seg_env.data.base import Dataset
 from seg_env.envs.core import Episode, Move, Observation, Question, ReferringCore
 from seg_env.envs.spaces import FreeText
 from seg_env.envs.vertex import NUMBER, RingText, draw_written, write_outline
+from seg_env.frames import find_marked
 from seg_env.grammar import decode
 from seg_env.types import Prediction
 
@@ -178,7 +179,9 @@ def split_outline(prediction: Prediction) -> tuple[RingText, ...]:
     """
     if not prediction.rings:
         return ()
-    text = "".join(prediction.text.split())
+    marked = find_marked(prediction.text)
+    answer = prediction.text[marked.start : marked.end] if marked else prediction.text
+    text = "".join(answer.split())
     # What was read without issue has exactly these brackets, and words only before them.
     inside = text[text.index("[[[") + 3 : text.rindex("]]]")]
     found = []

@@ -135,7 +135,7 @@ def box_of(target: Target) -> NDArray[np.float64]:
 
 def _box_of_mask(target: Target) -> NDArray[np.float64]:
     height, width = target.size
-    return np.array(target.rle.bbox) / (width, height, width, height)
+    return np.array(target.rle.bbox) / np.maximum((width, height, width, height), 1)
 
 
 def centre_of(target: Target) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from agents_fixtures import SMALL
 from PIL import Image
@@ -112,3 +113,34 @@ def test_the_shipped_policy_is_made_by_the_defaults():
     args = run_bc.Args()
     assert (args.policy, args.data, args.evaluation.split) == (None, None, "val")
     assert (args.updates, args.scenes, args.evaluation.questions) == (1600, 20_000, 512)
+
+
+def test_outlines_too_long_to_answer_are_coarsened_or_left_out_and_counted(tmp_path):
+    """A circle is fine with fewer corners; of 25 squares none may go."""
+    angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    circle = [[[0.5 + 0.4 * np.cos(a), 0.5 + 0.4 * np.sin(a)] for a in angles]]
+    dots = [
+        [[x, y], [x + 0.05, y], [x + 0.05, y + 0.05], [x, y + 0.05]]
+        for x in np.arange(0.05, 0.9, 0.2)
+        for y in np.arange(0.05, 0.9, 0.2)
+    ]
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    records = [
+        {"id": name, "image": "a.png", "size": [200, 200], "expression": "it", "rings": rings}
+        for name, rings in (("circle", circle), ("dots", dots))
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    left_out = LeftOut()
+    settings = SETTINGS | {"epsilon": 0.001, "left_out": left_out}
+    lengths = {}
+    for longest in (None, 128):
+        images = RecordedImages(str(path))
+        (found,) = demonstrate_images(images, PROCESSOR, **settings, longest=longest)
+        outlines = [one for one in found.dialogues if one.task == "text->mask"]
+        lengths[longest] = [len(one.tokens) - one.answer_start for one in outlines]
+    assert len(lengths[None]) == 2
+    assert min(lengths[None]) > 128
+    assert len(lengths[128]) == 1
+    assert lengths[128][0] <= 128
+    assert left_out.reasons == {"dots": "no outline of it fits in 128 tokens"}

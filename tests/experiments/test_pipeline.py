@@ -49,10 +49,10 @@ def test_every_stage_starts_from_the_one_before(tmp_path):
     steps = {step.stage: step for step in run_pipeline.plan_steps(parse(tmp_path))}
     assert list(steps) == ["annotate", "pretrain", "sft", "rl"]
     settings = {stage: run_pipeline.parse(step) for stage, step in steps.items()}
-    assert settings["pretrain"].data == str(tmp_path / "annotate")
+    assert settings["pretrain"].dataset == str(tmp_path / "annotate")
     assert settings["pretrain"].policy is None
     assert settings["pretrain"].cloning.points_until > 0
-    assert settings["sft"].data is None
+    assert settings["sft"].dataset is None
     assert settings["sft"].policy == str(tmp_path / "pretrain" / "policy")
     assert settings["sft"].cloning.boxes_until == 0, "what finds objects needs no curriculum"
     assert settings["rl"].policy == str(tmp_path / "sft" / "policy")
@@ -69,7 +69,7 @@ def test_options_that_are_given_again_are_added(tmp_path):
     given = parse(tmp_path, "--sft=--data web.jsonl", "--sft=--updates 9")
     settings = {step.stage: run_pipeline.parse(step) for step in run_pipeline.plan_steps(given)}
     sft = settings["sft"]
-    assert (sft.data, sft.updates, sft.scenes) == ("web.jsonl", 9, 16)
+    assert (sft.dataset, sft.updates, sft.scenes) == ("web.jsonl", 9, 16)
     assert settings["pretrain"].updates == 6
 
 
@@ -92,7 +92,7 @@ def test_stages_can_be_left_out(given, stages, starts, tmp_path):
     wanted = [start and start.replace("pretrain/", f"{tmp_path}/pretrain/") for start in wanted]
     assert [each.policy for each in settings] == wanted
     if "--data" in given:
-        assert settings[0].data == "web.jsonl"
+        assert settings[0].dataset == "web.jsonl"
 
 
 def test_what_cannot_be_done_is_said_before_anything_is(tmp_path, capsys):
@@ -137,8 +137,8 @@ def test_pre_training_saw_the_annotated_images_and_sft_the_scenes(finished):
         stage: json.loads((folder / stage / "config.json").read_text())
         for stage in ("pretrain", "sft", "rl")
     }
-    assert configs["pretrain"]["data"] == str(folder / "annotate")
-    assert configs["sft"]["data"] is None
+    assert configs["pretrain"]["dataset"] == str(folder / "annotate")
+    assert configs["sft"]["dataset"] is None
     assert configs["rl"]["policy"] == str(folder / "sft" / "policy")
     before = json.loads((folder / "rl" / "scores.json").read_text())["before"]
     assert before["giou"] == read_scores(folder / "sft")["greedy"]["giou"]

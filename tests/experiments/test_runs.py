@@ -109,7 +109,10 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x00\x00\x00", b"{broken", b"[1]", b'{"loss": 1}', b"\xff\xfe", b"", b'{"update": null}'],
+    [
+        *(b"\x00\x00\x00", b"{broken", b"[1]", b'{"loss": 1}', b"\xff\xfe", b""),
+        *(b'{"update": null}', b'{"update": "3"}', b'{"update": Infinity}'),
+    ],
 )
 def test_a_line_of_garbage_is_named_and_costs_no_later_row(garbage, tmp_path):
     log_updates(tmp_path, [1, 2, 3])

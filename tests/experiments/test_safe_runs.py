@@ -1,11 +1,16 @@
 """Runs that are interrupted, damaged or run full: a sentence, a whole checkpoint, no traceback."""
 
+import fcntl
 import json
+import os
+import pty
 import resource
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -13,7 +18,7 @@ import pytest
 import torch
 import tyro
 from agents_fixtures import THREADS, same_parameters
-from short_runs import ROOT, start, timeless
+from short_runs import ROOT, hear_signals, start, timeless
 
 from agents.policy.model import VLMPolicy
 from agents.training.checkpoints import complete_checkpoints, require_whole
@@ -162,11 +167,13 @@ def test_a_signal_while_evaluating_ends_in_a_sentence(
         cwd=ROOT,
         capture_output=True,
         text=True,
+        preexec_fn=hear_signals,
     )
     assert done.returncode == 128 + number, done.stderr
     verb = "interrupted" if number == signal.SIGINT else "terminated"
     reached = 6 if when == "after" else 0
-    assert f"{verb} after update {reached}; --resume goes on" in " ".join(done.stdout.split())
+    last = folder / "checkpoints" / "update_000006" if reached else "the start"
+    assert f"{verb} after update {reached}; --resume goes on from {last}" in done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     found = complete_checkpoints(folder / "checkpoints")
     assert [path.name for path in found[-1:]] == (["update_000006"] if reached else [])
@@ -176,18 +183,31 @@ def test_a_signal_while_evaluating_ends_in_a_sentence(
     check_same(folder, finished)
 
 
+def take_terminal():
+    hear_signals()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_terminal_that_is_closed_while_training_leaves_a_checkpoint(policy_folder, tmp_path):
     words = options(policy_folder, tmp_path / "run", "--updates", "1000000")
-    process = start("run_gspo.py", *words)
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "experiments/run_gspo.py", *words, "--evaluation.every", "1"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), inside),
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    os.close(inside)
     deadline = time.monotonic() + 200
-    while not read_metrics(tmp_path / "run"):
+    while len(read_metrics(tmp_path / "run")) < 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGHUP, output
-    assert "terminated after update" in output
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    assert process.wait(timeout=100) == 128 + signal.SIGHUP
     reached = read_metrics(tmp_path / "run")[-1]["update"]
     (*_, last) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert last.name == f"update_{reached:06d}"

@@ -404,7 +404,7 @@ def test_stages_are_trained_and_asked_alike(tmp_path):
     found = plans("stages", 1, tmp_path, "--sft='--updates 7' --questions 9")
     plain, pretrained = found["plain"], found["pretrained"]
     assert (list(plain), list(pretrained)) == (["sft", "rl"], ["pretrain", "sft", "rl"])
-    assert pretrained["pretrain"].data == str(tmp_path / "images-web")
+    assert pretrained["pretrain"].dataset == str(tmp_path / "images-web")
     assert plain["sft"].policy is None
     assert pretrained["sft"].policy == str(tmp_path / "pretrained-1" / "pretrain" / "policy")
     for stage in ("sft", "rl"):
@@ -421,11 +421,11 @@ def test_stages_are_trained_and_asked_alike(tmp_path):
 def test_clean_and_made_data_differ_in_nothing_else(tmp_path):
     found = plans("stages-data", 0, tmp_path, "--sft='--updates 7' --pretrain='--updates 7'")
     clean, made = vars(found["plain"]["sft"]), vars(found["made"]["sft"])
-    assert {name for name in clean if clean[name] != made[name]} == {"data", "output_dir"}
-    assert made["data"] == str(tmp_path / "images-made")
+    assert {name for name in clean if clean[name] != made[name]} == {"dataset", "output_dir"}
+    assert made["dataset"] == str(tmp_path / "images-made")
     wrong = vars(found["pretrained"]["pretrain"])
     differ = {name for name in clean if clean[name] != wrong[name]}
-    assert differ == {"data", "output_dir", "scenes"}, "all records are used"
+    assert differ == {"dataset", "output_dir", "scenes"}, "all records are used"
     # What is in the other sweep as well is trained for both.
     table = plans("stages", 0, tmp_path, "--sft='--updates 7' --pretrain='--updates 7'")
     assert vars(table["plain"]["sft"]) == clean

@@ -88,8 +88,8 @@ class AnnotatedImages(ABC, Generic[Key]):
         bands: Sequence[int] | None = None,
     ) -> None:
         """Start with nothing asked for and nothing left out."""
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r} is unknown; use 'raise' or 'skip'")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"{on_error=} is unknown; use one of {', '.join(get_args(OnError))}")
         if encoding is not None:
             try:
                 "a".encode(encoding)
@@ -99,6 +99,8 @@ class AnnotatedImages(ABC, Generic[Key]):
             raise ValueError(f"{stretch=} is unknown; use one of {', '.join(get_args(Stretch))}")
         self.name = name
         self.split = split
+        self.faults: dict[str, str] = {}
+        """What is wrong with the first of the records left out, by `seg_env.data.records.Fault`."""
         self.skipped: Counter[str] = Counter()
         """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
         self.unused: Counter[str] = Counter()
@@ -217,6 +219,7 @@ class AnnotatedImages(ABC, Generic[Key]):
             fault = Fault.MISSING_IMAGE if missing else getattr(error, "fault", Fault.MALFORMED)
             if count:
                 self.skipped[str(fault)] += count
+                self.faults.setdefault(str(fault), str(error))
 
 
 def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:

@@ -265,9 +265,11 @@ class ParquetFiles:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
     try:
         yield
     except LimitError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArrowException) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from error

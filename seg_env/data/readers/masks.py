@@ -51,7 +51,7 @@ class Masks(AnnotatedImages[tuple[str, int]]):
         for path in images_in(image_folder(self.image_root, split)):
             image = path.relative_to(self.image_root).as_posix()
             if not self._mask(image).is_file():
-                self.unused["images without a mask"] += 1
+                self.unused["images without a mask (PNG, TIFF or BMP, in masks/)"] += 1
                 continue
             with self._reading_record():
                 values = self._values(image)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import numpy as np
-import yaml
 
 from seg_env.data.folders import counterpart, image_folder, images_in
 from seg_env.data.images import image_size
@@ -16,12 +15,6 @@ from seg_env.data.readers.annotated_images import AnnotatedImages, Entry, Option
 from seg_env.data.records import RecordError, describe, located, read_text
 from seg_env.data.segmentations import object_target
 from seg_env.types import Target
-
-
-class _Words(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """YAML without tags of other languages, whose words are text: "no" is a name."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class Outline(NamedTuple):
@@ -49,8 +42,8 @@ class Yolo(AnnotatedImages[tuple[str, tuple[int, ...]]]):
     itself.
 
     The expression is the name of the class, the target all that the image has of it; with
-    ``per_annotation`` each line is a sample. Boxes (four numbers) and images without a label are
-    counted.
+    ``per_annotation`` each line is a sample. Boxes (four numbers), what else there is of their
+    class in the image, and images without a label are counted.
 
     Metadata holds ``file_name``, ``category``, ``category_id`` and ``lines`` (numbers from 0).
     """
@@ -74,14 +67,19 @@ class Yolo(AnnotatedImages[tuple[str, tuple[int, ...]]]):
                 continue
             with self._reading_record():
                 groups: dict[int, list[int]] = {}
+                boxes = set()
                 for number, each in enumerate(self._outlines(image)):
+                    key = number if per_annotation else each.category
                     if len(each.points) == 4:
                         self.unused["boxes"] += 1
+                        boxes.add(key)
                     else:
-                        key = number if per_annotation else each.category
                         groups.setdefault(key, []).append(number)
-                for group in groups.values():
-                    self._ask((image, tuple(group)))
+                for key, group in groups.items():
+                    if key in boxes:  # a target is never a part of what is asked for
+                        self.unused["outlines of a class that has boxes beside them"] += len(group)
+                    else:
+                        self._ask((image, tuple(group)))
 
     def _outlines(self, image: str) -> list[Outline]:
         """The lines of a label that are not blank."""
@@ -150,10 +148,7 @@ def read_config(
     root = root.parent if root.is_file() else root
     for path in files:
         text = read_text(path, encoding, "config_bytes")
-        try:
-            config = yaml.load(text, _Words)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise RecordError(f"{path} is not valid YAML: {error}") from error
+        config = _load_yaml(text, path)
         if isinstance(config, dict) and "names" in config:
             place = config.get(split)
             if split != "train" and place == config.get("train"):
@@ -165,8 +160,25 @@ def read_config(
             return root, _names(config["names"], path), [place] if place else []
     path = root / "classes.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"{root} has no .yaml with 'names', and no classes.txt")
+        raise FileNotFoundError(
+            f"{root} has no .yaml with 'names', and no classes.txt: write 'names: [cat, dog]', the "
+            f"names of the classes, into {root / 'data.yaml'}"
+        )
     return root, _names(read_text(path, encoding, "config_bytes").splitlines(), path), []
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Parse YAML without tags of other languages, whose words are text: "no" is a name."""
+    import yaml
+
+    class Words(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    try:
+        return yaml.load(text, Words)
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise RecordError(f"{path} is not valid YAML: {problem}") from error
 
 
 def _names(given: Any, path: Path) -> dict[int, str]:

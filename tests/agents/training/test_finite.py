@@ -28,6 +28,8 @@ from agents.training import make_engine
 from agents.training.checkpoints import write_checkpoint, write_policy
 from agents.training.settings import OptimizerSettings
 from rewards import Reward
+from rewards.composite import RewardValueError
+from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parents[3]
 TINY = {"prompts_per_update": 2, "group_size": 3, "max_new_tokens": 8}
@@ -169,6 +171,7 @@ def test_a_policy_with_a_weight_that_is_not_finite_answers_nothing_and_is_not_wr
     ("value", "weight", "told"),
     [
         (1e308, 1.0, r"reward 'Huge': .* at most 1e\+06, got 1e\+308 for prediction 0"),
+        (math.nan, 1.0, "got nan for prediction 0"),
         (-2e6, 0.0, "got -2000000.0"),
         (10.0, 1e6, r"add up to 1e\+07, beyond 1e\+06: give smaller weights"),
     ],
@@ -176,7 +179,8 @@ def test_a_policy_with_a_weight_that_is_not_finite_answers_nothing_and_is_not_wr
 def test_rewards_beyond_a_million_are_refused(value, weight, told, monkeypatch):
     monkeypatch.setattr(Huge, "value", value)
     agent = on_policy(GSPO, GSPOConfig, small_policy(), Huge, weight)
-    with pytest.raises(ValueError, match=told):
+    assert issubclass(RewardValueError, ExplainedError)  # a command ends in a sentence
+    with pytest.raises(RewardValueError, match=told):
         agent.learn(1)
 
 

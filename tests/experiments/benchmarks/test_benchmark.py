@@ -22,7 +22,6 @@ def test_reward_benchmark_writes_what_it_measures(tmp_path, capsys):
 
 
 def test_hotcoco_stands_beside_pycocotools(tmp_path, capsys):
-    pytest.importorskip("hotcoco")
     benchmark_rewards(json=tmp_path / "rewards.json", group=3, objects=2, rounds=2)
     results = json.loads((tmp_path / "rewards.json").read_text())
     assert results["differences_from_hotcoco"] == 0

@@ -104,7 +104,7 @@ def test_odd_records_can_be_exported(tmp_path, data):
     path, _ = data({"expression": "the \ud800", "metadata": {"category": "\udfff"}})
     export_jsonlines(JsonLines(path, "val"), tmp_path / "out")
     sample = JsonLines(tmp_path / "out", "val")[0]
-    assert (sample.expression, sample.metadata["category"]) == ("the ?", "?")
+    assert (sample.expression, sample.metadata["category"]) == ("the ?", "\udfff")
 
 
 def test_odd_answers_are_scored(tmp_path, data, capsys):

@@ -209,7 +209,10 @@ def test_published_counts_add_up(name, split_by, references, sentences):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"dataset": "voc"}, "dataset='voc' is unknown; use one of scenes, refcoco, .*jsonl"),
+        (
+            {"dataset": "voc"},
+            "dataset='voc' is unknown, and no file or folder here; use one of scenes, .*jsonl",
+        ),
         ({"dataset": "coco"}, "dataset='coco' needs data_root="),
         ({"dataset": "coco", "data_root": ".", "split_by": "unc"}, "split_by='unc' cannot be used"),
         ({"dataset": "refcoco", "per_annotation": True}, "per_annotation=True cannot be used"),

@@ -195,7 +195,7 @@ def test_the_command_writes_it(tmp_path, capsys):
     root = write_maps(tmp_path / "maps", [ring_with_island()])
     command = ["export", "--dataset", "coco", "--data-root", str(root), "--format", "geojson"]
     command += ["--output", str(tmp_path / "out")]
-    options = ["--crs", "EPSG:4326", "--bands", "4,3,2", "--stretch", "percentiles"]
+    options = ["--crs", "EPSG:4326", "--bands", "4", "3", "2", "--stretch", "percentiles"]
     subprocess.run([sys.executable, "-m", "seg_env.data", *command, *options], check=True)
     written = json.loads((tmp_path / "out" / "train2017.geojson").read_text())
     assert len(written["features"]) == 1

@@ -43,7 +43,8 @@ def cheap():
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.thread_time() - began < 5
+    # Where limits are missing, this takes minutes or does not end; traced, files cost a second.
+    assert time.thread_time() - began < 20
     assert peak < 64_000_000  # of which a zigzag's JSON is a third
 
 

@@ -69,7 +69,10 @@ def test_what_is_not_used_is_counted(tmp_path):
     write(tmp_path, {(2, 3, 8, 9): 255}, name="c").unlink()
     dataset = Masks(tmp_path)
     assert len(dataset) == 1
-    assert dataset.unused == {"masks of nothing": 1, "images without a mask": 1}
+    assert dataset.unused == {
+        "masks of nothing": 1,
+        "images without a mask (PNG, TIFF or BMP, in masks/)": 1,
+    }
 
 
 def test_a_mask_of_another_size_is_an_error_and_left_out(tmp_path):

@@ -68,6 +68,17 @@ def test_boxes_and_images_without_a_label_are_counted(tree):
     assert dataset.unused == {"boxes": 1, "images without a label file": 1}
 
 
+def test_a_target_is_never_what_is_left_beside_a_box(tree):
+    root = tree(f"1 .5 .5 .2 .2\n{LEFT}\n{TOP}\n")
+    dataset = Yolo(root)
+    assert [sample.expression for sample in dataset] == ["cat"]
+    assert dataset.unused == {
+        "boxes": 1,
+        "outlines of a class that has boxes beside them": 1,
+    }
+    assert len(Yolo(root, per_annotation=True)) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -290,7 +290,7 @@ def test_the_question_can_be_worded(pictures):
         ({"prompt_template": "Where?"}, r"prompt_template='Where\?'.*\{expression\}"),
         ({"rewards": "mask_uoi=1.0"}, r"mask_uoi.*mask_iou"),
         ({"rewards": "mask_iou"}, r"mask_iou.*name=weight"),
-        ({"dataset": "voc"}, r"dataset='voc' is unknown; use one of scenes, refcoco"),
+        ({"dataset": "voc"}, r"dataset='voc' is unknown, .*; use one of scenes, refcoco"),
         ({"difficulty": "brutal"}, r"difficulty='brutal'.*easy"),
         ({"split": "testA"}, r"split='testA'.*train"),
         ({"split_by": "unc"}, r"split_by='unc' cannot be used with dataset='scenes'"),

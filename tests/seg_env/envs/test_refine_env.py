@@ -229,7 +229,16 @@ closed = st.lists(point, min_size=3, max_size=6).map(lambda p: f"[{','.join([*p,
 
 
 @given(
-    rings=st.lists(ring | closed, max_size=3), style=st.sampled_from(["{}", "It is at {}.", " {} "])
+    rings=st.lists(ring | closed, max_size=3),
+    style=st.sampled_from(
+        [
+            "{}",
+            "It is at {}.",
+            " {} ",
+            "<think>not [[[0.1,0.2],[0.3,0.2],[0.3,0.4]]]</think>{}",
+            "<think>[0.1,0.2]</think> <answer>{}</answer>.",
+        ]
+    ),
 )
 def test_what_is_kept_is_what_was_read(rings, style):
     prediction = decode(style.format(f"[{', '.join(rings)}]"))

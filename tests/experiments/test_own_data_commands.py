@@ -89,7 +89,7 @@ def test_check_tells_what_is_there_and_what_is_left_out(lines, tmp_path, capsys)
     broken.write_text(lines.read_text() + json.dumps(record) + "\n")
     found = check.command_line([str(broken), "--output-dir", str(tmp_path)])
     assert (found["layout"], found["samples"], found["images"]) == ("jsonl", IMAGES, IMAGES)
-    assert found["left_out"] == {"missing photo": 1}
+    assert found["left_out"] == {"left out for missing photo": 1}
     assert found["image_width"] == [64] * 5
     assert found["ceilings"][0]["giou"] > 0.99
     assert "missing photo" in capsys.readouterr().out
@@ -98,11 +98,19 @@ def test_check_tells_what_is_there_and_what_is_left_out(lines, tmp_path, capsys)
     assert json.loads((tmp_path / "check.json").read_text()) == json.loads(json.dumps(found))
 
 
-def test_check_of_nothing_ends_with_status_1(tmp_path):
-    (tmp_path / "empty.jsonl").write_text("")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "error: jsonl (mine) has nothing to ask about: it has no records"),
+        ('{"image": 3}\n', "mine.jsonl: line 1: 'image' must be a string, got 3"),
+    ],
+)
+def test_check_of_nothing_tells_why_and_ends_with_status_2(tmp_path, capsys, text, told):
+    (tmp_path / "mine.jsonl").write_text(text)
     with pytest.raises(SystemExit) as ended:
-        check.command_line([str(tmp_path / "empty.jsonl"), "--output-dir", str(tmp_path)])
-    assert ended.value.code == 1
+        check.command_line([str(tmp_path / "mine.jsonl"), "--output-dir", str(tmp_path)])
+    assert ended.value.code == 2
+    assert told in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("name", ["gspo", "ppo", "bc", "evaluate", "demo"])
