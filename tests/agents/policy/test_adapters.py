@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText
 from agents.annotators.loading import load_model
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.gspo import GSPO, GSPOConfig
+from agents.policy import adapters
 from agents.policy.adapters import (
     adapter_parameters,
     add_adapter,
@@ -158,6 +159,13 @@ def test_layers_that_are_not_there_are_refused(base):
         adapted(base, targets=("qkv",))
     with pytest.raises(WrongOptionError, match="save it first"):
         add_adapter(cloned_policy().model, 2)
+
+
+def test_the_package_that_is_missing_is_named(base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(WrongOptionError, match=r"pip install 'simpleseg-rl\[lora\]'"):
+        adapted(base)
 
 
 def test_an_adapter_goes_to_adamw_with_muon_too(base):
