@@ -332,6 +332,18 @@ def test_weights_of_the_model_may_be_bfloat16(base):
     assert all(each.any() for each in adapter_parameters(policy.model).values())
 
 
+def test_an_adapter_learns_the_same_with_gradient_checkpointing(base):
+    found = []
+    for checkpointing in (False, True):
+        policy = adapted(base)
+        if checkpointing:
+            policy.model.activation_checkpointing_enable()
+        learn(make_agent(policy, kl_coefficient=0.1))
+        found.append(adapter_parameters(policy.model))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0)
+
+
 def test_a_checkpoint_goes_on_to_the_same_numbers(base, tmp_path):
     whole = make_agent(adapted(base), kl_coefficient=0.1)
     rows = learn(whole, 4)
