@@ -97,7 +97,7 @@ def test_gspo_under_trl_with_adapters(start, tmp_path):
 def test_gspo_with_adapters(start, tmp_path):
     """Adapters move and the model does not; merged or not, the policy gives the same answers."""
     words = gspo_words(start, tmp_path / "run", *TELLING, "--lora-rank", "2")
-    words += ["--gspo.kl-coefficient", "0.1"]
+    words += ["--gspo.kl-coefficient", "0.1", "--checkpoint-every", "1"]
     run_gspo.command_line(words)
     rows = read_metrics(tmp_path / "run")
     assert all(row["rollout/reward"] for row in rows if "rollout/reward" in row)
@@ -123,6 +123,8 @@ def test_gspo_with_adapters(start, tmp_path):
             found.append(score(policy, inputs, tokens, torch.ones_like(tokens)).log_probs)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)
+    run_gspo.command_line([*words, "--resume"])  # makes the last update again
+    assert [row["update"] for row in read_metrics(tmp_path / "run")] == [1, 2]
     theirs = AutoModelForImageTextToText.from_pretrained(folder).state_dict()  # with PEFT alone
     for name, value in adapter_parameters(adapted.model).items():
         assert torch.equal(theirs[name], value)
