@@ -213,7 +213,11 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"{folder}: names no model that the adapter belongs to; write its folder or hub id "
             f"into {ADAPTER_FILE} (base_model_name_or_path)"
         )
-    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6:
+    if (
+        not (isinstance(rank, int) and isinstance(alpha, (int, float)))
+        or rank < 1
+        or not abs(alpha) < 1e6
+    ):
         raise CheckpointError(f"{folder}: {ADAPTER_FILE} has no usable numbers r and lora_alpha")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
