@@ -79,7 +79,7 @@ def main(args: Args) -> dict[str, Any]:
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning.seed = args.seed
+            args.configure(args.cloning)
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
             policy = args.open_policy(console)
             rules = open_rules(args.env, **args.environment(), frame=policy.answer_frame)

@@ -10,12 +10,14 @@ import gymnasium as gym
 from rich.console import Console
 
 from agents.settings import OnPolicyConfig
+from agents.training.settings import OptimizerSettings
 from experiments.common.policies import (
     EMBEDDED,
     SHIPPED,
     AnswerLength,
     GrammarOptions,
     PrecisionChoice,
+    WeightsChoice,
     open_policy,
 )
 from rewards.composite import DEFAULT_REWARDS
@@ -196,12 +198,55 @@ class RunArguments(QuestionArguments):
     deepspeed: str | None = None
     """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
     DeepSpeed configuration (JSON). By default every rank has all of it."""
+    freeze_vision: bool = False
+    """Train neither the vision tower nor its projector."""
+    vision_learning_rate: float | None = None
+    """Peak learning rate of tower and projector; by default that of all weights. It rises and falls
+    with that."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    weights: WeightsChoice = "auto"
+    """Type of the weights: bfloat16 takes half the memory, with float32 copies of what is trained
+    in the optimizer; auto: float32 on a CPU and as saved elsewhere."""
     checkpoint_every: int = 25
     """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/training")
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
+
+    def configure(self, config: OptimizerSettings) -> None:
+        """Let an agent's settings have what is said beside them.
+
+        Raises:
+            WrongOptionError: A tower that is not trained is to have a learning rate.
+        """
+        if self.freeze_vision and self.vision_learning_rate is not None:
+            raise WrongOptionError(
+                f"--vision-learning-rate {self.vision_learning_rate} is for a tower that "
+                "--freeze-vision does not train: leave one of them out"
+            )
+        config.seed, config.vision_learning_rate = self.seed, self.vision_learning_rate
+
+    def open_policy(self, console: Console) -> VLMPolicy:
+        """The policy that is named, ready to be trained; says which frame it writes in."""
+        policy = open_policy(
+            self.policy or EMBEDDED,
+            self.precision,
+            frame=self.frame,
+            console=console,
+            trust_remote_code=self.trust_remote_code,
+            weights=self.weights,
+        )
+        self.prepare(policy)
+        return policy
+
+    def prepare(self, policy: VLMPolicy) -> None:
+        """Set up what of a policy is trained, and what is kept meanwhile."""
+        if self.freeze_vision:
+            policy.freeze_vision()
+        if self.gradient_checkpointing:
+            policy.checkpoint_gradients()
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that is learned from; data without splits are parted."""

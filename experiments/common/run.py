@@ -78,7 +78,7 @@ def train_on_policy(
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
-            config.seed = args.seed
+            args.configure(config)
             fit_to_deepspeed(config, args.deepspeed, console)
             policy = args.open_policy(console)
             envs = args.open_environment(config, world, policy.answer_frame)
