@@ -73,7 +73,7 @@ class BehaviorCloning(EngineAgent):
 
 def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
     """Mean cross-entropy per answer token, in nats."""
-    if policy.model.is_gradient_checkpointing:  # such layers neither fill nor read a cache
+    if policy.model.is_activation_checkpointing:  # such layers neither fill nor read a cache
         return _packed_loss(policy, batch)
     prefix = policy.encode(batch.inputs)
     for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order

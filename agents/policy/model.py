@@ -232,7 +232,7 @@ class VLMPolicy:
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations of layers while training: they run again in the backward pass."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def log_softmax(
         self, logits: Tensor, temperature: float, allowed: Tensor | None = None

@@ -128,15 +128,15 @@ class HybridOptimizer(torch.optim.AdamW):
         self.precision: MuonPrecision = settings.muon_precision
         self.sources: dict[int, nn.Parameter] = {}
         """The weight of each float32 master, by the master's id."""
-        towers = set[int]()
+        self.towers = frozenset[int]()
+        """Ids of the parameters with a rate of their own."""
         if (own := settings.vision_learning_rate) is not None:
-            towers = {
-                id(each) for policy in _policies_in(model) for each in vision_parameters(policy)
-            }
+            policies = _policies_in(model)
+            self.towers = frozenset(id(x) for each in policies for x in vision_parameters(each))
         groups: list[dict[str, Any]] = [
             {
                 "params": [
-                    self._stepped(each) for each in chosen if (id(each) in towers) is vision
+                    self._stepped(each) for each in chosen if (id(each) in self.towers) is vision
                 ],
                 "hidden": hidden,
                 "vision": vision,
@@ -167,7 +167,8 @@ class HybridOptimizer(torch.optim.AdamW):
         for group in groups:
             masters = [each for each in group["params"] if id(each) in self.sources]
             plain = [each for each in group["params"] if id(each) not in self.sources]
-            loss = self._step_group(group | {"params": plain}, closure)
+            found = self._step_group(group | {"params": plain}, closure)
+            loss = loss if found is None else found
             for master in masters:  # one at a time, for the memory of float32 gradients
                 source = self.sources[id(master)]
                 if source.grad is not None:
@@ -233,7 +234,7 @@ class HybridOptimizer(torch.optim.AdamW):
         """State by the names of parameters; those that never had a gradient have none."""
         return {
             self.names[id(stepped)]: state
-            | ({MASTER: stepped} if id(stepped) in self.sources else {})
+            | ({MASTER: stepped.detach()} if id(stepped) in self.sources else {})
             for stepped, state in self.state.items()
         }
 
@@ -341,6 +342,8 @@ class Matrix:
     """Where it is orthogonalised; its slice may be kept in main memory."""
     pieces: dict[int, Piece]
     """By rank; ranks that have nothing of it are left out."""
+    vision: bool
+    """Whether it is one of the tower's, which then has a parameter group of its own."""
 
 
 class PartitionedHybridOptimizer(HybridOptimizer):
@@ -355,39 +358,28 @@ class PartitionedHybridOptimizer(HybridOptimizer):
     """
 
     makes_masters = False  # DeepSpeed has its own
-    matrices: dict[bool, Sequence[Matrix]]
-    """Those of towers with a rate of their own (True), and all others (False)."""
-
-    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
-        """See `HybridOptimizer`."""
-        super().__init__(model, settings)
-        groups = self.param_groups
-        # DeepSpeed will put its slices there.
-        self._whole = {
-            group["vision"]: list(group["params"]) for group in groups if group["hidden"]
-        }
+    matrices: Sequence[Matrix] = ()
 
     def locate(self, world: World) -> None:
         """Find out who has what; all ranks must call it once DeepSpeed has cut up the weights."""
-        self.matrices = {}
-        for vision, hidden in self._whole.items():
-            found = world.gather([_piece_of(parameter) for parameter in hidden])
-            self.matrices[vision] = [
-                Matrix(
-                    parameter.shape,
-                    parameter.device,
-                    {rank: piece for rank, piece in enumerate(pieces) if piece is not None},
-                )
-                for parameter, pieces in zip(hidden, zip(*found, strict=True), strict=True)
-            ]
+        found = world.gather([_piece_of(parameter) for parameter in self.hidden])
+        self.matrices = [
+            Matrix(
+                parameter.shape,
+                parameter.device,
+                {rank: piece for rank, piece in enumerate(pieces) if piece is not None},
+                id(parameter) in self.towers,
+            )
+            for parameter, pieces in zip(self.hidden, zip(*found, strict=True), strict=True)
+        ]
 
     def _step_hidden(self, weights: Tensor, update: Tensor, group: dict[str, Any]) -> None:
         """One step of Muon on this rank's slice; all ranks must call it together."""
         rank = World.current().rank
         wholes: list[tuple[Matrix, Tensor]] = []
         exchange = []
-        for tag, matrix in enumerate(self.matrices[group["vision"]]):
-            if (piece := matrix.pieces.get(rank)) is None:
+        for tag, matrix in enumerate(self.matrices):
+            if matrix.vision != group["vision"] or (piece := matrix.pieces.get(rank)) is None:
                 continue
             whole = mine = update[piece.in_slice]
             if len(matrix.pieces) > 1:

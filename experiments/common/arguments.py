@@ -226,6 +226,11 @@ class RunArguments(QuestionArguments):
                 f"--vision-learning-rate {self.vision_learning_rate} is for a tower that "
                 "--freeze-vision does not train: leave one of them out"
             )
+        if self.vision_learning_rate is not None and config.learning_rate <= 0:
+            raise WrongOptionError(
+                f"--vision-learning-rate {self.vision_learning_rate} follows the learning rate of "
+                f"all weights, which is {config.learning_rate}: give one above 0"
+            )
         config.seed, config.vision_learning_rate = self.seed, self.vision_learning_rate
 
     def open_policy(self, console: Console) -> VLMPolicy:

@@ -201,7 +201,7 @@ def test_gradients_are_the_same_with_checkpointing(family):
     ran = []
     layer = case.policy.model.get_decoder().layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: ran.append(torch.is_grad_enabled()))
-    case.policy.model.gradient_checkpointing_enable()
+    case.policy.checkpoint_gradients()
     found = score(case.policy, case.batch, tokens, mask).log_probs
     assert_same_gradients(gradients(case, found), wanted)
     assert len(ran) == 2, "the layer runs again in the backward pass"
@@ -212,7 +212,7 @@ def test_sampling_while_training_with_checkpointing(family):
     case = build(family)
     arguments = {"group_size": GROUP, "max_new_tokens": 8, "noise": noise_of(case, GROUP, 8)}
     wanted = sample(case.policy, case.batch, **arguments)
-    case.policy.model.gradient_checkpointing_enable()
+    case.policy.checkpoint_gradients()
     case.policy.model.train()
     case.policy.model.get_decoder().layers[1].eval()
     drawn = sample(case.policy, case.batch, **arguments)
