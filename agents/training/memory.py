@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from agents.policy.families import vision_parameters
+from seg_env.errors import WrongOptionError
 
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a number."""
@@ -70,6 +71,10 @@ class Update:
     """Ends of the names of linear layers of the decoder that have adapters; by default all."""
     four_bits: bool = False
     """Whether linear layers are kept in 4 bits."""
+    ranks: int = 1
+    """Processes that share out what the stage of ZeRO says."""
+    stage: int = 0
+    """Stage of ZeRO: 1 shards the optimizer, 2 gradients too, 3 weights too; 0 is without."""
 
     @property
     def types(self) -> tuple[int, int]:
@@ -128,15 +133,26 @@ def empty_model(config: Any) -> Any:
 def needs_of(model: Any, update: Update) -> list[Need]:
     """What the phases of an update need, of which the largest is the peak.
 
-    The optimizer has its state: it is the second update, or a later one.
+    The optimizer has its state: it is the second update, or a later one. Answers share their
+    prompt, as the policy's family must be able to.
+
+    Raises:
+        WrongOptionError: The configuration does not tell how wide layers are.
     """
     config = model.config.get_text_config(decoder=True)
-    decoder, tower = decoder_layer(model), tower_layer(model)
+    try:
+        decoder, tower = decoder_layer(model), tower_layer(model)
+    except AttributeError as error:
+        raise WrongOptionError(
+            f"the configuration of {model.config.model_type!r} does not tell how wide its layers "
+            f"are ({error})"
+        ) from None
     weights = count_weights(model, update)
+    shards = [update.ranks if update.stage >= stage else 1 for stage in (1, 2, 3)]
     base = {
-        "weights": weights.loaded,
-        "adapter": weights.adapter * FLOAT32,
-        "optimizer": weights.optimizer,
+        "weights": weights.loaded / shards[2],
+        "adapters": weights.adapter * FLOAT32 / shards[2],
+        "optimizer": weights.optimizer / shards[0],
     }
     if update.reference and not update.lora_rank:
         base["KL reference"] = weights.loaded
@@ -157,7 +173,8 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     key = stream  # rotary embeddings leave keys in the type of the stream
     prompt_cache = prompts * layers * decoder.keys * (2 * key + update.computed)
     answer_cache = update.prompts * answers * (layers + 1) * decoder.keys * (key + update.computed)
-    reading = max(
+    unpacked = weights.widest * BFLOAT16 if update.four_bits else 0
+    reading = unpacked + max(
         prompts * working(decoder, types),
         update.prompts * update.patches * working(tower, types),
     )
@@ -175,19 +192,19 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     }
 
     # Training: what is kept until the backward pass, then the logits on top of it.
-    gradients = weights.trained * update.weights + weights.adapter * FLOAT32
+    gradients = (weights.trained * update.weights + weights.adapter * FLOAT32) / shards[1]
     held = base | ({"gradients": gradients} if several else {})
     copies = {} if update.checkpointing else {"cast weights": cast}
     scored = held | copies | kept_activations(model, update, part)
     forward_logits = logits * (LOGITS_IN_FORWARD * FLOAT32)
     forward = scored | {"logits": forward_logits}
     if update.reference:
-        work = part * rows * working(decoder, types) + cast
+        work = part * rows * working(decoder, types) + cast + unpacked
         on_top = logits * FLOAT32 + max(work, forward_logits)
         forward |= {"logits": on_top}
     backward = scored | {
         "logits": logits * update.computed,
-        "work on a layer": part * rows * working(decoder, types, backward=True),
+        "work on a layer": unpacked + part * rows * working(decoder, types, backward=True),
     }
     step = base | {"gradients": gradients, "work on a matrix": weights.largest * 3 * FLOAT32}
     return [
@@ -246,6 +263,8 @@ class Weights:
     """Weights that autocast copies: of linear layers and convolutions."""
     largest: int
     """Weights of the largest matrix that is trained by Muon, or has a master."""
+    widest: int
+    """Weights of the largest linear layer but the output's."""
 
 
 def count_weights(model: Any, update: Update) -> Weights:
@@ -253,7 +272,7 @@ def count_weights(model: Any, update: Update) -> Weights:
 
     AdamW has two moments of every weight (arXiv 1412.6980, algorithm 1), Muon one (arXiv
     2502.16982, section 2), in float32; weights in bfloat16 have float32 masters
-    (`agents.training.optim.HybridOptimizer`).
+    (`agents.training.optim.HybridOptimizer`), under ZeRO all have.
     """
     head = model.get_output_embeddings().weight
     tower = {id(parameter) for parameter in vision_parameters(model)}
@@ -266,6 +285,7 @@ def count_weights(model: Any, update: Update) -> Weights:
         for each in matrices
         if isinstance(each, nn.Linear) and each.weight is not head and update.four_bits
     }
+    masters = update.weights < FLOAT32 or update.stage > 0
     loaded, trained, optimizer, largest = 0.0, 0, 0.0, 0
     for parameter in model.parameters():
         loaded += parameter.numel() * (NF4 if id(parameter) in packed else update.weights)
@@ -273,10 +293,10 @@ def count_weights(model: Any, update: Update) -> Weights:
             continue
         hidden = parameter.ndim == 2 and id(parameter) not in tables and parameter is not head
         by_muon = update.muon and hidden
-        state = (1 if by_muon else 2) + (update.weights < FLOAT32)
+        state = (1 if by_muon else 2) + masters
         trained += parameter.numel()
         optimizer += parameter.numel() * state * FLOAT32
-        if by_muon or update.weights < FLOAT32:
+        if by_muon or masters:
             largest = max(largest, parameter.numel())
     adapter = 0
     if update.lora_rank:
@@ -291,6 +311,7 @@ def count_weights(model: Any, update: Update) -> Weights:
         optimizer=optimizer,
         linear=sum(each.weight.numel() for each in matrices),
         largest=largest,
+        widest=max(each.weight.numel() for each in matrices if each.weight is not head),
     )
 
 
@@ -319,11 +340,12 @@ def kept_by_norm(
 
     ``types`` are bytes of the residual stream and of what is computed. Norms of root mean squares
     square float32 numbers and multiply them by their scale, and then by a weight that wants its
-    factor if it is trained. Under autocast every linear layer reads a copy of its own.
+    factor if it is trained. Under autocast every linear layer reads a copy of its own, and so does
+    every adapter in half precision.
     """
     stream, computed = types
     kept = FLOAT32 + (stream if rms and trained else 0)
-    mixed = stream != computed or (not rms and computed < FLOAT32)
+    mixed = stream != computed or (computed < FLOAT32 and not (rms and trained))
     reads = readers if mixed else min(readers, 1)
     return width * (kept + reads * computed)
 
@@ -378,11 +400,13 @@ def tower_layer(model: Any) -> Layer:
     config = model.config.vision_config
     decoder = {id(each) for each in model.get_decoder().modules()}
     own = [(name, each) for name, each in model.named_modules() if id(each) not in decoder]
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    inner = getattr(config, "intermediate_size", None)
     return Layer(
-        width=config.hidden_size,
-        queries=config.hidden_size,
-        keys=config.hidden_size,
-        mlp=config.intermediate_size,
+        width=width,
+        queries=width,
+        keys=width,
+        mlp=inner or int(width * config.mlp_ratio),
         gated=any(name.endswith("gate_proj") for name, _ in own),
         rms=not any(isinstance(each, nn.LayerNorm) for _, each in own),
         fused=any(name.endswith("qkv") for name, _ in own),

@@ -1,7 +1,7 @@
 """Memory of updates beside what `agents.training.memory` says they need, each in its own process.
 
 A process loads all libraries and makes an update of a very small policy; what it needs above that
-for a policy, its optimizer and three updates is measured.
+for a policy, its optimizer and two updates is measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import torch
@@ -21,8 +22,14 @@ from agents.policy.model import VLMPolicy
 from agents.training.memory import BFLOAT16, FLOAT32, Update, empty_model, is_target, needs_of
 from experiments.benchmarks.memory import Memory
 from experiments.benchmarks.train_legs import REWARDS, Pool, Work, make_policy
+from seg_env.tasks import question
 
-UPDATES = 3
+UPDATES = 2
+SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "100000",  # what is freed goes back at once
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1",  # no program for every length of an answer is kept
+}
+"""Variables of the processes that are measured."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +132,11 @@ def measure(work: Work, way: Way) -> dict[str, float]:
     Raises:
         RuntimeError: It failed; has its traceback.
     """
-    before = os.environ.get("MALLOC_MMAP_THRESHOLD_")
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "100000"  # what is freed goes back at once
-    try:
+    with mock.patch.dict(os.environ, SETTINGS):
         context = get_context("spawn")
         ours, its = context.Pipe()
         process = context.Process(target=_send_growth, args=(its, work, way), daemon=True)
         process.start()
-    finally:
-        if before is None:
-            del os.environ["MALLOC_MMAP_THRESHOLD_"]
-        else:
-            os.environ["MALLOC_MMAP_THRESHOLD_"] = before
     its.close()
     try:
         found = ours.recv()
@@ -155,16 +155,11 @@ def _send_growth(connection: Connection, work: Work, way: Way) -> None:
         make_agent(small, way).learn(UPDATES)
         memory = Memory(work.device)
         agent = make_agent(work, way)
-        steps = []
-        for update in range(1, UPDATES + 1):
-            agent.learn(update)
-            steps.append(memory.growth_mib())
+        agent.learn(UPDATES)
         config = work.model_config()
         sample = Pool(agent.policy.processor, config.image_size)[0]
-        from seg_env.tasks import question
-
         inputs = agent.policy.prepare([sample.image], [question(sample, "text->mask")])
         found = predict(agent.policy, work, way, inputs["input_ids"].shape[1])
-        connection.send(found | {"measured": memory.growth_mib() * 2**20, "steps": steps})
+        connection.send(found | {"measured": memory.growth_mib() * 2**20})
     except Exception:
         connection.send(traceback.format_exc())
