@@ -239,6 +239,8 @@ def kept_activations(model: Any, update: Update, prompts: int) -> dict[str, floa
         layers = depth_of(model.config.vision_config)
         seen = through(layers, layer, given, update.checkpointing)
         seen += prompts * update.image_tokens * projector_width(model) * computed
+        if computed < FLOAT32:  # patches are embedded from a copy
+            seen += prompts * update.pixels * computed
     return {"activations of the decoder": found, "activations of the tower": seen}
 
 

@@ -119,6 +119,8 @@ def add_adapters(policy: VLMPolicy, rank: int) -> None:
     inject_adapter_in_model(config, decoder)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # as peft has them beside half precision
 
 
 def is_linear(module: torch.nn.Module) -> bool:
