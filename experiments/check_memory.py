@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments import run_gspo
 from experiments.common.command import opening, run_command
-from experiments.common.policies import SHIPPED
+from experiments.common.policies import SHIPPED, choose_precision
 from experiments.common.tables import terminal_table
 from seg_env.errors import WrongOptionError
 from seg_env.frames import ResizeSettings, smart_resize
@@ -30,11 +30,9 @@ SHAPES = Path(__file__).parent / "shapes"
 """Folders with the configurations of published models."""
 Shape = Literal["qwen2.5-vl-3b", "qwen2.5-vl-7b"]
 FIRST = {
-    "Which policy": ("policy", "shape", "device", "weights", "precision"),
-    "What is trained": ("freeze-vision", "lora-rank", "lora-targets", "load-in-4bit"),
-    "How": ("gradient-checkpointing", "deepspeed", "ranks"),
-    "What is asked": ("image", "image-tokens", "question-tokens", "max-new-tokens"),
-    "How much": ("gspo.prompts-per-update", "gspo.group-size", "gspo.prompts-per-forward"),
+    "Which policy": ("policy", "shape", "device", "weights"),
+    "What is trained": ("freeze-vision", "lora-rank", "load-in-4bit", "gradient-checkpointing"),
+    "On what": ("image", "max-new-tokens", "gspo.prompts-per-update", "gspo.group-size"),
     "The arithmetic": ("measure",),
 }
 
@@ -146,15 +144,18 @@ def planned_update(args: Args, config: Any, processor: Any) -> Any:
             f"--gspo.prompts-per-update {args.gspo.prompts_per_update} cannot be shared out among "
             f"--ranks {args.ranks} times --gspo.minibatches {args.gspo.minibatches}"
         )
+    args.configure(args.gspo)
     tokens, patches, pixels = image_numbers(args, config, processor)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
     weights = args.weights if args.weights != "auto" else (saved if device == "cuda" else "float32")
-    precision = args.precision
-    if precision == "auto":
-        precision = "bfloat16" if device == "cuda" or args.weights == "bfloat16" else "float32"
+    precision: str = args.precision
+    if args.weights == "bfloat16":
+        precision = choose_precision(args.precision, args.weights)
+    elif precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
     length = args.max_new_tokens
     return Update(
         prompts=args.gspo.prompts_per_update // args.ranks,
