@@ -26,9 +26,9 @@ FLOAT32, BFLOAT16 = 4, 2
 NF4 = 0.5 + 1 / 64 * (1 + 4 / 256)
 """Bytes of a weight in 4 bits (QLoRA, arXiv 2305.14314, section 3): half a byte, and for every 64
 of them a constant of 8 bits, 256 of which share one of float32."""
-LOGITS_IN_FORWARD = 4
-"""Float32 copies of the logits at the end of a forward pass: what was predicted, its logarithms,
-and two terms of the entropy (`agents.policy.scoring.score`)."""
+LOGITS_IN_FORWARD = 3
+"""Float32 copies of the logits at the end of a forward pass: their logarithms, and two terms of
+the entropy (`agents.policy.scoring.score`)."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     held = base | ({"gradients": gradients} if several else {})
     copies = {} if update.checkpointing else {"cast weights": cast}
     scored = held | copies | kept_activations(model, update, part)
-    forward_logits = logits * (LOGITS_IN_FORWARD * FLOAT32)
+    forward_logits = logits * (update.computed + LOGITS_IN_FORWARD * FLOAT32)
     forward = scored | {"logits": forward_logits}
     if update.reference:
         work = part * rows * working(decoder, types) + cast + unpacked
