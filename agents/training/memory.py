@@ -29,6 +29,9 @@ of them a constant of 8 bits, 256 of which share one of float32."""
 LOGITS_IN_FORWARD = 3
 """Float32 copies of the logits at the end of a forward pass: their logarithms, and two terms of
 the entropy (`agents.policy.scoring.score`)."""
+LOGITS_IN_SAMPLING = 6
+"""The same while a token is drawn: logarithms, probabilities, and two in float64
+(`agents.policy.sampling.invert_distribution`)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,6 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     Raises:
         WrongOptionError: The configuration does not tell how wide layers are.
     """
-    config = model.config.get_text_config(decoder=True)
     try:
         decoder, tower = decoder_layer(model), tower_layer(model)
     except AttributeError as error:
@@ -148,69 +150,61 @@ def needs_of(model: Any, update: Update) -> list[Need]:
             f"are ({error})"
         ) from None
     weights = count_weights(model, update)
-    shards = [update.ranks if update.stage >= stage else 1 for stage in (1, 2, 3)]
+    optimizer_ranks, gradient_ranks, weight_ranks = (
+        update.ranks if update.stage >= stage else 1 for stage in (1, 2, 3)
+    )
     base = {
-        "weights": weights.loaded / shards[2],
-        "adapters": weights.adapter * FLOAT32 / shards[2],
-        "optimizer": weights.optimizer / shards[0],
+        "weights": weights.loaded / weight_ranks,
+        "adapters": weights.adapter * FLOAT32 / weight_ranks,
+        "optimizer": weights.optimizer / optimizer_ranks,
+        "images": update.prompts * update.pixels * FLOAT32,
     }
     if update.reference and not update.lora_rank:
         base["KL reference"] = weights.loaded
-    base["images"] = update.prompts * update.pixels * FLOAT32
+    gradients = (weights.trained * update.weights + weights.adapter * FLOAT32) / gradient_ranks
+    # Autocast copies weights as long as a pass lasts; the backward pass wants them, too.
     cast = weights.linear * BFLOAT16 if update.computed < update.weights else 0.0
+    unpacked = weights.widest * BFLOAT16 if update.four_bits else 0.0
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
 
-    answers = update.group_size * update.answer_tokens
-    rows = update.prompt_tokens + answers
-    part = min(update.prompts_per_forward or update.prompts, update.prompts // update.minibatches)
-    several = part < update.prompts // update.minibatches
-    stream, _ = types = update.types
-    vocabulary = config.vocab_size
-    logits = part * answers * vocabulary
-
-    # Sampling: all prompts of the rank are read at once, without gradients.
-    layers = config.num_hidden_layers
-    prompts = update.prompts * update.prompt_tokens
-    key = stream  # rotary embeddings leave keys in the type of the stream
-    prompt_cache = prompts * layers * decoder.keys * (2 * key + update.computed)
-    answer_cache = update.prompts * answers * (layers + 1) * decoder.keys * (key + update.computed)
-    unpacked = weights.widest * BFLOAT16 if update.four_bits else 0
-    reading = unpacked + max(
-        prompts * working(decoder, types),
-        update.prompts * update.patches * working(tower, types),
-    )
+    # Sampling: all prompts of the rank are read at once.
+    keys = decoder.keys * depth_of(model.config.get_text_config(decoder=True))
+    cached = sum(update.types)  # rotary embeddings leave keys in the type of the stream
+    tokens, answers = update.prompt_tokens, update.group_size * update.answer_tokens
+    prompts = update.prompts * tokens * keys * (cached + update.types[0])  # keys in two orders
+    written = update.prompts * answers * (keys + decoder.keys) * cached
+    work = max(tokens * working(decoder, update), update.patches * working(tower, update))
+    sampling = base | {"cast weights": cast}
+    reading = sampling | {
+        "keys and values": prompts,
+        "work on a layer": update.prompts * work + unpacked,
+    }
     drawn = update.prompts * update.group_size * vocabulary
-    drawing = drawn * (update.computed + 6 * FLOAT32)  # two of them in float64
-    prefill = base | {
-        "cast weights": cast,
-        "keys and values": prompt_cache,
-        "work on a layer": reading,
-    }
-    decoding = base | {
-        "cast weights": cast,
-        "keys and values": prompt_cache + answer_cache,
-        "logits": drawing,
+    writing = sampling | {
+        "keys and values": prompts + written,
+        "logits": drawn * (update.computed + LOGITS_IN_SAMPLING * FLOAT32),
     }
 
-    # Training: what is kept until the backward pass, then the logits on top of it.
-    gradients = (weights.trained * update.weights + weights.adapter * FLOAT32) / shards[1]
-    held = base | ({"gradients": gradients} if several else {})
-    copies = {} if update.checkpointing else {"cast weights": cast}
-    scored = held | copies | kept_activations(model, update, part)
-    forward_logits = logits * (update.computed + LOGITS_IN_FORWARD * FLOAT32)
-    forward = scored | {"logits": forward_logits}
-    if update.reference:
-        work = part * rows * working(decoder, types) + cast + unpacked
-        on_top = logits * FLOAT32 + max(work, forward_logits)
-        forward |= {"logits": on_top}
-    backward = scored | {
+    # Training: gradients of earlier parts of a minibatch, and what is kept for the backward pass.
+    share = update.prompts // update.minibatches
+    part = min(update.prompts_per_forward or share, share)
+    kept = base | {"cast weights": 0.0 if update.checkpointing else cast}
+    kept |= kept_activations(model, update, part)
+    kept["gradients"] = gradients if part < share else 0.0
+    rows = part * (tokens + answers)
+    logits = part * answers * vocabulary
+    scored = logits * (update.computed + LOGITS_IN_FORWARD * FLOAT32)
+    if update.reference:  # it is asked while the logarithms of the policy's logits are kept
+        scored = logits * FLOAT32 + max(scored, rows * working(decoder, update) + cast + unpacked)
+    backward = kept | {
         "logits": logits * update.computed,
-        "work on a layer": unpacked + part * rows * working(decoder, types, backward=True),
+        "work on a layer": rows * working(decoder, update, backward=True) + unpacked,
     }
-    step = base | {"gradients": gradients, "work on a matrix": weights.largest * 3 * FLOAT32}
+    step = base | {"gradients": gradients, "work on a matrix": weights.stepping}
     return [
-        Need("reading prompts", prefill),
-        Need("writing answers", decoding),
-        Need("forward", forward),
+        Need("reading prompts", reading),
+        Need("writing answers", writing),
+        Need("forward", kept | {"logits": scored}),
         Need("backward", backward),
         Need("step", step),
     ]
@@ -229,7 +223,7 @@ def kept_activations(model: Any, update: Update, prompts: int) -> dict[str, floa
     layer = rows * kept_by_layer(decoder, update.types, kept)
     if decoder.queries > decoder.keys:  # kernels of prompts take as many keys as queries
         layer += prompts * update.prompt_tokens * 2 * decoder.queries * computed
-    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    layers = depth_of(model.config.get_text_config(decoder=True))
     found = through(layers, layer, rows * decoder.width * stream, update.checkpointing)
     found += rows * kept_by_norm(decoder.width, decoder.rms, update.types, 0, trained)
     seen = 0.0
@@ -263,8 +257,8 @@ class Weights:
     """Bytes of the optimizer's state."""
     linear: int
     """Weights that autocast copies: of linear layers and convolutions."""
-    largest: int
-    """Weights of the largest matrix that is trained by Muon, or has a master."""
+    stepping: float
+    """Bytes of a step's work on one matrix: a gradient for its master, and what Muon multiplies."""
     widest: int
     """Weights of the largest linear layer but the output's."""
 
@@ -288,7 +282,7 @@ def count_weights(model: Any, update: Update) -> Weights:
         if isinstance(each, nn.Linear) and each.weight is not head and update.four_bits
     }
     masters = update.weights < FLOAT32 or update.stage > 0
-    loaded, trained, optimizer, largest = 0.0, 0, 0.0, 0
+    loaded, trained, optimizer, stepping = 0.0, 0, 0.0, 0.0
     for parameter in model.parameters():
         loaded += parameter.numel() * (NF4 if id(parameter) in packed else update.weights)
         if update.lora_rank or (update.freeze_vision and id(parameter) in tower):
@@ -298,8 +292,8 @@ def count_weights(model: Any, update: Update) -> Weights:
         state = (1 if by_muon else 2) + masters
         trained += parameter.numel()
         optimizer += parameter.numel() * state * FLOAT32
-        if by_muon or masters:
-            largest = max(largest, parameter.numel())
+        work = masters + 3 * by_muon
+        stepping = max(stepping, parameter.numel() * work * FLOAT32)
     adapter = 0
     if update.lora_rank:
         for name, each in model.get_decoder().named_modules():
@@ -312,7 +306,7 @@ def count_weights(model: Any, update: Update) -> Weights:
         adapter=adapter,
         optimizer=optimizer,
         linear=sum(each.weight.numel() for each in matrices),
-        largest=largest,
+        stepping=stepping,
         widest=max(each.weight.numel() for each in matrices if each.weight is not head),
     )
 
@@ -371,9 +365,9 @@ def kept_by_layer(layer: Layer, types: tuple[int, int], kept: Kept) -> float:
     return found + computed * inner * layer.mlp
 
 
-def working(layer: Layer, types: tuple[int, int], *, backward: bool = False) -> float:
+def working(layer: Layer, update: Update, *, backward: bool = False) -> float:
     """Bytes of a token that a layer needs while it runs, and gives back."""
-    stream, computed = types
+    stream, computed = update.types
     attention = (6 if backward else 3) * layer.queries * computed
     mlp = 3 * layer.mlp * computed
     return 2 * layer.width * stream + max(attention, mlp)
@@ -416,7 +410,7 @@ def tower_layer(model: Any) -> Layer:
 
 
 def depth_of(config: Any) -> int:
-    """Layers of a vision tower."""
+    """Layers of a decoder or a tower."""
     found: int = getattr(config, "depth", None) or config.num_hidden_layers
     return found
 

@@ -1,11 +1,13 @@
 """Memory of updates beside what `agents.training.memory` says they need, each in its own process.
 
-A process loads all libraries and makes an update of a very small policy; what it needs above that
-for a policy, its optimizer and two updates is measured.
+A process makes an update and forgets it, so that libraries are loaded and have compiled what they
+compile for every shape (half a MiB for each length of an answer, in bfloat16 on a CPU). What a
+policy, its optimizer and two more updates need above that is measured.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from dataclasses import dataclass, replace
@@ -25,11 +27,8 @@ from experiments.benchmarks.train_legs import REWARDS, Pool, Work, make_policy
 from seg_env.tasks import question
 
 UPDATES = 2
-SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": "100000",  # what is freed goes back at once
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1",  # no program for every length of an answer is kept
-}
-"""Variables of the processes that are measured."""
+THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "100000"}
+"""Variable of the processes that are measured: what is freed goes back at once."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,9 @@ class Way:
     freeze_vision: bool = False
     checkpointing: bool = False
     bfloat16: bool = False
+    """Whether weights are in bfloat16; they are computed with in it then, too."""
+    autocast: bool = False
+    """Whether weights in float32 are computed with in bfloat16."""
     reference: bool = False
     lora_rank: int = 0
 
@@ -50,6 +52,7 @@ WAYS = {
     "KL reference": Way(reference=True),
     "frozen tower": Way(freeze_vision=True),
     "checkpointing": Way(checkpointing=True),
+    "autocast to bfloat16": Way(autocast=True),
     "bfloat16 weights": Way(bfloat16=True),
     "bfloat16 weights, checkpointing": Way(bfloat16=True, checkpointing=True),
     "adapters": Way(lora_rank=8),
@@ -73,7 +76,7 @@ def predict(policy: VLMPolicy, work: Work, way: Way, prompt_tokens: int) -> dict
         pixels=3 * config.image_size**2,
         answer_tokens=work.new_tokens,
         weights=BFLOAT16 if way.bfloat16 else FLOAT32,
-        computed=BFLOAT16 if way.bfloat16 or work.precision == "bfloat16" else FLOAT32,
+        computed=BFLOAT16 if policy.precision == "bfloat16" else FLOAT32,
         muon=way.muon,
         freeze_vision=way.freeze_vision,
         checkpointing=way.checkpointing,
@@ -90,6 +93,7 @@ def make_agent(work: Work, way: Way) -> GSPO:
     policy = make_policy(work)
     if way.bfloat16:
         policy.model.to(torch.bfloat16)
+    if way.bfloat16 or way.autocast:
         policy.precision = "bfloat16"
     if way.freeze_vision:
         policy.freeze_vision()
@@ -134,7 +138,7 @@ def measure(work: Work, way: Way) -> dict[str, float]:
     Raises:
         RuntimeError: It failed; has its traceback.
     """
-    with mock.patch.dict(os.environ, SETTINGS):
+    with mock.patch.dict(os.environ, THRESHOLD):
         context = get_context("spawn")
         ours, its = context.Pipe()
         process = context.Process(target=_send_growth, args=(its, work, way), daemon=True)
@@ -153,8 +157,8 @@ def measure(work: Work, way: Way) -> dict[str, float]:
 def _send_growth(connection: Connection, work: Work, way: Way) -> None:
     """What the process does; an error is sent as text."""
     try:
-        small = replace(work, shape="small", prompt_tokens=20, new_tokens=6, group_size=2)
-        make_agent(small, way).learn(UPDATES)
+        make_agent(work, way).learn(1)
+        gc.collect()
         memory = Memory(work.device)
         agent = make_agent(work, way)
         agent.learn(UPDATES)
