@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -48,7 +49,8 @@ class Args(run_gspo.Args):
     image: str = "640x480"
     """Width and height of the images, which some processors resize."""
     image_tokens: int | None = None
-    """Tokens of an image; by default what follows from --image."""
+    """Tokens of an image; by default what follows from --image, in one tile where there may be
+    more."""
     question_tokens: int = 40
     """Tokens of a prompt besides those of its image."""
     lora_rank: int = 0
@@ -67,7 +69,7 @@ def main(args: Args) -> dict[str, Any]:
     """Print the arithmetic, or what it is worth; returns bytes."""
     console = Console()
     if args.measure:
-        return measure(console)
+        return measure(console, device_of(args))
     from agents.training.memory import empty_model, needs_of
 
     with opening():
@@ -95,6 +97,15 @@ def main(args: Args) -> dict[str, Any]:
     peak = f"most memory: {largest.total / unit:.2f} {name}, {largest.phase}"
     console.print(peak, highlight=False)
     return {need.phase: need.parts for need in needs} | {"peak": largest.total}
+
+
+def device_of(args: Args) -> str:
+    """Where is to be trained."""
+    import torch
+
+    if args.device != "auto":
+        return args.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def shown(value: float) -> str:
@@ -132,8 +143,6 @@ def planned_update(args: Args, config: Any, processor: Any) -> Any:
     Raises:
         WrongOptionError: They contradict each other, or the model has no tower to be measured.
     """
-    import torch
-
     from agents.training.memory import BFLOAT16, FLOAT32, Update
     from agents.training.settings import zero_stage
 
@@ -146,9 +155,7 @@ def planned_update(args: Args, config: Any, processor: Any) -> Any:
         )
     args.configure(args.gspo)
     tokens, patches, pixels = image_numbers(args, config, processor)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(args)
     saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
     weights = args.weights if args.weights != "auto" else (saved if device == "cuda" else "float32")
     precision: str = args.precision
@@ -191,16 +198,21 @@ def image_numbers(args: Args, config: Any, processor: Any) -> tuple[int, int, in
     if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise WrongOptionError(f"--image {args.image}: give width and height, as 640x480")
     vision = getattr(config, "vision_config", None)
-    patch, merge = getattr(vision, "patch_size", None), getattr(vision, "spatial_merge_size", 1)
-    if vision is None or not isinstance(patch, int):
+    merge = getattr(vision, "spatial_merge_size", 1)
+    # Some families write both sides of a square.
+    patch, side = (
+        value[0] if isinstance(value, list | tuple) else value
+        for value in (getattr(vision, name, None) for name in ("patch_size", "image_size"))
+    )
+    if not isinstance(patch, int):
         raise WrongOptionError(
             f"models of type {config.model_type!r} have no tower whose patches can be counted"
         )
-    side = getattr(vision, "image_size", None)
     frames = getattr(vision, "temporal_patch_size", 1)
     if merge == 1 and isinstance(side, int):
         patches = (side // patch) ** 2
-        tokens = getattr(config, "image_seq_length", None) or patches
+        scale = getattr(config, "scale_factor", 1) ** 2
+        tokens = getattr(config, "image_seq_length", None) or patches // scale
     else:
         processor.patch_size, processor.merge_size = patch, merge
         sizes = ResizeSettings.from_processor(processor)
@@ -211,14 +223,15 @@ def image_numbers(args: Args, config: Any, processor: Any) -> tuple[int, int, in
     return tokens, patches, patches * patch**2 * 3 * frames
 
 
-def measure(console: Console) -> dict[str, Any]:
-    """Print what updates need beside what is predicted."""
+def measure(console: Console, device: str) -> dict[str, Any]:
+    """Print what updates need beside what is predicted; adapters only where peft is."""
     from experiments.benchmarks.train_legs import Work
     from experiments.benchmarks.update_memory import WAYS
     from experiments.benchmarks.update_memory import measure as measure_way
 
-    work = Work("30m", 600, 120, 8, 1, "float32", "sdpa", "cpu", seed=0)
-    found = {name: measure_way(work, way) for name, way in WAYS.items()}
+    work = Work("30m", 600, 120, 8, 1, "float32", "sdpa", device, seed=0)
+    possible = [name for name, way in WAYS.items() if not way.lora_rank or find_spec("peft")]
+    found = {name: measure_way(work, WAYS[name]) for name in possible}
     rows = [
         (
             name,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family_models import TEXT, build
+from family_models import FAMILIES, TEXT, build
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 
 from agents.embedded.tiny import TinyConfig, build_model, build_processor
@@ -16,9 +16,11 @@ from agents.training.memory import (
     FLOAT32,
     Update,
     count_weights,
+    decoder_layer,
     empty_model,
     kept_activations,
     needs_of,
+    tower_layer,
 )
 from agents.training.optim import Engine
 from agents.training.settings import OptimizerSettings
@@ -169,6 +171,17 @@ def test_weights_gradients_and_states_are_counted_to_the_byte(muon, half, frozen
     assert counted.loaded == sum(each.nbytes for each in model.parameters())
     assert counted.trained * update.weights == gradients
     assert counted.optimizer == kept
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_counted_from_its_configuration(family):
+    model = build(family).policy.model
+    empty = empty_model(model.config)
+    update = plain_update(prompts=2, minibatches=1)
+    assert count_weights(empty, update).loaded == sum(each.nbytes for each in model.parameters())
+    layers = decoder_layer(empty), tower_layer(empty)
+    assert [(each.width, each.mlp) for each in layers] == [(32, 48), (16, 24)]
+    assert min(need.total for need in needs_of(empty, update)) > count_weights(empty, update).loaded
 
 
 def peak(model, **changes):
