@@ -17,6 +17,7 @@ from agents.base import EngineAgent
 from agents.demonstrations import Demonstration, DemonstrationBatch, collate, draw, learned_tokens
 from agents.policy.families import answer_positions, next_positions
 from agents.policy.model import VLMPolicy
+from agents.policy.scoring import predict_shared
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
 from agents.training import make_engine
 from agents.training.distributed import World
@@ -72,6 +73,8 @@ class BehaviorCloning(EngineAgent):
 
 def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
     """Mean cross-entropy per answer token, in nats."""
+    if policy.model.is_activation_checkpointing:  # such layers neither fill nor read a cache
+        return _packed_loss(policy, batch)
     prefix = policy.encode(batch.inputs)
     for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order
         layer.keys = layer.keys.index_select(0, batch.rows)
@@ -88,3 +91,16 @@ def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
         ).logits
     learn = batch.learn[:, 1:]
     return torch.nn.functional.cross_entropy(logits[learn].float(), batch.tokens[:, 1:][learn])
+
+
+def _packed_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
+    """`cloning_loss` of rows that hold an image and after it all its dialogues."""
+    counts = batch.rows.bincount(minlength=len(batch.inputs["input_ids"]))
+    most = int(counts.max())
+    first = (counts.cumsum(0) - counts)[batch.rows]  # of the dialogue's image
+    places = batch.rows * most + torch.arange(len(batch.rows), device=policy.device) - first
+    shape = (len(counts) * most, batch.tokens.shape[1])
+    tokens = batch.tokens.new_full(shape, policy.pad_id).index_copy(0, places, batch.tokens)
+    learn = batch.learn.new_zeros(shape).index_copy(0, places, batch.learn)
+    logits, _ = predict_shared(policy, batch.inputs, tokens, learn, False)
+    return torch.nn.functional.cross_entropy(logits.float(), tokens[learn])

@@ -19,6 +19,10 @@ COMMANDS = {
     "pipeline": ("experiments.run_pipeline", "annotate, clone, train: the stages of the paper"),
     "evaluate": ("experiments.evaluate", "score a policy, or answers in a file"),
     "check": ("experiments.check", "say what is in a data set, and draw some of it"),
+    "check-memory": (
+        "experiments.check_memory",
+        "what an update needs in memory, before it is run",
+    ),
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
@@ -29,7 +33,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The list of commands."""
-    lines = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
     return f"usage: simpleseg COMMAND [OPTIONS]\n\n{lines}\n\nsimpleseg COMMAND --help: its options"
 
 

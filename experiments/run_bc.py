@@ -48,7 +48,12 @@ from agents.settings import (
 )
 from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
-from experiments.common.policies import choose_precision, describe_data
+from experiments.common.policies import (
+    WeightsChoice,
+    choose_precision,
+    describe_data,
+    weights_type,
+)
 from seg_env.data.scenes import Scenes
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_questions
@@ -136,6 +141,10 @@ class TRLArgs(RunArguments):
     merge_adapter: tyro.conf.Suppress[bool] = False
     load_in_4bit: tyro.conf.Suppress[bool] = False
     deepspeed: tyro.conf.Suppress[str | None] = None
+    freeze_vision: tyro.conf.Suppress[bool] = False
+    vision_learning_rate: tyro.conf.Suppress[float | None] = None
+    gradient_checkpointing: tyro.conf.Suppress[bool] = False
+    weights: tyro.conf.Suppress[WeightsChoice] = "auto"
 
     def __post_init__(self) -> None:
         self.dataset, self.data = self.dataset or self.data, None
@@ -151,7 +160,7 @@ def main(args: Args) -> dict[str, Any]:
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning.seed = args.seed
+            args.configure(args.cloning)
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
             fit_to_adapter(args.cloning, args.lora_rank, console)
             set_tasks(args)
@@ -237,13 +246,14 @@ def build_policy(args: Args, console: Console) -> VLMPolicy:
         torch.manual_seed(args.seed)
         processor = build_processor(args.model)
         model = build_model(args.model, processor)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to("cuda" if torch.cuda.is_available() else "cpu", weights_type(args.weights))
         policy = VLMPolicy(
             model,
             processor,
-            precision=choose_precision(args.precision),
+            precision=choose_precision(args.precision, args.weights),
             answer_frame=policy_frame(args.frame, model, processor, "a new policy"),
         )
+        args.prepare(policy)
     if policy.device.type == "cpu":
         # Its backward is twice as fast at these lengths.
         policy.model.set_attn_implementation("eager")

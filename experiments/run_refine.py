@@ -79,7 +79,7 @@ def main(args: Args) -> dict[str, Any]:
 
     with launched(args.deepspeed) as (world, console):
         with opening():
-            args.cloning.seed = args.seed
+            args.configure(args.cloning)
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
             fit_to_adapter(args.cloning, args.lora_rank, console)
             policy = args.open_policy(console)

@@ -50,6 +50,10 @@ MUON = ("zero1", "zero2")
 WITH_MUON = {"muon": True, "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
 """Settings of those: gradients are several times as long as they may be."""
 
+TOWERS = (("zero1", True), ("zero2", False), ("zero3", False))
+"""How towers with a learning rate of their own are shared out, and whether with Muon."""
+OWN_RATE = {"vision_learning_rate": 1e-4}
+
 
 def make_agent(folder, choice=None, minibatches=2):
     """A GSPO agent on the policy that the test saved."""
@@ -191,6 +195,9 @@ def main(folder):
     agent = make_cloning_agent("zero2", **WITH_MUON)
     agent.load(folder / "checkpoints" / "muon-zero2")
     keep(folder, "muon-zero2-as-zero2", agent, clone(agent))
+    for choice, muon in TOWERS:
+        agent = make_cloning_agent(choice, **WITH_MUON | OWN_RATE | {"muon": muon})
+        keep(folder, f"tower-{choice}-{muon}", agent, clone(agent))
     muon_network.train_on_ranks(folder / "networks")
     destroy_process_group()
 

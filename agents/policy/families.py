@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -38,6 +38,13 @@ ANSWER_TOKEN_TYPE = {"paligemma": 1}
 def is_tested(model: Any) -> bool:
     """Whether the model's family is in the table."""
     return model.config.model_type in FAMILIES
+
+
+def vision_parameters(model: Any) -> list[nn.Parameter]:
+    """Parameters of tower and projector: of all that is neither decoder nor output layer."""
+    parts = model.get_decoder(), model.get_output_embeddings()
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in text]
 
 
 def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from agents.policy.families import (
     model_inputs,
     obstacle_to_sharing,
     token_positions,
+    vision_parameters,
 )
 from agents.policy.loading import (
     ANSWER_FRAME,
@@ -269,11 +270,12 @@ class VLMPolicy:
 
     def freeze_vision(self) -> None:
         """Stop training tower and projector: all that is neither decoder nor output layer."""
-        parts = self.model.get_decoder(), self.model.get_output_embeddings()
-        text = {id(parameter) for part in parts for parameter in part.parameters()}
-        for parameter in self.model.parameters():
-            if id(parameter) not in text:
-                parameter.requires_grad_(False)
+        for parameter in vision_parameters(self.model):
+            parameter.requires_grad_(False)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep no activations of layers while training: they run again in the backward pass."""
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def log_softmax(
         self, logits: Tensor, temperature: float, allowed: Tensor | None = None

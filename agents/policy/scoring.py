@@ -39,7 +39,7 @@ class TokenScores:
     """``(N, T, D)`` float32 last hidden state each token was predicted from, if asked for."""
 
 
-_Predictions = tuple[Tensor, Tensor | None]
+Predictions = tuple[Tensor, Tensor | None]
 """Logits ``(M, V)`` and, if asked for, hidden states ``(M, D)`` that say what comes at the ``M``
 real tokens of ``(N, T)`` answers, row by row."""
 
@@ -72,7 +72,7 @@ def score(
     tokens = tokens.masked_fill(mask == 0, policy.pad_id)
     if shared is None:
         shared = policy.shares_prefix(inputs, tokens.shape[1])
-    predict = _predict_shared if shared else _predict_plain
+    predict = predict_shared if shared else _predict_plain
     logits, states = predict(policy, inputs, tokens, mask, hidden)
     real = mask.bool()
     allowed, choice_mask = _allowed_tokens(policy, tokens, mask)
@@ -93,10 +93,10 @@ def score(
     )
 
 
-def _predict_shared(
+def predict_shared(
     policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
-) -> _Predictions:
-    """Run rows of one prompt with all its answers."""
+) -> Predictions:
+    """Run rows of one prompt with all its answers; ``mask`` says which tokens are predicted."""
     batch, length = len(inputs["input_ids"]), tokens.shape[1] - 1  # the last is only predicted
     group_size = len(tokens) // batch
     inputs = model_inputs(policy.model, inputs)
@@ -114,7 +114,7 @@ def _predict_shared(
 
 def _predict_plain(
     policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
-) -> _Predictions:
+) -> Predictions:
     """Run an ordinary forward pass over rows of one prompt with one answer."""
     inputs = repeat_prompts(inputs, len(tokens) // len(inputs["input_ids"]))
     inputs = model_inputs(policy.model, inputs)
@@ -130,7 +130,7 @@ def _predict_plain(
 
 def _predict(
     policy: VLMPolicy, inputs: dict[str, Tensor], mask: Tensor, hidden: bool
-) -> _Predictions:
+) -> Predictions:
     """Run rows of a prompt followed by ``G`` answers, all but the last token of each."""
     (rows, width), (count, length) = inputs["input_ids"].shape, mask[:, 1:].shape
     own = mask[:, 1:].reshape(rows, count // rows * length).bool()
@@ -157,7 +157,7 @@ def _predict(
 
 def _predict_decoder(
     policy: VLMPolicy, inputs: dict[str, Tensor], tokens: Tensor, mask: Tensor, hidden: bool
-) -> _Predictions:
+) -> Predictions:
     """Run an encoder-decoder: its decoder starts from a token of its own, not from the prompt."""
     start = policy.model.generation_config.decoder_start_token_id
     before = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)

@@ -103,8 +103,9 @@ class DeepSpeedEngine(Engine):
         self._zero = self._engine.optimizer
         if self._hidden:
             self.optimizer.locate(self.world)
+        if len(self._zero.param_groups) > 1 and self._stage < 3:
             # DeepSpeed would link states once the first group has been stepped, which leaves the
-            # other group without.
+            # other groups without.
             self._make_states(0)
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
@@ -119,7 +120,7 @@ class DeepSpeedEngine(Engine):
     def step(self, learning_rate: float) -> float:
         """See `Engine.step`; DeepSpeed leaves such gradients out by itself."""
         for group in self._zero.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 

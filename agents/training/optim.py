@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from agents.policy.families import vision_parameters
 from agents.training.distributed import World
 from agents.training.hardware import multiplies_bfloat16
 from agents.training.settings import MuonPrecision, OptimizerSettings
@@ -77,7 +79,7 @@ class Engine:
                 dist.all_reduce(parameter.grad.div_(self.world.size))
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -90,6 +92,8 @@ class Engine:
         With ``change`` the block sets weights, the same ones on every rank.
         """
         yield
+        if change:
+            self.optimizer.refresh_masters()
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer by the names of parameters: tensors and numbers only.
@@ -108,15 +112,39 @@ class HybridOptimizer(torch.optim.AdamW):
 
     Muon (update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names) orthogonalises
     the momentum of hidden matrices. Embeddings, output heads, norms, biases and convolutions stay
-    with AdamW. Each of the two has a parameter group, which ``"hidden"`` tells apart.
+    with AdamW. Each of the two has a parameter group, which ``"hidden"`` tells apart; where towers
+    have a learning rate of their own there are two more, whose ``"rate"`` multiplies that of all.
+
+    Weights of half precision have float32 masters, which are stepped in their place (arXiv
+    1710.03740, section 3.1): most steps are smaller than what such a weight can change by.
     """
+
+    makes_masters = True
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         """Sort the trainable parameters of a model; without Muon all go to AdamW."""
         self.hidden, rest = split_parameters(model, settings.muon)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.precision: MuonPrecision = settings.muon_precision
-        groups = [{"params": rest, "hidden": False}, {"params": self.hidden, "hidden": True}]
+        self.sources: dict[int, nn.Parameter] = {}
+        """The weight of each float32 master, by the master's id."""
+        self.towers = frozenset[int]()
+        """Ids of the parameters with a rate of their own."""
+        if (own := settings.vision_learning_rate) is not None:
+            policies = _policies_in(model)
+            self.towers = frozenset(id(x) for each in policies for x in vision_parameters(each))
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [
+                    self._stepped(each) for each in chosen if (id(each) in self.towers) is vision
+                ],
+                "hidden": hidden,
+                "vision": vision,
+                "rate": own / settings.learning_rate if vision and own is not None else 1.0,
+            }
+            for vision in (False, True)
+            for hidden, chosen in ((False, rest), (True, self.hidden))
+        ]
         super().__init__(
             [group for group in groups if group["params"]],
             settings.learning_rate,
@@ -137,20 +165,56 @@ class HybridOptimizer(torch.optim.AdamW):
         groups = self.param_groups
         loss = None
         for group in groups:
-            if not group["hidden"]:
-                self.param_groups = [group]
-                loss = super().step(closure)
-                continue
-            for weights in group["params"]:
-                if weights.grad is not None:
-                    self._step_hidden(weights, self._follow_momentum(weights, group), group["lr"])
+            masters = [each for each in group["params"] if id(each) in self.sources]
+            plain = [each for each in group["params"] if id(each) not in self.sources]
+            found = self._step_group(group | {"params": plain}, closure)
+            loss = loss if found is None else found
+            for master in masters:  # one at a time, for the memory of float32 gradients
+                source = self.sources[id(master)]
+                if source.grad is not None:
+                    master.grad = source.grad.float()
+                    self._step_group(group | {"params": [master]})
+                    source.copy_(master)
+                    master.grad = None
         self.param_groups = groups
         return loss
 
-    def _step_hidden(self, weights: Tensor, update: Tensor, learning_rate: float) -> None:
-        """One step of Muon along an update of weights."""
+    def _step_group(self, group: dict[str, Any], closure: Callable[[], Any] | None = None) -> Any:
+        if not group["hidden"]:
+            self.param_groups = [group]
+            return super().step(closure)
+        for weights in group["params"]:
+            if weights.grad is not None:
+                self._step_hidden(weights, self._follow_momentum(weights, group), group)
+        return None
+
+    def _step_hidden(self, weights: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        """One step of Muon along an update of weights of a group."""
         step = orthogonalize(update, self.precision)
-        weights.add_(step, alpha=-step_size(update, learning_rate))
+        weights.add_(step, alpha=-step_size(update, group["lr"]))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, those of half precision too."""
+        super().zero_grad(set_to_none)
+        for source in self.sources.values():
+            source.grad = None
+
+    def _stepped(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What is stepped for a parameter: itself or, in half precision, its float32 master."""
+        if not self.makes_masters or parameter.dtype not in (torch.bfloat16, torch.float16):
+            return parameter
+        master = nn.Parameter(parameter.detach().float())
+        self.sources[id(master)] = parameter
+        self.names[id(master)] = self.names[id(parameter)]
+        return master
+
+    @torch.no_grad()
+    def refresh_masters(self) -> None:
+        """Take over weights that were set from outside."""
+        for group in self.param_groups:
+            for each in group["params"]:
+                if id(each) in self.sources:
+                    each.copy_(self.sources[id(each)])
 
     def _follow_momentum(self, weights: Tensor, group: dict[str, Any]) -> Tensor:
         """Decay weights and update their momentum; returns the direction, in the gradient's place.
@@ -168,18 +232,25 @@ class HybridOptimizer(torch.optim.AdamW):
 
     def named_state(self) -> OptimizerState:
         """State by the names of parameters; those that never had a gradient have none."""
-        return {self.names[id(parameter)]: dict(state) for parameter, state in self.state.items()}
+        return {
+            self.names[id(stepped)]: state
+            | ({MASTER: stepped.detach()} if id(stepped) in self.sources else {})
+            for stepped, state in self.state.items()
+        }
 
     def load_named_state(self, states: OptimizerState) -> None:
         """Go on from a state; warns of what is of no use, which starts afresh."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         trained = {self.names[id(parameter)]: parameter for parameter in parameters}
         self.state.clear()
+        self.refresh_masters()
         for name, state in usable_states(states, trained, self.hidden_names).items():
             device = trained[name].device
             self.state[trained[name]] = {
                 key: value.to(device, copy=True) for key, value in state.items() if key != MASTER
             }
+            if MASTER in state and id(trained[name]) in self.sources:
+                trained[name].data.copy_(state[MASTER])
 
 
 def step_size(matrix: Tensor, learning_rate: float) -> float:
@@ -227,6 +298,12 @@ def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], 
     return hidden, rest
 
 
+def _policies_in(module: nn.Module) -> list[Any]:
+    """Models with an output layer: a policy's, and a critic's of its own."""
+    models = [each for each in module.modules() if isinstance(each, PreTrainedModel)]
+    return [each for each in models if each.get_output_embeddings() is not None]
+
+
 def usable_states(
     states: OptimizerState, names: Collection[str], hidden: Collection[str] = ()
 ) -> OptimizerState:
@@ -269,6 +346,8 @@ class Matrix:
     """Where it is orthogonalised; its slice may be kept in main memory."""
     pieces: dict[int, Piece]
     """By rank; ranks that have nothing of it are left out."""
+    vision: bool
+    """Whether it is one of the tower's, which then has a parameter group of its own."""
 
 
 class PartitionedHybridOptimizer(HybridOptimizer):
@@ -282,6 +361,7 @@ class PartitionedHybridOptimizer(HybridOptimizer):
     its part. This is the update of one process, and costs little more communication than AdamW.
     """
 
+    makes_masters = False  # DeepSpeed has its own
     matrices: Sequence[Matrix] = ()
 
     def locate(self, world: World) -> None:
@@ -292,17 +372,18 @@ class PartitionedHybridOptimizer(HybridOptimizer):
                 parameter.shape,
                 parameter.device,
                 {rank: piece for rank, piece in enumerate(pieces) if piece is not None},
+                id(parameter) in self.towers,
             )
             for parameter, pieces in zip(self.hidden, zip(*found, strict=True), strict=True)
         ]
 
-    def _step_hidden(self, weights: Tensor, update: Tensor, learning_rate: float) -> None:
+    def _step_hidden(self, weights: Tensor, update: Tensor, group: dict[str, Any]) -> None:
         """One step of Muon on this rank's slice; all ranks must call it together."""
         rank = World.current().rank
         wholes: list[tuple[Matrix, Tensor]] = []
         exchange = []
         for tag, matrix in enumerate(self.matrices):
-            if (piece := matrix.pieces.get(rank)) is None:
+            if matrix.vision != group["vision"] or (piece := matrix.pieces.get(rank)) is None:
                 continue
             whole = mine = update[piece.in_slice]
             if len(matrix.pieces) > 1:
@@ -320,7 +401,7 @@ class PartitionedHybridOptimizer(HybridOptimizer):
             part = weights[piece.in_slice]
             step = orthogonalize(whole.to(matrix.device), self.precision).flatten()
             step = step[piece.in_matrix].to(weights.device)
-            part.add_(step, alpha=-step_size(whole, learning_rate))
+            part.add_(step, alpha=-step_size(whole, group["lr"]))
 
 
 def _piece_of(parameter: Any) -> Piece | None:

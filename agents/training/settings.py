@@ -37,6 +37,8 @@ class OptimizerSettings:
     """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
     adam_epsilon: float = 1e-8
     """Added to what AdamW divides gradients by: those far below it make no steps."""
+    vision_learning_rate: tyro.conf.Suppress[float | None] = None
+    """Peak learning rate of tower and projector; by default that of all."""
     seed: tyro.conf.Suppress[int] = 0
     """Seed of what is drawn: samples, their order, what is asked, answers."""
     deepspeed: tyro.conf.Suppress[str | None] = None

@@ -10,12 +10,14 @@ import gymnasium as gym
 from rich.console import Console
 
 from agents.settings import OnPolicyConfig
+from agents.training.settings import OptimizerSettings
 from experiments.common.policies import (
     EMBEDDED,
     SHIPPED,
     AnswerLength,
     GrammarOptions,
     PrecisionChoice,
+    WeightsChoice,
     open_policy,
 )
 from rewards.composite import DEFAULT_REWARDS
@@ -94,15 +96,15 @@ class PolicyArguments:
         """
         return 128 if self.max_new_tokens == "auto" and self.is_shipped else self.max_new_tokens
 
-    def open_policy(self, console: Console, *, load_in_4bit: bool = False) -> VLMPolicy:
-        """The policy that is named; says which frame it writes in."""
+    def open_policy(self, console: Console, **options: Any) -> VLMPolicy:
+        """The policy that is named, ``options`` those of `policies.open_policy`; says its frame."""
         return open_policy(
             self.policy or EMBEDDED,
             self.precision,
             frame=self.frame,
             console=console,
             trust_remote_code=self.trust_remote_code,
-            load_in_4bit=load_in_4bit,
+            **options,
         )
 
 
@@ -233,6 +235,16 @@ class RunArguments(QuestionArguments, AdapterArguments):
     deepspeed: str | None = None
     """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
     DeepSpeed configuration (JSON). By default every rank has all of it."""
+    freeze_vision: bool = False
+    """Train neither the vision tower nor its projector."""
+    vision_learning_rate: float | None = None
+    """Peak learning rate of tower and projector; by default that of all weights. It rises and falls
+    with that."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    weights: WeightsChoice = "auto"
+    """Type of the weights: bfloat16 takes half the memory, with float32 copies of what is trained
+    in the optimizer; auto: float32 on a CPU and as saved elsewhere."""
     checkpoint_every: int = 25
     """Updates between checkpoints; the last two are kept."""
     output_dir: Path = Path("runs/training")
@@ -240,13 +252,31 @@ class RunArguments(QuestionArguments, AdapterArguments):
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
 
-    def open_policy(self, console: Console, *, load_in_4bit: bool = False) -> VLMPolicy:
-        """The policy that is named, with an adapter if one is asked for.
+    def configure(self, config: OptimizerSettings) -> None:
+        """Let an agent's settings have what is said beside them.
+
+        Raises:
+            WrongOptionError: A tower that is not trained is to have a learning rate.
+        """
+        if self.freeze_vision and self.vision_learning_rate is not None:
+            raise WrongOptionError(
+                f"--vision-learning-rate {self.vision_learning_rate} is for a tower that "
+                "--freeze-vision does not train: leave one of them out"
+            )
+        if self.vision_learning_rate is not None and config.learning_rate <= 0:
+            raise WrongOptionError(
+                f"--vision-learning-rate {self.vision_learning_rate} follows the learning rate of "
+                f"all weights, which is {config.learning_rate}: give one above 0"
+            )
+        config.seed, config.vision_learning_rate = self.seed, self.vision_learning_rate
+
+    def open_policy(self, console: Console, **options: Any) -> VLMPolicy:
+        """The policy that is named, ready to be trained, with an adapter if one is asked for.
 
         Raises:
             WrongOptionError: Options of adapters are given, and no rank; or contradict each other.
         """
-        four_bits = load_in_4bit or self.load_in_4bit
+        four_bits = self.load_in_4bit
         for given, option in ((four_bits, "load-in-4bit"), (self.merge_adapter, "merge-adapter")):
             if given and not self.lora_rank:
                 raise WrongOptionError(f"--{option} is of adapters: give their --lora-rank, too")
@@ -255,10 +285,20 @@ class RunArguments(QuestionArguments, AdapterArguments):
                 "--merge-adapter adds to weights, which --load-in-4bit has only 4 bits of: leave "
                 "one of them out; --policy opens the adapter that is saved by its own base model"
             )
-        policy = super().open_policy(console, load_in_4bit=four_bits)
+        policy = super().open_policy(
+            console, load_in_4bit=four_bits, weights=self.weights, **options
+        )
         if self.lora_rank:
             self.add_adapter(policy, self.seed, console)
+        self.prepare(policy)
         return policy
+
+    def prepare(self, policy: VLMPolicy) -> None:
+        """Set up what of a policy is trained, and what is kept meanwhile."""
+        if self.freeze_vision:
+            policy.freeze_vision()
+        if self.gradient_checkpointing:
+            policy.checkpoint_gradients()
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that is learned from; data without splits are parted."""

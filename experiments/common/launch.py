@@ -74,6 +74,8 @@ def fit_to_deepspeed(
         return
     config.muon = False
     config.learning_rate /= 3
+    if config.vision_learning_rate is not None:
+        config.vision_learning_rate /= 3
     console.print(
         f"Muon needs whole matrices, which stage 3 of ZeRO cuts up: AdamW is used, at a third of "
         f"the learning rate ({config.learning_rate:.3g}). With Muon turned off the rate is taken "

@@ -24,10 +24,13 @@ from seg_env.frames import AUTO, AnswerFrame
 from seg_env.tasks import answer
 
 if TYPE_CHECKING:
+    import torch
+
     from agents.policy.checks import VisionReport
     from agents.policy.model import Precision, VLMPolicy
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+WeightsChoice = Literal["auto", "float32", "bfloat16"]
 AnswerLength = int | Literal["auto"]
 """Tokens of the longest answer, or ``"auto"``."""
 
@@ -54,12 +57,14 @@ def open_policy(
     frame: str = AUTO,
     console: Console | None = None,
     trust_remote_code: bool = False,
+    weights: WeightsChoice = "auto",
     load_in_4bit: bool = False,
 ) -> VLMPolicy:
     """Load one of `SHIPPED`, a folder, or a hub id, and say what its numbers mean.
 
     Raises:
         CheckpointError: It cannot be opened; says in one line what is missing.
+        WrongOptionError: The weights are less precise than what is to be computed.
         ValueError: There is no such frame.
     """
     from agents.policy.loading import CheckpointMissingError
@@ -71,7 +76,8 @@ def open_policy(
         )
     policy = VLMPolicy.from_pretrained(
         SHIPPED.get(name, name),
-        precision=choose_precision(precision),
+        precision=choose_precision(precision, weights),
+        dtype=weights_type(weights),
         trust_remote_code=trust_remote_code,
         frame=frame,
         load_in_4bit=load_in_4bit,
@@ -98,8 +104,20 @@ def describe_data(dataset: Dataset) -> str:
     return f"{dataset.name} ({dataset.split})"
 
 
-def choose_precision(choice: PrecisionChoice) -> Precision:
-    """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32."""
+def choose_precision(choice: PrecisionChoice, weights: WeightsChoice = "auto") -> Precision:
+    """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32.
+
+    Weights in bfloat16 are computed with in bfloat16.
+
+    Raises:
+        WrongOptionError: They are to be computed with in float32.
+    """
+    if weights == "bfloat16":
+        if choice == "float32":
+            raise WrongOptionError(
+                "--precision float32 cannot be had from --weights bfloat16: leave one of them out"
+            )
+        return "bfloat16"
     if choice != "auto":
         return choice
     import torch
@@ -108,6 +126,13 @@ def choose_precision(choice: PrecisionChoice) -> Precision:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return "bfloat16" if computes_in_bfloat16(device) else "float32"
+
+
+def weights_type(choice: WeightsChoice) -> torch.dtype | None:
+    """The type that weights are loaded in; None for `VLMPolicy.from_pretrained`'s own choice."""
+    import torch
+
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
 
 
 @dataclass

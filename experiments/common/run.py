@@ -80,7 +80,7 @@ def train_on_policy(
     """
     with launched(args.deepspeed) as (world, console):
         with opening():
-            config.seed = args.seed
+            args.configure(config)
             fit_to_deepspeed(config, args.deepspeed, console)
             fit_to_adapter(config, args.lora_rank, console)
             policy = args.open_policy(console)

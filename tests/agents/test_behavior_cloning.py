@@ -51,6 +51,24 @@ def test_four_demonstrations_are_learned_by_heart(demonstrations):
     assert agent.act(single) == [answer_of(policy, demonstrations[2])]
 
 
+def test_checkpointed_layers_give_the_same_loss_and_gradient():
+    """Unequally many dialogues about each image, of unequal lengths."""
+    found = {}
+    for checkpointed in (False, True):
+        policy = small_policy()
+        shown = scene_demonstrations(policy.processor, 3, TASKS[:3])
+        chosen = [(one, one.dialogues[:count]) for one, count in zip(shown, (2, 3, 1), strict=True)]
+        batch = collate(chosen, policy.pad_id)
+        policy.model.train()
+        if checkpointed:
+            policy.checkpoint_gradients()
+        loss = cloning_loss(policy, batch)
+        loss.backward()
+        gradients = {name: each.grad for name, each in policy.model.named_parameters()}
+        found[checkpointed] = loss.detach(), {k: v for k, v in gradients.items() if v is not None}
+    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
+
+
 def test_a_demonstration_teaches_the_answer_and_its_end(policy, demonstrations):
     (dialogue,) = demonstrations[0].dialogues
     sample = Scenes("train", size=64)[0]

@@ -187,6 +187,64 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(tmp_path, settings):
     assert same_parameters(resumed.policy, whole.policy)
 
 
+def test_a_frozen_tower_stays_and_all_else_moves(tmp_path):
+    def frozen():
+        policy = small_policy()
+        policy.freeze_vision()
+        return policy
+
+    agent = make_agent(frozen(), weight_decay=0.1)
+    before = parameters_of(agent.policy)
+    learn(agent, 1)
+    agent.save(tmp_path / "half")
+    learn(agent, 2)
+    after = parameters_of(agent.policy)
+    vision = [name for name in after if "vision_tower" in name or "projector" in name]
+    assert len(vision) > 10
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) is (name in vision), name
+    assert not agent.engine.state_dict().keys() & set(vision)
+    resumed = make_agent(frozen(), weight_decay=0.1)
+    resumed.load(tmp_path / "half")
+    learn(resumed, 2)
+    assert same_parameters(resumed.policy, agent.policy)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "vision rate", "checkpointing"])
+def test_every_way_to_train_is_resumed_to_the_same_numbers(kind, tmp_path):
+    def agent():
+        policy = small_policy()
+        if kind == "bfloat16":
+            policy.model.to(torch.bfloat16)
+            policy.precision = "bfloat16"
+        if kind == "checkpointing":
+            policy.checkpoint_gradients()
+        rate = 1e-3 if kind == "vision rate" else None
+        return make_agent(policy, muon=True, kl_coefficient=0.01, vision_learning_rate=rate)
+
+    whole, resumed = agent(), agent()
+    before = parameters_of(whole.policy)
+    learn(whole, 1)
+    whole.save(tmp_path / "half")
+    rows = learn(whole, 2)
+    resumed.load(tmp_path / "half")
+    again = learn(resumed, 2)
+    assert again[-1]["train/policy_loss"] == rows[-1]["train/policy_loss"]
+    assert same_parameters(resumed.policy, whole.policy)
+    after = parameters_of(whole.policy)
+    assert sum(not torch.equal(after[name], before[name]) for name in after) > len(after) / 2
+
+
+def test_checkpointing_learns_the_same():
+    agents = [make_agent(small_policy()) for _ in range(2)]
+    agents[1].policy.checkpoint_gradients()
+    rows = [learn(agent, 2)[-1] for agent in agents]
+    timeless = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    assert timeless[1] == pytest.approx(timeless[0], rel=1e-4, abs=1e-5)
+    ours, theirs = (parameters_of(agent.policy) for agent in agents)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_saving_does_not_disturb_training(tmp_path):
     saving, plain = make_agent(), make_agent()
     saving.learn(2, lambda update, metrics: saving.save(tmp_path / str(update)))

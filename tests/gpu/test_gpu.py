@@ -15,12 +15,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from agents_fixtures import cloned_policy, parameters_of, scene_environment, small_policy
-from family_models import FAMILIES, TEXT, TOKENIZER, FamilyCase, build, random_answers
-from transformers import (
-    GenerationConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from family_models import FAMILIES, TOKENIZER, FamilyCase, build, random_answers
+from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from agents.embedded.tiny import IMAGE
 from agents.gspo import GSPO, GSPOConfig
@@ -30,7 +26,11 @@ from agents.policy.sampling import sample
 from agents.policy.scoring import score
 from agents.ppo import PPO, PPOConfig
 from agents.settings import TRLOptions
+from agents.training.memory import BFLOAT16, Update, empty_model, needs_of
 from agents.trl_backend.gspo import TRLGSPO
+from experiments.benchmarks.train_legs import Work
+from experiments.benchmarks.update_memory import WAYS, measure
+from experiments.check_memory import SHAPES
 from experiments.common.policies import EMBEDDED, SHIPPED
 from seg_env.envs.referring import open_questions
 
@@ -241,7 +241,7 @@ def test_checkpointed_layers_give_the_same_gradient():
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
     plain = gradient()
-    case.policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    case.policy.checkpoint_gradients()
     case.policy.model.train()
     assert relative_error(gradient(), plain.double()) < 1e-5
 
@@ -284,36 +284,12 @@ def test_a_run_under_deepspeed(tmp_path):
 # -- memory
 
 GIB = 2**30
-WIDE = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 28,
-    "vocab_size": 152064,
-    "initializer_range": 0.02,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-}
-"""The decoder of Qwen2.5-VL-7B."""
-TOWER_7B = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-    "patch_size": 14,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}
 
 
 def wide_policy():
     """Qwen2.5-VL-7B's form with random bfloat16 weights."""
-    config = Qwen2_5_VLConfig(
-        vision_config=TOWER_7B,
-        text_config={**TEXT, **WIDE},
-        image_token_id=TOKENIZER.convert_tokens_to_ids(IMAGE),
-    )
+    config = AutoConfig.from_pretrained(SHAPES / "qwen2.5-vl-7b")
+    config.image_token_id = TOKENIZER.convert_tokens_to_ids(IMAGE)
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(DEVICE):
@@ -324,6 +300,22 @@ def wide_policy():
         eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id
     )
     return VLMPolicy(model.eval(), SimpleNamespace(tokenizer=TOKENIZER))
+
+
+MEASURED = ("all weights, AdamW", "frozen tower", "checkpointing", "bfloat16 weights", "adapters")
+
+
+@pytest.mark.parametrize("way", MEASURED)
+def test_an_update_needs_what_was_predicted(way):
+    """In a process of its own (docs/scaling.md)."""
+    if WAYS[way].lora_rank:
+        pytest.importorskip("peft")
+    precision = "bfloat16" if ON_CUDA else "float32"
+    work = Work("30m", 600, 120, 8, 1, precision, "sdpa", DEVICE, seed=0)
+    found = measure(work, WAYS[way])
+    told = ", ".join(f"{found[name] / 2**20:.0f} MiB {name}" for name in ("peak", "measured"))
+    print(f"\n{way}, {precision} on {DEVICE}: {told}")
+    assert found["peak"] == pytest.approx(found["measured"], rel=0.15)
 
 
 @needs_cuda
@@ -353,6 +345,13 @@ def test_memory_of_a_group_of_a_7b_policy():
     for layer in policy.model.get_decoder().layers:  # as with adapters: every layer keeps its input
         layer.self_attn.q_proj.weight.requires_grad_(True)
     gradients = sum(p.numel() for p in policy.model.parameters() if p.requires_grad) * 2 / GIB
+    empty = empty_model(policy.model.config)
+    update = Update(
+        **{"prompts": 1, "group_size": 8, "prompts_per_forward": 1, "minibatches": 1},
+        **{"prompt_tokens": 600, "image_tokens": 520, "patches": 40 * 52, "answer_tokens": 400},
+        pixels=batch["pixel_values"].numel(),
+        **{"weights": BFLOAT16, "computed": BFLOAT16, "lora_rank": 1, "lora_targets": ("q_proj",)},
+    )
     peaks = {}
     for name, shared, checkpointing in (
         ("shared", True, False),
@@ -360,7 +359,7 @@ def test_memory_of_a_group_of_a_7b_policy():
         ("repeated, checkpointing", False, True),
     ):
         if checkpointing:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.checkpoint_gradients()
             policy.model.train()
         policy.model.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
@@ -373,6 +372,12 @@ def test_memory_of_a_group_of_a_7b_policy():
         found.log_probs.sum().backward()
         peak = (torch.cuda.max_memory_allocated() - start) / GIB
         peaks[name] = peak
+        if shared:
+            needs = needs_of(empty, replace(update, checkpointing=checkpointing))
+            (wanted,) = (need.parts for need in needs if need.phase == "forward")
+            parts = ("activations of the decoder", "logits")
+            wanted = sum(wanted[part] for part in parts) / GIB
+            assert forward == pytest.approx(wanted, rel=0.15)
         print(
             f"\n7B, {name}: {forward:.2f} GiB forward, {kept:.2f} kept, {peak:.2f} at the most, "
             f"gradients {gradients:.2f}"

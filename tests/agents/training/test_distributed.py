@@ -246,6 +246,17 @@ def test_a_policy_trained_by_muon_is_resumed_without_any_loss(trained):
     assert distance(weights, others) == 0
 
 
+@pytest.mark.parametrize(("choice", "muon"), job.TOWERS)
+def test_towers_have_a_rate_of_their_own_on_two_ranks(choice, muon, trained):
+    agent = job.make_cloning_agent(**job.WITH_MUON | job.OWN_RATE | {"muon": muon})
+    start = job.weights_of(agent)
+    alone = job.clone(agent), job.weights_of(agent)
+    rows, weights = trained[f"tower-{choice}-{muon}"]
+    # What never has a gradient decays under ZeRO only.
+    learning = [name for name, value in alone[1].items() if not torch.equal(value, start[name])]
+    check_equal((rows, chosen(weights, learning)), (alone[0], chosen(alone[1], learning)))
+
+
 @pytest.mark.parametrize("choice", job.MUON)
 def test_one_process_gets_all_that_the_ranks_had_of_muon(choice, trained, folder):
     checkpoint = folder / "checkpoints" / f"muon-{choice}"

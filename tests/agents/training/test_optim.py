@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from agents_fixtures import same_parameters, small_policy
+from agents_fixtures import parameters_of, same_parameters, small_policy
 from torch import nn
 
 from agents.critic import Critic
@@ -203,6 +203,75 @@ def test_it_steps_like_torchs_two_and_is_restored_as_any_optimizer_of_torch():
 
 
 SHAPES = [(6, 4), (4, 6), (24, 24), (128, 512)]
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_towers_have_a_rate_of_their_own(muon):
+    moved = {}
+    for rate in (None, 1e-3):
+        policy = small_policy()
+        before = parameters_of(policy)
+        settings = OptimizerSettings(1e-2, muon=muon, vision_learning_rate=rate)
+        engine = Engine(policy.model, settings)
+        for parameter in policy.model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        engine.step(0.5e-2)  # of a schedule that is halfway
+        moved[rate] = {
+            name: value - before[name] for name, value in policy.model.named_parameters()
+        }
+    towers = [name for name in moved[None] if "vision_tower" in name or "projector" in name]
+    assert 10 < len(towers) < len(moved[None]) - 10
+    for name, found in moved[1e-3].items():
+        share = 0.1 if name in towers else 1.0
+        torch.testing.assert_close(found, share * moved[None][name], rtol=1e-3, atol=1e-7)
+
+
+def in_bfloat16():
+    policy = small_policy()
+    policy.model.to(torch.bfloat16)
+    return policy
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_steps_too_small_for_weights_in_bfloat16_add_up_in_their_masters(muon):
+    policy, exact = in_bfloat16(), in_bfloat16()
+    exact.model.float()
+    before = parameters_of(policy)
+    settings = OptimizerSettings(1e-5, muon=muon, muon_precision="float32", max_grad_norm=1e9)
+    engines = [Engine(each.model, settings) for each in (policy, exact)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        pairs = zip(policy.model.parameters(), exact.model.parameters(), strict=True)
+        for ours, theirs in pairs:
+            ours.grad = torch.randn(ours.shape, generator=generator).abs().bfloat16()
+            theirs.grad = ours.grad.float()
+        for engine in engines:
+            engine.step(1e-5)
+        if step == 14:
+            saved = copy.deepcopy((policy.model.state_dict(), engines[0].state_dict()))
+            policy = in_bfloat16()
+            engines[0] = Engine(policy.model, settings)
+            policy.model.load_state_dict(saved[0])
+            engines[0].load_state_dict(saved[1])
+        assert all(parameter.grad is None for parameter in policy.model.parameters())
+    moved = 0
+    for name, value in policy.model.state_dict().items():
+        wanted = exact.model.state_dict()[name]
+        assert torch.equal(value, wanted.bfloat16()), name
+        moved += (value != before[name]).sum().item()
+    assert moved > 1000
+
+
+def test_masters_take_over_weights_that_are_set():
+    policy = in_bfloat16()
+    engine = Engine(policy.model, OptimizerSettings(1e-5))
+    with engine.gathered_weights(change=True), torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.fill_(0.5)
+    for parameter in policy.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    engine.step(1e-5)
+    assert all((parameter == 0.5).all() for parameter in policy.model.parameters())
 
 
 def matrices(seed, scale=1.0):
