@@ -20,8 +20,9 @@ import gymnasium as gym
 import torch
 
 from agents.gspo import GSPO
+from agents.policy.adapters import add_adapter
 from agents.policy.model import VLMPolicy
-from agents.training.memory import BFLOAT16, FLOAT32, Update, empty_model, is_target, needs_of
+from agents.training.memory import BFLOAT16, FLOAT32, Update, empty_model, needs_of
 from experiments.benchmarks.memory import Memory
 from experiments.benchmarks.train_legs import REWARDS, Pool, Work, make_policy
 from seg_env.tasks import question
@@ -100,7 +101,8 @@ def make_agent(work: Work, way: Way) -> GSPO:
     if way.checkpointing:
         policy.checkpoint_gradients()
     if way.lora_rank:
-        add_adapters(policy, way.lora_rank)
+        policy.model.name_or_path = work.shape  # an adapter names its model, which is in no folder
+        add_adapter(policy.model, way.lora_rank)
     pool: Any = Pool(policy.processor, work.model_config().image_size)
     envs: Any = gym.make_vec(
         "SimpleSeg-Scenes-v0",
@@ -111,25 +113,6 @@ def make_agent(work: Work, way: Way) -> GSPO:
     )
     kl = 0.01 if way.reference else 0.0
     return GSPO(policy, envs, replace(work.settings(), muon=way.muon, kl_coefficient=kl))
-
-
-def add_adapters(policy: VLMPolicy, rank: int) -> None:
-    """Put adapters on all linear layers of the decoder, and train nothing else."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    decoder = policy.model.get_decoder()
-    names = {name.rpartition(".")[2] for name, each in decoder.named_modules() if is_linear(each)}
-    config = LoraConfig(r=rank, target_modules=sorted(filter(lambda x: is_target(x, ()), names)))
-    inject_adapter_in_model(config, decoder)
-    for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            parameter.data = parameter.data.float()  # as peft has them beside half precision
-
-
-def is_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is a linear layer."""
-    return isinstance(module, torch.nn.Linear)
 
 
 def measure(work: Work, way: Way) -> dict[str, float]:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalG
 
 from agents.embedded.tiny import IMAGE
 from agents.gspo import GSPO, GSPOConfig
+from agents.policy.adapters import add_adapter
 from agents.policy.attention import attend, attend_backward, find_kernel
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
@@ -218,6 +219,23 @@ def test_an_update_of_gspo(precision, muon, tmp_path):
     resumed.load(tmp_path)
     resumed.learn(3)
     assert_moved(resumed.policy, parameters_of(policy))
+
+
+def test_an_update_of_an_adapter(tmp_path):
+    pytest.importorskip("peft")
+    cloned_policy().save(tmp_path / "base")
+    policy = VLMPolicy.from_pretrained(tmp_path / "base", device=DEVICE)
+    add_adapter(policy.model, 4)
+    before = parameters_of(policy)
+    config = GSPOConfig(**SMALL_UPDATE, muon=False, kl_coefficient=0.01)
+    GSPO(policy, scene_environment(config), config).learn(2)
+    after = parameters_of(policy)
+    moved = {name for name in before if not torch.equal(after[name].cpu(), before[name].cpu())}
+    assert moved
+    assert all(".lora_" in name for name in moved)
+    policy.save(tmp_path / "adapter")
+    opened = VLMPolicy.from_pretrained(tmp_path / "adapter", device=DEVICE)
+    assert_moved(opened, parameters_of(cloned_policy()))
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
