@@ -53,12 +53,6 @@ class Args(run_gspo.Args):
     more."""
     question_tokens: int = 40
     """Tokens of a prompt besides those of its image."""
-    lora_rank: int = 0
-    """Rank of adapters in the decoder; 0 trains the weights themselves."""
-    lora_targets: tuple[str, ...] = ()
-    """Linear layers that have adapters, as q_proj; all by default."""
-    load_in_4bit: bool = False
-    """Keep linear layers in 4 bits; for adapters."""
     ranks: int = 1
     """Processes that share the work out; see --deepspeed."""
     measure: bool = False
@@ -143,11 +137,17 @@ def planned_update(args: Args, config: Any, processor: Any) -> Any:
     Raises:
         WrongOptionError: They contradict each other, or the model has no tower to be measured.
     """
+    from agents.policy.adapters import ALL_LINEAR, DECODER
     from agents.training.memory import BFLOAT16, FLOAT32, Update
     from agents.training.settings import zero_stage
 
     if args.load_in_4bit and not args.lora_rank:
         raise WrongOptionError("--load-in-4bit trains adapters only: add --lora-rank 16")
+    if ALL_LINEAR in args.lora_targets:
+        raise WrongOptionError(
+            f"--lora-targets {ALL_LINEAR}: only adapters of the decoder are counted; give "
+            f"{DECODER}, or names of its layers"
+        )
     if args.ranks < 1 or args.gspo.prompts_per_update % (args.ranks * args.gspo.minibatches):
         raise WrongOptionError(
             f"--gspo.prompts-per-update {args.gspo.prompts_per_update} cannot be shared out among "

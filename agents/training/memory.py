@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from agents.policy.adapters import DECODER
 from agents.policy.families import vision_parameters
 from seg_env.errors import WrongOptionError
 
@@ -70,8 +70,8 @@ class Update:
     """Whether there is a KL penalty."""
     lora_rank: int = 0
     """Rank of adapters; 0 trains the weights themselves."""
-    lora_targets: tuple[str, ...] = ()
-    """Ends of the names of linear layers of the decoder that have adapters; by default all."""
+    lora_targets: tuple[str, ...] = (DECODER,)
+    """Linear layers of the decoder that have adapters, see `agents.policy.adapters.add_adapter`."""
     four_bits: bool = False
     """Whether linear layers are kept in 4 bits."""
     ranks: int = 1
@@ -312,13 +312,9 @@ def count_weights(model: Any, update: Update) -> Weights:
 
 
 def is_target(name: str, targets: Iterable[str]) -> bool:
-    """Whether a linear layer has an adapter: its name ends in one of the targets, or there is none.
-
-    ``"all-linear"`` is all of them.
-    """
+    """Whether a linear layer of the decoder has an adapter, by the last part of its name."""
     chosen = tuple(targets)
-    last = name.rpartition(".")[2]
-    return not chosen or "all-linear" in chosen or any(fnmatch(last, each) for each in chosen)
+    return DECODER in chosen or name.rpartition(".")[2] in chosen
 
 
 def adapted(targets: tuple[str, ...]) -> Kept:
