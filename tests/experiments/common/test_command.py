@@ -18,7 +18,7 @@ from experiments.common.logs import progress_bar
 from seg_env.errors import WrongOptionError
 from seg_env.geometry.limits import limits, set_limits
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = {
     "run_gspo": [],
     "run_ppo": [],
