@@ -63,7 +63,7 @@ def make_agent(folder, choice=None, minibatches=2):
 
 def make_adapted_agent(folder, choice):
     """A GSPO agent that trains an adapter, of which the KL penalty takes the model without it."""
-    changed = settings(folder, choice) | {"learning_rate": 1e-2}
+    changed = settings(folder, choice) | {"learning_rate": 1e-3}
     config = GSPOConfig(minibatches=2, kl_coefficient=0.1, **changed)
     policy = VLMPolicy.from_pretrained(folder / "policy")
     add_adapter(policy.model, 4)
