@@ -179,6 +179,12 @@ def kind_of(dataset: str) -> str:
     if path.suffix in FILE_ENDINGS and not path.is_dir():
         return FILE_ENDINGS[path.suffix]
     if path.is_dir():
+        for name in (*DEFAULT_SPLIT_BY, "grefcoco"):
+            if (path / name / "instances.json").is_file():
+                raise ValueError(
+                    f"{dataset} has RefCOCO's layout: name the data set {name}, and this folder as "
+                    f"its data_root (--dataset {name} --data-root {dataset})"
+                )
         for kind, patterns in LAYOUTS.items():
             files = (file for each in patterns for file in path.glob(each.format("*")))
             if (found := next(files, None)) and not (kind == "coco" and _is_labelme(found)):

@@ -63,6 +63,9 @@ def folder(tmp_path, monkeypatch, dino, sam2, kimi_folder):
     write_tree(tmp_path / "DATA", splits=("train", "val", "testA"))
     dataset = open_dataset("refcoco", data_root=tmp_path / "DATA", split="train")
     export_jsonlines(dataset, tmp_path / "data" / "annotated")
+    for split in ("train", "val"):
+        dataset = open_dataset("refcoco", data_root=tmp_path / "DATA", split=split)
+        export_jsonlines(dataset, tmp_path / "MY_DATA")
     write_archive(tmp_path / "data" / "laion" / "0.tar")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -111,6 +114,9 @@ def test_it_runs(command, folder, monkeypatch, capsys):
         assert (output / "report.md").exists()
     else:
         assert json.loads((output / "scores.json").read_text())["frame"].startswith(wrote)
+        if "--lora-rank" in words:
+            assert (output / "policy" / "adapter_model.safetensors").exists()
+            return
         config = json.loads((output / "policy" / "config.json").read_text())
         # An answer of a few tokens earns what all others earn: nothing is learned from them.
         assert config.get("answer_frame") == (wrote if name == "run_bc.py" else None)

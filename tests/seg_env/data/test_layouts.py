@@ -1,6 +1,7 @@
 """One way to name a data set: layouts that are recognised, parts, and functions in Python."""
 
 import json
+import re
 
 import pytest
 from data_trees import PHOTO, SQUARE, annotation, instances, write_json, write_photo
@@ -48,6 +49,13 @@ def test_a_folder_is_read_by_its_layout(tmp_path):
     assert len(open_dataset(str(tmp_path / "lines"), split="train")) == 40
     assert len(open_dataset(str(tmp_path / "coco"), split="train")) == 1
     assert len(open_dataset(str(tmp_path / "coco/train.json"))) == 1
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "grefcoco"])
+def test_a_folder_of_refcoco_is_told_how_it_is_named(tmp_path, name):
+    write_json(tmp_path / name / "instances.json", {})
+    with pytest.raises(ValueError, match=rf"\(--dataset {re.escape(name)} --data-root /"):
+        kind_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(
