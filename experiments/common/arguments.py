@@ -276,17 +276,18 @@ class RunArguments(QuestionArguments, AdapterArguments):
         Raises:
             WrongOptionError: Options of adapters are given, and no rank; or contradict each other.
         """
-        four_bits = self.load_in_4bit
-        for given, option in ((four_bits, "load-in-4bit"), (self.merge_adapter, "merge-adapter")):
-            if given and not self.lora_rank:
-                raise WrongOptionError(f"--{option} is of adapters: give their --lora-rank, too")
-        if four_bits and self.merge_adapter:
+        for option in ("load_in_4bit", "merge_adapter"):
+            if getattr(self, option) and not self.lora_rank:
+                raise WrongOptionError(
+                    f"--{option.replace('_', '-')} is of adapters: give their --lora-rank, too"
+                )
+        if self.load_in_4bit and self.merge_adapter:
             raise WrongOptionError(
                 "--merge-adapter adds to weights, which --load-in-4bit has only 4 bits of: leave "
                 "one of them out; --policy opens the adapter that is saved by its own base model"
             )
         policy = super().open_policy(
-            console, load_in_4bit=four_bits, weights=self.weights, **options
+            console, load_in_4bit=self.load_in_4bit, weights=self.weights, **options
         )
         if self.lora_rank:
             self.add_adapter(policy, self.seed, console)

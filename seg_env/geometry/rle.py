@@ -9,10 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seg_env.geometry.limits import Limits, check_limit, limits
-
-MAX_PIXELS = Limits().pixels
-"""Largest ``H * W`` accepted, unless `seg_env.geometry.limits` are set otherwise."""
+from seg_env.geometry.limits import check_limit, limits
 
 
 @dataclass(frozen=True, eq=False)

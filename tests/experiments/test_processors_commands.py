@@ -87,7 +87,6 @@ def test_gspo_under_trl(start, tmp_path):
 
 
 def test_gspo_under_trl_with_adapters(start, tmp_path):
-    pytest.importorskip("peft")
     words = gspo_words(start, tmp_path, "--backend", "trl", "--gspo.no-muon", *TELLING)
     run_gspo.command_line([*words, "--trl.lora-rank", "2"])
     assert_a_whole_policy(start, tmp_path)

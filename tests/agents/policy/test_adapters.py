@@ -476,6 +476,6 @@ def test_only_policies_are_adapted(saved):
 
 def test_four_bits_need_a_gpu(base):
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("speaks of machines without a CUDA device")
     with pytest.raises(WrongOptionError, match="--load-in-4bit needs a CUDA device"):
         VLMPolicy.from_pretrained(base, load_in_4bit=True)

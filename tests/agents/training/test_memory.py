@@ -228,8 +228,6 @@ WORK = Work("30m", 256, 48, 4, 1, "float32", "sdpa", "cpu", seed=0)
     "way", [pytest.param(way, marks=() if way in USUAL else pytest.mark.slow) for way in WAYS]
 )
 def test_an_update_needs_what_was_predicted(way):
-    if WAYS[way].lora_rank:
-        pytest.importorskip("peft")
     found = measure(WORK, WAYS[way])
     assert found["peak"] == pytest.approx(found["measured"], rel=0.15)
 

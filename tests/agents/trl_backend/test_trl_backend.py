@@ -274,7 +274,6 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(tmp_path):
 
 
 def test_adapters_are_trained_and_merged(tmp_path):
-    pytest.importorskip("peft")
     policy = small_policy()
     agent = TRLGSPO(policy, questions(), replace(CONFIG, muon=False), TRLOptions(lora_rank=2))
     before = parameters_of(policy)

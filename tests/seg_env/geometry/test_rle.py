@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_env.geometry.rle import MAX_PIXELS, Rle
+from seg_env.geometry.limits import Limits
+from seg_env.geometry.rle import Rle
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(0, 9), st.integers(0, 9)))
 
@@ -83,7 +84,7 @@ def test_counts_cannot_be_changed_behind_the_cache():
         ((-2, 3), [], "size"),
         ((2.0, 3), [6], "size"),
         ((2, 3, 1), [6], "size"),
-        ((1 << 20, 1 << 20), [1 << 40], f"{MAX_PIXELS} pixels"),
+        ((1 << 20, 1 << 20), [1 << 40], f"{Limits().pixels} pixels"),
     ],
 )
 def test_wrong_runs_are_refused(size, counts, message):
