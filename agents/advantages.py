@@ -54,6 +54,57 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
     return (groups - others).view_as(rewards)
 
 
+def greedy_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Rewards ``(N,)`` minus that of the first answer of their group, the likeliest one.
+
+    ReMax's baseline (arXiv 2310.10505, eq. 5). The first answer itself gets 0.
+    """
+    groups = _groups(rewards, group_size)
+    return (groups - groups[:, :1]).flatten()
+
+
+def best_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """1 for the best answer of a group, ``(N,)``, and 0 for the others: it is to be imitated.
+
+    The first of equal ones counts, and a group whose rewards are all equal has no best (RAFT, arXiv
+    2304.06767, section 3).
+    """
+    groups = _groups(rewards, group_size)
+    best = torch.zeros_like(groups)
+    best[torch.arange(len(groups)), groups.argmax(dim=1)] = 1.0
+    best[degenerate_groups(rewards, group_size)] = 0.0
+    return best.flatten()
+
+
+def term_advantages(
+    terms: Tensor, weights: Tensor, group_size: int, spread_floor: float
+) -> Tensor:
+    """Weighted sum ``(N,)`` of the `group_advantages` of each of ``(N, K)`` rewards.
+
+    Rewards that are normalised one by one keep their say, however little one of them varies (GDPO,
+    arXiv 2601.05242, eq. 4). The sum is divided by that of the weights ``(K,)``.
+    """
+    normalised = [group_advantages(each, group_size, spread_floor) for each in terms.unbind(1)]
+    return (torch.stack(normalised, dim=1) @ weights) / weights.abs().sum()
+
+
+def most_different(rewards: Tensor, group_size: int, count: int) -> Tensor:
+    """Rows ``(N / G * count,)`` of the answers of each group whose rewards have most variance.
+
+    They are the best ``i`` and the worst ``count - i`` of it (arXiv 2504.13818, theorem 1), in
+    their old order.
+    """
+    groups = _groups(rewards, group_size)
+    values, order = groups.sort(dim=1, stable=True)
+    splits = [
+        [*range(count - best), *range(group_size - best, group_size)] for best in range(count + 1)
+    ]
+    spreads = torch.stack([values[:, split].var(dim=1, correction=0) for split in splits], dim=1)
+    chosen = torch.tensor(splits, device=rewards.device)[spreads.argmax(dim=1)]
+    rows = order.gather(1, chosen).sort(dim=1).values
+    return (rows + torch.arange(len(groups), device=rewards.device)[:, None] * group_size).flatten()
+
+
 def group_std(rewards: Tensor, group_size: int) -> Tensor:
     """Standard deviation (with ``G - 1``) of the rewards of every group, ``(N / G,)``."""
     groups = _groups(rewards, group_size)

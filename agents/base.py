@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agents.policy.checks import try_sharing
 from agents.policy.finite import DivergedError
 from agents.policy.model import VLMPolicy
 from agents.policy.sampling import sample
+from agents.training.averaging import WeightAverage
 from agents.training.checkpoints import read_checkpoint, require_whole, write_checkpoint
 from agents.training.distributed import World
 from agents.training.optim import Engine
@@ -97,6 +99,10 @@ class Agent(ABC):
         """Hold all weights of the policy inside the block, not only this rank's shard."""
         return nullcontext()
 
+    def measured_weights(self) -> AbstractContextManager[None]:
+        """Hold the weights that are measured and saved inside the block, all of them."""
+        return self.gathered_weights()
+
     @abstractmethod
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
         """Train until ``updates`` updates have been made in all, those before a `load` counted."""
@@ -120,6 +126,19 @@ class EngineAgent(Agent):
     config: Any
     engine: Engine
 
+    @cached_property
+    def average(self) -> WeightAverage | None:
+        """What is measured and saved, if that is not the last weights."""
+        if not self.config.average:
+            return None
+        return WeightAverage(self.engine.module, self.config.average)
+
+    @contextmanager
+    def measured_weights(self) -> Iterator[None]:
+        """See `Agent.measured_weights`."""
+        with self.gathered_weights(), self.average.applied() if self.average else nullcontext():
+            yield
+
     @abstractmethod
     def improve(self, updates: int) -> dict[str, float]:
         """Make the next of ``updates`` updates in all; returns its metrics."""
@@ -130,9 +149,12 @@ class EngineAgent(Agent):
         Raises:
             DivergedError: Gradients were not finite three times in a row, or at the last.
         """
+        average = self.average  # starts from the first weights
         while self.update < updates:
             metrics = self.improve(updates)
             self.update += 1
+            if average is not None:
+                average.follow()
             if on_update is not None:
                 on_update(self.update, metrics)
         self.require_applied()
@@ -174,6 +196,8 @@ class EngineAgent(Agent):
         with self.gathered_weights():
             tensors, more = self.state()
             tensors = {"optimizer": optimizer} | tensors
+            if self.average is not None:
+                tensors["average"] = self.average.state_dict()
             write_checkpoint(path, self.policy, tensors, facts | more, self.world)
 
     def load(self, path: str | Path) -> None:
@@ -186,6 +210,8 @@ class EngineAgent(Agent):
         with self.engine.gathered_weights(change=True):
             tensors, facts = read_checkpoint(path, self.policy)
             self.load_state(tensors, facts)
+        if self.average is not None:
+            self.average.load_state_dict(tensors["average"])
         self.engine.load_state_dict(tensors["optimizer"])
         self.left_out.update(facts.get("left_out", {}))
         self.update = self.applied = facts["update"]

@@ -6,9 +6,18 @@ measured and left out: it ended 4.7 points of greedy gIoU below GSPO (docs/agent
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from agents.advantages import degenerate_groups, group_advantages
+from agents.advantages import (
+    against_others,
+    best_advantages,
+    degenerate_groups,
+    greedy_advantages,
+    group_advantages,
+    most_different,
+    term_advantages,
+)
 from agents.losses import LOSSES, Metrics, kl_penalty, policy_loss
 from agents.on_policy import OnPolicyAgent
 from agents.policy.model import VLMPolicy
@@ -45,10 +54,40 @@ class GSPO(OnPolicyAgent):
     def credit(self, rollout: Rollout) -> Metrics:
         """Group-normalised rewards ``(N,)``."""
         self._mean_length = self.mean_length(rollout.choice_mask)
-        rollout.advantages = group_advantages(
-            rollout.rewards, rollout.group_size, self.config.advantage_floor
-        )
+        rewards, size = rollout.rewards, rollout.group_size
+        match self.config.advantage:
+            case "group":
+                found = group_advantages(rewards, size, self.config.advantage_floor)
+            case "others":
+                found = against_others(rewards[:, None], size)[:, 0]
+            case "greedy":
+                found = greedy_advantages(rewards, size)
+            case "terms":
+                assert rollout.reward_terms is not None
+                found = term_advantages(rollout.reward_terms, self._weights, size, self.config.spread_floor)
+            case "best":
+                found = best_advantages(rewards, size)
+        if self.config.imitation:
+            found = found + self.config.imitation * best_advantages(rewards, size)
+        rollout.advantages = found
         return {}
+
+    def choose_answers(self, rollout: Rollout) -> Rollout:
+        """See `OnPolicyAgent.choose_answers`: those of a group that differ most."""
+        count, size = self.config.learned_answers, rollout.group_size
+        if not 0 < count < size:
+            return rollout
+        return rollout.keep(most_different(rollout.rewards, size, count))
+
+    @property
+    def greedy_first(self) -> bool:
+        """See `OnPolicyAgent.greedy_first`."""
+        return self.config.advantage == "greedy"
+
+    @property
+    def _weights(self) -> Tensor:
+        terms = self.env.unwrapped.core.rewards.terms.values()
+        return torch.tensor([float(term.weight) for term in terms])
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """The clipped objective that the configuration names, and the KL penalty."""

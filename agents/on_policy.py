@@ -83,6 +83,11 @@ class OnPolicyAgent(EngineAgent):
         """What the optimizer trains; agents with a critic add it to the policy's model."""
         return self.policy.model
 
+    @property
+    def greedy_first(self) -> bool:
+        """Whether the first answer of each group is the likeliest one."""
+        return False
+
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """Place rewards on tokens, right after the environment scored ``N`` answers.
 
@@ -92,6 +97,10 @@ class OnPolicyAgent(EngineAgent):
     @abstractmethod
     def credit(self, rollout: Rollout) -> Metrics:
         """Fill in the advantages, and whatever else `loss` takes, before the first step."""
+
+    def choose_answers(self, rollout: Rollout) -> Rollout:
+        """The credited answers that are learned from; all of them by default."""
+        return rollout
 
     @abstractmethod
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
@@ -190,6 +199,7 @@ class OnPolicyAgent(EngineAgent):
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
                 noise=noise.to(policy.device),
+                greedy_first=self.greedy_first,
             )
             texts = policy.texts(answers.tokens, answers.mask)
             _, earned, terminated, truncated, infos = self.env.step(texts)
@@ -201,6 +211,11 @@ class OnPolicyAgent(EngineAgent):
             sampler_log_probs=answers.log_probs,
             old_log_probs=answers.log_probs,
             rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
+            reward_terms=torch.as_tensor(
+                np.stack([infos[f"reward/{name}"] for name in self.env.unwrapped.core.rewards.terms], 1),
+                dtype=torch.float32,
+                device=policy.device,
+            ),
         )
         metrics = _rollout_metrics(rollout, infos)
         ends = torch.tensor(policy.end_ids, device=policy.device)
@@ -221,6 +236,7 @@ class OnPolicyAgent(EngineAgent):
         self.policy.model.train()
         found = self._check_sampler(rollout) if self.policy.precision != "float32" else {}
         found = self.world.reduce(found | self.credit(rollout))
+        rollout = self.choose_answers(rollout)
         # A fixed choice of independent prompts is the same on any number of ranks.
         everything = torch.arange(rollout.prompts, device=self.policy.device)
         parts = [everything[first :: config.minibatches] for first in range(config.minibatches)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class Rollout:
     """``(N, T)`` under the policy that sampled, as the scorer finds them."""
     rewards: Tensor
     """``(N,)`` float32, of whole answers."""
+    reward_terms: Tensor | None = None
+    """``(N, K)`` float32, the rewards that the sum was made of, unweighted."""
     weights: Tensor | None = None
     """``(N,)`` importance weights for what sampler and scorer disagree in."""
     token_rewards: Tensor | None = None
@@ -100,11 +102,18 @@ class Rollout:
         # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
         width = max(2, int(self.mask[rows].sum(-1).max()))
         chosen = {
-            name: value[rows, :width] if value.ndim > 1 else value[rows]
+            name: value[rows, :width] if value.ndim > 1 and name != "reward_terms" else value[rows]
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
         return Rollout(asked=self.asked.select(prompts), **chosen)
+
+    def keep(self, rows: Tensor) -> Rollout:
+        """Some completions, as many of each prompt, by their rows in order."""
+        chosen = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **chosen)
 
 
 def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
@@ -117,7 +126,7 @@ def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
     for name, value in vars(first).items():
         if isinstance(value, Tensor):
             parts = [value, getattr(second, name)]
-            if value.ndim > 1:
+            if value.ndim > 1 and name != "reward_terms":
                 parts = [pad(part, (0, width - part.shape[1])) for part in parts]
             joined[name] = torch.cat(parts)
     images = [*first.asked.images, *second.asked.images]

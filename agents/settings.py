@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CriticKind = Literal["shared", "separate"]
 LossName = Literal["gspo", "gspo_token", "luspo", "grpo", "dr_grpo", "dapo"]
+AdvantageName = Literal["group", "others", "greedy", "terms", "best"]
 Wording = Literal["plain", "paper"]
 """The environments' question and the bare answer, or the paper's questions and answer sentences."""
 
@@ -81,6 +82,16 @@ class GSPOConfig(OnPolicyConfig):
     """Ratios below ``1 - clip_low`` are clipped; by default it suits the loss, 0.01 for gspo."""
     clip_high: float | None = None
     """Ratios above ``1 + clip_high`` are clipped; by default it suits the loss, 0.015 for gspo."""
+    advantage: AdvantageName = "group"
+    """What an answer's reward is compared with. group: the mean of its group, over the group's
+    standard deviation; others: the mean of the other answers, not divided (RLOO); greedy: the
+    reward of the likeliest answer, which is the first of each group (ReMax); terms: as group, each
+    reward by itself (GDPO); best: the best answer of a group is imitated (RAFT)."""
+    imitation: float = 0.0
+    """Added to the advantage of the best answer of each group."""
+    learned_answers: int = 0
+    """Answers of each group that are learned from: of those with the highest and lowest rewards, so
+    many that differ most (PODS, arXiv 2504.13818). 0 for all."""
     spread_floor: float = 0.2
     """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
     which turns groups in which every answer misses into full-strength noise."""

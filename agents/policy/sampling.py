@@ -52,6 +52,7 @@ def sample(
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     noise: Tensor | None = None,
+    greedy_first: bool = False,
 ) -> Completions:
     """Draw ``group_size`` answers to each of ``B`` prepared prompts.
 
@@ -64,6 +65,7 @@ def sample(
         noise: ``(B * group_size, max_new_tokens)`` uniform in [0, 1): which token of the cumulated
             distribution is taken. An answer follows from its own row and prompt only, whatever else
             is in the batch. By default drawn from torch's global generator.
+        greedy_first: The first answer to each prompt is the likeliest one, whatever the noise.
 
     Returns:
         ``B * group_size`` completions. Their log-probabilities are at the sampling temperature
@@ -78,6 +80,8 @@ def sample(
         noise = torch.rand(rows, max_new_tokens, device=policy.device)
     with evaluation_mode(policy.model):
         writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
+        if greedy_first:
+            writer.greedy[::group_size] = True
         write = write_shared if shares else write_plain
         write(policy, inputs, group_size, writer)
     found = writer.completions()
@@ -98,6 +102,8 @@ class AnswerWriter:
         """Start ``rows`` empty answers of up to ``room`` tokens; the rest is as in `sample`."""
         self.room, self.rows = room, torch.arange(rows, device=policy.device)
         self._policy, self._temperature, self._noise = policy, temperature, noise
+        self.greedy = torch.zeros_like(self.rows, dtype=torch.bool)
+        """``(N,)``, answers that take the likeliest token."""
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
         self._tokens = torch.full((rows, room), policy.pad_id, device=policy.device)
         self._mask = torch.zeros_like(self._tokens)
@@ -123,6 +129,7 @@ class AnswerWriter:
         else:
             assert self._noise is not None
             tokens = invert_distribution(scores.exp(), self._noise[rows, step])
+            tokens = torch.where(self.greedy[rows], scores.argmax(-1), tokens)
         self._tokens[rows, step] = tokens
         self._mask[rows, step] = 1
         self._choice_mask[rows, step] = choice_mask

@@ -31,6 +31,9 @@ class OptimizerSettings:
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the weights over updates, as 0.95; it is what is
+    measured and saved. 0 for none."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
     muon_precision: MuonPrecision = "auto"

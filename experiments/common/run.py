@@ -259,9 +259,9 @@ class Run:
         if save_policy is not None:
             save_policy(self.folder / "policy")
         elif self.leads:
-            if self.args.merge_adapter:
-                merge_adapter(agent.policy.model)
-            with self.agent.gathered_weights():  # of which every process may have a share
+            with self.agent.measured_weights():  # of which every process may have a share
+                if self.args.merge_adapter:
+                    merge_adapter(agent.policy.model)
                 write_policy(self.folder / "policy", self.agent.policy, self.world)
         if not self.leads:
             return {}
@@ -380,7 +380,7 @@ class Run:
     def _ask(
         self, questions: Any, temperature: float, answers: int, on_batch: Any = None
     ) -> list[Evaluation]:
-        with self.agent.gathered_weights():
+        with self.agent.measured_weights():
             return evaluate_turns(
                 self.agent.policy,
                 self.core,
