@@ -18,10 +18,12 @@ from agents.demonstrations import Demonstration, DemonstrationBatch, collate, dr
 from agents.policy.families import answer_positions, next_positions
 from agents.policy.model import VLMPolicy
 from agents.policy.scoring import predict_shared
+from agents.policy.soft_targets import SoftTargets
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
 from agents.training import make_engine
 from agents.training.distributed import World
 from seg_env.envs.left_out import LeftOut
+from seg_env.errors import WrongOptionError
 
 
 class BehaviorCloning(EngineAgent):
@@ -43,6 +45,12 @@ class BehaviorCloning(EngineAgent):
         self.left_out = LeftOut()
         self.world = World.current()
         self._share = self.world.block(config.batch_size, "batch_size")
+        self._targets = SoftTargets(policy.tokenizer, config.soft_targets, policy.device)
+        if config.soft_targets and not self._targets:
+            raise WrongOptionError(
+                f"soft_targets={config.soft_targets}, but no number is one token of this policy's "
+                f"tokenizer: set it to 0"
+            )
         self.engine = make_engine(policy.model, config)
 
     def improve(self, updates: int) -> dict[str, float]:
@@ -59,7 +67,9 @@ class BehaviorCloning(EngineAgent):
         drawn = draw(self.demonstrations, config.batch_size, task_weights, rng)
         own = drawn[self._share]
         batch = collate(own, policy.tokenizer.pad_token_id, policy.device)
-        loss = self.engine.forward(partial(cloning_loss, policy, batch))
+        soft = config.soft_targets and self.update < config.soft_until * updates
+        targets = self._targets if soft else None
+        loss = self.engine.forward(partial(cloning_loss, policy, batch, targets))
         # Ranks have answers of different lengths; the mean is over the tokens of all of them.
         weight = self.world.size * learned_tokens(own) / learned_tokens(drawn)
         self.engine.backward(loss * weight)
@@ -71,10 +81,13 @@ class BehaviorCloning(EngineAgent):
         }
 
 
-def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
-    """Mean cross-entropy per answer token, in nats."""
+def cloning_loss(
+    policy: VLMPolicy, batch: DemonstrationBatch, targets: SoftTargets | None = None
+) -> Tensor:
+    """Mean cross-entropy per answer token, in nats, to the true token or to soft targets."""
+    entropy = targets.cross_entropy if targets else torch.nn.functional.cross_entropy
     if policy.model.is_activation_checkpointing:  # such layers neither fill nor read a cache
-        return _packed_loss(policy, batch)
+        return entropy(*_packed_predictions(policy, batch))
     prefix = policy.encode(batch.inputs)
     for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order
         layer.keys = layer.keys.index_select(0, batch.rows)
@@ -90,11 +103,11 @@ def cloning_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
             use_cache=True,
         ).logits
     learn = batch.learn[:, 1:]
-    return torch.nn.functional.cross_entropy(logits[learn].float(), batch.tokens[:, 1:][learn])
+    return entropy(logits[learn].float(), batch.tokens[:, 1:][learn])
 
 
-def _packed_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
-    """`cloning_loss` of rows that hold an image and after it all its dialogues."""
+def _packed_predictions(policy: VLMPolicy, batch: DemonstrationBatch) -> tuple[Tensor, Tensor]:
+    """Logits and tokens of rows that hold an image and after it all its dialogues."""
     counts = batch.rows.bincount(minlength=len(batch.inputs["input_ids"]))
     most = int(counts.max())
     first = (counts.cumsum(0) - counts)[batch.rows]  # of the dialogue's image
@@ -103,4 +116,4 @@ def _packed_loss(policy: VLMPolicy, batch: DemonstrationBatch) -> Tensor:
     tokens = batch.tokens.new_full(shape, policy.pad_id).index_copy(0, places, batch.tokens)
     learn = batch.learn.new_zeros(shape).index_copy(0, places, batch.learn)
     logits, _ = predict_shared(policy, batch.inputs, tokens, learn, False)
-    return torch.nn.functional.cross_entropy(logits.float(), tokens[learn])
+    return logits.float(), tokens[learn]

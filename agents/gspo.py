@@ -64,7 +64,9 @@ class GSPO(OnPolicyAgent):
                 found = greedy_advantages(rewards, size)
             case "terms":
                 assert rollout.reward_terms is not None
-                found = term_advantages(rollout.reward_terms, self._weights, size, self.config.spread_floor)
+                found = term_advantages(
+                    rollout.reward_terms, self._weights, size, self.config.spread_floor
+                )
             case "best":
                 found = best_advantages(rewards, size)
         if self.config.imitation:

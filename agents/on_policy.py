@@ -212,7 +212,9 @@ class OnPolicyAgent(EngineAgent):
             old_log_probs=answers.log_probs,
             rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
             reward_terms=torch.as_tensor(
-                np.stack([infos[f"reward/{name}"] for name in self.env.unwrapped.core.rewards.terms], 1),
+                np.stack(
+                    [infos[f"reward/{name}"] for name in self.env.unwrapped.core.rewards.terms], 1
+                ),
                 dtype=torch.float32,
                 device=policy.device,
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class Rollout:
         chosen = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **chosen)
+        return Rollout(asked=self.asked, **chosen)
 
 
 def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:

@@ -162,6 +162,11 @@ class BehaviorCloningConfig(OptimizerSettings):
     """Share of the updates up to which points and boxes are asked; then mostly outlines."""
     outline_share: float = 0.8
     """Share of outlines among the questions after that."""
+    soft_targets: float = 0.0
+    """Standard deviation of the targets of coordinates that are one token, in steps of their last
+    digit: numbers near the true one earn a part of the probability. 0 for the true one alone."""
+    soft_until: float = 0.8
+    """Share of the updates with soft targets; then the true numbers alone are learned."""
     tasks: str | None = None
     """What is asked after that in place of outlines, boxes and points by expression, as in
     ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""

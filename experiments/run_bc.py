@@ -29,12 +29,13 @@ options of its own:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -55,6 +56,7 @@ from experiments.common.policies import (
     weights_type,
 )
 from seg_env.data.scenes import Scenes
+from seg_env.data.scenes.layout import Difficulty
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
@@ -91,6 +93,11 @@ class Args(RunArguments):
     """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000
     """Training scenes; every object of each is asked about. With --data: most images used."""
+    mixture: str | None = None
+    """Difficulties of the training scenes with their shares, ``"easy=0.5 medium=0.5"``; by default
+    all are of --difficulty."""
+    mirror: bool = False
+    """Learn from every image once more with left and right exchanged, also in words."""
     negatives: float = 0.0
     """Share of the scenes in which an object is asked for that is not there."""
     task: str | None = None
@@ -183,7 +190,7 @@ def main(args: Args) -> dict[str, Any]:
             frame=policy.answer_frame,
             # What is longer cannot be answered, and takes memory in proportion to its square.
             longest=None
-            if isinstance(images, Scenes)
+            if args.dataset is None
             else max(run.max_new_tokens, OnPolicyConfig.max_new_tokens),
             left_out=left_out,
         )
@@ -201,20 +208,49 @@ def main(args: Args) -> dict[str, Any]:
         return run.train(
             agent,
             "Behaviour cloning",
-            learned_from=f"{len(images)} {args.difficulty} scenes (train)"
-            if isinstance(images, Scenes)
-            else describe_data(images.dataset),
+            learned_from=f"{args.scenes} scenes (train), {args.mixture or args.difficulty}"
+            if args.dataset is None
+            else describe_data(open_questions(args.env, **args.environment()).dataset),
         )
 
 
 def open_images(args: Args) -> LabelledImages:
     """What is demonstrated: scenes, or annotated images."""
-    from experiments.common.cloning_data import RecordedImages
+    from experiments.common.cloning_data import JoinedImages, MirroredImages, RecordedImages
 
+    images: LabelledImages
     if args.dataset is not None:
-        return RecordedImages(open_questions(args.env, **args.environment()).dataset, args.scenes)
-    difficulty: Any = args.difficulty
-    return Scenes("train", difficulty, length=args.scenes, negatives=args.negatives)
+        dataset = open_questions(args.env, **args.environment()).dataset
+        images = RecordedImages(dataset, args.scenes)
+    else:
+        shares = read_shares(args.mixture or f"{args.difficulty}=1")
+        images = JoinedImages(
+            [
+                Scenes("train", difficulty, length=count, negatives=args.negatives)
+                for difficulty, share in shares.items()
+                if (count := round(args.scenes * share))
+            ]
+        )
+    return MirroredImages(images) if args.mirror else images
+
+
+def read_shares(mixture: str) -> dict[Any, float]:
+    """Shares of difficulties that sum to 1, by a text such as ``"easy=0.5 medium=0.5"``."""
+    shares: dict[Any, float] = {}
+    for word in mixture.split():
+        name, _, weight = word.partition("=")
+        try:
+            shares[name] = float(weight)
+        except ValueError:
+            shares[name] = math.nan
+        if name not in get_args(Difficulty) or not 0 <= shares[name] < math.inf:
+            raise WrongOptionError(
+                f"--mixture {mixture!r}: {word!r} is no share; write easy, medium or hard with a "
+                f"number, as in 'easy=0.5 medium=0.5'"
+            )
+    if not (total := sum(shares.values())):
+        raise WrongOptionError(f"--mixture {mixture!r} has no share above 0")
+    return {name: share / total for name, share in shares.items()}
 
 
 def set_tasks(args: Args) -> None:

@@ -27,8 +27,11 @@ from agents.embedded import TinyConfig as TinyConfig
 PAD, END, IMAGE, USER, ASSISTANT = "<pad>", "<end>", "<image>", "<user>", "<assistant>"
 SPECIAL_TOKENS = (PAD, END, IMAGE, USER, ASSISTANT)
 
-ANSWER_PIECES = ("[[[0.", "]],[[0.", "],[0.", ",0.", "[0.", "]]]", "]],[[", "],[", "[[[")
-"""Merges that a byte-pair tokenizer would learn from outlines; six tokens write one vertex."""
+ANSWER_PIECES = (
+    *("[[", "]],[", "],[", "]]]"),
+    *(f"{before}0.{number:02d}" for before in ("[", ",", "],[") for number in range(100)),
+)
+"""Merges that a byte-pair tokenizer would learn from outlines; two tokens write one vertex."""
 
 PROMPT_WORDS = (  # noqa: SIM905 (a list of 70 quoted words is harder to read)
     "Output the polygon coordinates of in image. center point bounding box What is are "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -17,7 +20,7 @@ from seg_env.data.base import Dataset
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.data.scenes import Scenes
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
-from seg_env.types import Sample
+from seg_env.types import Sample, Target
 
 
 class RecordedImages:
@@ -52,7 +55,72 @@ class RecordedImages:
         return [sample for sample in samples if sample.target.area]
 
 
-LabelledImages = Scenes | RecordedImages
+class JoinedImages:
+    """The images of several sets, one set after the other."""
+
+    def __init__(self, parts: Sequence[LabelledImages]) -> None:
+        """Join them."""
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def name_of(self, index: int) -> str:
+        """What its set calls image ``index``."""
+        part, own = self._find(index)
+        return part.name_of(own)
+
+    def samples_of(self, index: int) -> list[Sample]:
+        """The samples about image ``index``."""
+        part, own = self._find(index)
+        return part.samples_of(own)
+
+    def _find(self, index: int) -> tuple[LabelledImages, int]:
+        """The set that has image ``index``, and its index there."""
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(f"image {index} is beyond the last one")
+
+
+class MirroredImages:
+    """Images as they are, and after them all once more with left and right exchanged.
+
+    Words of expressions are exchanged with them. Letters in an image come out reversed.
+    """
+
+    def __init__(self, images: LabelledImages) -> None:
+        """Double a set."""
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2 * len(self.images)
+
+    def name_of(self, index: int) -> str:
+        """What image ``index`` is called."""
+        return self.images.name_of(index % len(self.images))
+
+    def samples_of(self, index: int) -> list[Sample]:
+        """The samples about image ``index``."""
+        samples = self.images.samples_of(index % len(self.images))
+        return samples if index < len(self.images) else [mirror(each) for each in samples]
+
+
+def mirror(sample: Sample) -> Sample:
+    """A sample with left and right exchanged, in its image, its mask and its words."""
+    return Sample(
+        f"{sample.id}-mirrored",
+        SIDES.sub(lambda found: OTHER_SIDE[found[0].lower()], sample.expression),
+        Target.from_mask(np.ascontiguousarray(sample.target.mask()[:, ::-1])),
+        lambda: np.ascontiguousarray(sample.image[:, ::-1]),
+    )
+
+
+OTHER_SIDE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+SIDES = re.compile(rf"\b({'|'.join(OTHER_SIDE)})\b", re.IGNORECASE)
+
+LabelledImages = Scenes | RecordedImages | JoinedImages | MirroredImages
 """Images with samples about each; they go to worker processes."""
 
 

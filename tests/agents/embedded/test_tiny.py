@@ -100,11 +100,11 @@ def test_words_and_pieces_are_single_tokens():
         assert len(TOKENIZER(text, add_special_tokens=False).input_ids) == 1, text
 
 
-def test_a_vertex_takes_six_tokens():
+def test_a_vertex_takes_two_tokens():
     square = np.array([[0.12, 0.12], [0.34, 0.12], [0.34, 0.56], [0.12, 0.56]])
     texts = [encode([square[:count]], 2, pad=True) for count in (3, 4)]
     lengths = [len(TOKENIZER(text, add_special_tokens=False).input_ids) for text in texts]
-    assert lengths[1] - lengths[0] == 6
+    assert lengths[1] - lengths[0] == 2
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
