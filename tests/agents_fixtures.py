@@ -60,7 +60,7 @@ def scene_demonstrations(processor, count, tasks=("text->mask",)):
     """Demonstrations of the first easy scenes: coarse outlines, so that answers are short."""
     scenes = Scenes("train", size=64)
     return [
-        demonstrate(processor, [scenes[i]], tasks, epsilon=0.03, decimals=1, pad=True)
+        demonstrate(processor, [scenes[i]], tasks, epsilon=0.03, decimals=2, pad=True)
         for i in range(count)
     ]
 

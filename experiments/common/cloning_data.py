@@ -77,10 +77,11 @@ class JoinedImages:
 
     def _find(self, index: int) -> tuple[LabelledImages, int]:
         """The set that has image ``index``, and its index there."""
+        own = index
         for part in self.parts:
-            if index < len(part):
-                return part, index
-            index -= len(part)
+            if own < len(part):
+                return part, own
+            own -= len(part)
         raise IndexError(f"image {index} is beyond the last one")
 
 

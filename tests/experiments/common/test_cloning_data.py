@@ -1,6 +1,7 @@
 """What behaviour cloning learns from: scenes, and annotated images in files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,17 @@ from rich.console import Console
 
 from agents.embedded.tiny import build_processor
 from experiments import run_bc
-from experiments.common.cloning_data import RecordedImages, demonstrate_images
+from experiments.common.cloning_data import (
+    JoinedImages,
+    MirroredImages,
+    RecordedImages,
+    demonstrate_images,
+    mirror,
+)
 from seg_env.data.annotate import Job, annotate, write_scene_shards
 from seg_env.data.scenes import Scenes
 from seg_env.envs.left_out import LeftOut
+from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS
 from seg_env.tasks import TEXT_TASKS
 from seg_env.tasks.queries import QueryStyle
@@ -144,3 +152,69 @@ def test_outlines_too_long_to_answer_are_coarsened_or_left_out_and_counted(tmp_p
     assert len(lengths[128]) == 1
     assert lengths[128][0] <= 128
     assert left_out.reasons == {"dots": "no outline of it fits in 128 tokens"}
+
+
+def test_sets_are_joined_in_a_row():
+    parts = [Scenes("train", kind, length=3, size=64) for kind in ("easy", "medium")]
+    images = JoinedImages(parts)
+    assert len(images) == 6
+    names = [images.name_of(index) for index in range(6)]
+    assert names == [part.name_of(index) for part in parts for index in range(3)]
+    for index, (part, own) in enumerate([(each, k) for each in parts for k in range(3)]):
+        found, truth = images.samples_of(index), part.samples_of(own)
+        assert [sample.id for sample in found] == [sample.id for sample in truth]
+    with pytest.raises(IndexError, match="image 6 is beyond the last one"):
+        images.samples_of(6)
+
+
+@pytest.mark.parametrize(
+    ("words", "mirrored"),
+    [
+        ("the red star on the left", "the red star on the right"),
+        ("the Leftmost bar", "the rightmost bar"),
+        ("the star right of the cleft", "the star left of the cleft"),
+        ("the star above the bar", "the star above the bar"),
+    ],
+)
+def test_words_are_mirrored_with_the_image(words, mirrored):
+    sample = Scenes("train", "medium", size=64)[0]
+    sample = replace(sample, expression=words)
+    found = mirror(sample)
+    assert found.expression == mirrored
+    assert (found.image == sample.image[:, ::-1]).all()
+    assert (found.target.mask() == sample.target.mask()[:, ::-1]).all()
+    again = mirror(found)
+    assert (again.image == sample.image).all()
+
+
+def test_mirrored_images_come_after_all_the_others():
+    plain = Scenes("train", "medium", length=2, size=64)
+    images = MirroredImages(plain)
+    assert len(images) == 4
+    assert images.name_of(3) == plain.name_of(1)
+    same, other = images.samples_of(1)[0], images.samples_of(3)[0]
+    assert same.id == plain.samples_of(1)[0].id
+    assert (other.target.mask() == same.target.mask()[:, ::-1]).all()
+
+
+def test_shares_of_difficulties():
+    assert run_bc.read_shares("easy=1 hard=3") == {"easy": 0.25, "hard": 0.75}
+    images = run_bc.open_images(run_bc.Args(scenes=8, mixture="easy=1 hard=3", mirror=True))
+    assert len(images) == 16
+    assert [images.name_of(k).split()[0] for k in (1, 2, 7)] == [
+        "scenes-easy",
+        *["scenes-hard"] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    "mixture", ["easy", "simple=1", "easy=-1", "easy=nan", "easy=x", "easy=inf"]
+)
+def test_shares_that_are_none_are_refused(mixture):
+    with pytest.raises(WrongOptionError, match="is no share; write easy, medium or hard"):
+        run_bc.read_shares(mixture)
+
+
+def test_a_mixture_of_nothing_is_refused():
+    with pytest.raises(WrongOptionError, match="has no share above 0"):
+        run_bc.read_shares("easy=0")
