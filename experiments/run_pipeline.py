@@ -51,7 +51,7 @@ DEFAULTS: dict[Stage, str] = {
     "rl": "--updates 80 --evaluation.every 20 --checkpoint-every 20",
 }
 """Options of the stages where the command line has no others."""
-HEADINGS = ("after", "updates", *(f"{title} [95 %]" for title, _, _ in SCORES), "minutes")
+HEADINGS = ("after", "updates", *(f"{title} [95 %]" for title, *_ in SCORES), "minutes")
 
 
 @dataclass
@@ -225,7 +225,7 @@ def write_report(args: Args, steps: Sequence[Step], console: Console) -> dict[st
 def table_row(stage: Stage, found: dict[str, Any]) -> list[str]:
     """What stands under `HEADINGS` for a trained stage; scores in per cent."""
     row = [stage, str(found["updates"])]
-    for _, kind, name in SCORES:
+    for _, kind, name, _ in SCORES:
         interval = [100 * end for end in found[kind][f"{name}_interval"]]
         row.append(with_interval(100 * found[kind][name], interval))
     return [*row, f"{found['minutes']:.1f}"]

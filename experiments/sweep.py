@@ -36,6 +36,8 @@ from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = Path(__file__).parent / "sweeps"
+FINISHED = ("report.json", "scores.json")
+"""What commands write when they have finished: one that annotates, and one that trains."""
 
 
 @dataclass
@@ -193,7 +195,7 @@ def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
     shared = {
         sweep.folder / name: list(command)
         for name, command in sweep.shared.items()
-        if runs and not (sweep.folder / name / "report.json").exists()
+        if runs and not any((sweep.folder / name / done).exists() for done in FINISHED)
     }
     return [(command, folder) for folder, command in (shared | runs).items()]
 

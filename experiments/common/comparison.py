@@ -26,12 +26,18 @@ from experiments.common.tables import markdown_table, terminal_table
 from seg_env.errors import ExplainedError
 from seg_env.types import counted
 
-GAINS = (("sampled gIoU", "sampled", "giou"), ("greedy gIoU", "greedy", "giou"))
-"""Title, kind of answers, score."""
+GAINS = (
+    ("sampled gIoU", "sampled", "giou", 100),
+    ("greedy gIoU", "greedy", "giou", 100),
+    ("best of the sampled, gIoU", "sampled", "best_giou", 100),
+    ("greedy boundary F", "greedy", "boundary_f", 100),
+    ("tokens per answer", "greedy", "tokens", 1),
+)
+"""Title, kind of answers, score, factor (100 for per cent)."""
 SCORES = (
-    ("greedy gIoU", "greedy", "giou"),
-    ("greedy cIoU", "greedy", "ciou"),
-    ("sampled gIoU", "sampled", "giou"),
+    ("greedy gIoU", "greedy", "giou", 100),
+    ("greedy cIoU", "greedy", "ciou", 100),
+    ("sampled gIoU", "sampled", "giou", 100),
 )
 
 
@@ -160,6 +166,10 @@ def report(sweep: Sweep, results: Results, console: Console) -> dict[str, Any]:
 def compare(sweep: Sweep, results: Results) -> dict[str, Any]:
     """Scores of every arm over seeds, and differences from the first arm by seed."""
     arms: dict[str, Any] = {}
+    runs = [result.scores for arm in results.values() for result in arm]
+    known = {  # runs of earlier versions have fewer
+        kind: set.intersection(*({*run[kind]} for run in runs)) for kind in ("greedy", "sampled")
+    }
     for label, arm in sweep.arms.items():
         first = results[label][0].scores
         arms[label] = {
@@ -169,8 +179,9 @@ def compare(sweep: Sweep, results: Results) -> dict[str, Any]:
             "minutes": [result.scores["minutes"] for result in results[label]],
             "paper": arm.paper,
             "scores": {
-                title: over_seeds(results[label], kind, name, gain=not sweep.scores)
-                for title, kind, name in (SCORES if sweep.scores else GAINS)
+                title: over_seeds(results[label], kind, name, factor, gain=not sweep.scores)
+                for title, kind, name, factor in (SCORES if sweep.scores else GAINS)
+                if name in known[kind]
             },
         }
     baseline = next(iter(arms.values()))["scores"]
@@ -194,8 +205,9 @@ def table_of(sweep: Sweep, found: dict[str, Any]) -> tuple[list[str], list[list[
     for label, arm in found["arms"].items():
         for number, (title, score) in enumerate(arm["scores"].items()):
             row = ["" if number else label, title]
-            row += [f"{100 * np.mean(score['before']):.1f}"] if "before" in score else []
-            row.append(", ".join(f"{100 * value:.1f}" for value in score["after"]))
+            factor = score["factor"]
+            row += [f"{factor * np.mean(score['before']):.1f}"] if "before" in score else []
+            row.append(", ".join(f"{factor * value:.1f}" for value in score["after"]))
             row.append(with_interval(score["mean"], score["interval"], sign))
             if "difference" in score:
                 row.append(with_interval(score["difference"], score["difference_interval"], "+"))
@@ -259,13 +271,16 @@ def _plot_curves(axis: Any, results: Sequence[Result], name: str, **style: str) 
         axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style | {"label": ""})
 
 
-def over_seeds(results: Sequence[Result], kind: str, name: str, *, gain: bool) -> dict[str, Any]:
-    """A score of every seed, or its gain over that before training, and their mean."""
+def over_seeds(
+    results: Sequence[Result], kind: str, name: str, factor: float, *, gain: bool
+) -> dict[str, Any]:
+    """A score of every seed times a factor, or its gain over that before, and their mean."""
     after = [result.scores[kind][name] for result in results]
-    found, each = {"after": after}, 100 * np.array(after)
+    found: dict[str, Any] = {"after": after, "factor": factor}
+    each = factor * np.array(after)
     if gain:
         before = [result.scores["before"][kind][name] for result in results]
-        found, each = {"before": before, **found}, 100 * np.subtract(after, before)
+        found, each = {"before": before, **found}, factor * np.subtract(after, before)
     mean, *interval = t_interval(each)
     return {**found, "each": each.tolist(), "mean": mean, "interval": interval}
 

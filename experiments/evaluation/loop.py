@@ -33,6 +33,7 @@ from experiments.evaluation.answers import (
     keep_whole_answers,
     read_answers,
 )
+from rewards.boundary import BoundaryF
 from rewards.mask_iou import MaskIoU
 from seg_env import metrics
 from seg_env.envs.core import Outcome, Question, ReferringCore
@@ -47,6 +48,8 @@ class Evaluation:
     """``(n,)`` positions of the questions in the data set."""
     iou: NDArray[np.float64]
     """Mask IoU at the native size."""
+    boundary: NDArray[np.float64]
+    """DAVIS' boundary F."""
     intersections: NDArray[np.int64]
     """In pixels."""
     unions: NDArray[np.int64]
@@ -79,6 +82,8 @@ class Evaluation:
                 f"precision@{threshold}": float(metrics.precision_at(self.iou.ravel(), threshold))
                 for threshold in metrics.PRECISION_THRESHOLDS
             },
+            "best_giou": float(self.iou.max(axis=1).mean()),
+            "boundary_f": float(self.boundary.mean()),
             "well_formed": float(self.valid.mean()),
             "vertices": float(self.vertices.mean()),
             "tokens": float(self.tokens.mean()),
@@ -248,6 +253,7 @@ def _measure(
     return Evaluation(
         indices=np.array([question.index for question in questions]),
         iou=column("iou"),
+        boundary=BoundaryF()(predictions, targets).reshape(shape),
         intersections=counted.intersections.reshape(shape),
         unions=counted.unions.reshape(shape),
         valid=column("valid"),
