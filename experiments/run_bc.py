@@ -1,7 +1,7 @@
 r"""Warm start: teach a tiny policy from nothing to outline procedural scenes, by behaviour cloning.
 
-The policy that is shipped was made by this script with its defaults (docs/learning.md tells how it
-was chosen). It leaves out of the paper's recipe: the mixture of answer sentences and real photos.
+The policy that is shipped was made by this script (docs/learning.md has the command, and tells how
+it was chosen). What it leaves out of the paper's recipe: answer sentences and real photos.
 
     python experiments/run_bc.py --output-dir runs/bc
 
@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -60,7 +60,7 @@ from seg_env.data.scenes.layout import Difficulty
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
-from seg_env.tasks import TEXT_TASKS, TaskMixture, query_of
+from seg_env.tasks import TaskMixture
 from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
@@ -77,16 +77,17 @@ class Args(RunArguments):
     updates: int = 1600
     """Optimizer steps."""
     cloning: BehaviorCloningConfig = field(
-        default_factory=lambda: BehaviorCloningConfig(final_rate=0.4)
+        default_factory=lambda: BehaviorCloningConfig(
+            learning_rate=3e-3, final_rate=0.02, soft_targets=1.0
+        )
     )
-    """Settings of behaviour cloning. The rate ends high: reinforcement learning goes on from here,
-    and weights cooled down to the last nuance of the loss forget it at the first steps."""
+    """Settings of behaviour cloning."""
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of a new policy."""
     policy: str | None = None  # type: ignore[assignment]
-    """What to start from in place of random weights: ``embedded``, ``embedded-tasks``, a
-    transformers folder, or a hub id; of the kind of the shipped policies, whose prompts all have
-    one length up to the image's end."""
+    """What to start from in place of random weights: ``embedded``, a transformers folder, or a hub
+    id; of the kind of the embedded policy, whose prompts all have one length up to the image's
+    end."""
     data: str | None = None
     """Another name of --dataset: annotated images to learn from in place of scenes."""
     difficulty: str | None = "easy"
@@ -94,7 +95,7 @@ class Args(RunArguments):
     scenes: int = 20_000
     """Training scenes; every object of each is asked about. With --data: most images used."""
     mixture: str | None = None
-    """Difficulties of the training scenes with their shares, ``"easy=0.5 medium=0.5"``; by default
+    """Difficulties of the training scenes with their shares, ``"easy=0.7 medium=0.3"``; by default
     all are of --difficulty."""
     mirror: bool = False
     """Learn from every image once more with left and right exchanged, also in words."""
@@ -161,6 +162,7 @@ def main(args: Args) -> dict[str, Any]:
     """Run the job; returns what ``scores.json`` holds."""
     from agents.behavior_cloning import BehaviorCloning
     from agents.demonstrations import require_plain_prompts
+    from agents.policy.soft_targets import SoftTargets
     from experiments.common.cloning_data import demonstrate_images
     from experiments.common.launch import fit_to_adapter, fit_to_deepspeed, launched
     from experiments.common.run import Run
@@ -170,8 +172,12 @@ def main(args: Args) -> dict[str, Any]:
             args.configure(args.cloning)
             fit_to_deepspeed(args.cloning, args.deepspeed, console)
             fit_to_adapter(args.cloning, args.lora_rank, console)
-            set_tasks(args)
+            if args.task is not None:
+                args.cloning.tasks = str(TaskMixture.from_spec(args.task))
             policy = build_policy(args, console)
+            if args.cloning.soft_targets and not SoftTargets(policy.tokenizer, 1.0, "cpu"):
+                console.print("targets are hard: no number is one token of this policy's tokenizer")
+                args.cloning.soft_targets = 0.0
             require_plain_prompts(policy.processor, Scenes("val")[0].image)
             images = open_images(args)
         run = Run(args, policy, console, world, args.answer_length())
@@ -181,7 +187,7 @@ def main(args: Args) -> dict[str, Any]:
         demonstrations = demonstrate_images(
             images,
             policy.processor,
-            tasks=TEXT_TASKS if args.task is None else args.cloning.demonstrated,
+            tasks=args.cloning.demonstrated,
             queries=args.queries,
             epsilon=args.epsilon,
             decimals=args.decimals,
@@ -251,19 +257,6 @@ def read_shares(mixture: str) -> dict[Any, float]:
     if not (total := sum(shares.values())):
         raise WrongOptionError(f"--mixture {mixture!r} has no share above 0")
     return {name: share / total for name, share in shares.items()}
-
-
-def set_tasks(args: Args) -> None:
-    """Let the curriculum end in the tasks asked for, and the tokenizer know their words."""
-    if args.task is None:
-        return
-    from agents.embedded.tiny import PLACE_WORDS
-
-    tasks = TaskMixture.from_spec(args.task)
-    args.cloning.tasks = str(tasks)
-    if any(query_of(task) != "text" for task in tasks.tasks):
-        words = dict.fromkeys((*args.model.more_words, *PLACE_WORDS))
-        args.model = replace(args.model, more_words=tuple(words))
 
 
 def build_policy(args: Args, console: Console) -> VLMPolicy:

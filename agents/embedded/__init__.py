@@ -7,15 +7,15 @@ from dataclasses import dataclass
 class TinyConfig:
     """Shape of the embedded policy."""
 
-    image_size: int = 64
+    image_size: int = 96
     """Side of the square the image is resized to, in pixels."""
-    patch_size: int = 8
+    patch_size: int = 12
     """Side of one image token, in pixels."""
     vision_width: int = 128
     """Hidden size of the vision tower."""
-    vision_layers: int = 2
+    vision_layers: int = 4
     """Layers of the vision tower."""
-    width: int = 128
+    width: int = 160
     """Hidden size of the decoder."""
     layers: int = 4
     """Layers of the decoder."""
@@ -23,5 +23,3 @@ class TinyConfig:
     """Attention heads of tower and decoder."""
     initializer_range: float = 0.05
     """Standard deviation of initial weights; .02 is too small for widths like these."""
-    more_words: tuple[str, ...] = ()
-    """Words that are single tokens besides those of `agents.embedded.tiny.PROMPT_WORDS`."""

@@ -8,7 +8,6 @@ else in the project knows that it is small: a 7B model takes the same code path.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -33,17 +32,14 @@ ANSWER_PIECES = (
 )
 """Merges that a byte-pair tokenizer would learn from outlines; two tokens write one vertex."""
 
-PROMPT_WORDS = (  # noqa: SIM905 (a list of 70 quoted words is harder to read)
+PROMPT_WORDS = (  # noqa: SIM905 (a list of 72 quoted words is harder to read)
     "Output the polygon coordinates of in image. center point bounding box What is are "
     "a red green blue yellow purple orange cyan pink white black gray brown teal "
     "circle square triangle star cross ring rectangle bar diamond hexagon ellipse crescent heart "
     "arrow L small large big tiny smallest largest left right top bottom above below behind front "
-    "leftmost rightmost topmost bottommost middle on to shape object striped dotted checkered plain"
+    "leftmost rightmost topmost bottommost middle on to shape object striped dotted checkered "
+    "plain at with"
 ).split()
-
-PLACE_WORDS = ("at", "with")
-"""Words of questions that give a place (`seg_env.tasks.REFERENCES`) beyond `PROMPT_WORDS`; a
-tokenizer without them spells them letter by letter."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -58,18 +54,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of single printable characters plus whole words and pieces of outlines.
 
-    Every string of printable ASCII is representable; other characters become the pad token. Words
-    added come last: all other tokens keep their ids, so weights for fewer words can be extended
-    (``resize_token_embeddings``).
+    Every string of printable ASCII is representable; other characters become the pad token.
     """
     characters = [*string.digits, *sorted(set(string.printable) - set(string.digits))]
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=PAD))
     tokenizer.decoder = decoders.Fuse()
-    words = dict.fromkeys(f" {word}" for word in (*PROMPT_WORDS, *more_words))
+    words = [f" {word}" for word in PROMPT_WORDS]
     pieces = [*ANSWER_PIECES, "Output", "What", *words]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
@@ -92,7 +86,7 @@ def build_processor(config: TinyConfig) -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(config.more_words),
+        tokenizer=build_tokenizer(),
         patch_size=config.patch_size,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,

@@ -68,8 +68,8 @@ class PolicyArguments:
     """Which policy answers."""
 
     policy: str | None = None
-    """A transformers folder, a hub id, or one of the shipped policies: ``embedded`` (default), or
-    ``embedded-tasks``, which reads points, boxes and outlines too."""
+    """A transformers folder, a hub id, or ``embedded`` (default), the policy that comes with the
+    project."""
     frame: str = AUTO
     """What the numbers that the policy writes mean; auto: what its folder records, else what its
     family writes. Others are unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or

@@ -35,14 +35,9 @@ AnswerLength = int | Literal["auto"]
 """Tokens of the longest answer, or ``"auto"``."""
 
 EMBEDDED = "embedded"
-"""The policy that reinforcement learning starts from: outlines, boxes and points by expression."""
-EMBEDDED_TASKS = "embedded-tasks"
-"""The same one taught further, on every task of `seg_env.tasks`."""
-SHIPPED = {
-    EMBEDDED: Path(__file__).parents[2] / "agents" / "embedded" / "policy",
-    EMBEDDED_TASKS: Path(__file__).parents[2] / "agents" / "embedded" / "policy_tasks",
-}
-"""Folders of the policies that come with the project, by the names that command lines know."""
+"""The policy that reinforcement learning starts from; it knows every task of `seg_env.tasks`."""
+SHIPPED = {EMBEDDED: Path(__file__).parents[2] / "agents" / "embedded" / "policy"}
+"""Folder of the policy that comes with the project, by the name that command lines know."""
 OTHER_WORLD = (
     "{policy} was made for procedural scenes of 128 pixels and has not seen images such as "
     "{images}: expect little of it before it is trained on them"

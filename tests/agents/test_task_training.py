@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from agents_fixtures import (
-    SMALL,
     demonstration_rows,
     parameters_of,
     scene_environment,
@@ -12,13 +11,12 @@ from agents_fixtures import (
 
 from agents.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from agents.demonstrations import demonstrate
-from agents.embedded.tiny import PLACE_WORDS, TinyConfig, build_tokenizer
+from agents.embedded.tiny import build_tokenizer
 from agents.gspo import GSPO, GSPOConfig
 from agents.trl_backend.rows import word_question
 from experiments.common.arguments import TrainingArguments
-from experiments.common.policies import EMBEDDED_TASKS, SHIPPED, open_policy
+from experiments.common.policies import EMBEDDED, SHIPPED, open_policy
 from experiments.evaluation.loop import evaluate
-from experiments.run_bc import Args, set_tasks
 from seg_env.data.scenes import Scenes
 from seg_env.envs.referring import open_questions
 from seg_env.grammar.answers import decode_answer
@@ -128,22 +126,14 @@ def test_the_papers_words_ask_every_task(task):
     assert question(sample, task, reference) in asked
 
 
-def test_words_added_to_the_tokenizer_leave_all_other_tokens_where_they_are():
-    plain, more = build_tokenizer(), build_tokenizer(PLACE_WORDS)
-    assert len(more) == len(plain) + len(PLACE_WORDS)
-    known = plain.get_vocab()
-    assert {word: more.get_vocab()[word] for word in known} == known
-    sample = Scenes("val", size=48)[0]
+def test_the_tokenizer_writes_every_question():
+    tokenizer, sample = build_tokenizer(), Scenes("val", size=48)[0]
     for task in TASKS:
         asked = question(sample, task, refer_to(sample, task))
-        for tokenizer in (plain, more):
-            tokens = tokenizer(asked, add_special_tokens=False).input_ids
-            assert tokenizer.decode(tokens) == asked
-            assert plain.pad_token_id not in tokens
-    spelled, whole = (
-        len(each(" at with", add_special_tokens=False).input_ids) for each in (plain, more)
-    )
-    assert (spelled, whole) == (7, 2)  # "a" is a word that it knows
+        tokens = tokenizer(asked, add_special_tokens=False).input_ids
+        assert tokenizer.decode(tokens) == asked
+        assert tokenizer.pad_token_id not in tokens
+    assert len(tokenizer(" at with", add_special_tokens=False).input_ids) == 2
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -157,20 +147,14 @@ def test_the_shipped_tokenizers_can_write_every_question(name):
 @pytest.mark.parametrize(("task", "least"), [("text->mask", 0.5), ("point->mask", 0.4)])
 def test_one_shipped_policy_knows_expressions_and_places(task, least):
     core = open_questions("SimpleSeg-Scenes-v0", split="test", difficulty="easy", task=task)
-    policy = open_policy(EMBEDDED_TASKS, "float32")
+    policy = open_policy(EMBEDDED, "float32")
     assert evaluate(policy, core, np.arange(32)).iou.mean() > least
 
 
-def test_a_warm_start_on_places_has_their_words():
-    args = Args(task="text->mask=0.7 point->mask=0.3", model=SMALL)
-    set_tasks(args)
-    assert args.model.more_words == PLACE_WORDS
-    assert args.cloning.demonstrated == (
-        *("text->mask", "text->bbox", "text->point", "point->mask"),
-    )
-    plain = Args(model=TinyConfig())
-    set_tasks(plain)
-    assert (plain.model.more_words, plain.cloning.tasks) == ((), None)
+def test_a_warm_start_shows_where_things_are_before_it_asks_its_tasks():
+    tasks = "text->mask=0.7 point->mask=0.3"
+    shown = BehaviorCloningConfig(tasks=tasks).demonstrated
+    assert shown == ("text->mask", "text->bbox", "text->point", "point->mask")
 
 
 def test_the_command_line_hands_tasks_to_the_environment():
