@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from transformers.image_processing_utils import select_best_resolution
 
 from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
+
+
+_SPECIAL: WeakKeyDictionary[Any, tuple[int, dict[int, str]]] = WeakKeyDictionary()
+"""What `special_tokens` found in tokenizers of a length: with hundreds of added tokens to look
+through it is what asking a question takes longest."""
 
 
 def prepare_checked(
@@ -101,9 +107,13 @@ def break_special_tokens(text: str, tokenizer: Any) -> str:
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Tokens that are no text, such as the image placeholder, by their ids."""
-    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    added = tokenizer.added_tokens_decoder.items()
-    return dict(named) | {index: token.content for index, token in added if token.special}
+    size, found = _SPECIAL.get(tokenizer, (0, {}))
+    if size != len(tokenizer):  # tokens may be added
+        named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        added = tokenizer.added_tokens_decoder.items()
+        found = dict(named) | {index: token.content for index, token in added if token.special}
+        _SPECIAL[tokenizer] = len(tokenizer), found
+    return found
 
 
 class ImageTokensError(ValueError):
