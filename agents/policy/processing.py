@@ -22,7 +22,6 @@ from transformers.image_processing_utils import select_best_resolution
 from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
 
-
 _SPECIAL: WeakKeyDictionary[Any, tuple[int, dict[int, str]]] = WeakKeyDictionary()
 """What `special_tokens` found in tokenizers of a length: with hundreds of added tokens to look
 through it is what asking a question takes longest."""
