@@ -24,12 +24,41 @@ from agents.policy.model import VLMPolicy
 from agents.policy.scoring import TokenScores
 from agents.rollout import Rollout, join
 from agents.settings import GSPOConfig as GSPOConfig
+from seg_env.envs.left_out import OnError
+from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 
 class GSPO(OnPolicyAgent):
     """Compares the answers of a group with each other, which needs no critic."""
 
     config: GSPOConfig
+
+    def __init__(
+        self,
+        policy: VLMPolicy,
+        env: ReferringSegmentationVectorEnv,
+        config: GSPOConfig,
+        *,
+        on_error: OnError = "skip",
+    ) -> None:
+        """See `OnPolicyAgent`.
+
+        Raises:
+            ValueError: Settings contradict each other.
+        """
+        count, size = config.learned_answers, config.group_size
+        if count == 1 or not 0 <= count <= size:
+            raise ValueError(
+                f"learned_answers={count} of group_size={size}: use 2 to {size}, or 0 for all"
+            )
+        if config.advantage == "terms":
+            weights = [term.weight for term in env.unwrapped.core.rewards.terms.values()]
+            if "gate" in weights or not any(weights):
+                raise ValueError(
+                    f"advantage='terms' normalises every reward by itself, which a gate has no "
+                    f"part in, and needs a weight above 0: {env.unwrapped.core.rewards!r}"
+                )
+        super().__init__(policy, env, config, on_error=on_error)
 
     def collect(self) -> tuple[Rollout, Metrics]:
         """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.

@@ -83,6 +83,11 @@ class DeepSpeedEngine(Engine):
                 "ZeRO: use zero1 or zero2, or AdamW (muon=False, on the command line "
                 "--gspo.no-muon) at about a third of the learning rate"
             )
+        if settings.average and self._stage == 3:
+            raise ValueError(
+                f"average={settings.average} follows whole weights, which no rank has at stage 3 "
+                "of ZeRO: use zero1 or zero2, or set it to 0"
+            )
         self._parameters = {
             name: each for name, each in module.named_parameters() if each.requires_grad
         }

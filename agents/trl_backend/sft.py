@@ -40,8 +40,16 @@ class SupervisedFineTuning(TrainerAgent):
         max_new_tokens: int = 512,
         on_error: OnError = "skip",
     ) -> None:
-        """Set up; see `TrainerAgent`."""
+        """Set up; see `TrainerAgent`.
+
+        Raises:
+            ValueError: A setting has no counterpart in TRL.
+        """
         super().__init__(policy, config, max_new_tokens, on_error)
+        if config.average:
+            raise ValueError(
+                f"average={config.average!r} has no counterpart in TRL's SFTTrainer: leave it at 0"
+            )
         self.rows = DemonstrationRows(policy, dataset, config, self.left_out)
 
     def build_trainer(self, updates: int, folder: str | Path) -> Any:

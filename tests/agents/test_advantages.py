@@ -1,6 +1,7 @@
 """Advantages by hand and beside others: relative to a group, and generalised, with whitening."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from stable_baselines3.common import buffers
 
 from agents.advantages import (
     against_others,
+    best_advantages,
     degenerate_groups,
     explained_variance,
     generalized_advantages,
+    greedy_advantages,
     group_advantages,
     group_std,
     masked_moments,
+    most_different,
+    term_advantages,
     whiten,
 )
 
@@ -107,6 +112,43 @@ def random_tokens(seed, rows=6, length=11):
     rewards, values = (torch.rand(rows, length, generator=generator) - 0.3 for _ in range(2))
     lengths = torch.randint(1, length + 1, (rows,), generator=generator)
     return rewards, values, (torch.arange(length) < lengths[:, None]).long()
+
+
+def test_the_first_answer_is_the_baseline_of_the_others():
+    rewards = torch.tensor([0.5, 0.7, 0.1, 0.2, 0.2, 1.0])
+    expected = torch.tensor([0.0, 0.2, -0.4, 0.0, 0.0, 0.8])
+    torch.testing.assert_close(greedy_advantages(rewards, 3), expected)
+
+
+def test_the_best_of_a_group_is_imitated():
+    rewards = torch.tensor([0.5, 0.7, 0.1, 0.4, 0.4, 0.4, 0.3, 0.9, 0.9])
+    assert best_advantages(rewards, 3).tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_rewards_that_vary_little_keep_their_say():
+    # Of the second reward a hundredth is seen in the sum; by itself it counts as much as the first.
+    terms = torch.tensor([[0.0, 0.01], [0.5, 0.00], [1.0, 0.02], [0.5, 0.01]])
+    weights = torch.tensor([1.0, 1.0])
+    found = term_advantages(terms, weights, 4, 1e-4)
+    each = [group_advantages(terms[:, k], 4, 1e-4) for k in (0, 1)]
+    torch.testing.assert_close(found, (each[0] + each[1]) / 2)
+    assert found.tolist() == pytest.approx([-0.612, -0.612, 1.225, 0.0], abs=1e-3)
+    torch.testing.assert_close(term_advantages(terms, 3 * weights, 4, 1e-4), found)
+    torch.testing.assert_close(term_advantages(terms, torch.tensor([2.0, 0.0]), 4, 1e-4), each[0])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_choice_of_answers_has_more_variance(count, seed):
+    rewards = torch.rand(12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = most_different(rewards, 6, count)
+    assert rows.shape == (2 * count,)
+    for group, chosen in enumerate(rows.view(2, count).tolist()):
+        assert chosen == sorted(chosen)
+        own = range(6 * group, 6 * group + 6)
+        assert set(chosen) <= set(own)
+        most = max(rewards[list(some)].var(correction=0) for some in combinations(own, count))
+        assert rewards[chosen].var(correction=0) == pytest.approx(most)
 
 
 def plain_gae(rewards, values, gamma, lam):

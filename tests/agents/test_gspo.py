@@ -11,18 +11,21 @@ from agents_fixtures import (
     small_policy,
 )
 
+from agents.advantages import best_advantages
 from agents.gspo import GSPO, GSPOConfig
 from agents.rollout import Prompts, Rollout
 from agents.training.settings import OptimizerSettings
 from rewards import Reward
 
 
-class Digits(Reward):
-    """Share of the characters of an answer that are digits: easy to find and easy to increase."""
+class Signs(Reward):
+    """Share of the characters of an answer that no outline has: easy to find and to increase."""
 
     def __call__(self, predictions, targets):
         texts = [prediction.text for prediction in predictions]
-        return np.array([sum(map(str.isdigit, text)) / max(1, len(text)) for text in texts])
+        return np.array(
+            [sum(each in "!#$%&" for each in text) / max(1, len(text)) for text in texts]
+        )
 
 
 class Broken(Reward):
@@ -54,7 +57,7 @@ def make_agent(policy=None, reward=None, weight=1.0, dataset=None, **settings):
         }
     )
     asked = {} if dataset is None else {"dataset": dataset, "size": None}
-    env = scene_environment(config, rewards=[(reward or Digits(), weight)], **asked)
+    env = scene_environment(config, rewards=[(reward or Signs(), weight)], **asked)
     return GSPO(policy or small_policy(), env, config)
 
 
@@ -70,8 +73,8 @@ def test_what_is_rewarded_becomes_more_and_what_is_punished_becomes_less(weight)
     agent = make_agent(
         weight=weight, group_size=16, learning_rate=5e-3, clip_low=0.2, clip_high=0.2
     )
-    digits = [row["rollout/reward/Digits"] for row in learn(agent, 60)]
-    before, after = np.mean(digits[:3]), np.mean(digits[-3:])
+    signs = [row["rollout/reward/Signs"] for row in learn(agent, 60)]
+    before, after = np.mean(signs[:3]), np.mean(signs[-3:])
     if weight > 0:
         assert after > 0.8
         assert before < 0.2
@@ -130,6 +133,72 @@ def test_every_answer_is_scored_as_the_answer_to_its_own_question(pictures):
     assert len(set(numbers)) > 2
 
 
+# Of random weights the likeliest answer earns nothing, so that beside it no answer is punished.
+@pytest.mark.rounding
+@pytest.mark.parametrize("advantage", ["group", "others", "terms", "best"])
+def test_every_advantage_teaches_what_is_rewarded(advantage):
+    agent = make_agent(
+        advantage=advantage, group_size=16, learning_rate=5e-3, clip_low=0.2, clip_high=0.2
+    )
+    signs = [row["rollout/reward/Signs"] for row in learn(agent, 40)]
+    assert np.mean(signs[-3:]) > 3 * np.mean(signs[:3])
+
+
+def test_the_baseline_is_what_the_policy_answers_when_it_is_asked():
+    agent = make_agent(cloned_policy(), advantage="greedy", max_new_tokens=40)
+    rollout, _ = agent.collect()
+    texts = agent.policy.texts(rollout.tokens, rollout.mask)
+    images, prompts = rollout.asked.images, rollout.asked.texts
+    assert texts[::4] == agent.act({"image": images, "prompt": prompts})
+    assert texts[1::4] != texts[::4]
+    agent.credit(rollout)
+    expected = rollout.rewards - rollout.rewards[::4].repeat_interleave(4)
+    torch.testing.assert_close(rollout.advantages, expected)
+
+
+def test_terms_are_those_of_the_reward():
+    config = GSPOConfig(prompts_per_update=2, group_size=4, max_new_tokens=30, advantage="terms")
+    env = scene_environment(config, rewards="mask_iou=1.0 format=0.5 centroid_distance=0")
+    agent = GSPO(cloned_policy(), env, config)
+    rollout, _ = agent.collect()
+    sums = rollout.reward_terms @ torch.tensor([1.0, 0.5, 0.0])
+    torch.testing.assert_close(sums, rollout.rewards)
+    agent.credit(rollout)
+    assert rollout.advantages.view(2, 4).sum(1).abs().max() < 1e-5
+
+
+def test_imitation_is_added_to_the_best_answers():
+    plain, more = make_agent(), make_agent(imitation=0.7)
+    rollouts = [agent.collect()[0] for agent in (plain, more)]
+    for agent, rollout in zip((plain, more), rollouts, strict=True):
+        agent.credit(rollout)
+    difference = rollouts[1].advantages - rollouts[0].advantages
+    torch.testing.assert_close(difference, 0.7 * best_advantages(rollouts[0].rewards, 4))
+
+
+def test_only_the_chosen_answers_are_scored():
+    agent = make_agent(learned_answers=2, minibatches=1)
+    scored = []
+    ordinary = agent._score
+    agent._score = lambda policy, part: scored.append(part) or ordinary(policy, part)
+    learn(agent, 1)
+    assert sum(part.prompts for part in scored) == 4
+    assert {part.group_size for part in scored} == {2}
+
+
+@pytest.mark.parametrize("count", [1, 5, -1])
+def test_answers_that_cannot_be_chosen_are_refused(count):
+    with pytest.raises(ValueError, match=rf"learned_answers={count} of group_size=4: use 2 to 4"):
+        make_agent(learned_answers=count)
+
+
+@pytest.mark.parametrize("rewards", ["mask_iou=1 format=gate", "mask_iou=0"])
+def test_rewards_that_cannot_be_normalised_one_by_one_are_refused(rewards):
+    config = GSPOConfig(prompts_per_update=2, group_size=4, advantage="terms")
+    with pytest.raises(ValueError, match="normalises every reward by itself"):
+        GSPO(small_policy(), scene_environment(config, rewards=rewards), config)
+
+
 def test_a_picture_is_encoded_once_for_its_whole_group():
     agent = make_agent(minibatches=2, prompts_per_update=4, group_size=4)
     seen = []
@@ -166,7 +235,9 @@ def test_metrics_and_the_learning_rate_of_every_update():
     assert expected <= rows[0].keys()
 
 
-@pytest.mark.parametrize("settings", [{}, {"kl_coefficient": 0.1}, {"muon": True, "epochs": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kl_coefficient": 0.1}, {"muon": True, "epochs": 2}, {"average": 0.9}]
+)
 def test_going_on_from_a_checkpoint_gives_the_same_weights(tmp_path, settings):
     whole = make_agent(**settings)
     rows = []
