@@ -7,6 +7,7 @@ images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from agents.base import EngineAgent
 from agents.demonstrations import Demonstration, DemonstrationBatch, collate, draw, learned_tokens
 from agents.policy.families import answer_positions, next_positions
-from agents.policy.model import VLMPolicy
+from agents.policy.model import Prefix, VLMPolicy
 from agents.policy.scoring import predict_shared
 from agents.policy.soft_targets import SoftTargets
 from agents.settings import BehaviorCloningConfig as BehaviorCloningConfig
@@ -69,7 +70,9 @@ class BehaviorCloning(EngineAgent):
         batch = collate(own, policy.tokenizer.pad_token_id, policy.device)
         soft = config.soft_targets and self.update < config.soft_until * updates
         targets = self._targets if soft else None
-        loss = self.engine.forward(partial(cloning_loss, policy, batch, targets))
+        loss = self.engine.forward(
+            partial(cloning_loss, policy, batch, targets, config.dialogues_per_forward)
+        )
         # Ranks have answers of different lengths; the mean is over the tokens of all of them.
         weight = self.world.size * learned_tokens(own) / learned_tokens(drawn)
         self.engine.backward(loss * weight)
@@ -82,28 +85,53 @@ class BehaviorCloning(EngineAgent):
 
 
 def cloning_loss(
-    policy: VLMPolicy, batch: DemonstrationBatch, targets: SoftTargets | None = None
+    policy: VLMPolicy,
+    batch: DemonstrationBatch,
+    targets: SoftTargets | None = None,
+    dialogues_per_forward: int = 0,
 ) -> Tensor:
-    """Mean cross-entropy per answer token, in nats, to the true token or to soft targets."""
+    """Mean cross-entropy per answer token, in nats, to the true token or to soft targets.
+
+    Images are encoded once, and then so many dialogues at a time are read, those of like length
+    together to spare padding; 0 reads all of them at once.
+    """
     entropy = targets.cross_entropy if targets else torch.nn.functional.cross_entropy
     if policy.model.is_activation_checkpointing:  # such layers neither fill nor read a cache
         return entropy(*_packed_predictions(policy, batch))
     prefix = policy.encode(batch.inputs)
-    for layer in prefix.cache.layers:  # as its own method does, with gradients added up in order
-        layer.keys = layer.keys.index_select(0, batch.rows)
-        layer.values = layer.values.index_select(0, batch.rows)
-    mask = batch.mask[:, :-1]
-    starts = next_positions(prefix.positions)[batch.rows]
+    lengths = batch.mask.sum(1)
+    everything = torch.arange(len(lengths), device=policy.device)
+    parts: Sequence[Tensor] = [everything]
+    if dialogues_per_forward:
+        parts = lengths.argsort(stable=True).split(dialogues_per_forward)
+    total = lengths.new_zeros((), dtype=torch.float32)
+    for part in parts:
+        width = int(lengths[part].max())
+        logits, tokens = _predictions(policy, prefix, batch.select(part, width))
+        total = total + entropy(logits, tokens) * len(tokens)
+    return total / batch.learn[:, 1:].sum()
+
+
+def _predictions(
+    policy: VLMPolicy, prefix: Prefix, batch: DemonstrationBatch
+) -> tuple[Tensor, Tensor]:
+    """Logits ``(M, V)`` and the ``M`` tokens to be learned of dialogues behind encoded images."""
+    cache, rows, mask = copy(prefix.cache), batch.rows, batch.mask[:, :-1]
+    cache.layers = [copy(layer) for layer in cache.layers]
+    for layer in cache.layers:  # as its own method does, with gradients added up in order
+        layer.keys = layer.keys.index_select(0, rows)
+        layer.values = layer.values.index_select(0, rows)
+    starts = next_positions(prefix.positions)[rows]
     with policy.autocast():
         logits = policy.model(
             input_ids=batch.tokens[:, :-1],
-            attention_mask=torch.cat([prefix.mask[batch.rows], mask], dim=1),
+            attention_mask=torch.cat([prefix.mask[rows], mask], dim=1),
             position_ids=answer_positions(prefix.positions, starts, mask.shape[1]),
-            past_key_values=prefix.cache,
+            past_key_values=cache,
             use_cache=True,
         ).logits
     learn = batch.learn[:, 1:]
-    return entropy(logits[learn].float(), batch.tokens[:, 1:][learn])
+    return logits[learn].float(), batch.tokens[:, 1:][learn]
 
 
 def _packed_predictions(policy: VLMPolicy, batch: DemonstrationBatch) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,14 @@ class DemonstrationBatch:
     learn: Tensor
     """``(N, T)`` bool, true on answer tokens."""
 
+    def select(self, dialogues: Tensor, width: int) -> DemonstrationBatch:
+        """Some dialogues by their indices, their first ``width`` tokens, and all images."""
+        return DemonstrationBatch(
+            self.inputs,
+            self.rows[dialogues],
+            *(each[dialogues, :width] for each in (self.tokens, self.mask, self.learn)),
+        )
+
 
 def demonstrate(
     processor: Any,

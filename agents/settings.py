@@ -156,6 +156,8 @@ class BehaviorCloningConfig(OptimizerSettings):
     """Images per step, of all ranks together; every object of an image is asked one question."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
+    dialogues_per_forward: int = 16
+    """Dialogues per forward pass, those of like length together, to spare padding; 0 takes all."""
     points_until: float = 0.12
     """Share of the updates in which only centre points are asked."""
     boxes_until: float = 0.2
