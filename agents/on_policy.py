@@ -65,8 +65,9 @@ class OnPolicyAgent(EngineAgent):
                 + (f" on each of {self.world.size} ranks" if self.world.size > 1 else "")
             )
         self.max_new_tokens = config.max_new_tokens
+        self._questions = min(len(env.dataset), config.questions or len(env.dataset))
         if policy.needs_trial:
-            first = np.arange(config.prompts_per_update) % len(env.dataset)
+            first = np.arange(config.prompts_per_update) % self._questions
             try_sharing(policy, self._ask(first[config.prompts_of(self.world)]).inputs)
         self.kl_coefficient = config.kl_coefficient
         self._reference: VLMPolicy | None = None
@@ -125,7 +126,7 @@ class OnPolicyAgent(EngineAgent):
         config = self.config
         self.policy.model.eval()
         # Every rank draws for all of them and takes its part.
-        asked = self._indices.integers(len(self.env.dataset), size=config.prompts_per_update)
+        asked = self._indices.integers(self._questions, size=config.prompts_per_update)
         asked = asked[config.prompts_of(self.world)]
         prompts = self._ask(asked)
         whole: Rollout | None = None
@@ -166,7 +167,7 @@ class OnPolicyAgent(EngineAgent):
         """A sample, or the first usable one of those drawn for its place in the update."""
         dataset = self.env.unwrapped.dataset
         seeds = ([self.config.seed, self.update, attempt, place] for attempt in range(TRIES))
-        others = (int(np.random.default_rng(seed).integers(len(dataset))) for seed in seeds)
+        others = (int(np.random.default_rng(seed).integers(self._questions)) for seed in seeds)
         return first_usable(chain([index], others), self._check, dataset, self.left_out)
 
     def _check(self, index: int) -> int:

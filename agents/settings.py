@@ -26,6 +26,8 @@ Wording = Literal["plain", "paper"]
 class OnPolicyConfig(OptimizerSettings):
     """Settings of all on-policy agents; SimpleSeg publishes none of these values for RL."""
 
+    questions: int = 0
+    """Learn from the first so many questions of the data set; 0 for all of them."""
     prompts_per_update: int = 32
     """Prompts per rollout, of all ranks together."""
     group_size: int = 8

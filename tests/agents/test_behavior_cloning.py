@@ -51,10 +51,13 @@ def test_four_demonstrations_are_learned_by_heart(demonstrations):
     assert agent.act(single) == [answer_of(policy, demonstrations[2])]
 
 
-def test_checkpointed_layers_give_the_same_loss_and_gradient():
+@pytest.mark.parametrize(
+    "ways", [((0, False), (0, True)), ((0, False), (1, False)), ((0, False), (4, False))]
+)
+def test_layers_that_are_checkpointed_and_dialogues_in_parts_give_the_same_gradient(ways):
     """Unequally many dialogues about each image, of unequal lengths."""
     found = {}
-    for checkpointed in (False, True):
+    for dialogues, checkpointed in ways:
         policy = small_policy()
         shown = scene_demonstrations(policy.processor, 3, TASKS[:3])
         chosen = [(one, one.dialogues[:count]) for one, count in zip(shown, (2, 3, 1), strict=True)]
@@ -62,11 +65,13 @@ def test_checkpointed_layers_give_the_same_loss_and_gradient():
         policy.model.train()
         if checkpointed:
             policy.checkpoint_gradients()
-        loss = cloning_loss(policy, batch)
+        loss = cloning_loss(policy, batch, None, dialogues)
         loss.backward()
         gradients = {name: each.grad for name, each in policy.model.named_parameters()}
-        found[checkpointed] = loss.detach(), {k: v for k, v in gradients.items() if v is not None}
-    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
+        own = {name: value for name, value in gradients.items() if value is not None}
+        found[dialogues, checkpointed] = loss.detach(), own
+    whole, other = (found[way] for way in ways)
+    torch.testing.assert_close(other, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_demonstration_teaches_the_answer_and_its_end(policy, demonstrations):

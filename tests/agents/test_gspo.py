@@ -16,6 +16,7 @@ from agents.gspo import GSPO, GSPOConfig
 from agents.rollout import Prompts, Rollout
 from agents.training.settings import OptimizerSettings
 from rewards import Reward
+from seg_env.tasks import question
 
 
 class Signs(Reward):
@@ -340,6 +341,12 @@ def test_the_penalty_holds_the_policy_near_the_one_it_started_from():
 
     free, held = distance(1e-9), distance(3.0)
     assert 0 < held < 0.5 * free
+
+
+def test_only_the_first_questions_are_asked(pictures):
+    agent = make_agent(dataset=pictures, questions=2, prompts_per_update=16)
+    asked = {text for _ in range(2) for text in agent.collect()[0].asked.texts}
+    assert asked == {question(pictures[k], "text->mask") for k in range(2)}
 
 
 def test_a_bug_in_a_reward_is_not_swallowed():
