@@ -42,7 +42,7 @@ def benchmark_train(
     prompts: int = 0,
     repetitions: int = 3,
     legs: tuple[LegName, ...] = ("ours", "repeated", "trl"),
-    shape: Literal["matched", "small", "embedded", "30m", "2b"] = "matched",
+    shape: Literal["matched", "small", "1m", "30m", "2b"] = "matched",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     attention: Literal["sdpa", "eager"] = "sdpa",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -98,7 +98,7 @@ def benchmark_train(
     works: dict[tuple[str, int], Work] = {}
     for length in lengths:
         prompt_tokens, new_tokens = map(int, length.split(":"))
-        suited, usual = ("embedded", 8) if prompt_tokens <= 256 else ("30m", 1)
+        suited, usual = ("1m", 8) if prompt_tokens <= 256 else ("30m", 1)
         name, questions = suited if shape == "matched" else shape, prompts or usual
         for size in sorted(set(group_sizes)):
             work = Work(name, prompt_tokens, new_tokens, size, questions, **settings)

@@ -34,8 +34,10 @@ from seg_env.types import Sample
 REWARDS = "mask_iou=1.0 format=0.1"
 large = partial(TinyConfig, patch_size=14, initializer_range=0.02)
 SHAPES = {
-    "small": TinyConfig(vision_width=32, vision_layers=1, width=32, layers=2, heads=2),
-    "embedded": TinyConfig(),
+    "small": TinyConfig(
+        patch_size=8, vision_width=32, vision_layers=1, width=32, layers=2, heads=2
+    ),
+    "1m": TinyConfig(patch_size=8, vision_layers=2, width=128),
     "30m": large(vision_width=384, vision_layers=6, width=512, layers=6, heads=8),
     "2b": large(vision_width=1024, vision_layers=24, width=2048, layers=28, heads=16),
 }
