@@ -115,6 +115,7 @@ def read_sweep(
     - ``measure = "score"`` compares scores after training and not the gains over those before;
     - ``varies``: settings that arms differ in beside those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
+      ``$NAME`` is a variable of the shell's;
     - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
       is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
 
@@ -131,6 +132,9 @@ def read_sweep(
         shared = given.get("shared", {})
 
         def words(text: str) -> list[str]:
+            text = os.path.expandvars(text)
+            if unset := re.search(r"\$\w+", text):
+                raise ExplainedError(f"{path} needs the variable {unset[0][1:]}: set it")
             for name in shared:
                 text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
             return shlex.split(text)

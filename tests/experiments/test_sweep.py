@@ -12,7 +12,7 @@ import pytest
 import tyro
 from scipy import stats
 
-from experiments import annotate, run_gspo, run_pipeline, run_ppo, sweep
+from experiments import annotate, run_bc, run_gspo, run_pipeline, run_ppo, sweep
 from experiments.common.comparison import t_interval
 from seg_env.errors import ExplainedError
 
@@ -37,7 +37,10 @@ config = {"seed": int(options["--seed"]), "gain": options["--gain"], "output_dir
 )
 (folder / "count.txt").open("a").write("x")
 """
-NAMES = ("agents", "constrained", "optimizer", "rewards", "spread-floor", "stages-data", "stages")
+NAMES = (
+    *("agents", "constrained", "optimizer", "rewards", "rl-easy", "rl-medium", "rl-photos"),
+    *("spread-floor", "stages-data", "stages", "ways"),
+)
 
 
 def write_sweep(folder, first="--gain 0.1", second="--gain 0.3", more=""):
@@ -259,13 +262,25 @@ def test_an_unknown_sweep_lists_those_that_there_are():
     assert tuple(re.findall(r"(?m)^ +([\w-]+): ", sweep.list_sweeps())) == NAMES
 
 
-SCRIPTS = {"run_gspo.py": run_gspo, "run_ppo.py": run_ppo, "annotate.py": annotate}
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("SIMPLESEG_PHOTOS", raising=False)
+    with pytest.raises(ExplainedError, match="needs the variable SIMPLESEG_PHOTOS: set it"):
+        run("rl-photos", tmp_path, dry_run=True)
+
+
+SCRIPTS = {
+    "run_bc.py": run_bc,
+    "run_gspo.py": run_gspo,
+    "run_ppo.py": run_ppo,
+    "annotate.py": annotate,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sweep_runs(name, tmp_path, monkeypatch, capsys):
     """All commands are understood by their scripts."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIMPLESEG_PHOTOS", "photos")
     sweep.main(sweep.Args((name,), dry_run=True))
     commands = capsys.readouterr().out.splitlines()
     found = sweep.read_sweep(sweep.find_file(name))
