@@ -104,9 +104,9 @@ def scene_environment(config, **arguments):
 @cache
 def _cloned_weights():
     policy = small_policy()
-    demonstrations = scene_demonstrations(policy.processor, 48)
+    demonstrations = scene_demonstrations(policy.processor, 300)
     config = BehaviorCloningConfig(batch_size=16, learning_rate=1e-2, **OUTLINES_ONLY)
-    BehaviorCloning(policy, demonstrations, config).learn(100)
+    BehaviorCloning(policy, demonstrations, config).learn(250)
     return parameters_of(policy)
 
 

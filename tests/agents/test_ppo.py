@@ -64,13 +64,13 @@ def test_the_reward_of_an_answer_is_on_its_last_token():
 def test_rewards_of_vertices_are_on_the_tokens_that_complete_them():
     config = PPOConfig(
         prompts_per_update=1,
-        group_size=8,
+        group_size=64,
         max_new_tokens=20,
         credit="vertex",
         muon=False,
         relative=False,
     )
-    agent = PPO(digits_policy(), TenVertices(8), config)
+    agent = PPO(digits_policy(), TenVertices(64), config)
     rollout, _ = agent.collect()
     for row, text in enumerate(agent.policy.texts(rollout.tokens, rollout.mask)):
         earned = agent.env.earned(0, text)

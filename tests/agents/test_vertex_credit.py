@@ -98,12 +98,13 @@ def tokens_of(tokenizer, texts):
 
 def test_a_vertex_is_completed_by_the_token_with_its_closing_bracket():
     tokenizer = build_tokenizer()
-    tokens, mask = tokens_of(tokenizer, [OUTLINE])
-    ends = [*vertex_ends(OUTLINE), len(OUTLINE)]
+    outline = "[[[0.10,0.20],[0.30,0.40],[0.50,0.60]],[[0.70,0.80],[0.90,0.10],[0.20,0.30]]]"
+    tokens, mask = tokens_of(tokenizer, [outline])
+    ends = [*vertex_ends(outline), len(outline)]
     written = tokens[0][mask[0].bool()].tolist()
-    places = TokenAligner(tokenizer).completing_tokens(written, OUTLINE, np.array(ends))
+    places = TokenAligner(tokenizer).completing_tokens(written, outline, np.array(ends))
     pieces = [tokenizer.convert_ids_to_tokens(int(tokens[0, place])) for place in places]
-    assert pieces == ["],[0."] * 2 + ["]],[[0."] + ["],[0."] * 2 + ["]]]", END]
+    assert pieces == ["],[0.30", "],[0.50", "]],[", "],[0.90", "],[0.20", "]]]", END]
 
 
 def test_one_token_may_complete_several_entries():
