@@ -34,6 +34,10 @@ from agents.training.distributed import World, combine
 from seg_env.envs.left_out import TRIES, LeftOut, OnError, first_usable, loading
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
+PRICE_GAIN, PRICE_RESPONSE = 0.05, 0.5
+"""How fast the price of tokens follows what answers cost over their budget, in units of reward for
+an answer that is twice too long: for each update, and at once."""
+
 
 class OnPolicyAgent(EngineAgent):
     """Collects groups of completions from a vector environment and learns from them.
@@ -77,6 +81,8 @@ class OnPolicyAgent(EngineAgent):
             self._reference = policy.copy()
             self._reference.model.eval().requires_grad_(False)
         self.engine = make_engine(self.trained_module(), config)
+        self.token_debt = 0.0
+        """What answers cost over the budget of tokens so far, times `PRICE_GAIN`."""
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
 
@@ -111,6 +117,7 @@ class OnPolicyAgent(EngineAgent):
         """Collect a rollout and learn from it."""
         start = time.perf_counter()
         rollout, metrics = self.collect()
+        metrics |= self.price_tokens(rollout)
         collected = time.perf_counter()
         metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
         now = time.perf_counter()
@@ -246,6 +253,26 @@ class OnPolicyAgent(EngineAgent):
         found["learning_rate"] = learning_rate
         return {f"train/{key}": value for key, value in found.items()}
 
+    def price_tokens(self, rollout: Rollout) -> Metrics:
+        """Take from every answer's reward what its tokens cost, and adapt their price.
+
+        The price is the multiplier of the constraint that answers have as many tokens as the budget
+        on average: what lengths were over it so far, and by how much they are now (a PID
+        controller's first two terms, arXiv 2007.03964, algorithm 2). It may be negative: answers
+        are then paid for being longer.
+        """
+        if not (budget := self.config.token_budget):
+            return {}
+        lengths = rollout.mask.sum(-1)
+        excess = self.mean_length(rollout.mask) / budget - 1
+        self.token_debt += PRICE_GAIN * excess
+        price = self.token_debt + PRICE_RESPONSE * excess
+        costs = price * (lengths / budget - 1)
+        rollout.rewards = rollout.rewards - costs
+        if rollout.token_rewards is not None:
+            rollout.token_rewards[torch.arange(len(lengths)), lengths - 1] -= costs
+        return {"rollout/token_price": price}
+
     def should_stop(self, metrics: Metrics) -> bool:
         """Whether to leave out the remaining epochs on this rollout."""
         return False
@@ -320,13 +347,17 @@ class OnPolicyAgent(EngineAgent):
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The states of both generators of random numbers."""
-        facts = {"indices": self._indices.bit_generator.state}
+        facts = {
+            "indices": self._indices.bit_generator.state,
+            "token_debt": self.token_debt,
+        }
         return {"generator": self._generator.get_state()}, facts
 
     def load_state(self, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self._generator.set_state(tensors["generator"].cpu())
         self._indices.bit_generator.state = facts["indices"]
+        self.token_debt = facts.get("token_debt", 0.0)
 
 
 def choose_sources(

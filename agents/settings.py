@@ -45,6 +45,9 @@ class OnPolicyConfig(OptimizerSettings):
     """Sampling temperature; scoring uses the same."""
     max_new_tokens: int = 128
     """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
+    token_budget: int = 0
+    """Tokens that an answer is to cost on average: each earns less by its length times a price,
+    which is adapted until that is so. 0 for no price."""
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy training started from, which PPO takes from every
     token's reward; 0 keeps no copy of it."""
