@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from experiments.common.command import typed_command
 from experiments.common.logs import read_metrics, write_atomically
 from experiments.common.tables import markdown_table
+from experiments.evaluation.exploitation import describe_habits, measure_habits
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
@@ -168,6 +169,8 @@ def write_report(
     core: ReferringCore,
     before: Evaluations,
     after: Evaluations,
+    *,
+    most_tokens: int,
 ) -> None:
     """Draw what came of a run and write ``report.md`` around it.
 
@@ -178,8 +181,15 @@ def write_report(
         core: The held-out questions.
         before: What was measured before training; nothing if nothing was measured at all.
         after: What was measured after it.
+        most_tokens: Of the answers measured.
     """
     sections = [text]
+    if before:
+        old, new = (measure_habits(core, side["greedy"], most_tokens) for side in (before, after))
+        if old and new:
+            sides = [side["greedy"].summary() for side in (before, after)]
+            gains = {key: sides[1][key] - sides[0][key] for key in ("giou", "boundary_f")}
+            sections.append(describe_habits(old, new, gains))
     if before:
         plot_answers(
             folder / "before_after.png",

@@ -291,7 +291,15 @@ class Run:
                 "Rewards": f"`{rewards}`" if rewards else "none: answers are demonstrated",
                 "Time": f"{scores['minutes']:.1f} minutes",
             }
-            write_report(self.folder, text, origin, self.core, before, after)
+            write_report(
+                self.folder,
+                text,
+                origin,
+                self.core,
+                before,
+                after,
+                most_tokens=self.max_new_tokens,
+            )
         self.console.print(Markdown(text))
         self.console.print(
             f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
