@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from seg_env.envs.left_out import loading
 from seg_env.envs.refine import RefineRules
 from seg_env.errors import WrongOptionError
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
+from seg_env.geometry.polygon import VertexOrder
 from seg_env.tasks import DEFAULT_TASK, Task, answer, askable, form_of, question
 from seg_env.tasks.queries import QueryStyle, check_places, refer_to
 from seg_env.types import Sample
@@ -84,13 +86,15 @@ def demonstrate(
     queries: QueryStyle | None = None,
     frame: AnswerFrame = UNIT_ANSWERS,
     longest: int | None = None,
+    order: VertexOrder = "canonical",
 ) -> Demonstration:
     """Ask every task of every sample; what a sample cannot be asked is asked about by text.
 
     All samples are of one image. See `seg_env.tasks.answer` for how outlines are written;
     ``queries`` says how places that questions give are drawn and written. Outlines of more than
     ``longest`` tokens, the end token included, are drawn with twice or four times the tolerance,
-    and samples for which that is not enough are not asked about.
+    and samples for which that is not enough are not asked about. ``order`` is that of their
+    vertices; what is random of it follows from the sample's id.
     """
     check_places(tasks, frame)
     dialogues, too_long = [], []
@@ -110,7 +114,10 @@ def demonstrate(
             numbers = frame.for_image(sample.target.size)
             place = refer_to(sample, possible, style=queries, frame=numbers)
             prompt = question(sample, possible, place)
-            reply = answer(sample, task, epsilon=tolerance, **written)
+            rng = np.random.default_rng(
+                zlib.crc32(f"{sample.id} {task}".encode("utf-8", "surrogatepass"))
+            )
+            reply = answer(sample, task, epsilon=tolerance, order=order, rng=rng, **written)
             dialogues.append(write_dialogue(processor, task, prompt, reply))
     shown = demonstration_of(processor, samples[0].image, dialogues)
     return replace(shown, too_long=tuple(too_long))

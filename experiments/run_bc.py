@@ -37,6 +37,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -55,17 +56,21 @@ from experiments.common.policies import (
     describe_data,
     weights_type,
 )
+from rewards.mask_iou import MaskIoU
 from seg_env.data.scenes import Scenes
 from seg_env.data.scenes.layout import Difficulty
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
-from seg_env.tasks import TaskMixture
+from seg_env.geometry.polygon import VertexOrder
+from seg_env.grammar.answers import read_answer
+from seg_env.tasks import DEFAULT_TASK, TaskMixture, answer
 from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
     from experiments.common.cloning_data import LabelledImages
+    from experiments.common.run import Run
 
 
 @dataclass
@@ -108,6 +113,9 @@ class Args(RunArguments):
     """How the places that such questions give are drawn and written."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
+    order: VertexOrder = "canonical"
+    """Order of the vertices taught: canonical (clockwise from the topmost), random-start (clockwise
+    from any), either-direction, unordered."""
     decimals: int = 2
     """Digits of coordinates; a step is 1.3 pixels of a 128-pixel scene."""
     evaluation: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(every=250))
@@ -191,6 +199,7 @@ def main(args: Args) -> dict[str, Any]:
             queries=args.queries,
             epsilon=args.epsilon,
             decimals=args.decimals,
+            order=args.order,
             workers=max(1, (os.cpu_count() or 1) // world.size),
             console=console,
             frame=policy.answer_frame,
@@ -217,7 +226,28 @@ def main(args: Args) -> dict[str, Any]:
             learned_from=f"{args.scenes} scenes (train), {args.mixture or args.difficulty}"
             if args.dataset is None
             else describe_data(open_questions(args.env, **args.environment()).dataset),
+            facts={"ceiling": best_possible(args, run, policy)} if run.leads else None,
         )
+
+
+def best_possible(args: Args, run: Run, policy: VLMPolicy) -> dict[str, float]:
+    """What outlines as they are taught score, and cost in tokens, on the held-out questions."""
+    samples = [
+        sample for index in run.questions if (sample := run.core.dataset[int(index)]).target.area
+    ]
+    if not samples:
+        return {}
+    written = {"epsilon": args.epsilon, "decimals": args.decimals, "frame": policy.answer_frame}
+    texts = [answer(sample, DEFAULT_TASK, pad=True, **written) for sample in samples]
+    read = [
+        read_answer(text, sample.target.size, policy.answer_frame)
+        for text, sample in zip(texts, samples, strict=True)
+    ]
+    ids = policy.tokenizer(texts, add_special_tokens=False).input_ids
+    return {
+        "giou": float(MaskIoU()(read, [sample.target for sample in samples]).mean()),
+        "tokens": float(np.mean([len(tokens) + 1 for tokens in ids])),
+    }
 
 
 def open_images(args: Args) -> LabelledImages:

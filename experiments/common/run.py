@@ -153,6 +153,7 @@ class Run:
         *,
         learned_from: str,
         save_policy: Callable[[Path], None] | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and write the report.
 
@@ -161,6 +162,7 @@ class Run:
             title: Of the report.
             learned_from: The data, for the report.
             save_policy: Writes the finished policy; by default it is written from memory.
+            facts: What ``scores.json`` holds besides.
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
@@ -174,7 +176,7 @@ class Run:
         self.agent = agent
         alone = locked(self.folder) if self.world.is_main else nullcontext()
         with alone, termination(self.world) as self._asked_to_end, self._ends_in_a_sentence():
-            return self._train(title, learned_from, save_policy)
+            return self._train(title, learned_from, save_policy, facts or {})
 
     @contextmanager
     def _ends_in_a_sentence(self) -> Iterator[None]:
@@ -234,7 +236,11 @@ class Run:
             self.agent.save(self.folder / "checkpoints" / f"update_{self.agent.update:06d}")
 
     def _train(
-        self, title: str, learned_from: str, save_policy: Callable[[Path], None] | None
+        self,
+        title: str,
+        learned_from: str,
+        save_policy: Callable[[Path], None] | None,
+        facts: dict[str, Any],
     ) -> dict[str, Any]:
         """See `train`."""
         agent = self.agent
@@ -266,7 +272,8 @@ class Run:
         if not self.leads:
             return {}
         agent.gather_left_out()
-        scores = (scores_of(before, after) if before else {}) | {
+        scores = (scores_of(before, after) if before else {}) | facts
+        scores |= {
             "dataset": self.core.dataset.name,
             "split": self.core.dataset.split,
             "updates": agent.update,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import shapely
@@ -18,6 +19,11 @@ MAX_NEAR_PAIRS = 1000
 
 MAX_COORDINATE = 1e6
 """Rings that reach farther (or to infinity) can neither contain a ring nor be contained."""
+
+
+VertexOrder = Literal["canonical", "random-start", "either-direction", "unordered"]
+"""``"canonical"``: see `canonical`. ``"random-start"``: from any vertex, in the same direction.
+``"either-direction"``: from any vertex, clockwise or not. ``"unordered"``: in any order at all."""
 
 
 def ring_area(ring: Ring) -> float:
@@ -118,6 +124,23 @@ def start_topmost(ring: Ring) -> Ring:
         return ring
     first = int(np.lexsort((ring[:, 0], ring[:, 1]))[0])
     return np.concatenate((ring[first:], ring[:first]))
+
+
+def reorder(rings: Sequence[Ring], order: VertexOrder, rng: np.random.Generator) -> list[Ring]:
+    """Rings of `canonical` writing with their vertices in another order, see `VertexOrder`.
+
+    What rings fill changes in ``"unordered"`` only.
+    """
+    found = []
+    for ring in rings:
+        if order == "unordered":
+            ring = ring[rng.permutation(len(ring))]
+        elif order != "canonical":
+            ring = np.roll(ring, int(rng.integers(max(1, len(ring)))), axis=0)
+            if order == "either-direction" and rng.random() < 0.5:
+                ring = ring[::-1]
+        found.append(ring)
+    return found
 
 
 def order_rings(rings: Sequence[Ring]) -> tuple[Ring, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.frames import UNIT_ANSWERS, AnswerFrame
+from seg_env.geometry.polygon import VertexOrder, reorder
 from seg_env.grammar import encode
 from seg_env.grammar.answers import encode_numbers
 from seg_env.types import Form, Sample, Target
@@ -106,17 +107,22 @@ def answer(
     decimals: int = 3,
     pad: bool = False,
     frame: AnswerFrame = UNIT_ANSWERS,
+    order: VertexOrder = "canonical",
+    rng: np.random.Generator | None = None,
 ) -> str:
     """The text a perfect policy would answer.
 
     It is ``[[[x,y],...]]`` for a mask, ``[x0,y0,x1,y1]`` for a box, ``[x,y]`` for a point, ``[]``
     for any of them if there is no such object; location tokens where the frame writes those.
     ``epsilon`` is the Douglas-Peucker tolerance of outlines as a share of the perimeter; ``pad``
-    writes every number with all its decimals, ``0.500`` for ``0.5``.
+    writes every number with all its decimals, ``0.500`` for ``0.5``. ``order`` is that of the
+    vertices of outlines, drawn from ``rng`` where it is not canonical.
     """
     form, numbers = form_of(task), frame.for_image(sample.target.size)
     if form == "mask" or not sample.target.area:
         outline = sample.target.outline(epsilon)
+        if order != "canonical":
+            outline = tuple(reorder(outline, order, rng or np.random.default_rng()))
         return frame.write(encode(outline, decimals, frame=numbers, pad=pad))
     place = box_of(sample.target) if form == "bbox" else point_of(sample.target)
     points = place.reshape(-1, 2)

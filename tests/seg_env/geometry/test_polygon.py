@@ -12,6 +12,7 @@ from seg_env.geometry.contour import trace
 from seg_env.geometry.polygon import (
     canonical,
     is_simple,
+    reorder,
     ring_area,
     ring_perimeter,
     roles,
@@ -127,3 +128,31 @@ def test_tangled_and_monstrous_rings_take_bounded_time():
     for rings in (tangled, stars, huge, [ring * np.nan for ring in tangled]):
         assert roles(rings).shape == (256,)
     assert time.process_time() - start < 5
+
+
+@given(rings_on_grid, st.integers(0, 5))
+@pytest.mark.parametrize("order", ["canonical", "random-start", "either-direction", "unordered"])
+def test_another_order_has_the_same_vertices(order, rings, seed):
+    found = reorder(canonical(rings), order, np.random.default_rng(seed))
+    for ring, other in zip(canonical(rings), found, strict=True):
+        assert sorted(ring.tolist()) == sorted(other.tolist())
+    if order != "unordered":
+        size = (18, 18)
+        assert (rasterize(found, size) == rasterize(canonical(rings), size)).all()
+
+
+def test_orders_are_what_they_say():
+    ring = np.array([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.5, 0.95], [0.1, 0.9]])
+    draws = range(60)
+
+    def drawn(order):
+        return [reorder([ring], order, np.random.default_rng(seed))[0] for seed in draws]
+
+    assert all((each == ring).all() for each in drawn("canonical"))
+    assert {
+        int(np.flatnonzero((each == ring[0]).all(axis=1))[0]) for each in drawn("random-start")
+    } == {*range(5)}
+    assert all(ring_area(each) > 0 for each in drawn("random-start"))
+    backwards = sum(ring_area(each) < 0 for each in drawn("either-direction"))
+    assert 15 < backwards < 45
+    assert any(not is_simple(each) for each in drawn("unordered"))
