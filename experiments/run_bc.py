@@ -237,7 +237,11 @@ def best_possible(args: Args, run: Run, policy: VLMPolicy) -> dict[str, float]:
     ]
     if not samples:
         return {}
-    written = {"epsilon": args.epsilon, "decimals": args.decimals, "frame": policy.answer_frame}
+    written: dict[str, Any] = {
+        "epsilon": args.epsilon,
+        "decimals": args.decimals,
+        "frame": policy.answer_frame,
+    }
     texts = [answer(sample, DEFAULT_TASK, pad=True, **written) for sample in samples]
     read = [
         read_answer(text, sample.target.size, policy.answer_frame)

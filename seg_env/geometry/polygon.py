@@ -132,14 +132,13 @@ def reorder(rings: Sequence[Ring], order: VertexOrder, rng: np.random.Generator)
     What rings fill changes in ``"unordered"`` only.
     """
     found = []
+    backwards = order == "either-direction" and rng.random() < 0.5  # all, or holes would be none
     for ring in rings:
         if order == "unordered":
             ring = ring[rng.permutation(len(ring))]
         elif order != "canonical":
             ring = np.roll(ring, int(rng.integers(max(1, len(ring)))), axis=0)
-            if order == "either-direction" and rng.random() < 0.5:
-                ring = ring[::-1]
-        found.append(ring)
+        found.append(ring[::-1] if backwards else ring)
     return found
 
 
