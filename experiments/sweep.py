@@ -113,6 +113,8 @@ def read_sweep(
 
     - ``seeds``, and ``folder`` for the results;
     - ``measure = "score"`` compares scores after training and not the gains over those before;
+    - ``against = "tokens"`` draws greedy gIoU over another score, joined where arms have the same
+      ``series``;
     - ``varies``: settings that arms differ in beside those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
       ``$NAME`` is a variable of the shell's;
@@ -123,7 +125,7 @@ def read_sweep(
     """
     try:
         given = tomllib.loads(path.read_text("utf-8"))
-        known = "question script options arms seeds folder measure varies shared runs"
+        known = "question script options arms seeds folder measure against varies shared runs"
         check_keys(path, given, known.split())
         seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
         if not 2 <= len(set(seeds)) == len(seeds):
@@ -144,7 +146,7 @@ def read_sweep(
         for label, arm in given["arms"].items():
             arm = {"options": arm} if isinstance(arm, str) else arm
             made_of = ["run"] if "run" in arm else ["script", "options"]
-            check_keys(path, arm, [*made_of, "stage", "paper"])
+            check_keys(path, arm, [*made_of, "stage", "paper", "series"])
             own = words(given["runs"][arm["run"]] if "run" in arm else arm.get("options", ""))
             varies |= {setting_of(word) for word in own if word.startswith("--")}
             run = arm.get("run") or re.sub(r"[^\w.+-]", "_", label)
@@ -152,7 +154,8 @@ def read_sweep(
             command = (script, *words(given.get("options", "")), *own, *shlex.split(options))
             if any(other.run == run and other.command != command for other in arms.values()):
                 raise ExplainedError(f"{path}: two arms have runs of the name {run!r}")
-            arms[label] = Arm(run, command, arm.get("stage", ""), arm.get("paper"))
+            told = {key: arm[key] for key in ("stage", "paper", "series") if key in arm}
+            arms[label] = Arm(run, command, **told)
         return Sweep(
             path.stem,
             given["question"],
@@ -160,6 +163,7 @@ def read_sweep(
             arms,
             seeds,
             scores=given.get("measure") == "score",
+            against=given.get("against", ""),
             varies=tuple(varies),
             shared={name: tuple(words(text)) for name, text in shared.items()},
         )

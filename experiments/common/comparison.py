@@ -116,6 +116,8 @@ class Arm:
     """The folder within the run's that has the scores; by default the run's own."""
     paper: float | None = None
     """gIoU in per cent that a paper reports."""
+    series: str = ""
+    """What it is one point of, where scores are drawn against another one."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Sweep:
     seeds: tuple[int, ...] = ()
     scores: bool = False
     """Whether scores after training are compared, in the place of gains over those before."""
+    against: str = ""
+    """A score, such as ``"tokens"``, that greedy gIoU is drawn against."""
     varies: Sequence[str] = ()
     """Settings that arms may differ in, as patterns of names like ``gspo.learning_rate``."""
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -231,8 +235,11 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     }
     # Runs with --evaluation.every 0 have none.
     curves = [kind for kind in ("greedy", "sampled") if f"eval/{kind}_giou" in logged]
-    figure = Figure(figsize=(5.8 + 4.8 * len(curves), 4.2), layout="constrained")
-    left, *others = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
+    panels = 1 + len(curves) + bool(sweep.against)
+    figure = Figure(figsize=(1.0 + 4.8 * panels, 4.2), layout="constrained")
+    left, *others = figure.subplots(1, panels, squeeze=False)[0]
+    if sweep.against:
+        _plot_against(others.pop(), sweep, results)
     for number, arm in enumerate(found["arms"].values()):
         for kind, marker, shift in (("greedy", "o", 0.12), ("sampled", "D", -0.12)):
             score, place, color = arm["scores"][f"{kind} gIoU"], shift - number, f"C{number}"
@@ -252,6 +259,31 @@ def plot(sweep: Sweep, results: Results, found: dict[str, Any]) -> None:
     for axis in (left, *others):
         axis.grid(alpha=0.3)
     figure.savefig(sweep.folder / f"{sweep.name}.png", dpi=110)
+
+
+def _plot_against(axis: Any, sweep: Sweep, results: Results) -> None:
+    """Greedy gIoU of every arm over another of its scores, joined by series, below its ceiling."""
+    for number, series in enumerate(dict.fromkeys(arm.series for arm in sweep.arms.values())):
+        points = []
+        for label, arm in sweep.arms.items():
+            if arm.series == series:
+                runs = [result.scores["greedy"] for result in results[label]]
+                score, low, high = t_interval([100 * run["giou"] for run in runs])
+                points.append((float(np.mean([run[sweep.against] for run in runs])), score))
+                axis.plot([points[-1][0]] * 2, [low, high], color=f"C{number}")
+                axis.annotate(label, points[-1], (4, 4), textcoords="offset points", fontsize=8)
+        axis.plot(*zip(*sorted(points), strict=True), "o-", color=f"C{number}", label=series)
+    ceilings = sorted(
+        (found[sweep.against], 100 * found["giou"])
+        for arm in results.values()
+        if (found := arm[0].scores.get("ceiling"))
+    )
+    if ceilings:
+        axis.plot(*zip(*ceilings, strict=True), "--", color="gray", label="outlines as taught")
+    axis.set(title="greedy gIoU in per cent", xlabel=f"{sweep.against} per answer")
+    axis.grid(alpha=0.3)
+    if ceilings or any(arm.series for arm in sweep.arms.values()):
+        axis.legend(frameon=False)
 
 
 def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:

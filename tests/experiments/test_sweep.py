@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments import annotate, run_bc, run_gspo, run_pipeline, run_ppo, sweep
@@ -28,18 +29,23 @@ if options.get("--fail"):
 gain = float(options["--gain"]) + 0.01 * int(options["--seed"])
 after = {"giou": 0.5 + gain, "questions": 8, "sampled": {"giou": 0.4 + gain}}
 before = {"giou": 0.5, "questions": 8, "sampled": {"giou": 0.4}}
+before["tokens"], after["tokens"] = 20.0, 20 + 100 * float(options["--gain"])
 row = {"update": 0, "eval/greedy_giou": 0.5, "eval/sampled_giou": 0.4}
 config = {"seed": int(options["--seed"]), "gain": options["--gain"], "output_dir": str(folder)}
 (folder / "config.json").write_text(json.dumps(config | json.loads(options.get("--more", "{}"))))
 (folder / "metrics.jsonl").write_text(json.dumps(row))
 (folder / "scores.json").write_text(
-    json.dumps({"before": before, "after": after, "minutes": 1.0, "updates": 5})
+    json.dumps(
+        {"before": before, "after": after, "minutes": 1.0, "updates": 5}
+        | {"ceiling": {"giou": 0.9, "tokens": 25.0}}
+    )
 )
 (folder / "count.txt").open("a").write("x")
 """
 NAMES = (
-    *("agents", "constrained", "optimizer", "rewards", "rl-easy", "rl-medium", "rl-photos"),
-    *("spread-floor", "stages-data", "stages", "ways"),
+    *("agents", "budget", "clip", "constrained", "epsilon", "group-size", "length", "optimizer"),
+    *("order", "rewards", "rl-easy", "rl-medium", "rl-photos", "spread-floor", "stages-data"),
+    *("stages", "ways", "weights"),
 )
 
 
@@ -73,6 +79,20 @@ def test_every_arm_runs_with_every_seed_and_is_compared_with_the_first(tmp_path)
     assert "| B | sampled gIoU | 40.0 | 70.0, 71.0, 72.0 | +31.0 [+28.5, +33.5] | +20.0 [+" in text
     assert (tmp_path / "out" / "toy.png").stat().st_size > 5000
     assert json.loads((tmp_path / "out" / "toy.json").read_text()) == found
+
+
+def test_scores_are_drawn_over_another_one_below_their_ceiling(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    more = 'measure = "score"\nagainst = "tokens"'
+    run(write_sweep(tmp_path, more=more), tmp_path / "out", seeds=(0, 1))
+    axis = figures[0].axes[-1]
+    assert axis.get_xlabel() == "tokens per answer"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    (front,) = [xy for xy in lines.values() if len(xy) == 2 and xy[0][0] == 30 and xy[1][0] == 50]
+    assert front == [[30, pytest.approx(60.5)], [50, pytest.approx(80.5)]]
+    assert lines["outlines as taught"] == [[25, 90], [25, 90]]
+    assert [text.get_text() for text in axis.texts] == ["A", "B"]
 
 
 def test_finished_runs_are_not_made_again(tmp_path):
