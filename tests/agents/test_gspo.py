@@ -13,6 +13,7 @@ from agents_fixtures import (
 
 from agents.advantages import best_advantages
 from agents.gspo import GSPO, GSPOConfig
+from agents.on_policy import PRICE_GAIN, PRICE_RESPONSE
 from agents.rollout import Prompts, Rollout
 from agents.training.settings import OptimizerSettings
 from rewards import Reward
@@ -341,6 +342,34 @@ def test_the_penalty_holds_the_policy_near_the_one_it_started_from():
 
     free, held = distance(1e-9), distance(3.0)
     assert 0 < held < 0.5 * free
+
+
+def test_the_price_of_tokens_by_hand():
+    agent = make_agent(token_budget=4)
+    rollout, _ = agent.collect()
+    rewards, lengths = rollout.rewards.clone(), rollout.mask.sum(-1)
+    excess = lengths.float().mean().item() / 4 - 1
+    first = agent.price_tokens(rollout)["rollout/token_price"]
+    assert first == pytest.approx((PRICE_GAIN + PRICE_RESPONSE) * excess)
+    torch.testing.assert_close(rollout.rewards, rewards - first * (lengths / 4 - 1))
+    second = agent.price_tokens(rollout)["rollout/token_price"]
+    assert second == pytest.approx((2 * PRICE_GAIN + PRICE_RESPONSE) * excess)
+
+
+@pytest.mark.rounding
+@pytest.mark.parametrize("budget", [4, 12])
+def test_answers_come_to_cost_their_budget(budget):
+    agent = make_agent(
+        cloned_policy(),
+        token_budget=budget,
+        group_size=16,
+        max_new_tokens=24,
+        learning_rate=3e-3,
+        clip_low=0.2,
+        clip_high=0.2,
+    )
+    tokens = [row["rollout/tokens"] for row in learn(agent, 60)]
+    assert np.mean(tokens[-10:]) == pytest.approx(budget, rel=0.15)
 
 
 def test_only_the_first_questions_are_asked(pictures):
