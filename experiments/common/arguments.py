@@ -20,6 +20,7 @@ from experiments.common.policies import (
     WeightsChoice,
     open_policy,
 )
+from experiments.common.trackers import TrackerName
 from rewards.composite import DEFAULT_REWARDS
 from seg_env.data.rasters import Stretch
 from seg_env.data.sources import has_split
@@ -247,6 +248,10 @@ class RunArguments(QuestionArguments, AdapterArguments):
     in the optimizer; auto: float32 on a CPU and as saved elsewhere."""
     checkpoint_every: int = 25
     """Updates between checkpoints; the last two are kept."""
+    track: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where metrics and pictures are shown besides the run's folder: tensorboard, trackio, wandb,
+    swanlab, several of them, or none. Nothing leaves the machine unless the variables WANDB_MODE
+    or SWANLAB_MODE say so."""
     output_dir: Path = Path("runs/training")
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False

@@ -30,9 +30,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments.common.trackers import Tracker
 from seg_env.errors import ExplainedError, WrongOptionError
 
-MAY_CHANGE = ("deepspeed", "prompts_per_forward")
+MAY_CHANGE = ("deepspeed", "prompts_per_forward", "track")
 """Settings that a resumed run may change: they say how the work is done, and not which."""
 
 
@@ -45,29 +46,33 @@ class RunInUseError(ExplainedError, RuntimeError):
 
 
 class RunLog:
-    """Writes ``metrics.jsonl`` and TensorBoard events of a run."""
+    """Writes ``metrics.jsonl`` of a run, and what trackers make of it."""
 
-    def __init__(self, folder: Path, *, start: int = 0) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[Tracker], *, start: int = 0) -> None:
         """Open the log, without the lines after update ``start``, whose work was lost."""
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["update"] <= start]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.trackers = trackers
 
     def write(self, update: int, metrics: dict[str, float]) -> None:
         """Add the metrics of one update."""
         self._file.write(json.dumps({"update": update, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, update)
+        for tracker in self.trackers:
+            tracker.write(update, metrics)
+
+    def show(self, update: int, name: str, picture: Path) -> None:
+        """Add a picture, a PNG file, to the trackers."""
+        for tracker in self.trackers:
+            tracker.show(update, name, picture)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all of it."""
         self._file.close()
-        self._board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ With several ranks all of them call the functions here; the main one writes file
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -39,6 +40,7 @@ from experiments.common.launch import fit_to_adapter, fit_to_deepspeed, launched
 from experiments.common.logs import (
     RunLog,
     check_run,
+    flatten,
     keep_latest,
     locked,
     progress_bar,
@@ -56,7 +58,14 @@ from experiments.common.policies import (
     require_vision,
     say_what_is_asked,
 )
-from experiments.common.report import Evaluations, report_text, scores_of, write_report
+from experiments.common.report import (
+    Evaluations,
+    plot_answers,
+    report_text,
+    scores_of,
+    write_report,
+)
+from experiments.common.trackers import check_trackers, open_trackers
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.base import not_asked
 from seg_env.data.readers.annotated_images import AnnotatedImages
@@ -125,6 +134,7 @@ class Run:
         """
         self.args, self.console, self.world = args, console, world
         self.folder, self.leads = args.output_dir, world.is_main or world.size > 1
+        check_trackers(args.track)
         if world.is_main:
             check_run(self.folder, args, resume=args.resume)
         require_finite(policy.model, f"the policy {args.policy or 'that is new'}")
@@ -176,7 +186,11 @@ class Run:
         self.agent = agent
         alone = locked(self.folder) if self.world.is_main else nullcontext()
         with alone, termination(self.world) as self._asked_to_end, self._ends_in_a_sentence():
-            return self._train(title, learned_from, save_policy, facts or {})
+            try:
+                return self._train(title, learned_from, save_policy, facts or {})
+            finally:
+                if self.log is not None:
+                    self.log.close()
 
     @contextmanager
     def _ends_in_a_sentence(self) -> Iterator[None]:
@@ -307,6 +321,8 @@ class Run:
                 after,
                 most_tokens=self.max_new_tokens,
             )
+            if self.log is not None and before:
+                self.log.show(agent.update, "before_after", self.folder / "before_after.png")
         self.console.print(Markdown(text))
         self.console.print(
             f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
@@ -329,7 +345,10 @@ class Run:
                 write_json(store, {kind: value.to_json() for kind, value in before.items()})
         resumed = self._load_last(checkpoints)
         if self.world.is_main:
-            self.log = RunLog(self.folder, start=self.agent.update if resumed else -1)
+            start = self.agent.update if resumed else -1
+            settings = flatten(json.loads((self.folder / "config.json").read_text("utf-8")))
+            trackers = open_trackers(self.args.track, self.folder, settings, start)
+            self.log = RunLog(self.folder, trackers, start=start)
         if not resumed and (curve := self._curve(0)):
             self._write(0, curve)
         return before
@@ -443,8 +462,6 @@ class Run:
                     raise SystemExit(128 + terminated)
 
             self.agent.learn(updates, on_update)
-        if self.log is not None:
-            self.log.close()
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Say when a step was not applied, and once when over 5 % of the answers are cut off."""
@@ -481,6 +498,10 @@ class Run:
         }
         if self.core.turns > 1:
             curve["eval/first_giou"] = float(greedy[0].iou.mean())
+        if self.log is not None and self.log.trackers:
+            picture = self.folder / "answers.png"
+            plot_answers(picture, (f"update {update}", self.core, greedy[-1]))
+            self.log.show(update, "eval/answers", picture)
         return curve
 
 
