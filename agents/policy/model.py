@@ -15,6 +15,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from agents.policy.families import (
     token_positions,
     vision_parameters,
 )
+from agents.policy.hub import push_folder
 from agents.policy.loading import (
     ANSWER_FRAME,
     open_checkpoint,
@@ -200,6 +202,12 @@ class VLMPolicy:
             with quiet_progress():
                 self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
+        """Put the policy on the Hugging Face hub as ``"owner/name"``; see `push_folder`."""
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push_folder(folder, repository, private=private)
 
     def mark_trained(self) -> None:
         """Record the frame in the configuration, once training has changed the weights."""

@@ -252,6 +252,8 @@ class RunArguments(QuestionArguments, AdapterArguments):
     """Where metrics and pictures are shown besides the run's folder: tensorboard, trackio, wandb,
     swanlab, several of them, or none. Nothing leaves the machine unless the variables WANDB_MODE
     or SWANLAB_MODE say so."""
+    push_to_hub: str | None = None
+    """Put the finished policy on the Hugging Face hub, under this name: me/my-policy."""
     output_dir: Path = Path("runs/training")
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False

@@ -24,6 +24,7 @@ from agents.behavior_cloning import BehaviorCloning
 from agents.on_policy import OnPolicyAgent
 from agents.policy.adapters import merge_adapter
 from agents.policy.finite import DivergedError, require_finite
+from agents.policy.hub import push_folder
 from agents.policy.model import VLMPolicy
 from agents.settings import OnPolicyConfig
 from agents.training.checkpoints import (
@@ -50,6 +51,7 @@ from experiments.common.logs import (
     warn,
     write_json,
 )
+from experiments.common.model_card import write_card
 from experiments.common.policies import (
     AnswerLength,
     constrain,
@@ -304,8 +306,9 @@ class Run:
             size = agent.policy.model.num_parameters() / 1e6
             cloned = isinstance(agent, BehaviorCloning)
             rewards = "" if cloned else " ".join(getattr(self.args, "rewards", ()))
+            start = self.args.policy or "new"
             origin = {
-                "Policy": f"`{self.args.policy or 'new'}`, {size:.2f} M parameters",
+                "Policy": f"`{start}`, {size:.2f} M parameters",
                 "Frame of the numbers": scores["frame"],
                 "Learned from": learned_from,
                 "Measured on": describe_data(self.core.dataset),
@@ -321,12 +324,22 @@ class Run:
                 after,
                 most_tokens=self.max_new_tokens,
             )
+            write_card(
+                self.folder / "policy",
+                self.args.push_to_hub or str(self.folder / "policy"),
+                start,
+                origin,
+                scores,
+            )
             if self.log is not None and before:
                 self.log.show(agent.update, "before_after", self.folder / "before_after.png")
         self.console.print(Markdown(text))
         self.console.print(
             f"report: {self.folder / 'report.md'}  ({scores['minutes']:.1f} minutes)"
         )
+        if self.args.push_to_hub and self.world.is_main:
+            place = push_folder(self.folder / "policy", self.args.push_to_hub)
+            self.console.print(f"the policy is on the hub: {place}", soft_wrap=True)
         return scores
 
     def _begin(self) -> Evaluations:

@@ -1,0 +1,125 @@
+"""Policies on the hub: pushed, described, and loaded again, against a stand-in."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import TOKEN, hub_server
+from PIL import Image
+from safetensors.torch import load
+from safetensors.torch import load_file as load_weights
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = (
+    *("--updates", "1", "--gspo.prompts-per-update", "2", "--gspo.group-size", "2"),
+    *("--gspo.max-new-tokens", "20", "--evaluation.questions", "3", "--evaluation.answers", "1"),
+    *("--evaluation.every", "0", "--track", "none"),
+)
+
+
+def call(words, server, home, token=TOKEN, **given):
+    """A process to which the stand-in is the hub; it settles that when it is imported."""
+    environment = os.environ | {
+        **{"HF_ENDPOINT": server.address, "HF_TOKEN": token, "HF_HOME": str(home)},
+        **{"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    }
+    words = [sys.executable, *words]
+    given |= {"env": environment, "capture_output": True, "text": True}
+    return subprocess.run(words, timeout=200, check=False, **given)
+
+
+def train(folder, policy, repository, server, **given):
+    words = [
+        "experiments/run_gspo.py",
+        "--policy",
+        str(policy),
+        "--output-dir",
+        str(folder / "run"),
+    ]
+    words += ["--push-to-hub", repository, *OPTIONS]
+    return call(words, server, folder / "home", cwd=ROOT, **given)
+
+
+@pytest.fixture(scope="module")
+def pushed(policy_folder, tmp_path_factory):
+    """A run, whose policy is on the stand-in, and the stand-in."""
+    folder = tmp_path_factory.mktemp("pushed")
+    with hub_server() as server:
+        done = train(folder, policy_folder, "me/tiny", server)
+        assert done.returncode == 0, done.stderr
+        yield folder, server, done.stdout
+
+
+def test_the_run_says_where_its_policy_is(pushed):
+    folder, server, said = pushed
+    assert f"the policy is on the hub: {server.address}/me/tiny" in said
+    stored = server.repositories["me/tiny"]
+    assert set(stored) == {path.name for path in (folder / "run/policy").iterdir()}
+
+
+def test_what_is_loaded_again_is_what_was_trained(pushed):
+    folder, server, _ = pushed
+    stored = load(server.repositories["me/tiny"]["model.safetensors"])
+    trained = load_weights(folder / "run/policy/model.safetensors")
+    assert stored.keys() == trained.keys()
+    assert all((stored[name] == trained[name]).all() for name in trained)
+
+
+def test_the_card_tells_what_the_policy_is(pushed, policy_folder):
+    _, server, _ = pushed
+    text = server.repositories["me/tiny"]["README.md"].decode()
+    _, head, body = text.split("---\n", 2)
+    fields = yaml.safe_load(head)
+    assert fields["library_name"] == "transformers"
+    assert fields["pipeline_tag"] == "image-text-to-text"
+    assert "license" not in fields  # nothing is known of what it started from
+    for words in (
+        f"`{policy_folder}`",
+        "Output the polygon coordinates of {expression} in the image.",
+        "mask_iou=1.0 centroid_distance=0.5 format=0.1",
+        "Frame of the numbers: unit",
+        "Learned from: scenes-easy (train)",
+        "run_gspo.py --policy",
+        "| greedy gIoU |",
+        "3 held-out questions of `scenes-easy` (val)",
+    ):
+        assert words in body, words
+
+
+def test_the_lines_of_the_card_load_and_ask_it(pushed, tmp_path):
+    _, server, _ = pushed
+    text = server.repositories["me/tiny"]["README.md"].decode()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "image.png")
+    done = call(["-c", code], server, tmp_path / "home", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_this_project_opens_it_by_its_name(pushed, tmp_path):
+    _, server, _ = pushed
+    code = (
+        "from agents import VLMPolicy; policy = VLMPolicy.from_pretrained('me/tiny'); "
+        "print(policy.answer_frame.family, policy.model.num_parameters())"
+    )
+    done = call(["-c", code], server, tmp_path / "home", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "unit"
+
+
+@pytest.mark.parametrize(("repository", "token"), [("me/tiny", "hf_wrong"), ("not a name", TOKEN)])
+def test_what_the_hub_refuses_is_a_sentence_and_the_run_is_there(
+    policy_folder, tmp_path, repository, token
+):
+    with hub_server() as server:
+        done = train(tmp_path, policy_folder, repository, server, token=token)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"could not be put on the hub as {repository!r}" in said
+    assert "hf auth login" in said
+    assert (tmp_path / "run/policy/README.md").exists()
