@@ -33,8 +33,8 @@ from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.data.sources import kind_of, open_dataset
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading, name_of
-from seg_env.envs.render import draw_overlay
 from seg_env.errors import WrongOptionError
+from seg_env.geometry.drawing import draw_overlay
 
 GRID = (4, 4)
 """Columns and rows of the sheet."""

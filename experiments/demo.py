@@ -42,8 +42,8 @@ from rewards.mask_iou import outline_iou
 from seg_env.data.images import image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.referring import open_questions
-from seg_env.envs.render import draw_overlay
 from seg_env.errors import WrongOptionError
+from seg_env.geometry.drawing import draw_overlay
 from seg_env.grammar.answers import read_answer
 from seg_env.tasks import PROMPTS
 from seg_env.types import Sample

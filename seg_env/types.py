@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_env.geometry.contour import trace
+from seg_env.geometry.drawing import as_png, draw_overlay
 from seg_env.geometry.limits import LimitError
 from seg_env.geometry.rle import Rle
 from seg_env.geometry.simplify import simplify_rings
@@ -95,6 +96,10 @@ class Prediction:
     def valid(self) -> bool:
         """True when the text was read without any issue (``[]`` is valid and means "no target")."""
         return not self.issues
+
+    def _repr_png_(self) -> bytes:
+        """The outline on white: how a notebook shows it."""
+        return as_png(draw_overlay(np.full((128, 128, 3), 255, np.uint8), None, self))
 
     @property
     def issue_kinds(self) -> tuple[str, ...]:
@@ -203,3 +208,7 @@ class Sample:
     def image(self) -> NDArray[np.uint8]:
         """The image, ``(H, W, 3) uint8``."""
         return self.load_image()
+
+    def _repr_png_(self) -> bytes:
+        """The image with the target's outline: how a notebook shows it."""
+        return as_png(draw_overlay(self.image, self.target))

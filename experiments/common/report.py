@@ -20,7 +20,7 @@ from experiments.evaluation.exploitation import describe_habits, measure_habits
 from experiments.evaluation.loop import Evaluation
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut
-from seg_env.envs.render import draw_overlay
+from seg_env.geometry.drawing import draw_overlay
 from seg_env.metrics import bootstrap_interval, giou_gain
 from seg_env.types import counted
 

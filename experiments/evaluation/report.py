@@ -19,7 +19,7 @@ from experiments.evaluation.answers import Answered
 from experiments.evaluation.scores import interval_text, score_rows
 from seg_env.envs.core import ReferringCore
 from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
-from seg_env.envs.render import draw_overlay
+from seg_env.geometry.drawing import draw_overlay
 from seg_env.grammar.answers import read_answer
 from seg_env.metrics import Columns, Failure
 from seg_env.tasks import Task, form_of

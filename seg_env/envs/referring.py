@@ -22,6 +22,7 @@ from seg_env.envs.core import (
 from seg_env.envs.refine import RefineRules
 from seg_env.envs.render import RENDER_MODES, check_render_mode, render_question
 from seg_env.envs.vertex import VertexRules
+from seg_env.geometry.drawing import as_png
 from seg_env.tasks import check_task
 
 _OPTIONS = {
@@ -254,3 +255,11 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
             raise ResetNeeded("Cannot call env.render() before calling env.reset()")
         rewards = self._core.rewards
         return render_question(self.render_mode, self._episode.question, rewards, self._answer)
+
+    def _repr_png_(self) -> bytes | None:
+        """The question, and the answer once given: how a notebook shows the environment."""
+        if self._episode is None:
+            return None
+        question, rewards = self._episode.question, self._core.rewards
+        panel = render_question("rgb_array", question, rewards, self._answer)
+        return as_png(panel) if isinstance(panel, np.ndarray) else None

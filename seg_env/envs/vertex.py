@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from seg_env.data.base import Dataset
 from seg_env.envs.core import Episode, Move, Observation, Question, ReferringCore
-from seg_env.envs.render import draw_outline
 from seg_env.envs.spaces import FreeText, PolygonText
 from seg_env.frames import Frame
+from seg_env.geometry.drawing import draw_outline
 from seg_env.grammar import MAX_VERTICES, decode
 
 NUMBER = r"-?+[0-9]{1,6}+(?:\.[0-9]{1,17}+)?+"

@@ -1,10 +1,15 @@
 """Questions and answers, drawn and as text."""
 
+import io
+
+import gymnasium as gym
 import numpy as np
 import pytest
+from PIL import Image
 
 from seg_env.envs.referring import ReferringSegmentationEnv
-from seg_env.envs.render import ANSWER_COLOR, RENDER_MODES, TARGET_COLOR, draw_overlay
+from seg_env.envs.render import RENDER_MODES
+from seg_env.geometry.drawing import ANSWER_COLOR, TARGET_COLOR, draw_overlay
 from seg_env.grammar import decode, encode
 from seg_env.tasks import point_of
 from seg_env.types import Prediction, counted
@@ -164,3 +169,22 @@ def test_the_colour_of_an_object_can_be_told_and_its_outline_shows(color, scenes
 def test_one_is_no_plural():
     assert counted(1, "ring") == "1 ring"
     assert counted(0, "vertex", "vertices") == "0 vertices"
+
+
+def test_samples_answers_and_environments_show_themselves_in_a_notebook():
+    def size_of(shown):
+        with Image.open(io.BytesIO(shown)) as picture:
+            assert picture.format == "PNG"
+            return picture.size
+
+    env = gym.make("SimpleSeg-Scenes-v0", split="val").unwrapped
+    assert env._repr_png_() is None
+    env.reset(seed=0)
+    waiting = env._repr_png_()
+    sample = env.dataset[0]
+    assert size_of(sample._repr_png_()) == (384, 384)
+    assert size_of(decode("[[[0.1,0.1],[0.6,0.1],[0.6,0.7]]]")._repr_png_()) == (384, 384)
+    assert size_of(decode("no outline")._repr_png_()) == (384, 384)
+    env.step("[[[0.1,0.1],[0.6,0.1],[0.6,0.7]]]")
+    assert size_of(env._repr_png_()) == size_of(waiting)
+    assert env._repr_png_() != waiting
