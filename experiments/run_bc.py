@@ -101,7 +101,7 @@ class Args(RunArguments):
     """Training scenes; every object of each is asked about. With --data: most images used."""
     mixture: str | None = None
     """Difficulties of the training scenes with their shares, ``"easy=0.7 medium=0.3"``; by default
-    all are of --difficulty."""
+    all are of --difficulty. ``alike`` are easy scenes in which only colour tells objects apart."""
     mirror: bool = False
     """Learn from every image once more with left and right exchanged, also in words."""
     negatives: float = 0.0
@@ -256,7 +256,12 @@ def best_possible(args: Args, run: Run, policy: VLMPolicy) -> dict[str, float]:
 
 def open_images(args: Args) -> LabelledImages:
     """What is demonstrated: scenes, or annotated images."""
-    from experiments.common.cloning_data import JoinedImages, MirroredImages, RecordedImages
+    from experiments.common.cloning_data import (
+        JoinedImages,
+        LookalikeScenes,
+        MirroredImages,
+        RecordedImages,
+    )
 
     images: LabelledImages
     if args.dataset is not None:
@@ -266,8 +271,10 @@ def open_images(args: Args) -> LabelledImages:
         shares = read_shares(args.mixture or f"{args.difficulty}=1")
         images = JoinedImages(
             [
-                Scenes("train", difficulty, length=count, negatives=args.negatives)
-                for difficulty, share in shares.items()
+                LookalikeScenes(count)
+                if kind == "alike"
+                else Scenes("train", kind, length=count, negatives=args.negatives)
+                for kind, share in shares.items()
                 if (count := round(args.scenes * share))
             ]
         )
@@ -275,7 +282,7 @@ def open_images(args: Args) -> LabelledImages:
 
 
 def read_shares(mixture: str) -> dict[Any, float]:
-    """Shares of difficulties that sum to 1, by a text such as ``"easy=0.5 medium=0.5"``."""
+    """Shares of kinds of scenes that sum to 1, by a text such as ``"easy=0.5 medium=0.5"``."""
     shares: dict[Any, float] = {}
     for word in mixture.split():
         name, _, weight = word.partition("=")
@@ -283,10 +290,10 @@ def read_shares(mixture: str) -> dict[Any, float]:
             shares[name] = float(weight)
         except ValueError:
             shares[name] = math.nan
-        if name not in get_args(Difficulty) or not 0 <= shares[name] < math.inf:
+        if name not in (*get_args(Difficulty), "alike") or not 0 <= shares[name] < math.inf:
             raise WrongOptionError(
-                f"--mixture {mixture!r}: {word!r} is no share; write easy, medium or hard with a "
-                f"number, as in 'easy=0.5 medium=0.5'"
+                f"--mixture {mixture!r}: {word!r} is no share; write easy, alike, medium or "
+                f"hard with a number, as in 'easy=0.5 medium=0.5'"
             )
     if not (total := sum(shares.values())):
         raise WrongOptionError(f"--mixture {mixture!r} has no share above 0")

@@ -85,6 +85,36 @@ class JoinedImages:
         raise IndexError(f"image {index} is beyond the last one")
 
 
+class LookalikeScenes:
+    """Easy scenes of two objects of one shape, which only the word for their colour tells apart.
+
+    One of seven easy scenes is such. Where they are so few, a policy learns to find shapes and
+    then stays with them: what colour would gain it is too little to be found.
+    """
+
+    SPAN = 100
+    """Scenes that are looked through for one; that it is not among them has a chance of 1e-7."""
+
+    def __init__(self, count: int) -> None:
+        """Find ``count`` of them, none of which is among the scenes of seed 0."""
+        self._scenes = Scenes("train", "easy", seed=1, length=self.SPAN * count)
+
+    def __len__(self) -> int:
+        return len(self._scenes) // self.SPAN
+
+    def name_of(self, index: int) -> str:
+        """What the first scene that is looked at for image ``index`` is called."""
+        return self._scenes.name_of(self.SPAN * index)
+
+    def samples_of(self, index: int) -> list[Sample]:
+        """The samples about image ``index``."""
+        for number in range(self.SPAN * index, len(self._scenes)):
+            samples = self._scenes.samples_of(number)
+            if len(samples) == 2 and len({each.metadata["shape"] for each in samples}) == 1:
+                return samples
+        raise IndexError(f"image {index} is beyond the last one")
+
+
 class MirroredImages:
     """Images as they are, and after them all once more with left and right exchanged.
 
@@ -121,7 +151,7 @@ def mirror(sample: Sample) -> Sample:
 OTHER_SIDE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 SIDES = re.compile(rf"\b({'|'.join(OTHER_SIDE)})\b", re.IGNORECASE)
 
-LabelledImages = Scenes | RecordedImages | JoinedImages | MirroredImages
+LabelledImages = Scenes | LookalikeScenes | RecordedImages | JoinedImages | MirroredImages
 """Images with samples about each; they go to worker processes."""
 
 

@@ -13,6 +13,7 @@ from agents.embedded.tiny import build_processor
 from experiments import run_bc
 from experiments.common.cloning_data import (
     JoinedImages,
+    LookalikeScenes,
     MirroredImages,
     RecordedImages,
     demonstrate_images,
@@ -187,6 +188,18 @@ def test_words_are_mirrored_with_the_image(words, mirrored):
     assert (again.image == sample.image).all()
 
 
+def test_objects_of_lookalike_scenes_differ_by_colour_alone():
+    images = LookalikeScenes(3)
+    assert len(images) == 3
+    found = [images.samples_of(index) for index in range(3)]
+    for one, other in found:
+        assert one.metadata["shape"] == other.metadata["shape"]
+        assert one.metadata["color"] != other.metadata["color"]
+    assert len({one.id for one, _ in found}) == 3
+    with pytest.raises(IndexError, match="image 3 is beyond the last one"):
+        images.samples_of(3)
+
+
 def test_mirrored_images_come_after_all_the_others():
     plain = Scenes("train", "medium", length=2, size=64)
     images = MirroredImages(plain)
@@ -211,7 +224,7 @@ def test_shares_of_difficulties():
     "mixture", ["easy", "simple=1", "easy=-1", "easy=nan", "easy=x", "easy=inf"]
 )
 def test_shares_that_are_none_are_refused(mixture):
-    with pytest.raises(WrongOptionError, match="is no share; write easy, medium or hard"):
+    with pytest.raises(WrongOptionError, match="is no share; write easy, alike, medium or hard"):
         run_bc.read_shares(mixture)
 
 
