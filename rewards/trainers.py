@@ -61,11 +61,13 @@ class RowRewards:
             RecordError: A row is malformed; the message says which and how.
             ValueError: There are not as many rows.
         """
-        predictions, targets = [], []
+        predictions, targets, last = [], [], None
         for number, (answer, row) in enumerate(zip(answers, rows, strict=True)):
             with located(f"row {number}"):
-                known = {name: row[name] for name in TARGET_COLUMNS if row.get(name) is not None}
-                target, form = _read_row(json.dumps(known, default=_plain))
+                if row is not last:
+                    given = {key: row[key] for key in TARGET_COLUMNS if row.get(key) is not None}
+                    target, form = _read_row(json.dumps(given, default=_plain))
+                    last = row
                 predictions.append(read_answer(answer, target.size, self.frame, form))
             targets.append(target)
         return predictions, targets

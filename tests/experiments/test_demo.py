@@ -15,13 +15,13 @@ from agents_fixtures import small_policy
 from PIL import Image
 from short_runs import start
 
+from experiments.common.serving import MOST_BYTES
 from experiments.demo import (
-    MOST_BYTES,
     Args,
     Demo,
     command_line,
     data_uri,
-    make_server,
+    make_demo_server,
     read_data_uri,
 )
 from seg_env.data import export_jsonlines
@@ -38,7 +38,7 @@ def kept(tmp_path_factory):
 def address(kept):
     args = Args(rewards=("mask_iou=1", "format=0.1"), max_new_tokens=8, output_dir=kept)
     demo = Demo(small_policy(), args)
-    server = make_server(demo, "127.0.0.1", 0)
+    server = make_demo_server(demo, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -189,7 +189,7 @@ def test_a_huge_image_is_refused_before_it_is_unpacked():
 def test_a_busy_port_is_named(address):
     port = int(address.rpartition(":")[2])
     with pytest.raises(WrongOptionError, match=f"--port {port} on 127.0.0.1 is in use .* 0 for"):
-        make_server(None, "127.0.0.1", port)
+        make_demo_server(None, "127.0.0.1", port)
 
 
 def test_ctrl_c_while_an_answer_is_written_ends_without_a_crash():
