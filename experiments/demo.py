@@ -9,7 +9,6 @@ It needs no package besides the project's own, and the page loads nothing from e
 from __future__ import annotations
 
 import base64
-import io
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,6 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 
 from experiments.common.arguments import QuestionArguments
@@ -37,7 +35,7 @@ from experiments.common.policies import (
 from experiments.common.serving import JsonHandler, JsonServer, make_server
 from rewards.composite import DEFAULT_REWARDS, RewardSum
 from rewards.mask_iou import outline_iou
-from seg_env.data.images import image_size, read_image
+from seg_env.data.images import data_url, image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.referring import open_questions
 from seg_env.envs.render import draw_overlay
@@ -111,7 +109,7 @@ class Demo:
         samples = self._samples(asked)
         return {
             "expressions": [each.expression for each in samples],
-            "picture": data_uri(draw_overlay(samples[0].image)),
+            "picture": data_url(draw_overlay(samples[0].image)),
         }
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,20 +159,13 @@ class Demo:
         if asked.get("picture") and self._note:
             found["issues"], self._note = [*issues, self._note], ""
         overlay = draw_overlay(image, None if truth is None else truth.target, read)
-        return {**found, "overlay": data_uri(overlay)}
+        return {**found, "overlay": data_url(overlay)}
 
     def _samples(self, asked: Mapping[str, Any]) -> list[Sample]:
         """One sample for each object of the image asked for, of the scenes or the data set."""
         if self._scenes:
             return Scenes("val", asked["difficulty"]).samples_of(int(asked["index"]))
         return self._images.samples_of(int(asked["index"]))
-
-
-def data_uri(image: NDArray[np.uint8]) -> str:
-    """An image as the address of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_data_uri(address: str) -> NDArray[np.uint8]:

@@ -20,11 +20,11 @@ from experiments.demo import (
     Args,
     Demo,
     command_line,
-    data_uri,
     make_demo_server,
     read_data_uri,
 )
 from seg_env.data import export_jsonlines
+from seg_env.data.images import data_url
 from seg_env.data.scenes import Scenes
 from seg_env.errors import WrongOptionError
 
@@ -86,7 +86,7 @@ def test_an_answer_about_a_scenes_object_is_judged(address, kept):
 
 def test_an_answer_about_a_picture_of_ones_own_is_not_judged(address):
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    found = ask(address, picture=data_uri(picture), temperature=1)
+    found = ask(address, picture=data_url(picture), temperature=1)
     assert found["iou"] is None
     assert found["rewards"] == {}
     assert read_data_uri(found["overlay"]).shape == (384, 576, 3)
@@ -149,7 +149,7 @@ def test_images_of_a_data_set_are_shown_and_scored(tmp_path):
 
 def test_a_shipped_policy_says_once_that_it_has_not_seen_such_images():
     demo = Demo(small_policy(), Args(max_new_tokens=8))
-    picture = data_uri(np.zeros((20, 30, 3), np.uint8))
+    picture = data_url(np.zeros((20, 30, 3), np.uint8))
     asked = {"picture": picture, "expression": "it", "temperature": 0}
     told = [any("was made for" in one for one in demo.answer(asked)["issues"]) for _ in range(2)]
     assert told == [True, False]
