@@ -65,13 +65,9 @@ def export_jsonlines(
                 "id": sample.id,
                 "image": _write_image(dataset, index, sample, root, copied),
                 "expression": sample.expression,
-                "size": list(sample.target.size),
+                **besides_the_mask(sample.target),
                 form: _encode_target(sample.target, form, root, f"{dataset.split}-{index}"),
             }
-            if sample.target.box is not None:
-                record["box"] = list(sample.target.box)
-            if sample.target.ignore is not None:
-                record["ignore"] = run_lengths(sample.target.ignore)
             if others and hasattr(dataset, "others"):
                 record["others"] = [run_lengths(other.rle) for other in dataset.others(index)]
             if sample.metadata:
@@ -86,6 +82,16 @@ def export_jsonlines(
 def run_lengths(rle: Rle) -> dict[str, Any]:
     """COCO's compressed form of a mask, ready for JSON."""
     return {"size": list(rle.size), "counts": rle.to_string().decode("ascii")}
+
+
+def besides_the_mask(target: Target) -> dict[str, Any]:
+    """What a line says of a target but its mask: size, annotated box and void pixels."""
+    said: dict[str, Any] = {"size": list(target.size)}
+    if target.box is not None:
+        said["box"] = list(target.box)
+    if target.ignore is not None:
+        said["ignore"] = run_lengths(target.ignore)
+    return said
 
 
 def _encode_target(target: Target, form: TargetForm, root: Path, name: str) -> Any:
