@@ -8,6 +8,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -239,3 +240,10 @@ def test_the_command_serves_with_limits_until_ctrl_c():
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output.strip() == "interrupted"
+
+
+def test_the_client_in_the_docs_gets_scores(address, capsys):
+    page = (Path(__file__).parents[2] / "docs/trainers.md").read_text()
+    code = page.partition("<!-- reward-client -->\n```python\n")[2].partition("```")[0]
+    exec(code.replace("127.0.0.1:8010", "{}:{}".format(*address)), {})
+    assert capsys.readouterr().out.startswith("[0.")
