@@ -26,6 +26,7 @@ COMMANDS = {
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
+    "serve-rewards": ("experiments.serve_rewards", "score answers for any trainer, over HTTP"),
     "demo": ("experiments.demo", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
@@ -33,7 +34,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The list of commands."""
-    lines = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<14} {what}" for name, (_, what) in COMMANDS.items())
     return f"usage: simpleseg COMMAND [OPTIONS]\n\n{lines}\n\nsimpleseg COMMAND --help: its options"
 
 

@@ -3,6 +3,7 @@
 python experiments/benchmark.py rewards --json rewards.json    speed and exactness of the mask IoU
 python experiments/benchmark.py evaluate --json evaluate.json  answers scored per second, memory
 python experiments/benchmark.py train --json train.json        seconds and memory of an update
+python experiments/benchmark.py serve --json serve.json        answers scored per second over HTTP
 python experiments/benchmark.py cheats --json cheats.json      what rewards pay answers that cheat
 python experiments/benchmark.py rewards --help
 """
@@ -27,7 +28,7 @@ def command_line(words: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         program, description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=("rewards", "train", "evaluate", "cheats"))
+    parser.add_argument("benchmark", choices=("rewards", "train", "evaluate", "serve", "cheats"))
     name = parser.parse_args(words[:1]).benchmark
     # Importing one does not cost what the others need: seconds for torch, or memory to be measured.
     function = getattr(import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}")

@@ -9,14 +9,10 @@ It needs no package besides the project's own, and the page loads nothing from e
 from __future__ import annotations
 
 import base64
-import errno
-import io
-import ipaddress
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -24,7 +20,6 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 
 from experiments.common.arguments import QuestionArguments
@@ -37,9 +32,10 @@ from experiments.common.policies import (
     PrecisionChoice,
     say_what_is_asked,
 )
+from experiments.common.serving import JsonHandler, JsonServer, make_server
 from rewards.composite import DEFAULT_REWARDS, RewardSum
 from rewards.mask_iou import outline_iou
-from seg_env.data.images import image_size, read_image
+from seg_env.data.images import data_url, image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
@@ -51,8 +47,6 @@ from seg_env.types import Sample
 if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
 
-MOST_BYTES = 16 * 2**20
-"""Longest request that is read; the page itself sends images of at most 1024 pixels a side."""
 MOST_PIXELS = 2**24
 """Largest image that is read; the page sends at most 1024 by 1024."""
 LONGEST_EXPRESSION = 300
@@ -116,7 +110,7 @@ class Demo:
         samples = self._samples(asked)
         return {
             "expressions": [each.expression for each in samples],
-            "picture": data_uri(draw_overlay(samples[0].image)),
+            "picture": data_url(draw_overlay(samples[0].image)),
         }
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,20 +160,13 @@ class Demo:
         if asked.get("picture") and self._note:
             found["issues"], self._note = [*issues, self._note], ""
         overlay = draw_overlay(image, None if truth is None else truth.target, read)
-        return {**found, "overlay": data_uri(overlay)}
+        return {**found, "overlay": data_url(overlay)}
 
     def _samples(self, asked: Mapping[str, Any]) -> list[Sample]:
         """One sample for each object of the image asked for, of the scenes or the data set."""
         if self._scenes:
             return Scenes("val", asked["difficulty"]).samples_of(int(asked["index"]))
         return self._images.samples_of(int(asked["index"]))
-
-
-def data_uri(image: NDArray[np.uint8]) -> str:
-    """An image as the address of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_data_uri(address: str) -> NDArray[np.uint8]:
@@ -196,91 +183,32 @@ def read_data_uri(address: str) -> NDArray[np.uint8]:
     return read_image(data, size, name, upright=True)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Serves the page, ``GET /scene?difficulty=&index=``, and ``POST /answer`` with JSON."""
 
     demo: Demo
-    host: str
-    timeout = 60  # a client that says nothing for so many seconds is let go
+    only_inline = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+    headers_sent = (("Content-Security-Policy", only_inline),)
 
-    def do_GET(self) -> None:
+    posted_to = "/answer"
+
+    def show(self) -> None:
         """The page, or a scene."""
-        if not self._is_asked_by_address():
-            return
         address = urlsplit(self.path)
         if address.path == "/scene":
-            self._reply(lambda: self.demo.scene(dict(parse_qsl(address.query))))
+            self.reply(lambda: self.demo.scene(dict(parse_qsl(address.query))))
         else:
             page = Path(__file__).with_name("demo.html").read_bytes()
-            self._send(200, "text/html; charset=utf-8", page)
+            self.send(200, "text/html; charset=utf-8", page)
 
-    def do_POST(self) -> None:
-        """An answer. JSON is asked for by name since pages of other sites cannot send it here."""
-        if not self._is_asked_by_address():
-            return
-        length = self.headers.get("Content-Length", "")
-        if self.path != "/answer" or self.headers.get_content_type() != "application/json":
-            self._send(404, "text/plain", b"post application/json to /answer")
-        elif not length.isdecimal() or int(length) > MOST_BYTES:
-            self._send(413, "text/plain", f"at most {MOST_BYTES} bytes are read".encode())
-        else:
-            body = self.rfile.read(int(length))
-            self._reply(lambda: self.demo.answer(json.loads(body)))
-
-    def _is_asked_by_address(self) -> bool:
-        """Whether the Host is this server's; says so where it is not.
-
-        Another site's name can be made to lead here (DNS rebinding), a number cannot.
-        """
-        name = self.headers.get("Host", "")
-        try:
-            name = urlsplit(f"//{name}").hostname or ""
-            if name in ("localhost", self.host):
-                return True
-            ipaddress.ip_address(name)
-        except ValueError:
-            told = f"the Host {name!r} is not this server's: use its address, or --host"
-            self._send(421, "text/plain", told.encode())
-            return False
-        return True
-
-    def _reply(self, make: Callable[[], dict[str, Any]]) -> None:
-        """Send what a function returns; what a client got wrong is said to it."""
-        try:
-            status, found = 200, make()
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            status, found = 400, {"error": f"{type(error).__name__}: {error}"}
-        self._send(status, "application/json", json.dumps(found).encode())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        only_inline = "default-src 'unsafe-inline'; img-src data:; connect-src 'self'"
-        self.send_header("Content-Security-Policy", only_inline)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing about single requests."""
+    def answer(self, asked: Any) -> dict[str, Any]:
+        """An answer of the policy."""
+        return self.demo.answer(asked)
 
 
-def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
-    """A server, to be started by its `serve_forever`.
-
-    Raises:
-        WrongOptionError: Something else listens there.
-    """
-    handler = type("DemoHandler", (Handler,), {"demo": demo, "host": host.lower()})
-    try:
-        return ThreadingHTTPServer((host, port), handler)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise WrongOptionError(
-            f"--port {port} on {host} is in use by another program: end it, or give another port, "
-            "0 for any free one"
-        ) from error
+def make_demo_server(demo: Demo, host: str, port: int) -> JsonServer:
+    """A server of one demo; see `make_server`."""
+    return make_server(type("DemoHandler", (Handler,), {"demo": demo}), host, port)
 
 
 def main(args: Args) -> None:
@@ -289,7 +217,7 @@ def main(args: Args) -> None:
     with opening():
         policy = args.open_policy(console)
         demo = Demo(policy, args)
-        server = make_server(demo, args.host, args.port)
+        server = make_demo_server(demo, args.host, args.port)
     host, port = server.server_address[:2]
     console.print(f"open http://{host!s}:{port} in a browser; Ctrl-C ends it")
     try:

@@ -9,6 +9,7 @@ from rewards.length import LengthPenalty, VertexBudget
 from rewards.mask_iou import MaskIoU
 from rewards.no_target import NoTarget
 from rewards.registry import known_rewards, make_reward, register_reward
+from rewards.trainers import for_swift, for_trl, for_verl
 
 __all__ = [
     "DEFAULT_REWARDS",
@@ -25,6 +26,9 @@ __all__ = [
     "RewardSum",
     "Term",
     "VertexBudget",
+    "for_swift",
+    "for_trl",
+    "for_verl",
     "known_rewards",
     "make_reward",
     "register_reward",

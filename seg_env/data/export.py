@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from seg_env.data.base import Dataset
+from seg_env.data.images import encode_png
 from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
@@ -67,13 +65,9 @@ def export_jsonlines(
                 "id": sample.id,
                 "image": _write_image(dataset, index, sample, root, copied),
                 "expression": sample.expression,
-                "size": list(sample.target.size),
+                **besides_the_mask(sample.target),
                 form: _encode_target(sample.target, form, root, f"{dataset.split}-{index}"),
             }
-            if sample.target.box is not None:
-                record["box"] = list(sample.target.box)
-            if sample.target.ignore is not None:
-                record["ignore"] = run_lengths(sample.target.ignore)
             if others and hasattr(dataset, "others"):
                 record["others"] = [run_lengths(other.rle) for other in dataset.others(index)]
             if sample.metadata:
@@ -90,12 +84,22 @@ def run_lengths(rle: Rle) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.to_string().decode("ascii")}
 
 
+def besides_the_mask(target: Target) -> dict[str, Any]:
+    """What a line says of a target but its mask: size, annotated box and void pixels."""
+    said: dict[str, Any] = {"size": list(target.size)}
+    if target.box is not None:
+        said["box"] = list(target.box)
+    if target.ignore is not None:
+        said["ignore"] = run_lengths(target.ignore)
+    return said
+
+
 def _encode_target(target: Target, form: TargetForm, root: Path, name: str) -> Any:
     if form == "rle":
         return run_lengths(target.rle)
     if form == "rings":
         return [ring.tolist() for ring in target.rings]
-    return _store(root, "masks", f"{name}.png", _png(target.mask().astype(np.uint8) * 255))
+    return _store(root, "masks", f"{name}.png", encode_png(target.mask().astype(np.uint8) * 255))
 
 
 def _write_image(
@@ -104,20 +108,14 @@ def _write_image(
     """Copy or save the image; returns its path relative to the root."""
     source: Path | None = dataset.image_path(index) if hasattr(dataset, "image_path") else None
     if source is None:
-        return _store(root, "images", f"{dataset.split}-{index}.png", _png(sample.image))
+        return _store(root, "images", f"{dataset.split}-{index}.png", encode_png(sample.image))
     if source not in copied:
         if isinstance(dataset, AnnotatedImages) and dataset.is_turned(index):
-            name, data = f"{source.stem}.png", _png(sample.image)
+            name, data = f"{source.stem}.png", encode_png(sample.image)
         else:
             name, data = source.name, source.read_bytes()
         copied[source] = _store(root, "images", name, data)
     return copied[source]
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _store(root: Path, folder: str, name: str, data: bytes) -> str:

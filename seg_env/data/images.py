@@ -6,6 +6,7 @@ part only, are read by rasterio.
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -278,3 +279,15 @@ def _raster_orientation(source: Path | bytes) -> int:
     with suppress(Exception), Image.open(stream, formats=("TIFF", "PNG")) as image:
         return orientation(image)
     return 1
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """The file of an image ``(H, W, 3)``, or of a mask ``(H, W)``."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(image: NDArray[np.uint8]) -> str:
+    """An image as the address of a PNG, as chat messages and pages have them."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

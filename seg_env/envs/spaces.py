@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import CustomSpaceError
+from gymnasium.vector.utils import create_shared_memory
 from numpy.typing import NDArray
 
 from seg_env.frames import UNIT, Frame
@@ -19,11 +21,13 @@ class FreeText(spaces.Text):
     """Any string up to a length, whatever its characters.
 
     Gymnasium's ``Text`` accepts a closed character set only, but expressions are written by people.
-    Samples consist of printable ASCII characters.
+    Samples consist of printable ASCII characters. In arrays, in which Stable-Baselines3 keeps
+    observations, a text is one object: of the type ``str`` NumPy would keep its first character.
     """
 
     def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
         super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
+        self._shape, self.dtype = (), np.dtype(object)
 
     def contains(self, x: Any) -> bool:
         """True for every string of at most ``max_length`` characters."""
@@ -32,6 +36,16 @@ class FreeText(spaces.Text):
     def __repr__(self) -> str:
         # Without the hundred characters of the alphabet.
         return f"{type(self).__name__}(max_length={self.max_length})"
+
+
+@create_shared_memory.register(FreeText)
+def _refuse_shared_memory(space: FreeText, n: int = 1, ctx: Any = None) -> NoReturn:
+    """Refuse what Gymnasium would do with text: read it once, before there is any."""
+    raise CustomSpaceError(
+        f"{space!r} cannot be shared between processes, all text would read '000...': use "
+        "shared_memory=False, or gymnasium.make_vec without vectorization_mode, which scores all "
+        "answers in one call"
+    )
 
 
 class PolygonText(FreeText):

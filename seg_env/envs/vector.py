@@ -95,8 +95,8 @@ class ReferringSegmentationVectorEnv(
                 f"autoreset_mode={autoreset_mode!r}; use one of {list(modes)}: next-step autoreset "
                 f"would waste every second step of episodes that have one step"
             )
-        self._mode = modes[mode]
-        self.metadata = {**type(self).metadata, "autoreset_mode": self._mode}
+        self.autoreset_mode = modes[mode]
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode)
         self.num_envs = num_envs
         self.core = find_rules(dataset, **arguments)
@@ -167,7 +167,7 @@ class ReferringSegmentationVectorEnv(
             terminated[row], truncated[row] = outcome.terminated, outcome.truncated
             self._open[row] = not (outcome.terminated or outcome.truncated)
         infos = [outcome.info for outcome in outcomes]
-        final = self._start_next(infos) if self._mode is AutoresetMode.SAME_STEP else {}
+        final = self._start_next(infos) if self.autoreset_mode is AutoresetMode.SAME_STEP else {}
         packed = self._pack(rows, infos) | final
         return self._observe(), rewards, terminated, truncated, packed
 

@@ -15,16 +15,16 @@ from agents_fixtures import small_policy
 from PIL import Image
 from short_runs import start
 
+from experiments.common.serving import MOST_BYTES
 from experiments.demo import (
-    MOST_BYTES,
     Args,
     Demo,
     command_line,
-    data_uri,
-    make_server,
+    make_demo_server,
     read_data_uri,
 )
 from seg_env.data import export_jsonlines
+from seg_env.data.images import data_url
 from seg_env.data.scenes import Scenes
 from seg_env.errors import WrongOptionError
 
@@ -38,7 +38,7 @@ def kept(tmp_path_factory):
 def address(kept):
     args = Args(rewards=("mask_iou=1", "format=0.1"), max_new_tokens=8, output_dir=kept)
     demo = Demo(small_policy(), args)
-    server = make_server(demo, "127.0.0.1", 0)
+    server = make_demo_server(demo, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -86,7 +86,7 @@ def test_an_answer_about_a_scenes_object_is_judged(address, kept):
 
 def test_an_answer_about_a_picture_of_ones_own_is_not_judged(address):
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    found = ask(address, picture=data_uri(picture), temperature=1)
+    found = ask(address, picture=data_url(picture), temperature=1)
     assert found["iou"] is None
     assert found["rewards"] == {}
     assert read_data_uri(found["overlay"]).shape == (384, 576, 3)
@@ -149,7 +149,7 @@ def test_images_of_a_data_set_are_shown_and_scored(tmp_path):
 
 def test_a_shipped_policy_says_once_that_it_has_not_seen_such_images():
     demo = Demo(small_policy(), Args(max_new_tokens=8))
-    picture = data_uri(np.zeros((20, 30, 3), np.uint8))
+    picture = data_url(np.zeros((20, 30, 3), np.uint8))
     asked = {"picture": picture, "expression": "it", "temperature": 0}
     told = [any("was made for" in one for one in demo.answer(asked)["issues"]) for _ in range(2)]
     assert told == [True, False]
@@ -189,7 +189,7 @@ def test_a_huge_image_is_refused_before_it_is_unpacked():
 def test_a_busy_port_is_named(address):
     port = int(address.rpartition(":")[2])
     with pytest.raises(WrongOptionError, match=f"--port {port} on 127.0.0.1 is in use .* 0 for"):
-        make_server(None, "127.0.0.1", port)
+        make_demo_server(None, "127.0.0.1", port)
 
 
 def test_ctrl_c_while_an_answer_is_written_ends_without_a_crash():

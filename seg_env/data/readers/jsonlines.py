@@ -87,14 +87,8 @@ class JsonLines(AnnotatedImages[int]):
 
     def _read(self, key: int) -> Entry:
         record = self._record(key)
-        image, size = self.image_root / record.path("image"), record.get("size")
-        if size is None:
-            size = image_size(image)
-        elif not isinstance(size, list) or len(size) != 2:
-            raise record.error("size", "must be [height, width]")
-        else:
-            sides = dict(zip(("height", "width"), size, strict=True))
-            size = Record(sides, f"{record.where}: 'size' must be [height, width]").size()
+        image = self.image_root / record.path("image")
+        size = stated_size(record) or image_size(image)
         extras = {} if record.get("metadata") is None else record.get("metadata")
         if not isinstance(extras, dict):
             raise record.error("metadata", "must be an object")
@@ -103,29 +97,10 @@ class JsonLines(AnnotatedImages[int]):
             sentences={0: record.text("expression")},
             image=image,
             size=size,
-            target=partial(self._target, record, size),
+            target=partial(read_target, record, size, self.image_root),
             metadata={**extras, "file_name": record.text("image")},
             others=[partial(_run_lengths, each, size) for each in record.items("others", [])],
         )
-
-    def _target(self, record: Record, size: tuple[int, int]) -> Target:
-        forms = [form for form in ("rle", "rings", "mask") if record.get(form) is not None]
-        if len(forms) != 1:
-            raise RecordError(
-                f"{record.where}: expected one of 'rle', 'rings' and 'mask', got {forms}"
-            )
-        with located(record.where):
-            void = record.get("ignore")
-            ignore = None if void is None else _run_lengths(void, size).rle
-            match forms[0]:
-                case "rle":
-                    rle = _run_lengths(record.get("rle"), size).rle
-                case "rings":
-                    rle = rasterize_rle(_rings(record.get("rings"), size), size)
-                case _:
-                    rle = Rle.from_mask(read_mask(self.image_root / record.path("mask"), size))
-            box = _box(record.get("box")) if "box" in record and rle.area else None
-        return Target(rle, ignore=ignore, box=box)
 
     def _record(self, key: int) -> Record:
         with self._open() as stream:
@@ -138,6 +113,44 @@ class JsonLines(AnnotatedImages[int]):
 
     def _image_name(self, key: int) -> str:
         return self._record(key).text("image")
+
+
+def stated_size(record: Record) -> tuple[int, int] | None:
+    """The ``(H, W)`` that a line gives under ``size``, None if it gives none."""
+    size = record.get("size")
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2:
+        raise record.error("size", "must be [height, width]")
+    sides = dict(zip(("height", "width"), size, strict=True))
+    return Record(sides, f"{record.where}: 'size' must be [height, width]").size()
+
+
+def read_target(record: Record, size: tuple[int, int], image_root: Path | None = None) -> Target:
+    """The target of a line about an image of ``(H, W)``.
+
+    Without a folder no file is read: such a line has no ``mask``.
+
+    Raises:
+        RecordError: The target is malformed, or there is none or more than one.
+    """
+    wanted = ("rle", "rings", "mask") if image_root else ("rle", "rings")
+    forms = [form for form in wanted if record.get(form) is not None]
+    if len(forms) != 1:
+        expected = f"{', '.join(map(repr, wanted[:-1]))} and {wanted[-1]!r}"
+        raise RecordError(f"{record.where}: expected one of {expected}, got {forms}")
+    with located(record.where):
+        void = record.get("ignore")
+        ignore = None if void is None else _run_lengths(void, size).rle
+        if forms[0] == "rle":
+            rle = _run_lengths(record.get("rle"), size).rle
+        elif forms[0] == "rings":
+            rle = rasterize_rle(_rings(record.get("rings"), size), size)
+        else:
+            assert image_root is not None
+            rle = Rle.from_mask(read_mask(image_root / record.path("mask"), size))
+        box = _box(record.get("box")) if record.get("box") is not None and rle.area else None
+    return Target(rle, ignore=ignore, box=box)
 
 
 def _run_lengths(value: object, size: tuple[int, int]) -> Target:

@@ -38,7 +38,7 @@ def test_without_hotcoco_the_benchmark_names_it_as_left_out(tmp_path, capsys, mo
     assert "left out: hotcoco, which is not installed" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("name", ["rewards", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["rewards", "train", "evaluate", "serve"])
 def test_every_benchmark_explains_itself(name, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         benchmark.command_line([name, "--help"])
@@ -52,3 +52,12 @@ def test_a_benchmark_that_there_is_not_is_refused(capsys):
         benchmark.command_line(["cloning"])
     told = capsys.readouterr().err
     assert all(name in told for name in ("rewards", "train", "evaluate"))
+
+
+def test_answers_are_timed_that_a_server_scores(tmp_path, capsys):
+    path = tmp_path / "serve.json"
+    benchmark.command_line(["serve", "--json", str(path), "--answers", "520", "--clients", "2"])
+    found = json.loads(path.read_text())
+    assert found["answers_per_second"] > 0
+    assert found["answers_per_second_without_http"] > 0
+    assert "served to 2 clients at once" in capsys.readouterr().out

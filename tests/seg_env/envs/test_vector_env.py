@@ -1,6 +1,7 @@
 """The vector environment gives what single environments give, in fewer calls."""
 
 import warnings
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from rewards import Reward, RewardSum
 from seg_env.envs.core import ReferringCore
@@ -196,6 +198,8 @@ def test_make_vec_uses_it_and_its_specification_is_json():
     assert type(envs.unwrapped) is ReferringSegmentationVectorEnv
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert disabled.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    assert envs.autoreset_mode is AutoresetMode.SAME_STEP  # where TorchRL looks
+    assert disabled.autoreset_mode is AutoresetMode.DISABLED
     again = gym.make_vec(type(envs.spec).from_json(envs.spec.to_json()))
     assert again.num_envs == 3
     assert data_equivalence(again.reset(seed=1), envs.reset(seed=1), exact=True)
@@ -205,7 +209,12 @@ def test_make_vec_uses_it_and_its_specification_is_json():
         made.close()
 
 
-# Gymnasium does not read strings back from shared memory, whatever the environment.
+def test_text_is_refused_in_shared_memory_that_would_lose_it():
+    with pytest.raises(ValueError, match="shared_memory=False") as caught:
+        gym.make_vec(SCENES, num_envs=2, vectorization_mode="async", split="val", size=32)
+    assert "all text would read '000...'" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize(("mode", "settings"), [("sync", {}), ("async", {"shared_memory": False})])
 def test_gymnasiums_own_vectors_work_too(mode, settings):
     envs = gym.make_vec(
@@ -215,6 +224,24 @@ def test_gymnasiums_own_vectors_work_too(mode, settings):
     assert observations["image"].shape == (2, 32, 32, 3)
     assert observations["prompt"][1].startswith("Output the polygon coordinates of the ")
     assert envs.step(envs.action_space.sample())[2].all()
+    envs.close()
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_vectors_of_stable_baselines3_carry_text(kind):
+    make = partial(gym.make, f"seg_env:{SCENES}", split="val", size=32, rewards="format=1.0")
+    envs = VecMonitor(kind([make, make]))
+    single = gym.make(SCENES, split="val", size=32)
+    envs.seed(5)
+    observations = envs.reset()
+    for row in range(2):
+        expected, _ = single.reset(seed=5 + row)
+        assert observations["prompt"][row] == expected["prompt"]
+        assert (observations["image"][row] == expected["image"]).all()
+    _, rewards, done, infos = envs.step(["[[[0.1,0.1],[0.9,0.1],[0.5,0.9]]]", "no"])
+    assert (rewards.tolist(), done.tolist()) == ([1.0, 0.0], [True, True])
+    assert infos[0]["episode"]["r"] == 1.0
+    assert infos[0]["terminal_observation"]["prompt"] == observations["prompt"][0]
     envs.close()
 
 
