@@ -26,7 +26,7 @@ COMMANDS = {
     "annotate": ("experiments.annotate", "make training data from images"),
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
-    "demo": ("experiments.demo", "a page to ask a policy on"),
+    "demo": ("experiments.demo.__main__", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
 

@@ -1,0 +1,345 @@
+"""The page itself: Gradio's components, and what happens when they are used."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import gradio as gr
+import numpy as np
+
+from experiments.demo.canvas import drawing, image_of, make_canvas
+from experiments.demo.questions import (
+    LONGEST_EXPRESSION,
+    MOST_ANSWERS,
+    Answer,
+    Asked,
+    Demo,
+    Shown,
+    coco_json,
+    geojson,
+    mask_png,
+    read_rings,
+    read_upload,
+)
+from seg_env.data.scenes.layout import Difficulty
+from seg_env.tasks import check_task
+
+TITLE = "SimpleSeg-RL"
+INTRODUCTION = """# SimpleSeg-RL
+Ask for an object; the policy answers with its outline as text. Green is the target, orange the
+answer. Drag a vertex, or edit the text: the environment scores what is there."""
+FORMS = {"outline": "mask", "box": "bbox", "point": "point"}
+"""What can be asked for, as the page and as `seg_env.tasks` call it."""
+DOWNLOADS: dict[str, Callable[[Asked, Answer], tuple[str, str, bytes]]] = {
+    "Mask (PNG)": lambda *both: ("mask.png", "image/png", mask_png(*both)),
+    "COCO JSON": lambda *both: ("coco.json", "application/json", _json(coco_json(*both))),
+    "GeoJSON": lambda *both: ("outline.geojson", "application/geo+json", _json(geojson(*both))),
+}
+"""Files by the name of their button: a name, a media type and what is in it."""
+SAVE = """file => {
+  if (!file) return;
+  const link = document.createElement("a");
+  [link.download, link.href] = [file.name, file.address];
+  link.click();
+}"""
+STYLE_CANVAS = """(shown, opacity) => {
+  const style = document.getElementById("canvas").style;
+  style.setProperty("--target-shown", shown ? "inline" : "none");
+  style.setProperty("--tint", opacity);
+}"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one visitor looks at."""
+
+    shown: Shown | None = None
+    asked: Asked | None = None
+    group: tuple[Answer, ...] = ()
+    """All answers to what was asked."""
+    answer: Answer | None = None
+    """The one that is drawn, as it stands."""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell the visitor what was wrong with what came from the page."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        message = html.escape(str(error)[:500])
+        raise gr.Error(message, title="That cannot be asked", print_exception=False) from error
+
+
+def build(demo: Demo) -> gr.Blocks:
+    """The page on which ``demo`` answers."""
+    names = list(demo.policies)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        visit = gr.State(Visit(), time_to_live=3600)
+        file = gr.JSON(visible=False)
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                canvas = make_canvas(elem_id="canvas")
+                scores = gr.Markdown(elem_id="scores")
+                group = gr.Dataframe(
+                    headers=["answer", "reward", "advantage", "IoU"],
+                    label="The group; choose a row to draw that answer",
+                    interactive=False,
+                    visible=False,
+                    elem_id="group",
+                )
+                with gr.Row():
+                    is_shown = gr.Checkbox(True, label="Show the target", min_width=120)
+                    opacity = gr.Slider(0, 1, 0.15, step=0.05, label="Opacity", min_width=120)
+            with gr.Column(scale=2, min_width=320):
+                with gr.Row():
+                    difficulty = gr.Dropdown(
+                        list(get_args(Difficulty)),
+                        label="Scenes",
+                        visible=demo.images is None,
+                        min_width=90,
+                    )
+                    index = gr.Number(
+                        0, label="Image", precision=0, minimum=0, min_width=90, elem_id="index"
+                    )
+                    another = gr.Button("Another", min_width=90, elem_id="another")
+                expression = gr.Textbox(
+                    label="What is asked for",
+                    placeholder="the red star",
+                    max_length=LONGEST_EXPRESSION,
+                    elem_id="expression",
+                    submit_btn="Ask",
+                )
+                chips = gr.Dataset(
+                    components=[expression], samples=[], label="On this image", elem_id="chips"
+                )
+                with gr.Row():
+                    form = gr.Radio(list(FORMS), value="outline", label="Answer", min_width=200)
+                    constrained = gr.Checkbox(
+                        label="Only outlines allowed",
+                        info="decoding constrained by the grammar",
+                        visible=bool(demo.constraints),
+                        min_width=120,
+                    )
+                with gr.Row():
+                    count = gr.Slider(
+                        1, MOST_ANSWERS, 1, step=1, label="Answers", min_width=120, elem_id="count"
+                    )
+                    temperature = gr.Slider(
+                        0, 2, 0, step=0.1, label="Temperature", min_width=120, elem_id="temperature"
+                    )
+                policy = gr.Dropdown(names, value=names[0], label="Policy")
+                prompt = gr.Markdown(elem_id="prompt")
+                text = gr.Textbox(
+                    label="The answer, as text",
+                    lines=3,
+                    max_lines=6,
+                    buttons=["copy"],
+                    elem_id="text",
+                )
+                with gr.Row():
+                    saves = [gr.Button(name, size="sm", min_width=90) for name in DOWNLOADS]
+
+        settings = [visit, policy, form, temperature, count, constrained]
+        answered = [visit, canvas, prompt, text, scores, group]
+        seen = [*answered, chips, expression]
+
+        def show(shown: Shown, note: str = "") -> tuple[Any, ...]:
+            expressions = [each.expression for each in shown.samples]
+            return (
+                Visit(shown),
+                gr.update(shown=image_of(shown), value=drawing()),
+                html.escape(note),
+                "",
+                "",
+                gr.update(visible=False),
+                gr.update(samples=[[each] for each in expressions], visible=bool(expressions)),
+                expressions[0] if expressions else "",
+            )
+
+        def show_scene(difficulty: str, index: float) -> tuple[Any, ...]:
+            with _told():
+                return show(demo.show(difficulty, int(index)))
+
+        def show_upload(event: gr.EventData) -> tuple[Any, ...]:
+            with _told():
+                return show(read_upload(getattr(event, "address", "")), demo.note)
+
+        def ask_by_text(
+            visit: Visit,
+            policy: str,
+            form: str,
+            temperature: float,
+            count: float,
+            constrained: bool,
+            expression: str,
+        ) -> Iterator[tuple[Any, ...]]:
+            with _told():
+                task = check_task(f"text->{FORMS[form]}")
+                asked = demo.ask_by_text(_image(visit), policy, task, expression)
+                yield from answer(visit, asked, {"asked": None}, temperature, count, constrained)
+
+        def ask_by_place(
+            visit: Visit,
+            policy: str,
+            form: str,
+            temperature: float,
+            count: float,
+            constrained: bool,
+            event: gr.EventData,
+        ) -> Iterator[tuple[Any, ...]]:
+            with _told():
+                query = "bbox" if hasattr(event, "bbox") else "point"
+                # A place is never asked for by a place of the same form.
+                wanted = "bbox" if (query, form) == ("point", "box") else "mask"
+                task = check_task(f"{query}->{wanted}")
+                corners = np.array(getattr(event, query, ()), dtype=np.float64).reshape(-1, 2)
+                asked = demo.ask_by_place(_image(visit), policy, task, corners)
+                yield from answer(visit, asked, {}, temperature, count, constrained)
+
+        def answer(
+            visit: Visit,
+            asked: Asked,
+            place: dict[str, Any],
+            temperature: float,
+            count: float,
+            constrained: bool,
+        ) -> Iterator[tuple[Any, ...]]:
+            """Draw answers as they are written, and score them when they are whole."""
+            texts = demo.answers(
+                asked, temperature=temperature, count=int(count), constrained=bool(constrained)
+            )
+            told, answers = f"> {html.escape(asked.question.prompt)}", []
+            for written in texts:
+                answers = demo.read(asked, written)
+                first, *others = answers
+                drawn = drawing(asked, first, others, written=False) | place
+                yield gr.skip(), drawn, told, first.prediction.text, "", gr.skip()
+            if not answers:
+                return
+            first, *others = answers
+            visit = replace(visit, asked=asked, group=tuple(answers), answer=first)
+            rows = _group_rows(demo, answers)
+            yield (
+                visit,
+                drawing(asked, first, others) | place,
+                told,
+                first.prediction.text,
+                _scores(demo, first),
+                gr.update(value=rows, visible=len(rows) > 1),
+            )
+
+        def move(visit: Visit, value: Any) -> tuple[Any, ...]:
+            """Score an outline that was dragged, as the text that it is."""
+            with _told():
+                asked = _question(visit)
+                written = demo.write(asked, read_rings(value["rings"]))
+                (found,) = demo.read(asked, [written])
+                return replace(visit, answer=found), written, _scores(demo, found)
+
+        def edit(visit: Visit, written: str) -> tuple[Any, ...]:
+            """Draw and score a text that was edited."""
+            if visit.asked is None:
+                return visit, gr.skip(), "Ask first: then what you write is drawn and scored."
+            (found,) = demo.read(visit.asked, [written])
+            others = visit.group[1:]
+            drawn = drawing(visit.asked, found, others)
+            return replace(visit, answer=found), drawn, _scores(demo, found)
+
+        def choose(visit: Visit, event: gr.SelectData) -> tuple[Any, ...]:
+            """Draw another answer of the group."""
+            with _told():
+                row = event.index[0]
+                found = visit.group[row]
+                others = [each for number, each in enumerate(visit.group) if number != row]
+                drawn = drawing(visit.asked, found, others)
+                text = found.prediction.text
+                return replace(visit, answer=found), drawn, text, _scores(demo, found)
+
+        def save(name: str, visit: Visit) -> dict[str, str]:
+            with _told():
+                asked = _question(visit)
+                assert visit.answer is not None
+                name, kind, data = DOWNLOADS[name](asked, visit.answer)
+                encoded = base64.b64encode(data).decode()
+                return {"name": name, "address": f"data:{kind};base64,{encoded}"}
+
+        private: Any = {"api_visibility": "private"}
+        quick: Any = {"queue": False, "show_progress": "hidden", **private}
+        live: Any = {"trigger_mode": "always_last", **quick}
+        asking: Any = {
+            "concurrency_id": "policy",
+            "concurrency_limit": 1,
+            "show_progress": "hidden",
+            **private,
+        }
+        gr.on(
+            [page.load, difficulty.input, index.submit],
+            show_scene,
+            [difficulty, index],
+            seen,
+            **quick,
+        )
+        another.click(lambda number: int(number or 0) + 1, index, index, **quick).then(
+            show_scene, [difficulty, index], seen, **quick
+        )
+        canvas.choose(show_upload, None, seen, **quick)
+        chips.click(lambda row: row[0], chips, expression, **quick)
+        expression.submit(ask_by_text, [*settings, expression], answered, **asking)
+        canvas.ask(ask_by_place, settings, answered, **asking)
+        canvas.move(move, [visit, canvas], [visit, text, scores], **live)
+        text.input(edit, [visit, text], [visit, canvas, scores], **live)
+        group.select(choose, visit, [visit, canvas, text, scores], **quick)
+        for button in saves:
+            button.click(save, [button, visit], file, **quick).then(
+                None, file, None, js=SAVE, **private
+            )
+        gr.on([is_shown.change, opacity.change], None, [is_shown, opacity], None, js=STYLE_CANVAS)
+    return page
+
+
+def _image(visit: Visit) -> Shown:
+    if visit.shown is None:
+        raise ValueError("there is no image yet: choose one")
+    return visit.shown
+
+
+def _question(visit: Visit) -> Asked:
+    if visit.asked is None:
+        raise ValueError("nothing was asked yet")
+    return visit.asked
+
+
+def _scores(demo: Demo, answer: Answer) -> str:
+    """What an answer is worth, and what is wrong with it."""
+    lines = [f"**{html.escape(issue)}**" for issue in answer.issues] or ["well-formed"]
+    if answer.scored is None:
+        return "\n\n".join([*lines, "The target is not known here, so nothing is scored."])
+    rows = ["| | value | weight |", "|---|--:|--:|", f"| IoU | {answer.scored.iou:.3f} | |"]
+    for name, term in demo.rewards.terms.items():
+        rows.append(f"| {name} | {answer.scored.terms[name]:.3f} | {term.weight} |")
+    rows.append(f"| **reward** | **{answer.scored.total:.3f}** | |")
+    return "\n\n".join([*lines, "\n".join(rows)])
+
+
+def _group_rows(demo: Demo, answers: list[Answer]) -> list[list[Any]]:
+    """The answers of a group as the page lists them."""
+    if answers[0].scored is None:
+        return [[number, "", "", ""] for number in range(1, len(answers) + 1)]
+    advantages = demo.advantages(answers)
+    return [
+        [number, f"{each.scored.total:.3f}", f"{advantage:+.2f}", f"{each.scored.iou:.3f}"]
+        for number, (each, advantage) in enumerate(zip(answers, advantages, strict=True), 1)
+        if each.scored
+    ]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
