@@ -6,8 +6,9 @@ import base64
 import html
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
+from inspect import isgeneratorfunction
 from typing import Any, get_args
 
 import gradio as gr
@@ -34,6 +35,10 @@ TITLE = "SimpleSeg-RL"
 INTRODUCTION = """# SimpleSeg-RL
 Ask for an object; the policy answers with its outline as text. Green is the target, orange the
 answer. Drag a vertex, or edit the text: the environment scores what is there."""
+STYLE = """
+#scores td, #scores th { padding: 0.15rem 0.8rem; font-variant-numeric: tabular-nums; }
+#fault { color: #d33; }
+"""
 FORMS = {"outline": "mask", "box": "bbox", "point": "point"}
 """What can be asked for, as the page and as `seg_env.tasks` call it."""
 DOWNLOADS: dict[str, Callable[[Asked, Answer], tuple[str, str, bytes]]] = {
@@ -43,7 +48,7 @@ DOWNLOADS: dict[str, Callable[[Asked, Answer], tuple[str, str, bytes]]] = {
 }
 """Files by the name of their button: a name, a media type and what is in it."""
 SAVE = """file => {
-  if (!file) return;
+  if (!file) return alert("There is no answer to save yet: ask first.");
   const link = document.createElement("a");
   [link.download, link.href] = [file.name, file.address];
   link.click();
@@ -53,6 +58,10 @@ STYLE_CANVAS = """(shown, opacity) => {
   style.setProperty("--target-shown", shown ? "inline" : "none");
   style.setProperty("--tint", opacity);
 }"""
+
+
+USERS_ERRORS = (IndexError, TypeError, ValueError)
+"""What is raised where something that came from the page is wrong."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +76,31 @@ class Visit:
     """The one that is drawn, as it stands."""
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell the visitor what was wrong with what came from the page."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        message = html.escape(str(error)[:500])
-        raise gr.Error(message, title="That cannot be asked", print_exception=False) from error
+def _guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
+    """A listener that says what was wrong with what came from the page, as one more output.
+
+    Not `gradio.Error`, which covers every component that the listener would have changed.
+    """
+
+    def fault(error: Exception) -> tuple[Any, ...]:
+        return (*[gr.skip()] * outputs, f"**{html.escape(str(error)[:500])}**")
+
+    @wraps(function)
+    def once(*given: Any) -> tuple[Any, ...]:
+        try:
+            return (*function(*given), "")
+        except USERS_ERRORS as error:
+            return fault(error)
+
+    @wraps(function)
+    def streaming(*given: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            for found in function(*given):
+                yield (*found, "")
+        except USERS_ERRORS as error:
+            yield fault(error)
+
+    return streaming if isgeneratorfunction(function) else once
 
 
 def build(demo: Demo) -> gr.Blocks:
@@ -87,29 +113,7 @@ def build(demo: Demo) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 canvas = make_canvas(elem_id="canvas")
-                scores = gr.Markdown(elem_id="scores")
-                group = gr.Dataframe(
-                    headers=["answer", "reward", "advantage", "IoU"],
-                    label="The group; choose a row to draw that answer",
-                    interactive=False,
-                    visible=False,
-                    elem_id="group",
-                )
-                with gr.Row():
-                    is_shown = gr.Checkbox(True, label="Show the target", min_width=120)
-                    opacity = gr.Slider(0, 1, 0.15, step=0.05, label="Opacity", min_width=120)
-            with gr.Column(scale=2, min_width=320):
-                with gr.Row():
-                    difficulty = gr.Dropdown(
-                        list(get_args(Difficulty)),
-                        label="Scenes",
-                        visible=demo.images is None,
-                        min_width=90,
-                    )
-                    index = gr.Number(
-                        0, label="Image", precision=0, minimum=0, min_width=90, elem_id="index"
-                    )
-                    another = gr.Button("Another", min_width=90, elem_id="another")
+                fault = gr.Markdown(elem_id="fault")
                 expression = gr.Textbox(
                     label="What is asked for",
                     placeholder="the red star",
@@ -120,6 +124,26 @@ def build(demo: Demo) -> gr.Blocks:
                 chips = gr.Dataset(
                     components=[expression], samples=[], label="On this image", elem_id="chips"
                 )
+                scores = gr.Markdown(elem_id="scores")
+                group = gr.Dataframe(
+                    headers=["answer", "reward", "advantage", "IoU"],
+                    label="The group; choose a row to draw that answer",
+                    interactive=False,
+                    visible=False,
+                    elem_id="group",
+                )
+            with gr.Column(scale=2, min_width=320):
+                with gr.Row():
+                    difficulty = gr.Dropdown(
+                        list(get_args(Difficulty)),
+                        label="Scenes",
+                        visible=demo.images is None,
+                        min_width=120,
+                    )
+                    index = gr.Number(
+                        0, label="Image", precision=0, minimum=0, min_width=90, elem_id="index"
+                    )
+                    another = gr.Button("Another", min_width=90, elem_id="another")
                 with gr.Row():
                     form = gr.Radio(list(FORMS), value="outline", label="Answer", min_width=200)
                     constrained = gr.Checkbox(
@@ -135,6 +159,9 @@ def build(demo: Demo) -> gr.Blocks:
                     temperature = gr.Slider(
                         0, 2, 0, step=0.1, label="Temperature", min_width=120, elem_id="temperature"
                     )
+                with gr.Row():
+                    is_shown = gr.Checkbox(True, label="Show the target", min_width=120)
+                    opacity = gr.Slider(0, 1, 0.15, step=0.05, label="Opacity", min_width=120)
                 policy = gr.Dropdown(names, value=names[0], label="Policy")
                 prompt = gr.Markdown(elem_id="prompt")
                 text = gr.Textbox(
@@ -165,12 +192,10 @@ def build(demo: Demo) -> gr.Blocks:
             )
 
         def show_scene(difficulty: str, index: float) -> tuple[Any, ...]:
-            with _told():
-                return show(demo.show(difficulty, int(index)))
+            return show(demo.show(difficulty, int(index)))
 
         def show_upload(event: gr.EventData) -> tuple[Any, ...]:
-            with _told():
-                return show(read_upload(getattr(event, "address", "")), demo.note)
+            return show(read_upload(getattr(event, "address", "")), demo.note)
 
         def ask_by_text(
             visit: Visit,
@@ -181,10 +206,9 @@ def build(demo: Demo) -> gr.Blocks:
             constrained: bool,
             expression: str,
         ) -> Iterator[tuple[Any, ...]]:
-            with _told():
-                task = check_task(f"text->{FORMS[form]}")
-                asked = demo.ask_by_text(_image(visit), policy, task, expression)
-                yield from answer(visit, asked, {"asked": None}, temperature, count, constrained)
+            task = check_task(f"text->{FORMS[form]}")
+            asked = demo.ask_by_text(_image(visit), policy, task, expression)
+            yield from answer(visit, asked, {"asked": None}, temperature, count, constrained)
 
         def ask_by_place(
             visit: Visit,
@@ -195,14 +219,13 @@ def build(demo: Demo) -> gr.Blocks:
             constrained: bool,
             event: gr.EventData,
         ) -> Iterator[tuple[Any, ...]]:
-            with _told():
-                query = "bbox" if hasattr(event, "bbox") else "point"
-                # A place is never asked for by a place of the same form.
-                wanted = "bbox" if (query, form) == ("point", "box") else "mask"
-                task = check_task(f"{query}->{wanted}")
-                corners = np.array(getattr(event, query, ()), dtype=np.float64).reshape(-1, 2)
-                asked = demo.ask_by_place(_image(visit), policy, task, corners)
-                yield from answer(visit, asked, {}, temperature, count, constrained)
+            query = "bbox" if hasattr(event, "bbox") else "point"
+            # A place is never asked for by a place of the same form.
+            wanted = "bbox" if (query, form) == ("point", "box") else "mask"
+            task = check_task(f"{query}->{wanted}")
+            corners = np.array(getattr(event, query, ()), dtype=np.float64).reshape(-1, 2)
+            asked = demo.ask_by_place(_image(visit), policy, task, corners)
+            yield from answer(visit, asked, {}, temperature, count, constrained)
 
         def answer(
             visit: Visit,
@@ -238,69 +261,70 @@ def build(demo: Demo) -> gr.Blocks:
 
         def move(visit: Visit, value: Any) -> tuple[Any, ...]:
             """Score an outline that was dragged, as the text that it is."""
-            with _told():
-                asked = _question(visit)
-                written = demo.write(asked, read_rings(value["rings"]))
-                (found,) = demo.read(asked, [written])
-                return replace(visit, answer=found), written, _scores(demo, found)
+            asked = _question(visit)
+            written = demo.write(asked, read_rings(value and value.get("rings")))
+            (found,) = demo.read(asked, [written])
+            return replace(visit, answer=found), written, _scores(demo, found)
 
         def edit(visit: Visit, written: str) -> tuple[Any, ...]:
             """Draw and score a text that was edited."""
-            if visit.asked is None:
-                return visit, gr.skip(), "Ask first: then what you write is drawn and scored."
-            (found,) = demo.read(visit.asked, [written])
-            others = visit.group[1:]
-            drawn = drawing(visit.asked, found, others)
+            if written == (visit.answer.prediction.text if visit.answer else ""):
+                return (gr.skip(),) * 3
+            asked = _question(visit)
+            (found,) = demo.read(asked, [written])
+            drawn = drawing(asked, found, visit.group[1:])
             return replace(visit, answer=found), drawn, _scores(demo, found)
 
         def choose(visit: Visit, event: gr.SelectData) -> tuple[Any, ...]:
             """Draw another answer of the group."""
-            with _told():
-                row = event.index[0]
-                found = visit.group[row]
-                others = [each for number, each in enumerate(visit.group) if number != row]
-                drawn = drawing(visit.asked, found, others)
-                text = found.prediction.text
-                return replace(visit, answer=found), drawn, text, _scores(demo, found)
+            row = event.index[0]
+            found = visit.group[row]
+            others = [each for number, each in enumerate(visit.group) if number != row]
+            drawn = drawing(visit.asked, found, others)
+            text = found.prediction.text
+            return replace(visit, answer=found), drawn, text, _scores(demo, found)
 
-        def save(name: str, visit: Visit) -> dict[str, str]:
-            with _told():
-                asked = _question(visit)
-                assert visit.answer is not None
-                name, kind, data = DOWNLOADS[name](asked, visit.answer)
-                encoded = base64.b64encode(data).decode()
-                return {"name": name, "address": f"data:{kind};base64,{encoded}"}
+        def save(name: str, visit: Visit) -> tuple[Any, ...]:
+            if visit.asked is None or visit.answer is None:
+                return (None,)
+            name, kind, data = DOWNLOADS[name](visit.asked, visit.answer)
+            encoded = base64.b64encode(data).decode()
+            return ({"name": name, "address": f"data:{kind};base64,{encoded}"},)
 
-        private: Any = {"api_visibility": "private"}
-        quick: Any = {"queue": False, "show_progress": "hidden", **private}
-        live: Any = {"trigger_mode": "always_last", **quick}
-        asking: Any = {
-            "concurrency_id": "policy",
-            "concurrency_limit": 1,
-            "show_progress": "hidden",
-            **private,
-        }
-        gr.on(
-            [page.load, difficulty.input, index.submit],
-            show_scene,
-            [difficulty, index],
-            seen,
-            **quick,
+        def listen(
+            listener: Callable[..., Any],
+            function: Callable[..., Any],
+            inputs: list[Any],
+            outputs: list[Any],
+            **options: Any,
+        ) -> Any:
+            """Have a function called, whose faults are said below the image."""
+            guarded = _guarded(function, len(outputs))
+            options = {"show_progress": "hidden", "api_visibility": "private", **options}
+            return listener(guarded, inputs, [*outputs, fault], **options)
+
+        quick: Any = {"queue": False}
+        live: Any = {"queue": False, "trigger_mode": "always_last"}
+        asking: Any = {"concurrency_id": "policy", "concurrency_limit": 1}
+        scene = [difficulty, index]
+        for listener in (page.load, difficulty.input, index.submit):
+            listen(listener, show_scene, scene, seen, **quick)
+        following = listen(
+            another.click, lambda number: [int(number) + 1], [index], [index], **quick
         )
-        another.click(lambda number: int(number or 0) + 1, index, index, **quick).then(
-            show_scene, [difficulty, index], seen, **quick
-        )
-        canvas.choose(show_upload, None, seen, **quick)
-        chips.click(lambda row: row[0], chips, expression, **quick)
-        expression.submit(ask_by_text, [*settings, expression], answered, **asking)
-        canvas.ask(ask_by_place, settings, answered, **asking)
-        canvas.move(move, [visit, canvas], [visit, text, scores], **live)
-        text.input(edit, [visit, text], [visit, canvas, scores], **live)
-        group.select(choose, visit, [visit, canvas, text, scores], **quick)
+        listen(following.success, show_scene, scene, seen, **quick)
+        listen(canvas.choose, show_upload, [], seen, **quick)
+        listen(chips.click, lambda row: row[:1], [chips], [expression], **quick)
+        listen(expression.submit, ask_by_text, [*settings, expression], answered, **asking)
+        listen(canvas.ask, ask_by_place, settings, answered, **asking)
+        listen(canvas.move, move, [visit, canvas], [visit, text, scores], **live)
+        # Gradio swallows the first input after an answer: what is pasted counts when it is left.
+        for listener in (text.input, text.blur):
+            listen(listener, edit, [visit, text], [visit, canvas, scores], **live)
+        listen(group.select, choose, [visit], [visit, canvas, text, scores], **quick)
         for button in saves:
-            button.click(save, [button, visit], file, **quick).then(
-                None, file, None, js=SAVE, **private
-            )
+            saved = listen(button.click, save, [button, visit], [file], **quick)
+            saved.success(None, file, None, js=SAVE)
         gr.on([is_shown.change, opacity.change], None, [is_shown, opacity], None, js=STYLE_CANVAS)
     return page
 
@@ -313,7 +337,7 @@ def _image(visit: Visit) -> Shown:
 
 def _question(visit: Visit) -> Asked:
     if visit.asked is None:
-        raise ValueError("nothing was asked yet")
+        raise ValueError("nothing was asked yet: ask first, then edit or save the answer")
     return visit.asked
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from experiments.demo.page import TITLE, build
+from experiments.demo.page import STYLE, TITLE, build
 from experiments.demo.questions import MOST_BYTES, Demo
 from seg_env.errors import WrongOptionError
 
@@ -27,7 +27,7 @@ ONLY_HERE = (
     "form-action 'self'; base-uri 'self'"
 )
 """Content policy of the page: it loads nothing from elsewhere. Gradio compiles its templates."""
-CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
+CLOSED = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "proxy", "stream", "deep_link"))
 """What Gradio serves and this page does not use: files go in and out as data addresses."""
 
 
@@ -132,11 +132,15 @@ class Server:
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
-            theme=gr.themes.Default(font="system-ui", font_mono="ui-monospace"),
+            # Fonts of the system: others would be loaded from elsewhere.
+            theme=gr.themes.Default(
+                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+            css=STYLE,
         )
         config: Any = uvicorn.Config(
             Guard(app, host),
-            log_level="error",
+            log_level="critical",  # of those who leave; what goes wrong in a listener Gradio prints
             ws="none",
             limit_concurrency=256,
             timeout_keep_alive=60,

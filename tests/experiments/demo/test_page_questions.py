@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ RING = "[[[0.1,0.1],[0.9,0.1],[0.9,0.9],[0.1,0.9]],[[0.4,0.4],[0.4,0.6],[0.6,0.6
 def make_demo(dataset=None, **settings):
     settings = {"max_new_tokens": 8, **settings}
     dataset = Scenes("val") if dataset is None else dataset
-    return Demo({"small": small_policy()}, RewardSum.from_spec(DEFAULT_REWARDS), dataset, **settings)
+    return Demo(
+        {"small": small_policy()}, RewardSum.from_spec(DEFAULT_REWARDS), dataset, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_answers_come_token_by_token_and_as_many_as_asked_for(demo, shown):
     for temperature, count, expected in ((0, 1, 1), (1, 4, 4), (0, 4, 1)):
         parts = list(demo.answers(asked, temperature=temperature, count=count))
         assert {len(texts) for texts in parts} == {expected}
-        for before, after in zip(parts, parts[1:], strict=False):
+        for before, after in pairwise(parts):
             assert all(map(str.startswith, after, before))
 
 
@@ -122,7 +125,9 @@ def test_a_dragged_outline_is_scored_as_its_text(demo, shown):
     assert not answer.issues
 
 
-@pytest.mark.parametrize("rings", [None, [], "x", [[0.1, 0.2]], [[[0.1, 0.2, 0.3]]], [[[1e999, 0]]]])
+@pytest.mark.parametrize(
+    "rings", [None, [], "x", [[0.1, 0.2]], [[[0.1, 0.2, 0.3]]], [[[1e999, 0]]]]
+)
 def test_other_things_than_outlines_are_refused(rings):
     with pytest.raises(ValueError, match="the outline that was sent"):
         read_rings(rings)
@@ -192,7 +197,6 @@ def test_downloads_hold_the_answer(demo, shown, tmp_path, text):
     asked = asked_by_text(demo, shown)
     (answer,) = demo.read(asked, [text])
     mask = np.asarray(Image.open(io.BytesIO(mask_png(asked, answer)))) > 0
-    height, width = mask.shape
     # Our own reader of COCO's form finds the same mask.
     Image.fromarray(shown.image).save(tmp_path / "image.png")
     (tmp_path / "coco.json").write_text(json.dumps(coco_json(asked, answer)))
