@@ -51,15 +51,6 @@ class Guard:
             status, told = refused or (400, "this server speaks HTTP only")
             await PlainTextResponse(told, status)(scope, receive, send)
             return
-        length = 0
-
-        async def count() -> Message:
-            nonlocal length
-            message = await receive()
-            length += len(message.get("body", b""))
-            if length > MOST_BYTES:  # of a body that did not say how long it is
-                return {"type": "http.disconnect"}
-            return message
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -67,16 +58,18 @@ class Guard:
                 message["headers"] = [*message["headers"], policy]
             await send(message)
 
-        await self.app(scope, count, answer)
+        await self.app(scope, receive, answer)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """Why a request is refused, with its status."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(host):
             return 421, f"the Host {host!r} is not this server's: use its address, or --host"
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return 403, f"the Origin {origin!r} is another site's"
         length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers:
+            return 411, "say how long a request is: Content-Length"
         if not length.isdecimal() or int(length) > MOST_BYTES:
             return 413, f"at most {MOST_BYTES} bytes are read"
         if scope["path"].startswith(CLOSED):
@@ -132,10 +125,7 @@ class Server:
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
-            # Fonts of the system: others would be loaded from elsewhere.
-            theme=gr.themes.Default(
-                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-            ),
+            theme=make_theme(),
             css=STYLE,
         )
         config: Any = uvicorn.Config(
@@ -161,6 +151,13 @@ class Server:
         """End `serve`, from another thread."""
         self.demo.closing.set()
         self._server.should_exit = True
+
+
+def make_theme() -> gr.Theme:
+    """How the page looks, in the fonts of the system: others would be loaded from elsewhere."""
+    return gr.themes.Default(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
 
 
 def _family(host: str) -> socket.AddressFamily:
