@@ -201,6 +201,16 @@ def test_a_group_is_drawn_with_rewards_and_advantages(open_page):
     assert scores(page)["reward"] == float(reward)
 
 
+def test_nothing_but_outlines_is_written_where_that_is_asked_for(open_page):
+    page = open_page()
+    page.get_by_label("Only outlines allowed").check()
+    page.fill("#temperature input[type=number]", "2")  # at which anything else would be written
+    page.locator("#temperature input[type=number]").blur()
+    ask(page)
+    scores(page)
+    expect(page.locator("#scores")).to_contain_text("well-formed")
+
+
 def test_a_file_that_is_no_image_is_refused_in_words(open_page, tmp_path):
     page = open_page()
     (tmp_path / "notes.png").write_text("no image")
