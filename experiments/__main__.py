@@ -27,7 +27,7 @@ COMMANDS = {
     "sweep": ("experiments.sweep", "arms and seeds from a file, their table and plot"),
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
     "serve-rewards": ("experiments.serve_rewards", "score answers for any trainer, over HTTP"),
-    "demo": ("experiments.demo", "a page to ask a policy on"),
+    "demo": ("experiments.demo.__main__", "a page to ask a policy on"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
 

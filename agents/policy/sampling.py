@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ def sample(
     temperature: float = 1.0,
     noise: Tensor | None = None,
     greedy_first: bool = False,
+    on_token: Callable[[Completions], object] | None = None,
 ) -> Completions:
     """Draw ``group_size`` answers to each of ``B`` prepared prompts.
 
@@ -66,6 +67,7 @@ def sample(
             distribution is taken. An answer follows from its own row and prompt only, whatever else
             is in the batch. By default drawn from torch's global generator.
         greedy_first: The first answer to each prompt is the likeliest one, whatever the noise.
+        on_token: Called with the answers so far after every token; what it raises ends sampling.
 
     Returns:
         ``B * group_size`` completions. Their log-probabilities are at the sampling temperature
@@ -79,7 +81,7 @@ def sample(
     if noise is None and temperature:
         noise = torch.rand(rows, max_new_tokens, device=policy.device)
     with evaluation_mode(policy.model):
-        writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise)
+        writer = AnswerWriter(policy, rows, max_new_tokens, temperature, noise, on_token)
         if greedy_first:
             writer.greedy[::group_size] = True
         write = write_shared if shares else write_plain
@@ -97,11 +99,18 @@ class AnswerWriter:
     """Chooses and keeps tokens of answers; ``rows``, ``(n,)``, are those that have not ended."""
 
     def __init__(
-        self, policy: VLMPolicy, rows: int, room: int, temperature: float, noise: Tensor | None
+        self,
+        policy: VLMPolicy,
+        rows: int,
+        room: int,
+        temperature: float,
+        noise: Tensor | None,
+        on_token: Callable[[Completions], object] | None = None,
     ) -> None:
         """Start ``rows`` empty answers of up to ``room`` tokens; the rest is as in `sample`."""
         self.room, self.rows = room, torch.arange(rows, device=policy.device)
         self._policy, self._temperature, self._noise = policy, temperature, noise
+        self._on_token = on_token
         self.greedy = torch.zeros_like(self.rows, dtype=torch.bool)
         """``(N,)``, answers that take the likeliest token."""
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
@@ -138,6 +147,8 @@ class AnswerWriter:
             self._walk.advance(rows, tokens)
         going = ~torch.isin(tokens, self._ends)
         self._step += 1
+        if self._on_token is not None:
+            self._on_token(self.completions())
         self.rows = rows[going] if self._step < self.room else rows[:0]
         return tokens, going
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents.policy.checks import try_sharing
 from agents.policy.model import VLMPolicy
-from agents.policy.sampling import sample
+from agents.policy.sampling import Completions, sample
 from agents.screening import prepare_usable
 from agents.training.distributed import World
 from experiments.common.logs import progress_bar, warn, write_json
@@ -118,12 +118,19 @@ def sample_answers(
     answers: int,
     max_new_tokens: int,
     noise: Tensor,
+    on_token: Callable[[list[str]], object] | None = None,
 ) -> tuple[list[str], list[int]]:
     """Let a policy answer one batch of prepared prompts; see `agents.policy.sampling.sample`.
+
+    ``on_token`` is called with the texts so far after every token; what it raises ends sampling.
 
     Returns:
         The texts, those to one question next to each other, and how many tokens each has.
     """
+
+    def texts(written: Completions) -> list[str]:
+        return policy.texts(written.tokens, written.mask)
+
     try_sharing(policy, inputs)
     completions = sample(
         policy,
@@ -132,8 +139,9 @@ def sample_answers(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         noise=noise.to(policy.device),
+        on_token=on_token and (lambda written: on_token(texts(written))),
     )
-    return policy.texts(completions.tokens, completions.mask), completions.lengths.tolist()
+    return texts(completions), completions.lengths.tolist()
 
 
 def question_noise(

@@ -78,7 +78,7 @@ def export_geojson(
                 f"{path} has coordinates of {found.to_string()}, images before it of "
                 f"{system.to_string()}; name one for all, for example --crs EPSG:4326"
             )
-        shape = _polygons(sample.target)
+        shape = pixel_polygons(sample.target)
         x, y = affine * tuple(shapely.get_coordinates(shape).T)
         if found != system:
             x, y = reproject(found, system, x, y)
@@ -114,7 +114,7 @@ def export_geojson(
     return target
 
 
-def _polygons(target: Target) -> shapely.MultiPolygon:
+def pixel_polygons(target: Target) -> shapely.MultiPolygon:
     """The outline in pixels, every hole in the part that it was cut from."""
     sides = np.array([target.size[1], target.size[0]])
     rings = np.array(

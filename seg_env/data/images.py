@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from seg_env.data.rasters import (
     LOSSY,
@@ -266,6 +266,10 @@ def _opened(
     except Image.DecompressionBombError as error:
         with located(name):
             check_limit("pixels", limits().pixels + 1, str(error))
+    except UnidentifiedImageError as error:
+        raise RecordError(
+            f"{name} cannot be read as an image: it is of no known kind", Fault.UNREADABLE_IMAGE
+        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise RecordError(
             f"{name} cannot be read as an image: {error.__cause__ or error}",
