@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -251,3 +252,10 @@ def test_the_server_starts_as_the_files_of_a_deployment_say():
         finally:
             process.terminate()
     assert "torch" not in sys.modules
+
+
+def test_the_client_in_the_documentation_runs(address, capsys):
+    page = Path(__file__).parents[3].joinpath("docs/trainers.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(from seg_env.bridges.openenv.*?)^```", page, re.M | re.S)
+    exec(compile(block.replace("http://127.0.0.1:8000", address), "trainers.md", "exec"), {})
+    assert "data:image/png;base64," in capsys.readouterr().out

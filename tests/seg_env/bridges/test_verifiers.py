@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -163,3 +164,11 @@ def test_verifiers_own_runner_finishes_episodes(model, tmp_path):
     assert sorted(found) == sorted(list(expected.items()) * 2)
     assert not any(trace["errors"] for trace in traces)
     assert len(ScriptedModel.asked) == 8
+
+
+def test_the_taskset_in_the_documentation_is_ours():
+    page = Path(__file__).parents[3].joinpath("docs/trainers.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(from seg_env.bridges.verifiers.*?)^```", page, re.M | re.S)
+    names = {}
+    exec(compile(block, "trainers.md", "exec"), names)
+    assert names["OutlineTaskset"] is OutlineTaskset
