@@ -8,8 +8,7 @@ from scripted_policy import SIZES, WRITERS, scripted_policy, write_tree
 
 from agents.gspo import GSPO, GSPOConfig
 from agents.policy.loading import recorded_frame
-from experiments.demo import Args as DemoArgs
-from experiments.demo import Demo
+from experiments.demo.questions import Demo
 from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import TaskEvaluation
 from experiments.evaluation.loop import evaluate
@@ -102,17 +101,14 @@ def test_the_demo_judges_perfect_answers_by_the_frame(frame):
     scene = Scenes("val")[SQUARE_SCENE]
     corners = [tuple(corner) for corner in (scene.target.rings[0] * 128).tolist()]
     policy = scripted_policy(frame, {scene.expression: corners})
-    found = Demo(policy, DemoArgs(rewards=("mask_iou=1",), max_new_tokens=200)).answer(
-        {
-            "difficulty": "easy",
-            "index": SQUARE_SCENE,
-            "expression": scene.expression,
-            "temperature": 0,
-        }
-    )
-    assert found["issues"] == []
+    demo = Demo({"scripted": policy}, RewardSum.from_spec("mask_iou=1"), Scenes("val"))
+    shown = demo.show("easy", SQUARE_SCENE)
+    asked = demo.ask_by_text(shown, "scripted", "text->mask", scene.expression)
+    *_, texts = demo.answers(asked, temperature=0, count=1)
+    (found,) = demo.read(asked, texts)
+    assert found.issues == []
     coarse = frame in ("qwen2.5-vl", "pixel:64x32")  # fewer pixels than the scene has
-    assert found["iou"] > 0.85 if coarse else found["iou"] == 1.0
+    assert found.scored.iou > 0.85 if coarse else found.scored.iou == 1.0
 
 
 @pytest.mark.parametrize("size", [64, [80, 100]])
