@@ -28,6 +28,8 @@ MOST_FILES = 10_000
 """Of a folder that are looked at."""
 DIGITS = 6
 """After the point of numbers that are kept."""
+LARGEST = 1e9
+"""Number that is read; rewards beyond a million end a run."""
 _FILE = re.compile(r"update_([0-9]{6,12})\.jsonl")
 _NAME = re.compile(r"[\w.+-]{1,64}")
 
@@ -269,7 +271,7 @@ def _name(value: str) -> str:
 
 
 def _number(value: object) -> float:
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or not abs(value) <= LARGEST:  # type: ignore[arg-type]
         raise TypeError
     return float(value)  # type: ignore[arg-type]
 
