@@ -43,9 +43,10 @@ from seg_env.tasks import check_task
 from seg_env.types import counted, without_surrogates
 
 MOST_CONFIG_BYTES = 1 << 20
-MOST_EVALUATION_BYTES = 1 << 26
+MOST_EVALUATION_BYTES = 1 << 25
 """Of ``before.json`` and of ``after.json``; those of the main job have 0.8 MB."""
-MOST_METRICS_BYTES = 1 << 26
+MOST_METRICS_BYTES = 1 << 25
+"""Of ``metrics.jsonl``; an update has 1 kB."""
 MOST_CURVES = 200
 """Metrics of a run that are drawn."""
 MOST_TERMS = 12
@@ -289,7 +290,10 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return [], "there are no metrics"
-        read_bounded(path, MOST_METRICS_BYTES)
+        try:
+            read_bounded(path, MOST_METRICS_BYTES)
+        except ExplainedError as error:
+            return [], str(error)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             rows = read_metrics(self.path)

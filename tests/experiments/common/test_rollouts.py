@@ -2,10 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
+from agents_fixtures import THREADS
 from short_runs import timeless
 
 from agents.gspo import GSPO
@@ -18,8 +22,8 @@ from seg_env.errors import ExplainedError, WrongOptionError
 RUNS = {"gspo": run_gspo, "ppo": run_ppo}
 
 
-def run(name, policy, folder, *more, updates=3):
-    words = [
+def words_of(name, policy, folder, *more, updates=3):
+    return [
         *("--policy", str(policy), "--precision", "float32", "--output-dir", str(folder)),
         *("--seed", "3", "--updates", str(updates), "--checkpoint-every", "1"),
         *(f"--{name}.prompts-per-update", "2", f"--{name}.group-size", "3"),
@@ -27,8 +31,11 @@ def run(name, policy, folder, *more, updates=3):
         *("--evaluation.questions", "2", "--evaluation.answers", "1", "--evaluation.every", "0"),
         *("--rollouts-every", "1", *more),
     ]
-    RUNS[name].main(tyro.cli(RUNS[name].Args, args=words))
-    return folder
+
+
+def run(name, *given, **more):
+    RUNS[name].main(tyro.cli(RUNS[name].Args, args=words_of(name, *given, **more)))
+    return given[1]
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +160,27 @@ def test_turns_are_kept_with_the_outlines_that_they_led_to(policy_folder, tmp_pa
     (groups,) = groups_in(run("gspo", policy_folder, tmp_path / "run", *refine, updates=1)).values()
     assert len(groups) == 4
     assert all(answer.outline is not None for group in groups for answer in group.answers)
+
+
+def test_one_rank_writes_the_groups_of_both(policy_folder, tmp_path):
+    alone = run("gspo", policy_folder, tmp_path / "one", "--gspo.minibatches", "1", updates=1)
+    words = words_of("gspo", policy_folder, tmp_path / "two", "--gspo.minibatches", "1", updates=1)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    process = subprocess.run(
+        [*launcher, "2", "experiments/run_gspo.py", *words],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 0, process.stderr
+    one, two = (
+        [(group.sample, [answer.text for answer in group.answers]) for group in groups_in(each)[1]]
+        for each in (alone, tmp_path / "two")
+    )
+    assert one == two
 
 
 ANSWER = {

@@ -295,6 +295,14 @@ def test_metrics_that_cannot_be_drawn_are_left_out(copy, line):
     assert [row["update"] for row in rows if "rollout/iou" in row] == [1, 2, 3]
 
 
+def test_metrics_that_are_too_many_are_said(copy):
+    with (copy / "metrics.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    rows, said = RunFolder(copy).curves()
+    assert rows == []
+    assert said.endswith("bytes, and at most 33554432 are read")
+
+
 def test_lines_of_rollouts_that_are_malformed_are_counted(copy):
     path = copy / "rollouts" / "update_000001.jsonl"
     head, first, *rest = path.read_text().splitlines()
