@@ -22,7 +22,7 @@ from seg_env.types import without_surrogates
 
 MOST_BYTES = 1 << 21
 """Of a file: of larger rollouts the first groups are kept. The main job's have 0.1 MB."""
-MOST_ANSWERS = 256
+MOST_ANSWERS = 1024
 """Of a group that is read."""
 MOST_FILES = 10_000
 """Of a folder that are looked at."""
@@ -31,7 +31,6 @@ DIGITS = 6
 LARGEST = 1e9
 """Number that is read; rewards beyond a million end a run."""
 _FILE = re.compile(r"update_([0-9]{6,12})\.jsonl")
-_NAME = re.compile(r"[\w.+-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ def _parse_answer(row: dict[str, Any]) -> GroupAnswer:
         reward=_number(row["reward"]),
         advantage=_number(row["advantage"]),
         iou=_number(row["iou"]),
-        rewards={_name(key): _number(value) for key, value in row["rewards"].items()},
+        rewards={_text(key): _number(value) for key, value in row["rewards"].items()},
         vertices=_whole(row["vertices"]),
         tokens=_whole(row["tokens"]),
         faults=tuple(map(_text, row["faults"])),
@@ -262,12 +261,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
     return without_surrogates(value)
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError
-    return value
 
 
 def _number(value: object) -> float:

@@ -172,7 +172,7 @@ def test_what_a_folder_says_is_text(open_page, folder):
     row = json.loads(line)
     bad = "<img src=x onerror=alert(1)>![x](http://elsewhere.test/x)"
     row["prompt"] = row["answers"][0]["text"] = bad
-    row["answers"][0] |= {"faults": [bad], "reward": 9.0}
+    row["answers"][0] |= {"faults": [bad], "reward": 9.0, "rewards": {bad: 1.0}}
     path.write_text(f"{head}\n{json.dumps(row)}\nnonsense\n")
     try:
         page = open_page()
@@ -181,6 +181,7 @@ def test_what_a_folder_says_is_text(open_page, folder):
         expect(page.locator("#note")).to_contain_text("1 line of update_000003.jsonl could not")
         expect(page.locator("h1")).to_have_text("<b>gspo")
         assert bad in table(page)[0]
+        expect(page.locator("#group th", has_text=bad).first).to_be_attached()
         assert page.locator("img[src='x'], img[src^='http://elsewhere']").count() == 0
     finally:
         path.write_text(whole)

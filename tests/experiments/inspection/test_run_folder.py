@@ -123,6 +123,30 @@ def test_curves_are_those_of_the_metrics(run, finished_run):
         assert draw_curves(rows, title).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--env", "SimpleSegRefine-Scenes-v0", "--turns", "2"),
+        ("--task", "text->point=0.4 mask->bbox=0.3 point->mask=0.3"),
+        ("--difficulty", "medium", "--image-size", "96", "--negatives", "0.5"),
+    ],
+    ids=["turns", "tasks", "letterboxed"],
+)
+def test_questions_and_answers_of_every_kind_are_shown(make_run, options):
+    run = RunFolder(make_run("--updates", "1", "--evaluation.questions", "4", *options))
+    turns = 2 if "--turns" in options else 1
+    for name, count in (("update 1", 4 * turns), *((name, 4) for name in HELD_OUT)):
+        view = run.view(name)
+        assert len(view.items) == count
+        for item in view.items:
+            question = run.question(view, item)
+            assert question.task == item.task
+            texts = [line.drawn for line in item.lines]
+            scores = view.rules.score(texts, [question] * len(texts))
+            shown = [float(line.cells[view.headings.index("IoU")]) for line in item.lines]
+            assert shown == pytest.approx(scores.iou.tolist(), abs=6e-4)
+
+
 def test_a_run_that_goes_on_shows_what_is_there(copy):
     for name in ("after.json", "scores.json", "before.json"):
         (copy / name).unlink()
