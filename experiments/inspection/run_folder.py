@@ -201,9 +201,9 @@ class RunFolder:
 
     def _frame(self, asked: str) -> AnswerFrame:
         """The frame that answers are in; runs from before it was recorded have the unit frame."""
-        stored = {} if asked == AUTO else {"family": asked}
-        if (self.path / "frame.json").exists():
-            stored = self._read_object("frame.json")
+        if not (self.path / "frame.json").exists():
+            return AnswerFrame.from_spec("unit" if asked == AUTO else asked)
+        stored = self._read_object("frame.json")
         try:
             frame = TypeAdapter(AnswerFrame).validate_python({**stored, "fixed": None})
         except ValidationError as error:
@@ -366,7 +366,7 @@ def _group_item(group: Group, terms: Sequence[str]) -> Item:
         tuple(lines),
         first=max(range(len(rewards)), key=rewards.__getitem__),
         value=float(np.mean(rewards)),
-        gain=float(np.std(rewards)),
+        gain=float(np.std(rewards)) if len(set(rewards)) > 1 else 0.0,  # which rounding makes 1e-17
     )
 
 

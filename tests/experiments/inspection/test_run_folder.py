@@ -110,6 +110,18 @@ def test_filters_part_the_questions_and_orders_sort_them(run, name, kind):
             assert values == sorted(values, reverse=title == "largest gain")
 
 
+def test_rewards_that_are_all_equal_are_found(copy):
+    path = copy / "rollouts" / "update_000001.jsonl"
+    head, first, *rest = path.read_text().splitlines()
+    row = json.loads(first)
+    for answer in row["answers"]:
+        answer["reward"] = 0.1
+    row["answers"] = row["answers"][:3]  # of 0.1 three times the mean is another number
+    path.write_text("".join(f"{line}\n" for line in (head, json.dumps(row), *rest)))
+    items = RunFolder(copy).view("update 1").items
+    assert items[0] in list(filter(FILTERS[False]["rewards all equal"], items))
+
+
 def test_curves_are_those_of_the_metrics(run, finished_run):
     rows, said = run.curves()
     assert said == ""
@@ -159,6 +171,13 @@ def test_a_run_that_goes_on_shows_what_is_there(copy):
     (copy / "rollouts" / "update_000003.jsonl").unlink()
     with pytest.raises(ExplainedError, match="the rollout of update 3 is not kept any more"):
         run.view("update 3")
+
+
+@pytest.mark.parametrize(("asked", "family"), [("auto", "unit"), ("qwen3_vl", "permille")])
+def test_a_run_from_before_frames_were_recorded_is_shown(copy, asked, family):
+    (copy / "frame.json").unlink()
+    change(copy, "config.json", frame=asked)
+    assert RunFolder(copy).view("update 1").rules.answer_frame.family == family
 
 
 def test_behaviour_cloning_has_no_groups(copy):
