@@ -44,7 +44,13 @@ class OnPolicyAgent(EngineAgent):
 
     Subclasses say what an advantage is and what the loss is, a KL penalty included. Its reference
     policy is not in a checkpoint: build the agent on what training started from, then load.
+
+    Attributes:
+        on_rollout: Called on every rank with its share of each rollout, once it is credited and
+            learned from.
     """
+
+    on_rollout: Callable[[Rollout], object] | None = None
 
     def __init__(
         self,
@@ -121,6 +127,8 @@ class OnPolicyAgent(EngineAgent):
         collected = time.perf_counter()
         metrics |= self.train(rollout, self.config.rate_at(self.update, updates))
         now = time.perf_counter()
+        if self.on_rollout is not None:
+            self.on_rollout(rollout)
         return metrics | {"time/collect": collected - start, "time/train": now - collected}
 
     def collect(self) -> tuple[Rollout, Metrics]:
@@ -225,6 +233,11 @@ class OnPolicyAgent(EngineAgent):
         ends = torch.tensor(policy.end_ids, device=policy.device)
         ended = (torch.isin(rollout.tokens, ends) & rollout.mask.bool()).any(-1)
         metrics["truncated"] = 1 - ended.float().mean().item()
+        rollout.infos = {
+            **{name: np.asarray(each) for name, each in infos.items() if not name.startswith("_")},
+            "text": np.array(texts, dtype=object),
+            "ended": ended.cpu().numpy(),
+        }
         self.place_rewards(rollout, texts)
         return rollout, terminated | truncated, metrics
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,9 @@ class Rollout:
     """``(N, T)`` what a critic expected before each token."""
     returns: Tensor | None = None
     """``(N, T)`` what a critic should have expected."""
+    infos: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What is known besides, arrays of ``N``: the environment's infos, the ``text`` of each answer,
+    and whether it ``ended`` before its longest length."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -106,14 +110,18 @@ class Rollout:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Rollout(asked=self.asked.select(prompts), **chosen)
+        return Rollout(asked=self.asked.select(prompts), infos=self._infos_of(rows), **chosen)
 
     def keep(self, rows: Tensor) -> Rollout:
         """Some completions, as many of each prompt, by their rows in order."""
         chosen = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return Rollout(asked=self.asked, **chosen)
+        return Rollout(asked=self.asked, infos=self._infos_of(rows), **chosen)
+
+    def _infos_of(self, rows: Tensor) -> dict[str, NDArray[Any]]:
+        places = rows.tolist()
+        return {name: values[places] for name, values in self.infos.items()}
 
 
 def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
@@ -131,4 +139,7 @@ def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
             joined[name] = torch.cat(parts)
     images = [*first.asked.images, *second.asked.images]
     texts = [*first.asked.texts, *second.asked.texts]
-    return Rollout(asked=Prompts.prepare(policy, images, texts), **joined)
+    infos = {
+        name: np.concatenate([values, second.infos[name]]) for name, values in first.infos.items()
+    }
+    return Rollout(asked=Prompts.prepare(policy, images, texts), infos=infos, **joined)

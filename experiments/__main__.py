@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": ("experiments.benchmark", "measure speed against what else computes the same"),
     "serve-rewards": ("experiments.serve_rewards", "score answers for any trainer, over HTTP"),
     "demo": ("experiments.demo.__main__", "a page to ask a policy on"),
+    "inspect": ("experiments.inspection.__main__", "a page on what a run answered and learned"),
     "data": ("seg_env.data.__main__", "show or export a data set"),
 }
 

@@ -356,6 +356,12 @@ class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of t
     """Rewards as ``name=weight`` or ``package.module:Class=weight``; weight 0 only logs."""
     grammar: GrammarOptions = field(default_factory=GrammarOptions)
     """Which answers the policy can write."""
+    rollouts_every: int = 10
+    """Updates from one rollout that is kept for ``simpleseg inspect`` to the next, those of the
+    first and the last update among them; 0 keeps none."""
+    rollouts_kept: int = 32
+    """Rollouts that are kept at a time, at most 2 MiB of each; in longer runs they lie further
+    apart."""
     turns: int | None = None
     """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
     refine_template: str | None = None

@@ -33,7 +33,7 @@ from rich.progress import (
 from experiments.common.trackers import Tracker
 from seg_env.errors import ExplainedError, WrongOptionError
 
-MAY_CHANGE = ("deepspeed", "prompts_per_forward", "track")
+MAY_CHANGE = ("deepspeed", "prompts_per_forward", "track", "rollouts_every", "rollouts_kept")
 """Settings that a resumed run may change: they say how the work is done, and not which."""
 
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -216,7 +217,7 @@ def write_report(
     write_atomically(folder / "report.md", "\n\n".join(sections) + "\n")
 
 
-def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path) -> None:
+def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path | BytesIO) -> None:
     """Draw metrics of a run over its updates, in at most two rows, without panels of none."""
     logged = sorted({name for row in metrics for name in row})
     found = []

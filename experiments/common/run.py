@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ from experiments.common.report import (
     scores_of,
     write_report,
 )
+from experiments.common.rollouts import RolloutKeeper
 from experiments.common.trackers import check_trackers, open_trackers
 from experiments.evaluation.loop import Evaluation, evaluate_turns
 from seg_env.data.base import not_asked
@@ -101,7 +103,11 @@ def train_on_policy(
             constrain(policy, args.policy, args.grammar, longest, envs.core.answer_frame, console)
         run = Run(args, policy, console, world, length)
         with opening():
+            keeper = RolloutKeeper(
+                run.folder / "rollouts", args.updates, args.rollouts_every, args.rollouts_kept
+            )
             agent = agent_type(policy, envs, config, on_error=args.on_error)
+        agent.on_rollout = lambda rollout: keeper.add(agent.update + 1, rollout, world)
         return run.train(agent, title, learned_from=describe_data(envs.core.dataset))
 
 
@@ -274,10 +280,14 @@ class Run:
                 )
         if self.world.is_main and self._vision:
             write_json(self.folder / "vision.json", self._vision)
+        if self.world.is_main:
+            write_json(self.folder / "frame.json", asdict(agent.policy.answer_frame))
         before = self._begin()
         self._learn()
         self._learned = True
         after = self.evaluate("after training")
+        if self.world.is_main and after:
+            _write_evaluations(self.folder / "after.json", after)
         if save_policy is not None:
             save_policy(self.folder / "policy")
         elif self.leads:
@@ -355,7 +365,7 @@ class Run:
         if not before:
             before = self.evaluate("before training")
             if self.world.is_main and before:
-                write_json(store, {kind: value.to_json() for kind, value in before.items()})
+                _write_evaluations(store, before)
         resumed = self._load_last(checkpoints)
         if self.world.is_main:
             start = self.agent.update if resumed else -1
@@ -516,6 +526,11 @@ class Run:
             plot_answers(picture, (f"update {update}", self.core, greedy[-1]))
             self.log.show(update, "eval/answers", picture)
         return curve
+
+
+def _write_evaluations(path: Path, found: Evaluations) -> None:
+    """Keep all answers that were measured."""
+    write_json(path, {kind: value.to_json() for kind, value in found.items()})
 
 
 def _status(metrics: dict[str, float]) -> str:

@@ -16,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
 
-from experiments.demo.questions import Answer, Asked, Shown, image_address
+from experiments.demo.questions import LONGEST_SIDE, Answer, Asked, image_address
 from seg_env.types import Ring
 
 
 def make_canvas(**settings: Any) -> gr.HTML:
     """Put the component together; ``settings`` are those of `gradio.HTML`."""
+    return make_component(Path(__file__), shown={}, **settings)
+
+
+def make_component(path: Path, **settings: Any) -> gr.HTML:
+    """A component of the files beside ``path`` that have its name and end in html, css and js."""
     template, style, script = (
-        Path(__file__).with_name(f"canvas.{kind}").read_text(encoding="utf-8")
-        for kind in ("html", "css", "js")
+        path.with_suffix(f".{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
     # Not a class of its own: Gradio would write a stub beside this file.
     return gr.HTML(
@@ -33,14 +39,13 @@ def make_canvas(**settings: Any) -> gr.HTML:
         css_template=style,
         js_on_load=script,
         apply_default_css=False,
-        shown={},
         **settings,
     )
 
 
-def image_of(shown: Shown) -> dict[str, Any]:
+def image_of(image: NDArray[np.uint8], longest_side: int = LONGEST_SIDE) -> dict[str, Any]:
     """An image as the canvas takes it."""
-    return {"address": image_address(shown.image), "size": list(shown.image.shape[:2])}
+    return {"address": image_address(image, longest_side), "size": list(image.shape[:2])}
 
 
 def drawing(

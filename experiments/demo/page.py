@@ -29,6 +29,7 @@ from experiments.demo.questions import (
     read_upload,
 )
 from seg_env.data.scenes.layout import Difficulty
+from seg_env.errors import ExplainedError
 from seg_env.tasks import check_task
 
 TITLE = "SimpleSeg-RL"
@@ -60,8 +61,8 @@ STYLE_CANVAS = """(shown, opacity) => {
 }"""
 
 
-USERS_ERRORS = (IndexError, TypeError, ValueError)
-"""What is raised where something that came from the page is wrong."""
+USERS_ERRORS = (ExplainedError, IndexError, TypeError, ValueError)
+"""What is raised where something that came from the page, or from a file, is wrong."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Visit:
     """The one that is drawn, as it stands."""
 
 
-def _guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
+def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
     """A listener that says what was wrong with what came from the page, as one more output.
 
     Not `gradio.Error`, which covers every component that the listener would have changed.
@@ -182,7 +183,7 @@ def build(demo: Demo) -> gr.Blocks:
             expressions = [each.expression for each in shown.samples]
             return (
                 Visit(shown),
-                gr.update(shown=image_of(shown), value=drawing()),
+                gr.update(shown=image_of(shown.image), value=drawing()),
                 html.escape(note),
                 "",
                 "",
@@ -299,9 +300,8 @@ def build(demo: Demo) -> gr.Blocks:
             **options: Any,
         ) -> Any:
             """Have a function called, whose faults are said below the image."""
-            guarded = _guarded(function, len(outputs))
             options = {"show_progress": "hidden", "api_visibility": "private", **options}
-            return listener(guarded, inputs, [*outputs, fault], **options)
+            return listener(guarded(function, len(outputs)), inputs, [*outputs, fault], **options)
 
         quick: Any = {"queue": False}
         live: Any = {"queue": False, "trigger_mode": "always_last"}

@@ -338,10 +338,10 @@ def read_rings(value: object) -> list[Ring]:
     return rings
 
 
-def image_address(image: NDArray[np.uint8]) -> str:
-    """An image as a data address, reduced to `LONGEST_SIDE`."""
+def image_address(image: NDArray[np.uint8], longest_side: int = LONGEST_SIDE) -> str:
+    """An image as a data address, reduced to a longest side."""
     drawing, buffer = Image.fromarray(image), io.BytesIO()
-    drawing.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    drawing.thumbnail((longest_side, longest_side))
     drawing.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -1,4 +1,4 @@
-"""Serves the page: to whom, how much is read, and how it ends."""
+"""Serves a page: to whom, how much is read, and how it ends."""
 
 from __future__ import annotations
 
@@ -90,16 +90,15 @@ class Guard:
         return True
 
 
-class Server:
-    """The page at an address, from when it is made."""
+class PageServer:
+    """A page at an address, from when it is made."""
 
-    def __init__(self, demo: Demo, host: str, port: int) -> None:
+    def __init__(self, page: gr.Blocks, style: str, host: str, port: int) -> None:
         """Listen; ``port`` is 0 for any free one.
 
         Raises:
             WrongOptionError: Something else listens there.
         """
-        self.demo = demo
         try:
             self._socket = socket.create_server((host, port), family=_family(host))
         except OSError as error:
@@ -111,7 +110,7 @@ class Server:
             ) from error
         self.port: int = self._socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        page = build(demo).queue(max_size=MOST_WAITING, api_open=False)
+        page.queue(max_size=MOST_WAITING, api_open=False)
         page.state_session_capacity = MOST_VISITORS
         app = gr.mount_gradio_app(
             FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None),
@@ -126,7 +125,7 @@ class Server:
             mcp_server=False,
             enable_monitoring=False,
             theme=make_theme(),
-            css=STYLE,
+            css=style,
         )
         config: Any = uvicorn.Config(
             Guard(app, host),
@@ -140,17 +139,34 @@ class Server:
 
     def serve(self) -> None:
         """Serve until interrupted or stopped."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """End `serve`, from another thread."""
+        self._server.should_exit = True
+
+
+class Server(PageServer):
+    """The page on which policies answer."""
+
+    def __init__(self, demo: Demo, host: str, port: int) -> None:
+        """See `PageServer`."""
+        self.demo = demo
+        super().__init__(build(demo), STYLE, host, port)
+
+    def serve(self) -> None:
+        """See `PageServer.serve`."""
         try:
-            self._server.run(sockets=[self._socket])
+            super().serve()
         finally:
             # Answers end and none begins: torch aborts a process that ends while it computes.
             self.demo.closing.set()
             self.demo.lock.acquire()
 
     def stop(self) -> None:
-        """End `serve`, from another thread."""
+        """See `PageServer.stop`."""
         self.demo.closing.set()
-        self._server.should_exit = True
+        super().stop()
 
 
 def make_theme() -> gr.Theme:

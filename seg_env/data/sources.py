@@ -145,7 +145,7 @@ def open_dataset(
         _refuse_unused(given, (), "a data set object")
         return dataset
     given.pop("part", None)
-    if _PYTHON_PATH.fullmatch(dataset):
+    if names_code(dataset):
         return take_part(_call(dataset, given), part)
     kind = kind_of(dataset)
     reader, taken = _READERS[kind]
@@ -213,10 +213,15 @@ def _is_labelme(path: Path) -> bool:
         return b'"shapes"' in stream.read(4096)
 
 
+def names_code(dataset: str) -> bool:
+    """Whether a name stands for a function in Python, which is called to open the data."""
+    return _PYTHON_PATH.fullmatch(dataset) is not None
+
+
 def has_split(dataset: str, split: str) -> bool:
     """Whether data have a split that is not all there is; what is no path here is taken to."""
     root = Path(dataset).expanduser()
-    if _PYTHON_PATH.fullmatch(dataset) or dataset in _READERS or not root.exists():
+    if names_code(dataset) or dataset in _READERS or not root.exists():
         return True
     kind, folders = kind_of(dataset), [f"images/{split}", f"{split}/images"]
     if kind == "yolo":

@@ -53,6 +53,7 @@ def test_a_run_leaves_everything_there_is_to_know_about_it(finished):
     assert names == {
         *("config.json", "metrics.jsonl", "scores.json", "before.json", "report.md"),
         *("learning_curve.png", "before_after.png", "policy", "checkpoints", "tensorboard"),
+        *("after.json", "answers.png", "frame.json", "rollouts"),
         "vision.json",  # the policy is none of the project's own
     }
     config = json.loads((folder / "config.json").read_text())

@@ -154,7 +154,11 @@ def test_help_of_training_commands_fits_a_screen(name, columns, capsys, monkeypa
 
 
 @pytest.mark.parametrize(
-    "script", ["run_gspo", "run_ppo", "run_refine", "run_bc", "evaluate", "demo"]
+    "script",
+    [
+        *("run_gspo", "run_ppo", "run_refine", "run_bc", "evaluate"),
+        *("demo.__main__", "inspection.__main__"),
+    ],
 )
 def test_help_waits_for_no_deep_learning_library(script):
     code = f"""
