@@ -6,6 +6,7 @@ measured and left out: it ended 4.7 points of greedy gIoU below GSPO (docs/agent
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,10 +93,7 @@ class GSPO(OnPolicyAgent):
             case "greedy":
                 found = greedy_advantages(rewards, size)
             case "terms":
-                assert rollout.reward_terms is not None
-                found = term_advantages(
-                    rollout.reward_terms, self._weights, size, self.config.spread_floor
-                )
+                found = self._term_advantages(rollout)
             case "best":
                 found = best_advantages(rewards, size)
         if self.config.imitation:
@@ -115,10 +113,15 @@ class GSPO(OnPolicyAgent):
         """See `OnPolicyAgent.greedy_first`."""
         return self.config.advantage == "greedy"
 
-    @property
-    def _weights(self) -> Tensor:
-        terms = self.env.unwrapped.core.rewards.terms.values()
-        return torch.tensor([float(term.weight) for term in terms])
+    def _term_advantages(self, rollout: Rollout) -> Tensor:
+        terms = self.env.unwrapped.core.rewards.terms
+        earned = np.stack([rollout.infos[f"reward/{name}"] for name in terms], axis=1)
+        return term_advantages(
+            torch.as_tensor(earned, dtype=torch.float32, device=rollout.rewards.device),
+            rollout.rewards.new_tensor([float(term.weight) for term in terms.values()]),
+            rollout.group_size,
+            self.config.spread_floor,
+        )
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """The clipped objective that the configuration names, and the KL penalty."""

@@ -227,7 +227,6 @@ class OnPolicyAgent(EngineAgent):
             sampler_log_probs=answers.log_probs,
             old_log_probs=answers.log_probs,
             rewards=torch.as_tensor(earned, dtype=torch.float32, device=policy.device),
-            reward_terms=_reward_terms(infos, policy.device),
         )
         metrics = _rollout_metrics(rollout, infos)
         ends = torch.tensor(policy.end_ids, device=policy.device)
@@ -389,14 +388,6 @@ def choose_sources(
         candidates = own if len(own) else everywhere
         chosen.append(candidates[int(draw * len(candidates))])
     return np.repeat(np.array(chosen, dtype=np.int64), group_size)
-
-
-def _reward_terms(infos: Mapping[str, Any], device: torch.device) -> Tensor | None:
-    """The rewards that were summed up, ``(N, K)`` in the order of the sum, if there are any."""
-    terms = [values for key, values in infos.items() if key.startswith("reward/")]
-    if not terms:
-        return None
-    return torch.as_tensor(np.stack(terms, axis=1), dtype=torch.float32, device=device)
 
 
 def _rollout_metrics(rollout: Rollout, infos: Mapping[str, Any]) -> Metrics:

@@ -64,8 +64,6 @@ class Rollout:
     """``(N, T)`` under the policy that sampled, as the scorer finds them."""
     rewards: Tensor
     """``(N,)`` float32, of whole answers."""
-    reward_terms: Tensor | None = None
-    """``(N, K)`` float32, the rewards that the sum was made of, unweighted."""
     weights: Tensor | None = None
     """``(N,)`` importance weights for what sampler and scorer disagree in."""
     token_rewards: Tensor | None = None
@@ -106,7 +104,7 @@ class Rollout:
         # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
         width = max(2, int(self.mask[rows].sum(-1).max()))
         chosen = {
-            name: value[rows, :width] if value.ndim > 1 and name != "reward_terms" else value[rows]
+            name: value[rows, :width] if value.ndim > 1 else value[rows]
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
@@ -134,7 +132,7 @@ def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
     for name, value in vars(first).items():
         if isinstance(value, Tensor):
             parts = [value, getattr(second, name)]
-            if value.ndim > 1 and name != "reward_terms":
+            if value.ndim > 1:
                 parts = [pad(part, (0, width - part.shape[1])) for part in parts]
             joined[name] = torch.cat(parts)
     images = [*first.asked.images, *second.asked.images]

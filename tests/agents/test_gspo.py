@@ -11,7 +11,7 @@ from agents_fixtures import (
     small_policy,
 )
 
-from agents.advantages import best_advantages
+from agents.advantages import best_advantages, group_advantages
 from agents.gspo import GSPO, GSPOConfig
 from agents.on_policy import PRICE_GAIN, PRICE_RESPONSE
 from agents.rollout import Prompts, Rollout
@@ -158,15 +158,17 @@ def test_the_baseline_is_what_the_policy_answers_when_it_is_asked():
     torch.testing.assert_close(rollout.advantages, expected)
 
 
-def test_terms_are_those_of_the_reward():
+def test_rewards_are_normalised_one_by_one():
     config = GSPOConfig(prompts_per_update=2, group_size=4, max_new_tokens=30, advantage="terms")
     env = scene_environment(config, rewards="mask_iou=1.0 format=0.5 centroid_distance=0")
     agent = GSPO(cloned_policy(), env, config)
     rollout, _ = agent.collect()
-    sums = rollout.reward_terms @ torch.tensor([1.0, 0.5, 0.0])
-    torch.testing.assert_close(sums, rollout.rewards)
     agent.credit(rollout)
-    assert rollout.advantages.view(2, 4).sum(1).abs().max() < 1e-5
+    iou, form = (
+        group_advantages(torch.tensor(rollout.infos[name]).float(), 4, config.spread_floor)
+        for name in ("reward/mask_iou", "reward/format")
+    )
+    torch.testing.assert_close(rollout.advantages, (iou + 0.5 * form) / 1.5)
 
 
 def test_imitation_is_added_to_the_best_answers():
