@@ -105,7 +105,7 @@ def scene_environment(config, **arguments):
 def _cloned_weights():
     policy = small_policy()
     demonstrations = scene_demonstrations(policy.processor, 300)
-    config = BehaviorCloningConfig(batch_size=16, learning_rate=1e-2, **OUTLINES_ONLY)
+    config = BehaviorCloningConfig(batch_size=16, learning_rate=2e-2, **OUTLINES_ONLY)
     BehaviorCloning(policy, demonstrations, config).learn(250)
     return parameters_of(policy)
 

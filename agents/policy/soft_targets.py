@@ -51,9 +51,10 @@ class SoftTargets:
         log_probs = torch.log_softmax(logits, -1)
         kinds = self._kind[tokens]
         plain = kinds < 0
-        total = -log_probs[plain].gather(1, tokens[plain][:, None]).sum()
+        # In float64 it does not show, once rounded, in which order threads add up.
+        total = -log_probs[plain].gather(1, tokens[plain][:, None]).double().sum()
         for kind, (members, targets) in enumerate(self._kinds):
             chosen = kinds == kind
             wanted = targets[self._place[tokens[chosen]]]
-            total = total - (log_probs[chosen][:, members] * wanted).sum()
-        return total / len(tokens)
+            total = total - (log_probs[chosen][:, members] * wanted).double().sum()
+        return (total / len(tokens)).float()

@@ -21,7 +21,7 @@ def test_it_takes_the_options_of_a_training_command(capsys):
     found = command_line([*words, *SHORT, "--freeze-vision"])
     told = capsys.readouterr().out
     assert (
-        "embedded: 1.3 M weights of 4 bytes, prompts of 104 tokens (64 of the image)"
+        "embedded: 2.3 M weights of 4 bytes, prompts of 104 tokens (64 of the image)"
         in " ".join(told.split())
     )
     assert re.search(r"^ *KL reference", told, re.M)

@@ -70,7 +70,7 @@ def test_gspo_optimises_a_reward_from_outside(package, monkeypatch, name, direct
         prompts_per_update=8,
         group_size=8,
         max_new_tokens=100,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         final_rate=0.1,
         muon=False,
         spread_floor=0.02,
@@ -78,7 +78,7 @@ def test_gspo_optimises_a_reward_from_outside(package, monkeypatch, name, direct
     )
     env = scene_environment(config, rewards=f"somebodys_rewards.size:{name}=1.0 mask_iou=0")
     seen = []
-    GSPO(policy, env, config).learn(12, lambda update, metrics: seen.append(metrics))
+    GSPO(policy, env, config).learn(24, lambda update, metrics: seen.append(metrics))
     assert {f"rollout/reward/{name}", "rollout/reward/mask_iou"} <= seen[0].keys()
 
     change = direction * (sampled_vertices(policy) - before)

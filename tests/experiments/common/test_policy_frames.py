@@ -101,10 +101,15 @@ def test_the_demo_judges_perfect_answers_by_the_frame(frame):
     scene = Scenes("val")[SQUARE_SCENE]
     corners = [tuple(corner) for corner in (scene.target.rings[0] * 128).tolist()]
     policy = scripted_policy(frame, {scene.expression: corners})
-    demo = Demo({"scripted": policy}, RewardSum.from_spec("mask_iou=1"), Scenes("val"))
+    demo = Demo(
+        {"scripted": policy},
+        RewardSum.from_spec("mask_iou=1"),
+        Scenes("val"),
+        constraints={"scripted": policy.constraint},  # it is what writes the answers
+    )
     shown = demo.show("easy", SQUARE_SCENE)
     asked = demo.ask_by_text(shown, "scripted", "text->mask", scene.expression)
-    *_, texts = demo.answers(asked, temperature=0, count=1)
+    *_, texts = demo.answers(asked, temperature=0, count=1, constrained=True)
     (found,) = demo.read(asked, texts)
     assert found.issues == []
     coarse = frame in ("qwen2.5-vl", "pixel:64x32")  # fewer pixels than the scene has

@@ -21,6 +21,7 @@ from experiments.common.logs import (
     write_atomically,
     write_json,
 )
+from experiments.common.trackers import TensorBoard
 
 
 @dataclass
@@ -72,7 +73,7 @@ def test_resuming_what_was_never_started_starts_it(tmp_path):
 
 
 def log_updates(folder, updates, start=0):
-    log = RunLog(folder, start=start)
+    log = RunLog(folder, [TensorBoard(folder, {}, start)], start=start)
     for update in updates:
         log.write(update, {"train/loss": update / 10})
     log.close()
@@ -92,7 +93,7 @@ def test_metrics_are_one_line_of_json_for_each_update(tmp_path):
 
 
 def test_metrics_are_on_disk_before_the_run_ends(tmp_path):
-    log = RunLog(tmp_path)
+    log = RunLog(tmp_path, [])
     log.write(1, {"train/loss": 0.5})
     assert updates_of(tmp_path) == [1]
     log.close()
