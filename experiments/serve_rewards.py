@@ -132,8 +132,8 @@ def main(args: Args) -> None:
     with opening():
         server = make_reward_server(args)
     host, port = server.server_address[:2]
-    console.print(f"post to http://{host!s}:{port}/score; Ctrl-C ends it")
-    try:
+    try:  # whoever reads the next line may interrupt at once
+        console.print(f"post to http://{host!s}:{port}/score; Ctrl-C ends it")
         server.serve_forever()
     except KeyboardInterrupt:
         server.server_close()

@@ -125,8 +125,8 @@ def main(args: Args) -> None:
         from experiments.demo.server import Server
 
         server = Server(demo, args.host, args.port)
-    console.print(f"open {server.address} in a browser; Ctrl-C ends it")
-    try:
+    try:  # whoever reads the next line may interrupt at once
+        console.print(f"open {server.address} in a browser; Ctrl-C ends it")
         server.serve()
     except KeyboardInterrupt:
         console.print("interrupted")

@@ -55,8 +55,8 @@ def main(args: Args) -> None:
     with opening():
         run = RunFolder(args.run, moved, trust_code=args.trust_code)
         server = PageServer(build(run), STYLE, args.host, args.port)
-    console.print(f"open {server.address} in a browser; Ctrl-C ends it", soft_wrap=True)
-    try:
+    try:  # whoever reads the next line may interrupt at once
+        console.print(f"open {server.address} in a browser; Ctrl-C ends it", soft_wrap=True)
         server.serve()
     except KeyboardInterrupt:
         console.print("interrupted")
