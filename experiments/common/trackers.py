@@ -63,12 +63,31 @@ class TensorBoard(Tracker):
         self._board.close()
 
 
-class Trackio(Tracker):
+class _Logging(Tracker):
+    """What trackers have in common whose package has ``log``, ``Image`` and ``finish``."""
+
+    def __init__(self, package: str) -> None:
+        self._package = import_module(package)
+
+    def write(self, update: int, metrics: Mapping[str, float]) -> None:
+        """See `Tracker.write`."""
+        self._package.log(dict(metrics), step=update)
+
+    def show(self, update: int, name: str, picture: Path) -> None:
+        """See `Tracker.show`."""
+        self._package.log({name: self._package.Image(str(picture))}, step=update)
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self._package.finish()
+
+
+class Trackio(_Logging):
     """A local data base, shown by ``trackio show``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
-        self._trackio = import_module("trackio")
-        self._trackio.init(
+        super().__init__("trackio")
+        self._package.init(
             project=_project(),
             name=folder.name,
             config=dict(config),
@@ -76,25 +95,13 @@ class Trackio(Tracker):
             embed=False,
         )
 
-    def write(self, update: int, metrics: Mapping[str, float]) -> None:
-        """See `Tracker.write`."""
-        self._trackio.log(dict(metrics), step=update)
 
-    def show(self, update: int, name: str, picture: Path) -> None:
-        """See `Tracker.show`."""
-        self._trackio.log({name: self._trackio.Image(str(picture))}, step=update)
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._trackio.finish()
-
-
-class WeightsAndBiases(Tracker):
+class WeightsAndBiases(_Logging):
     """Files in the run's folder for ``wandb sync``, or its server where WANDB_MODE is online."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
-        self._wandb = import_module("wandb")
-        self._run = self._wandb.init(
+        super().__init__("wandb")
+        self._package.init(
             project=_project(),
             name=folder.name,
             id=_identifier(folder),
@@ -104,43 +111,19 @@ class WeightsAndBiases(Tracker):
             mode=os.environ.get("WANDB_MODE", "offline"),
         )
 
-    def write(self, update: int, metrics: Mapping[str, float]) -> None:
-        """See `Tracker.write`."""
-        self._run.log(dict(metrics), step=update)
 
-    def show(self, update: int, name: str, picture: Path) -> None:
-        """See `Tracker.show`."""
-        self._run.log({name: self._wandb.Image(str(picture))}, step=update)
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._run.finish()
-
-
-class SwanLab(Tracker):
+class SwanLab(_Logging):
     """A log in the run's folder, shown by ``swanlab watch``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
-        self._swanlab = import_module("swanlab")
-        self._swanlab.init(
+        super().__init__("swanlab")
+        self._package.init(
             project=_project(),
             experiment_name=folder.name,
             config=dict(config),
             logdir=str(folder / "swanlab"),
             mode=os.environ.get("SWANLAB_MODE", "local"),
         )
-
-    def write(self, update: int, metrics: Mapping[str, float]) -> None:
-        """See `Tracker.write`."""
-        self._swanlab.log(dict(metrics), step=update)
-
-    def show(self, update: int, name: str, picture: Path) -> None:
-        """See `Tracker.show`."""
-        self._swanlab.log({name: self._swanlab.Image(str(picture))}, step=update)
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._swanlab.finish()
 
 
 TRACKERS: dict[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
