@@ -12,27 +12,35 @@ it. What it gets are lists with a number for each answer: ``reward``, ``iou``, `
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
 
 from experiments.common.command import opening, run_command
-from experiments.common.serving import JsonHandler, JsonServer, make_server
+from experiments.common.serving import MOST_BYTES, is_own_name, listening, say_other_name
 from rewards.composite import DEFAULT_REWARDS
 from rewards.mask_iou import outline_iou
 from rewards.trainers import RowRewards
 from seg_env.data.records import Record, RecordError, located
 from seg_env.geometry.limits import VARIABLE, set_limits
 
+SCORED_AT = "/score"
+"""Where answers are posted."""
 MOST_ANSWERS = 1 << 14
 """Answers of one request."""
 LONGEST_SIDE = 4096
 """Pixels along a side of an image, unless ``--limits side=NUMBER`` says otherwise: one answer can
 take memory in proportion, some hundred MiB at most."""
+CLIENTS_FAULTS = (KeyError, IndexError, TypeError, ValueError, RecursionError)
+"""Errors of what reads a request; any other is a bug, and keeps its traceback."""
 FIRST = {"Answers": ("rewards", "frame"), "The server": ("host", "port")}
 
 
@@ -103,26 +111,102 @@ class Scorer:
         }
 
 
-class Handler(JsonHandler):
-    """``POST /score`` with JSON, and ``GET /``."""
+class Handler(BaseHTTPRequestHandler):
+    """``POST /score`` with JSON, and ``GET /``, for those who ask by the server's address."""
 
     scorer: Scorer
+    host: str
+    """Name that the server listens on, as in the header ``Host``."""
+    protocol_version = "HTTP/1.1"  # clients ask again over one connection
+    disable_nagle_algorithm = True
+    timeout = 60  # a client that says nothing for so many seconds is let go
 
-    posted_to = "/score"
+    def do_GET(self) -> None:
+        """Tell what answers are scored by."""
+        if self.is_asked_by_address():
+            self.reply(lambda: self.scorer.facts)
 
-    def show(self) -> None:
-        """What answers are scored by."""
-        self.reply(lambda: self.scorer.facts)
+    def do_POST(self) -> None:
+        """Score answers."""
+        if self.is_asked_by_address() and (body := self.read_body()) is not None:
+            self.reply(lambda: self.scorer.score(json.loads(body)))
 
-    def answer(self, asked: Any) -> dict[str, Any]:
-        """Rewards of answers."""
-        return self.scorer.score(asked)
+    def is_asked_by_address(self) -> bool:
+        """Whether the Host is this server's; says so where it is not."""
+        name = self.headers.get("Host", "")
+        is_own = is_own_name(name, self.host)
+        if not is_own:
+            self.refuse(421, say_other_name(name))
+        return is_own
+
+    def read_body(self) -> bytes | None:
+        """What was posted; None if it is refused, which the client is told.
+
+        JSON is asked for by name since pages of other sites cannot send it here.
+        """
+        length = self.headers.get("Content-Length", "")
+        if self.path != SCORED_AT or self.headers.get_content_type() != "application/json":
+            self.refuse(404, f"post application/json to {SCORED_AT}")
+        elif not length.isdecimal() or len(length) > 9 or int(length) > MOST_BYTES:
+            self.refuse(413, f"at most {MOST_BYTES} bytes are read, with their Content-Length")
+        else:
+            body = self.rfile.read(int(length))
+            if len(body) == int(length):
+                return body
+            self.close_connection = True  # the client is gone
+        return None
+
+    def reply(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Send what a function returns; one of `CLIENTS_FAULTS` is told to the client."""
+        try:
+            status, found = 200, make()
+        except CLIENTS_FAULTS as error:
+            status, found = 400, {"error": f"{type(error).__name__}: {error}"}
+        except Exception:
+            self.close_connection = True
+            self.send(500, "text/plain", b"the server failed; its output says where")
+            raise
+        self.send(status, "application/json", json.dumps(found).encode())
+
+    def refuse(self, status: int, told: str) -> None:
+        """Say why nothing is answered, and end the connection with what may still come on it."""
+        self.close_connection = True
+        self.send(status, "text/plain", told.encode())
+
+    def send(self, status: int, kind: str, body: bytes) -> None:
+        """Send a whole answer."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing about single requests."""
 
 
-def make_reward_server(args: Args) -> JsonServer:
-    """A server of the rewards that are asked for; see `make_server`."""
-    handler = type("RewardHandler", (Handler,), {"scorer": Scorer(args)})
-    return make_server(handler, args.host, args.port)
+class RewardServer(ThreadingHTTPServer):
+    """A thread for each connection; many may knock at once."""
+
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print where an error arose, unless it is that a client has gone."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def make_reward_server(args: Args) -> RewardServer:
+    """A server of the rewards that are asked for, to be started by its ``serve_forever``.
+
+    Raises:
+        WrongOptionError: Something else listens there.
+    """
+    handler = type("RewardHandler", (Handler,), {"scorer": Scorer(args), "host": args.host})
+    with listening(args.host, args.port):
+        return RewardServer((args.host, args.port), handler)
 
 
 def main(args: Args) -> None:

@@ -26,6 +26,22 @@ def start(script, *options, columns="200"):
     )
 
 
+def run_on_two_ranks(script, *options):
+    """Run a script of experiments by torchrun, to its end; what it printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    process = subprocess.run(
+        [*launcher, "2", f"experiments/{script}", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": THREADS},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
 def hear_signals():
     """Undo what a shell does to jobs in the background, and nohup: signals are not ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from inspect import isgeneratorfunction
 from typing import Any, get_args
 
@@ -102,6 +102,19 @@ def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
             yield fault(error)
 
     return streaming if isgeneratorfunction(function) else once
+
+
+def listen_guarded(
+    fault: gr.Markdown,
+    listener: Callable[..., Any],
+    function: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    **options: Any,
+) -> Any:
+    """Have a function called, whose faults are said in ``fault``."""
+    options = {"show_progress": "hidden", "api_visibility": "private", **options}
+    return listener(guarded(function, len(outputs)), inputs, [*outputs, fault], **options)
 
 
 def build(demo: Demo) -> gr.Blocks:
@@ -292,17 +305,7 @@ def build(demo: Demo) -> gr.Blocks:
             encoded = base64.b64encode(data).decode()
             return ({"name": name, "address": f"data:{kind};base64,{encoded}"},)
 
-        def listen(
-            listener: Callable[..., Any],
-            function: Callable[..., Any],
-            inputs: list[Any],
-            outputs: list[Any],
-            **options: Any,
-        ) -> Any:
-            """Have a function called, whose faults are said below the image."""
-            options = {"show_progress": "hidden", "api_visibility": "private", **options}
-            return listener(guarded(function, len(outputs)), inputs, [*outputs, fault], **options)
-
+        listen = partial(listen_guarded, fault)
         quick: Any = {"queue": False}
         live: Any = {"queue": False, "trigger_mode": "always_last"}
         asking: Any = {"concurrency_id": "policy", "concurrency_limit": 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,16 @@ from rewards.composite import RewardSum
 from seg_env.data.base import Dataset
 from seg_env.data.export import run_lengths
 from seg_env.data.geojson import pixel_polygons
-from seg_env.data.images import image_size, read_image
+from seg_env.data.images import data_url, image_size, read_image
 from seg_env.data.scenes import Scenes
 from seg_env.envs.core import Question, ReferringCore, ScoredAnswer
+from seg_env.geometry.drawing import as_png
 from seg_env.geometry.polygon import roles
 from seg_env.geometry.raster import rasterize
 from seg_env.geometry.rle import Rle
 from seg_env.grammar import encode
 from seg_env.grammar.answers import encode_numbers
+from seg_env.metrics.scores import iou_of_boxes
 from seg_env.tasks import Task, box_of, check_task, form_of, prompt_for, query_of
 from seg_env.tasks.queries import check_places
 from seg_env.tasks.tasks import REFERENCES
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
     from experiments.common.cloning_data import RecordedImages
 
-MOST_BYTES = 16 * 2**20
-"""Longest request that is read; the page itself sends images of at most 1024 pixels a side."""
 MOST_PIXELS = 2**24
 """Largest image that is read; the page sends at most 1024 by 1024."""
 LONGEST_EXPRESSION = 300
@@ -165,16 +164,16 @@ class Demo:
         core = self._cores[policy]
         check_places([task], core.answer_frame)
         place = np.stack((place.min(axis=0), place.max(axis=0)))[:wanted]
+        truth: Sample | None = None
         if wanted == 1:
             there = [one for one in shown.samples if one.target.contains(place[0])]
             truth = min(there, key=lambda one: one.target.area, default=None)
         else:
-            drawn = shapely.box(*place.ravel())
-            boxes = [shapely.box(*box_of(one.target)) for one in shown.samples]
-            overlaps = [box.intersection(drawn).area / box.union(drawn).area for box in boxes]
-            best = max(range(len(boxes)), key=overlaps.__getitem__, default=0)
-            found = overlaps and overlaps[best] >= LEAST_OVERLAP
-            truth = shown.samples[best] if found else None
+            boxes = np.array([box_of(one.target) for one in shown.samples]).reshape(-1, 4)
+            overlaps = iou_of_boxes(np.broadcast_to(place.ravel(), boxes.shape), boxes, 0.0)
+            best = max(range(len(boxes)), key=overlaps.__getitem__, default=None)
+            if best is not None and overlaps[best] >= LEAST_OVERLAP:
+                truth = shown.samples[best]
         written = encode_numbers(
             place,
             core.queries.decimals,
@@ -340,18 +339,15 @@ def read_rings(value: object) -> list[Ring]:
 
 def image_address(image: NDArray[np.uint8], longest_side: int = LONGEST_SIDE) -> str:
     """An image as a data address, reduced to a longest side."""
-    drawing, buffer = Image.fromarray(image), io.BytesIO()
+    drawing = Image.fromarray(image)
     drawing.thumbnail((longest_side, longest_side))
-    drawing.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(np.asarray(drawing))
 
 
 def mask_png(asked: Asked, answer: Answer) -> bytes:
     """The answer's mask, white on black."""
-    buffer = io.BytesIO()
     mask = rasterize(answer.prediction.rings, asked.question.image.shape[:2])
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
-    return buffer.getvalue()
+    return as_png(mask.astype(np.uint8) * 255)
 
 
 def coco_json(asked: Asked, answer: Answer) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
@@ -14,9 +11,9 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from experiments.common.serving import MOST_BYTES, is_own_name, listening, say_other_name
 from experiments.demo.page import STYLE, TITLE, build
-from experiments.demo.questions import MOST_BYTES, Demo
-from seg_env.errors import WrongOptionError
+from experiments.demo.questions import Demo
 
 MOST_VISITORS = 100
 """Visitors whose image and answers are kept; the least recent ones start again."""
@@ -36,7 +33,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         """Guard an application that listens on a host."""
-        self.app, self.host = app, host.lower()
+        self.app, self.host = app, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -63,8 +60,8 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """Why a request is refused, with its status."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._is_own(host):
-            return 421, f"the Host {host!r} is not this server's: use its address, or --host"
+        if not is_own_name(host, self.host):
+            return 421, say_other_name(host)
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return 403, f"the Origin {origin!r} is another site's"
         length = headers.get("content-length", "0")
@@ -76,19 +73,6 @@ class Guard:
             return 404, "this page has no files"
         return None
 
-    def _is_own(self, name: str) -> bool:
-        """Whether a Host is this server's.
-
-        Another site's name can be made to lead here (DNS rebinding), a number cannot.
-        """
-        try:
-            name = urlsplit(f"//{name}").hostname or ""
-            if name not in ("localhost", self.host):
-                ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
 
 class PageServer:
     """A page at an address, from when it is made."""
@@ -99,15 +83,8 @@ class PageServer:
         Raises:
             WrongOptionError: Something else listens there.
         """
-        try:
+        with listening(host, port):
             self._socket = socket.create_server((host, port), family=_family(host))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise WrongOptionError(
-                f"--port {port} on {host} is in use by another program: end it, or give another "
-                "port, 0 for any free one"
-            ) from error
         self.port: int = self._socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         page.queue(max_size=MOST_WAITING, api_open=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from experiments.demo.canvas import drawing, image_of, make_canvas, make_component
-from experiments.demo.page import STYLE_CANVAS, guarded
+from experiments.demo.page import STYLE_CANVAS, listen_guarded
 from experiments.demo.questions import Answer, Asked
 from experiments.inspection.run_folder import (
     FILTERS,
@@ -182,22 +182,7 @@ def build(run: RunFolder) -> gr.Blocks:
             ]
             return ("".join(pictures),)
 
-        def listen(
-            listener: Callable[..., Any],
-            function: Callable[..., Any],
-            inputs: list[Any],
-            outputs: list[Any],
-        ) -> Any:
-            """Have a function called, whose faults are said below the image."""
-            return listener(
-                guarded(function, len(outputs)),
-                inputs,
-                [*outputs, fault],
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
-
+        listen = partial(listen_guarded, fault, queue=False)
         drawn = [place, group, canvas, prompt, text, issues]
         listed = [grid, note, count, sheet]
         which = [name, chosen, order, sheet]

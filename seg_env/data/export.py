@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from seg_env.data.base import Dataset
-from seg_env.data.images import encode_png
 from seg_env.data.readers.annotated_images import AnnotatedImages
+from seg_env.geometry.drawing import as_png
 from seg_env.geometry.rle import Rle
 from seg_env.types import Sample, Target
 
@@ -99,7 +99,7 @@ def _encode_target(target: Target, form: TargetForm, root: Path, name: str) -> A
         return run_lengths(target.rle)
     if form == "rings":
         return [ring.tolist() for ring in target.rings]
-    return _store(root, "masks", f"{name}.png", encode_png(target.mask().astype(np.uint8) * 255))
+    return _store(root, "masks", f"{name}.png", as_png(target.mask().astype(np.uint8) * 255))
 
 
 def _write_image(
@@ -108,10 +108,10 @@ def _write_image(
     """Copy or save the image; returns its path relative to the root."""
     source: Path | None = dataset.image_path(index) if hasattr(dataset, "image_path") else None
     if source is None:
-        return _store(root, "images", f"{dataset.split}-{index}.png", encode_png(sample.image))
+        return _store(root, "images", f"{dataset.split}-{index}.png", as_png(sample.image))
     if source not in copied:
         if isinstance(dataset, AnnotatedImages) and dataset.is_turned(index):
-            name, data = f"{source.stem}.png", encode_png(sample.image)
+            name, data = f"{source.stem}.png", as_png(sample.image)
         else:
             name, data = source.name, source.read_bytes()
         copied[source] = _store(root, "images", name, data)

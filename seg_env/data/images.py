@@ -29,6 +29,7 @@ from seg_env.data.rasters import (
     to_bytes,
 )
 from seg_env.data.records import Fault, RecordError, located
+from seg_env.geometry.drawing import as_png
 from seg_env.geometry.limits import LimitError, check_limit, check_size, limits
 
 if TYPE_CHECKING:
@@ -285,13 +286,6 @@ def _raster_orientation(source: Path | bytes) -> int:
     return 1
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """The file of an image ``(H, W, 3)``, or of a mask ``(H, W)``."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def data_url(image: NDArray[np.uint8]) -> str:
     """An image as the address of a PNG, as chat messages and pages have them."""
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()

@@ -56,7 +56,7 @@ class Outline(Protocol):
 
 
 def as_png(picture: NDArray[np.uint8]) -> bytes:
-    """``(H, W, 3) uint8`` as a PNG file."""
+    """The file of an image ``(H, W, 3)``, or of a mask ``(H, W)``."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()

@@ -2,15 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
-from agents_fixtures import THREADS
-from short_runs import timeless
+from short_runs import run_on_two_ranks, timeless
 
 from agents.gspo import GSPO
 from experiments import run_gspo, run_ppo
@@ -165,17 +161,7 @@ def test_turns_are_kept_with_the_outlines_that_they_led_to(policy_folder, tmp_pa
 def test_one_rank_writes_the_groups_of_both(policy_folder, tmp_path):
     alone = run("gspo", policy_folder, tmp_path / "one", "--gspo.minibatches", "1", updates=1)
     words = words_of("gspo", policy_folder, tmp_path / "two", "--gspo.minibatches", "1", updates=1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    process = subprocess.run(
-        [*launcher, "2", "experiments/run_gspo.py", *words],
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": THREADS},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert process.returncode == 0, process.stderr
+    run_on_two_ranks("run_gspo.py", *words)
     one, two = (
         [(group.sample, [answer.text for answer in group.answers]) for group in groups_in(each)[1]]
         for each in (alone, tmp_path / "two")

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 import signal
-import threading
 
 import numpy as np
 import pytest
+from browser import WAIT, browser, needs_chromium, served, visitors  # noqa: F401
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from rich.console import Console
 from short_runs import start
 
@@ -17,58 +16,22 @@ from experiments.demo.__main__ import Args, open_demo
 from experiments.demo.server import Server
 from seg_env.data.scenes import Scenes
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
-
-WAIT = 20_000
-"""Milliseconds; the machine may be busy."""
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server(open_demo(Args(), Console(quiet=True)), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    yield server
-    server.stop()
-    thread.join(60)
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with served(Server(open_demo(Args(), Console(quiet=True)), "127.0.0.1", 0)) as server:
+        yield server
 
 
 @pytest.fixture
 def open_page(browser, server):
-    """Opens the page as a visitor of its own; what goes wrong in the browser fails the test."""
-    faults, contexts = [], []
-
-    def open_page(address=server.address, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
-        contexts.append(context)
-        context.set_default_timeout(WAIT)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-        page.on("request", lambda asked: elsewhere(asked.url))
-        page.goto(address)
+    def expect_ready(page):
         expect(page.locator("#expression textarea")).not_to_have_value("", timeout=WAIT)
-        return page
 
-    def elsewhere(url):
-        if not url.startswith((server.address, "data:", "blob:")):
-            faults.append(f"asked {url}")
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
+    with visitors(browser, server, expect_ready) as open_page:
+        yield open_page
 
 
 def scores(page):

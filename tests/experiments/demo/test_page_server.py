@@ -4,27 +4,22 @@ import http.client
 import json
 import signal
 import socket
-import threading
 import urllib.request
 
 import pytest
+from browser import served
 from short_runs import start
 from test_page_questions import make_demo
 
-from experiments.demo.questions import MOST_BYTES
+from experiments.common.serving import MOST_BYTES
 from experiments.demo.server import Server
 from seg_env.errors import WrongOptionError
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server(make_demo(), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    yield server
-    server.stop()
-    thread.join(60)
-    assert not thread.is_alive()
+    with served(Server(make_demo(), "127.0.0.1", 0)) as server:
+        yield server
 
 
 def reply(server, method, path, body=None, **headers):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agents_fixtures import THREADS, small_policy
+from agents_fixtures import small_policy
 from PIL import Image
 from scripted_policy import write_tree
 from shapely.geometry import Polygon
+from short_runs import run_on_two_ranks
 
 from experiments.common.command import run_command
 from experiments.evaluate import FIRST, Args, command_line, main
@@ -244,18 +245,8 @@ def test_two_ranks_share_the_questions_and_score_as_one(tmp_path):
     words += ["--questions", "9", "--batch-size", "2", "--answers", "2", "--temperature", "1"]
     words = [*map(str, words), "--no-details", "--no-pictures", "--output-dir"]
     command_line([*words, str(tmp_path / "one")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    process = subprocess.run(
-        [*launcher, "2", "experiments/evaluate.py", *words, str(tmp_path / "two")],
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": THREADS},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("report: ") == 1, "one rank prints"
+    said = run_on_two_ranks("evaluate.py", *words, str(tmp_path / "two"))
+    assert said.count("report: ") == 1, "one rank prints"
     for name in ("answers.jsonl", "scores.json", "report.md"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
