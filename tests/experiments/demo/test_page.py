@@ -65,7 +65,10 @@ def ask(page, expression=None):
 
 def test_an_object_is_asked_for_by_text_and_its_outline_appears_as_it_is_written(open_page):
     page = open_page()
-    sample = Scenes("val").samples_of(0)[0]
+    circle = 2  # its outline is long enough to be seen to grow
+    sample = Scenes("val").samples_of(circle)[0]
+    page.fill("#index input", str(circle))
+    page.press("#index input", "Enter")
     expect(page.locator("#chips")).to_contain_text(sample.expression)
     # Every state of the text as the page shows it.
     page.evaluate(
@@ -79,7 +82,7 @@ def test_an_object_is_asked_for_by_text_and_its_outline_appears_as_it_is_written
           look();
         }"""
     )
-    ask(page)
+    ask(page, sample.expression)
     found = scores(page)
     assert found.keys() == {"IoU", "mask_iou", "centroid_distance", "format", "reward"}
     assert found["IoU"] > 0.3
