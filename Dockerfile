@@ -2,8 +2,8 @@
 #
 #   docker build -t simpleseg .
 #   docker build -t simpleseg:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
-#   docker run --rm -v "$PWD/runs:/work/runs" simpleseg gspo
-#   docker run --rm --gpus all -v "$PWD:/work" simpleseg:cuda gspo --policy Qwen/Qwen2.5-VL-3B-Instruct --lora-rank 16
+#   docker run --rm -v "$PWD/runs:/home/learner/runs" simpleseg gspo
+#   docker run --rm --gpus all -v "$PWD:/home/learner" simpleseg:cuda gspo --policy Qwen/Qwen2.5-VL-3B-Instruct --lora-rank 16
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -16,9 +16,9 @@ COPY rewards rewards
 COPY agents agents
 COPY experiments experiments
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt . \
-    && useradd --create-home learner && mkdir /work && chown learner /work
+    && useradd --create-home learner
 
 USER learner
-WORKDIR /work
+WORKDIR /home/learner
 ENTRYPOINT ["simpleseg"]
 CMD ["--help"]
