@@ -48,7 +48,7 @@ from agents.settings import (
     SupervisedFineTuningConfig,
     with_papers_optimizer,
 )
-from experiments.common.arguments import FIRST, EvaluationPlan, RunArguments
+from experiments.common.arguments import FIRST, SCENES, EvaluationPlan, RunArguments
 from experiments.common.command import command_words, opening, run_command
 from experiments.common.policies import (
     WeightsChoice,
@@ -122,17 +122,19 @@ class Args(RunArguments):
     """What is measured before, during and after, on held-out scenes."""
     checkpoint_every: int = 250
     output_dir: Path = Path("runs/bc")
-    env: tyro.conf.Suppress[str] = "SimpleSeg-Scenes-v0"
+    env: tyro.conf.Suppress[str] = SCENES
     trust_remote_code: tyro.conf.Suppress[bool] = False
 
     def __post_init__(self) -> None:
         self.dataset, self.data = self.dataset or self.data, None
 
     def environment(self) -> dict[str, Any]:
-        """Arguments of the environment; ``difficulty`` is of scenes, also where it is a default."""
+        """Arguments of the environment; scenes measured on are of the kind learned from."""
         found = super().environment()
         if self.dataset not in (None, "scenes"):
             found.pop("difficulty", None)
+        elif self.negatives:
+            found["negatives"] = self.negatives
         return found
 
 

@@ -1,9 +1,10 @@
 r"""Main job: improve a policy by GSPO and show what changed.
 
-With no arguments it takes the embedded warm-started policy, asks it for outlines of easy procedural
-scenes, trains it for some minutes on two cores, and writes a report to ``runs/gspo``:
-``report.md``, ``learning_curve.png``, ``before_after.png``, ``scores.json``, ``metrics.jsonl``,
-TensorBoard events, checkpoints and the improved policy.
+With no arguments it takes the embedded warm-started policy, asks it for outlines in procedural
+scenes, where three of ten objects that are asked for are not there, trains it for some minutes on
+two cores, and writes a report to ``runs/gspo``: ``report.md``, ``learning_curve.png``,
+``before_after.png``, ``scores.json``, ``metrics.jsonl``, TensorBoard events, checkpoints and the
+improved policy.
 
     python experiments/run_gspo.py
     python experiments/run_gspo.py --rewards mask_iou=1.0 format=0.1 my_pkg.rewards:Compactness=0.2
@@ -33,13 +34,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.settings import GSPOConfig, TRLOptions
-from experiments.common.arguments import FIRST, TrainingArguments
+from experiments.common.arguments import FIRST, SCENES, TrainingArguments
 from experiments.common.command import opening, run_command
 from seg_env.errors import WrongOptionError
 
 HONOURED = {
     *("env", "policy", "rewards", "updates", "gspo", "data_root", "split", "split_by"),
-    *("difficulty", "image_size", "evaluation", "precision", "trust_remote_code"),
+    *("difficulty", "negatives", "image_size", "evaluation", "precision", "trust_remote_code"),
     *("frame", "max_new_tokens", "vision_check", "on_error"),
     *("dataset", "image_root", "per_annotation"),
     *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
@@ -52,6 +53,11 @@ HONOURED = {
 class Args(TrainingArguments):
     """Improve a policy by GSPO and show what changed."""
 
+    difficulty: str | None = None
+    """Of scenes: easy, medium (default), hard."""
+    negatives: float | None = None
+    """Of scenes: share of questions about an object that is not there, 0.3 by default, to which
+    ``[]`` is the answer; see the reward no_target."""
     gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
     backend: Literal["plain", "trl"] = "plain"
@@ -59,6 +65,13 @@ class Args(TrainingArguments):
     trl: TRLOptions = field(default_factory=TRLOptions)
     """What only TRL has."""
     output_dir: Path = Path("runs/gspo")
+
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environment; scenes are what a policy that was cloned has to learn."""
+        found = super().environment()
+        if self.env == SCENES and self.dataset in (None, "scenes"):
+            found = {"difficulty": "medium", "negatives": 0.3} | found
+        return found
 
 
 def main(args: Args) -> dict[str, Any]:

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from agents.policy.model import VLMPolicy
     from agents.training.distributed import World
 
+SCENES = "SimpleSeg-Scenes-v0"
+"""The environment that needs no data."""
 FIRST = {
     "What learns": ("policy", "lora-rank"),
-    "From what": ("env", "dataset", "data-root", "difficulty", "task", "rewards"),
+    "From what": ("env", "dataset", "data-root", "difficulty", "negatives", "task", "rewards"),
     "How long": ("updates", "evaluation.questions"),
     "The run": ("seed", "output-dir", "resume", "backend"),
 }
@@ -113,7 +115,7 @@ class PolicyArguments:
 class QuestionArguments(PolicyArguments):
     """What a policy is asked."""
 
-    env: str = "SimpleSeg-Scenes-v0"
+    env: str = SCENES
     """Environment id, whose data set is asked about, or learned from."""
     dataset: str | None = None
     """Other data than the environment's: a folder or file (COCO, LabelMe, YOLO, images and masks,
