@@ -36,15 +36,19 @@ ROWS = (
     ("greedy precision@0.7", "greedy", "precision@0.7", 100),
     ("greedy precision@0.9", "greedy", "precision@0.9", 100),
     ("greedy boundary F", "greedy", "boundary_f", 100),
+    ("greedy gIoU where the object is there", "greedy", "giou_present", 100),
+    ("absent objects called absent, greedy (N-acc)", "greedy", "n_acc", 100),
+    ("present objects not called absent, greedy (T-acc)", "greedy", "t_acc", 100),
     ("well-formed, sampled", "sampled", "well_formed", 100),
     ("well-formed, greedy", "greedy", "well_formed", 100),
-    ("vertices per outline", "greedy", "vertices", 1),
+    ("vertices per answer", "greedy", "vertices", 1),
     ("tokens per answer", "greedy", "tokens", 1),
 )
 """Rows of the table: label, which evaluation, which score, factor (100 for per cent).
 
-The first two are for episodes of several turns only."""
+The first two are for episodes of several turns only, three for questions about absent objects."""
 HEADINGS = ("", "before", "after", "change [95 %]")
+SIDES = ("before", "after")
 
 PANELS = (
     ("Cross-entropy per answer token", ["train/loss"]),
@@ -131,10 +135,10 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for label, kind, key, factor in ROWS:
         if kind != "greedy" and kind not in scores["after"]:
             continue
-        old, new = (
-            factor * (scores[side] if kind == "greedy" else scores[side][kind])[key]
-            for side in ("before", "after")
-        )
+        sides = [scores[side] if kind == "greedy" else scores[side][kind] for side in SIDES]
+        if not all(key in side for side in sides):
+            continue
+        old, new = (factor * side[key] for side in sides)
         change = f"{new - old:+.1f}"
         if key == "giou":
             low, high = (factor * value for value in scores["gain"][kind]["giou_interval"])

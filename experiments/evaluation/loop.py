@@ -65,6 +65,8 @@ class Evaluation:
     points on the object (see `rewards.MaskIoU`)."""
     tasks: NDArray[np.str_]
     """``(n,)`` what was asked."""
+    present: NDArray[np.bool_]
+    """``(n,)`` whether what was asked about is there."""
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
@@ -90,6 +92,22 @@ class Evaluation:
             "tasks": {
                 task: self.fit_score(self.tasks == task) for task in np.unique(self.tasks).tolist()
             },
+            **self._absence(),
+        }
+
+    def _absence(self) -> dict[str, float]:
+        """Scores where some of what was asked about is absent: gRefCOCO's (GRES, CVPR 2023).
+
+        ``n_acc`` is the share of absent objects that answers call absent, ``t_acc`` that of present
+        ones that they do not, and ``giou_present`` the gIoU of the latter.
+        """
+        if self.present.all() or not self.present.any():
+            return {}
+        silent = self.valid & (self.vertices == 0)
+        return {
+            "n_acc": float(silent[~self.present].mean()),
+            "t_acc": float(1 - silent[self.present].mean()),
+            "giou_present": float(self.iou[self.present].mean()),
         }
 
     def fit_score(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
@@ -270,6 +288,7 @@ def _measure(
         texts=np.array(outlines, object).reshape(shape),
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),
+        present=np.array([question.sample.target.area > 0 for question in questions]),
     )
 
 

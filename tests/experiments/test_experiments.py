@@ -214,6 +214,30 @@ def test_an_evaluation_survives_json(evaluation):
     assert again.texts.tolist() == evaluation.texts.tolist()
 
 
+def test_absent_objects_have_rows_of_their_own(evaluation):
+    assert "n_acc" not in evaluation.summary()
+    present = np.arange(len(evaluation.indices)) % 3 > 0
+    silent = np.arange(len(present)) % 2 == 0
+    found = Evaluation(
+        **vars(evaluation)
+        | {
+            "present": present,
+            "valid": np.ones_like(evaluation.valid),
+            "vertices": np.where(silent[:, None], 0, np.maximum(evaluation.vertices, 3)),
+        }
+    )
+    summary = found.summary()
+    assert summary["n_acc"] == pytest.approx(silent[~present].mean())
+    assert summary["t_acc"] == pytest.approx(1 - silent[present].mean())
+    assert summary["giou_present"] == pytest.approx(found.iou[present].mean())
+    sides = {"greedy": found, "sampled": found}
+    rows = {row[0]: row[1:] for row in table_rows(scores_of(sides, sides))}
+    accuracy = f"{100 * summary['n_acc']:.1f}"
+    assert rows["absent objects called absent, greedy (N-acc)"] == (accuracy, accuracy, "+0.0")
+    none = Evaluation(**vars(found) | {"valid": np.zeros_like(found.valid)})
+    assert none.summary()["n_acc"] == 0, "an answer that cannot be read says nothing"
+
+
 def test_the_table_shows_the_change_with_its_interval(evaluation):
     better = Evaluation(**{**vars(evaluation), "iou": np.minimum(evaluation.iou + 0.1, 1)})
     scores = scores_of(
