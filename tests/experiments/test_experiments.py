@@ -32,6 +32,7 @@ def arguments(policy, output):
     return [
         *("--policy", str(policy), "--precision", "float32", "--output-dir", str(output)),
         *("--seed", "3", "--updates", str(UPDATES), "--checkpoint-every", "1"),
+        *("--difficulty", "easy", "--negatives", "0"),
         *("--gspo.prompts-per-update", "2", "--gspo.group-size", "3"),
         *("--gspo.max-new-tokens", "40", "--gspo.learning-rate", "1e-3"),
         *("--evaluation.questions", str(QUESTIONS), "--evaluation.answers", "2"),
@@ -45,6 +46,24 @@ def finished(policy_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     args = tyro.cli(run_gspo.Args, args=arguments(policy_folder, folder))
     return folder, run_gspo.main(args)
+
+
+def test_the_main_job_asks_for_objects_that_may_be_absent():
+    asked = run_gspo.Args().environment()
+    assert asked == {"split": "train", "difficulty": "medium", "negatives": 0.3}
+    assert run_gspo.Args().held_out() == asked | {"split": "val"}
+    easy = run_gspo.Args(difficulty="easy", negatives=0.0, dataset="scenes")
+    assert easy.environment() == asked | {"difficulty": "easy", "negatives": 0.0} | {
+        "dataset": "scenes"
+    }
+    others = run_gspo.Args(env="SimpleSeg-RefCOCO-v0"), run_gspo.Args(dataset="my_pkg.data:make")
+    assert all(not {"difficulty", "negatives"} & args.environment().keys() for args in others)
+
+
+def test_cloning_is_measured_on_what_it_learns():
+    assert "negatives" not in run_bc.Args().held_out()
+    args = run_bc.Args(difficulty="medium", negatives=0.3)
+    assert args.held_out() == run_gspo.Args().held_out()
 
 
 def test_a_run_leaves_everything_there_is_to_know_about_it(finished):

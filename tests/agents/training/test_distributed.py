@@ -299,6 +299,7 @@ def run_arguments(folder, output):
     return [
         *("--policy", folder / "policy", "--precision", "float32", "--output-dir", output),
         *("--seed", "3", "--updates", "8", "--checkpoint-every", "1", "--gspo.no-muon"),
+        *("--difficulty", "easy", "--negatives", "0"),
         *("--gspo.prompts-per-update", "4", "--gspo.group-size", "3"),
         *("--gspo.max-new-tokens", "24", "--gspo.learning-rate", "3e-4"),
         *("--gspo.adam-epsilon", str(job.STEADY["adam_epsilon"])),

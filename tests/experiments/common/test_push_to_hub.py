@@ -40,7 +40,7 @@ def train(folder, policy, repository, server, **given):
         "--output-dir",
         str(folder / "run"),
     ]
-    words += ["--push-to-hub", repository, *OPTIONS]
+    words += ["--push-to-hub", repository, *OPTIONS, "--difficulty", "easy", "--negatives", "0"]
     return call(words, server, folder / "home", cwd=ROOT, **given)
 
 
