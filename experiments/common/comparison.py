@@ -32,6 +32,9 @@ GAINS = (
     ("best of the sampled, gIoU", "sampled", "best_giou", 100),
     ("greedy boundary F", "greedy", "boundary_f", 100),
     ("tokens per answer", "greedy", "tokens", 1),
+    ("greedy gIoU where the object is there", "greedy", "giou_present", 100),
+    ("absent objects called absent", "greedy", "n_acc", 100),
+    ("present objects not called absent", "greedy", "t_acc", 100),
 )
 """Title, kind of answers, score, factor (100 for per cent)."""
 SCORES = (
