@@ -48,7 +48,7 @@ DEFAULTS: dict[Stage, str] = {
     "--box-jitter 0.1 --mask-fray 2 --wrong-expressions 0.1",
     "pretrain": CLONING,
     "sft": f"{CLONING} --scenes {SCENES}",
-    "rl": "--updates 80 --evaluation.every 20 --checkpoint-every 20",
+    "rl": "--negatives 0 --updates 80 --evaluation.every 20 --checkpoint-every 20",
 }
 """Options of the stages where the command line has no others."""
 HEADINGS = ("after", "updates", *(f"{title} [95 %]" for title, *_ in SCORES), "minutes")
