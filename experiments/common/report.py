@@ -283,7 +283,7 @@ def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -
         sample = policies[0][1].ask(index).sample
         images = [draw_overlay(sample.image, sample.target, short_side=256)]
         gap = np.full((images[0].shape[0], 6, 3), 255, dtype=np.uint8)
-        titles = ["target"]
+        titles = ["target" if sample.target.area else "not there"]
         for name, core, found in policies:
             (answer,) = core.read(found.texts[row][:1], [core.ask(index)])
             drawn = draw_overlay(sample.image, None, answer, short_side=256)
