@@ -21,6 +21,7 @@ from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
 from experiments.evaluation.loop import Evaluation, evaluate
+from rewards import DEFAULT_REWARDS
 from seg_env.envs.referring import open_questions
 
 UPDATES = 6
@@ -50,7 +51,8 @@ def finished(policy_folder, tmp_path_factory):
 
 def test_the_main_job_asks_for_objects_that_may_be_absent():
     asked = run_gspo.Args().environment()
-    assert asked == {"split": "train", "difficulty": "medium", "negatives": 0.3}
+    scenes = {"split": "train", "difficulty": "medium", "negatives": 0.3}
+    assert asked == scenes | {"rewards": DEFAULT_REWARDS}
     assert run_gspo.Args().held_out() == asked | {"split": "val"}
     easy = run_gspo.Args(difficulty="easy", negatives=0.0, dataset="scenes")
     assert easy.environment() == asked | {"difficulty": "easy", "negatives": 0.0} | {
@@ -63,7 +65,8 @@ def test_the_main_job_asks_for_objects_that_may_be_absent():
 def test_cloning_is_measured_on_what_it_learns():
     assert "negatives" not in run_bc.Args().held_out()
     args = run_bc.Args(difficulty="medium", negatives=0.3)
-    assert args.held_out() == run_gspo.Args().held_out()
+    measured = args.held_out() | {"rewards": DEFAULT_REWARDS}
+    assert measured == run_gspo.Args().held_out()
 
 
 def test_a_run_leaves_everything_there_is_to_know_about_it(finished):

@@ -44,7 +44,16 @@ config = {"seed": int(options["--seed"]), "gain": options["--gain"], "output_dir
 """
 NAMES = (
     *("agents", "budget", "clip", "constrained", "epsilon", "group-size", "length", "optimizer"),
-    *("order", "rewards", "rl-easy", "rl-medium", "rl-photos", "spread-floor", "stages-data"),
+    *(
+        "order",
+        "rewards",
+        "rl-absent",
+        "rl-easy",
+        "rl-medium",
+        "rl-photos",
+        "spread-floor",
+        "stages-data",
+    ),
     *("stages", "ways", "weights"),
 )
 
