@@ -104,7 +104,7 @@ class Args(RunArguments):
     all are of --difficulty. ``alike`` are easy scenes in which only colour tells objects apart."""
     mirror: bool = False
     """Learn from every image once more with left and right exchanged, also in words."""
-    negatives: float = 0.0
+    negatives: float | None = 0.0
     """Share of the scenes in which an object is asked for that is not there."""
     task: str | None = None
     """What is asked once the policy knows where things are, in the place of outlines, boxes and
@@ -131,10 +131,11 @@ class Args(RunArguments):
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment; scenes measured on are of the kind learned from."""
         found = super().environment()
-        if self.dataset not in (None, "scenes"):
+        scenes = self.dataset in (None, "scenes")
+        if not scenes:
             found.pop("difficulty", None)
-        elif self.negatives:
-            found["negatives"] = self.negatives
+        if not scenes or not self.negatives:
+            found.pop("negatives", None)
         return found
 
 
@@ -275,7 +276,7 @@ def open_images(args: Args) -> LabelledImages:
             [
                 LookalikeScenes(count)
                 if kind == "alike"
-                else Scenes("train", kind, length=count, negatives=args.negatives)
+                else Scenes("train", kind, length=count, negatives=args.negatives or 0.0)
                 for kind, share in shares.items()
                 if (count := round(args.scenes * share))
             ]

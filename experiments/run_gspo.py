@@ -66,12 +66,11 @@ class Args(TrainingArguments):
     """What only TRL has."""
     output_dir: Path = Path("runs/gspo")
 
-    def environment(self) -> dict[str, Any]:
-        """Arguments of the environment; scenes are what a policy that was cloned has to learn."""
-        found = super().environment()
+    def __post_init__(self) -> None:
+        """Ask of scenes what a policy that was cloned has still to learn."""
         if self.env == SCENES and self.dataset in (None, "scenes"):
-            found = {"difficulty": "medium", "negatives": 0.3} | found
-        return found
+            self.difficulty = self.difficulty or "medium"
+            self.negatives = 0.3 if self.negatives is None else self.negatives
 
 
 def main(args: Args) -> dict[str, Any]:

@@ -133,6 +133,8 @@ class QuestionArguments(PolicyArguments):
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     difficulty: str | None = None
     """Of scenes: easy (default), medium, hard."""
+    negatives: float | None = None
+    """Of scenes: share of questions about an object that is not there; see the reward no_target."""
     encoding: str | None = None
     """Of annotation files that are neither UTF-8 nor UTF-16, such as gbk."""
     stretch: Stretch | None = None
@@ -144,8 +146,8 @@ class QuestionArguments(PolicyArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        found = self._given("split", "data_root", "split_by", "difficulty", "image_root")
-        found |= self._given("encoding", "stretch", "bands")
+        found = self._given("split", "data_root", "split_by", "image_root")
+        found |= self._given("difficulty", "negatives", "encoding", "stretch", "bands")
         if self.per_annotation:
             found["per_annotation"] = True
         if self.dataset is not None:
@@ -164,8 +166,6 @@ class QuestionArguments(PolicyArguments):
 class TaskArguments(QuestionArguments):
     """What is given and asked for, in which form."""
 
-    negatives: float | None = None
-    """Of scenes: share of questions about an object that is not there; see the reward no_target."""
     task: str = DEFAULT_TASK
     """What is given and asked for, or several tasks with weights: "text->mask=0.7
     point->mask=0.3"."""
@@ -176,7 +176,7 @@ class TaskArguments(QuestionArguments):
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""
-        found = super().environment() | self._given("negatives", "image_size")
+        found = super().environment() | self._given("image_size")
         if self.task != DEFAULT_TASK:
             found["task"] = self.task
         if self.queries != QueryStyle():
@@ -318,7 +318,9 @@ class RunArguments(QuestionArguments, AdapterArguments):
     def held_out(self) -> dict[str, Any]:
         """Arguments of the environment that is measured on: another split, or the other part."""
         if (other := self.evaluation.dataset) is not None:
-            named: dict[str, Any] = dict.fromkeys(("data_root", "image_root", "split_by"))
+            of_scenes = () if other == "scenes" else ("difficulty", "negatives")
+            unsaid = ("data_root", "image_root", "split_by", *of_scenes)
+            named: dict[str, Any] = dict.fromkeys(unsaid)
             named |= {"dataset": other, "split": self.evaluation.split, "per_annotation": False}
             return replace(self, **named).environment()
         if self.is_parted:

@@ -58,6 +58,8 @@ def test_the_main_job_asks_for_objects_that_may_be_absent():
     assert easy.environment() == asked | {"difficulty": "easy", "negatives": 0.0} | {
         "dataset": "scenes"
     }
+    measured = EvaluationPlan(dataset="my_pkg.data:make")
+    assert not {"difficulty", "negatives"} & run_gspo.Args(evaluation=measured).held_out().keys()
     others = run_gspo.Args(env="SimpleSeg-RefCOCO-v0"), run_gspo.Args(dataset="my_pkg.data:make")
     assert all(not {"difficulty", "negatives"} & args.environment().keys() for args in others)
 

@@ -190,7 +190,7 @@ def test_behaviour_cloning_has_no_groups(copy):
 
 
 def test_other_data_than_those_learned_from_are_noticed(copy):
-    change(copy, "config.json", difficulty="medium")
+    change(copy, "config.json", difficulty="hard")
     run = RunFolder(copy)
     view = run.view("update 1")
     with pytest.raises(ExplainedError, match="the data are others than those the run learned from"):
