@@ -7,8 +7,8 @@
 
 A sweep is a TOML file of arms; those in experiments/sweeps are known by name and can be copied.
 Every run is an ordinary one in a folder of its own, so this command may be stopped at any time:
-finished runs are not made again, an interrupted one goes on from its last checkpoint. Differences
-are paired by seed. Runs that differ in more than their seed and what the sweep varies are refused.
+finished runs are not made again, an interrupted one goes on. Differences are paired by seed. Runs
+that differ in more than their seed and what the sweep varies are refused.
 """
 
 from __future__ import annotations

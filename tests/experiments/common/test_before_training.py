@@ -171,6 +171,8 @@ def test_scores_that_are_not_zero_are_the_same_to_the_last_digit(tmp_path):
     plan = EvaluationPlan(questions=16, answers=1, every=0)
     args = run_gspo.Args(
         policy=str(tmp_path / "policy"),
+        difficulty="easy",
+        negatives=0.0,
         updates=0,
         precision="float32",
         evaluation=plan,

@@ -25,7 +25,7 @@ def words_of(name, policy, folder, *more, updates=3):
         *(f"--{name}.prompts-per-update", "2", f"--{name}.group-size", "3"),
         *(f"--{name}.max-new-tokens", "40", f"--{name}.learning-rate", "1e-3"),
         *("--evaluation.questions", "2", "--evaluation.answers", "1", "--evaluation.every", "0"),
-        *("--rollouts-every", "1", *more),
+        *("--difficulty", "easy", "--negatives", "0", "--rollouts-every", "1", *more),
     ]
 
 

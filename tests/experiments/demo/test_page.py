@@ -88,7 +88,10 @@ def test_an_object_is_asked_for_by_text_and_its_outline_appears_as_it_is_written
     assert found["IoU"] > 0.3
     expect(page.locator("#prompt")).to_contain_text(f"polygon coordinates of {sample.expression}")
     seen = page.evaluate("window.seen")
-    assert len(seen) > 4
+    # How many states are seen is a matter of the machine's speed.
+    unfinished = [text for text in seen if text not in ("", seen[-1])]
+    assert unfinished
+    assert all(seen[-1].startswith(text) for text in unfinished)
     assert seen[-1].startswith("[[[")
     rings = json.loads(seen[-1])
     assert page.locator("#canvas .vertex").count() == sum(map(len, rings))

@@ -27,5 +27,7 @@ def make_run(policy_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(make_run):
-    """The folder of a run of three updates."""
-    return make_run("--updates", "3", "--evaluation.questions", "30", "--evaluation.every", "1")
+    """The folder of a run of three updates, on easy scenes."""
+    easy = ("--difficulty", "easy", "--negatives", "0")
+    measured = ("--evaluation.questions", "30", "--evaluation.every", "1")
+    return make_run("--updates", "3", *easy, *measured)
