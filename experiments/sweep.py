@@ -1,8 +1,7 @@
 """Compare settings over several seeds: make the runs that are missing, then table and plot.
 
     python experiments/sweep.py optimizer
-    python experiments/sweep.py my_sweep.toml --seeds 0 1 2 3 --jobs 2
-    python experiments/sweep.py optimizer --options="--updates 20 --evaluation.questions 64"
+    python experiments/sweep.py my_sweep.toml --seeds 0 1 2 3 --jobs 2 --options="--updates 20"
     python experiments/sweep.py runs/main-0 runs/main-1 runs/main-2 --output-dir runs/main
 
 A sweep is a TOML file of arms; those in experiments/sweeps are known by name and can be copied.
