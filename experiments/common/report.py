@@ -48,7 +48,6 @@ ROWS = (
 
 The first two are for episodes of several turns only, three for questions about absent objects."""
 HEADINGS = ("", "before", "after", "change [95 %]")
-SIDES = ("before", "after")
 
 PANELS = (
     ("Cross-entropy per answer token", ["train/loss"]),
@@ -135,7 +134,9 @@ def table_rows(scores: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for label, kind, key, factor in ROWS:
         if kind != "greedy" and kind not in scores["after"]:
             continue
-        sides = [scores[side] if kind == "greedy" else scores[side][kind] for side in SIDES]
+        sides = [scores["before"], scores["after"]]
+        if kind != "greedy":
+            sides = [side[kind] for side in sides]
         if not all(key in side for side in sides):
             continue
         old, new = (factor * side[key] for side in sides)

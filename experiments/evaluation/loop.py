@@ -67,6 +67,8 @@ class Evaluation:
     """``(n,)`` what was asked."""
     present: NDArray[np.bool_]
     """``(n,)`` whether what was asked about is there."""
+    silent: NDArray[np.bool_]
+    """Whether answers say that nothing is there, in whatever form they were asked for."""
 
     def summary(self) -> dict[str, Any]:
         """Scores with a 95 % bootstrap interval over questions; an empty union counts 1."""
@@ -103,10 +105,9 @@ class Evaluation:
         """
         if self.present.all() or not self.present.any():
             return {}
-        silent = self.valid & (self.vertices == 0)
         return {
-            "n_acc": float(silent[~self.present].mean()),
-            "t_acc": float(1 - silent[self.present].mean()),
+            "n_acc": float(self.silent[~self.present].mean()),
+            "t_acc": float(1 - self.silent[self.present].mean()),
             "giou_present": float(self.iou[self.present].mean()),
         }
 
@@ -289,6 +290,7 @@ def _measure(
         fit=MaskIoU()(predictions, targets).reshape(shape),
         tasks=np.array([question.task for question in questions]),
         present=np.array([question.sample.target.area > 0 for question in questions]),
+        silent=np.array([each.valid and each.is_empty for each in predictions]).reshape(shape),
     )
 
 

@@ -20,7 +20,7 @@ from experiments.common.arguments import EvaluationPlan
 from experiments.common.logs import read_metrics
 from experiments.common.policies import open_policy
 from experiments.common.report import scores_of, table_rows
-from experiments.evaluation.loop import Evaluation, evaluate
+from experiments.evaluation.loop import Evaluation, _measure, evaluate
 from rewards import DEFAULT_REWARDS
 from seg_env.envs.referring import open_questions
 
@@ -246,8 +246,7 @@ def test_absent_objects_have_rows_of_their_own(evaluation):
         **vars(evaluation)
         | {
             "present": present,
-            "valid": np.ones_like(evaluation.valid),
-            "vertices": np.where(silent[:, None], 0, np.maximum(evaluation.vertices, 3)),
+            "silent": np.broadcast_to(silent[:, None], evaluation.valid.shape),
         }
     )
     summary = found.summary()
@@ -258,8 +257,28 @@ def test_absent_objects_have_rows_of_their_own(evaluation):
     rows = {row[0]: row[1:] for row in table_rows(scores_of(sides, sides))}
     accuracy = f"{100 * summary['n_acc']:.1f}"
     assert rows["absent objects called absent, greedy (N-acc)"] == (accuracy, accuracy, "+0.0")
-    none = Evaluation(**vars(found) | {"valid": np.zeros_like(found.valid)})
-    assert none.summary()["n_acc"] == 0, "an answer that cannot be read says nothing"
+
+
+@pytest.mark.parametrize(
+    ("task", "place"),
+    [
+        ("text->mask", "[[[0.1,0.1],[0.6,0.1],[0.6,0.7]]]"),
+        ("text->bbox", "[0.1,0.1,0.5,0.5]"),
+        ("text->point", "[0.5,0.5]"),
+    ],
+)
+def test_answers_of_every_form_can_say_that_nothing_is_there(task, place):
+    core = open_questions("SimpleSeg-Scenes-v0", split="val", negatives=0.5, task=task)
+    questions = [core.ask(index) for index in range(8)]
+
+    def told(text):
+        outcomes = core.step([core.begin(question) for question in questions], [text] * 8)
+        summary = _measure(questions, outcomes, [text] * 8, [1] * 8).summary()
+        return summary["n_acc"], summary["t_acc"]
+
+    assert told("[]") == (1, 0)
+    assert told(place) == (0, 1)
+    assert told("nonsense") == (0, 1), "an answer that cannot be read says nothing"
 
 
 def test_the_table_shows_the_change_with_its_interval(evaluation):

@@ -44,17 +44,8 @@ config = {"seed": int(options["--seed"]), "gain": options["--gain"], "output_dir
 """
 NAMES = (
     *("agents", "budget", "clip", "constrained", "epsilon", "group-size", "length", "optimizer"),
-    *(
-        "order",
-        "rewards",
-        "rl-absent",
-        "rl-easy",
-        "rl-medium",
-        "rl-photos",
-        "spread-floor",
-        "stages-data",
-    ),
-    *("stages", "ways", "weights"),
+    *("order", "rewards", "rl-absent", "rl-easy", "rl-medium", "rl-photos", "spread-floor"),
+    *("stages-data", "stages", "ways", "weights"),
 )
 
 
