@@ -109,6 +109,21 @@ def test_finished_runs_of_other_options_are_not_taken_for_those_asked_for(tmp_pa
     run(path, tmp_path / "out", report_only=True)
 
 
+def test_a_sweep_shares_another_ones_runs_and_what_they_begin_with(tmp_path):
+    script, out = tmp_path / "job.py", tmp_path / "out"
+    begins = f"folder = '{out}'\n[shared]\nstart = '{script} --gain 0 --seed 9'"
+    other = write_sweep(tmp_path, more=begins)
+    run(other, None)
+    path = tmp_path / "second.toml"
+    path.write_text(
+        f"question = 'And C?'\nscript = '{script}'\nshares = '{other}'\n"
+        "[runs]\nA = '--gain 0.1'\nC = '--gain {start}'\n"
+        "[arms]\nfirst = { run = 'A' }\nC = { run = 'C' }\n"
+    )
+    made = [(folder, command[2]) for command, folder in sweep.missing(sweep.read_sweep(path))]
+    assert made == [(out / f"C-{seed}", str(out / "start")) for seed in (0, 1, 2)]
+
+
 def test_a_run_that_was_begun_is_resumed(tmp_path):
     script = tmp_path / "resumable.py"
     script.write_text("import sys; print(sys.argv[-1]); sys.exit('--resume' != sys.argv[-1])")
