@@ -117,7 +117,7 @@ def read_sweep(
     - ``varies``: settings that arms differ in beside those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
       ``$NAME`` is a variable of the shell's;
-    - ``shares``: another sweep, whose ``folder`` and ``shared`` commands are this one's as well;
+    - ``shares``: another sweep, whose ``folder`` and ``shared`` commands this one has as well;
     - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
       is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
 
@@ -129,7 +129,8 @@ def read_sweep(
         check_keys(path, given, [*known.split(), "shared", "shares", "runs"])
         if other := given.get("shares"):
             begun = tomllib.loads(find_file(other).read_text("utf-8"))
-            given = {key: begun[key] for key in ("folder", "shared")} | given
+            shared = begun["shared"] | given.get("shared", {})
+            given = {"folder": begun["folder"]} | given | {"shared": shared}
         seeds = tuple(seeds or given.get("seeds", (0, 1, 2)))
         if not 2 <= len(set(seeds)) == len(seeds):
             raise ExplainedError(f"seeds {seeds}: an interval needs 2 or more different ones")
