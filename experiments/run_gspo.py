@@ -44,7 +44,7 @@ HONOURED = {
     *("frame", "max_new_tokens", "vision_check", "on_error"),
     *("dataset", "image_root", "per_annotation"),
     *("checkpoint_every", "seed", "output_dir", "resume", "backend", "trl"),
-    *("lora_rank", "lora_alpha"),
+    *("lora_rank", "lora_alpha", "track", "push_to_hub"),
 }
 """Arguments that TRL carries out; any other must be left at its default."""
 

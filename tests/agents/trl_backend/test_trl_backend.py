@@ -11,6 +11,7 @@ import pytest
 import torch
 import tyro
 from agents_fixtures import parameters_of, same_parameters, scene_environment, small_policy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText
 
 from agents.advantages import group_advantages
@@ -313,6 +314,9 @@ def test_the_command_line_trains_measures_and_reports(tmp_path):
     assert scores == json.loads((tmp_path / "run" / "scores.json").read_text())
     assert {"giou", "giou_interval"} < scores["before"].keys() & scores["after"].keys()
     assert (tmp_path / "run" / "report.md").exists()
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"rollout/reward", "eval/greedy_giou", "time/elapsed"} <= set(board.Tags()["scalars"])
+    assert {"eval/answers", "before_after"} <= set(board.Tags()["images"])
     taught = VLMPolicy.from_pretrained(tmp_path / "run" / "policy")
     (tmp_path / "run" / "scores.json").unlink()
     again = run_gspo.main(tyro.cli(run_gspo.Args, args=[*words, "--resume"]))
