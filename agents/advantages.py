@@ -76,7 +76,9 @@ def best_advantages(rewards: Tensor, group_size: int) -> Tensor:
     return best.flatten()
 
 
-def term_advantages(terms: Tensor, weights: Tensor, group_size: int, spread_floor: float) -> Tensor:
+def term_advantages(
+    terms: Tensor, weights: Tensor, group_size: int, spread_floor: float | None
+) -> Tensor:
     """Weighted sum ``(N,)`` of the `group_advantages` of each of ``(N, K)`` rewards.
 
     Rewards that are normalised one by one keep their say, however little one of them varies (GDPO,

@@ -115,13 +115,15 @@ class GSPO(OnPolicyAgent):
 
     def _term_advantages(self, rollout: Rollout) -> Tensor:
         terms = self.env.unwrapped.core.rewards.terms
+        rewards = rollout.rewards
         earned = np.stack([rollout.infos[f"reward/{name}"] for name in terms], axis=1)
-        return term_advantages(
-            torch.as_tensor(earned, dtype=torch.float32, device=rollout.rewards.device),
-            rollout.rewards.new_tensor([float(term.weight) for term in terms.values()]),
-            rollout.group_size,
-            self.config.spread_floor,
-        )
+        found = torch.as_tensor(earned, dtype=torch.float32, device=rewards.device)
+        weights = rewards.new_tensor([float(term.weight) for term in terms.values()])
+        if self.config.token_budget:  # the price of tokens is one more term
+            price = rewards - found @ weights
+            found = torch.cat([found, price[:, None]], dim=1)
+            weights = torch.cat([weights, weights.new_ones(1)])
+        return term_advantages(found, weights, rollout.group_size, self.config.advantage_floor)
 
     def loss(self, scores: TokenScores, part: Rollout) -> tuple[Tensor, Metrics]:
         """The clipped objective that the configuration names, and the KL penalty."""
@@ -161,6 +163,8 @@ def replace_degenerate(rollout: Rollout, spare: Rollout, policy: VLMPolicy) -> R
     used = useful[: int(degenerate.sum())]
     if not len(used):
         return rollout
+    if len(used) == rollout.prompts:
+        return spare.select(used)
     order = degenerate.long().argsort(stable=True)  # those that teach nothing last
     kept = order[: len(order) - len(used)]
     return join(rollout.select(kept), spare.select(used), policy)

@@ -62,6 +62,11 @@ class OnPolicyConfig(OptimizerSettings):
                 a single process, every ``minibatches``-th of all.
         """
         count, parts = self.prompts_per_update, world.size * self.minibatches
+        if not 1 <= self.minibatches <= count:
+            raise ValueError(
+                f"minibatches={self.minibatches} of prompts_per_update={count}: each needs a "
+                "prompt, so 1 to as many as there are prompts"
+            )
         if world.size > 1 and count % parts:
             raise ValueError(
                 f"prompts_per_update={count} cannot be shared out among {world.size} processes "

@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 from rich.console import Console
@@ -28,17 +28,24 @@ from experiments.common.command import opening, run_command
 from experiments.common.serving import MOST_BYTES, is_own_name, listening, say_other_name
 from rewards.composite import DEFAULT_REWARDS
 from rewards.mask_iou import outline_iou
-from rewards.trainers import RowRewards
+from rewards.trainers import RowRewards, read_row
 from seg_env.data.records import Record, RecordError, located
 from seg_env.geometry.limits import VARIABLE, set_limits
+from seg_env.grammar.answers import read_answer
+from seg_env.types import Prediction, Target
 
 SCORED_AT = "/score"
 """Where answers are posted."""
 MOST_ANSWERS = 1 << 14
 """Answers of one request."""
 LONGEST_SIDE = 4096
-"""Pixels along a side of an image, unless ``--limits side=NUMBER`` says otherwise: one answer can
+"""Pixels along a side of an image, unless ``--limits side=NUMBER`` says otherwise: one question can
 take memory in proportion, some hundred MiB at most."""
+AT_ONCE, PIXELS_OF_ONE = 256, 1 << 16
+"""Answers that are scored at once, and pixels that count as one answer: of large images few are, so
+that a request takes little more memory than its largest question."""
+
+Question = tuple[list[Prediction], Target]
 CLIENTS_FAULTS = (KeyError, IndexError, TypeError, ValueError, RecursionError)
 """Errors of what reads a request; any other is a bug, and keeps its traceback."""
 FIRST = {"Answers": ("rewards", "frame"), "The server": ("host", "port")}
@@ -60,11 +67,12 @@ class Args:
 
 
 class Scorer:
-    """Scores the answers of one request in one call of each reward."""
+    """Scores the answers of requests, one at a time."""
 
     def __init__(self, args: Args) -> None:
         """Find the rewards; no request names any, since names lead to code."""
         self.rows = RowRewards(" ".join(args.rewards), args.frame)
+        self._lock = Lock()  # rewards may keep things; and memory is for one request
         self.facts = {"rewards": list(args.rewards), "frame": self.rows.frame.description}
 
     def score(self, asked: object) -> dict[str, Any]:
@@ -74,21 +82,38 @@ class Scorer:
             RecordError: Something in it is malformed; the message says which question.
             RuntimeError: A reward failed, which is no client's fault.
         """
-        request = Record.parse(asked, "the request")
-        rows: list[Any] = []
-        answers: list[str] = []
-        ends = [0]
-        for number, question in enumerate(request.items("questions")):
+        asked_about: list[tuple[Record, list[str]]] = []
+        count = 0
+        for number, question in enumerate(Record.parse(asked, "the request").items("questions")):
             with located(f"question {number}"):
                 record = Record.parse(question, "it")
-                answers += record.texts("answers")
-                if len(answers) > MOST_ANSWERS:
-                    raise RecordError(
-                        f"with it there are {len(answers)} answers, not {MOST_ANSWERS}"
-                    )
-                rows += [record.values] * (len(answers) - ends[-1])
-                ends.append(len(answers))
-        predictions, targets = self.rows.read(answers, rows)
+                asked_about.append((record, record.texts("answers")))
+                if (count := count + len(asked_about[-1][1])) > MOST_ANSWERS:
+                    raise RecordError(f"with it there are {count} answers, not {MOST_ANSWERS}")
+        with self._lock:
+            return {"questions": list(self._score_in_blocks(asked_about))}
+
+    def _score_in_blocks(
+        self, asked_about: Sequence[tuple[Record, Sequence[str]]]
+    ) -> Iterator[dict[str, Any]]:
+        block: list[Question] = []
+        cost = 0
+        for number, (record, answers) in enumerate(asked_about):
+            with located(f"question {number}"):
+                target, form = read_row(Record(record.values, "its target"))
+            read = [read_answer(text, target.size, self.rows.frame, form) for text in answers]
+            block.append((read, target))
+            height, width = target.size
+            cost += max(len(read), height * width // PIXELS_OF_ONE)
+            if cost >= AT_ONCE:
+                yield from self._score_block(block)
+                block, cost = [], 0
+        yield from self._score_block(block)
+
+    def _score_block(self, block: Sequence[Question]) -> Iterator[dict[str, Any]]:
+        """Score questions in one call of each reward."""
+        predictions = [prediction for read, _ in block for prediction in read]
+        targets = [target for read, target in block for _ in read]
         try:
             scores = self.rows.rewards.score(predictions, targets)
         except Exception as error:
@@ -100,15 +125,13 @@ class Scorer:
             "issues": [",".join(prediction.issue_kinds) for prediction in predictions],
         }
         terms = {name: values.tolist() for name, values in scores.terms.items()}
-        return {
-            "questions": [
-                {
-                    **{name: values[start:end] for name, values in columns.items()},
-                    "terms": {name: values[start:end] for name, values in terms.items()},
-                }
-                for start, end in pairwise(ends)
-            ]
-        }
+        start = 0
+        for read, _ in block:
+            rows = slice(start, start := start + len(read))
+            yield {
+                **{name: values[rows] for name, values in columns.items()},
+                "terms": {name: values[rows] for name, values in terms.items()},
+            }
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -66,7 +66,7 @@ class RowRewards:
             with located(f"row {number}"):
                 if row is not last:
                     given = {key: row[key] for key in TARGET_COLUMNS if row.get(key) is not None}
-                    target, form = _read_row(json.dumps(given, default=_plain))
+                    target, form = _remembered_row(json.dumps(given, default=_plain))
                     last = row
                 predictions.append(read_answer(answer, target.size, self.frame, form))
             targets.append(target)
@@ -170,8 +170,16 @@ def _text(completion: Any) -> str:
 
 
 @lru_cache(maxsize=64)  # answers to one question share their target, and what is kept with it
-def _read_row(text: str) -> tuple[Target, Form]:
-    record = Record.parse(text, "its target")
+def _remembered_row(text: str) -> tuple[Target, Form]:
+    return read_row(Record.parse(text, "its target"))
+
+
+def read_row(record: Record) -> tuple[Target, Form]:
+    """What a row's `TARGET_COLUMNS` say, and the form that answers have.
+
+    Raises:
+        RecordError: They are malformed.
+    """
     lengths = record.get("rle")
     stated = record if record.get("size") is not None else Record(lengths, "its 'rle'")
     if (size := stated_size(stated)) is None:

@@ -92,7 +92,7 @@ CHEATS: dict[str, Cheat] = {
     "nothing, and the object is there": nothing,
 }
 HONEST = (0.3, 0.5, 0.7)
-"""Mask IoU of the honest answers: the true outline, shifted and shrunk alike."""
+"""Mask IoU of the honest answers: the true outline, shifted."""
 
 
 def honest(sample: Sample, wanted: float, rng: np.random.Generator) -> str:
@@ -172,9 +172,9 @@ def benchmark_cheats(
     scenes = Scenes("val", difficulty, length=questions)
     absent = Scenes("val", difficulty, length=questions, negatives=1.0)
     samples = list(scenes)
-    paid = payments(samples, answers(samples, seed))
-    there = answers(samples[:questions], seed)["honest, IoU 0.7"]
-    paid[ABSENT] = payments(list(absent), {ABSENT: there})[ABSENT]
+    texts = answers(samples, seed)
+    paid = payments(samples, texts)
+    paid |= payments(list(absent), {ABSENT: texts["honest, IoU 0.7"]})
     empty = {"nothing, and the object is absent": ["[]"] * questions}
     paid |= payments(list(absent), empty)
     means: dict[str, Any] = {

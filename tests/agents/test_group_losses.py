@@ -104,6 +104,14 @@ def test_groups_that_teach_nothing_are_replaced_by_others():
     )
 
 
+def test_a_rollout_that_teaches_nothing_at_all_is_replaced_whole():
+    policy = digits_policy()
+    rollout = rollout_of(policy, [0.5, 0.5, 0.0, 0.0], 1, width=3)
+    spare = rollout_of(policy, [0.1, 0.2, 0.3, 0.3, 0.4, 0.6], 20, width=5)
+    filled = replace_degenerate(rollout, spare, policy)
+    np.testing.assert_allclose(filled.rewards, [0.1, 0.2, 0.4, 0.6])
+
+
 def test_a_spare_rollout_that_teaches_nothing_either_changes_nothing():
     policy = digits_policy()
     rollout = rollout_of(policy, [0.5, 0.5, 0.1, 0.2], 1, width=3)

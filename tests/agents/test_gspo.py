@@ -171,6 +171,21 @@ def test_rewards_are_normalised_one_by_one():
     torch.testing.assert_close(rollout.advantages, (iou + 0.5 * form) / 1.5)
 
 
+def test_the_price_of_tokens_is_normalised_beside_the_rewards():
+    settings = {"advantage": "terms", "prompts_per_update": 2, "group_size": 4}
+    config = GSPOConfig(**settings, max_new_tokens=30, token_budget=5, loss="dr_grpo")
+    agent = GSPO(cloned_policy(), scene_environment(config, rewards="mask_iou=1.0"), config)
+    rollout, _ = agent.collect()
+    assert agent.price_tokens(rollout)["rollout/token_price"] > 0
+    agent.credit(rollout)
+    iou = torch.tensor(rollout.infos["reward/mask_iou"]).float()
+    cost = rollout.rewards - iou
+    assert cost.std() > 0.01
+    # dr_grpo divides by no spread.
+    expected = group_advantages(iou, 4, None) + group_advantages(cost, 4, None)
+    torch.testing.assert_close(rollout.advantages, expected / 2)
+
+
 def test_imitation_is_added_to_the_best_answers():
     plain, more = make_agent(), make_agent(imitation=0.7)
     rollouts = [agent.collect()[0] for agent in (plain, more)]

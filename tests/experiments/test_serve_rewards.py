@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +19,15 @@ from short_runs import start
 
 import seg_env  # noqa: F401  (registers the environments)
 from experiments.common.serving import MOST_BYTES
-from experiments.serve_rewards import MOST_ANSWERS, Args, command_line, make_reward_server
+from experiments.serve_rewards import (
+    MOST_ANSWERS,
+    Args,
+    Scorer,
+    command_line,
+    make_reward_server,
+)
 from rewards import Reward
+from rewards.trainers import _remembered_row
 from seg_env.data.export import run_lengths
 from seg_env.geometry import limits
 from seg_env.grammar import encode
@@ -35,6 +43,16 @@ class Failing(Reward):
     def __call__(self, predictions, targets):
         if any("fail" in prediction.text for prediction in predictions):
             raise ValueError("a bug")
+        return np.zeros(len(predictions))
+
+
+class Counting(Reward):
+    """Counts the questions of every call."""
+
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, predictions, targets):
+        self.calls.append(len({id(target) for target in targets}))
         return np.zeros(len(predictions))
 
 
@@ -85,6 +103,18 @@ def test_answers_earn_what_they_earn_in_the_environment(address):
     assert found[2]["reward"] == []
 
 
+def test_large_images_are_scored_a_few_at_a_time_and_forgotten():
+    """What a request takes in memory is that of a block, not of all its questions."""
+    scorer = Scorer(Args(rewards=("mask_iou=1", f"{__name__}:Counting=0")))
+    large = SQUARE | {"size": [2048, 2048], "answers": [HIT]}
+    Counting.calls.clear()
+    remembered = _remembered_row.cache_info().currsize
+    found = scorer.score({"questions": [large] * 6 + [SQUARE | {"answers": [HIT, "[]"]}] * 3})
+    assert [each["reward"] for each in found["questions"]] == [[1.0]] * 6 + [[1.0, 0.0]] * 3
+    assert Counting.calls == [4, 5]
+    assert _remembered_row.cache_info().currsize == remembered
+
+
 def test_rewards_and_frame_are_told(address):
     with urllib.request.urlopen("http://{}:{}/".format(*address), timeout=60) as reply:
         told = json.load(reply)
@@ -119,7 +149,11 @@ def test_many_clients_at_once_get_their_own_scores(address):
         (b'{"questions": [5]}', "question 0: it: expected an object"),
         (b'{"questions": [{"answers": "[]"}]}', "'answers' must be a list"),
         (b'{"questions": [{"answers": [1]}]}', "must be a list of strings"),
-        (b'{"questions": [{"answers": ["[]"]}]}', "row 0: its target"),
+        (b'{"questions": [{"answers": ["[]"]}]}', "question 0: its target"),
+        (
+            json.dumps({"questions": [SQUARE | {"answers": [HIT] * 8}] * 2 + [{"answers": []}]}),
+            "question 2: its target",
+        ),
         (b'{"questions": [{"answers": ["[]"], "rings": [], "size": [0, 5]}]}', "at least 1"),
         (b'{"questions": [{"answers": ["[]"], "rings": [], "size": [NaN, 5]}]}', "integer"),
         (b'{"questions": [{"answers": ["[]"], "mask": "/etc/passwd", "size": [5, 5]}]}', "rings"),
@@ -132,14 +166,14 @@ def test_many_clients_at_once_get_their_own_scores(address):
             "counts",
         ),
         (
-            json.dumps({"questions": [{**SQUARE, "answers": [""] * (MOST_ANSWERS + 1)}]}).encode(),
+            json.dumps({"questions": [{**SQUARE, "answers": [""] * (MOST_ANSWERS + 1)}]}),
             f"not {MOST_ANSWERS}",
         ),
     ],
 )
 def test_what_is_wrong_is_said(address, body, complaint):
     with pytest.raises(urllib.error.HTTPError) as caught:
-        post(address, body)
+        post(address, body.encode() if isinstance(body, str) else body)
     assert caught.value.code == 400
     told = json.load(caught.value)["error"]
     assert any(each in told for each in complaint.split("|")), told

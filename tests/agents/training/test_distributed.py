@@ -383,6 +383,13 @@ def test_prompts_share_out_over_ranks_and_minibatches():
         config.rows_of(World(0, 8))
 
 
+@pytest.mark.parametrize(("prompts", "minibatches"), [(1, 2), (4, 0)])
+def test_every_minibatch_needs_a_prompt(prompts, minibatches):
+    config = GSPOConfig(prompts_per_update=prompts, minibatches=minibatches)
+    with pytest.raises(ValueError, match=rf"minibatches={minibatches} of .*update={prompts}:"):
+        config.prompts_of(World())
+
+
 def test_metrics_of_parts_are_averaged_and_the_largest_of_maxima_is_kept():
     parts = [{"loss": 1.0, "ratio_max": 3.0}, {"loss": 4.0, "ratio_max": 2.0}]
     assert combine(parts) == {"loss": 2.5, "ratio_max": 3.0}

@@ -251,7 +251,14 @@ def test_the_server_starts_as_the_files_of_a_deployment_say():
                 assert result.reward == result.observation.metadata["iou"]
         finally:
             process.terminate()
-    assert "torch" not in sys.modules
+
+
+def test_the_server_needs_no_torch(tmp_path):
+    """As its container has none."""
+    (tmp_path / "torch.py").write_text("raise AssertionError('imported')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    words = [sys.executable, "-c", "import seg_env.bridges.openenv.server"]
+    subprocess.run(words, check=True, env=os.environ | {"PYTHONPATH": path})
 
 
 def test_the_client_in_the_documentation_runs(address, capsys):
