@@ -234,7 +234,8 @@ def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
 def run_script(command: list[str], folder: Path, *, threads: int) -> None:
     """Run a script in a process of its own; its output goes to ``log.txt`` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     script, *options = full_command(command, folder)
     write_json(folder / "command.json", command)
     with (folder / "log.txt").open("a") as log:

@@ -134,6 +134,22 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
     assert (folder / "log.txt").read_text() == "--resume\n"
 
 
+def test_a_run_finds_what_the_shell_finds_behind_what_is_here(tmp_path, monkeypatch):
+    """A reward of one's own, ``my_pkg.rewards:Compactness``, is on the caller's PYTHONPATH."""
+    mine = tmp_path / "mine"
+    for name in ("my_pkg", "experiments"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "__init__.py").touch()
+    script = tmp_path / "importing.py"
+    script.write_text("import experiments, my_pkg; print(experiments.__file__, my_pkg.__file__)")
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    sweep.run_script([str(script)], tmp_path / "run", threads=1)
+    packages = ROOT / "experiments", mine / "my_pkg"
+    assert (tmp_path / "run" / "log.txt").read_text().split() == [
+        str(package / "__init__.py") for package in packages
+    ]
+
+
 def test_a_run_that_fails_shows_its_own_words(tmp_path):
     with pytest.raises(ExplainedError, match="out of luck"):
         run(write_sweep(tmp_path), tmp_path, options="--fail 1")
