@@ -63,6 +63,8 @@ class Args:
 def main(args: Args) -> dict[str, Any] | None:
     """Make the runs that are missing, and report; returns what the JSON file holds."""
     console = Console()
+    if not args.what:
+        raise ExplainedError(f"name a sweep, a file or finished runs; sweeps are\n{list_sweeps()}")
     if len(args.what) > 1:
         folder = args.output_dir or Path("runs/summary")
         results = [Result(Path(run)) for run in args.what]

@@ -313,6 +313,11 @@ def test_an_unknown_sweep_lists_those_that_there_are():
     assert tuple(re.findall(r"(?m)^ +([\w-]+): ", sweep.list_sweeps())) == NAMES
 
 
+def test_no_word_at_all_lists_the_sweeps_that_there_are():
+    with pytest.raises(ExplainedError, match=r"(?s)^name a sweep.*optimizer: Muon.*weights: "):
+        sweep.main(sweep.Args(()))
+
+
 def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMPLESEG_PHOTOS", raising=False)
     with pytest.raises(ExplainedError, match="needs the variable SIMPLESEG_PHOTOS: set it"):
