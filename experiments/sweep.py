@@ -118,7 +118,7 @@ def read_sweep(
       ``series``;
     - ``varies``: settings that arms differ in beside those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
-      ``$NAME`` is a variable of the shell's;
+      ``$NAME`` or ``${NAME}`` is a variable of the shell's;
     - ``shares``: another sweep, whose ``folder`` and ``shared`` commands this one has as well;
     - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
       is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
@@ -141,8 +141,8 @@ def read_sweep(
 
         def words(text: str) -> list[str]:
             text = os.path.expandvars(text)
-            if unset := re.search(r"\$\w+", text):
-                raise ExplainedError(f"{path} needs the variable {unset[0][1:]}: set it")
+            if unset := re.search(r"\$\{?(\w+)", text):
+                raise ExplainedError(f"{path} needs the variable {unset[1]}: set it")
             for name in shared:
                 text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
             return shlex.split(text)

@@ -318,6 +318,16 @@ def test_no_word_at_all_lists_the_sweeps_that_there_are():
         sweep.main(sweep.Args(()))
 
 
+@pytest.mark.parametrize("written", ["$MY_GAIN", "${MY_GAIN}"])
+def test_a_variable_of_the_shell_stands_for_what_it_holds(tmp_path, monkeypatch, written):
+    path = write_sweep(tmp_path, second=f"--gain {written}")
+    monkeypatch.setenv("MY_GAIN", "0.7")
+    assert sweep.read_sweep(Path(path)).arms["B"].command[1:] == ("--gain", "0.7")
+    monkeypatch.delenv("MY_GAIN")
+    with pytest.raises(ExplainedError, match=r"toy\.toml needs the variable MY_GAIN: set it"):
+        sweep.read_sweep(Path(path))
+
+
 def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMPLESEG_PHOTOS", raising=False)
     with pytest.raises(ExplainedError, match="needs the variable SIMPLESEG_PHOTOS: set it"):
