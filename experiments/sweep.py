@@ -31,6 +31,7 @@ from rich.console import Console
 from experiments.common.command import run_command
 from experiments.common.comparison import Arm, Result, Sweep, report
 from experiments.common.logs import check_command, progress_bar, write_json
+from experiments.run_pipeline import STAGES
 from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent
@@ -204,14 +205,30 @@ def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
             command = [*arm.command, "--seed", str(seed)]
             if not (folder / arm.stage / "scores.json").exists():
                 runs[folder] = command
-            elif not arm.stage:
-                check_command(folder, command)
+            else:
+                check_command(folder, command, partial(up_to_stage, stage=arm.stage))
     shared = {
         sweep.folder / name: list(command)
         for name, command in sweep.shared.items()
         if runs and not any((sweep.folder / name / done).exists() for done in FINISHED)
     }
     return [(command, folder) for folder, command in (shared | runs).items()]
+
+
+def up_to_stage(command: Sequence[str], stage: str) -> list[str]:
+    """A command of the pipeline without the stages after one, and without their options.
+
+    What a stage left is the same whether or not others came after it. Commands of anything else
+    stay as they are.
+    """
+    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    kept, option = [], ""
+    for word in command:
+        if typed := re.match(r"--([\w.-]+)(?==|$)", word):  # an option's value may have options
+            option = typed[1]
+        if option not in later and not (option == "stages" and word in later):
+            kept.append(word)
+    return kept
 
 
 def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:

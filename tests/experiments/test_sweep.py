@@ -444,6 +444,66 @@ def test_made_data_are_compared_with_the_sft_runs_of_the_stages(finished):
     assert "paper" not in (finished / "stages-data.md").read_text()
 
 
+def record(name, folder, options=""):
+    """Let the runs in a folder say that they were made by a sweep."""
+    found = sweep.read_sweep(sweep.find_file(name), options, folder)
+    for arm in found.arms.values():
+        for seed in found.seeds:
+            path = folder / f"{arm.run}-{seed}" / "command.json"
+            path.write_text(json.dumps([*arm.command, "--seed", str(seed)]))
+
+
+def test_finished_stages_of_other_options_are_not_taken_for_those_asked_for(finished):
+    record("stages", finished, "--questions 9")
+    with pytest.raises(ExplainedError, match=r"plain-0 was made with other options.*--questions 9"):
+        run("stages", finished)
+    assert run("stages", finished, options="--questions 9")
+    assert run("stages", finished, report_only=True)
+
+
+def test_a_run_serves_an_arm_that_needs_fewer_of_its_stages(finished):
+    record("stages-data", finished)
+    record("stages", finished)
+    assert run("stages-data", finished)
+
+
+def test_a_run_that_was_made_for_fewer_stages_goes_on(finished):
+    record("stages-data", finished)
+    for seed in (0, 1, 2):
+        (finished / f"plain-{seed}" / "rl" / "scores.json").unlink()
+        (finished / f"pretrained-{seed}" / "sft" / "scores.json").unlink()
+        (finished / f"pretrained-{seed}" / "rl" / "scores.json").unlink()
+    found = sweep.read_sweep(sweep.find_file("stages"), output=finished)
+    made = {folder.name for _, folder in sweep.missing(found)} - {*found.shared}
+    assert made == {f"{name}-{seed}" for name in ("plain", "pretrained") for seed in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("form", ["--{}='--updates 9'", "--{} '--updates 9'"])
+def test_options_of_a_stage_matter_to_what_came_of_it_and_of_those_after_it(finished, form):
+    record("stages-data", finished)
+    record("stages", finished, form.format("rl"))
+    assert run("stages-data", finished), "no arm has RL"
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages", finished)
+    record("stages", finished, form.format("sft"))
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages-data", finished)
+    record("stages", finished)
+    edited = finished / "pretrained-0" / "command.json"
+    edited.write_text(edited.read_text().replace("--no-vision-check", "--updates 9", 1))
+    for name in ("stages", "stages-data"):
+        with pytest.raises(ExplainedError, match="pretrained-0 was made with other options"):
+            run(name, finished)
+
+
+def test_a_stage_that_another_one_came_before_is_not_the_one_without(finished):
+    record("stages", finished)
+    path = finished / "plain-0" / "command.json"
+    path.write_text(path.read_text().replace('"sft"', '"pretrain", "sft"'))
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages", finished)
+
+
 def test_intervals_do_not_depend_on_the_order_of_seeds(finished):
     found = run("stages", finished, seeds=(2, 0, 1))["arms"]["SFT"]["scores"]["greedy gIoU"]
     assert np.sort(found["each"]) == pytest.approx([30, 31, 32])
