@@ -29,11 +29,11 @@ def command_line(words: Sequence[str] | None = None) -> None:
         program, description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", choices=("rewards", "train", "evaluate", "serve", "cheats"))
-    name = parser.parse_args(words[:1]).benchmark
-    # Importing one does not cost what the others need: seconds for torch, or memory to be measured.
-    function = getattr(import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}")
     options = [word for word in words[1:] if word != "--debug"]
     with brief_errors(debug="--debug" in words):
+        name = parser.parse_args(words[:1]).benchmark
+        # Importing one costs nothing of what the others need: seconds for torch, memory to measure.
+        function = getattr(import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}")
         tyro.cli(function, prog=f"{program} {name}", args=options)
 
 

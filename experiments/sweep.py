@@ -31,6 +31,7 @@ from rich.console import Console
 from experiments.common.command import run_command
 from experiments.common.comparison import Arm, Result, Sweep, report
 from experiments.common.logs import check_command, progress_bar, write_json
+from experiments.run_pipeline import STAGES
 from seg_env.errors import ExplainedError
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,8 @@ class Args:
 def main(args: Args) -> dict[str, Any] | None:
     """Make the runs that are missing, and report; returns what the JSON file holds."""
     console = Console()
+    if not args.what:
+        raise ExplainedError(f"name a sweep, a file or finished runs; sweeps are\n{list_sweeps()}")
     if len(args.what) > 1:
         folder = args.output_dir or Path("runs/summary")
         results = [Result(Path(run)) for run in args.what]
@@ -116,7 +119,7 @@ def read_sweep(
       ``series``;
     - ``varies``: settings that arms differ in beside those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
-      ``$NAME`` is a variable of the shell's;
+      ``$NAME`` or ``${NAME}`` is a variable of the shell's;
     - ``shares``: another sweep, whose ``folder`` and ``shared`` commands this one has as well;
     - ``runs``: options of runs by name, where arms are stages of a run that they may share. An arm
       is then a table of ``run`` and ``stage``, and perhaps ``paper``, a figure to stand beside it.
@@ -139,8 +142,8 @@ def read_sweep(
 
         def words(text: str) -> list[str]:
             text = os.path.expandvars(text)
-            if unset := re.search(r"\$\w+", text):
-                raise ExplainedError(f"{path} needs the variable {unset[0][1:]}: set it")
+            if unset := re.search(r"\$\{?(\w+)", text):
+                raise ExplainedError(f"{path} needs the variable {unset[1]}: set it")
             for name in shared:
                 text = text.replace(f"{{{name}}}", shlex.quote(str(folder / name)))
             return shlex.split(text)
@@ -202,14 +205,30 @@ def missing(sweep: Sweep) -> list[tuple[list[str], Path]]:
             command = [*arm.command, "--seed", str(seed)]
             if not (folder / arm.stage / "scores.json").exists():
                 runs[folder] = command
-            elif not arm.stage:
-                check_command(folder, command)
+            else:
+                check_command(folder, command, partial(up_to_stage, stage=arm.stage))
     shared = {
         sweep.folder / name: list(command)
         for name, command in sweep.shared.items()
         if runs and not any((sweep.folder / name / done).exists() for done in FINISHED)
     }
     return [(command, folder) for folder, command in (shared | runs).items()]
+
+
+def up_to_stage(command: Sequence[str], stage: str) -> list[str]:
+    """A command of the pipeline without the stages after one, and without their options.
+
+    What a stage left is the same whether or not others came after it. Commands of anything else
+    stay as they are.
+    """
+    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    kept, option = [], ""
+    for word in command:
+        if typed := re.match(r"--([\w.-]+)(?==|$)", word):  # an option's value may have options
+            option = typed[1]
+        if option not in later and not (option == "stages" and word in later):
+            kept.append(word)
+    return kept
 
 
 def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
@@ -234,7 +253,8 @@ def make_runs(sweep: Sweep, jobs: int, console: Console) -> None:
 def run_script(command: list[str], folder: Path, *, threads: int) -> None:
     """Run a script in a process of its own; its output goes to ``log.txt`` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     script, *options = full_command(command, folder)
     write_json(folder / "command.json", command)
     with (folder / "log.txt").open("a") as log:

@@ -14,8 +14,8 @@ screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
 What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
 under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
 exception is a bug and keeps its traceback. A full disk ends a command with one
-sentence and status 2, Ctrl-C with one and status 130. ``--limits`` changes
-`seg_env.geometry.limits`.
+sentence and status 2, Ctrl-C with one and status 130; one whose output is read no further, as by
+``head``, ends with status 1 and without a word. ``--limits`` changes `seg_env.geometry.limits`.
 
 Help is quick because no deep-learning library is imported here: scripts import those in ``main``.
 """
@@ -25,7 +25,9 @@ from __future__ import annotations
 import ast
 import errno
 import inspect
+import os
 import re
+import select
 import shlex
 import sys
 import textwrap
@@ -78,10 +80,10 @@ def run_command(
         raise SystemExit(0)
     words = ["--help" if word == "--help-all" else word for word in words]
     program = Path(sys.argv[0]).name
-    args = tyro.cli(args_type, args=words, description=description, prog=program)
-    if sys.stderr.isatty():
-        print("loading libraries …", file=sys.stderr)  # that takes seconds
     with brief_errors(debug=debug):
+        args = tyro.cli(args_type, args=words, description=description, prog=program)
+        if sys.stderr.isatty():
+            print("loading libraries …", file=sys.stderr)  # that takes seconds
         if limits is not None:
             set_limits(limits)
         return main(args)
@@ -117,16 +119,20 @@ def opening() -> Iterator[None]:
 def brief_errors(*, debug: bool = False) -> Iterator[None]:
     """End the script with status 2 and one line for the user's errors, unless ``debug``.
 
-    So does a full disk; Ctrl-C ends it with status 130.
+    So does a full disk; Ctrl-C ends it with status 130, and output that is read no further with
+    status 1 and nothing said.
     """
     try:
         yield
+        print(end="", flush=True)
     except KeyboardInterrupt:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            raise SystemExit(1) from None
         explained = isinstance(error, ExplainedError) or hasattr(error, "explained")
         explained = explained or is_full_disk(error)
         if debug or not explained:
@@ -136,6 +142,19 @@ def brief_errors(*, debug: bool = False) -> Iterator[None]:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        if _is_unread():  # or what is left in the buffer fails when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll, stdout = select.poll(), sys.stdout.fileno()
+    except (AttributeError, ValueError):  # Windows has no poll; what stands in for it is no file
+        return False
+    poll.register(stdout, 0)  # for errors alone
+    return bool(poll.poll(0))
 
 
 def is_full_disk(error: BaseException | None) -> bool:

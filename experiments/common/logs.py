@@ -14,7 +14,7 @@ import platform
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,11 +191,18 @@ def start_run(folder: Path, config: Any, *, resume: bool) -> None:
         write_json(recorded, wanted)
 
 
-def check_command(folder: Path, command: Sequence[str]) -> None:
-    """Refuse what was made by another command than the one that ``command.json`` records."""
+def check_command(
+    folder: Path,
+    command: Sequence[str],
+    matters: Callable[[Sequence[str]], Sequence[str]] = list,
+) -> None:
+    """Refuse what was made by another command than the one that ``command.json`` records.
+
+    ``matters`` says which words of a command count, by default all.
+    """
     path = folder / "command.json"
     made = json.loads(path.read_text()) if path.exists() else [*command]
-    if made != [*command]:
+    if matters(made) != matters(command):
         raise WrongOptionError(
             f"{folder} was made with other options: {shlex.join(made)}, now {shlex.join(command)}; "
             "remove it to make it anew, or use another --output-dir"

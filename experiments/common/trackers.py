@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
+import secrets
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -19,6 +21,8 @@ from seg_env.errors import WrongOptionError
 TrackerName = Literal["tensorboard", "trackio", "wandb", "swanlab", "none"]
 PROJECT = "simpleseg-rl"
 """What the runs are filed under; the variable SIMPLESEG_PROJECT names another one."""
+IDENTIFIER = "tracking_id.txt"
+"""The file in a run's folder that has what trackers know the run by."""
 
 
 class Tracker(ABC):
@@ -89,9 +93,9 @@ class Trackio(_Logging):
         super().__init__("trackio")
         self._package.init(
             project=_project(),
-            name=folder.name,
+            name=f"{folder.name}-{_identifier(folder)}",  # by which runs are resumed
             config=dict(config),
-            resume="allow",
+            resume=_resume(start),
             embed=False,
         )
 
@@ -105,7 +109,7 @@ class WeightsAndBiases(_Logging):
             project=_project(),
             name=folder.name,
             id=_identifier(folder),
-            resume="allow",
+            resume=_resume(start),
             dir=folder,
             config=dict(config),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -153,7 +157,12 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def open_trackers(
     names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], start: int
 ) -> list[Tracker]:
-    """Open trackers for a run in a folder, of which updates up to ``start`` are there already."""
+    """Open trackers for a run in a folder, of which updates up to ``start`` are there already.
+
+    A run of which there is nothing yet, ``start`` below 0, is another one than any before it.
+    """
+    if start < 0:
+        (folder / IDENTIFIER).unlink(missing_ok=True)
     return [TRACKERS[name](folder, config, start) for name in names if name != "none"]
 
 
@@ -161,7 +170,20 @@ def _project() -> str:
     return os.environ.get("SIMPLESEG_PROJECT", PROJECT)
 
 
+def _resume(start: int) -> Literal["allow", "never"]:
+    return "allow" if start >= 0 else "never"
+
+
 def _identifier(folder: Path) -> str:
-    """An id that a resumed run has again: of the folder's place, in the letters that ids have."""
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
-    return f"{folder.name[:40]}-{digest[:8]}"
+    """The id that a run has from its beginning on; names and places of folders are used again."""
+    path = folder / IDENTIFIER
+    if path.is_file():
+        with path.open("rb") as file:
+            found = file.read(100).decode("ascii", "replace").strip()
+        if re.fullmatch("[0-9a-f]{8}", found):
+            return found
+        warnings.warn(f"{path} has no id of a run: trackers show another run", stacklevel=2)
+    drawn = secrets.token_hex(4)  # the generators that are seeded stay as they are
+    path.unlink(missing_ok=True)  # a link would be written through
+    path.write_text(f"{drawn}\n", "utf-8")
+    return drawn

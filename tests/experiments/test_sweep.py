@@ -134,6 +134,22 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
     assert (folder / "log.txt").read_text() == "--resume\n"
 
 
+def test_a_run_finds_what_the_shell_finds_behind_what_is_here(tmp_path, monkeypatch):
+    """A reward of one's own, ``my_pkg.rewards:Compactness``, is on the caller's PYTHONPATH."""
+    mine = tmp_path / "mine"
+    for name in ("my_pkg", "experiments"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "__init__.py").touch()
+    script = tmp_path / "importing.py"
+    script.write_text("import experiments, my_pkg; print(experiments.__file__, my_pkg.__file__)")
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    sweep.run_script([str(script)], tmp_path / "run", threads=1)
+    packages = ROOT / "experiments", mine / "my_pkg"
+    assert (tmp_path / "run" / "log.txt").read_text().split() == [
+        str(package / "__init__.py") for package in packages
+    ]
+
+
 def test_a_run_that_fails_shows_its_own_words(tmp_path):
     with pytest.raises(ExplainedError, match="out of luck"):
         run(write_sweep(tmp_path), tmp_path, options="--fail 1")
@@ -297,6 +313,21 @@ def test_an_unknown_sweep_lists_those_that_there_are():
     assert tuple(re.findall(r"(?m)^ +([\w-]+): ", sweep.list_sweeps())) == NAMES
 
 
+def test_no_word_at_all_lists_the_sweeps_that_there_are():
+    with pytest.raises(ExplainedError, match=r"(?s)^name a sweep.*optimizer: Muon.*weights: "):
+        sweep.main(sweep.Args(()))
+
+
+@pytest.mark.parametrize("written", ["$MY_GAIN", "${MY_GAIN}"])
+def test_a_variable_of_the_shell_stands_for_what_it_holds(tmp_path, monkeypatch, written):
+    path = write_sweep(tmp_path, second=f"--gain {written}")
+    monkeypatch.setenv("MY_GAIN", "0.7")
+    assert sweep.read_sweep(Path(path)).arms["B"].command[1:] == ("--gain", "0.7")
+    monkeypatch.delenv("MY_GAIN")
+    with pytest.raises(ExplainedError, match=r"toy\.toml needs the variable MY_GAIN: set it"):
+        sweep.read_sweep(Path(path))
+
+
 def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMPLESEG_PHOTOS", raising=False)
     with pytest.raises(ExplainedError, match="needs the variable SIMPLESEG_PHOTOS: set it"):
@@ -411,6 +442,66 @@ def test_made_data_are_compared_with_the_sft_runs_of_the_stages(finished):
     wrong = arms["made with wrong labels"]["scores"]["greedy gIoU"]
     assert wrong["difference"] == pytest.approx(-10)
     assert "paper" not in (finished / "stages-data.md").read_text()
+
+
+def record(name, folder, options=""):
+    """Let the runs in a folder say that they were made by a sweep."""
+    found = sweep.read_sweep(sweep.find_file(name), options, folder)
+    for arm in found.arms.values():
+        for seed in found.seeds:
+            path = folder / f"{arm.run}-{seed}" / "command.json"
+            path.write_text(json.dumps([*arm.command, "--seed", str(seed)]))
+
+
+def test_finished_stages_of_other_options_are_not_taken_for_those_asked_for(finished):
+    record("stages", finished, "--questions 9")
+    with pytest.raises(ExplainedError, match=r"plain-0 was made with other options.*--questions 9"):
+        run("stages", finished)
+    assert run("stages", finished, options="--questions 9")
+    assert run("stages", finished, report_only=True)
+
+
+def test_a_run_serves_an_arm_that_needs_fewer_of_its_stages(finished):
+    record("stages-data", finished)
+    record("stages", finished)
+    assert run("stages-data", finished)
+
+
+def test_a_run_that_was_made_for_fewer_stages_goes_on(finished):
+    record("stages-data", finished)
+    for seed in (0, 1, 2):
+        (finished / f"plain-{seed}" / "rl" / "scores.json").unlink()
+        (finished / f"pretrained-{seed}" / "sft" / "scores.json").unlink()
+        (finished / f"pretrained-{seed}" / "rl" / "scores.json").unlink()
+    found = sweep.read_sweep(sweep.find_file("stages"), output=finished)
+    made = {folder.name for _, folder in sweep.missing(found)} - {*found.shared}
+    assert made == {f"{name}-{seed}" for name in ("plain", "pretrained") for seed in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("form", ["--{}='--updates 9'", "--{} '--updates 9'"])
+def test_options_of_a_stage_matter_to_what_came_of_it_and_of_those_after_it(finished, form):
+    record("stages-data", finished)
+    record("stages", finished, form.format("rl"))
+    assert run("stages-data", finished), "no arm has RL"
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages", finished)
+    record("stages", finished, form.format("sft"))
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages-data", finished)
+    record("stages", finished)
+    edited = finished / "pretrained-0" / "command.json"
+    edited.write_text(edited.read_text().replace("--no-vision-check", "--updates 9", 1))
+    for name in ("stages", "stages-data"):
+        with pytest.raises(ExplainedError, match="pretrained-0 was made with other options"):
+            run(name, finished)
+
+
+def test_a_stage_that_another_one_came_before_is_not_the_one_without(finished):
+    record("stages", finished)
+    path = finished / "plain-0" / "command.json"
+    path.write_text(path.read_text().replace('"sft"', '"pretrain", "sft"'))
+    with pytest.raises(ExplainedError, match="plain-0 was made with other options"):
+        run("stages", finished)
 
 
 def test_intervals_do_not_depend_on_the_order_of_seeds(finished):

@@ -138,6 +138,74 @@ def test_bugs_keep_their_traceback():
         run([], opens)
 
 
+WRITING = """
+import os, sys
+from dataclasses import dataclass
+from experiments.common.command import opening, run_command
+
+@dataclass
+class Args:
+    lines: int = 1
+    elsewhere: bool = False
+
+def main(args):
+    for line in range(args.lines):
+        print("line", line)
+    if args.elsewhere:
+        read, write = os.pipe()
+        os.close(read)
+        with opening():
+            os.write(write, b"x")
+
+run_command(Args, main, "Writes.")
+"""
+
+
+def write_to(reader, *words, unbuffered=""):
+    """Status and complaints of a command whose output is read by another one."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITING, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+    )
+    reader(writer.stdout)
+    with writer:
+        return writer.wait(), writer.stderr.read()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--lines", "1"], ["--lines", "100000"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_a_command_without_a_word(words, unbuffered):
+    assert write_to(lambda pipe: pipe.close(), *words, unbuffered=unbuffered) == (1, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_read_no_further_ends_a_command_without_a_word(unbuffered):
+    def head(pipe):
+        assert pipe.readline() == "line 0\n"
+        pipe.close()
+
+    assert write_to(head, "--lines", "1000000", unbuffered=unbuffered) == (1, "")
+
+
+def test_help_that_nobody_reads_is_no_error():
+    _, said = write_to(lambda pipe: pipe.close(), "--help")
+    assert said == ""
+
+
+def test_what_a_user_got_wrong_is_told_though_nobody_reads_the_output():
+    status, said = write_to(lambda pipe: pipe.close(), "--limits", "pixel=1e3")
+    assert status == 2
+    assert "'pixel=1e3' is no limit" in said
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error():
+    status, said = write_to(lambda pipe: pipe.read(), "--elsewhere")
+    assert (status, said) == (2, "error: [Errno 32] Broken pipe\n")
+
+
 @pytest.mark.parametrize("columns", ["80", "100"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_of_training_commands_fits_a_screen(name, columns, capsys, monkeypatch):
