@@ -18,7 +18,7 @@ from seg_env.errors import WrongOptionError
 
 TrackerName = Literal["tensorboard", "trackio", "wandb", "swanlab", "none"]
 PROJECT = "simpleseg-rl"
-"""What the runs are filed under; the variable SIMPLESEG_PROJECT names another one."""
+"""Project that runs are filed under; the variable SIMPLESEG_PROJECT names another one."""
 
 
 class Tracker(ABC):
@@ -64,7 +64,7 @@ class TensorBoard(Tracker):
 
 
 class _Logging(Tracker):
-    """What trackers have in common whose package has ``log``, ``Image`` and ``finish``."""
+    """Trackers whose packages have ``log``, ``Image`` and ``finish``."""
 
     def __init__(self, package: str) -> None:
         self._package = import_module(package)
@@ -83,7 +83,7 @@ class _Logging(Tracker):
 
 
 class Trackio(_Logging):
-    """A local data base, shown by ``trackio show``."""
+    """A local database, shown by ``trackio show``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         super().__init__("trackio")
@@ -153,7 +153,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def open_trackers(
     names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], start: int
 ) -> list[Tracker]:
-    """Open trackers for a run in a folder, of which updates up to ``start`` are there already."""
+    """Open trackers for a run in a folder, which has the updates up to ``start`` already."""
     return [TRACKERS[name](folder, config, start) for name in names if name != "none"]
 
 
@@ -162,6 +162,6 @@ def _project() -> str:
 
 
 def _identifier(folder: Path) -> str:
-    """An id that a resumed run has again: of the folder's place, in the letters that ids have."""
+    """An id that a resumed run gets again: from the folder's path, in characters ids may have."""
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
     return f"{folder.name[:40]}-{digest[:8]}"
