@@ -7,9 +7,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Threads of GNU's OpenMP wait for each other by spinning for milliseconds: where another process
-# wants one of their cores, an update takes thirty times as long. This number of turns is enough
-# where cores are idle; it is read when torch is first imported.
+# GNU OpenMP threads wait for each other by spinning for milliseconds: if another process wants one
+# of their cores, an update takes thirty times as long. This spin count is enough on idle cores; it
+# is read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:

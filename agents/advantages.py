@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 EXACT_TOLERANCE = 1e-8
-"""Rewards that differ by less are called equal."""
+"""Rewards that differ by less are treated as equal."""
 
 Reduce = Callable[[Tensor], Tensor]
-"""Adds up a tensor over all processes."""
+"""Sums a tensor over all processes."""
 
 
 def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | None = 1e-4) -> Tensor:
-    """Rewards ``(N,)`` relative to the other answers of their group, of mean 0 in every group.
+    """Rewards ``(N,)`` minus the mean of their group, divided by its standard deviation.
 
     ``A = (r - mean(group)) / max(std(group), spread_floor)``. With a small floor this is GSPO's and
-    GRPO's advantage (arXiv 2507.18071, eq. 3). A group in which every answer misses differs only by
-    noise, which the published form blows up to full strength; a floor of the size of an ordinary
-    group's standard deviation leaves it small. With None nothing is divided, as in Dr. GRPO (arXiv
-    2503.20783, section 3.2).
+    GRPO's advantage (arXiv 2507.18071, eq. 3). If all answers of a group miss, their rewards differ
+    only by noise, which the published form scales up to full strength; a floor as large as an
+    ordinary group's standard deviation keeps it small. With None nothing is divided, as in Dr. GRPO
+    (arXiv 2503.20783, section 3.2).
 
     Raises:
         ValueError: ``N`` is not a multiple of the group size, or the floor is not above 0.
@@ -36,7 +36,7 @@ def group_advantages(rewards: Tensor, group_size: int, spread_floor: float | Non
 
 
 def against_others(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards ``(N, K)`` minus the mean of what the group's other answers earned at that place.
+    """Rewards ``(N, K)`` minus the mean of the group's other answers at the same position.
 
     A baseline that does not depend on the answer itself leaves policy gradients unbiased (RLOO,
     arXiv 2402.14740, section 2.2). Each answer has up to ``K`` parts, 0 where it has none; an
@@ -55,7 +55,7 @@ def against_others(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def greedy_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards ``(N,)`` minus that of the first answer of their group, the likeliest one.
+    """Rewards ``(N,)`` minus the reward of the group's first answer, the greedy one.
 
     ReMax's baseline (arXiv 2310.10505, eq. 5). The first answer itself gets 0.
     """
@@ -64,9 +64,9 @@ def greedy_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def best_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """1 for the best answer of a group, ``(N,)``, and 0 for the others: it is to be imitated.
+    """1 for the best answer of each group, to be imitated, and 0 for the others, ``(N,)``.
 
-    The first of equal ones counts, and a group whose rewards are all equal has no best (RAFT, arXiv
+    Among equals the first is best, and a group whose rewards are all equal has no best (RAFT, arXiv
     2304.06767, section 3).
     """
     groups = _groups(rewards, group_size)
@@ -81,18 +81,18 @@ def term_advantages(
 ) -> Tensor:
     """Weighted sum ``(N,)`` of the `group_advantages` of each of ``(N, K)`` rewards.
 
-    Rewards that are normalised one by one keep their say, however little one of them varies (GDPO,
-    arXiv 2601.05242, eq. 4). The sum is divided by that of the weights ``(K,)``.
+    Normalised separately, every reward keeps its influence, however little it varies (GDPO, arXiv
+    2601.05242, eq. 4). The sum is divided by the sum of the absolute weights ``(K,)``.
     """
     normalised = [group_advantages(each, group_size, spread_floor) for each in terms.unbind(1)]
     return (torch.stack(normalised, dim=1) @ weights) / weights.abs().sum()
 
 
 def most_different(rewards: Tensor, group_size: int, count: int) -> Tensor:
-    """Rows ``(N / G * count,)`` of the answers of each group whose rewards have most variance.
+    """Rows ``(N / G * count,)`` of the answers of each group whose rewards vary most.
 
-    They are the best ``i`` and the worst ``count - i`` of it (arXiv 2504.13818, theorem 1), in
-    their old order.
+    They are the group's best ``i`` and worst ``count - i`` answers (arXiv 2504.13818, theorem 1),
+    in their original order.
     """
     groups = _groups(rewards, group_size)
     values, order = groups.sort(dim=1, stable=True)
@@ -112,12 +112,12 @@ def group_std(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def degenerate_groups(rewards: Tensor, group_size: int) -> Tensor:
-    """Which groups teach nothing, their rewards being all equal, ``(N / G,) bool``."""
+    """Which groups teach nothing because all their rewards are equal, ``(N / G,) bool``."""
     return group_std(rewards, group_size) < EXACT_TOLERANCE
 
 
 def reward_metrics(rewards: Tensor, group_size: int) -> dict[str, float]:
-    """What rewards ``(N,)`` are like, and how they differ within groups."""
+    """Statistics of rewards ``(N,)``, and of how they differ within groups."""
     return {
         "reward": rewards.mean().item(),
         "group_std": group_std(rewards, group_size).mean().item(),
@@ -130,9 +130,9 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of answers (arXiv 1506.02438, eq. 16).
 
-    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}`` with ``V_t`` of
-    the state in which token ``t`` was chosen; an answer ends with its last token, after which both
-    ``V`` and ``A`` are 0.
+    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = delta_t + gamma lam A_{t+1}`` with ``V_t`` the
+    value of the state in which token ``t`` was chosen; after an answer's last token both ``V`` and
+    ``A`` are 0.
 
     Returns:
         Advantages and returns ``A_t + V_t``, both ``(N, T)`` as all arguments, and 0 on padding.
@@ -153,7 +153,7 @@ def masked_moments(
     """Mean and (biased) variance of values where the mask is 1, over all processes."""
 
     def total(terms: Tensor) -> Tensor:
-        # float64, since it does not matter then how the terms are shared out among processes.
+        # In float64 it does not matter how the terms are split among processes.
         part = (terms.double() * mask).sum()
         return part if reduce is None else reduce(part)
 
@@ -172,9 +172,9 @@ def whiten(values: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce | None = None
 ) -> float:
-    """Share of the variance of returns that a critic foresaw: ``1 - Var(R - V) / Var(R)``.
+    """Share of the variance of returns that a critic predicts: ``1 - Var(R - V) / Var(R)``.
 
-    0 for a constant critic, or where all returns are equal; below 0 it is worse than none.
+    0 for a constant critic, or where all returns are equal; below 0 a critic is worse than none.
     """
     _, variance = masked_moments(returns, mask, reduce)
     _, missed = masked_moments(returns - values, mask, reduce)

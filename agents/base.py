@@ -25,7 +25,7 @@ from agents.training.optim import Engine
 from seg_env.envs.left_out import LeftOut
 
 MOST_SKIPPED = 3
-"""Steps in a row whose gradients are not finite, at which training stops."""
+"""Training stops after so many steps in a row whose gradients are not finite."""
 
 UpdateCallback = Callable[[int, dict[str, float]], None]
 """Called as ``callback(update, metrics)`` after each update, counted from 1."""
@@ -39,8 +39,8 @@ class Agent(ABC):
         update: Updates made so far.
         world: The processes that evaluate and save together.
         left_out: Samples that could not be learned from, and why.
-        skipped: Steps in a row, up to now, that were not applied: their gradients were not finite.
-        applied: The last update with a step that was; weights from before it are known to work.
+        skipped: The latest steps in a row that were not applied, as gradients were not finite.
+        applied: The last update whose step was applied; weights before it are known to work.
     """
 
     policy: VLMPolicy
@@ -71,10 +71,10 @@ class Agent(ABC):
             self.left_out.update(reasons)
 
     def note_step(self, norm: float) -> None:
-        """Count a step that had gradients of a norm; it was applied if that is finite.
+        """Count a step by the norm of its gradients; it was applied if that is finite.
 
         Raises:
-            DivergedError: It is the third step in a row that was not.
+            DivergedError: It is the third step in a row that was not applied.
         """
         if math.isfinite(norm):
             self.skipped, self.applied = 0, self.update + 1
@@ -100,24 +100,24 @@ class Agent(ABC):
         return nullcontext()
 
     def measured_weights(self) -> AbstractContextManager[None]:
-        """Hold the weights that are measured and saved inside the block, all of them."""
+        """Inside the block, hold all the weights that are to be measured and saved."""
         return self.gathered_weights()
 
     @abstractmethod
     def learn(self, updates: int, on_update: UpdateCallback | None = None) -> None:
-        """Train until ``updates`` updates have been made in all, those before a `load` counted."""
+        """Train until ``updates`` updates are made in all, including those before a `load`."""
 
     @abstractmethod
     def save(self, path: str | Path) -> None:
-        """Write everything needed to go on; the policy is an ordinary transformers folder in it."""
+        """Write all that is needed to resume, with the policy as a transformers folder."""
 
     @abstractmethod
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote."""
+        """Resume from what `save` wrote."""
 
 
 class EngineAgent(Agent):
-    """An agent of this project's own: an engine of `agents.training` steps its weights.
+    """An agent of this project, whose weights are updated by an engine of `agents.training`.
 
     Attributes:
         config: A dataclass of settings, written into checkpoints.
@@ -128,7 +128,7 @@ class EngineAgent(Agent):
 
     @cached_property
     def average(self) -> WeightAverage | None:
-        """What is measured and saved, if that is not the last weights."""
+        """The averaged weights that are measured and saved in place of the last ones, if any."""
         if not self.config.average:
             return None
         return WeightAverage(self.engine.module, self.config.average)
@@ -147,7 +147,7 @@ class EngineAgent(Agent):
         """Train until ``updates`` updates have been made in all; the schedule spans them.
 
         Raises:
-            DivergedError: Gradients were not finite three times in a row, or at the last.
+            DivergedError: Gradients were not finite three times in a row, or at the last step.
         """
         average = self.average  # starts from the first weights
         while self.update < updates:
@@ -160,7 +160,7 @@ class EngineAgent(Agent):
         self.require_applied()
 
     def step(self, learning_rate: float) -> float:
-        """Apply the gradients that the engine has; returns their norm before clipping."""
+        """Apply the gradients accumulated in the engine; returns their norm before clipping."""
         norm = self.engine.step(learning_rate)
         self.note_step(norm)
         if 0 < norm < math.inf and learning_rate > 0:
@@ -172,9 +172,9 @@ class EngineAgent(Agent):
         return self.engine.gathered_weights()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Tensors and JSON-able values that a checkpoint holds besides what every agent's does.
+        """Tensors and JSON-able values that this kind of agent adds to a checkpoint.
 
-        All weights are gathered meanwhile.
+        It is called with all weights gathered.
         """
         return {}, {}
 
@@ -201,7 +201,7 @@ class EngineAgent(Agent):
             write_checkpoint(path, self.policy, tensors, facts | more, self.world)
 
     def load(self, path: str | Path) -> None:
-        """Go on from `save` to the same numbers; with another number of ranks, up to rounding.
+        """Resume from `save` to the same numbers (up to rounding with another number of ranks).
 
         Raises:
             DamagedCheckpointError: The checkpoint is not what was written; nothing has changed.

@@ -55,7 +55,7 @@ class BehaviorCloning(EngineAgent):
         self.engine = make_engine(policy.model, config)
 
     def improve(self, updates: int) -> dict[str, float]:
-        """One optimizer step; its batch follows from the seed and the number of the update.
+        """Make one optimizer step; its batch depends only on the seed and the update's number.
 
         Curriculum and schedule span ``updates`` updates.
         """
@@ -64,7 +64,7 @@ class BehaviorCloning(EngineAgent):
         learning_rate = config.rate_at(self.update, updates)
         task_weights = config.task_weights(self.update / updates)
         rng = np.random.default_rng([config.seed, self.update])
-        # Every rank draws all of it and takes its part.
+        # Every rank draws the whole batch and takes its part.
         drawn = draw(self.demonstrations, config.batch_size, task_weights, rng)
         own = drawn[self._share]
         batch = collate(own, policy.tokenizer.pad_token_id, policy.device)
@@ -92,8 +92,8 @@ def cloning_loss(
 ) -> Tensor:
     """Mean cross-entropy per answer token, in nats, to the true token or to soft targets.
 
-    Images are encoded once, and then so many dialogues at a time are read, those of like length
-    together to spare padding; 0 reads all of them at once.
+    Images are encoded once. Dialogues are then read ``dialogues_per_forward`` at a time, sorted by
+    length to save padding; 0 reads all of them at once.
     """
     entropy = targets.cross_entropy if targets else torch.nn.functional.cross_entropy
     if policy.model.is_activation_checkpointing:  # such layers neither fill nor read a cache
@@ -115,10 +115,10 @@ def cloning_loss(
 def _predictions(
     policy: VLMPolicy, prefix: Prefix, batch: DemonstrationBatch
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``(M, V)`` and the ``M`` tokens to be learned of dialogues behind encoded images."""
+    """Logits ``(M, V)`` for dialogues that follow encoded images, and their ``M`` target tokens."""
     cache, rows, mask = copy(prefix.cache), batch.rows, batch.mask[:, :-1]
     cache.layers = [copy(layer) for layer in cache.layers]
-    for layer in cache.layers:  # as its own method does, with gradients added up in order
+    for layer in cache.layers:  # like the cache's own method, but gradients add up in order
         layer.keys = layer.keys.index_select(0, rows)
         layer.values = layer.values.index_select(0, rows)
     starts = next_positions(prefix.positions)[rows]
@@ -135,7 +135,7 @@ def _predictions(
 
 
 def _packed_predictions(policy: VLMPolicy, batch: DemonstrationBatch) -> tuple[Tensor, Tensor]:
-    """Logits and tokens of rows that hold an image and after it all its dialogues."""
+    """Logits and target tokens of rows that hold an image followed by all its dialogues."""
     counts = batch.rows.bincount(minlength=len(batch.inputs["input_ids"]))
     most = int(counts.max())
     first = (counts.cumsum(0) - counts)[batch.rows]  # of the dialogue's image

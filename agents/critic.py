@@ -1,4 +1,4 @@
-"""The critic: what reward an answer may still expect, read from the hidden state of every token."""
+"""The critic: the reward still to come, predicted from the hidden state of every token."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from agents.settings import CriticKind
 
 
 class ValueHead(nn.Module):
-    """Hidden states ``(..., D)`` to values, linearly; every value is 0 at first."""
+    """A linear map from hidden states ``(..., D)`` to values; every value is 0 at first."""
 
     def __init__(self, width: int, rate: float = 1.0) -> None:
-        """Make a head on hidden states of a width.
+        """Make a head for hidden states of a width.
 
-        The head learns ``rate`` times faster than what is below it: values are multiplied by it,
+        It learns ``rate`` times faster than the layers below it: values are multiplied by ``rate``,
         since Adam moves weights by the learning rate whatever the gradient.
         """
         super().__init__()
         self.rate = rate
-        # A vector and not a (1, D) matrix, which Muon would take for a hidden one.
+        # A vector, not a (1, D) matrix: Muon would take that for a hidden matrix.
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(1))
 
@@ -32,7 +32,7 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, bias: Tensor) -> None:
-        """Take over what a regression of returns on the hidden states found."""
+        """Start from the result of a regression of returns on the hidden states."""
         self.weight.copy_(weight / self.rate)
         self.bias.copy_(bias / self.rate)
 
@@ -57,7 +57,7 @@ class Critic(nn.Module):
     def values(self, scores: TokenScores, part: Rollout, *, detach: bool = False) -> Tensor:
         """Expected reward before each token, ``(N, T)`` float32, 0 on padding.
 
-        The policy's ``scores`` of the part must have hidden states; ``detach`` learns the head
+        The policy's ``scores`` of the part must have hidden states; ``detach`` trains the head
         alone.
         """
         hidden = self.hidden(scores, part)
@@ -72,9 +72,9 @@ class Critic(nn.Module):
 
 
 def regression_sums(features: Tensor, targets: Tensor) -> Tensor:
-    """What `ridge_regression` has to know of ``(M, D)`` features with ``(M,)`` targets.
+    """The sums that `ridge_regression` needs of features ``(M, D)`` and targets ``(M,)``.
 
-    Sums of parts, and of processes, are the sums of the whole, ``(D + 2, D + 2)`` float64.
+    ``(D + 2, D + 2)`` float64; the sums of parts, or of processes, add up to those of the whole.
     """
     targets = targets[:, None]
     rows = torch.cat([features, torch.ones_like(targets), targets], dim=1).double()
@@ -82,9 +82,9 @@ def regression_sums(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def ridge_regression(sums: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """``w`` ``(D,)`` and ``b`` ``()``, float64, of the least squared error of ``y = x w + b``.
+    """Least-squares ``w`` ``(D,)`` and ``b`` ``()`` of ``y = x w + b``, float64.
 
-    ``w`` is held small by ``ridge`` times the mean variance of the features; ``b`` is free.
+    ``w`` is penalised by ``ridge`` times the mean variance of the features, ``b`` is not.
     """
     width = len(sums) - 2
     means = sums[width] / sums[width, width].clamp(min=1)

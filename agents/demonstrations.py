@@ -42,13 +42,13 @@ class Demonstration:
     """An image with everything that is asked about it."""
 
     inputs: dict[str, NDArray[Any]]
-    """What the processor makes of the image, ``(1, ...)`` arrays, without any text; floating-point
-    numbers as float16."""
+    """The processor's output for the image alone, ``(1, ...)`` arrays; floating-point numbers as
+    float16."""
     prefix: tuple[int, ...]
     """Tokens up to the end of the image: shared by all dialogues."""
     dialogues: tuple[Dialogue, ...]
     too_long: tuple[str, ...] = ()
-    """Ids of the samples that nothing is asked about, as no outline of them is short enough."""
+    """Ids of samples that are left out because no outline of them is short enough."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def demonstrate(
     longest: int | None = None,
     order: VertexOrder = "canonical",
 ) -> Demonstration:
-    """Ask every task of every sample; what a sample cannot be asked is asked about by text.
+    """Ask every task about every sample; where a task gives a place and none exists, ask by text.
 
     All samples are of one image. See `seg_env.tasks.answer` for how outlines are written;
-    ``queries`` says how places that questions give are drawn and written. Outlines of more than
-    ``longest`` tokens, the end token included, are drawn with twice or four times the tolerance,
-    and samples for which that is not enough are not asked about. ``order`` is that of their
-    vertices; what is random of it follows from the sample's id.
+    ``queries`` says how places given in questions are drawn and written. Outlines of more than
+    ``longest`` tokens, the end token included, are simplified with two or four times the tolerance;
+    samples whose outlines are still too long are left out. ``order`` is the order of vertices; if
+    it is random, it depends only on the sample's id and the task.
     """
     check_places(tasks, frame)
     dialogues, too_long = [], []
@@ -134,12 +134,12 @@ def demonstrate_refinement(
     decimals: int,
     pad: bool,
 ) -> list[Demonstration]:
-    """The two turns of ``N`` episodes, each with the answer to be given.
+    """The two turns of ``N`` episodes, each with its target answer.
 
-    Learning from one's own mistakes shows the states in which one will have to do better (DAgger,
-    arXiv 1011.0686, section 3). The first answer is the true outline. The second turn is asked
-    about the outline of the policy's first answer, as the environment draws and writes it: the
-    answer is ``done`` if its mask IoU is at least ``content``, else the true outline. It is left
+    Learning from its own mistakes shows a policy the states in which it has to do better (DAgger,
+    arXiv 1011.0686, section 3). The first target is the true outline. The second turn shows the
+    outline of the policy's first answer, drawn and written as the environment does; its target is
+    ``done`` if that outline's mask IoU is at least ``content``, else the true outline. It is left
     out where the first answer was no outline.
     """
     begun = [rules.begin(question) for question in questions]
@@ -176,7 +176,7 @@ def write_dialogue(processor: Any, task: Task, asked: str, reply: str) -> Dialog
 def demonstration_of(
     processor: Any, image: NDArray[np.uint8], dialogues: Sequence[Dialogue]
 ) -> Demonstration:
-    """An image ``(H, W, 3) uint8`` with what is said about it.
+    """An image ``(H, W, 3) uint8`` with its dialogues.
 
     Raises:
         UnusableSampleError: The processor refuses the image.
@@ -187,7 +187,7 @@ def demonstration_of(
     inputs.pop("attention_mask")
     image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     end = len(tokens) - tokens[::-1].index(image_id)
-    # Half as many bytes of what is continuous; whole numbers (grids, masks) stay exact.
+    # Continuous values take half as many bytes; whole numbers (grids, masks) stay exact.
     arrays = {
         key: (value.half() if value.is_floating_point() else value).cpu().numpy()
         for key, value in inputs.items()
@@ -196,13 +196,13 @@ def demonstration_of(
 
 
 def require_plain_prompts(processor: Any, image: NDArray[np.uint8]) -> None:
-    """Make sure that demonstrations show the prompts that a policy is asked with.
+    """Make sure that demonstrations contain exactly the prompts that a policy is asked.
 
-    Here prompts are cut behind the image's tokens and put together again. Families that write more
-    around an image, or words before it that depend on the rest, would be taught on another prompt.
+    Demonstrations split prompts after the image tokens and join them again. Families that write
+    more around an image, or words before it that depend on the rest, would learn another prompt.
 
     Raises:
-        WrongOptionError: They would be.
+        WrongOptionError: The policy would learn another prompt.
     """
     asked = "What is it?"
     whole = prepare_inputs(processor, [image], [asked])["input_ids"][0].tolist()
@@ -246,7 +246,7 @@ def draw(
     task_weights: dict[Task, float],
     rng: np.random.Generator,
 ) -> list[tuple[Demonstration, list[Dialogue]]]:
-    """Random images; every object of an image is asked one task drawn by weight."""
+    """Draw random images; every object of an image gets one task, drawn by weight."""
     drawn = rng.choice(len(demonstrations), size=count, replace=False, shuffle=False)
     chosen = []
     for demonstration in map(demonstrations.__getitem__, drawn):
@@ -263,5 +263,5 @@ def draw(
 
 
 def learned_tokens(chosen: Sequence[tuple[Demonstration, Sequence[Dialogue]]]) -> int:
-    """Number of the tokens of all answers."""
+    """Number of tokens in all answers."""
     return sum(len(each.tokens) - each.answer_start for _, some in chosen for each in some)

@@ -1,7 +1,7 @@
 """Group sequence policy optimisation (arXiv 2507.18071), the paper's second stage, and relatives.
 
-Crediting vertices with what each added to the IoU, on top of the advantage of the answer, was
-measured and left out: it ended 4.7 points of greedy gIoU below GSPO (docs/agents.md).
+Crediting each vertex with its gain in IoU, on top of the answer's advantage, was tried and left
+out: it ended 4.7 points of greedy gIoU below GSPO (docs/agents.md).
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class GSPO(OnPolicyAgent):
     def collect(self) -> tuple[Rollout, Metrics]:
         """See `OnPolicyAgent.collect`; dynamic sampling repeats it until every group teaches.
 
-        Metrics are those of the first round, so that they tell what the policy earns.
+        Metrics are those of the first round, before groups are replaced.
         """
         rollout, metrics = super().collect()
         if not self.config.dynamic_sampling:
             return rollout, metrics
         rounds = 0
-        # All ranks go on as long as one of them has to: sampling may need the weights of each.
+        # All ranks go on as long as one of them has to: sampling may need every rank's weights.
         while rounds < self.config.dynamic_rounds and self.world.any(
             bool(degenerate_groups(rollout.rewards, rollout.group_size).any())
         ):
@@ -153,10 +153,10 @@ class GSPO(OnPolicyAgent):
 
 
 def replace_degenerate(rollout: Rollout, spare: Rollout, policy: VLMPolicy) -> Rollout:
-    """Put groups of a spare rollout in place of those whose rewards are all equal.
+    """Replace groups whose rewards are all equal with groups of a spare rollout.
 
-    DAPO's dynamic sampling (arXiv 2503.14476). Groups that teach nothing come last in the result,
-    if there are not enough others.
+    DAPO's dynamic sampling (arXiv 2503.14476). If too few of its groups teach
+    something, some of those with equal rewards stay.
     """
     degenerate = degenerate_groups(rollout.rewards, rollout.group_size)
     useful = (~degenerate_groups(spare.rewards, spare.group_size)).nonzero().squeeze(-1)

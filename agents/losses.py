@@ -16,7 +16,7 @@ from agents.settings import GSPOConfig, LossName
 Metrics = dict[str, float]
 
 RatioLevel = Literal["sequence", "sequence_token", "token"]
-"""What has an importance ratio.
+"""What an importance ratio belongs to.
 
 ``"sequence"``: a completion, ``s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t)))``.
 ``"sequence_token"``: a token, ``s_it = sg[s_i] pi(y_t) / sg[pi(y_t)]``, the sequence's ratio with
@@ -31,13 +31,13 @@ class PolicyLoss:
 
     level: RatioLevel
     normalizer: Literal["completion", "rollout", "longest"]
-    """What tokens are divided by: the length of their completion, the mean length of a rollout's
-    completions, or the longest length allowed."""
+    """What sums over tokens are divided by: the length of their completion, the mean length of a
+    rollout's completions, or the longest length allowed."""
     clips: tuple[float, float]
-    """How far ratios may leave 1 by default, downwards and upwards."""
+    """How far ratios may move from 1 by default, downwards and upwards."""
 
     def clips_of(self, config: GSPOConfig) -> tuple[float, float]:
-        """The configuration's clips, or these where it leaves them open."""
+        """The configuration's clips, or these defaults where it sets none."""
         low, high = self.clips
         return (
             low if config.clip_low is None else config.clip_low,
@@ -53,10 +53,10 @@ LOSSES: dict[LossName, PolicyLoss] = {
     "dr_grpo": PolicyLoss("token", "longest", (0.2, 0.2)),  # arXiv 2503.20783, section 3.2
     "dapo": PolicyLoss("token", "rollout", (0.2, 0.28)),  # arXiv 2503.14476, eq. 8
 }
-"""The losses that compare the answers of a group; PPO's (arXiv 1707.06347, eq. 7) is DAPO's.
+"""The losses that compare the answers of a group; PPO's (arXiv 1707.06347, eq. 7) equals DAPO's.
 
-GSPO's published clips, 3e-4 and 4e-4, are for traces of thousands of tokens; outlines have a
-hundred, so their mean log ratio spreads more. LUSPO is published without a divisor; the mean length
+GSPO's published clips, 3e-4 and 4e-4, are for reasoning of thousands of tokens; outlines have a
+hundred, so their mean log ratio varies more. LUSPO is published without a divisor; the mean length
 of a rollout keeps it on GSPO's scale.
 """
 
@@ -161,11 +161,11 @@ def value_loss(
 def truncated_importance_weights(
     log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor, cap: float
 ) -> tuple[Tensor, Metrics]:
-    """Weights ``(N,)`` of completions whose sampler is not quite the policy being trained.
+    """Weights ``(N,)`` that correct for a sampler that is not quite the policy being trained.
 
-    ``w_i = min(s_i, cap)`` with the length-normalised ratio ``s_i`` of a sequence from sampler to
-    policy: truncated importance sampling (Ionides 2008), at the level that GSPO is at. The metrics
-    say how far the two are apart, ``sampler_kl`` by the k3 estimate per token.
+    ``w_i = min(s_i, cap)`` with a sequence's length-normalised ratio ``s_i`` of policy to sampler:
+    truncated importance sampling (Ionides 2008), per sequence as in GSPO. The metrics say how far
+    the two are apart, ``sampler_kl`` by the k3 estimate per token.
     """
     if cap < 1:
         raise ValueError(f"importance cap {cap}, but weights are 1 where nothing differs: use >= 1")
@@ -184,8 +184,9 @@ def kl_estimates(
 ) -> Tensor:
     """KL divergence from the policy to a reference, estimated at each token drawn from the policy.
 
-    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` is of
-    either sign, ``k3 = exp(d) - d - 1`` never negative; both are unbiased. In nats, with gradient.
+    With ``d = log ref - log pi`` (Schulman 2020, "Approximating KL divergence"): ``k1 = -d`` has
+    either sign, ``k3 = exp(d) - d - 1`` is never negative; both are unbiased. In nats, with
+    gradient.
     """
     difference = reference_log_probs - log_probs
     return -difference if estimator == "k1" else difference.exp() - difference - 1
@@ -202,7 +203,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _token_mean(values: Tensor, mask: Tensor, tokens_per_answer: float | None = None) -> Tensor:
-    """Sum of ``(N, T)`` values over ``N`` times a length, by default the mean one."""
+    """Sum of ``(N, T)`` values divided by ``N`` times a length, by default the mean length."""
     total = (values * mask).sum()
     if tokens_per_answer is None:
         return total / mask.sum().clamp(min=1)

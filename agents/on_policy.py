@@ -1,7 +1,7 @@
 """The loop that on-policy agents share: collect groups, compute advantages, learn from them.
 
-Each rank has a contiguous block of an update's prompts; gradients and metrics are averaged. Choices
-are drawn alike everywhere, so that a run is the same on any number of ranks, up to rounding.
+Each rank has a contiguous block of an update's prompts; gradients and metrics are averaged. All
+ranks draw the same random numbers, so a run is the same on any number of ranks, up to rounding.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from seg_env.envs.left_out import TRIES, LeftOut, OnError, first_usable, loading
 from seg_env.envs.vector import ReferringSegmentationVectorEnv
 
 PRICE_GAIN, PRICE_RESPONSE = 0.05, 0.5
-"""How fast the price of tokens follows what answers cost over their budget, in units of reward for
-an answer that is twice too long: for each update, and at once."""
+"""How strongly the price of tokens reacts to answers over their budget, in units of reward when
+answers are twice too long: accumulated per update, and immediate."""
 
 
 class OnPolicyAgent(EngineAgent):
     """Collects groups of completions from a vector environment and learns from them.
 
-    Subclasses say what an advantage is and what the loss is, a KL penalty included. Its reference
-    policy is not in a checkpoint: build the agent on what training started from, then load.
+    Subclasses define the advantage and the loss, a KL penalty included. The penalty's reference
+    policy is not in checkpoints: build the agent on the policy that training started from, then
+    load.
 
     Attributes:
         on_rollout: Called on every rank with its share of each rollout, once it is credited and
@@ -88,7 +89,7 @@ class OnPolicyAgent(EngineAgent):
             self._reference.model.eval().requires_grad_(False)
         self.engine = make_engine(self.trained_module(), config)
         self.token_debt = 0.0
-        """What answers cost over the budget of tokens so far, times `PRICE_GAIN`."""
+        """Sum over updates of how far answers exceeded the token budget, times `PRICE_GAIN`."""
         self._indices = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
 
@@ -98,7 +99,7 @@ class OnPolicyAgent(EngineAgent):
 
     @property
     def greedy_first(self) -> bool:
-        """Whether the first answer of each group is the likeliest one."""
+        """Whether the first answer of each group is sampled greedily."""
         return False
 
     def place_rewards(self, rollout: Rollout, texts: Sequence[str]) -> None:
@@ -140,7 +141,7 @@ class OnPolicyAgent(EngineAgent):
         """
         config = self.config
         self.policy.model.eval()
-        # Every rank draws for all of them and takes its part.
+        # Every rank draws all the prompts and takes its part.
         asked = self._indices.integers(self._questions, size=config.prompts_per_update)
         asked = asked[config.prompts_of(self.world)]
         prompts = self._ask(asked)
@@ -163,8 +164,8 @@ class OnPolicyAgent(EngineAgent):
     def _ask(self, asked: NDArray[np.int64]) -> Prompts:
         """Prompts about ``(B,)`` samples, one each; unusable samples are replaced.
 
-        What replaces a sample follows from the seed, the update and the place, so that an
-        interrupted run goes on with the questions it would have had, on any number of ranks.
+        The replacement depends only on the seed, the update and the position, so that a resumed
+        run asks the questions it would have asked without a break, on any number of ranks.
         """
         size = self.config.group_size
         try:
@@ -179,7 +180,7 @@ class OnPolicyAgent(EngineAgent):
         return self._prepare(self._reset(usable.repeat(size)))
 
     def _usable(self, index: int, place: int) -> int:
-        """A sample, or the first usable one of those drawn for its place in the update."""
+        """The sample, or else the first usable one of those drawn for its place in the update."""
         dataset = self.env.unwrapped.dataset
         seeds = ([self.config.seed, self.update, attempt, place] for attempt in range(TRIES))
         others = (int(np.random.default_rng(seed).integers(self._questions)) for seed in seeds)
@@ -198,7 +199,7 @@ class OnPolicyAgent(EngineAgent):
         return self.env.reset(options=options)[0]
 
     def _prepare(self, observations: Mapping[str, Any]) -> Prompts:
-        """``B`` prompts from observations of their ``B * G`` answers."""
+        """Prepare ``B`` prompts from ``B * G`` observations, one for each answer."""
         images, texts = split_observations(observations)
         size = self.config.group_size
         return Prompts.prepare(self.policy, images[::size], texts[::size])
@@ -253,7 +254,7 @@ class OnPolicyAgent(EngineAgent):
         found = self._check_sampler(rollout) if self.policy.precision != "float32" else {}
         found = self.world.reduce(found | self.credit(rollout))
         rollout = self.choose_answers(rollout)
-        # A fixed choice of independent prompts is the same on any number of ranks.
+        # Prompts are independent; this fixed split is the same on any number of ranks.
         everything = torch.arange(rollout.prompts, device=self.policy.device)
         parts = [everything[first :: config.minibatches] for first in range(config.minibatches)]
         collected: list[Metrics] = []
@@ -266,12 +267,12 @@ class OnPolicyAgent(EngineAgent):
         return {f"train/{key}": value for key, value in found.items()}
 
     def price_tokens(self, rollout: Rollout) -> Metrics:
-        """Take from every answer's reward what its tokens cost, and adapt their price.
+        """Subtract the cost of its tokens from every answer's reward, and adapt their price.
 
-        The price is the multiplier of the constraint that answers have as many tokens as the budget
-        on average: what lengths were over it so far, and by how much they are now (a PID
-        controller's first two terms, arXiv 2007.03964, algorithm 2). It may be negative: answers
-        are then paid for being longer.
+        The price is the multiplier of the constraint that answers use the budget on average. It
+        grows with how far lengths have exceeded the budget so far and do now (the integral and
+        proportional terms of a PID controller, arXiv 2007.03964, algorithm 2). It may be negative:
+        longer answers then earn more.
         """
         if not (budget := self.config.token_budget):
             return {}
@@ -294,9 +295,9 @@ class OnPolicyAgent(EngineAgent):
         return self.world.sum(mask.sum()).item() / (len(mask) * self.world.size)
 
     def _check_sampler(self, rollout: Rollout) -> Metrics:
-        """Take the scorer's word for what the sampler did, and weigh answers by the difference.
+        """Take the old log-probabilities from the scorer, and weight answers by the difference.
 
-        Rounding makes the two disagree; ratios need numerator and denominator of one kind.
+        Rounding makes sampler and scorer disagree; both sides of a ratio must come from the scorer.
         """
         rollout.old_log_probs = self._measure(
             rollout, lambda part: self._score(self.policy, part).log_probs
@@ -322,7 +323,7 @@ class OnPolicyAgent(EngineAgent):
         return self.world.reduce(combine(found, shares)) | {"grad_norm": norm}
 
     def _objective(self, part: Rollout, metrics: Metrics) -> Tensor:
-        """What is minimised on a part of a rollout; adds its metrics."""
+        """The loss on a part of a rollout; adds its metrics."""
         scores = self._score(self.policy, part)
         loss, found = self.loss(scores, part)
         metrics |= found
@@ -330,7 +331,7 @@ class OnPolicyAgent(EngineAgent):
         return loss
 
     def _forward_parts(self, rollout: Rollout) -> Iterator[Tensor]:
-        """Prompts for one forward pass each; those of like length together, to spare padding."""
+        """Prompts of each forward pass, sorted by length to save padding."""
         answers = rollout.mask.sum(-1).view(rollout.prompts, -1).amax(-1)
         asked = rollout.inputs["attention_mask"].sum(-1)
         order = (asked + rollout.group_size * answers).argsort(stable=True)
@@ -338,7 +339,7 @@ class OnPolicyAgent(EngineAgent):
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout, measure: Callable[[Rollout], Tensor]) -> Tensor:
-        """Something of every token of a rollout, ``(N, T)``, found in parts that fit memory."""
+        """Measure something of every token of a rollout, ``(N, T)``, in parts that fit memory."""
         found = torch.zeros_like(rollout.sampler_log_probs)
         for prompts in self._forward_parts(rollout):
             part = rollout.select(prompts)
@@ -358,7 +359,7 @@ class OnPolicyAgent(EngineAgent):
         return score(policy, part.inputs, part.tokens, part.mask, self.config.temperature)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The states of both generators of random numbers."""
+        """The states of both random number generators, and of the token price."""
         facts = {
             "indices": self._indices.bit_generator.state,
             "token_debt": self.token_debt,
@@ -375,10 +376,10 @@ class OnPolicyAgent(EngineAgent):
 def choose_sources(
     ended: NDArray[np.bool_], group_size: int, draws: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
-    """Which of ``(N,)`` episodes each group goes on from, the same ``G`` times: an open one.
+    """Choose an open episode that each group continues from, ``(N,)``, the same ``G`` times.
 
-    All completions of a group's next turn start from one state, to be compared with each other. A
-    group whose episodes have all ended takes up one of another group. ``(N / G,)`` draws in [0, 1)
+    All completions of a group's next turn start from one state, so that they can be compared. A
+    group whose episodes have all ended takes one of another group. ``(N / G,)`` draws in [0, 1)
     decide.
     """
     everywhere = np.flatnonzero(~ended)

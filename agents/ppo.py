@@ -30,7 +30,7 @@ CRITIC = "critic."
 
 
 class PPO(OnPolicyAgent):
-    """An advantage for every token, from a critic that learns what is to be expected.
+    """An advantage for every token, from a critic that learns the expected reward.
 
     The state before token ``t`` is the prompt and the tokens so far. Rewards are the environment's,
     placed where ``config.credit`` says, minus at every token the KL divergence to the policy that
@@ -150,7 +150,7 @@ class PPO(OnPolicyAgent):
 
     @torch.no_grad()
     def _fit_critic(self, rollout: Rollout, rewards: Tensor) -> None:
-        """Fit the value head to what was earned from each token on."""
+        """Fit the value head to the reward earned from each token on."""
         nothing = torch.zeros_like(rewards)
         _, rollout.returns = generalized_advantages(
             rewards, nothing, rollout.mask, self.config.gamma, 1.0
@@ -161,7 +161,7 @@ class PPO(OnPolicyAgent):
             real = part.mask.bool()
             states = self.engine.forward(partial(self._states, part)).float()
             sums = sums + regression_sums(states[real], part.returns[real])
-        # Damped, since answers are few and their tokens much alike.
+        # Regularised, since answers are few and their tokens much alike.
         found = ridge_regression(self.world.sum(sums), 0.1)
         with self.engine.gathered_weights(change=True):
             self.critic.head.start_from(*found)

@@ -33,7 +33,7 @@ class Prompts:
         return cls(images, texts, policy.prepare(images, texts))
 
     def select(self, chosen: Tensor) -> Prompts:
-        """Some of them, by their indices, without the padding on the left that all share."""
+        """Some of the prompts, by index, without the left padding that all of them share."""
         inputs = select_prompts(self.inputs, chosen)
         start = int(inputs["attention_mask"].any(dim=0).int().argmax())
         trimmed = {
@@ -48,7 +48,7 @@ class Prompts:
 class Rollout:
     """Completions for ``B`` prompts, ``N = B * G`` rows, those of a prompt next to each other.
 
-    An agent leaves what it does not use None.
+    Fields that an agent does not use stay None.
     """
 
     asked: Prompts
@@ -65,7 +65,7 @@ class Rollout:
     rewards: Tensor
     """``(N,)`` float32, of whole answers."""
     weights: Tensor | None = None
-    """``(N,)`` importance weights for what sampler and scorer disagree in."""
+    """``(N,)`` importance weights for the difference between sampler and scorer."""
     token_rewards: Tensor | None = None
     """``(N, T)`` rewards placed on the tokens that earned them."""
     advantages: Tensor | None = None
@@ -101,7 +101,8 @@ class Rollout:
     def select(self, prompts: Tensor) -> Rollout:
         """The part of the rollout that belongs to some prompts, by their indices ``(b,)``."""
         rows = self.rows(prompts)
-        # One token is scored without a pass over answers; under ZeRO-3 all ranks must make as many.
+        # A lone token is scored without a pass over answers, but under ZeRO-3 ranks need equal
+        # passes.
         width = max(2, int(self.mask[rows].sum(-1).max()))
         chosen = {
             name: value[rows, :width] if value.ndim > 1 else value[rows]
@@ -111,7 +112,7 @@ class Rollout:
         return Rollout(asked=self.asked.select(prompts), infos=self._infos_of(rows), **chosen)
 
     def keep(self, rows: Tensor) -> Rollout:
-        """Some completions, as many of each prompt, by their rows in order."""
+        """Some completions, equally many per prompt, by their rows in order."""
         chosen = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -125,7 +126,7 @@ class Rollout:
 def join(first: Rollout, second: Rollout, policy: VLMPolicy) -> Rollout:
     """Join two rollouts of one group size that have the same fields.
 
-    Prompts are prepared once more, together: their processor knows how to fill up texts and images.
+    Prompts are prepared again, together: the processor knows how to pad texts and images.
     """
     width = max(first.tokens.shape[1], second.tokens.shape[1])
     joined = {}

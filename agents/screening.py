@@ -15,12 +15,12 @@ from seg_env.envs.left_out import LeftOut, UnusableSampleError, loading
 from seg_env.errors import ExplainedError
 
 NOT_THE_IMAGE = (MemoryError, torch.OutOfMemoryError, ExplainedError)
-"""Errors in preparing a batch that are no property of an image."""
+"""Errors in preparing a batch that are not an image's fault."""
 
 
 def require_usable(policy: VLMPolicy, image: NDArray[np.uint8], prompt: str) -> None:
-    """Raise `UnusableSampleError` if a processor refuses an image, `NOT_THE_IMAGE` as they are."""
-    with loading(*NOT_THE_IMAGE):  # processors refuse in any way
+    """Raise `UnusableSampleError` if a processor refuses an image; pass on `NOT_THE_IMAGE`."""
+    with loading(*NOT_THE_IMAGE):  # processors may raise anything
         policy.prepare_on_cpu([image], [prompt])
 
 

@@ -27,7 +27,7 @@ class OnPolicyConfig(OptimizerSettings):
     """Settings of all on-policy agents; SimpleSeg publishes none of these values for RL."""
 
     questions: int = 0
-    """Learn from the first so many questions of the data set; 0 for all of them."""
+    """Learn only from this many questions, the first of the data set; 0 for all of them."""
     prompts_per_update: int = 32
     """Prompts per rollout, of all ranks together."""
     group_size: int = 8
@@ -37,29 +37,29 @@ class OnPolicyConfig(OptimizerSettings):
     epochs: int = 1
     """Passes over a rollout."""
     prompts_per_forward: int = 2
-    """Prompts per forward pass of a rank, those with answers of like length together; fewer take
-    less memory, 0 takes a whole minibatch at once."""
+    """Prompts per forward pass of a rank, sorted by answer length; fewer take less memory, 0 takes
+    a whole minibatch at once."""
     final_rate: float = 0.05
     """Last learning rate as a share of the peak."""
     temperature: float = 1.0
     """Sampling temperature; scoring uses the same."""
     max_new_tokens: int = 128
-    """Longest answer in tokens; below the longest honest answer, answers are cut and malformed."""
+    """Longest answer in tokens; a limit below the longest honest answer makes answers malformed."""
     token_budget: int = 0
-    """Tokens that an answer is to cost on average: each earns less by its length times a price,
-    which is adapted until that is so. 0 for no price."""
+    """Average answer length to aim for, in tokens: answers pay a price per token, which is adapted
+    until the average fits. 0 for no price."""
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy training started from, which PPO takes from every
-    token's reward; 0 keeps no copy of it."""
+    """Weight of the KL divergence to the policy training started from, which PPO subtracts from
+    every token's reward; 0 keeps no copy of that policy."""
     importance_cap: float = 2.0
-    """Cap of the importance weights for what scorer and sampler disagree in."""
+    """Cap of the importance weights for the difference between scorer and sampler."""
 
     def prompts_of(self, world: World) -> slice:
         """Which of an update's prompts a rank asks: a contiguous block.
 
         Raises:
-            ValueError: They cannot be shared out so that minibatches are of the same prompts as in
-                a single process, every ``minibatches``-th of all.
+            ValueError: They cannot be split among ranks so that each minibatch has the same prompts
+                as in a single process, every ``minibatches``-th of all.
         """
         count, parts = self.prompts_per_update, world.size * self.minibatches
         if not 1 <= self.minibatches <= count:
@@ -100,15 +100,15 @@ class GSPOConfig(OnPolicyConfig):
     imitation: float = 0.0
     """Added to the advantage of the best answer of each group."""
     learned_answers: int = 0
-    """Answers of each group that are learned from: of those with the highest and lowest rewards, so
-    many that differ most (PODS, arXiv 2504.13818). 0 for all."""
+    """Answers of each group to learn from: those with the highest and lowest rewards, in the mix
+    that varies most (PODS, arXiv 2504.13818). 0 for all."""
     spread_floor: float = 0.2
     """Least standard deviation of a group that rewards are divided by; 1e-4 is the published form,
     which turns groups in which every answer misses into full-strength noise."""
     dynamic_sampling: bool = False
-    """Ask other questions in place of those whose answers all earned the same."""
+    """Replace questions whose answers all earned the same reward."""
     dynamic_rounds: int = 3
-    """Most further rounds of questions of an update."""
+    """Most further rounds of questions in an update."""
 
     @property
     def advantage_floor(self) -> float | None:
@@ -121,8 +121,8 @@ class PPOConfig(OnPolicyConfig):
     """Settings of PPO."""
 
     credit: Literal["answer", "vertex"] = "answer"
-    """Where rewards arise: on the last token of an answer, or on the token that completes each
-    vertex, which earns what the vertex added to the reward. They sum to the same."""
+    """Where rewards are placed: on the last token of an answer, or on the token that completes each
+    vertex, which earns what the vertex added to the reward. Both sum to the same."""
     relative: bool = True
     """Take rewards relative to the group's other answers, as some questions are harder."""
     learning_rate: float = 1.5e-4
@@ -134,8 +134,8 @@ class PPOConfig(OnPolicyConfig):
     gamma: float = 1.0
     """Discount per token; below 1 long answers would be worth less."""
     lam: float = 1.0
-    """Of generalised advantage estimation: 0 trusts the critic at once, 1 the rewards alone. A
-    critic that foresees little misleads below 1."""
+    """Lambda of generalised advantage estimation: 0 relies on the critic, 1 on the rewards alone.
+    Below 1, a critic that predicts little misleads."""
     whiten: bool = True
     """Scale advantages to mean 0 and variance 1 over the tokens of a rollout."""
     critic: CriticKind = "shared"
@@ -143,19 +143,19 @@ class PPOConfig(OnPolicyConfig):
     critic_rate: float = 3.0
     """How many times faster the value head learns than the policy."""
     fit_critic: bool = True
-    """Fit the value head to the first rollout by least squares and train nothing else: to a critic
-    that knows nothing, late tokens look good or bad whatever they are."""
+    """Use the first rollout only to fit the value head, by least squares: to an untrained critic,
+    late tokens look good or bad whatever they are."""
     value_coefficient: float = 0.1
     """Weight of the critic's loss."""
     value_clip: float = 0.2
     """How far a value may move on one rollout, in units of reward."""
     target_kl: float = 0.0
-    """Divergence per answer, in nats, that kl_coefficient is steered to; 0 leaves it as it is."""
+    """KL divergence per answer, in nats, that kl_coefficient is adapted to; 0 keeps it fixed."""
     kl_horizon: int = 10_000
-    """Answers over which kl_coefficient is steered; fewer steer harder."""
+    """Answers over which kl_coefficient is adapted; fewer adapt it faster."""
     stop_kl: float = 0.05
-    """Leave out remaining epochs once the policy has moved this far on a rollout, in nats per
-    token; 0 never stops."""
+    """Skip the remaining epochs once the policy has moved this far on a rollout, in nats per token;
+    0 never stops."""
 
 
 @dataclass
@@ -163,25 +163,25 @@ class BehaviorCloningConfig(OptimizerSettings):
     """How a policy is taught from demonstrations."""
 
     batch_size: int = 24
-    """Images per step, of all ranks together; every object of an image is asked one question."""
+    """Images per step, of all ranks together; one question is asked about each of their objects."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     dialogues_per_forward: int = 16
-    """Dialogues per forward pass, those of like length together, to spare padding; 0 takes all."""
+    """Dialogues per forward pass, sorted by length to save padding; 0 takes all."""
     points_until: float = 0.12
-    """Share of the updates in which only centre points are asked."""
+    """Share of the updates in which only centre points are asked for."""
     boxes_until: float = 0.2
-    """Share of the updates up to which points and boxes are asked; then mostly outlines."""
+    """Share of the updates up to which points and boxes are asked for; then mostly outlines."""
     outline_share: float = 0.8
-    """Share of outlines among the questions after that."""
+    """Share of outlines among the questions after boxes_until."""
     soft_targets: float = 0.0
-    """Standard deviation of the targets of coordinates that are one token, in steps of their last
-    digit: numbers near the true one earn a part of the probability. 0 for the true one alone."""
+    """Standard deviation of soft targets for coordinates that are one token, in steps of their last
+    digit: numbers near the true one get part of the probability. 0 for the true one alone."""
     soft_until: float = 0.8
-    """Share of the updates with soft targets; then the true numbers alone are learned."""
+    """Share of the updates with soft targets; then only the true numbers are learned."""
     tasks: str | None = None
-    """What is asked after that in place of outlines, boxes and points by expression, as in
-    ``"text->mask=0.7 point->mask=0.3"``; every task that is asked needs its demonstrations."""
+    """Tasks asked after boxes_until instead of outlines, boxes and points by expression, as in
+    ``"text->mask=0.7 point->mask=0.3"``; every task needs its demonstrations."""
 
     @property
     def demonstrated(self) -> tuple[Task, ...]:
@@ -211,7 +211,7 @@ class SupervisedFineTuningConfig(OptimizerSettings):
     accumulation: int = 1
     """Steps whose gradients make one update; see `with_papers_optimizer`."""
     tasks: tuple[str, ...] = ("mask=0.8", "bbox=0.1", "point=0.1")
-    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Those that
+    """How often each task is asked, as ``name=weight``; the paper publishes no shares. Tasks that
     give a place are named in full, ``point->mask=0.1``."""
     wording: Wording = "paper"
     """"paper": its questions and answer sentences, at random; "plain": the environments' own."""
@@ -226,7 +226,7 @@ class SupervisedFineTuningConfig(OptimizerSettings):
     muon: bool = False
     """Muon on hidden matrices (the paper's choice), AdamW on the rest; not for sharded weights."""
     gradient_checkpointing: bool = True
-    """Compute activations twice instead of keeping them."""
+    """Recompute activations instead of keeping them."""
     workers: int = 0
     """Processes that load images and trace outlines; 0 does it between the steps."""
 
@@ -239,7 +239,7 @@ def with_papers_optimizer(
     Its rates, 5e-5 to 2e-6 by a cosine after a warm-up of 0.03, are the defaults already.
 
     Raises:
-        ValueError: 256 questions do not share out evenly among batches and processes.
+        ValueError: 256 questions cannot be split evenly among batches and processes.
     """
     papers_batch = 256
     accumulation, left = divmod(papers_batch, config.batch_size * world_size)
@@ -253,14 +253,14 @@ def with_papers_optimizer(
 
 @dataclass
 class TRLOptions:
-    """How TRL's GRPOTrainer samples, what it trains and how it shares out the weights."""
+    """How TRL's GRPOTrainer samples, what it trains and how it shards the weights."""
 
     use_vllm: bool = False
     """Sample with vLLM instead of ``model.generate``."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """On the training GPUs, or on servers started by ``trl vllm-serve``."""
     vllm_server_base_url: str | None = None
-    """Such as http://node7:8000; by default this machine's port 8000."""
+    """Address of such a server, as http://node7:8000; by default this machine's port 8000."""
     vllm_gpu_memory_utilization: float = 0.3
     """Colocated: share of each GPU's memory that vLLM takes."""
     vllm_tensor_parallel_size: int = 1
@@ -273,7 +273,7 @@ class TRLOptions:
     """Train low-rank adapters of this rank (PEFT) instead of all weights; 0 for all weights. The
     policy that is saved has them merged."""
     lora_alpha: int = 32
-    """Adapters are scaled by this over their rank."""
+    """Adapters are scaled by this divided by their rank."""
     lora_dropout: float = 0.0
     """Dropout in front of the adapters."""
     lora_targets: str = "all-linear"
@@ -282,9 +282,9 @@ class TRLOptions:
     """Shard weights, gradients and optimizer over all processes (full_shard), or gather the weights
     once per forward and backward (shard_grad_op)."""
     fsdp_offload: bool = False
-    """Keep shards in the processor's memory."""
+    """Keep shards in CPU memory."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    """Recompute activations instead of keeping them."""
     rows_per_forward: int = 0
     """Answers per device and forward pass; 0 takes those of ``prompts_per_forward`` prompts."""
     workers: int = 0

@@ -24,13 +24,13 @@ class TokenAligner:
     """Finds where in a text the tokens that wrote it end, for any tokenizer.
 
     Where the texts of single tokens do not add up to the answer (several tokens make one character,
-    spaces are cleaned up, …) it is decoded token by token, which is slower and always right.
+    spaces are cleaned up, …) it is decoded token by token, which is slower but always right.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
-        # SentencePiece drops the space in front of a text; behind another token it is seen.
+        # SentencePiece drops the space in front of a text, but not after another token.
         self._anchor: list[int] = tokenizer.encode("]", add_special_tokens=False)
         self._anchor_text = self._decode(self._anchor)
 
@@ -46,10 +46,10 @@ class TokenAligner:
     def completing_tokens(
         self, tokens: Sequence[int], text: str, ends: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Which token of an answer completes what ends behind ``(K,)`` numbers of characters.
+        """Which tokens of an answer complete its parts, which end after ``(K,)`` characters.
 
-        A token completes something by writing its last character. What ends with the text belongs
-        to the last token, the end token if there is one: writing no more was its choice.
+        A token completes a part by writing its last character. A part that ends with the text
+        belongs to the last token, the end token if there is one: stopping there was its choice.
         """
         places = np.searchsorted(self.text_ends(tokens, text), ends, side="left")
         places[ends >= len(text)] = len(tokens) - 1
@@ -63,10 +63,10 @@ class TokenAligner:
         return self._pieces[token]
 
     def _decode_step_by_step(self, tokens: Sequence[int], text: str) -> NDArray[np.int64]:
-        """As `text_ends`, from the decoded beginnings of the answer."""
+        """As `text_ends`, from the decoded prefixes of the answer."""
         beginnings = [list(tokens[: count + 1]) for count in range(len(tokens))]
         decoded = self.tokenizer.batch_decode(beginnings, skip_special_tokens=True)
-        # An unfinished character is decoded as a replacement: only what stays has been written.
+        # Unfinished characters decode to placeholders: only text that stays has been written.
         agreed = [sum(takewhile(bool, map(eq, beginning, text))) for beginning in decoded]
         return np.maximum.accumulate(np.array(agreed, dtype=np.int64))
 
@@ -86,9 +86,9 @@ def place_credit(
     """Rewards of vertices on the tokens that complete them, ``(N, T)`` float32.
 
     Tokens and mask are ``(N, T)``, padded on the right; every answer has at least one token. Rows
-    sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns what it did
-    better than the vertices of the same number in the group's other answers; what others earned
-    with vertices that an answer lacks is set against its last token.
+    sum to the rewards of the answers. With a ``group_size`` above 1, each vertex earns its reward
+    minus the mean of the vertices of the same number in the group's other answers; for vertices
+    that an answer lacks, that mean is subtracted at its last token.
     """
     earned = [torch.from_numpy(credit.rewards) for credit in credits]
     relative = against_others(pad_sequence(earned, batch_first=True), group_size)

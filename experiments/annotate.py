@@ -1,7 +1,7 @@
 """Turn web images into training data: detect, segment, outline, describe, sort out, write.
 
-Without arguments it shows the whole path on images whose truth is known: 2,000 procedural scenes
-are rendered into tar archives, annotated by their own truth, and every record is compared with it.
+Without arguments it shows the whole path on images with known ground truth: 2,000 procedural scenes
+are rendered into tar archives, annotated by that truth, and every record is compared with it.
 
     python experiments/annotate.py
     python experiments/annotate.py --box-jitter 0.1 --mask-fray 2 --output-dir runs/noisy
@@ -10,7 +10,7 @@ Images of your own, with models (docs/annotate.md):
 
     python experiments/annotate.py --images "/data/laion/*.tar" --describer 'vlm{"model": FOLDER}'
 
-Run it again to go on after an interruption, however violent: nothing is lost, nothing is doubled.
+Run it again to go on after any interruption: nothing is lost, nothing is duplicated.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Args:
     """A folder of images; .tar archives (WebDataset) or .parquet files as one file, a folder or a
     pattern in quotes; or a source by name or import path. Without it scenes are rendered."""
     detector: str = ""
-    """Finds boxes: grounding_dino, or my_pkg.module:Class, with arguments as JSON behind it:
+    """Finds boxes: grounding_dino, or my_pkg.module:Class, followed by arguments as JSON:
     'grounding_dino{"labels": ["dog", "cat"]}'. Scenes: their truth."""
     segmenter: str = ""
     """Turns boxes into masks: sam, with SAM or SAM 2. Scenes: their truth."""
@@ -61,7 +61,7 @@ class Args:
     """Says what objects are: 'vlm{"model": FOLDER}', 'endpoint{"url": URL, "model": NAME}', label
     (the detector's word). Scenes: their truth."""
     filters: tuple[str, ...] = DEFAULT_FILTERS
-    """What sorts out, in order: names or import paths, with arguments as above."""
+    """Filters to apply, in order: names or import paths, with arguments as above."""
     container: Literal["jsonl", "parquet"] = "jsonl"
     """JSON lines beside images, or parquet with the images in it."""
     form: Literal["rings", "rle"] = "rings"
@@ -73,22 +73,22 @@ class Args:
     batch_size: int = 8
     """Images that models see at a time."""
     workers: int = 0
-    """Processes, each with models of its own; 0: one for models, one a core for scenes."""
+    """Processes, each with models of its own; 0: one with models, one per core for scenes."""
     shard: str = "0/1"
     """Part i/n of the archives, for machine i of n; all write into one folder, or into folders
-    whose contents are put together later."""
+    that are merged later."""
     scenes: int = 2000
     """Number of scenes."""
     per_shard: int = 200
     """Scenes in an archive; images of a folder in a shard."""
     difficulty: Literal["easy", "medium", "hard"] = "medium"
-    """Of scenes."""
+    """Difficulty of scenes."""
     size: int = 128
     """Side of scenes in pixels."""
     box_jitter: float = 0.0
     """Noise: standard deviation of the sides of boxes, as a share of width and height."""
     mask_fray: int = 0
-    """Noise: masks grow or shrink by up to so many pixels."""
+    """Noise: masks grow or shrink by up to this many pixels."""
     wrong_expressions: float = 0.0
     """Noise: share of objects that are described as another object."""
     seed: int = 0
@@ -200,7 +200,7 @@ def write_annotation_report(
 
 
 def compare_with_truth(dataset: Dataset, objects: int) -> dict[str, Any]:
-    """Compare the records of scenes with the scenes, in which there are so many objects.
+    """Compare the records of scenes with their ground truth, which has ``objects`` objects.
 
     Returns:
         ``mask_iou`` (mean), ``worst_mask_iou`` and ``share_above_95`` of the masks that records

@@ -1,4 +1,4 @@
-"""Measure this project against what else computes the same.
+"""Measure this project against other programs that compute the same.
 
 python experiments/benchmark.py rewards --json rewards.json    speed and exactness of the mask IoU
 python experiments/benchmark.py evaluate --json evaluate.json  answers scored per second, memory
@@ -32,7 +32,7 @@ def command_line(words: Sequence[str] | None = None) -> None:
     options = [word for word in words[1:] if word != "--debug"]
     with brief_errors(debug="--debug" in words):
         name = parser.parse_args(words[:1]).benchmark
-        # Importing one costs nothing of what the others need: seconds for torch, memory to measure.
+        # Only the named one is imported: others need seconds for torch, or distort measured memory.
         function = getattr(import_module(f"experiments.benchmarks.{name}"), f"benchmark_{name}")
         tyro.cli(function, prog=f"{program} {name}", args=options)
 

@@ -1,8 +1,8 @@
-"""Say what is in a data set before anything is trained on it, and draw some of it.
+"""Describe a data set before anything is trained on it, and draw some of it.
 
-It tells the layout that was read, images, objects, parts and sizes, what is left out and why, and
-the best score that outlines as text can reach. ``samples.png`` in the output folder shows samples
-with their outlines: look whether they lie on the objects.
+It reports the layout that was found, images, objects, parts and sizes, what is left out and why,
+and the best score that outlines as text can reach. ``samples.png`` in the output folder shows
+samples with their outlines: check that they lie on the objects.
 
     python experiments/check.py my_images --split train
     simpleseg check annotations/instances_train.json --per-annotation
@@ -39,25 +39,25 @@ from seg_env.geometry.drawing import draw_overlay
 GRID = (4, 4)
 """Columns and rows of the sheet."""
 EPSILONS = (0.0, 0.001, 0.005, 0.01)
-"""Tolerances of simplification for which the ceiling is told."""
+"""Tolerances of simplification for which the ceiling is reported."""
 
 
 @dataclass
 class Args:
-    """Say what is in a data set."""
+    """Describe a data set."""
 
     dataset: Annotated[str, tyro.conf.Positional]
     """A folder or file, an id on the hub, my_pkg.data:make, or a name; see docs/own_data.md."""
     data_root: str | None = None
-    """Folder of a data set that is named."""
+    """Folder of a data set that is given by name."""
     image_root: str | None = None
-    """Folder of the images, where it is not the usual one."""
+    """Folder of the images, if it is not the usual one."""
     split: str | None = None
     """Split to look at, by default that of the layout."""
     split_by: str | None = None
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     per_annotation: bool = False
-    """One sample for each object in place of one for all of a kind."""
+    """One sample for each object instead of one for all objects of a kind."""
     encoding: str | None = None
     """Of annotation files that are neither UTF-8 nor UTF-16, such as gbk."""
     stretch: Stretch | None = None
@@ -67,7 +67,7 @@ class Args:
     on_error: Literal["raise", "skip"] = "skip"
     """Broken records: left out and counted, or an error."""
     questions: int = 1000
-    """Most samples that are measured, spread over all."""
+    """Most samples to measure, spread evenly over the data set."""
     output_dir: Path = Path("runs/check")
     """Folder for ``samples.png`` and ``check.json``."""
 

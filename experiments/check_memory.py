@@ -1,8 +1,8 @@
-"""Say what an update of a training command needs in memory, and where it goes, before it is run.
+"""Say how much memory an update of a training command needs, and for what, before it is run.
 
-It takes the options of run_gspo.py, and reads the configuration of the policy alone: no weights.
-What is printed is arithmetic (``agents/training/memory.py``); docs/scaling.md shows how near to it
-updates come that were measured.
+It takes the options of run_gspo.py, and reads only the configuration of the policy, no weights.
+The figures are calculated (``agents/training/memory.py``); docs/scaling.md compares them with
+updates that were measured.
 
     python experiments/check_memory.py --policy FOLDER --image 1024x768 --gradient-checkpointing
     simpleseg check-memory --shape qwen2.5-vl-7b --device cuda --lora-rank 16 --load-in-4bit
@@ -40,27 +40,27 @@ FIRST = {
 
 @dataclass
 class Args(run_gspo.Args):
-    """Say what an update needs in memory; options that say nothing about it are passed over."""
+    """Say how much memory an update needs; options that do not affect it are ignored."""
 
     shape: Shape | None = None
-    """A published model in place of --policy, whose configuration comes with the project."""
+    """A published model instead of --policy, whose configuration comes with the project."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it is to be trained; auto: what this machine has."""
+    """Device to train on; auto: what this machine has."""
     image: str = "640x480"
     """Width and height of the images, which some processors resize."""
     image_tokens: int | None = None
-    """Tokens of an image; by default what follows from --image, in one tile where there may be
+    """Tokens of an image; by default computed from --image, as a single tile where there may be
     more."""
     question_tokens: int = 40
     """Tokens of a prompt besides those of its image."""
     ranks: int = 1
-    """Processes that share the work out; see --deepspeed."""
+    """Processes that share the work; see --deepspeed."""
     measure: bool = False
-    """Measure updates of a small policy, and compare what they need with what is said here."""
+    """Measure updates of a small policy, and compare their memory with what is calculated."""
 
 
 def main(args: Args) -> dict[str, Any]:
-    """Print the arithmetic, or what it is worth; returns bytes."""
+    """Print the calculated memory, or compare it with measurements; returns bytes."""
     console = Console()
     if args.measure:
         return measure(console, device_of(args))
@@ -94,7 +94,7 @@ def main(args: Args) -> dict[str, Any]:
 
 
 def device_of(args: Args) -> str:
-    """Where is to be trained."""
+    """The device to train on."""
     import torch
 
     if args.device != "auto":
@@ -189,7 +189,7 @@ def planned_update(args: Args, config: Any, processor: Any) -> Any:
 
 
 def image_numbers(args: Args, config: Any, processor: Any) -> tuple[int, int, int]:
-    """Tokens and patches of an image, and numbers that the processor makes of it.
+    """Tokens and patches of an image, and values that the processor makes of it.
 
     Raises:
         WrongOptionError: The image has no size, or the model no tower of a known form.
@@ -224,7 +224,7 @@ def image_numbers(args: Args, config: Any, processor: Any) -> tuple[int, int, in
 
 
 def measure(console: Console, device: str) -> dict[str, Any]:
-    """Print what updates need beside what is predicted; adapters only where peft is."""
+    """Print measured beside predicted memory of updates; adapters only if peft is installed."""
     from experiments.benchmarks.train_legs import Work
     from experiments.benchmarks.update_memory import WAYS
     from experiments.benchmarks.update_memory import measure as measure_way

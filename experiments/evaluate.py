@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 # What draws, scores or opens a policy is imported where it is needed: it takes seconds.
 
 EVERY_TASK = "all"
-"""What ``--task`` is given to score each of them."""
+"""The value of ``--task`` that scores each of them."""
 FIRST = {
     "What is asked": ("env", "dataset", "data-root", "split", "task", "questions"),
     "Who answers": ("policy", "predictions", "frame"),
@@ -72,19 +72,19 @@ class Args(TaskArguments):
     """Score the answers of a policy, or of any system."""
 
     frame: str = AUTO
-    """What the numbers in answers are: auto (what the policy's folder records, else what its family
-    writes), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
-    such as qwen3_vl; guess reads the answers in every frame, shows what comes of it and stops."""
+    """Frame of the numbers in answers: auto (the one the policy's folder records, else its
+    family's), unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a model type
+    such as qwen3_vl; guess reads the answers in every frame, shows the results and stops."""
     task: str = DEFAULT_TASK
     """What is given and asked for: one of seg_env.tasks.TASKS, or ``all`` for a table of every
     task."""
     split: str = "val"
     """Split to ask about; a --dataset that is one file is asked about whole."""
     part: Part | None = None
-    """Of a --dataset without splits: only the tenth of its images that training holds out, or only
+    """For a --dataset without splits: only the tenth of its images that training holds out, or only
     the rest."""
     questions: int | None = None
-    """The first so many samples, by default 512 scenes, and all of any other data set."""
+    """Number of samples, the first ones; by default 512 scenes, and all of any other data set."""
     temperature: float = 0.0
     """0 for greedy answers."""
     answers: int = 1
@@ -98,7 +98,7 @@ class Args(TaskArguments):
     one and with a blank one."""
 
     predictions: Path | None = None
-    """File of answers to score in place of a policy's."""
+    """File of answers to score instead of a policy's."""
     min_pixels: int = ResizeSettings.min_pixels
     """For --predictions with --frame qwen2.5-vl: as the processor was set."""
     max_pixels: int = ResizeSettings.max_pixels
@@ -106,10 +106,11 @@ class Args(TaskArguments):
     missing: Missing = "error"
     """Questions without an answer in --predictions: an error, empty answers, or skipped."""
     ignore_unknown: bool = False
-    """Pass over answers in --predictions to other questions than those asked."""
+    """Ignore answers in --predictions to questions that are not asked."""
 
     empty_union: float = 1.0
-    """IoU where answer and target are both empty: 1 as Text4Seg and LISA, 0 as VisionReasoner."""
+    """IoU where answer and target are both empty: 1 as in Text4Seg and LISA, 0 as in
+    VisionReasoner."""
     boxes: Boxes = "annotated"
     """What boxes are compared with: the annotated one, where the data set has it, or the mask's."""
     details: bool = True
@@ -119,7 +120,7 @@ class Args(TaskArguments):
     compare: Path | None = None
     """Folder or per_sample file of another evaluation: paired gains over it."""
     ceiling: bool = False
-    """Only measure what the representation allows."""
+    """Only measure the best scores that the representation allows."""
     epsilon: tuple[float, ...] = (0.0, 0.001, 0.005, 0.01, 0.02)
     """For --ceiling: tolerances of the outline's simplification, as shares of its perimeter."""
     decimals: tuple[int, ...] = (3,)
@@ -169,7 +170,7 @@ def main(args: Args) -> dict[str, Any]:
             f"one task: name it"
         )
     if not args.asks_policy:
-        # What is in a file is scored by one process.
+        # Answers in a file are scored by one process.
         main_process = os.environ.get("RANK", "0") == "0"
         return TaskEvaluation(args, Console()).run() if main_process else {}
 
@@ -191,7 +192,7 @@ def main(args: Args) -> dict[str, Any]:
 
 
 class TaskEvaluation:
-    """The questions of one task, and what comes of the answers to them."""
+    """The questions of one task, and the evaluation of the answers to them."""
 
     def __init__(self, args: Args, console: Console, policy: VLMPolicy | None = None) -> None:
         """Open the questions; ``policy`` is the one that the arguments name, if one answers."""
@@ -275,9 +276,9 @@ class TaskEvaluation:
         )
 
     def leave_out_odd(self, asked: dict[int, str], answers: Answers, unread: int) -> None:
-        """Leave out questions whose answers are too many or too few, where others' are not.
+        """Leave out questions with too many or too few answers, if others have the right number.
 
-        Of a file with ``unread`` lines that cannot be read, as many questions may have no answer.
+        If ``unread`` lines of a file cannot be read, as many questions may have no answer.
         """
         count = self.args.answers
         odd = {name for name, given in answers.items() if len(given) != count}
@@ -294,7 +295,7 @@ class TaskEvaluation:
                 self.left_out.add(name, UnusableSampleError(given))
 
     def names(self) -> dict[int, str]:
-        """The questions that count, by place; images that the family makes nothing of do not."""
+        """The questions that count, by place; those with images that the family refuses do not."""
         dataset, found = self.core.dataset, {}
         names = [name_of(dataset, index) for index in range(self.questions)]
         for name, count in Counter(names).items():
@@ -331,7 +332,7 @@ class TaskEvaluation:
         return report.to_json()
 
     def guess_frame(self, answered: Answered) -> dict[str, Any]:
-        """Read the first answers in every frame, show what comes of it, write ``frames.json``."""
+        """Read the first answers in every frame, show the results, write ``frames.json``."""
         some = list(answered)[:256]
         samples = [self.core.dataset[index] for index in some]
         texts = [answered[index][0].text for index in some]

@@ -1,7 +1,7 @@
 r"""Warm start: teach a tiny policy from nothing to outline procedural scenes, by behaviour cloning.
 
-The policy that is shipped was made by this script (docs/learning.md has the command, and tells how
-it was chosen). What it leaves out of the paper's recipe: answer sentences and real photos.
+The shipped policy was made by this script (docs/learning.md has the command, and tells how it was
+chosen). It leaves out two parts of the paper's recipe: answer sentences and real photos.
 
     python experiments/run_bc.py --output-dir runs/bc
 
@@ -90,11 +90,11 @@ class Args(RunArguments):
     model: TinyConfig = field(default_factory=TinyConfig)
     """Shape of a new policy."""
     policy: str | None = None  # type: ignore[assignment]
-    """What to start from in place of random weights: ``embedded``, a transformers folder, or a hub
+    """What to start from instead of random weights: ``embedded``, a transformers folder, or a hub
     id; of the kind of the embedded policy, whose prompts all have one length up to the image's
     end."""
     data: str | None = None
-    """Another name of --dataset: annotated images to learn from in place of scenes."""
+    """Another name of --dataset: annotated images to learn from instead of scenes."""
     difficulty: str | None = "easy"
     """Scenes to learn from and to be measured on: easy, medium, hard."""
     scenes: int = 20_000
@@ -103,14 +103,14 @@ class Args(RunArguments):
     """Difficulties of the training scenes with their shares, ``"easy=0.7 medium=0.3"``; by default
     all are of --difficulty. ``alike`` are easy scenes in which only colour tells objects apart."""
     mirror: bool = False
-    """Learn from every image once more with left and right exchanged, also in words."""
+    """Also learn from every image mirrored, with left and right swapped in words, too."""
     negatives: float | None = 0.0
-    """Share of the scenes in which an object is asked for that is not there."""
+    """Share of the scenes with a question about an object that is not there."""
     task: str | None = None
-    """What is asked once the policy knows where things are, in the place of outlines, boxes and
-    points by expression: a task, or several with weights."""
+    """What is asked once the policy knows where things are, instead of outlines, boxes and points
+    by expression: a task, or several with weights."""
     queries: QueryStyle = field(default_factory=QueryStyle)
-    """How the places that such questions give are drawn and written."""
+    """How places given in questions are drawn and written."""
     epsilon: float = 0.01
     """Douglas-Peucker tolerance of the outlines taught, as a share of the perimeter."""
     order: VertexOrder = "canonical"
@@ -206,7 +206,7 @@ def main(args: Args) -> dict[str, Any]:
             workers=max(1, (os.cpu_count() or 1) // world.size),
             console=console,
             frame=policy.answer_frame,
-            # What is longer cannot be answered, and takes memory in proportion to its square.
+            # Longer ones cannot be answered, and memory grows with the square of the length.
             longest=None
             if args.dataset is None
             else max(run.max_new_tokens, OnPolicyConfig.max_new_tokens),
@@ -234,7 +234,7 @@ def main(args: Args) -> dict[str, Any]:
 
 
 def best_possible(args: Args, run: Run, policy: VLMPolicy) -> dict[str, float]:
-    """What outlines as they are taught score, and cost in tokens, on the held-out questions."""
+    """Score, and length in tokens, of outlines as they are taught, on the held-out questions."""
     samples = [
         sample for index in run.questions if (sample := run.core.dataset[int(index)]).target.area
     ]

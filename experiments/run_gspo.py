@@ -1,8 +1,8 @@
 r"""Main job: improve a policy by GSPO and show what changed.
 
 With no arguments it takes the embedded warm-started policy, asks it for outlines in procedural
-scenes, where three of ten objects that are asked for are not there, trains it for some minutes on
-two cores, and writes a report to ``runs/gspo``: ``report.md``, ``learning_curve.png``,
+scenes, where three in ten of the objects asked for are absent, trains it for some minutes on two
+cores, and writes a report to ``runs/gspo``: ``report.md``, ``learning_curve.png``,
 ``before_after.png``, ``scores.json``, ``metrics.jsonl``, TensorBoard events, checkpoints and the
 improved policy.
 
@@ -15,11 +15,11 @@ On many GPUs, each with its share of the prompts (see ``experiments/common/launc
     torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
     deepspeed --hostfile hosts experiments/run_gspo.py --deepspeed zero3
 
-An adapter in place of all weights:
+An adapter instead of all weights:
 
     python experiments/run_gspo.py --policy FOLDER --lora-rank 16 --gspo.learning-rate 3e-4
 
-With vLLM or FSDP, through TRL's GRPOTrainer; docs/scaling.md tells how they are used:
+With vLLM or FSDP, through TRL's GRPOTrainer; see docs/scaling.md:
 
     torchrun --nproc_per_node 8 experiments/run_gspo.py --backend trl --policy FOLDER \
         --gspo.no-muon --trl.fsdp full_shard --trl.use-vllm --trl.vllm-mode server
@@ -54,20 +54,20 @@ class Args(TrainingArguments):
     """Improve a policy by GSPO and show what changed."""
 
     difficulty: str | None = None
-    """Of scenes: easy, medium (default), hard."""
+    """Difficulty of scenes: easy, medium (default), hard."""
     negatives: float | None = None
-    """Of scenes: share of questions about an object that is not there, 0.3 by default, to which
-    ``[]`` is the answer; see the reward no_target."""
+    """For scenes: share of questions about an object that is not there, 0.3 by default; the answer
+    is ``[]``, see the reward no_target."""
     gspo: GSPOConfig = field(default_factory=GSPOConfig)
     """Settings of the algorithm."""
     backend: Literal["plain", "trl"] = "plain"
     """Who trains: this project, or TRL's GRPOTrainer."""
     trl: TRLOptions = field(default_factory=TRLOptions)
-    """What only TRL has."""
+    """Settings that only TRL has."""
     output_dir: Path = Path("runs/gspo")
 
     def __post_init__(self) -> None:
-        """Ask of scenes what a policy that was cloned has still to learn."""
+        """Choose scenes from which a cloned policy still has something to learn."""
         if self.env == SCENES and self.dataset in (None, "scenes"):
             self.difficulty = self.difficulty or "medium"
             self.negatives = 0.3 if self.negatives is None else self.negatives

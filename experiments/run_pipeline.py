@@ -4,7 +4,7 @@
 
 Scenes stand in for the web, with labels as wrong as models make them; SFT and RL see other scenes,
 with the truth. Every stage is one of this project's scripts, in a folder of its own below
-``--output-dir``, with a report of its own; the report of all links to them, and has the scores and
+``--output-dir``, with a report of its own; the overall report links to them, and has the scores and
 commands of the stages, so each can be repeated, or replaced, by hand.
 
     python experiments/run_pipeline.py
@@ -13,7 +13,7 @@ commands of the stages, so each can be repeated, or replaced, by hand.
     python experiments/run_pipeline.py --data /data/annotated
 
 Run it again to go on after an interruption: finished stages stay, the one that was cut off goes on
-from its last checkpoint to the same numbers. docs/stages.md tells what came of it.
+from its last checkpoint to the same numbers. docs/stages.md has results.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DEFAULTS: dict[Stage, str] = {
     "sft": f"{CLONING} --scenes {SCENES}",
     "rl": "--negatives 0 --updates 80 --evaluation.every 20 --checkpoint-every 20",
 }
-"""Options of the stages where the command line has no others."""
+"""Default options of the stages; those of the command line come after them."""
 HEADINGS = ("after", "updates", *(f"{title} [95 %]" for title, *_ in SCORES), "minutes")
 
 
@@ -59,25 +59,25 @@ class Args:
     """The paper's recipe, from nothing: pre-train on annotated images, fine-tune, reinforce."""
 
     stages: tuple[Stage, ...] = STAGES
-    """What to do, whatever the order it is named in."""
+    """Stages to run, named in any order."""
     skip: tuple[Stage, ...] = ()
     """Stages to leave out: the next one starts from what was made before."""
     annotate: StageOptions = ()
-    """Options of experiments/annotate.py, in one word: ``--annotate="--scenes 2000"``. Given again,
-    as those of any stage, they are added."""
+    """Options of experiments/annotate.py, as one argument: ``--annotate="--scenes 2000"``. As for
+    every stage, options given again are added."""
     pretrain: StageOptions = ()
-    """Options of experiments/run_bc.py for pre-training, in one word."""
+    """Options of experiments/run_bc.py for pre-training, as one argument."""
     sft: StageOptions = ()
-    """Options of experiments/run_bc.py for fine-tuning, in one word."""
+    """Options of experiments/run_bc.py for fine-tuning, as one argument."""
     rl: StageOptions = ()
-    """Options of experiments/run_gspo.py, in one word."""
+    """Options of experiments/run_gspo.py, as one argument."""
     data: str | None = None
     """Annotated images to pre-train on, a folder of experiments/annotate.py, or a .jsonl or
     .parquet file; nothing is annotated then."""
     policy: str | None = None
     """What the first trained stage starts from: ``embedded``, a transformers folder, a hub id. By
-    default what an earlier stage left in the folder, and without that random weights, or the
-    embedded policy where RL is the only stage."""
+    default what an earlier stage left in the folder, else random weights, or the embedded policy
+    where RL is the only stage."""
     difficulty: Literal["easy", "medium", "hard"] = "easy"
     """Of all scenes."""
     split: str = "test"
@@ -101,7 +101,7 @@ class Step:
 
     @property
     def trains(self) -> bool:
-        """Whether a policy comes of it."""
+        """Whether it trains a policy."""
         return self.stage != "annotate"
 
     @property

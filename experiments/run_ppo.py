@@ -1,6 +1,6 @@
 """Improve a policy by PPO with a critic and show what changed.
 
-As ``run_gspo.py``, with an advantage for every token: a value head on the policy's hidden states
+Like ``run_gspo.py``, with an advantage for every token: a value head on the policy's hidden states
 says what an answer may still earn, and each vertex earns what it added to the reward.
 
     python experiments/run_ppo.py

@@ -1,10 +1,10 @@
 r"""Teach a policy to look again: behaviour cloning on the second turn of the refine environments.
 
-The policy answers questions as it can; then it is shown its own outline, drawn and written as the
-environment does, and taught to say ``done`` if it was good and else to write the true one; and also
-the plain question with the true outline. The report compares the first answer with the last. What
-comes out is where ``run_gspo.py`` can start in these environments, in which a policy that never saw
-a second turn earns nothing:
+The policy answers questions as well as it can. It is then shown its own outline, drawn and written
+as the environment does, and taught to say ``done`` if it was good and else to write the true one.
+It is also taught to answer the plain question with the true outline. The report compares the first
+answer with the last. The result is where ``run_gspo.py`` can start in these environments, in which
+a policy that never saw a second turn earns nothing:
 
     python experiments/run_refine.py
     python experiments/run_gspo.py --env SimpleSegRefine-Scenes-v0 --turns 2 \

@@ -6,8 +6,8 @@
        "answers": ["[[[0.2,0.2],[0.6,0.2],[0.6,0.6]]]", "[]"]}]}'
 
 A question has the columns of exported data (``python -m seg_env.data export``) and the answers to
-it. What it gets are lists with a number for each answer: ``reward``, ``iou``, ``valid``,
-``issues``, and under ``terms`` every reward by its name. ``GET /`` tells rewards and frame.
+it. The reply has lists with one entry for each answer: ``reward``, ``iou``, ``valid``, ``issues``,
+and under ``terms`` every reward by its name. ``GET /`` returns rewards and frame.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ that a request takes little more memory than its largest question."""
 
 Question = tuple[list[Prediction], Target]
 CLIENTS_FAULTS = (KeyError, IndexError, TypeError, ValueError, RecursionError)
-"""Errors of what reads a request; any other is a bug, and keeps its traceback."""
+"""Errors from reading a request; any other is a bug, and keeps its traceback."""
 FIRST = {"Answers": ("rewards", "frame"), "The server": ("host", "port")}
 
 
@@ -140,9 +140,9 @@ class Handler(BaseHTTPRequestHandler):
     scorer: Scorer
     host: str
     """Name that the server listens on, as in the header ``Host``."""
-    protocol_version = "HTTP/1.1"  # clients ask again over one connection
+    protocol_version = "HTTP/1.1"  # clients may reuse a connection
     disable_nagle_algorithm = True
-    timeout = 60  # a client that says nothing for so many seconds is let go
+    timeout = 60  # a client that sends nothing for so many seconds is dropped
 
     def do_GET(self) -> None:
         """Tell what answers are scored by."""
@@ -165,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
     def read_body(self) -> bytes | None:
         """What was posted; None if it is refused, which the client is told.
 
-        JSON is asked for by name since pages of other sites cannot send it here.
+        The content type must be JSON's, since pages of other sites cannot send that here.
         """
         length = self.headers.get("Content-Length", "")
         if self.path != SCORED_AT or self.headers.get_content_type() != "application/json":
@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class RewardServer(ThreadingHTTPServer):
-    """A thread for each connection; many may knock at once."""
+    """A thread for each connection; many may connect at once."""
 
     request_queue_size = 128
 
@@ -222,7 +222,7 @@ class RewardServer(ThreadingHTTPServer):
 
 
 def make_reward_server(args: Args) -> RewardServer:
-    """A server of the rewards that are asked for, to be started by its ``serve_forever``.
+    """A server of the rewards asked for, to be started by its ``serve_forever``.
 
     Raises:
         WrongOptionError: Something else listens there.

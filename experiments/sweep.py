@@ -1,4 +1,4 @@
-"""Compare settings over several seeds: make the runs that are missing, then table and plot.
+"""Compare settings over several seeds: run what is missing, then make a table and a plot.
 
     python experiments/sweep.py optimizer
     python experiments/sweep.py my_sweep.toml --seeds 0 1 2 3 --jobs 2 --options="--updates 20"
@@ -52,13 +52,13 @@ class Args:
     jobs: int = 1
     """Runs at a time; each gets its share of the processor's cores."""
     options: str = ""
-    """Options added to every run, in one word: ``--options="--updates 20"``."""
+    """Options added to every run, as one argument: ``--options="--updates 20"``."""
     output_dir: Path | None = None
     """Where runs, table and plot go, by default the folder that the file names."""
     dry_run: bool = False
-    """Print the commands of the runs that are missing, and make none."""
+    """Only print the commands of the runs that are missing."""
     report_only: bool = False
-    """Make no run: table and plot of those that are finished."""
+    """Run nothing; only make table and plot of the runs that are finished."""
 
 
 def main(args: Args) -> dict[str, Any] | None:
@@ -114,10 +114,10 @@ def read_sweep(
     each its own options, or a table of ``options`` and ``script``. Besides:
 
     - ``seeds``, and ``folder`` for the results;
-    - ``measure = "score"`` compares scores after training and not the gains over those before;
+    - ``measure = "score"`` compares scores after training instead of gains over those before;
     - ``against = "tokens"`` draws greedy gIoU over another score, joined where arms have the same
       ``series``;
-    - ``varies``: settings that arms differ in beside those that their options name;
+    - ``varies``: settings that arms differ in besides those that their options name;
     - ``shared``: commands to be made first, once; ``{name}`` stands for the folder elsewhere;
       ``$NAME`` or ``${NAME}`` is a variable of the shell's;
     - ``shares``: another sweep, whose ``folder`` and ``shared`` commands this one has as well;
@@ -181,7 +181,7 @@ def read_sweep(
 
 
 def check_keys(path: Path, table: dict[str, Any], known: Sequence[str]) -> None:
-    """Refuse words that mean nothing, which are misspelt ones mostly."""
+    """Refuse unknown keys, which are mostly misspelt ones."""
     if unknown := sorted(set(table) - set(known)):
         raise ExplainedError(f"{path}: {', '.join(unknown)} is not among {', '.join(known)}")
 

@@ -70,7 +70,7 @@ def score_by_form(
     bbox: Measure,
     point: Measure,
 ) -> NDArray[np.float64]:
-    """Score answers, ``(N,)``, by the measure of what each was asked for, called at most once."""
+    """Score answers, ``(N,)``, each by the measure of its form, which is called at most once."""
     measures = {"mask": mask, "bbox": bbox, "point": point}
     forms = [prediction.form for prediction in predictions]
     asked = dict.fromkeys(forms)

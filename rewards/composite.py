@@ -30,7 +30,7 @@ RewardSpec: TypeAlias = "str | Mapping[str, object] | Sequence[object] | RewardS
 
 
 class RewardValueError(ExplainedError, ValueError):
-    """A reward returned what nothing can be learned from."""
+    """A reward returned values that nothing can be learned from."""
 
 
 class Term(NamedTuple):

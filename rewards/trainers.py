@@ -1,7 +1,7 @@
 """Rewards as the functions that other trainers call: those of TRL, ms-swift and verl.
 
-All take the specification that environments take. What an answer is about stands in the trainer's
-own rows, in the columns that ``python -m seg_env.data export`` writes (`TARGET_COLUMNS`):
+All take the specification that environments take. The target of an answer is in the trainer's own
+rows, in the columns that ``python -m seg_env.data export`` writes (`TARGET_COLUMNS`):
 
     rows = datasets.load_dataset("json", data_files="exported/train.jsonl")["train"]
     trainer = GRPOTrainer(..., reward_funcs=rewards.for_trl("mask_iou=1 format=0.1"))
@@ -27,7 +27,7 @@ from seg_env.types import Form, Prediction, Target
 TARGET_COLUMNS = ("rle", "rings", "size", "ignore", "box", "task")
 """What a row may say of its target, in the form of `seg_env.data.readers.jsonlines.JsonLines`: run
 lengths, or an outline and the ``[H, W]`` of its image; void pixels; the annotated box; and which of
-`seg_env.tasks.TASKS` is asked, by default an outline. None is as good as nothing."""
+`seg_env.tasks.TASKS` is asked, by default an outline. None counts as missing."""
 
 Row = Mapping[str, Any]
 FrameSpec = str | Frame | AnswerFrame
@@ -149,7 +149,7 @@ def for_verl(
 
 
 def _rows(columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[Row]:
-    """The rows of a batch of which trainers hand over columns."""
+    """The rows of a batch that trainers pass as columns."""
     given = [name for name in TARGET_COLUMNS if columns.get(name) is not None]
     if {"rle", "rings"}.isdisjoint(given):
         raise ValueError(
@@ -160,7 +160,7 @@ def _rows(columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[Row]:
 
 
 def _text(completion: Any) -> str:
-    """What was answered: a text, or messages of which the last has it, whole or in parts."""
+    """The answer's text: the completion itself, or its last message, whole or in parts."""
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"] if completion else ""
@@ -188,7 +188,7 @@ def read_row(record: Record) -> tuple[Target, Form]:
 
 
 def _plain(value: object) -> Any:
-    """What JSON does not know of what tables hold: arrays, and COCO's counts as bytes."""
+    """Convert values of tables that JSON does not know: arrays, and COCO's counts as bytes."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if isinstance(value, np.ndarray | np.generic):

@@ -122,7 +122,7 @@ class Target:
     """The box that annotators drew, ``(x0, y0, x1, y1)`` in the unit frame; None where only the
     mask is known. `seg_env.tasks.box_of` has either."""
     record: str = ""
-    """What errors call it."""
+    """Its name in error messages."""
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_]) -> Target:

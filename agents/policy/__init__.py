@@ -7,5 +7,5 @@
 - `sampling`, `scoring`: `sample` groups of answers, and `score` given ones.
 - `shared_prefix`: attention in which a group of answers shares its prompt.
 - `constraint`: decoding that allows nothing but outlines.
-- `checks`: what is tried on a policy before it is trained.
+- `checks`: checks on a policy before it is trained.
 """

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): all that is trained of a model, whose weights stay.
+"""Low-rank adapters (LoRA, arXiv 2106.09685), trained while the model's own weights stay fixed.
 
-PEFT puts them into the layers in place, so the model is the transformers model that sampling,
-scoring and checkpoints know. How a saved one is opened tells `agents.policy.loading`.
+PEFT puts them into the layers in place, so the model remains the transformers model that sampling,
+scoring and checkpoints expect. `agents.policy.loading` opens saved ones.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from agents.policy.loading import (
 from seg_env.errors import WrongOptionError
 
 DECODER = "decoder"
-"""Stands for all linear layers of the decoder: neither tower and projector nor the output layer."""
+"""Stands for all linear layers of the decoder, without tower, projector and output layer."""
 ALL_LINEAR = "all-linear"
-"""Stands for what PEFT calls by this name: all linear layers but the output layer."""
+"""PEFT's own name for all linear layers but the output layer."""
 NAME = "default"
-"""What PEFT calls the only adapter."""
+"""PEFT's name for an only adapter."""
 
 
 def has_adapter(model: Any) -> bool:
-    """Whether an adapter is what is trained of a model."""
+    """Whether a model is trained through an adapter."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
@@ -46,10 +46,10 @@ def add_adapter(
     """Give layers an adapter that changes nothing yet, and train nothing else.
 
     Args:
-        model: A model that was opened from a folder or the hub, by which the adapter names it.
-        rank: Rank of what is added to a layer's matrix.
-        alpha: What is added is scaled by this over the rank.
-        targets: `DECODER`, `ALL_LINEAR`, or names of layers, of which the last parts are enough.
+        model: A model opened from a folder or the hub; the adapter records that name.
+        rank: Rank of the matrix added to a layer's.
+        alpha: The added matrix is scaled by this divided by the rank.
+        targets: `DECODER`, `ALL_LINEAR`, or names of layers, whose last parts are enough.
         seed: Of the initial weights, half of which are random; nothing else draws from it.
 
     Raises:
@@ -84,7 +84,7 @@ def add_adapter(
                 f"or {DECODER}, or {ALL_LINEAR}"
             ) from error
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
-    # Steps are too small for weights of lower precision, which those of the model may have.
+    # In float32: steps are too small for the lower precision that the model may have.
     for parameter in adapter_parameters(model).values():
         parameter.data = parameter.data.float()
 
@@ -106,7 +106,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """Inside the block a model is what it was before it got an adapter, if it has one."""
+    """Switch off a model's adapter, if it has one, inside the block."""
     if not has_adapter(model):
         yield
         return
@@ -161,7 +161,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def merge_adapter(model: Any) -> None:
-    """Add an adapter to the weights, which are trained from then on; there is no adapter then."""
+    """Merge an adapter into the weights and remove it; from then on the weights are trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = {

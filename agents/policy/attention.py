@@ -1,9 +1,9 @@
-"""Attention that also returns its normalizers, by the kernels of CPUs and CUDA that hold no scores.
+"""Attention that also returns its normalizers, by CPU and CUDA kernels that never store all scores.
 
-Two attentions over different keys can be merged where their normalizers (the logarithms of the sums
-of a softmax) are known. PyTorch's public attention keeps them to itself; the kernels behind it do
-not. On CUDA this is FlashAttention in half precision, and the memory-efficient kernel in float32 or
-with padding.
+Two attentions over different keys can be merged if their normalizers (the logarithms of the sums of
+a softmax) are known. PyTorch's public attention does not return them; the kernels behind it do. On
+CUDA this is FlashAttention in half precision, and the memory-efficient kernel in float32 or with
+padding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is tried on a policy before training: do images reach it, can answers share a prompt."""
+"""Checks on a policy before training: do images reach it, and can answers share a prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BlindPolicyError(ExplainedError, RuntimeError):
 
 @dataclass(frozen=True)
 class VisionReport:
-    """How likely true answers are, in nats a token, and how much that hangs on the image."""
+    """How likely true answers are, in nats per token, and how much that depends on the image."""
 
     questions: int
     """Answers that were scored."""
@@ -42,7 +42,7 @@ class VisionReport:
     change_blank: float
     """Largest change of a token's log-probability with a blank image."""
     rounding: float
-    """Largest change when the same is computed again."""
+    """Largest change when the computation is repeated."""
 
     @property
     def sees(self) -> bool:
@@ -52,7 +52,7 @@ class VisionReport:
 
     @property
     def sentence(self) -> str:
-        """What was found, in one sentence."""
+        """The result in one sentence."""
         found = (
             f"log-probability of a token of {self.questions} true answers: {self.own:.4f} with "
             f"their image, {self.other:.4f} with another one, {self.blank:.4f} with a blank one"
@@ -79,8 +79,8 @@ def compare_images(
 ) -> VisionReport:
     """Score true answers with their image, with another one and with a blank one.
 
-    Images that are exchanged are resized to each other's size, so that prompts have the same
-    tokens in the same places and nothing but what is seen can make a difference.
+    Swapped images are resized to each other's size, so that prompts keep the same tokens in the
+    same places and only the content of the image can make a difference.
 
     Raises:
         ValueError: There are not two different images.
@@ -110,7 +110,7 @@ def compare_images(
 
 
 def _exchange(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """For each image another one, in its size."""
+    """Another image for each one, in its size."""
     found = []
     for place, image in enumerate(images):
         size = (image.shape[1], image.shape[0])
@@ -126,7 +126,7 @@ def _exchange(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
 def _tokens(policy: VLMPolicy, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The first tokens ``(N, T)`` of answers, padded on the right, and their mask.
 
-    Where an object is shows in the first ones.
+    The first ones already show where an object is.
     """
     encoded = policy.tokenizer(list(answers), add_special_tokens=False).input_ids
     whole = ([*row, policy.end_ids[0]][:128] for row in encoded)
@@ -136,9 +136,9 @@ def _tokens(policy: VLMPolicy, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def try_sharing(policy: VLMPolicy, inputs: dict[str, Tensor]) -> None:
-    """Find out, once per policy, whether answers of a family that is in no table share prompts.
+    """Find out, once per policy, whether answers of an untested family can share prompts.
 
-    Three tokens are sampled and scored both ways; `VLMPolicy.sharing_trial` keeps what was found.
+    Three tokens are sampled and scored both ways; `VLMPolicy.sharing_trial` keeps the result.
     """
     length = inputs["input_ids"].shape[1] + 3
     if policy.needs_trial and obstacle_to_sharing(policy.model, length) is None:

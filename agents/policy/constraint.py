@@ -2,8 +2,8 @@
 
 The constrained policy is the model's distribution renormalised over the allowed tokens, when
 sampling and when scoring. It writes nothing that `seg_env.grammar.decode` would find fault with,
-and every answer is complete within a budget of tokens: where that runs out, the tokens that stay
-allowed are those behind which the answer can still be finished in time.
+and every answer is complete within a budget of tokens: as that runs out, only tokens after which
+the answer can still be finished in time stay allowed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from seg_env.frames import UNIT, Frame
 from seg_env.grammar import grammar_ebnf
 
 UNREACHABLE = 1 << 40
-"""Tokens to the end of an answer where none lead there."""
+"""Number of tokens to the end of an answer if it cannot be reached."""
 
 
 class OutlineConstraint:
     """A rule about which token may come next: answers are outlines, ended by an end token.
 
-    End tokens are allowed exactly behind a complete answer; behind an end token only end tokens and
-    padding are. A token that is not allowed ends the answer, too: foreign completions are defined.
-    At the last vertex that a ring may have, xgrammar 0.2.8 leaves out tokens that end the ring and
-    begin another one: they are written one after the other.
+    End tokens are allowed only after a complete answer; after an end token, only end tokens and
+    padding are. A token that is not allowed also ends the answer, so any completion can be scored.
+    At the last vertex that a ring may have, xgrammar 0.2.8 excludes tokens that both end the ring
+    and begin another one; the two are then written as separate tokens.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class OutlineConstraint:
             pad: Every number has all decimals.
             max_vertices: Most vertices of a ring.
             size: Rows of the output embedding, ``V``; by default the length of the tokenizer.
-            end_ids: Tokens that end an answer; by default the tokenizer's one.
-            device: Where masks are wanted.
+            end_ids: Tokens that end an answer; by default the tokenizer's end token.
+            device: Device of the masks.
 
         Raises:
-            ValueError: These tokens cannot write an answer, or none within the budget, or they mean
-                something else together than one by one.
+            ValueError: These tokens cannot write an answer, or none within the budget, or they
+                decode differently together than one by one.
         """
         grammar = grammar_ebnf(decimals, frame, pad=pad, spaces=False, max_vertices=max_vertices)
         self.size = len(tokenizer) if size is None else size
@@ -103,7 +103,7 @@ class OutlineConstraint:
         )
 
     def walk(self, rows: int) -> OutlineWalk:
-        """Start so many empty answers."""
+        """Start ``rows`` empty answers."""
         return OutlineWalk(self, rows)
 
     def unpack(self, bits: Tensor) -> Tensor:
@@ -116,9 +116,9 @@ class OutlineConstraint:
         return mask
 
     def leave_room(self, matcher: Any, tokens: Sequence[int], allowed: Tensor) -> None:
-        """Take away allowed tokens ``(V,)`` that leave too little room to finish an answer.
+        """Remove allowed tokens ``(V,)`` that leave too little room to finish an answer.
 
-        ``matcher`` is xgrammar's of the answer, whose tokens are ``tokens``.
+        ``matcher`` is xgrammar's matcher of the answer, ``tokens`` are its tokens so far.
         """
         room = self.token_budget - len(tokens) - 1
         if room > self._closings[-1][1]:
@@ -132,7 +132,7 @@ class OutlineConstraint:
         allowed[candidates[counts > room]] = False
 
     def _position(self, text: str) -> tuple[int, int, str]:
-        """What decides how an answer may go on.
+        """The state that decides how an answer may continue.
 
         That is how deep brackets are nested, how many vertices the open ring has, and what follows
         its last complete vertex, in which only the whole part of the last number matters.
@@ -145,7 +145,7 @@ class OutlineConstraint:
         return depth, vertices if self._counts_vertices else min(vertices, 3), rest
 
     def _tokens_behind(self, matcher: Any, token: int) -> int:
-        """Tokens that an answer needs behind a token, the end token included."""
+        """Number of tokens that an answer needs after a token, the end token included."""
         if token in self.ends:
             return 0
         matcher.accept_token(token)
@@ -159,7 +159,7 @@ class OutlineConstraint:
         return UNREACHABLE
 
     def _find_closings(self, zero: str) -> list[tuple[str, int]]:
-        """Texts that finish an answer, with their least tokens: each state has one among them.
+        """Texts that finish an answer, with their fewest tokens; every state has one of them.
 
         They are the ends of the shortest outline; ``zero`` is the shortest number.
         """
@@ -197,7 +197,7 @@ class OutlineConstraint:
 
 
 def _least_tokens(text: str, pieces: set[str]) -> int:
-    """Fewest of the pieces that together are the text."""
+    """The smallest number of pieces that make up the text."""
     longest = max(map(len, pieces), default=0)
     counts = [0]
     for end in range(1, len(text) + 1):
@@ -208,7 +208,7 @@ def _least_tokens(text: str, pieces: set[str]) -> int:
 
 
 class OutlineWalk:
-    """Answers on their way through an `OutlineConstraint`."""
+    """Answers in progress under an `OutlineConstraint`."""
 
     def __init__(self, constraint: OutlineConstraint, rows: int) -> None:
         """Start ``rows`` empty answers; ``tokens`` are their tokens."""

@@ -1,4 +1,4 @@
-"""What differs between families of vision-language models: a table, and what shows from outside.
+"""Differences between families of vision-language models: a table, and what a model itself tells.
 
 Families in the table are tested; others are tried when an agent is built
 (`agents.policy.checks.try_sharing`).
@@ -19,7 +19,7 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 GRIDS = ("image_grid_thw", "image_grid_hws")
 """Inputs that count the patches of each image by time (Qwen's only), height and width."""
 IMAGE_ROWS = "image_rows"
-"""Input of ours that models are not given: rows of ``pixel_values`` that belong to each prompt,
+"""Our own input, not passed to models: how many rows of ``pixel_values`` belong to each prompt,
 where images are cut into tiles."""
 
 FAMILIES = frozenset(
@@ -41,17 +41,17 @@ def is_tested(model: Any) -> bool:
 
 
 def vision_parameters(model: Any) -> list[nn.Parameter]:
-    """Parameters of tower and projector: of all that is neither decoder nor output layer."""
+    """Parameters of tower and projector: all but those of decoder and output layer."""
     parts = model.get_decoder(), model.get_output_embeddings()
     text = {id(parameter) for part in parts for parameter in part.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in text]
 
 
 def model_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs as a model takes them: without ours, with what a processor may have left out.
+    """Inputs as a model takes them: without our own, with those a processor may have left out.
 
-    Without ``mm_token_type_ids`` models of Qwen's form silently place an image as if it were text;
-    others of the kind, such as Kimi's, know no such input.
+    Without ``mm_token_type_ids`` Qwen-like models silently number an image's positions as if it
+    were text; similar models, such as Kimi's, have no such input.
     """
     inputs = {key: value for key, value in inputs.items() if key != IMAGE_ROWS}
     if (
@@ -108,7 +108,7 @@ def answer_positions(positions: Tensor, start: Tensor, length: int) -> Tensor:
 
 
 def obstacle_to_sharing(model: Any, length: int) -> str | None:
-    """Why answers of a model cannot share the keys and values of their prompt, if so.
+    """Why a model's answers cannot share keys and values of their prompt; None if they can.
 
     ``length`` is that of the longest prompt with the longest answer, in tokens.
     """
@@ -142,7 +142,7 @@ def select_prompts(inputs: dict[str, Tensor], prompts: Tensor) -> dict[str, Tens
 
 
 def repeat_prompts(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Inputs with every prompt so many times, its copies next to each other."""
+    """Inputs with every prompt repeated, its copies next to each other."""
     tokens = inputs["input_ids"]
     prompts = torch.arange(len(tokens), device=tokens.device)
     return select_prompts(inputs, prompts.repeat_interleave(times))

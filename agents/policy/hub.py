@@ -16,11 +16,11 @@ from seg_env.errors import ExplainedError
 
 
 class HubError(ExplainedError, RuntimeError):
-    """A folder could not be put on the hub."""
+    """A folder could not be uploaded to the hub."""
 
 
 def push_folder(folder: str | Path, repository: str, *, private: bool | None = None) -> str:
-    """Put a policy's folder on the hub as ``"owner/name"``, which is made if it is not there.
+    """Upload a policy's folder to the hub as ``"owner/name"``, which is created if missing.
 
     The token is that of ``hf auth login`` or the variable HF_TOKEN.
 
@@ -36,7 +36,7 @@ def push_folder(folder: str | Path, repository: str, *, private: bool | None = N
         HubError: The hub cannot be reached, or refuses.
     """
     hub = HfApi()
-    # The client is one of two packages, by the hub's version; a lost connection is its own error.
+    # Which HTTP package is used depends on the hub's version; each has its own connection error.
     session = import_module("huggingface_hub.utils").get_session()
     client = import_module(type(session).__module__.partition(".")[0])
     refusals = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError)

@@ -3,8 +3,8 @@
 What cannot be opened raises `CheckpointError`, which says in one line what is missing and what to
 do about it.
 
-The folder of an adapter is opened as the model that it makes of its base model. Its configuration
-is data from outside: PEFT, which may import what one names, is not shown it.
+The folder of an adapter is opened as its base model with the adapter merged in. Its configuration
+is data from outside: it is not passed to PEFT, which may import what it names.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from seg_env.errors import ExplainedError
 from seg_env.frames import AnswerFrame, ResizeSettings, find_answer_frame
 
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
-"""How text and images are prepared. Transformers 5 writes all into the first file; on the hub the
-second holds what is about images."""
+"""Files that say how text and images are prepared. Transformers 5 writes all into the first; on the
+hub the second holds the part about images."""
 ANSWER_FRAME = "answer_frame"
 """Entry of a configuration: the frame that the model was trained in, one of
 `seg_env.frames.FAMILIES` or ``pixel:WxH``. It need not be the one that its family writes."""
@@ -62,16 +62,16 @@ ADAPTER_ENTRIES: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "orthogonal"),  # others change the model's weights, too
 }
-"""Entries of an adapter's configuration with the values, beside none, that are understood."""
+"""Entries of an adapter's configuration with the values, besides unset, that are supported."""
 ADAPTER_NEUTRAL = {
     *("base_model_name_or_path", "r", "lora_alpha", "use_rslora"),  # which are read
     *("lora_dropout", "inference_mode", "task_type", "revision", "auto_mapping", "peft_version"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("megatron_core", "qalora_group_size", "ensure_weight_tying"),
 }
-"""Entries that may have any value; all others must have none."""
+"""Entries that may have any value; all others must be unset."""
 MOST_BASES = 8
-"""Adapters upon adapters, at most."""
+"""Most adapters that may be stacked on each other."""
 
 
 class CheckpointError(ExplainedError, OSError, ValueError):
@@ -84,12 +84,12 @@ class CheckpointMissingError(CheckpointError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter as a folder has it."""
+    """An adapter as stored in a folder."""
 
     base: str
-    """The model that it belongs to: a folder or hub id, which may be an adapter's again."""
+    """The model that it belongs to: a folder or hub id, which may itself be an adapter's."""
     scaling: float
-    """What is added to weights is multiplied by this."""
+    """The matrices added to the weights are multiplied by this."""
     layers: dict[str, tuple[Tensor, Tensor]]
     """By names of layers: ``A`` ``(rank, inputs)`` and ``B`` ``(outputs, rank)`` float32; ``B A``
     is added to the weights."""
@@ -99,7 +99,7 @@ class SavedAdapter:
 
 @contextmanager
 def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers inside the block: they would break those of a run."""
+    """Hide the progress bars of transformers inside the block: they would garble a run's own."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -112,8 +112,8 @@ def quiet_progress() -> Iterator[None]:
 def model_class(name_or_path: str | Path, *, trust_remote_code: bool) -> Any:
     """The automatic class that opens a checkpoint of an image-text-to-text model.
 
-    Checkpoints with code of their own may have it under the name of plain language models, as
-    Kimi-VL does.
+    Checkpoints with code of their own may register it under the automatic class of plain language
+    models, as Kimi-VL does.
 
     Raises:
         CheckpointError: There is no such checkpoint, its model reads no images, or it needs code of
@@ -157,8 +157,8 @@ def open_checkpoint(
 ) -> tuple[Any, Any]:
     """Model and processor of a folder or hub id; the model is on the CPU.
 
-    With the dtype ``"auto"`` its weights are as they were saved. An adapter is merged into its base
-    model, for at most ``adapters`` upon each other. ``options`` are those of ``from_pretrained``.
+    With the dtype ``"auto"`` weights keep the type they were saved in. An adapter is merged into
+    its base model, up to ``adapters`` stacked ones. ``options`` are those of ``from_pretrained``.
 
     Raises:
         CheckpointError: It cannot be opened.
@@ -168,7 +168,7 @@ def open_checkpoint(
         model.name_or_path = model.config._name_or_path = str(name_or_path)
         return model, processor
     opener = model_class(name_or_path, trust_remote_code=trust_remote_code)
-    # The processor comes first: it is opened in no time, and is what most often is missing.
+    # The processor comes first: it opens fast, and is what most often is missing.
     processor = open_policy_processor(name_or_path, trust_remote_code=trust_remote_code)
     with quiet_progress(), explained(name_or_path):
         model = opener.from_pretrained(
@@ -178,10 +178,10 @@ def open_checkpoint(
 
 
 def adapter_folder(name_or_path: str | Path) -> Path | None:
-    """The folder of an adapter, fetched from the hub if it is there; None if it is none.
+    """The folder of an adapter, downloaded from the hub if need be; None if it is no adapter.
 
     Raises:
-        CheckpointError: It cannot be told or fetched.
+        CheckpointError: It cannot be found out, or not downloaded.
     """
     path = Path(name_or_path)
     if path.exists():
@@ -195,10 +195,10 @@ def adapter_folder(name_or_path: str | Path) -> Path | None:
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """What a folder has of an adapter.
+    """Read the adapter in a folder.
 
     Raises:
-        CheckpointError: It is damaged, or an adapter of a kind that is not understood.
+        CheckpointError: It is damaged, or an adapter of a kind that is not supported.
     """
     settings = _read_settings(folder / ADAPTER_FILE)
     base, rank, alpha = map(settings.get, ("base_model_name_or_path", "r", "lora_alpha"))
@@ -248,7 +248,7 @@ def _open_adapter(
     trust_remote_code: bool,
     options: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """The model that an adapter makes of its base model, and its processor or the base model's."""
+    """The base model with an adapter merged in, and the adapter's processor or the base model's."""
     if options:
         raise CheckpointError(
             f"{folder}: is an adapter, and cannot be merged into a model in 4 bits; save the two "
@@ -257,7 +257,7 @@ def _open_adapter(
     if not adapters:
         raise CheckpointError(f"{folder}: is an adapter upon more than {MOST_BASES} others")
     adapter = read_adapter(folder)
-    # What is relative is so to where the command runs, as PEFT has it, or else to the folder.
+    # A relative path starts at the working directory, as in PEFT, or else at the folder.
     base: str | Path = adapter.base
     with explained(folder):
         if not Path(base).exists() and (folder / base).exists():
@@ -290,7 +290,7 @@ def open_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
     """The processor of a checkpoint: image processor, tokenizer and chat template.
 
     The same image becomes the same numbers with and without torchvision: families with a video
-    part need it, and theirs is taken; for all others images are prepared by Pillow alone.
+    part need and use it; for all others Pillow alone prepares images.
 
     Raises:
         CheckpointError: It cannot be opened.
@@ -310,7 +310,7 @@ def open_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 
 def open_policy_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """What `open_processor` opens, of which a policy needs both parts.
+    """Open a processor as `open_processor` does; it must have the two parts a policy needs.
 
     Raises:
         CheckpointError: It cannot be opened, or prepares text or images only.
@@ -331,8 +331,8 @@ def open_policy_processor(name_or_path: str | Path, *, trust_remote_code: bool =
 def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> AnswerFrame:
     """The frame of the numbers that a policy writes.
 
-    ``name`` is what was asked for: ``auto`` for what the model records, else what its family
-    writes.
+    ``name`` is the frame asked for; ``auto`` takes the one that the model records, else its
+    family's.
 
     Raises:
         ValueError: There is no such frame.
@@ -347,13 +347,13 @@ def policy_frame(name: str, model: Any, processor: Any, name_or_path: str) -> An
 
 
 def recorded_frame(model: Any) -> str | None:
-    """The frame that a model's configuration says it was trained in, if it says so."""
+    """The frame that a model's configuration records it was trained in, if any."""
     found = getattr(model.config, ANSWER_FRAME, None)
     return found if isinstance(found, str) else None
 
 
 def check_checkpoint(name_or_path: str | Path) -> None:
-    """Make sure that a name stands for a model's folder, or may stand for one on the hub.
+    """Make sure that a name is that of a model's folder, or may be an id on the hub.
 
     Raises:
         CheckpointError: It does not.
@@ -380,7 +380,7 @@ def check_checkpoint(name_or_path: str | Path) -> None:
 
 @contextmanager
 def explained(name_or_path: str | Path, part: str = "") -> Iterator[None]:
-    """Turn what libraries raise inside the block into a `CheckpointError` of one line."""
+    """Turn errors of libraries inside the block into a `CheckpointError` of one line."""
     try:
         yield
     except (CheckpointError, torch.OutOfMemoryError):
@@ -462,7 +462,7 @@ def _check_processor_files(name_or_path: str | Path) -> None:
 
 
 def _has_pillow_variant(processor: Any) -> bool:
-    """Whether a processor of transformers prepares images alone, by torchvision, and need not."""
+    """Whether a transformers processor takes no videos and has a variant that uses Pillow."""
     if not isinstance(processor, ProcessorMixin) or hasattr(processor, "video_processor"):
         return False
     kinds = type(processor), type(getattr(processor, "image_processor", None))
@@ -471,7 +471,7 @@ def _has_pillow_variant(processor: Any) -> bool:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached; asked once, where its client would try for minutes."""
+    """Whether the hub can be reached; tried once, since its client would retry for minutes."""
     if urllib.request.getproxies():
         return True  # the proxy knows, and this machine may not even resolve the name
     address = urlsplit(hub_settings.ENDPOINT)

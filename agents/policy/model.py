@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 UNTRIED = "its family is in no table, and nobody has tried to share prompts with it"
-"""Why answers do not share their prompt before it was tried."""
+"""The reason for not sharing prompts before it has been tried."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Prefix:
 
 
 def four_bits(device: str) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that keep linear layers in 4 bits, as QLoRA has them.
+    """Arguments of ``from_pretrained`` that keep linear layers in 4 bits, as in QLoRA.
 
     Raises:
         WrongOptionError: bitsandbytes or a GPU is missing.
@@ -93,16 +93,16 @@ class VLMPolicy:
         model: The transformers model; trained in place.
         processor: Its processor (image processor, tokenizer, chat template).
         precision: ``"bfloat16"`` runs forward and backward under autocast; weights stay as loaded.
-        shared_prefix: False to repeat the prompt for each answer: slower, and the same numbers.
+        shared_prefix: False to repeat the prompt for each answer: slower, with the same numbers.
         constraint: A rule about tokens. The policy then is the model renormalised over what the
             rule allows, when sampling and when scoring.
         forbidden: ``(V,)`` bool, tokens that no answer may contain.
         end_ids: Tokens that end an answer.
-        pad_id: Token that fills up what comes after.
-        sharing_trial: What is wrong with sharing prompts, "" if nothing is: in a family that is in
-            no table `UNTRIED`, until `agents.policy.checks.try_sharing` has tried it.
+        pad_id: Token that pads answers after their end.
+        sharing_trial: What is wrong with sharing prompts, "" if nothing is; for an untested family
+            `UNTRIED`, until `agents.policy.checks.try_sharing` has tried it.
         trust_remote_code: Whether code that came with the checkpoint was allowed.
-        answer_frame: What the numbers that it writes mean; it is trained and measured in this.
+        answer_frame: Frame of the numbers it writes, in which it is trained and measured.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class VLMPolicy:
             precision: See the class.
             dtype: Type of the weights; by default float32 on a CPU and as saved elsewhere.
             trust_remote_code: Run code that comes with the checkpoint, which you should have read.
-            frame: What the numbers that it writes mean, see `seg_env.frames.find_answer_frame`; by
-                default what the folder records, else what its family writes.
+            frame: Frame of the numbers it writes, see `seg_env.frames.find_answer_frame`; by
+                default the one the folder records, else its family's.
             load_in_4bit: Keep the linear layers in 4 bits (NF4, arXiv 2305.14314), to train an
                 adapter on; they cannot be trained or saved themselves.
 
@@ -182,7 +182,7 @@ class VLMPolicy:
         return policy
 
     def copy(self) -> VLMPolicy:
-        """A policy of the same kind with weights of its own, the same ones at first."""
+        """A copy of the policy, with weights of its own."""
         policy = copy(self)
         policy.model = deepcopy(self.model)
         return policy
@@ -190,10 +190,10 @@ class VLMPolicy:
     def save(self, path: str | Path) -> None:
         """Write an ordinary transformers folder: safetensors weights, processor, chat template.
 
-        Of a policy with an adapter it is the adapter's, as PEFT writes it, with the processor.
+        With an adapter, only the adapter is written, as PEFT does, and the processor.
         """
-        # Saving looks whether the model is one of DeepSpeed's and so imports it. Where there is no
-        # accelerator it would warn that it found none.
+        # Saving imports DeepSpeed, to see whether the model is one of its own. It would warn if
+        # there is no accelerator.
         if not torch.accelerator.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if has_adapter(self.model):
@@ -204,7 +204,7 @@ class VLMPolicy:
         self.processor.save_pretrained(path)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
-        """Put the policy on the Hugging Face hub as ``"owner/name"``; see `push_folder`."""
+        """Upload the policy to the Hugging Face hub as ``"owner/name"``; see `push_folder`."""
         with TemporaryDirectory() as folder:
             self.save(folder)
             return push_folder(folder, repository, private=private)
@@ -258,7 +258,7 @@ class VLMPolicy:
 
     @property
     def needs_trial(self) -> bool:
-        """Whether `agents.policy.checks.try_sharing` has something to find out."""
+        """Whether `agents.policy.checks.try_sharing` still has to run."""
         return self.shared_prefix and self.sharing_trial == UNTRIED
 
     def shares_prefix(self, inputs: dict[str, Tensor], new_tokens: int) -> bool:
@@ -277,12 +277,12 @@ class VLMPolicy:
         return not reason
 
     def freeze_vision(self) -> None:
-        """Stop training tower and projector: all that is neither decoder nor output layer."""
+        """Freeze tower and projector: all but decoder and output layer."""
         for parameter in vision_parameters(self.model):
             parameter.requires_grad_(False)
 
     def checkpoint_gradients(self) -> None:
-        """Keep no activations of layers while training: they run again in the backward pass."""
+        """Keep no activations of layers while training; recompute them in the backward pass."""
         self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def log_softmax(

@@ -1,8 +1,8 @@
 """Questions about images as the inputs of a model, checked prompt by prompt.
 
-Models compare the totals of a batch only, image tokens and the features that fill them: a prompt
-with one token too few beside another with one too many passes, and every image after the first of
-them lands in the wrong place.
+Models only compare a batch's totals of image tokens and image features: a prompt with one token too
+few beside another with one too many passes, and every image after the first of them lands in the
+wrong place.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from agents.policy.families import GRIDS, IMAGE_ROWS
 from agents.policy.loading import CheckpointError
 
 _SPECIAL: WeakKeyDictionary[Any, tuple[int, dict[int, str]]] = WeakKeyDictionary()
-"""What `special_tokens` found in tokenizers of a length: with hundreds of added tokens to look
-through it is what asking a question takes longest."""
+"""Results of `special_tokens`, with the tokenizer's length: to search hundreds of added tokens
+would be the slowest part of asking a question."""
 
 
 def prepare_checked(
@@ -33,7 +33,7 @@ def prepare_checked(
     """Inputs of a model, in which every prompt has as many image tokens as its image has features.
 
     Raises:
-        ImageTokensError: One has not; where a batch cannot tell which, each is looked at alone.
+        ImageTokensError: One has not; if the batch does not show which, each is checked alone.
     """
     inputs = prepare_inputs(processor, images, prompts)
     try:
@@ -59,16 +59,16 @@ def prepare_inputs(
     options: dict[str, Any] = {}
     start = getattr(processor.tokenizer, "bos_token", None)
     if start and all(text.startswith(start) for text in texts):
-        options["add_special_tokens"] = False  # the chat template has written it already
+        options["add_special_tokens"] = False  # the chat template has written them already
     if any(len(image) < 5 for image in images):  # their rows would be taken for channels
         options["input_data_format"] = "channels_last"
-    # Torch neither reads arrays that run backwards nor likes those that cannot be written to.
+    # Torch cannot read arrays with negative strides, and warns of read-only ones.
     arrays = [np.require(image, requirements=["C", "W"]) for image in images]
     given: list[Any] = [[image] for image in arrays]
-    if type(processor).__name__ == "KimiVLProcessor":  # all prompts' in one list, Pillow's only
+    if type(processor).__name__ == "KimiVLProcessor":  # takes Pillow images, all in one list
         given = [Image.fromarray(image) for image in arrays]
     found = processor(text=texts, images=given, return_tensors="pt", padding=True, **options)
-    # PaliGemma's labels belong to answers that were given along, and there are none.
+    # PaliGemma's labels are for answers passed with the prompts, and there are none.
     return {key: value for key, value in dict(found).items() if key != "labels"}
 
 
@@ -80,7 +80,7 @@ def chat_text(processor: Any, prompt: str) -> str:
     """
     prompt = break_special_tokens(prompt, processor.tokenizer)
     name = type(processor).__name__
-    template = getattr(processor, "chat_template", "")  # processors of other makers need have none
+    template = getattr(processor, "chat_template", "")  # third-party processors may have none
     if template is None:
         if name != "PaliGemmaProcessor":  # its models know no chat: image first, then the question
             raise CheckpointError(
@@ -95,7 +95,7 @@ def chat_text(processor: Any, prompt: str) -> str:
 
 
 def break_special_tokens(text: str, tokenizer: Any) -> str:
-    """Break up what reads as a special token of a tokenizer by a space.
+    """Insert a space into everything that reads as a special token of a tokenizer.
 
     An expression is data from outside, and ``<image>`` in it would ask for a second image.
     """
@@ -123,7 +123,7 @@ class ImageTokensError(ValueError):
 
     def __init__(self, row: int | None, tokens: int, features: int, prompt: str = "") -> None:
         """Note what does not fit; ``prompt`` is quoted where it is known."""
-        super().__init__(row, tokens, features, prompt)  # what pickle makes it of again
+        super().__init__(row, tokens, features, prompt)  # pickle rebuilds it from these
         self.row, self.tokens, self.features, self.prompt = row, tokens, features, prompt
 
     def __str__(self) -> str:
@@ -171,10 +171,10 @@ def count_image_features(model: Any, inputs: dict[str, Tensor]) -> Tensor | None
 
 
 def number_image_rows(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Note how many rows of ``pixel_values`` belong to each prompt where it is not one.
+    """Record how many rows of ``pixel_values`` belong to each prompt where it is not one.
 
-    Processors put the tiles of all images behind each other: the image tokens of a prompt tell
-    which are its own.
+    Processors concatenate the tiles of all images: the image tokens of a prompt tell which are its
+    own.
 
     Raises:
         ImageTokensError: They do not.
@@ -211,7 +211,7 @@ def check_image_tokens(
 
 
 def _merged_patches(config: Any) -> int | None:
-    """Patches that become one feature where patches are counted by grids."""
+    """Number of patches merged into one feature, for models that count patches by grids."""
     vision = getattr(config, "vision_config", None)
     side = getattr(vision, "spatial_merge_size", None)
     kernel = getattr(vision, "merge_kernel_size", None)
@@ -250,7 +250,7 @@ def _patches(config: Any, pixels: Tensor) -> int:
 
 
 def _packed_features(model: Any, inputs: dict[str, Tensor], each: int) -> Tensor:
-    """Features of LLaVA-OneVision's images, whose tiles the model packs: asked with width 1."""
+    """Features of LLaVA-OneVision's images, found by letting the model pack tiles of width 1."""
     sizes = inputs["image_sizes"].cpu()
     side = model.config.vision_config.image_size
     # A base image, and the tiles of the grid that suits the image best.

@@ -63,10 +63,10 @@ def sample(
         group_size: Answers per prompt.
         max_new_tokens: Longest answer, the end token included; longer ones are cut off.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it.
-        noise: ``(B * group_size, max_new_tokens)`` uniform in [0, 1): which token of the cumulated
-            distribution is taken. An answer follows from its own row and prompt only, whatever else
-            is in the batch. By default drawn from torch's global generator.
-        greedy_first: The first answer to each prompt is the likeliest one, whatever the noise.
+        noise: ``(B * group_size, max_new_tokens)`` uniform in [0, 1), which picks tokens from the
+            cumulative distribution. An answer depends only on its own row and prompt, not on the
+            rest of the batch. By default drawn from torch's global generator.
+        greedy_first: The first answer to each prompt is greedy, whatever the noise.
         on_token: Called with the answers so far after every token; what it raises ends sampling.
 
     Returns:
@@ -153,14 +153,14 @@ class AnswerWriter:
         return tokens, going
 
     def completions(self) -> Completions:
-        """What has been written."""
+        """The answers written so far."""
         used = int(self._mask.sum(-1).max())
         kept = (self._tokens, self._mask, self._log_probs, self._choice_mask)
         return Completions(*(values[:, :used] for values in kept))
 
 
 def invert_distribution(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """The token of each row at which its cumulated probabilities exceed the noise, ``(n,)``.
+    """The token of each row at which its cumulative probabilities exceed the noise, ``(n,)``.
 
     Noise ``(n,)`` that is uniform in [0, 1) draws from the distribution ``(n, V)``, whose rows need
     not sum to 1 exactly. A token of probability 0 is never taken.
@@ -169,7 +169,7 @@ def invert_distribution(probabilities: Tensor, noise: Tensor) -> Tensor:
     cumulated = probabilities.double().cumsum(-1)
     wanted = noise.double()[:, None] * cumulated[:, -1:]
     found = torch.searchsorted(cumulated, wanted, right=True)
-    # Rounding may carry the product to the sum itself; the last token that adds to it is meant.
+    # Rounding may raise the product to the sum itself; then take the last token that adds to it.
     last = (cumulated < cumulated[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(found, last).squeeze(-1)
 
@@ -182,7 +182,7 @@ def write_shared(
     logits = prefix.next_logits.repeat_interleave(group_size, dim=0)
     cache = SharedPrefixCache(prefix.cache, prefix.mask, group_size, writer.room)
     starts = next_positions(prefix.positions).repeat_interleave(group_size)
-    # Autocast keeps its copies of the weights as long as its block lasts: not one block per token.
+    # Autocast drops its copies of the weights after its block: not one block per token.
     with policy.autocast(), replace_attention(policy.model, cache):
         while True:
             tokens, going = writer.write(logits)
@@ -222,7 +222,7 @@ def write_plain(
 
 @contextmanager
 def _neutral_generation(policy: VLMPolicy) -> Iterator[None]:
-    """No repetition penalty and the like inside the block: models bring such settings along."""
+    """Disable repetition penalties and the like, which models bring along, inside the block."""
     model: Any = policy.model
     ordinary = model.generation_config
     model.generation_config = GenerationConfig(

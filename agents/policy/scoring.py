@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenScores:
-    """What the policy thinks of given completions, all ``(N, T)``; padding holds zeros."""
+    """The policy's scores of given completions, all ``(N, T)``; padding holds zeros."""
 
     log_probs: Tensor
     """Float32 log-probability of every token under the policy, at the given temperature."""
@@ -40,8 +40,8 @@ class TokenScores:
 
 
 Predictions = tuple[Tensor, Tensor | None]
-"""Logits ``(M, V)`` and, if asked for, hidden states ``(M, D)`` that say what comes at the ``M``
-real tokens of ``(N, T)`` answers, row by row."""
+"""Logits ``(M, V)`` and, if asked for, hidden states ``(M, D)`` that predict the ``M`` real tokens
+of ``(N, T)`` answers, row by row."""
 
 
 def score(
@@ -138,7 +138,7 @@ def _predict(
     wanted = torch.zeros(rows, width, dtype=torch.bool, device=mask.device)
     wanted[:, prompt - 1] = True
     wanted[:, prompt:] = own
-    # Logits of a large vocabulary are the largest tensor of all: only those that are looked at.
+    # Logits of a large vocabulary are the largest tensor of all: compute only those needed.
     keep = {"logits_to_keep": wanted} if is_tested(policy.model) else {}
     with policy.autocast(), _captured_hidden(policy, hidden) as states:
         logits = policy.model(**inputs, **keep, use_cache=False).logits
@@ -148,8 +148,8 @@ def _predict(
     source = source[mask.bool()]
 
     def pick(states: Tensor) -> Tensor:
-        # Several answers begin from one row. Indexing would add up its gradient in any order, and
-        # so make other last bits each time where there are several threads.
+        # Several answers start from one row. Indexing would sum its gradient in any order, so with
+        # several threads the last bits would differ each time.
         return (states if keep else states[wanted]).index_select(0, source)
 
     return pick(logits), pick(states[0]) if hidden else None
@@ -169,7 +169,7 @@ def _predict_decoder(
 
 @contextmanager
 def _captured_hidden(policy: VLMPolicy, wanted: bool) -> Iterator[list[Tensor]]:
-    """What the output layer is given inside the block: the last hidden state, of any family."""
+    """Capture the input of the output layer inside the block: the last hidden state."""
     states: list[Tensor] = []
     output_layer = policy.model.get_output_embeddings()
     hook = output_layer.register_forward_pre_hook if wanted else nullcontext
@@ -180,7 +180,7 @@ def _captured_hidden(policy: VLMPolicy, wanted: bool) -> Iterator[list[Tensor]]:
 def _allowed_tokens(
     policy: VLMPolicy, tokens: Tensor, mask: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """What the constraint allows before each of the ``M`` real tokens of ``(N, T)`` answers.
+    """Tokens that the constraint allows at each of the ``M`` real tokens of ``(N, T)`` answers.
 
     ``(M, V)`` bool, or None without a constraint, and `TokenScores.choice_mask`.
     """

@@ -3,11 +3,11 @@
 `SharedPrefixCache` decodes ``G`` answers over prompts whose keys and values are stored once: at
 every step the queries of a group are stacked, so that the prompt's keys are read once per group.
 `PackedGroups` scores rows that hold a prompt once and, after it, all answers to it: ``P + G * T``
-tokens and not ``G * (P + T)``, forward and backward. Results equal ordinary attention.
+tokens instead of ``G * (P + T)``, forward and backward. Results equal ordinary attention.
 
-A transformers decoder takes its attention by name from a registry. Inside `replace_attention` the
-name is ours, and every layer's states go to the object that knows where prompts and answers stand.
-Nothing passes through the arguments of models, which families treat unequally.
+A transformers decoder looks up its attention by name in a registry. Inside `replace_attention` the
+name is ours, and every layer's states go to the object that knows where prompts and answers are.
+Nothing passes through model arguments, which families treat differently.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The registered function; ``softcap`` bounds scores by a tanh (Gemma 2).
 
-    Attention dropout is left out: it would make the trained policy another than the sampled one.
+    Attention dropout is left out: with it the trained policy would differ from the sampled one.
     """
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -60,8 +60,7 @@ def _mask(**arguments: Any) -> Tensor | None:
 def replace_attention(model: Any, attention: SharedPrefixCache | PackedGroups) -> Iterator[None]:
     """Let the decoder of a model attend by ``attention`` inside the block.
 
-    Layers that are checkpointed run again in the backward pass, after the block: they are given the
-    same attention then.
+    Checkpointed layers run again in the backward pass, after the block, with the same attention.
     """
     with _switched(model, attention), _replayed(model, attention):
         yield
@@ -175,8 +174,8 @@ class SharedPrefixCache(Cache):
     def _select(self, store: Tensor, length: int, indices: Tensor) -> Tensor:
         """Some rows of ``(n, kv_heads, room, D)``, as far as they are filled.
 
-        They go to the store that the layer before has just left, which takes over this one: to get
-        so much memory anew, for every layer at almost every token, takes longer than the copying.
+        They are copied into the store that the layer before has just freed; this one is freed for
+        the next. Allocating so much memory at almost every token would take longer than copying.
         """
         spare = self._spares.pop(store.shape[1:], None)
         kept = (torch.empty_like(store) if spare is None else spare)[: len(indices)]
@@ -185,7 +184,7 @@ class SharedPrefixCache(Cache):
         return kept
 
     def mask(self, **arguments: Any) -> None:
-        """No mask: answers see all they have written, and `bias` says what of the prompt."""
+        """No mask: answers see all they have written, and `bias` hides padding of the prompt."""
 
     def attend(
         self,
@@ -249,19 +248,19 @@ class PackedGroups:
         """
         self.prompt_mask = prompt_mask.bool()
         self.group_size, self.length = group_size, length
-        # CUDA's fastest kernel takes no bias. That of CPUs rounds otherwise without one, so there
-        # a row does not depend on whether another one of its batch is padded.
+        # CUDA's fastest kernel takes no bias. The CPU kernel rounds differently without one, so it
+        # always gets one: a row must not depend on whether another of its batch is padded.
         unpadded = prompt_mask.is_cuda and bool(self.prompt_mask.all())
         self.bias = None if unpadded else padding_bias(prompt_mask)
 
     def mask(self, **arguments: Any) -> Tensor | None:
-        """What prompts see of themselves, ``(B, 1, P, P)``, by the rule of the family."""
+        """The mask within prompts, ``(B, 1, P, P)``, by the rule of the family."""
         prompt = self.prompt_mask.shape[1]
         alone = {"q_length": prompt, "kv_length": prompt, "attention_mask": self.prompt_mask}
         mask = sdpa_mask(**arguments | alone)
         if mask is None:
             return None
-        # Padding sees itself: some kernels make NaN of what sees nothing, and NaN spreads.
+        # Padding sees itself: some kernels return NaN for what sees nothing, and NaN spreads.
         return mask | torch.eye(prompt, dtype=torch.bool, device=mask.device)
 
     def attend(
@@ -293,7 +292,7 @@ class PackedGroups:
     def _attend_one_by_one(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
-        """Attention of the answers where no kernel does it; holds the scores of one at a time."""
+        """Attention of answers if no kernel supports it; holds one answer's scores at a time."""
         prompt, length = self.prompt_mask.shape[1], self.length
         earlier = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
         before = self.prompt_mask[:, None, None].expand(-1, -1, length, -1)
@@ -403,7 +402,7 @@ class _Parts:
     """One attention as two calls of a kernel; ``R`` heads of queries share one of keys."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, group_size: int) -> None:
-        """Cut ``(B, kv_heads, P + G * T, D)`` states behind the prompt."""
+        """Cut ``(B, kv_heads, P + G * T, D)`` states after the prompt."""
         prompt = key.shape[2] - query.shape[2]
         self.group_size = group_size
         self.kv_heads, self.repeats = key.shape[1], query.shape[1] // key.shape[1]

@@ -1,4 +1,4 @@
-"""Soft targets of numbers: what is nearly right earns a part of the probability."""
+"""Soft targets for numbers: nearly right ones get part of the probability."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NUMBER = re.compile(r"([^0-9]*)(0\.)?([0-9]{2,3})")
 class SoftTargets:
     """Cross-entropy to a normal distribution around the true number, over tokens of its kind.
 
-    Tokens are of one kind that have the same characters before numbers of the same form; a token
-    without others of its kind has a hard target. The means of soft and hard targets are the same,
-    but for the first and last numbers of a kind.
+    Tokens are of one kind if they have the same characters before numbers of the same form; a token
+    without others of its kind has a hard target. Soft and hard targets have the same mean, except
+    at the first and last numbers of a kind.
     """
 
     def __init__(self, tokenizer: Any, deviation: float, device: torch.device | str) -> None:
@@ -51,7 +51,7 @@ class SoftTargets:
         log_probs = torch.log_softmax(logits, -1)
         kinds = self._kind[tokens]
         plain = kinds < 0
-        # In float64 it does not show, once rounded, in which order threads add up.
+        # In float64 the order in which threads add up does not show after rounding.
         total = -log_probs[plain].gather(1, tokens[plain][:, None]).double().sum()
         for kind, (members, targets) in enumerate(self._kinds):
             chosen = kinds == kind

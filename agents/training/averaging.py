@@ -1,4 +1,4 @@
-"""An exponential moving average of weights, which is less noisy than the last of them."""
+"""An exponential moving average of weights, which is less noisy than the last weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class WeightAverage:
     """Follows the trainable weights of a module, in float32.
 
-    After update ``n`` (from 1) the decay is ``min(decay, n / (n + 9))``, so that what training
-    started from is soon forgotten.
+    After update ``n`` (from 1) the decay is ``min(decay, n / (n + 9))``, so that the initial
+    weights are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -35,7 +35,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move towards the weights, once an update."""
+        """Move towards the current weights; called once per update."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
         for name, weights in self._weights.items():
@@ -58,7 +58,7 @@ class WeightAverage:
         return {"updates": self.updates, "weights": dict(self._average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         self.updates = int(state["updates"])
         saved: dict[str, Tensor] = state["weights"]
         for name, average in self._average.items():

@@ -42,9 +42,9 @@ def write_checkpoint(
     facts: dict[str, Any],
     world: World = ALONE,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all; one that is there is replaced.
+    """Write a checkpoint folder, whole or not at all; an existing one is replaced.
 
-    The policy's weights must be whole; ``tensors`` are nested containers of tensors and numbers,
+    The policy's weights must be gathered; ``tensors`` are nested containers of tensors and numbers,
     read without pickled code; ``facts`` are JSON-able.
     """
 
@@ -76,8 +76,8 @@ def _write_folder(path: Path, write: Callable[[Path], None], world: World) -> No
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Rename a finished folder to ``path``, once it is on the disk; one that is there goes."""
-    # safetensors lets nobody but the owner read; a policy is as open as the folder it is in.
+    """Rename a finished folder to ``path``, once it is on the disk; an existing one is removed."""
+    # safetensors lets only the owner read; a policy gets the permissions of its folder.
     readable = written.stat().st_mode & 0o666
     for file in _files(written):
         file.chmod(readable)
@@ -101,7 +101,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _manifest_of(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Size and checksum of the files that are there, by their names in the folder."""
+    """Size and checksum of the files that exist, by their names in the folder."""
     if names is None:
         names = [file.relative_to(folder).as_posix() for file in _files(folder)]
     found: dict[str, Any] = {}
@@ -116,10 +116,10 @@ def _manifest_of(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
 def require_whole(path: Path, world: World = ALONE) -> None:
     """Make sure that a checkpoint is what was written; all ranks call this, the main one reads.
 
-    Checkpoints of earlier versions have no manifest, and only their ``state.json`` is looked at.
+    Checkpoints of earlier versions have no manifest; only their ``state.json`` is checked.
 
     Raises:
-        DamagedCheckpointError: A file is missing or is another one, on every rank.
+        DamagedCheckpointError: A file is missing or has changed; raised on every rank.
         FileNotFoundError: The folder is not a checkpoint.
     """
     if damage := world.broadcast(_damage_of(path) if world.is_main else ""):
@@ -146,7 +146,7 @@ def _damage_of(path: Path) -> str:
 def read_checkpoint(path: str | Path, policy: VLMPolicy) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load weights into ``policy``; returns the checkpoint's tensors (memory-mapped) and facts.
 
-    Whether it is damaged, `require_whole` tells.
+    Damage is not checked for here; see `require_whole`.
     """
     path = Path(path)
     facts = read_facts(path)
@@ -194,7 +194,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def complete_checkpoints(folder: str | Path) -> list[Path]:
-    """Folders ``update_<number>`` in order, without those that were cut off."""
+    """Folders ``update_<number>`` in order, without incomplete ones."""
     whole = [facts.parent for facts in Path(folder).glob("update_*/state.json")]
     return sorted((path for path in whole if NUMBERED.fullmatch(path.name)), key=number_of)
 

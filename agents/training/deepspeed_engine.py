@@ -1,4 +1,4 @@
-"""Optimizer steps by DeepSpeed's ZeRO (arXiv 1910.02054), which shards what it takes to train.
+"""Optimizer steps by DeepSpeed's ZeRO (arXiv 1910.02054), which shards the training state.
 
 Stage 1 shards the optimizer's state, stage 2 gradients too, stage 3 weights too.
 """
@@ -28,7 +28,7 @@ from agents.training.settings import OptimizerSettings, read_configuration, zero
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# DeepSpeed calls functions that torch has given other names.
+# DeepSpeed calls functions that torch has renamed.
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
 
 import deepspeed  # noqa: E402  (looks for its accelerator when it is imported)
@@ -47,7 +47,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(PartitionedHybridOptimizer)
 
 MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum_buffer",)}
-"""State of AdamW and of Muon beside their count of steps, by whether matrices are hidden."""
+"""State besides the step count: of AdamW, and (True) of Muon, which trains hidden matrices."""
 
 
 class PassThrough(nn.Module):
@@ -68,13 +68,13 @@ class PassThrough(nn.Module):
 class DeepSpeedEngine(Engine):
     """`Engine` on DeepSpeed; stages 1 and 2 with Muon too.
 
-    Muon is ours: DeepSpeed's (0.19.8) clips the norm of orthogonalised matrices, the square root of
-    their ranks whatever the gradients are, and cuts AdamW's gradients with it. Its updates are
-    scaled by ``sqrt(max(1, rows / columns))`` and not to AdamW's size.
+    Muon is ours: DeepSpeed's (0.19.8) clips the norm of orthogonalised matrices, which is the
+    square root of their ranks whatever the gradients are, and scales AdamW's gradients down with
+    it. Its updates are scaled by ``sqrt(max(1, rows / columns))``, not to the size of AdamW's.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
-        """Shard the training of a module, as the DeepSpeed configuration of settings says."""
+        """Shard the training of a module by the settings' DeepSpeed configuration."""
         assert settings.deepspeed is not None
         self._stage = zero_stage(settings.deepspeed)
         if settings.muon and self._stage == 3:
@@ -123,7 +123,7 @@ class DeepSpeedEngine(Engine):
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """See `Engine.step`; DeepSpeed leaves such gradients out by itself."""
+        """See `Engine.step`; DeepSpeed itself skips gradients that are not finite."""
         for group in self._zero.param_groups:
             group["lr"] = learning_rate * group["rate"]
         self._engine.step()
@@ -147,7 +147,7 @@ class DeepSpeedEngine(Engine):
             self._zero.refresh_fp32_params()
 
     def _remove_hooks(self) -> None:
-        """Let passes fetch nothing, as ranks decode different numbers of tokens (as TRL does)."""
+        """Keep passes from fetching weights, as ranks decode different numbers of tokens."""
         offload = self._zero.parameter_offload
         parameter: Any
         for parameter in self.module.parameters():
@@ -193,7 +193,7 @@ class DeepSpeedEngine(Engine):
         return [(one, MOMENTS[of["hidden"]]) for one, of in zip(shards, groups, strict=True)]
 
     def _make_states(self, step: int) -> None:
-        """Make the state that the optimizer makes at its first step, to load into."""
+        """Create the state that the optimizer would make at its first step, to load into."""
         for partition, keys in self._partitions():
             state = self._zero.optimizer.state[partition]
             state["step"] = torch.tensor(float(step), device=partition.device)

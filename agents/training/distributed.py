@@ -21,10 +21,10 @@ from torch import Tensor
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others: for machines that vanish, since a rank that dies is noticed
-at once; it must allow for writing a large checkpoint."""
+"""How long a rank waits for the others, in case a machine vanishes (a rank that dies is noticed at
+once); it must allow for writing a large checkpoint."""
 MAXIMA = ("_max", "_difference")
-"""Endings of metrics whose maximum counts; of others it is the mean."""
+"""Suffixes of metrics that are combined by their maximum; others are averaged."""
 
 Value = TypeVar("Value")
 
@@ -63,7 +63,7 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def reduce(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of equal shares of the work, as those of the whole; see `combine`."""
+        """Combine metrics of equal shares of the work; see `combine`."""
         return combine(self.gather({name: float(value) for name, value in metrics.items()}))
 
     def gather(self, value: Value) -> list[Value]:
@@ -97,7 +97,7 @@ class World:
 def combine(
     found: Sequence[Mapping[str, float]], shares: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """Metrics of parts as those of the whole: means, maxima of names that end in one of `MAXIMA`.
+    """Combine metrics of parts: means, or maxima for names that end in one of `MAXIMA`.
 
     ``shares`` of the parts in the whole sum to 1; by default they are equal.
     """
@@ -111,7 +111,7 @@ def combine(
 
 
 def init_process_group(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT) -> World:
-    """Meet the other processes that a launcher started; without one the world is this process.
+    """Join the other processes that a launcher started; without one this process is alone.
 
     DeepSpeed needs a process group even of one process. ``timeout`` is how long to wait for the
     others, here and later.
@@ -122,7 +122,7 @@ def init_process_group(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT)
     if not all(name in os.environ for name in LAUNCHED):
         if not deepspeed:
             return World()
-        # Not through variables: processes started by this one would take them for a launcher's.
+        # Not through the environment: child processes would take it for a launcher's.
         where = {"rank": 0, "world_size": 1, "store": dist.HashStore()}  # type: ignore[attr-defined]
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -133,17 +133,17 @@ def init_process_group(*, deepspeed: bool = False, timeout: timedelta = TIMEOUT)
 
 
 def destroy_process_group() -> None:
-    """Leave the process group in good order."""
+    """Leave the process group cleanly."""
     if dist.is_available() and dist.is_initialized():
         _wait_for_threads()
         dist.destroy_process_group()
 
 
 def _wait_for_threads() -> None:
-    """Give gloo's threads the time to drop their last tensors, for which they need the interpreter.
+    """Give gloo's threads time to drop their last tensors, for which they need the interpreter.
 
-    A thread that comes when the interpreter is ending aborts the process. Destroying a group would
-    wait for its threads, but only if nothing else refers to it, and DeepSpeed's engines do.
+    A thread that does so while the interpreter shuts down aborts the process. Destroying a group
+    would wait for its threads, but only if nothing else refers to it, and DeepSpeed's engines do.
     """
     deadline = time.monotonic() + 10.0
     pauses_in_a_row = 0

@@ -1,4 +1,4 @@
-"""What the processor is good at: the numbers it multiplies in, and how many threads fit."""
+"""What the hardware is good at: the type it multiplies in, and how many threads fit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 PROCESSORS = Path("/sys/devices/system/cpu")
 """Where Linux says which processors are threads of one core."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Processor time that a container is granted: microseconds, of how many."""
+"""CPU time that a container is granted: microseconds, and the period they are granted in."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether matrices are multiplied faster in bfloat16 than in float32.
 
-    That takes instructions of GPUs since Ampere, AMX, AVX512_BF16, or those of ARM; emulated, the
-    type is many times slower.
+    That takes a GPU since Ampere, or a CPU with AMX, AVX512_BF16 or ARM's instructions; emulated,
+    the type is many times slower.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -28,7 +28,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether whole passes through a model are faster in bfloat16 than in float32.
 
-    Passes also convert numbers: of a CPU's instructions, only AMX saves more than that costs.
+    Passes also convert numbers: on CPUs, only AMX saves more than that costs.
     """
     return multiplies_bfloat16(device) and (device.type == "cuda" or _has("amx_bf16"))
 
@@ -43,8 +43,8 @@ def _has(instructions: str) -> bool:
 def limit_threads() -> int:
     """Let PyTorch use no more threads than cores; returns how many it uses.
 
-    A second thread of a core gains little, and threads beyond a container's share wait for each
-    other. A number that the user set, by variable or a lower one, stays.
+    A second thread per core gains little, and threads beyond a container's share wait for each
+    other. A number set by an environment variable, or a lower one, stays.
     """
     if not any(os.environ.get(name) for name in THREAD_VARIABLES):
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

@@ -1,4 +1,4 @@
-"""What an update of GSPO needs in memory and where it goes, from a model's configuration alone.
+"""The memory that an update of GSPO needs, and for what, from a model's configuration alone.
 
 Weights are counted on a model without storage. What autograd keeps of a layer is counted tensor by
 tensor for the layers that decoders and towers share today: a norm, attention over rotated queries
@@ -30,7 +30,7 @@ LOGITS_IN_FORWARD = 3
 """Float32 copies of the logits at the end of a forward pass: their logarithms, and two terms of
 the entropy (`agents.policy.scoring.score`)."""
 LOGITS_IN_SAMPLING = 6
-"""The same while a token is drawn: logarithms, probabilities, and two in float64
+"""Such copies while a token is drawn: logarithms, probabilities, and two in float64
 (`agents.policy.sampling.invert_distribution`)."""
 
 
@@ -53,7 +53,7 @@ class Update:
     patches: int
     """Patches that the tower sees of an image."""
     pixels: int
-    """Numbers that the processor makes of an image."""
+    """Values that the processor makes of an image."""
     answer_tokens: int
     """Tokens of the longest answer."""
     weights: int = FLOAT32
@@ -75,9 +75,9 @@ class Update:
     four_bits: bool = False
     """Whether linear layers are kept in 4 bits."""
     ranks: int = 1
-    """Processes that share out what the stage of ZeRO says."""
+    """Processes that share what the stage of ZeRO shards."""
     stage: int = 0
-    """Stage of ZeRO: 1 shards the optimizer, 2 gradients too, 3 weights too; 0 is without."""
+    """Stage of ZeRO: 1 shards the optimizer, 2 gradients too, 3 weights too; 0 shards nothing."""
 
     @property
     def types(self) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Layer:
-    """Widths of a layer of a transformer, and of what kind it is."""
+    """Widths and kind of a transformer layer."""
 
     width: int
     queries: int
@@ -96,15 +96,15 @@ class Layer:
     mlp: int
     gated: bool
     rms: bool
-    """Whether its norms are of root mean squares, in steps; otherwise they are one operation."""
+    """Whether its norms are RMS norms, in several operations; otherwise they are one operation."""
     query_norms: bool = False
     fused: bool = False
-    """Whether one linear layer makes queries, keys and values, which then keep each other."""
+    """Whether one linear layer makes queries, keys and values, which share its output's memory."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which linear layers keep what they are given: those that are trained or have an adapter."""
+    """Which linear layers keep their inputs: those that are trained or have an adapter."""
 
     trained: bool
     """Whether the weights of the layer are trained."""
@@ -116,7 +116,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes by what they are for, of one phase of an update."""
+    """Bytes by purpose, in one phase of an update."""
 
     phase: str
     parts: dict[str, float]
@@ -134,10 +134,10 @@ def empty_model(config: Any) -> Any:
 
 
 def needs_of(model: Any, update: Update) -> list[Need]:
-    """What the phases of an update need, of which the largest is the peak.
+    """The memory that each phase of an update needs; the largest is the peak.
 
-    The optimizer has its state: it is the second update, or a later one. Answers share their
-    prompt, as the policy's family must be able to.
+    The optimizer already has its state, as from the second update on. Answers share their prompt,
+    which the policy's family must support.
 
     Raises:
         WrongOptionError: The configuration does not tell how wide layers are.
@@ -162,7 +162,7 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     if update.reference and not update.lora_rank:
         base["KL reference"] = weights.loaded
     gradients = (weights.trained * update.weights + weights.adapter * FLOAT32) / gradient_ranks
-    # Autocast copies weights as long as a pass lasts; the backward pass wants them, too.
+    # Autocast keeps its copies of weights while a pass lasts; the backward pass needs them, too.
     cast = weights.linear * BFLOAT16 if update.computed < update.weights else 0.0
     unpacked = weights.widest * BFLOAT16 if update.four_bits else 0.0
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -194,7 +194,7 @@ def needs_of(model: Any, update: Update) -> list[Need]:
     rows = part * (tokens + answers)
     logits = part * answers * vocabulary
     scored = logits * (update.computed + LOGITS_IN_FORWARD * FLOAT32)
-    if update.reference:  # it is asked while the logarithms of the policy's logits are kept
+    if update.reference:  # it is scored while the policy's log-probabilities are kept
         scored = logits * FLOAT32 + max(scored, rows * working(decoder, update) + cast + unpacked)
     backward = kept | {
         "logits": logits * update.computed,
@@ -213,8 +213,8 @@ def needs_of(model: Any, update: Update) -> list[Need]:
 def kept_activations(model: Any, update: Update, prompts: int) -> dict[str, float]:
     """Bytes that autograd keeps between a forward pass over some prompts and the backward pass.
 
-    Answers share their prompt. With checkpointing layers keep what they are given, and one of them
-    at a time all the rest (arXiv 1604.06174, section 4).
+    Answers share their prompt. With checkpointing layers keep only their inputs, and one of them at
+    a time all the rest (arXiv 1604.06174, section 4).
     """
     decoder, tower = decoder_layer(model), tower_layer(model)
     (stream, computed), trained = update.types, not update.lora_rank
@@ -239,7 +239,7 @@ def kept_activations(model: Any, update: Update, prompts: int) -> dict[str, floa
 
 
 def through(layers: int, kept: float, given: float, checkpointing: bool) -> float:
-    """Bytes of all layers, of which each keeps some and is given others."""
+    """Bytes of all layers, each of which keeps ``kept`` bytes or, checkpointed, its input."""
     return layers * given + kept if checkpointing else layers * kept
 
 
@@ -264,7 +264,7 @@ class Weights:
 
 
 def count_weights(model: Any, update: Update) -> Weights:
-    """Weights of a model, and what their training takes.
+    """Count the weights of a model, and the bytes that training them takes.
 
     AdamW has two moments of every weight (arXiv 1412.6980, algorithm 1), Muon one (arXiv
     2502.16982, section 2), in float32; weights in bfloat16 have float32 masters
@@ -328,12 +328,12 @@ def adapted(targets: tuple[str, ...]) -> Kept:
 def kept_by_norm(
     width: int, rms: bool, types: tuple[int, int], readers: int, trained: bool
 ) -> float:
-    """Bytes that autograd keeps of a token of a norm, and of what ``readers`` linear layers read.
+    """Bytes per token that autograd keeps of a norm and of the inputs of ``readers`` linear layers.
 
-    ``types`` are bytes of the residual stream and of what is computed. Norms of root mean squares
-    square float32 numbers and multiply them by their scale, and then by a weight that wants its
-    factor if it is trained. Under autocast every linear layer reads a copy of its own, and so does
-    every adapter in half precision.
+    ``types`` are bytes of the residual stream and of what is computed. RMS norms square float32
+    numbers and multiply them by their scale, and then by a weight, which needs its factor kept if
+    it is trained. Under autocast every linear layer reads a copy of its own, and so does every
+    adapter in half precision.
     """
     stream, computed = types
     kept = FLOAT32 + (stream if rms and trained else 0)
@@ -343,10 +343,10 @@ def kept_by_norm(
 
 
 def kept_by_layer(layer: Layer, types: tuple[int, int], kept: Kept) -> float:
-    """Bytes that autograd keeps of a token of a layer (as arXiv 2205.05198, section 4.1, counts).
+    """Bytes per token that autograd keeps of a layer (as in arXiv 2205.05198, section 4.1).
 
     Attention keeps its rotated queries and keys, its values and its output, and once more the
-    output in the order of tokens, if the layer behind it keeps what it is given; no scores.
+    output in the order of tokens if the layer after it keeps its input; no scores.
     """
     _, computed = types
     found = kept_by_norm(layer.width, layer.rms, types, kept.into_attention, kept.trained)
@@ -362,7 +362,7 @@ def kept_by_layer(layer: Layer, types: tuple[int, int], kept: Kept) -> float:
 
 
 def working(layer: Layer, update: Update, *, backward: bool = False) -> float:
-    """Bytes of a token that a layer needs while it runs, and gives back."""
+    """Bytes per token that a layer needs while it runs, and then frees."""
     stream, computed = update.types
     attention = (6 if backward else 3) * layer.queries * computed
     mlp = 3 * layer.mlp * computed
@@ -412,7 +412,7 @@ def depth_of(config: Any) -> int:
 
 
 def projector_width(model: Any) -> int:
-    """Numbers that the projector keeps of a token: what its linear layers read and write."""
+    """Values per token that the projector keeps: what its linear layers read and write."""
     decoder = {id(each) for each in model.get_decoder().modules()}
     found = [
         each
@@ -422,5 +422,5 @@ def projector_width(model: Any) -> int:
         and id(each) not in decoder
         and each is not model.get_output_embeddings()
     ]
-    written = sum(each.out_features for each in found[:-1])  # nobody keeps what the last writes
+    written = sum(each.out_features for each in found[:-1])  # the last output is not kept
     return written + sum(each.in_features for each in found)

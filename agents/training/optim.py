@@ -3,7 +3,7 @@
 The optimizer is Muon for hidden matrices, with AdamW for the rest.
 
 Muon's update is that of ``torch.optim.Muon`` (Jordan 2024), bit for bit in bfloat16, the only type
-that one knows: without bfloat16 instructions it takes longer than a small policy's gradients.
+torch's supports: without bfloat16 instructions it takes longer than a small policy's gradients.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Engine:
         return self.optimizer.named_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, of an engine of any kind and of any number of ranks."""
+        """Resume from `state_dict` of any kind of engine and any number of ranks."""
         self.optimizer.load_named_state(state)
 
 
@@ -112,11 +112,11 @@ class HybridOptimizer(torch.optim.AdamW):
 
     Muon (update scale of Moonlight, arXiv 2502.16982, the variant SimpleSeg names) orthogonalises
     the momentum of hidden matrices. Embeddings, output heads, norms, biases and convolutions stay
-    with AdamW. Each of the two has a parameter group, which ``"hidden"`` tells apart; where towers
-    have a learning rate of their own there are two more, whose ``"rate"`` multiplies that of all.
+    with AdamW. Each of the two has a parameter group, told apart by ``"hidden"``; if towers have a
+    learning rate of their own there are two more, whose ``"rate"`` multiplies the common one.
 
-    Weights of half precision have float32 masters, which are stepped in their place (arXiv
-    1710.03740, section 3.1): most steps are smaller than what such a weight can change by.
+    Half-precision weights have float32 masters, which are stepped instead (arXiv 1710.03740,
+    section 3.1): most steps are smaller than the smallest change of such a weight.
     """
 
     makes_masters = True
@@ -161,7 +161,7 @@ class HybridOptimizer(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients of the groups that there are at the moment."""
+        """Apply the gradients of the current parameter groups."""
         groups = self.param_groups
         loss = None
         for group in groups:
@@ -217,7 +217,7 @@ class HybridOptimizer(torch.optim.AdamW):
                     each.copy_(self.sources[id(each)])
 
     def _follow_momentum(self, weights: Tensor, group: dict[str, Any]) -> Tensor:
-        """Decay weights and update their momentum; returns the direction, in the gradient's place.
+        """Decay weights and update their momentum; returns the direction, in the gradient's memory.
 
         All of this is element by element, and so can be done to any part of the weights.
         """
@@ -239,7 +239,7 @@ class HybridOptimizer(torch.optim.AdamW):
         }
 
     def load_named_state(self, states: OptimizerState) -> None:
-        """Go on from a state; warns of what is of no use, which starts afresh."""
+        """Resume from a state; warns of unusable parts, which start afresh."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         trained = {self.names[id(parameter)]: parameter for parameter in parameters}
         self.state.clear()
@@ -254,7 +254,7 @@ class HybridOptimizer(torch.optim.AdamW):
 
 
 def step_size(matrix: Tensor, learning_rate: float) -> float:
-    """What an orthogonal matrix is multiplied by: ``0.2 sqrt(max(rows, columns))`` times the rate.
+    """Factor of an orthogonal matrix in a step: ``0.2 sqrt(max(rows, columns))`` times the rate.
 
     Steps are then of the size of AdamW's (arXiv 2502.16982, equation 4).
     """
@@ -262,7 +262,7 @@ def step_size(matrix: Tensor, learning_rate: float) -> float:
 
 
 def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
-    """A matrix ``(rows, columns)`` with its singular values near 1, in the type of a precision."""
+    """Bring a matrix's singular values near 1, ``(rows, columns)``, in the type of a precision."""
     first, third, fifth = COEFFICIENTS
     if precision == "auto":
         precision = "bfloat16" if multiplies_bfloat16(matrix.device) else "float32"
@@ -281,7 +281,8 @@ def orthogonalize(matrix: Tensor, precision: MuonPrecision = "auto") -> Tensor:
 def split_parameters(model: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters as (hidden matrices for Muon, all others).
 
-    The two matrices of an adapter are one of low rank, which Muon would not know: AdamW has them.
+    The two matrices of an adapter form one of low rank, which Muon would not know: AdamW trains
+    them.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     finders: list[Any] = [getattr(each, "get_output_embeddings", None) for each in model.modules()]
@@ -353,19 +354,19 @@ class Matrix:
 class PartitionedHybridOptimizer(HybridOptimizer):
     """`HybridOptimizer` under ZeRO, where a rank steps a slice of the weights laid end to end.
 
-    DeepSpeed averages gradients, clips them by their global norm, puts a rank's slice of every
-    group in the place of its parameters, and steps the groups one after another. AdamW and Muon's
+    DeepSpeed averages gradients, clips them by their global norm, replaces the parameters of every
+    group by the rank's slice of them, and steps the groups one after another. AdamW and Muon's
     momentum work element by element and so on slices, which also shards their state.
-    Orthogonalising takes whole matrices: those that a boundary cuts, one or two for a rank, are put
-    together by the ranks that have parts of them, each of which then computes the step and takes
-    its part. This is the update of one process, and costs little more communication than AdamW.
+    Orthogonalising needs whole matrices: those that a boundary cuts, one or two per rank, are
+    assembled by the ranks that have parts of them, each of which computes the step and takes its
+    part. The update equals that of one process, with little more communication than AdamW.
     """
 
     makes_masters = False  # DeepSpeed has its own
     matrices: Sequence[Matrix] = ()
 
     def locate(self, world: World) -> None:
-        """Find out who has what; all ranks must call it once DeepSpeed has cut up the weights."""
+        """Find out which rank has what; all ranks must call it once weights are sharded."""
         found = world.gather([_piece_of(parameter) for parameter in self.hidden])
         self.matrices = [
             Matrix(

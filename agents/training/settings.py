@@ -1,6 +1,6 @@
 """Settings of optimizers and of DeepSpeed, read without importing torch or DeepSpeed.
 
-What follows from other options of commands is no option itself: it is suppressed.
+Settings that follow from other options of commands are suppressed as options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 MuonPrecision = Literal["auto", "float32", "bfloat16"]
-"""What matrices are orthogonalised in; auto takes what the hardware multiplies faster."""
+"""Type that matrices are orthogonalised in; auto takes the one the hardware multiplies faster."""
 
 
 @dataclass
@@ -32,18 +32,18 @@ class OptimizerSettings:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     average: float = 0.0
-    """Decay of an exponential moving average of the weights over updates, as 0.95; it is what is
-    measured and saved. 0 for none."""
+    """Decay of an exponential moving average of the weights over updates, such as 0.95; the average
+    is what is measured and saved. 0 for none."""
     muon: bool = True
     """Muon on hidden matrices; False for AdamW everywhere (then divide the rate by three)."""
     muon_precision: MuonPrecision = "auto"
-    """What Muon orthogonalises in; auto takes what the hardware multiplies sooner."""
+    """Type that Muon orthogonalises in; auto takes the one the hardware multiplies faster."""
     adam_epsilon: float = 1e-8
-    """Added to what AdamW divides gradients by: those far below it make no steps."""
+    """Added to AdamW's denominator: gradients far below it make no steps."""
     vision_learning_rate: tyro.conf.Suppress[float | None] = None
     """Peak learning rate of tower and projector; by default that of all."""
     seed: tyro.conf.Suppress[int] = 0
-    """Seed of what is drawn: samples, their order, what is asked, answers."""
+    """Seed of all random choices: samples, their order, what is asked, answers."""
     deepspeed: tyro.conf.Suppress[str | None] = None
     """Train by DeepSpeed: zero1, zero2, zero3 (not with Muon), or the path of a configuration."""
 

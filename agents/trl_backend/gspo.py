@@ -2,7 +2,7 @@
 
 `agents.gspo` encodes each image once per group and is faster where it fits (see
 ``experiments/benchmark.py train``). This one has vLLM to sample, FSDP to shard, and PEFT's
-adapters. What differs from `agents.gspo`:
+adapters. Differences from `agents.gspo`:
 
 - groups are split when a rollout is shuffled into minibatches; advantages are computed before that;
 - log-probabilities are over all tokens, also those that sampling excludes (special tokens);
@@ -82,7 +82,7 @@ class TRLGSPO(TrainerAgent):
 
         Raises:
             ModuleNotFoundError: An option needs a package that is not installed.
-            ValueError: The settings contradict each other, or are none of `SUPPORTED`.
+            ValueError: The settings contradict each other, or are not in `SUPPORTED`.
         """
         super().__init__(policy, config, config.max_new_tokens, on_error)
         self.core, self.options = core, options or TRLOptions()
@@ -203,11 +203,11 @@ class TRLGSPO(TrainerAgent):
         log_metric: Callable[[str, float], None],
         **others: object,
     ) -> list[float]:
-        """What the environment makes of ``N`` answers in whole groups: TRL's reward function.
+        """TRL's reward function: the environment scores ``N`` answers in whole groups.
 
         It returns finished advantages, with our floor, which GRPOTrainer has no setting for. Told
-        not to scale rewards, it subtracts the mean of each group, which is 0 already. The rewards
-        themselves are logged under the names that our own agents use.
+        not to scale rewards, GRPOTrainer only subtracts the mean of each group, which is 0 already.
+        The rewards themselves are logged under the names that our own agents use.
         """
         size = self.config.group_size
         groups = [question[i : i + size] for i in range(0, len(question), size)]

@@ -1,9 +1,9 @@
 """Rows that TRL's trainers read, made on demand: questions, and questions with perfect answers.
 
-Row ``i`` follows from the seed and ``i`` alone, so that an interrupted run goes on with the rows it
-would have had. Questions and answer sentences are those of the paper's released data script (arXiv
-2601.19228), unless the environments' own are wanted. It words outlines only; boxes and points are
-asked for in the same sentences.
+Row ``i`` depends only on the seed and ``i``, so that an interrupted run continues with the same
+rows. Questions and answer sentences are those of the paper's released data script (arXiv
+2601.19228), unless the environments' own are wanted. The script covers outlines only; boxes and
+points are asked for in the same sentences.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ NAMES: dict[Form, tuple[str, str]] = {
 
 
 class Rows:
-    """Rows for a policy, each of which follows from its number.
+    """Rows for a policy, each determined by its number.
 
     Samples that cannot be used are replaced, and counted in ``left_out``; by default they are an
     error.

@@ -31,14 +31,14 @@ from agents.training.optim import BETAS, HybridOptimizer
 from seg_env.envs.left_out import LeftOut, OnError
 
 TRAINER_PICKLE = "training_args.bin"
-"""What trainers leave in a folder and never read; nothing pickled is handed on."""
+"""A file that trainers write and never read; nothing pickled is kept."""
 
 
 class TrainerAgent(Agent):
     """Teaches a policy through a trainer of TRL that stops, resumes and reports like our own."""
 
     metric_names: ClassVar[dict[str, str]]
-    """From the trainer's names of metrics to ours; those under ``rollout/`` are ours already."""
+    """Maps the trainer's names of metrics to ours; those under ``rollout/`` are ours already."""
     steps_per_update = 1
     """Optimizer steps that make one update."""
     trainer_holds_weights = False
@@ -58,7 +58,7 @@ class TrainerAgent(Agent):
         self.policy, self.config, self.max_new_tokens = policy, config, max_new_tokens
         self.left_out = LeftOut(on_error)
         self.update = 0
-        self._checkpoint: Path | None = None  # what to go on from
+        self._checkpoint: Path | None = None  # what to resume from
         self._trainer: Any = None  # of the last `learn`: optimizer and schedule live there
 
     @abstractmethod
@@ -70,7 +70,7 @@ class TrainerAgent(Agent):
 
     def make_trainer(self, kind: Any, rows: Any, count: int, **arguments: Any) -> Any:
         """A trainer of a class of TRL over the first ``count`` of some rows."""
-        from datasets import Dataset as Table  # seconds that only its users should pay
+        from datasets import Dataset as Table  # takes seconds to import
 
         table = Table.from_dict({"row": range(count)})
         table.set_transform(rows)
@@ -123,7 +123,7 @@ class TrainerAgent(Agent):
                 # `load` has read the weights. The trainer would look for them by their names in
                 # memory, which for LLaVA and others are not those in the file, and find none.
                 trainer._load_from_checkpoint = lambda *checkpoint: None
-            # Loader processes have copies of what counts the samples that are left out.
+            # Loader processes have their own copies of the object that counts left-out samples.
             self.left_out.shared = Path(folder) / "left_out.jsonl"
             try:
                 trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
@@ -177,7 +177,7 @@ class TrainerAgent(Agent):
         shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote."""
+        """Resume from what `save` wrote."""
         path = Path(path)
         require_whole(path)
         facts = read_facts(path)
@@ -199,7 +199,7 @@ class _Progress(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **others: object
     ) -> None:
-        """Leave out a step whose gradients are not finite, on all processes alike."""
+        """Skip a step whose gradients are not finite, on all processes alike."""
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
         if not gradients:  # DeepSpeed has them, and has made the step already
             return

@@ -1,4 +1,4 @@
-"""What commands that train are told on their command lines; needs no deep-learning library."""
+"""Arguments of the commands that train; needs no deep-learning library."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class EvaluationPlan:
     """What is measured on held-out questions."""
 
     split: str = "val"
-    """Split to evaluate on; of a --dataset without it, a tenth of the images is held out."""
+    """Split to evaluate on; if --dataset lacks it, a tenth of the images is held out."""
     dataset: str | None = None
-    """Other data to measure on than those that are learned from, named as by --dataset."""
+    """Data to measure on instead of those that are learned from, named as by --dataset."""
     questions: int = 512
-    """Questions before and after; the first ones of the split. With 0 nothing is measured, as is
-    needed where TRL shards weights."""
+    """Questions before and after training; the first ones of the split. With 0 nothing is measured,
+    which is required where TRL shards weights."""
     answers: int = 4
     """Sampled answers per question, at temperature 1."""
     every: int = 25
@@ -74,18 +74,18 @@ class PolicyArguments:
     """A transformers folder, a hub id, or ``embedded`` (default), the policy that comes with the
     project."""
     frame: str = AUTO
-    """What the numbers that the policy writes mean; auto: what its folder records, else what its
-    family writes. Others are unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or
-    a model type such as qwen3_vl. It is trained and measured in this frame, and records it."""
+    """Frame of the numbers that the policy writes; auto: the one its folder records, else its
+    family's. Others are unit, permille, pixels, qwen2.5-vl, florence, paligemma, pixel:WxH, or a
+    model type such as qwen3_vl. It is trained and measured in this frame, and records it."""
     max_new_tokens: AnswerLength = "auto"
     """Longest answer in tokens; auto: 128 for the shipped policies, and for others measured on
-    outlines of the ground truth in their own tokens."""
+    ground-truth outlines in their own tokens."""
     precision: PrecisionChoice = "auto"
     """float32, bfloat16 under autocast, or auto: bfloat16 where the hardware has it."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model; only for models you have read."""
     seed: int = 0
-    """Seed of all that is drawn at random."""
+    """Seed of all random choices."""
 
     @property
     def is_shipped(self) -> bool:
@@ -100,7 +100,7 @@ class PolicyArguments:
         return 128 if self.max_new_tokens == "auto" and self.is_shipped else self.max_new_tokens
 
     def open_policy(self, console: Console, **options: Any) -> VLMPolicy:
-        """The policy that is named, ``options`` those of `policies.open_policy`; says its frame."""
+        """Open the named policy with ``options`` of `policies.open_policy`, and print its frame."""
         return open_policy(
             self.policy or EMBEDDED,
             self.precision,
@@ -116,7 +116,7 @@ class QuestionArguments(PolicyArguments):
     """What a policy is asked."""
 
     env: str = SCENES
-    """Environment id, whose data set is asked about, or learned from."""
+    """Environment whose data set is asked about, or learned from."""
     dataset: str | None = None
     """Other data than the environment's: a folder or file (COCO, LabelMe, YOLO, images and masks,
     JSON lines, parquet), an id on the hub, my_pkg.data:make, or a name; see docs/own_data.md."""
@@ -124,17 +124,18 @@ class QuestionArguments(PolicyArguments):
     """Folder of RefCOCO data, or of a --dataset that is a name; by default the variable
     SIMPLESEG_DATA."""
     image_root: str | None = None
-    """Folder of the images, where it is not the usual one."""
+    """Folder of the images, if it is not the usual one."""
     per_annotation: bool = False
-    """Ask for each object of --dataset, where one question for all of a kind is the default."""
+    """Ask for each object of --dataset; by default one question is for all objects of a kind."""
     split: str = "train"
     """Split to ask about, or to learn from."""
     split_by: str | None = None
     """Whose split of RefCOCO data: unc, umd, google, berkeley."""
     difficulty: str | None = None
-    """Of scenes: easy (default), medium, hard."""
+    """Difficulty of scenes: easy (default), medium, hard."""
     negatives: float | None = None
-    """Of scenes: share of questions about an object that is not there; see the reward no_target."""
+    """For scenes: share of questions about an object that is not there; see the reward
+    no_target."""
     encoding: str | None = None
     """Of annotation files that are neither UTF-8 nor UTF-16, such as gbk."""
     stretch: Stretch | None = None
@@ -153,7 +154,7 @@ class QuestionArguments(PolicyArguments):
         if self.dataset is not None:
             found["dataset"] = self.dataset
             if Path(self.dataset).is_file() and not has_split(self.dataset, self.split):
-                del found["split"]  # a file is called as it is named
+                del found["split"]  # a single file is used whole, whatever the split
             if self.dataset != "scenes":
                 found["on_error"] = "skip" if self.on_error == "skip" else "raise"
         return found
@@ -170,7 +171,7 @@ class TaskArguments(QuestionArguments):
     """What is given and asked for, or several tasks with weights: "text->mask=0.7
     point->mask=0.3"."""
     queries: QueryStyle = field(default_factory=QueryStyle)
-    """How the places that such questions give are drawn and written."""
+    """How places given in questions are drawn and written."""
     image_size: int | None = None
     """Side that images are letterboxed to; by default they keep their sizes."""
 
@@ -186,13 +187,13 @@ class TaskArguments(QuestionArguments):
 
 @dataclass
 class AdapterArguments:
-    """Whether low-rank adapters are trained in place of all weights."""
+    """Whether low-rank adapters are trained instead of all weights."""
 
     lora_rank: int = 0
     """Train adapters of this rank (LoRA), and leave all weights as they are; 0 trains all weights.
-    They want a higher learning rate, about ten times that of all weights with AdamW."""
+    Adapters need a higher learning rate, about ten times that of all weights with AdamW."""
     lora_alpha: int = 32
-    """Adapters are scaled by this over their rank."""
+    """Adapters are scaled by this divided by their rank."""
     lora_targets: tuple[str, ...] = ("decoder",)
     """Layers that get adapters: decoder (its linear layers), all-linear (those of vision tower and
     projector, too), or names of layers, such as q_proj v_proj."""
@@ -222,29 +223,29 @@ class AdapterArguments:
 
 @dataclass
 class RunArguments(QuestionArguments, AdapterArguments):
-    """What every command that trains is told."""
+    """Arguments of every command that trains."""
 
     policy: str = EMBEDDED
     max_new_tokens: AnswerLength = "auto"
-    """Longest answer in tokens; auto: that of the algorithm's settings if they give another one
-    than 128, or for the shipped policies; for others measured on outlines of the ground truth in
-    their own tokens, one length to learn with and one to be measured with."""
+    """Longest answer in tokens; auto: that of the algorithm's settings if it is not 128, or for the
+    shipped policies; for others measured on ground-truth outlines in their own tokens, one length
+    for training and one for evaluation."""
     vision_check: bool = True
-    """Refuse to train a policy that images do not reach; not asked of the shipped policies."""
+    """Refuse to train a policy that images do not reach; shipped policies are not checked."""
     updates: int = 100
     """Updates to make."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
     """What is measured before, during and after."""
     deepspeed: str | None = None
-    """Share out what it takes to train among the ranks: zero1, zero2, zero3, or the path of a
-    DeepSpeed configuration (JSON). By default every rank has all of it."""
+    """Shard the training state among the ranks: zero1, zero2, zero3, or the path of a DeepSpeed
+    configuration (JSON). By default every rank has all of it."""
     freeze_vision: bool = False
     """Train neither the vision tower nor its projector."""
     vision_learning_rate: float | None = None
-    """Peak learning rate of tower and projector; by default that of all weights. It rises and falls
-    with that."""
+    """Peak learning rate of tower and projector; by default that of all weights, whose schedule it
+    follows."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    """Recompute activations instead of keeping them."""
     weights: WeightsChoice = "auto"
     """Type of the weights: bfloat16 takes half the memory, with float32 copies of what is trained
     in the optimizer; auto: float32 on a CPU and as saved elsewhere."""
@@ -255,17 +256,17 @@ class RunArguments(QuestionArguments, AdapterArguments):
     swanlab, several of them, or none. Nothing leaves the machine unless the variables WANDB_MODE
     or SWANLAB_MODE say so."""
     push_to_hub: str | None = None
-    """Put the finished policy on the Hugging Face hub, under this name: me/my-policy."""
+    """Upload the finished policy to the Hugging Face hub under this name, such as me/my-policy."""
     output_dir: Path = Path("runs/training")
     """Folder of the run; the policy is written to ``policy/`` in it."""
     resume: bool = False
     """Go on from the last checkpoint in the folder, to the same numbers."""
 
     def configure(self, config: OptimizerSettings) -> None:
-        """Let an agent's settings have what is said beside them.
+        """Copy options that are given outside an agent's settings into them.
 
         Raises:
-            WrongOptionError: A tower that is not trained is to have a learning rate.
+            WrongOptionError: A tower that is not trained is given a learning rate.
         """
         if self.freeze_vision and self.vision_learning_rate is not None:
             raise WrongOptionError(
@@ -280,7 +281,7 @@ class RunArguments(QuestionArguments, AdapterArguments):
         config.seed, config.vision_learning_rate = self.seed, self.vision_learning_rate
 
     def open_policy(self, console: Console, **options: Any) -> VLMPolicy:
-        """The policy that is named, ready to be trained, with an adapter if one is asked for.
+        """Open the named policy, ready to be trained, with an adapter if one is asked for.
 
         Raises:
             WrongOptionError: Options of adapters are given, and no rank; or contradict each other.
@@ -304,19 +305,19 @@ class RunArguments(QuestionArguments, AdapterArguments):
         return policy
 
     def prepare(self, policy: VLMPolicy) -> None:
-        """Set up what of a policy is trained, and what is kept meanwhile."""
+        """Set which parts of a policy are trained, and whether activations are kept."""
         if self.freeze_vision:
             policy.freeze_vision()
         if self.gradient_checkpointing:
             policy.checkpoint_gradients()
 
     def environment(self) -> dict[str, Any]:
-        """Arguments of the environment that is learned from; data without splits are parted."""
+        """Arguments of the training environment; of data without splits it gets one part."""
         parted = {"part": "train"} if self.is_parted else {}
         return super().environment() | parted
 
     def held_out(self) -> dict[str, Any]:
-        """Arguments of the environment that is measured on: another split, or the other part."""
+        """Arguments of the held-out environment: another split, or the other part."""
         if (other := self.evaluation.dataset) is not None:
             of_scenes = () if other == "scenes" else ("difficulty", "negatives")
             unsaid = ("data_root", "image_root", "split_by", *of_scenes)
@@ -361,15 +362,15 @@ class TrainingArguments(RunArguments, TaskArguments):  # defaults are those of t
     grammar: GrammarOptions = field(default_factory=GrammarOptions)
     """Which answers the policy can write."""
     rollouts_every: int = 10
-    """Updates from one rollout that is kept for ``simpleseg inspect`` to the next, those of the
-    first and the last update among them; 0 keeps none."""
+    """Updates between rollouts that are kept for ``simpleseg inspect``; those of the first and the
+    last update are always kept. 0 keeps none."""
     rollouts_kept: int = 32
-    """Rollouts that are kept at a time, at most 2 MiB of each; in longer runs they lie further
+    """Most rollouts kept at a time, at most 2 MiB of each; in longer runs they are further
     apart."""
     turns: int | None = None
     """Turns of an episode of the SimpleSegRefine environments: 3 by default."""
     refine_template: str | None = None
-    """Their prompt from the second outline on, with {question} and {outline}."""
+    """Their prompt once there is an outline, with {question} and {outline}."""
 
     def environment(self) -> dict[str, Any]:
         """Arguments of the environment that are not left at their defaults."""

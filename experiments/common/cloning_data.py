@@ -24,12 +24,12 @@ from seg_env.types import Sample, Target
 
 
 class RecordedImages:
-    """The images of a data set in files that hold one object a record."""
+    """The images of a data set whose files hold one object per record."""
 
     def __init__(self, dataset: str | Dataset, most: int | None = None) -> None:
         """Find out which records are about which image, for the first ``most`` images or all.
 
-        ``dataset`` is a data set, or names one of whose training split is taken.
+        ``dataset`` is a data set, or the name of one, whose training split is taken.
 
         Raises:
             FileNotFoundError: There is no such file, or none in the folder.
@@ -88,12 +88,12 @@ class JoinedImages:
 class LookalikeScenes:
     """Easy scenes of two objects of one shape, which only the word for their colour tells apart.
 
-    One of seven easy scenes is such. Where they are so few, a policy learns to find shapes and
-    then stays with them: what colour would gain it is too little to be found.
+    One in seven easy scenes is of this kind. With so few, a policy learns to find shapes and then
+    stays with them: colour would gain it too little to be learned.
     """
 
     SPAN = 100
-    """Scenes that are looked through for one; that it is not among them has a chance of 1e-7."""
+    """Scenes that are searched for one; the chance that there is none among them is 1e-7."""
 
     def __init__(self, count: int) -> None:
         """Find ``count`` of them, none of which is among the scenes of seed 0."""
@@ -103,7 +103,7 @@ class LookalikeScenes:
         return len(self._scenes) // self.SPAN
 
     def name_of(self, index: int) -> str:
-        """What the first scene that is looked at for image ``index`` is called."""
+        """The name of the first scene that is searched for image ``index``."""
         return self._scenes.name_of(self.SPAN * index)
 
     def samples_of(self, index: int) -> list[Sample]:
@@ -116,9 +116,9 @@ class LookalikeScenes:
 
 
 class MirroredImages:
-    """Images as they are, and after them all once more with left and right exchanged.
+    """All images as they are, and after them all images mirrored, left to right.
 
-    Words of expressions are exchanged with them. Letters in an image come out reversed.
+    Left and right are swapped in expressions, too. Letters in an image come out reversed.
     """
 
     def __init__(self, images: LabelledImages) -> None:
@@ -139,7 +139,7 @@ class MirroredImages:
 
 
 def mirror(sample: Sample) -> Sample:
-    """A sample with left and right exchanged, in its image, its mask and its words."""
+    """A sample with left and right swapped, in its image, its mask and its words."""
     return Sample(
         f"{sample.id}-mirrored",
         SIDES.sub(lambda found: OTHER_SIDE[found[0].lower()], sample.expression),
@@ -156,7 +156,7 @@ LabelledImages = Scenes | LookalikeScenes | RecordedImages | JoinedImages | Mirr
 
 
 def _image_of(dataset: Dataset, index: int) -> str:
-    """The path of a sample's image, or another name that its image alone has."""
+    """The path of a sample's image, or another name that is unique to the image."""
     path = dataset.image_path(index) if isinstance(dataset, AnnotatedImages) else None
     if path is not None:
         return str(path)

@@ -1,4 +1,4 @@
-"""Running a command: its arguments, its help pages, and how it ends when something was wrong.
+"""Running a command: its arguments, its help pages, and how it ends on errors.
 
 A script has a dataclass of arguments, a ``main``, and this at its end:
 
@@ -8,11 +8,11 @@ A script has a dataclass of arguments, a ``main``, and this at its end:
         command_line()
 
 ``FIRST`` names, by groups, the options that people want first, as ``{"Policy": ("policy", …)}``;
-nested ones have dots, and those that ``Args`` has not are passed over. ``--help`` shows them on one
+nested ones have dots, and those that ``Args`` lacks are skipped. ``--help`` shows them on one
 screen, ``--help-all`` shows all options; without ``FIRST`` both show all.
 
-What a user got wrong ends a command with one sentence and exit status 2, with a traceback only
-under ``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
+A user's mistake ends a command with one sentence and exit status 2, with a traceback only under
+``--debug``: an `ExplainedError` anywhere, and errors inside a block of `opening`. Every other
 exception is a bug and keeps its traceback. A full disk ends a command with one
 sentence and status 2, Ctrl-C with one and status 130; one whose output is read no further, as by
 ``head``, ends with status 1 and without a word. ``--limits`` changes `seg_env.geometry.limits`.
@@ -63,7 +63,7 @@ def run_command(
     first: FirstOptions | None = None,
     words: Sequence[str] | None = None,
 ) -> Result:
-    """Run a command as its command line says, or ``words`` in its place.
+    """Run a command with its command line, or with ``words`` instead.
 
     Raises:
         SystemExit: After a help page, with status 0; where the user got something wrong, with 2.
@@ -174,7 +174,7 @@ def is_full_disk(error: BaseException | None) -> bool:
 def _print_first_options(args_type: type[Any], description: str, first: FirstOptions) -> None:
     """Print the short help page."""
     console, script = Console(highlight=False, markup=False), Path(sys.argv[0]).name
-    # The description up to its first example, with that; paragraphs fit any width.
+    # The description up to and including its first example; paragraphs are rewrapped.
     told, _, rest = description.strip().replace("``", "").partition("\n\n    ")
     told, example = re.sub(r"(?<=\S)\n(?=\S)", " ", told), rest.partition("\n\n")[0]
     console.print(f"usage: {script} [options]\n\n{told}\n\n    {example}".rstrip())
@@ -197,7 +197,7 @@ def _print_first_options(args_type: type[Any], description: str, first: FirstOpt
 def _option(defaults: Any, name: str) -> tuple[str, str] | None:
     """How an option is typed, and its first sentence with its default; None if there is none.
 
-    ``defaults`` are the arguments as they are where nothing is typed.
+    ``defaults`` are the arguments when nothing is typed.
     """
     *groups, last = name.replace("-", "_").split(".")
     for group in groups:

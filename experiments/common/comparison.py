@@ -45,10 +45,10 @@ SCORES = (
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What ``scores.json`` of a finished run holds, by the kind of answers.
+    """Read ``scores.json`` of a finished run, by the kind of answers.
 
-    These are ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before
-    it, ``updates``, ``minutes``, and whatever else there is.
+    It has ``greedy`` and ``sampled`` scores after training, ``before`` with both of them before
+    training, ``updates``, ``minutes``, and whatever else there is.
     """
     path = folder / "scores.json"
     if not path.exists():
@@ -63,14 +63,14 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 class Result:
-    """Scores of a finished run, and the settings they came of."""
+    """Scores of a finished run, and the settings they came from."""
 
     def __init__(self, run: Path, stage: str = "") -> None:
         """Read a run's folder, or the folder of one of its stages."""
         self.folder = run / stage
         self.scores = read_scores(self.folder)
         self.stages: dict[str, dict[str, Any]] = {}
-        """Settings of the stages that the scores came of, the last stage first."""
+        """Settings of the stages that the scores came from, the last stage first."""
         while stage not in self.stages:
             settings = self.stages[stage] = _read_settings(run, stage)
             place = Path(str(settings.get("policy"))).parts
@@ -114,13 +114,13 @@ class Arm:
     run: str = ""
     """Name of its runs' folders; arms may share runs."""
     command: tuple[str, ...] = ()
-    """Script and options of these runs, but for seed and folder."""
+    """Script and options of these runs, without seed and folder."""
     stage: str = ""
     """The folder within the run's that has the scores; by default the run's own."""
     paper: float | None = None
     """gIoU in per cent that a paper reports."""
     series: str = ""
-    """What it is one point of, where scores are drawn against another one."""
+    """The series that it is a point of, where scores are drawn against another score."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Sweep:
     """The baseline first."""
     seeds: tuple[int, ...] = ()
     scores: bool = False
-    """Whether scores after training are compared, in the place of gains over those before."""
+    """Whether scores after training are compared, instead of gains over those before."""
     against: str = ""
     """A score, such as ``"tokens"``, that greedy gIoU is drawn against."""
     varies: Sequence[str] = ()
     """Settings that arms may differ in, as patterns of names like ``gspo.learning_rate``."""
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Commands that are made once for all runs, by the name of their folder."""
+    """Commands that are run once for all runs, by the name of their folder."""
 
 
 Results = Mapping[str, Sequence[Result]]
@@ -301,7 +301,7 @@ def _plot_curves(axis: Any, results: Sequence[Result], name: str, **style: str) 
     updates = sorted(set.intersection(*(set(curve) for curve in curves)))
     if updates:
         values = np.array([[curve[update] for update in updates] for curve in curves])
-        style["marker"] = "o" if len(updates) == 1 else ""  # one is no line
+        style["marker"] = "o" if len(updates) == 1 else ""  # one point makes no line
         axis.plot(updates, values.mean(axis=0), linewidth=2.5, **style)
         axis.plot(updates, values.T, alpha=0.3, linewidth=1, **style | {"label": ""})
 
@@ -363,8 +363,8 @@ def check_comparable(results: Results, varies: Sequence[str]) -> None:
 def differences(one: Result, other: Result, varies: Sequence[str] = ()) -> str:
     """Settings that two results do not share, but for the patterns ``varies``, with both values.
 
-    Settings of a group that one of them does not have at all, that of another algorithm or of a
-    stage that was left out, are no difference.
+    A group of settings that only one of them has, as of another algorithm or of a stage that was
+    left out, is no difference.
     """
     by_stage = len(one.stages) > 1 or len(other.stages) > 1
     ours, theirs = one.settings(by_stage), other.settings(by_stage)

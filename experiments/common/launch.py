@@ -1,4 +1,4 @@
-"""One process or many: what a script does about the launcher that started it.
+"""One process or many: how a script works with the launcher that started it.
 
     torchrun --nproc_per_node 2 experiments/run_gspo.py
     torchrun --nproc_per_node 8 experiments/run_gspo.py --deepspeed zero2
@@ -68,7 +68,7 @@ def trainer_process() -> tuple[World, Console]:
 def fit_to_deepspeed(
     config: OnPolicyConfig | BehaviorCloningConfig, choice: str | None, console: Console
 ) -> None:
-    """Set what DeepSpeed asks of settings: at stage 3 AdamW for Muon, at a third of the rate."""
+    """Adjust settings to DeepSpeed: at stage 3 AdamW replaces Muon, at a third of the rate."""
     config.deepspeed = choice
     if choice is None or not config.muon or zero_stage(choice) < 3:
         return
@@ -86,7 +86,7 @@ def fit_to_deepspeed(
 def fit_to_adapter(
     config: OnPolicyConfig | BehaviorCloningConfig, rank: int, console: Console
 ) -> None:
-    """Set what an adapter of a rank asks of settings: AdamW; with rank 0 nothing.
+    """Adjust settings to an adapter of a rank: AdamW replaces Muon; with rank 0 nothing changes.
 
     Raises:
         WrongOptionError: Weights are sharded.
@@ -136,10 +136,10 @@ def termination(world: World) -> Iterator[Callable[[], int]]:
 
 
 def drop_closed_outputs() -> None:
-    """Let what is printed go nowhere if the terminal is gone; to write there is an error."""
+    """Discard what is printed if the terminal is gone, as writing to it would fail."""
     for output in (1, 2):
         poll = select.poll()
-        poll.register(output, 0)  # tells only of what was closed
+        poll.register(output, 0)  # reports only closed outputs
         if poll.poll(0):
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), output)

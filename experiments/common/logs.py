@@ -1,4 +1,4 @@
-"""What a run leaves and shows on its way: its folder, its metrics, its progress bar.
+"""What a run writes and shows on its way: its folder, its metrics, its progress bar.
 
 No deep-learning library is imported before a log is opened.
 """
@@ -34,7 +34,7 @@ from experiments.common.trackers import Tracker
 from seg_env.errors import ExplainedError, WrongOptionError
 
 MAY_CHANGE = ("deepspeed", "prompts_per_forward", "track", "rollouts_every", "rollouts_kept")
-"""Settings that a resumed run may change: they say how the work is done, and not which."""
+"""Settings that a resumed run may change: they say how the work is done, not what is done."""
 
 
 class RunExistsError(ExplainedError, FileExistsError):
@@ -46,7 +46,7 @@ class RunInUseError(ExplainedError, RuntimeError):
 
 
 class RunLog:
-    """Writes ``metrics.jsonl`` of a run, and what trackers make of it."""
+    """Writes ``metrics.jsonl`` of a run, and passes metrics on to trackers."""
 
     def __init__(self, folder: Path, trackers: Sequence[Tracker], *, start: int = 0) -> None:
         """Open the log, without the lines after update ``start``, whose work was lost."""
@@ -114,7 +114,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a run's folder to this process inside the block, however the process ends.
+    """Lock a run's folder for this process inside the block; the lock ends with the process.
 
     Raises:
         RunInUseError: Another process has it.
@@ -149,7 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
 def check_run(folder: Path, config: Any, *, resume: bool) -> dict[str, Any]:
     """Make sure that a folder is free, or that its run goes on as it was started.
 
-    A configuration that is damaged says nothing about that, and is warned of.
+    A damaged configuration cannot be compared, and gives a warning.
 
     Returns:
         The configuration as ``config.json`` records it.
@@ -196,7 +196,7 @@ def check_command(
     command: Sequence[str],
     matters: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> None:
-    """Refuse what was made by another command than the one that ``command.json`` records.
+    """Refuse a folder whose ``command.json`` records another command.
 
     ``matters`` says which words of a command count, by default all.
     """
@@ -240,14 +240,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def warn(console: Console, text: str) -> None:
-    """Print a line in yellow; brackets in it, which may be of a file, mean nothing."""
+    """Print a line in yellow; brackets in it, as from a file's name, are not markup."""
     console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:
     """A bar whose tasks carry a ``status`` field; it fits 80 columns with one of 25 letters.
 
-    What is left follows from the mean pace of all steps since the first one.
+    The time left is estimated from the mean pace of all steps since the first one.
     """
     return Progress(
         SpinnerColumn(),

@@ -46,7 +46,7 @@ def write_card(
     """Write ``README.md`` into a policy's folder, with the hub's fields above the text.
 
     Args:
-        folder: What was saved of the policy.
+        folder: The saved policy.
         name: What it is loaded by: its folder, or ``"owner/name"`` on the hub.
         start: The policy that training started from, ``"new"`` for random weights.
         origin: How the run was made, by what the report calls each fact.

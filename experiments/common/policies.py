@@ -1,4 +1,4 @@
-"""The policy that a command line names: opened, constrained, asked whether it sees, and measured.
+"""Opening the policy that a command line names, constraining it, and checking that it sees.
 
 Needs no deep-learning library before a policy is opened.
 """
@@ -42,7 +42,7 @@ OTHER_WORLD = (
     "{policy} was made for procedural scenes of 128 pixels and has not seen images such as "
     "{images}: expect little of it before it is trained on them"
 )
-"""What is said once when a shipped policy is asked about other images."""
+"""Said once when a shipped policy is asked about other images."""
 
 
 def open_policy(
@@ -59,7 +59,7 @@ def open_policy(
 
     Raises:
         CheckpointError: It cannot be opened; says in one line what is missing.
-        WrongOptionError: The weights are less precise than what is to be computed.
+        WrongOptionError: The weights are less precise than the computation asked for.
         ValueError: There is no such frame.
     """
     from agents.policy.loading import CheckpointMissingError
@@ -84,7 +84,7 @@ def open_policy(
 
 
 def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
-    """Say what of a data set is left out, and that a shipped policy has not seen such images."""
+    """Say what a data set leaves out, and that a shipped policy has not seen such images."""
     lines = [f"{count} {reason}" for reason, count in not_asked(dataset).items()]
     lines = [f"{describe_data(dataset)}: {line}" for line in lines]
     if policy in SHIPPED and not dataset.name.startswith(("scenes", EMBEDDED_NAME)):
@@ -95,17 +95,17 @@ def say_what_is_asked(policy: str, dataset: Dataset, console: Console) -> None:
 
 
 def describe_data(dataset: Dataset) -> str:
-    """What reports call a data set."""
+    """The name of a data set in reports."""
     return f"{dataset.name} ({dataset.split})"
 
 
 def choose_precision(choice: PrecisionChoice, weights: WeightsChoice = "auto") -> Precision:
     """What ``"auto"`` means here: bfloat16 where the hardware is faster in it, else float32.
 
-    Weights in bfloat16 are computed with in bfloat16.
+    Weights in bfloat16 are always computed with in bfloat16.
 
     Raises:
-        WrongOptionError: They are to be computed with in float32.
+        WrongOptionError: float32 is asked for with such weights.
     """
     if weights == "bfloat16":
         if choice == "float32":
@@ -230,7 +230,7 @@ def compare_on_questions(policy: VLMPolicy, core: ReferringCore) -> VisionReport
 def require_vision(policy: VLMPolicy, core: ReferringCore, console: Console) -> dict[str, Any]:
     """Make sure that images reach the model; prints and returns the figures.
 
-    There are none where the data set has not two images to compare.
+    There are none if the data set has fewer than two images to compare.
 
     Raises:
         BlindPolicyError: They do not.

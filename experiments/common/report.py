@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a report with a table, curves, outlines before and after."""
+"""The report of a run: a table, curves, and outlines before and after."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ LABELS = {
     "eval/well_formed": "well-formed, greedy, held-out",
     "train/grad_norm": "gradient norm",
 }
-"""What legends call metrics whose name does not say it."""
+"""Legend labels of metrics whose names do not explain themselves."""
 
 PACKAGES = ("simpleseg-rl", "torch", "transformers", "trl", "deepspeed", "gymnasium", "numpy")
-"""Installed packages that decide about the numbers, whose versions reports name."""
+"""Installed packages that affect the numbers; reports name their versions."""
 
 Panels = Sequence[tuple[str, list[str]]]
 Evaluations = dict[str, Evaluation]
@@ -178,16 +178,16 @@ def write_report(
     *,
     most_tokens: int,
 ) -> None:
-    """Draw what came of a run and write ``report.md`` around it.
+    """Draw the results of a run and write ``report.md`` around them.
 
     Args:
-        folder: That of the run, which has its metrics.
+        folder: The run's folder, which has its metrics.
         text: See `report_text`.
         origin: How the run was made.
         core: The held-out questions.
-        before: What was measured before training; nothing if nothing was measured at all.
+        before: What was measured before training; empty if nothing was measured at all.
         after: What was measured after it.
-        most_tokens: Of the answers measured.
+        most_tokens: Token limit of the answers measured.
     """
     sections = [text]
     if before:
@@ -223,7 +223,7 @@ def write_report(
 
 
 def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path | BytesIO) -> None:
-    """Draw metrics of a run over its updates, in at most two rows, without panels of none."""
+    """Draw metrics of a run over its updates, in at most two rows, without empty panels."""
     logged = sorted({name for row in metrics for name in row})
     found = []
     for title, names in panels:
@@ -251,7 +251,7 @@ def plot_curves(metrics: list[dict[str, Any]], panels: Panels, path: Path | Byte
 
 
 def curve_label(name: str) -> str:
-    """What a legend calls a metric."""
+    """The legend label of a metric."""
     return LABELS.get(name, name.split("/", 1)[1].replace("_", " "))
 
 
@@ -271,8 +271,8 @@ def _plot_curve(axis: Any, points: list[tuple[int, float]], label: str) -> None:
 def plot_answers(path: Path, *policies: tuple[str, ReferringCore, Evaluation]) -> None:
     """Draw the target and the first answer of every policy to the first twelve questions.
 
-    ``policies`` are what each is called, who reads its answers, and what it was measured to say
-    about the same questions as the others.
+    ``policies`` are the name of each, the rules that read its answers, and its evaluation on the
+    same questions as the others.
     """
     indices = policies[0][2].indices[:12].tolist()
     columns = 9 // (1 + len(policies))
@@ -307,7 +307,7 @@ def _draw_turns(folder: Path, core: ReferringCore, side: Evaluations) -> str:
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     axes = figure.subplots(1, len(pairs))
     for axis, (name, (first, last)) in zip(axes, pairs.items(), strict=True):
-        # What was left alone lies on the diagonal.
+        # Outlines that were left unchanged lie on the diagonal.
         axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
         axis.scatter(first.iou.ravel(), last.iou.ravel(), s=8, alpha=0.4)
         axis.set(title=name, xlabel="IoU of the first outline", ylabel="IoU of the last")

@@ -1,8 +1,8 @@
-"""Rollouts that a run keeps to be looked at: how they are written, thinned out, and read.
+"""Rollouts that a run keeps for inspection: how they are written, thinned out, and read.
 
 ``rollouts/update_000010.jsonl`` begins with a line about the update, ``{"update": 10, "groups":
 32}``; each of the others is one group of answers to a prompt. Images are not kept: the environment
-shows them again by the index of the question.
+loads them again by the index of the question.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from seg_env.errors import ExplainedError, WrongOptionError
 from seg_env.types import without_surrogates
 
 MOST_BYTES = 1 << 21
-"""Of a file: of larger rollouts the first groups are kept. The main job's have 0.1 MB."""
+"""Limit of a file: of larger rollouts the first groups are kept. The main job's have 0.1 MB."""
 MOST_ANSWERS = 1024
-"""Of a group that is read."""
+"""Most answers of a group that is read."""
 MOST_FILES = 10_000
-"""Of a folder that are looked at."""
+"""Files of a folder that are looked at."""
 DIGITS = 6
-"""After the point of numbers that are kept."""
+"""Digits after the point of numbers that are kept."""
 LARGEST = 1e9
-"""Number that is read; rewards beyond a million end a run."""
+"""Largest number that is read; rewards beyond a million end a run."""
 _FILE = re.compile(r"update_([0-9]{6,12})\.jsonl")
 
 
@@ -70,17 +70,17 @@ class Group:
 class RolloutKeeper:
     """Writes the rollouts of some updates into a folder, and thins them out.
 
-    What is there after an update follows from its number alone, so that a run that was interrupted
+    Which files exist after an update depends only on its number, so that a run that was interrupted
     ends with the same files.
     """
 
     folder: Path
     updates: int
-    """Of the whole run."""
+    """Updates of the whole run."""
     every: int
     """Updates from one rollout to the next; 0 keeps none."""
     most: int
-    """Updates whose rollouts are there at a time."""
+    """Most rollouts kept at a time."""
 
     def __post_init__(self) -> None:
         """Check the bounds.
@@ -97,7 +97,7 @@ class RolloutKeeper:
             )
 
     def kept_after(self, update: int) -> set[int]:
-        """Updates whose rollouts are there: the first, the newest, and evenly spread ones."""
+        """Updates whose rollouts are kept: the first, the newest, and evenly spread ones."""
         newest = update if update == self.updates else update - update % self.every
         stride = self.every
         while True:
@@ -128,7 +128,7 @@ class RolloutKeeper:
 
 
 def groups_of(rollout: Rollout) -> list[Group]:
-    """The groups of a rollout that is credited, as they are kept."""
+    """The groups of a credited rollout, in the form in which they are kept."""
     infos, size = rollout.infos, rollout.group_size
     assert rollout.advantages is not None
     advantages = rollout.advantages
@@ -172,7 +172,7 @@ def groups_of(rollout: Rollout) -> list[Group]:
 
 
 def rollout_files(folder: Path) -> dict[int, Path]:
-    """Files of rollouts in a folder, by their updates in order; whatever else is there is not."""
+    """Files of rollouts in a folder, by their updates in order; other files are ignored."""
     names = ((_FILE.fullmatch(path.name), path) for path in folder.glob("update_*.jsonl"))
     found = ((int(name[1]), path) for name, path in names if name and path.is_file())
     return dict(sorted(islice(found, MOST_FILES)))

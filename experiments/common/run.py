@@ -1,4 +1,4 @@
-"""The one loop around all that train: evaluate, train, checkpoint, resume, report.
+"""The loop of all commands that train: evaluate, train, checkpoint, resume, report.
 
 With several ranks all of them call the functions here; the main one writes files.
 """
@@ -176,11 +176,11 @@ class Run:
         """Evaluate, train, evaluate again, and write the report.
 
         Args:
-            agent: Who learns.
-            title: Of the report.
+            agent: The agent to train.
+            title: Title of the report.
             learned_from: The data, for the report.
             save_policy: Writes the finished policy; by default it is written from memory.
-            facts: What ``scores.json`` holds besides.
+            facts: Further entries of ``scores.json``.
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
@@ -245,7 +245,7 @@ class Run:
         return str(latest_checkpoint(self.folder / "checkpoints") or "the start")
 
     def _end_if_asked(self) -> None:
-        """End a run that was asked to by a signal, before or after its training."""
+        """End the run if a signal asked for it, before or after its training."""
         if number := self._asked_to_end():
             if self._learned:
                 self._save_learned()
@@ -304,7 +304,7 @@ class Run:
             "split": self.core.dataset.split,
             "updates": agent.update,
             "seed": self.args.seed,
-            "minutes": (time.perf_counter() - self._start) / 60,  # of resumed runs in all
+            "minutes": (time.perf_counter() - self._start) / 60,  # including resumed runs
             "frame": agent.policy.answer_frame.description,
             "max_new_tokens": {"learning": agent.max_new_tokens, "measuring": self.max_new_tokens},
             "not_asked": not_asked(self.core.dataset),
@@ -377,9 +377,9 @@ class Run:
         return before
 
     def _left_behind(self) -> tuple[list[Path], dict[str, Any], float]:
-        """What a run to be resumed left: checkpoints, the measurements before, and seconds spent.
+        """What a run to be resumed left: checkpoints, scores before training, and seconds spent.
 
-        Names what else is among the checkpoints.
+        Prints what else there is among the checkpoints.
         """
         if not self.args.resume:
             return [], {}, 0.0
@@ -393,7 +393,7 @@ class Run:
         return checkpoints, stored or {}, max(spent, default=0.0)
 
     def _load_last(self, checkpoints: Sequence[Path]) -> bool:
-        """Go on from the last whole checkpoint; whether there is one."""
+        """Resume from the last whole checkpoint; returns whether there is one."""
         for path in reversed(checkpoints):
             try:
                 self.agent.load(path)
@@ -534,7 +534,7 @@ def _write_evaluations(path: Path, found: Evaluations) -> None:
 
 
 def _status(metrics: dict[str, float]) -> str:
-    """How an update went, in at most 25 letters."""
+    """How an update went, in at most 25 characters."""
     if "train/loss" in metrics:  # of behaviour cloning
         return f"loss per token {metrics['train/loss']:.3f}"
     return f"reward {metrics['rollout/reward']:.2f} IoU {metrics['rollout/iou']:.2f}"

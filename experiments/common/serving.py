@@ -17,7 +17,7 @@ MOST_BYTES = 16 * 2**20
 def is_own_name(name: str, host: str) -> bool:
     """Whether a header ``Host`` names the server that listens on ``host``.
 
-    Another site's name can be made to lead here (DNS rebinding), a number cannot.
+    Another site's name can be made to resolve to this machine (DNS rebinding), a number cannot.
     """
     try:
         name = urlsplit(f"//{name}").hostname or ""
@@ -29,16 +29,16 @@ def is_own_name(name: str, host: str) -> bool:
 
 
 def say_other_name(name: str) -> str:
-    """What those are told whose ``Host`` is another."""
+    """The reply to requests with another ``Host``."""
     return f"the Host {name!r} is not this server's: use its address, or --host"
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[None]:
-    """Say what to do where something else listens already.
+    """Say what to do if something else is listening already.
 
     Raises:
-        WrongOptionError: It does.
+        WrongOptionError: Something is.
     """
     try:
         yield

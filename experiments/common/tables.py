@@ -19,7 +19,7 @@ def terminal_table(
     caption: str | None = None,
 ) -> Table:
     """A table to be printed by rich; ``sides`` are those of `markdown_table`."""
-    # Narrow, and folded where it still does not fit: a figure that is cut off says another thing.
+    # Narrow, and folded where it still does not fit: a figure that is cut off would mislead.
     table = Table(
         title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )

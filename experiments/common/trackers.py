@@ -20,9 +20,9 @@ from seg_env.errors import WrongOptionError
 
 TrackerName = Literal["tensorboard", "trackio", "wandb", "swanlab", "none"]
 PROJECT = "simpleseg-rl"
-"""What the runs are filed under; the variable SIMPLESEG_PROJECT names another one."""
+"""Project that runs are filed under; the variable SIMPLESEG_PROJECT names another one."""
 IDENTIFIER = "tracking_id.txt"
-"""The file in a run's folder that has what trackers know the run by."""
+"""File in a run's folder with the id that trackers know the run by."""
 
 
 class Tracker(ABC):
@@ -68,7 +68,7 @@ class TensorBoard(Tracker):
 
 
 class _Logging(Tracker):
-    """What trackers have in common whose package has ``log``, ``Image`` and ``finish``."""
+    """Trackers whose packages have ``log``, ``Image`` and ``finish``."""
 
     def __init__(self, package: str) -> None:
         self._package = import_module(package)
@@ -87,7 +87,7 @@ class _Logging(Tracker):
 
 
 class Trackio(_Logging):
-    """A local data base, shown by ``trackio show``."""
+    """A local database, shown by ``trackio show``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         super().__init__("trackio")
@@ -157,9 +157,9 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def open_trackers(
     names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], start: int
 ) -> list[Tracker]:
-    """Open trackers for a run in a folder, of which updates up to ``start`` are there already.
+    """Open trackers for a run in a folder, which has the updates up to ``start`` already.
 
-    A run of which there is nothing yet, ``start`` below 0, is another one than any before it.
+    With ``start`` below 0 the run is a new one, whatever ran in the folder before.
     """
     if start < 0:
         (folder / IDENTIFIER).unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def _resume(start: int) -> Literal["allow", "never"]:
 
 
 def _identifier(folder: Path) -> str:
-    """The id that a run has from its beginning on; names and places of folders are used again."""
+    """The id drawn when the run began: names and paths of folders are used again."""
     path = folder / IDENTIFIER
     if path.is_file():
         with path.open("rb") as file:

@@ -102,7 +102,7 @@ def open_demo(args: Args, console: Console) -> Demo:
         dataset,
         images=RecordedImages(dataset) if is_own else None,
         note=other_world if first in SHIPPED else "",
-        # Of the images that will come no outlines are known whose length could be measured.
+        # The images that will come have no known outlines whose length could be measured.
         max_new_tokens=1024 if length == "auto" else length,
         seed=args.seed,
         output_dir=args.output_dir,

@@ -2,10 +2,10 @@
 
 Its value is what is drawn, in the unit frame: ``rings`` and ``point`` of the answer, ``written``
 (whether it is whole, so that its vertices can be dragged), the ``target``, the ``others`` of its
-group and the place ``asked`` about. Its property ``shown`` is the image, as a data address, and its
+group and the place ``asked`` about. Its property ``shown`` is the image, as a data URL, and its
 size.
 
-Events: ``ask`` with a ``point`` or a ``bbox``, ``move`` after which ``rings`` are others, and
+Events: ``ask`` with a ``point`` or a ``bbox``, ``move`` after ``rings`` have changed, and
 ``choose`` with the ``address`` of an image.
 """
 
@@ -24,12 +24,12 @@ from seg_env.types import Ring
 
 
 def make_canvas(**settings: Any) -> gr.HTML:
-    """Put the component together; ``settings`` are those of `gradio.HTML`."""
+    """Make the component; ``settings`` are those of `gradio.HTML`."""
     return make_component(Path(__file__), shown={}, **settings)
 
 
 def make_component(path: Path, **settings: Any) -> gr.HTML:
-    """A component of the files beside ``path`` that have its name and end in html, css and js."""
+    """A component from the html, css and js files beside ``path`` that have its name."""
     template, style, script = (
         path.with_suffix(f".{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )

@@ -47,7 +47,7 @@ DOWNLOADS: dict[str, Callable[[Asked, Answer], tuple[str, str, bytes]]] = {
     "COCO JSON": lambda *both: ("coco.json", "application/json", _json(coco_json(*both))),
     "GeoJSON": lambda *both: ("outline.geojson", "application/geo+json", _json(geojson(*both))),
 }
-"""Files by the name of their button: a name, a media type and what is in it."""
+"""Files by the name of their button: name, media type and content."""
 SAVE = """file => {
   if (!file) return alert("There is no answer to save yet: ask first.");
   const link = document.createElement("a");
@@ -62,12 +62,12 @@ STYLE_CANVAS = """(shown, opacity) => {
 
 
 USERS_ERRORS = (ExplainedError, IndexError, TypeError, ValueError)
-"""What is raised where something that came from the page, or from a file, is wrong."""
+"""Errors raised if something that came from the page, or from a file, is wrong."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one visitor looks at."""
+    """The state of one visitor's page."""
 
     shown: Shown | None = None
     asked: Asked | None = None
@@ -78,7 +78,7 @@ class Visit:
 
 
 def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
-    """A listener that says what was wrong with what came from the page, as one more output.
+    """A listener that reports errors in what came from the page, as one more output.
 
     Not `gradio.Error`, which covers every component that the listener would have changed.
     """
@@ -112,7 +112,7 @@ def listen_guarded(
     outputs: list[Any],
     **options: Any,
 ) -> Any:
-    """Have a function called, whose faults are said in ``fault``."""
+    """Have a function called on events; its errors are shown in ``fault``."""
     options = {"show_progress": "hidden", "api_visibility": "private", **options}
     return listener(guarded(function, len(outputs)), inputs, [*outputs, fault], **options)
 
@@ -321,7 +321,7 @@ def build(demo: Demo) -> gr.Blocks:
         listen(expression.submit, ask_by_text, [*settings, expression], answered, **asking)
         listen(canvas.ask, ask_by_place, settings, answered, **asking)
         listen(canvas.move, move, [visit, canvas], [visit, text, scores], **live)
-        # Gradio swallows the first input after an answer: what is pasted counts when it is left.
+        # Gradio swallows the first input after an answer: pasted text counts on leaving the field.
         for listener in (text.input, text.blur):
             listen(listener, edit, [visit, text], [visit, canvas, scores], **live)
         listen(group.select, choose, [visit], [visit, canvas, text, scores], **quick)

@@ -1,4 +1,4 @@
-"""What the page asks and what answers are worth: all of it that needs no browser."""
+"""What the page asks and what answers are worth: everything that needs no browser."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MOST_ANSWERS = 16
 LONGEST_SIDE = 1024
 """Pixels along the longer side of an image as it is shown."""
 LEAST_OVERLAP = 0.5
-"""IoU of a box that is drawn and an object's, from which on it is that object's."""
+"""IoU with an object's box from which on a drawn box counts as that object's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Demo:
     constraints: dict[str, OutlineConstraint | None] = field(default_factory=dict)
     """What a policy may write if only outlines are allowed, by its name on the page."""
     note: str = ""
-    """What is said of answers about images that visitors bring."""
+    """Note shown with answers about images that visitors bring."""
     max_new_tokens: int = 1024
     seed: int = 0
     output_dir: Path | None = None
@@ -156,7 +156,7 @@ class Demo:
         """Ask for the object at a point ``(1, 2)`` or in a box ``(2, 2)``, in the unit frame.
 
         Raises:
-            ValueError: The place is none of the image.
+            ValueError: The place is not in the image.
         """
         wanted = 2 if query_of(task) == "bbox" else 1
         if place.shape != (wanted, 2) or not ((place >= 0) & (place <= 1)).all():
@@ -220,7 +220,7 @@ class Demo:
         return core.answer_frame.write(text)
 
     def advantages(self, answers: Sequence[Answer]) -> list[float]:
-        """What GSPO would make of a group whose answers are scored."""
+        """GSPO's advantages for a group whose answers are scored."""
         totals = [each.scored.total for each in answers if each.scored]
         floor = GSPOConfig().spread_floor
         return group_advantages(torch.tensor(totals), len(totals), floor).tolist()
@@ -309,7 +309,7 @@ class Demo:
 
 
 def read_upload(address: object) -> Shown:
-    """The image in a data address.
+    """The image in a data URL.
 
     Raises:
         ValueError: It holds no image that can be read, or one that is too large.
@@ -326,7 +326,7 @@ def read_rings(value: object) -> list[Ring]:
     """Outlines that the page sent, in the unit frame.
 
     Raises:
-        ValueError: They are none.
+        ValueError: They are no outlines.
     """
     rings = [np.array(ring, dtype=np.float64) for ring in value] if isinstance(value, list) else []
     total = sum(map(len, rings))
@@ -338,7 +338,7 @@ def read_rings(value: object) -> list[Ring]:
 
 
 def image_address(image: NDArray[np.uint8], longest_side: int = LONGEST_SIDE) -> str:
-    """An image as a data address, reduced to a longest side."""
+    """An image as a data URL, reduced to a longest side."""
     drawing = Image.fromarray(image)
     drawing.thumbnail((longest_side, longest_side))
     return data_url(np.asarray(drawing))

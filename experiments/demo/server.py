@@ -25,7 +25,7 @@ ONLY_HERE = (
 )
 """Content policy of the page: it loads nothing from elsewhere. Gradio compiles its templates."""
 CLOSED = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "proxy", "stream", "deep_link"))
-"""What Gradio serves and this page does not use: files go in and out as data addresses."""
+"""Routes of Gradio that this page does not use: files go in and out as data URLs."""
 
 
 class Guard:
@@ -75,7 +75,7 @@ class Guard:
 
 
 class PageServer:
-    """A page at an address, from when it is made."""
+    """A page at an address, served from its creation on."""
 
     def __init__(self, page: gr.Blocks, style: str, host: str, port: int) -> None:
         """Listen; ``port`` is 0 for any free one.
@@ -136,7 +136,7 @@ class Server(PageServer):
         try:
             super().serve()
         finally:
-            # Answers end and none begins: torch aborts a process that ends while it computes.
+            # Stop answers and start none: torch aborts a process that ends while it computes.
             self.demo.closing.set()
             self.demo.lock.acquire()
 

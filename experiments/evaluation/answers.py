@@ -18,7 +18,7 @@ Missing = Literal["error", "empty", "skip"]
 Boxes = Literal["annotated", "mask"]
 """Which boxes are true: the annotated ones as far as there are any, or those around the masks."""
 MAX_TOKENS = 1 << 31
-"""Token counts from here on are no counts."""
+"""Token counts from here on are invalid."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def check_resume(path: Path, wanted: dict[str, Any], *, resume: bool) -> None:
 
     Raises:
         RunExistsError: There are some, and ``resume`` is not given.
-        WrongOptionError: They were asked for with other settings, says ``asked.json`` beside them.
+        WrongOptionError: By ``asked.json`` beside them, they were asked for with other settings.
     """
     if not path.exists():
         return

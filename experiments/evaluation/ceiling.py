@@ -30,7 +30,7 @@ def measure_ceilings(
 ) -> list[dict[str, Any]]:
     """Score outlines of some targets, for each tolerance and number of decimals.
 
-    Decimals are of no effect in a frame of whole numbers. A target without pixels has IoU
+    Decimals have no effect in a frame of whole numbers. A target without pixels has IoU
     ``empty_union``.
 
     Returns:

@@ -98,7 +98,7 @@ class Evaluation:
         }
 
     def _absence(self) -> dict[str, float]:
-        """Scores where some of what was asked about is absent: gRefCOCO's (GRES, CVPR 2023).
+        """Scores if some of the objects asked about are absent: gRefCOCO's (GRES, CVPR 2023).
 
         ``n_acc`` is the share of absent objects that answers call absent, ``t_acc`` that of present
         ones that they do not, and ``giou_present`` the gIoU of the latter.
@@ -166,7 +166,7 @@ def sample_answers(
 def question_noise(
     seed: int, indices: Sequence[int], answers: int, max_new_tokens: int, turn: int = 0
 ) -> Tensor:
-    """Noise of sampled answers that follows from the seed, the question and the turn alone.
+    """Noise for sampled answers that depends only on the seed, the question and the turn.
 
     So answers are the same in batches of any size, on any rank, and after an interruption.
 
@@ -227,7 +227,7 @@ def play(
     max_new_tokens: int = 128,
     seed: int = 0,
 ) -> list[Evaluation]:
-    """Episodes about questions that are prepared as ``inputs``; temperature 0 is greedy.
+    """Play episodes about questions prepared as ``inputs``; temperature 0 is greedy.
 
     Returns:
         Where the episodes stand after every turn.
@@ -319,7 +319,7 @@ def evaluate_turns(
     left_out = LeftOut("error") if left_out is None else left_out
     world = World() if world is None else world
     numbers = [int(index) for index in indices]
-    # Few questions are no reason for ranks to be idle.
+    # Smaller batches keep all ranks busy if there are few questions.
     size = max(1, min(64, math.ceil(len(numbers) / world.size)))
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     played = ask(policy, rules, batches, left_out=left_out, world=world, **sampling)
@@ -368,14 +368,14 @@ def collect_answers(
     batches, and those that the file holds whole are not asked again. The folder keeps
     ``answers.jsonl``, ``left_out.json``, and in ``asked.json`` what decides the answers, ``asked``:
     ``temperature``, ``answers`` (to each question), ``batch_size``, ``seed`` and whatever else.
-    Answers by other settings are not added to, and none without ``resume``.
+    Answers by other settings are not added to, nor any without ``resume``.
 
     Returns:
         All that the file holds; None on a rank that is not the main one.
 
     Raises:
-        RunExistsError: There are answers already and they may not be there.
-        WrongOptionError: They are there by other settings.
+        RunExistsError: There are answers already, and ``resume`` is not given.
+        WrongOptionError: They were made with other settings.
         UnusableSampleError: No question can be asked, or one cannot and is not to be left out.
     """
     answers, batch_size = asked["answers"], asked["batch_size"]

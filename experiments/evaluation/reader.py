@@ -1,4 +1,4 @@
-"""Which frame answers seem to be written in, by what evidence."""
+"""Which frame answers seem to be written in, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from seg_env.metrics import bootstrap_interval, giou_gain
 from seg_env.types import Form, IssueKind, Prediction, Sample
 
 GUESS = "guess"
-"""What ``--frame`` is given to look at the answers."""
+"""The value of ``--frame`` that compares frames by the answers."""
 
 
 class Reading(NamedTuple):
-    """What becomes of answers if their numbers are taken to be of one frame."""
+    """How answers read if their numbers are taken to be in one frame."""
 
     family: str
     in_range: float
     """Share of the numbers that the frame allows."""
     read: float
-    """Share of the answers of which anything can be read."""
+    """Share of the answers from which anything can be read."""
     iou: float
     """The mean of the scores."""
     scores: NDArray[np.float64]
@@ -46,7 +46,7 @@ def compare_frames(
 ) -> list[Reading]:
     """Read ``N`` answers about ``N`` samples in every frame there is, the best reading first.
 
-    How images are resized and letterboxed is that of ``frame``.
+    Images are resized and letterboxed as in ``frame``.
     """
     found = []
     asked = list(zip(texts, samples, strict=True))
@@ -56,7 +56,7 @@ def compare_frames(
         other = replace(frame, family=family, fixed=None, reason="")
         try:
             read = [read_answer(text, each.target.size, other, form) for text, each in asked]
-        except ValueError:  # of images like these no processor of the family makes anything
+        except ValueError:  # no processor of the family takes such images
             continue
         scores = MaskIoU()(read, [sample.target for sample in samples])
         allowed = np.array([_allowed(other, text, sample) for text, sample in asked]).sum(axis=0)
@@ -119,7 +119,7 @@ def _allowed(frame: AnswerFrame, text: str, sample: Sample) -> tuple[int, int]:
     """How many numbers of an answer the frame allows, and how many there are."""
     seen = frame.for_view(sample.target.size)
     found = re.finditer(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?", frame.normalize(text))
-    # Of a long answer 4000 will do: what it is written in shows long before.
+    # 4000 numbers of a long answer are enough to show its frame.
     numbers = [float(match[0]) for match in islice(found, 4000)]
     whole = any(number > 1 for number in numbers)
     inside = sum(

@@ -1,4 +1,4 @@
-"""What an evaluation leaves to read: a report, tables and images, of one task or of all."""
+"""The report of an evaluation, with tables and images, for one task or for all."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def draw_images(
     Returns:
         The part of the report that shows them, empty if there is nothing to draw on.
     """
-    # Boxes and points have worst and best ones by what fits them.
+    # Boxes and points are ranked by the score that fits their form.
     fit = {"mask": "iou", "bbox": "box_iou", "point": "inside"}[form_of(scores["task"])]
     columns = columns | {"iou": columns[fit]}
     shown = []

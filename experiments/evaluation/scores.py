@@ -181,7 +181,7 @@ def score(columns: Columns, answers: int, empty_union: float, seed: int) -> dict
 def _intervals_over_questions(
     columns: Columns, answers: int, found: dict[str, Any], seed: int
 ) -> dict[str, list[float]]:
-    """Intervals of scores that are quotients of sums, whole questions drawn at a time."""
+    """Intervals of scores that are quotients of sums, resampling whole questions."""
     wanted = ["giou", "ciou", *(f"precision@{at}" for at in PRECISION_THRESHOLDS)]
     wanted += ["box_giou", "rec_accuracy", "pointing_accuracy", "well_formed"]
     wanted += ["boundary_iou", "boundary_f"]
@@ -250,7 +250,7 @@ def score_rows(
     """
     rows = []
     for label, key, factor, forms in SCORES:
-        # Where every object is there, nothing is learnt from how many are said to be.
+        # Where every object is there, the share that is said to be there tells nothing.
         idle = key == "t_acc" and scores.get("n_acc") is None
         if scores.get(key) is not None and not idle and form in forms.split():
             interval = interval_text(intervals.get(key), factor, sign)

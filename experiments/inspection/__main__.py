@@ -2,8 +2,8 @@
 
 Training with GSPO or PPO keeps the rollouts of every tenth update (``--rollouts-every``). The page
 shows each group's outlines over its image, the held-out answers before and after, and the learning
-curves beside them, of runs that have ended and of those that go on. It needs Gradio, and loads
-nothing from elsewhere.
+curves beside them, of finished and of running runs. It needs Gradio, and loads nothing from
+elsewhere.
 
     simpleseg inspect runs/gspo
 """
@@ -30,9 +30,9 @@ class Args:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     dataset: str | None = None
-    """What the run learned from, where that lies elsewhere now."""
+    """The data that the run learned from, if they have moved."""
     data_root: str | None = None
-    """Folder of the data, where they lie elsewhere now."""
+    """Folder of the data, if they have moved."""
     trust_code: bool = False
     """Call the function that config.json names as data, my_pkg.data:make; only for runs of your
     own."""

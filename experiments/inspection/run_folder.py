@@ -1,8 +1,8 @@
 """What is in a run's folder, as the page shows it: groups, answers before and after, curves.
 
 Whoever made the folder is not trusted: files are read up to a size, what is malformed is counted
-and said, and no code that ``config.json`` names is called unless that is asked for. Files are read
-when they are shown, so that a run can be watched.
+and reported, and no code that ``config.json`` names is called unless that is asked for. Files are
+read when they are shown, so that a run can be watched.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from seg_env.types import counted, without_surrogates
 
 MOST_CONFIG_BYTES = 1 << 20
 MOST_EVALUATION_BYTES = 1 << 25
-"""Of ``before.json`` and of ``after.json``; those of the main job have 0.8 MB."""
+"""Limit of ``before.json`` and ``after.json``; those of the main job have 0.8 MB."""
 MOST_METRICS_BYTES = 1 << 25
-"""Of ``metrics.jsonl``; an update has 1 kB."""
+"""Limit of ``metrics.jsonl``; an update has 1 kB."""
 MOST_CURVES = 200
 """Metrics of a run that are drawn."""
 MOST_TERMS = 12
@@ -92,7 +92,7 @@ class Item:
 
     @property
     def is_faulty(self) -> bool:
-        """Whether one of its answers is."""
+        """Whether one of its answers is faulty."""
         return any(line.is_faulty for line in self.lines)
 
     @property
@@ -156,7 +156,7 @@ class RunFolder:
     ) -> None:
         """Open the data that the run learned from and was measured on.
 
-        ``moved`` are arguments in place of those in ``config.json``, where they are not None.
+        ``moved`` are arguments that replace those in ``config.json``, where they are not None.
 
         Raises:
             ExplainedError: It is no folder of a run, or its data cannot be opened.
@@ -186,7 +186,7 @@ class RunFolder:
         self._ask = lru_cache(maxsize=64)(self._load)
 
     def _check(self, args: RunArguments, moved: Mapping[str, str | None], trust_code: bool) -> None:
-        """Make sure that opening the data calls no code of others."""
+        """Make sure that opening the data calls no untrusted code."""
         if args.env not in (known := ENVIRONMENT_IDS + REFINE_IDS):
             raise ExplainedError(
                 f"{self.path / 'config.json'}: env is {args.env[:80]!r}, not one of "

@@ -1,8 +1,8 @@
 """Questions about samples, answers and their scores: what all the environments share.
 
-`ReferringCore` has the rules of an episode, but not its state, which is a value that goes in and
-comes out. So a batch of episodes is stepped in one call of each reward. The single and the vector
-environment do the bookkeeping.
+`ReferringCore` has the rules of an episode, but not its state, which is passed in and returned. So
+a batch of episodes is stepped in one call of each reward. The single and the vector environment do
+the bookkeeping.
 """
 
 from __future__ import annotations
@@ -110,11 +110,11 @@ class Move:
     answer: Prediction
     """The answer as it stands."""
     counts: bool = True
-    """Whether the answer's reward becomes the value of the episode, which else stays."""
+    """Whether the answer's reward becomes the value of the episode, which otherwise stays."""
     terminated: bool = True
     truncated: bool = False
     said: dict[str, Any] = field(default_factory=dict)
-    """What ``info`` says besides."""
+    """Further entries of ``info``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +242,7 @@ class ReferringCore:
         return index, task, seed if query_seed is None else query_seed
 
     def ask(self, index: int, task: Task | None = None, query_seed: int = 0) -> Question:
-        """Load a sample and the image that the agent sees; all follows from the arguments.
+        """Load a sample and the image that the agent sees; equal arguments give equal questions.
 
         The task is by default drawn from the environment's tasks, with ``query_seed``, as is the
         place given. Where there is no object to point at, it is asked about by text.

@@ -16,9 +16,9 @@ from seg_env.errors import ExplainedError
 from seg_env.types import counted, without_surrogates
 
 OnError = Literal["skip", "error"]
-"""What becomes of a sample that cannot be asked about."""
+"""What to do with a sample that cannot be asked about."""
 TRIES = 16
-"""Samples that are tried, one after another, in the place of one that cannot be used."""
+"""Samples that are tried, one after another, to replace one that cannot be used."""
 
 Loaded = TypeVar("Loaded")
 
@@ -91,7 +91,7 @@ def describe(error: Exception) -> str:
 def loading(*others: type[Exception]) -> Iterator[None]:
     """Turn what goes wrong while files are read into `UnusableSampleError`.
 
-    Too little memory, wrong options and ``others`` are no property of a sample and stay.
+    Too little memory, wrong options and ``others`` are not a sample's fault and are passed on.
     """
     spared: tuple[type[Exception], ...] = (MemoryError, ExplainedError, *others)
     try:

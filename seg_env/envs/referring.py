@@ -160,8 +160,8 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
 
     - ``refine_template`` is the prompt once there is an outline, with ``{question}``,
       ``{outline}``, and ``{turn}`` and ``{turns}`` where wanted.
-    - The reward is what the turn improved the reward of the outline by; the first is compared with
-      0. The return of an episode is the reward of the outline it ends with, 0 if there is none.
+    - The reward of a turn is by how much it improved the reward of the outline, starting from 0.
+      The return of an episode is the reward of the outline it ends with, 0 if there is none.
     - ``terminated`` is True at the end; ``truncated`` never is.
     - ``info`` adds ``outline`` (so far, as text), ``turn`` (turns taken) and ``turns_left``, at
       reset, too. Everything else is about the outline as it stands, but ``valid``, ``issues`` and
@@ -215,7 +215,7 @@ class ReferringSegmentationEnv(gym.Env[Observation, str]):
         """Ask a question.
 
         With the option ``"index"`` nothing is drawn. The option ``"task"`` fixes what is asked, and
-        ``"query_seed"`` (0 where the index is given) what task and place are drawn by.
+        ``"query_seed"`` (0 where the index is given) is the seed for task and place.
         """
         super().reset(seed=seed)
         given = check_options(options, ("index", "task", "query_seed"))

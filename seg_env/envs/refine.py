@@ -72,7 +72,7 @@ class RefineEpisode(Episode):
 
 
 class RefineRules(ReferringCore):
-    """Up to ``turns`` turns; each earns what it improved the reward of the outline by."""
+    """Up to ``turns`` turns; each earns its improvement of the outline's reward."""
 
     last_action = "last turn"
 
@@ -219,7 +219,7 @@ def apply_edits(rings: Sequence[RingText], edits: Sequence[Edit]) -> tuple[RingT
     """Correct an outline, one edit after the other; None if one names a vertex that is not there.
 
     ``insert`` also takes the number after the last vertex, to add to the last ring. A ring that is
-    left with two vertices fills nothing and goes.
+    left with two vertices fills nothing and is removed.
     """
     vertices = [(number, vertex) for number, ring in enumerate(rings) for vertex in ring]
     for verb, index, x, y in edits:

@@ -22,7 +22,7 @@ class FreeText(spaces.Text):
 
     Gymnasium's ``Text`` accepts a closed character set only, but expressions are written by people.
     Samples consist of printable ASCII characters. In arrays, in which Stable-Baselines3 keeps
-    observations, a text is one object: of the type ``str`` NumPy would keep its first character.
+    observations, a text is one object: as type ``str``, NumPy would keep only its first character.
     """
 
     def __init__(self, max_length: int = 1024, *, seed: int | None = None) -> None:
@@ -40,7 +40,7 @@ class FreeText(spaces.Text):
 
 @create_shared_memory.register(FreeText)
 def _refuse_shared_memory(space: FreeText, n: int = 1, ctx: Any = None) -> NoReturn:
-    """Refuse what Gymnasium would do with text: read it once, before there is any."""
+    """Refuse shared memory, in which Gymnasium would read text once, before there is any."""
     raise CustomSpaceError(
         f"{space!r} cannot be shared between processes, all text would read '000...': use "
         "shared_memory=False, or gymnasium.make_vec without vectorization_mode, which scores all "

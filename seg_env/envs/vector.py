@@ -123,7 +123,7 @@ class ReferringSegmentationVectorEnv(
             seed: Seed of environment 0, the others follow by one each; or ``N`` seeds.
             options: ``"indices"``: ``N`` samples to ask about. ``"reset_mask"``: ``(N,) bool``, the
                 environments to reset; the others keep their question. ``"tasks"``: one task, or
-                ``N`` (None: drawn). ``"query_seed"``: what tasks and places are drawn by, 0 where
+                ``N`` (None: drawn). ``"query_seed"``: the seed for tasks and places, 0 where
                 indices are given; equal indices, tasks and seeds are one question.
 
         Raises:
@@ -192,7 +192,7 @@ class ReferringSegmentationVectorEnv(
         They answer the questions that are open or, if autoreset is disabled, were answered last.
 
         Raises:
-            TypeError: A turn earns an improvement, and may be an edit.
+            TypeError: Episodes have turns, which earn improvements and may be edits.
         """
         if isinstance(self.core, RefineRules):
             raise TypeError(

@@ -57,7 +57,7 @@ def grammar_ebnf(
         ValueError: A limit of the frame is no whole number that is read, or an argument is out of
             range.
     """
-    if not 1 <= decimals <= 17:  # more `decode` reads only after closer inspection
+    if not 1 <= decimals <= 17:  # `decode` reads more only after closer inspection
         raise ValueError(f"decimals={decimals}, but allowed are 1 to 17")
     if max_vertices is not None and not 3 <= max_vertices <= MAX_VERTICES:
         raise ValueError(f"max_vertices={max_vertices}, but allowed are 3 to {MAX_VERTICES}")

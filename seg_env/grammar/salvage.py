@@ -54,8 +54,8 @@ def salvage(
     """Read what can be read of any text.
 
     Returns:
-        The vertices of each ring as written, and the first fault of each kind in reading order. Of
-        a point that is one ring with one vertex, of a box one with two opposite corners.
+        The vertices of each ring as written, and the first fault of each kind in reading order. A
+        point is one ring with one vertex, a box is one ring with two opposite corners.
     """
     if not text or text.isspace():
         return [], (ParseIssue(IssueKind.EMPTY, 0, "''"),)

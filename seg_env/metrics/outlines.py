@@ -65,7 +65,7 @@ def vertex_counts(outlines: Iterable[Sequence[Ring]]) -> NDArray[np.int64]:
 
 
 def vertex_ratio(vertices: ArrayLike, target_vertices: ArrayLike) -> NDArray[np.float64]:
-    """Vertices spent for each of the target's simplified outline; NaN where it has none."""
+    """Vertices spent per vertex of the target's simplified outline; NaN where it has none."""
     wanted = np.asarray(target_vertices, dtype=np.float64)
     return np.asarray(vertices) / np.where(wanted > 0, wanted, np.nan)
 

@@ -179,7 +179,7 @@ def _failure(
     score: float,
     fit: float,
 ) -> Failure:
-    """What became of an answer of so many pixels, with its mask IoU and the IoU of its form."""
+    """What became of an answer, by its pixels ``area``, its mask IoU and the IoU of its form."""
     if answer.point is None and not area:
         if not answer.valid:
             return Failure.MALFORMED

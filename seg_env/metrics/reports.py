@@ -21,7 +21,7 @@ from seg_env.metrics.records import Columns, apply_empty_union
 from seg_env.metrics.scores import PRECISION_THRESHOLDS, giou, samples
 
 Ratios: TypeAlias = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""Each score as ``(N,)`` numerators and denominators whose sums it is the quotient of."""
+"""Each score as ``(N,)`` numerators and denominators; it is the quotient of their sums."""
 
 
 class Group(NamedTuple):

@@ -29,7 +29,7 @@ class OutlineAction(Action):
 
 
 class OutlineObservation(Observation):
-    """A question; ``metadata`` is what ``info`` is in the environment, and ``truncated``."""
+    """A question; ``metadata`` holds the environment's ``info``, and ``truncated``."""
 
     prompt: str = Field(description="The question")
     image: str = Field(description="The image as a PNG data URL; empty when the episode is done")
@@ -37,7 +37,7 @@ class OutlineObservation(Observation):
 
 
 class OutlineEnvironment(Environment[OutlineAction, OutlineObservation, State]):
-    """A session: `seg_env.envs.ReferringSegmentationEnv` of one of some splits at a time."""
+    """A session of `seg_env.envs.ReferringSegmentationEnv`, on one of its splits at a time."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
