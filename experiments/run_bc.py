@@ -64,7 +64,7 @@ from seg_env.envs.referring import open_questions
 from seg_env.errors import WrongOptionError
 from seg_env.geometry.polygon import VertexOrder
 from seg_env.grammar.answers import read_answer
-from seg_env.tasks import DEFAULT_TASK, TaskMixture, answer
+from seg_env.tasks import DEFAULT_TASK, TaskMixture, answer, read_task_weights
 from seg_env.tasks.queries import QueryStyle
 
 if TYPE_CHECKING:
@@ -230,7 +230,14 @@ def main(args: Args) -> dict[str, Any]:
             if args.dataset is None
             else describe_data(open_questions(args.env, **args.environment()).dataset),
             facts={"ceiling": best_possible(args, run, policy)} if run.leads else None,
+            tasks=learned_last(args),
         )
+
+
+def learned_last(args: Args) -> TaskMixture:
+    """The tasks of the last update, which a curriculum may not have got beyond."""
+    progress = 1 - 1 / max(1, args.updates)
+    return TaskMixture.from_spec(args.cloning.task_weights(progress))
 
 
 def best_possible(args: Args, run: Run, policy: VLMPolicy) -> dict[str, float]:
@@ -361,6 +368,7 @@ def train_on_trl(args: TRLArgs) -> dict[str, Any]:
         "Behaviour cloning on TRL",
         learned_from=describe_data(questions.dataset),
         save_policy=agent.save_policy,
+        tasks=TaskMixture.from_spec(read_task_weights(args.sft.tasks)),
     )
 
 

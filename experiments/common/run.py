@@ -76,6 +76,7 @@ from seg_env.data.readers.annotated_images import AnnotatedImages
 from seg_env.envs.left_out import LeftOut
 from seg_env.envs.referring import open_rules
 from seg_env.errors import ExplainedError
+from seg_env.tasks import TaskMixture
 
 ELAPSED = "time/elapsed"
 """Name of the metric that has the seconds since a run was first started, without its pauses."""
@@ -172,6 +173,7 @@ class Run:
         learned_from: str,
         save_policy: Callable[[Path], None] | None = None,
         facts: dict[str, Any] | None = None,
+        tasks: TaskMixture | None = None,
     ) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and write the report.
 
@@ -181,6 +183,7 @@ class Run:
             learned_from: The data, for the report.
             save_policy: Writes the finished policy; by default it is written from memory.
             facts: Further entries of ``scores.json``.
+            tasks: The tasks that were trained; by default those that are measured.
 
         Returns:
             What ``scores.json`` holds; nothing in a process that does not lead.
@@ -195,7 +198,7 @@ class Run:
         alone = locked(self.folder) if self.world.is_main else nullcontext()
         with alone, termination(self.world) as self._asked_to_end, self._ends_in_a_sentence():
             try:
-                return self._train(title, learned_from, save_policy, facts or {})
+                return self._train(title, learned_from, save_policy, facts or {}, tasks)
             finally:
                 if self.log is not None:
                     self.log.close()
@@ -263,6 +266,7 @@ class Run:
         learned_from: str,
         save_policy: Callable[[Path], None] | None,
         facts: dict[str, Any],
+        tasks: TaskMixture | None,
     ) -> dict[str, Any]:
         """See `train`."""
         agent = self.agent
@@ -340,6 +344,8 @@ class Run:
                 start,
                 origin,
                 scores,
+                tasks=tasks or self.core.tasks,
+                canvas_size=self.core.canvas_size,
             )
             if self.log is not None and before:
                 self.log.show(agent.update, "before_after", self.folder / "before_after.png")

@@ -41,7 +41,7 @@ TEXT_TASKS: tuple[Task, ...] = ("text->mask", "text->bbox", "text->point")
 Query = Literal["text", "mask", "bbox", "point"]
 """What a question gives: an expression, or a place."""
 
-TaskSpec: TypeAlias = "str | Mapping[str, float] | TaskMixture"
+TaskSpec: TypeAlias = "str | Mapping[str, float] | Mapping[Task, float] | TaskMixture"
 """What `TaskMixture.from_spec` reads."""
 
 PROMPTS: dict[Task, str] = {
