@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import gradio as gr
 import numpy as np
+from gradio_client.utils import is_file_obj_with_meta, traverse
 
 from experiments.demo.canvas import drawing, image_of, make_canvas
 from experiments.demo.questions import (
@@ -39,9 +40,12 @@ answer. Drag a vertex, or edit the text: the environment scores what is there.""
 STYLE = """
 #scores td, #scores th { padding: 0.15rem 0.8rem; font-variant-numeric: tabular-nums; }
 #fault { color: #d33; }
+:is(#fault, #scores, #prompt) .html-container { padding: 0; }
 """
 FORMS = {"outline": "mask", "box": "bbox", "point": "point"}
 """What can be asked for, as the page and as `seg_env.tasks` call it."""
+GESTURES = {"point": "click", "bbox": "drag"}
+"""How a place is given, by its form."""
 DOWNLOADS: dict[str, Callable[[Asked, Answer], tuple[str, str, bytes]]] = {
     "Mask (PNG)": lambda *both: ("mask.png", "image/png", mask_png(*both)),
     "COCO JSON": lambda *both: ("coco.json", "application/json", _json(coco_json(*both))),
@@ -73,8 +77,33 @@ class Visit:
     asked: Asked | None = None
     group: tuple[Answer, ...] = ()
     """All answers to what was asked."""
+    row: int = 0
+    """The one that is drawn, in the group."""
     answer: Answer | None = None
     """The one that is drawn, as it stands."""
+
+    @property
+    def others(self) -> list[Answer]:
+        """The rest of the group."""
+        return [each for row, each in enumerate(self.group) if row != self.row]
+
+
+class Page(gr.Blocks):
+    """A page that takes no files: Gradio would download any address that an input names as one."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        """Refuse what Gradio takes for a file before it looks for it."""
+
+        def refuse(_: Any) -> None:
+            raise gr.Error("this page has no files", print_exception=False)
+
+        traverse(inputs, refuse, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *more, **named)
+
+
+def bold(sentence: str) -> str:
+    """A sentence in bold, whatever it holds, for `gradio.HTML`."""
+    return f"<p><strong>{html.escape(sentence)}</strong></p>"
 
 
 def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
@@ -84,7 +113,7 @@ def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
     """
 
     def fault(error: Exception) -> tuple[Any, ...]:
-        return (*[gr.skip()] * outputs, f"**{html.escape(str(error)[:500])}**")
+        return (*[gr.skip()] * outputs, bold(str(error)[:500]))
 
     @wraps(function)
     def once(*given: Any) -> tuple[Any, ...]:
@@ -105,7 +134,7 @@ def guarded(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
 
 
 def listen_guarded(
-    fault: gr.Markdown,
+    fault: gr.HTML,
     listener: Callable[..., Any],
     function: Callable[..., Any],
     inputs: list[Any],
@@ -120,14 +149,14 @@ def listen_guarded(
 def build(demo: Demo) -> gr.Blocks:
     """The page on which ``demo`` answers."""
     names = list(demo.policies)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with Page(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         visit = gr.State(Visit(), time_to_live=3600)
         file = gr.JSON(visible=False)
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 canvas = make_canvas(elem_id="canvas")
-                fault = gr.Markdown(elem_id="fault")
+                fault = gr.HTML(elem_id="fault")
                 expression = gr.Textbox(
                     label="What is asked for",
                     placeholder="the red star",
@@ -138,7 +167,7 @@ def build(demo: Demo) -> gr.Blocks:
                 chips = gr.Dataset(
                     components=[expression], samples=[], label="On this image", elem_id="chips"
                 )
-                scores = gr.Markdown(elem_id="scores")
+                scores = gr.HTML(elem_id="scores")
                 group = gr.Dataframe(
                     headers=["answer", "reward", "advantage", "IoU"],
                     label="The group; choose a row to draw that answer",
@@ -177,7 +206,7 @@ def build(demo: Demo) -> gr.Blocks:
                     is_shown = gr.Checkbox(True, label="Show the target", min_width=120)
                     opacity = gr.Slider(0, 1, 0.15, step=0.05, label="Opacity", min_width=120)
                 policy = gr.Dropdown(names, value=names[0], label="Policy")
-                prompt = gr.Markdown(elem_id="prompt")
+                prompt = gr.HTML(elem_id="prompt")
                 text = gr.Textbox(
                     label="The answer, as text",
                     lines=3,
@@ -192,7 +221,9 @@ def build(demo: Demo) -> gr.Blocks:
         answered = [visit, canvas, prompt, text, scores, group]
         seen = [*answered, chips, expression]
 
-        def show(shown: Shown, note: str = "") -> tuple[Any, ...]:
+        def show(visit: Visit, shown: Shown, note: str = "") -> tuple[Any, ...]:
+            if visit.shown is not None:
+                visit.shown.left.set()
             expressions = [each.expression for each in shown.samples]
             return (
                 Visit(shown),
@@ -205,11 +236,11 @@ def build(demo: Demo) -> gr.Blocks:
                 expressions[0] if expressions else "",
             )
 
-        def show_scene(difficulty: str, index: float) -> tuple[Any, ...]:
-            return show(demo.show(difficulty, int(index)))
+        def show_scene(visit: Visit, difficulty: str, index: float) -> tuple[Any, ...]:
+            return show(visit, demo.show(difficulty, int(index)))
 
-        def show_upload(event: gr.EventData) -> tuple[Any, ...]:
-            return show(read_upload(getattr(event, "address", "")), demo.note)
+        def show_upload(visit: Visit, event: gr.EventData) -> tuple[Any, ...]:
+            return show(visit, read_upload(getattr(event, "address", "")), demo.note)
 
         def ask_by_text(
             visit: Visit,
@@ -222,7 +253,7 @@ def build(demo: Demo) -> gr.Blocks:
         ) -> Iterator[tuple[Any, ...]]:
             task = check_task(f"text->{FORMS[form]}")
             asked = demo.ask_by_text(_image(visit), policy, task, expression)
-            yield from answer(visit, asked, {"asked": None}, temperature, count, constrained)
+            yield from answer(visit, asked, "", {"asked": None}, temperature, count, constrained)
 
         def ask_by_place(
             visit: Visit,
@@ -236,14 +267,18 @@ def build(demo: Demo) -> gr.Blocks:
             query = "bbox" if hasattr(event, "bbox") else "point"
             # A place is never asked for by a place of the same form.
             wanted = "bbox" if (query, form) == ("point", "box") else "mask"
+            note = ""
+            if wanted != FORMS[form]:
+                note = f"A {GESTURES[query]} cannot ask for a {form}: it asked for an outline."
             task = check_task(f"{query}->{wanted}")
             corners = np.array(getattr(event, query, ()), dtype=np.float64).reshape(-1, 2)
             asked = demo.ask_by_place(_image(visit), policy, task, corners)
-            yield from answer(visit, asked, {}, temperature, count, constrained)
+            yield from answer(visit, asked, note, {}, temperature, count, constrained)
 
         def answer(
             visit: Visit,
             asked: Asked,
+            note: str,
             place: dict[str, Any],
             temperature: float,
             count: float,
@@ -253,8 +288,11 @@ def build(demo: Demo) -> gr.Blocks:
             texts = demo.answers(
                 asked, temperature=temperature, count=int(count), constrained=bool(constrained)
             )
-            told, answers = f"> {html.escape(asked.question.prompt)}", []
+            told = f"<blockquote>{html.escape(asked.question.prompt)}</blockquote>"
+            told, answers = told + (f"<p>{note}</p>" if note else ""), []
             for written in texts:
+                if _image(visit).left.is_set():
+                    return
                 answers = demo.read(asked, written)
                 first, *others = answers
                 drawn = drawing(asked, first, others, written=False) | place
@@ -262,7 +300,7 @@ def build(demo: Demo) -> gr.Blocks:
             if not answers:
                 return
             first, *others = answers
-            visit = replace(visit, asked=asked, group=tuple(answers), answer=first)
+            visit = replace(visit, asked=asked, group=tuple(answers), row=0, answer=first)
             rows = _group_rows(demo, answers)
             yield (
                 visit,
@@ -286,17 +324,16 @@ def build(demo: Demo) -> gr.Blocks:
                 return (gr.skip(),) * 3
             asked = _question(visit)
             (found,) = demo.read(asked, [written])
-            drawn = drawing(asked, found, visit.group[1:])
+            drawn = drawing(asked, found, visit.others)
             return replace(visit, answer=found), drawn, _scores(demo, found)
 
         def choose(visit: Visit, event: gr.SelectData) -> tuple[Any, ...]:
             """Draw another answer of the group."""
             row = event.index[0]
             found = visit.group[row]
-            others = [each for number, each in enumerate(visit.group) if number != row]
-            drawn = drawing(visit.asked, found, others)
-            text = found.prediction.text
-            return replace(visit, answer=found), drawn, text, _scores(demo, found)
+            visit = replace(visit, row=row, answer=found)
+            drawn = drawing(visit.asked, found, visit.others)
+            return visit, drawn, found.prediction.text, _scores(demo, found)
 
         def save(name: str, visit: Visit) -> tuple[Any, ...]:
             if visit.asked is None or visit.answer is None:
@@ -309,17 +346,24 @@ def build(demo: Demo) -> gr.Blocks:
         quick: Any = {"queue": False}
         live: Any = {"queue": False, "trigger_mode": "always_last"}
         asking: Any = {"concurrency_id": "policy", "concurrency_limit": 1}
-        scene = [difficulty, index]
-        for listener in (page.load, difficulty.input, index.submit):
-            listen(listener, show_scene, scene, seen, **quick)
+        # Through the queue, so that the browser gets an image after all that was drawn on the last.
+        showing: Any = {"concurrency_limit": None}
+        scene = [visit, difficulty, index]
+        asks = [
+            listen(expression.submit, ask_by_text, [*settings, expression], answered, **asking),
+            listen(canvas.ask, ask_by_place, settings, answered, **asking),
+        ]
+        # Before what shows images: the browser waits for one listener of an event before the next.
+        for listener in (another.click, difficulty.input, index.submit, canvas.choose):
+            listener(None, cancels=asks)
+        listen(page.load, show_scene, scene, seen, **quick)
         following = listen(
             another.click, lambda number: [int(number) + 1], [index], [index], **quick
         )
-        listen(following.success, show_scene, scene, seen, **quick)
-        listen(canvas.choose, show_upload, [], seen, **quick)
+        for listener in (following.success, difficulty.input, index.submit):
+            listen(listener, show_scene, scene, seen, trigger_mode="always_last", **showing)
+        listen(canvas.choose, show_upload, [visit], seen, **showing)
         listen(chips.click, lambda row: row[:1], [chips], [expression], **quick)
-        listen(expression.submit, ask_by_text, [*settings, expression], answered, **asking)
-        listen(canvas.ask, ask_by_place, settings, answered, **asking)
         listen(canvas.move, move, [visit, canvas], [visit, text, scores], **live)
         # Gradio swallows the first input after an answer: pasted text counts on leaving the field.
         for listener in (text.input, text.blur):
@@ -346,14 +390,17 @@ def _question(visit: Visit) -> Asked:
 
 def _scores(demo: Demo, answer: Answer) -> str:
     """What an answer is worth, and what is wrong with it."""
-    lines = [f"**{html.escape(issue)}**" for issue in answer.issues] or ["well-formed"]
+    said = "".join(map(bold, answer.issues)) or "<p>well-formed</p>"
     if answer.scored is None:
-        return "\n\n".join([*lines, "The target is not known here, so nothing is scored."])
-    rows = ["| | value | weight |", "|---|--:|--:|", f"| IoU | {answer.scored.iou:.3f} | |"]
+        return said + "<p>The target is not known here, so nothing is scored.</p>"
+    rows = [("IoU", f"{answer.scored.iou:.3f}", "")]
     for name, term in demo.rewards.terms.items():
-        rows.append(f"| {name} | {answer.scored.terms[name]:.3f} | {term.weight} |")
-    rows.append(f"| **reward** | **{answer.scored.total:.3f}** | |")
-    return "\n\n".join([*lines, "\n".join(rows)])
+        rows.append((html.escape(name), f"{answer.scored.terms[name]:.3f}", str(term.weight)))
+    total = f"{answer.scored.total:.3f}"
+    rows.append(("<strong>reward</strong>", f"<strong>{total}</strong>", ""))
+    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
+    head = "<thead><tr><th></th><th>value</th><th>weight</th></tr></thead>"
+    return f"{said}<table>{head}<tbody>{body}</tbody></table>"
 
 
 def _group_rows(demo: Demo, answers: list[Answer]) -> list[list[Any]]:

@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from experiments.common.cloning_data import RecordedImages
 
 MOST_PIXELS = 2**24
-"""Largest image that is read; the page sends at most 1024 by 1024."""
+"""Largest image that is read; the page sends at most 1024 by 1024, others may send more."""
 LONGEST_EXPRESSION = 300
 """Characters of an expression; one that is longer is refused."""
 MOST_ANSWERS = 16
 """Answers of a group."""
 LONGEST_SIDE = 1024
-"""Pixels along the longer side of an image as it is shown."""
+"""Pixels along the longer side of an image as it is shown, and of one that was sent."""
 LEAST_OVERLAP = 0.5
 """IoU with an object's box from which on a drawn box counts as that object's."""
 
@@ -64,6 +64,8 @@ class Shown:
     image: NDArray[np.uint8]
     samples: Sequence[Sample] = ()
     """One for each object whose outline is known."""
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set once another image is shown in its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +311,7 @@ class Demo:
 
 
 def read_upload(address: object) -> Shown:
-    """The image in a data URL.
+    """The image in a data URL, reduced to `LONGEST_SIDE`.
 
     Raises:
         ValueError: It holds no image that can be read, or one that is too large.
@@ -319,7 +321,7 @@ def read_upload(address: object) -> Shown:
     height, width = size = image_size(data, name, upright=True)
     if height * width > MOST_PIXELS:
         raise ValueError(f"{name} has {height} x {width} pixels; at most {MOST_PIXELS} are read")
-    return Shown(name, read_image(data, size, name, upright=True))
+    return Shown(name, _reduced(read_image(data, size, name, upright=True), LONGEST_SIDE))
 
 
 def read_rings(value: object) -> list[Ring]:
@@ -339,9 +341,15 @@ def read_rings(value: object) -> list[Ring]:
 
 def image_address(image: NDArray[np.uint8], longest_side: int = LONGEST_SIDE) -> str:
     """An image as a data URL, reduced to a longest side."""
+    return data_url(_reduced(image, longest_side))
+
+
+def _reduced(image: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
+    if max(image.shape[:2]) <= longest_side:
+        return image
     drawing = Image.fromarray(image)
     drawing.thumbnail((longest_side, longest_side))
-    return data_url(np.asarray(drawing))
+    return np.array(drawing)
 
 
 def mask_png(asked: Asked, answer: Answer) -> bytes:

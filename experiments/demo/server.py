@@ -24,7 +24,13 @@ ONLY_HERE = (
     "form-action 'self'; base-uri 'self'"
 )
 """Content policy of the page: it loads nothing from elsewhere. Gradio compiles its templates."""
-CLOSED = tuple(f"/gradio_api/{name}" for name in ("upload", "file", "proxy", "stream", "deep_link"))
+CLOSED = tuple(
+    f"/gradio_api/{name}"
+    for name in (
+        *("upload", "file", "proxy", "stream", "deep_link"),
+        *("component_server", "process_recording", "run-history"),
+    )
+)
 """Routes of Gradio that this page does not use: files go in and out as data URLs."""
 
 

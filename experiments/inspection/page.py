@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from experiments.demo.canvas import drawing, image_of, make_canvas, make_component
-from experiments.demo.page import STYLE_CANVAS, listen_guarded
+from experiments.demo.page import STYLE_CANVAS, Page, bold, listen_guarded
 from experiments.demo.questions import Answer, Asked
 from experiments.inspection.run_folder import (
     FILTERS,
@@ -41,6 +41,7 @@ STYLE = """
 #canvas { pointer-events: none; }
 #canvas .files { display: none; }
 #fault, #note, #problems { color: #d33; }
+:is(#title, #fault, #note, #problems, #issues) .html-container { padding: 0; }
 @media (max-width: 767px) { /* the image comes before the curves */
   #left { display: contents; }
   #left > * { width: 100%; }
@@ -54,16 +55,17 @@ LEGEND = "Green is the target, orange the answer that is chosen; others are fain
 def build(run: RunFolder) -> gr.Blocks:
     """The page that shows a run."""
     title = f"{run.path.resolve().name} · SimpleSeg-RL"
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+    with Page(title=title, analytics_enabled=False, fill_width=True) as page:
         place = gr.State(0, time_to_live=3600)
-        gr.Markdown(f"# {html.escape(run.path.resolve().name)}\n{LEGEND}")
+        heading = html.escape(run.path.resolve().name)
+        gr.HTML(f"<h1>{heading}</h1><p>{LEGEND}</p>", elem_id="title")
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="left"):
                 name = gr.Dropdown([], label="What is shown", elem_id="view")
                 with gr.Row():
                     chosen = gr.Dropdown([], label="Which", elem_id="filter", min_width=120)
                     order = gr.Dropdown([], label="Sorted by", elem_id="order", min_width=120)
-                note = gr.Markdown(elem_id="note")
+                note = gr.HTML(elem_id="note")
                 count = gr.Markdown(elem_id="count")
                 grid = make_component(Path(__file__).with_name("grid"), elem_id="grid", value={})
                 sheet = gr.Slider(1, 2, 1, step=1, label="Page", visible=False, elem_id="sheet")
@@ -72,10 +74,10 @@ def build(run: RunFolder) -> gr.Blocks:
                         [], multiselect=True, label="Learning curves", elem_id="panels"
                     )
                     curves = gr.HTML(elem_id="curves")
-                    problems = gr.Markdown(elem_id="problems")
+                    problems = gr.HTML(elem_id="problems")
             with gr.Column(scale=3, min_width=320):
                 canvas = make_canvas(elem_id="canvas")
-                fault = gr.Markdown(elem_id="fault")
+                fault = gr.HTML(elem_id="fault")
                 prompt = gr.Textbox(
                     label="Prompt", interactive=False, max_lines=4, elem_id="prompt"
                 )
@@ -92,7 +94,7 @@ def build(run: RunFolder) -> gr.Blocks:
                     buttons=["copy"],
                     elem_id="text",
                 )
-                issues = gr.Markdown(elem_id="issues")
+                issues = gr.HTML(elem_id="issues")
                 with gr.Row():
                     is_shown = gr.Checkbox(True, label="Show the target", min_width=120)
                     opacity = gr.Slider(0, 1, 0.15, step=0.05, label="Opacity", min_width=120)
@@ -158,9 +160,9 @@ def build(run: RunFolder) -> gr.Blocks:
                 question, answers = _read(run, view, item)
                 drawn = _draw(question, answers, row)
             except ExplainedError as error:
-                said = f"**{html.escape(str(error)[:500])}**"
+                said = bold(str(error)[:500])
                 return gr.update(shown=image_of(NO_IMAGE), value=drawing()), prompt, written, said
-            faults = "\n\n".join(f"**{html.escape(each)}**" for each in answers[row].issues)
+            faults = "".join(map(bold, answers[row].issues))
             shown = gr.update(shown=image_of(question.sample.image), value=drawn)
             return shown, prompt or question.prompt, written, faults
 
@@ -188,14 +190,16 @@ def build(run: RunFolder) -> gr.Blocks:
         which = [name, chosen, order, sheet]
         opened = listen(page.load, open_page, [], [name, panels, problems])
         listen(opened.success, show_curves, [panels], [curves])
+        # Of choices made while one is answered the last counts; by default they would be dropped.
+        last = partial(listen, trigger_mode="always_last")
         for listener in (opened.success, name.input):
-            following = listen(listener, choose_view, [name], [chosen, order, sheet])
+            following = last(listener, choose_view, [name], [chosen, order, sheet])
             listen(following.success, show_cards, which, [*listed, *drawn])
         for listener in (chosen.input, order.input, sheet.release):
-            listen(listener, show_cards, which, [*listed, *drawn])
-        listen(grid.choose, choose_card, [name], drawn)
-        listen(group.select, choose_answer, [name, place], drawn[2:])
-        listen(panels.input, show_curves, [panels], [curves])
+            last(listener, show_cards, which, [*listed, *drawn])
+        last(grid.choose, choose_card, [name], drawn)
+        last(group.select, choose_answer, [name, place], drawn[2:])
+        last(panels.input, show_curves, [panels], [curves])
         gr.on([is_shown.change, opacity.change], None, [is_shown, opacity], None, js=STYLE_CANVAS)
     return page
 

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from playwright.sync_api import expect
 from rich.console import Console
 from short_runs import start
 
+from experiments.demo import questions
 from experiments.demo.__main__ import Args, open_demo
 from experiments.demo.server import Server
 from seg_env.data.scenes import Scenes
@@ -63,6 +65,22 @@ def ask(page, expression=None):
     page.click("#expression button")
 
 
+def own_image(folder):
+    """A file with an image of a visitor's own."""
+    Image.fromarray(Scenes("test")[0].image).resize((200, 100)).save(folder / "mine.png")
+    return folder / "mine.png"
+
+
+def outlines(page):
+    """The answers that are drawn faintly."""
+    return [path.get_attribute("d") for path in page.locator("#canvas .other").all()]
+
+
+def waiting(page, server):
+    """How many questions wait for the policy."""
+    return page.request.get(f"{server.address}/gradio_api/queue/status").json()["queue_size"]
+
+
 def test_an_object_is_asked_for_by_text_and_its_outline_appears_as_it_is_written(open_page):
     page = open_page()
     circle = 2  # its outline is long enough to be seen to grow
@@ -107,6 +125,21 @@ def test_a_click_asks_for_the_object_there(open_page):
     assert abs(x - column / 128) < 0.02
     assert abs(y - row / 128) < 0.02
     assert page.locator("#canvas circle.asked").count() == 1
+
+
+@pytest.mark.parametrize("form", ["outline", "box", "point"])
+@pytest.mark.parametrize("gesture", ["click", "drag"])
+def test_a_place_that_cannot_ask_for_a_form_says_what_it_asked_for(open_page, gesture, form):
+    page = open_page()
+    page.get_by_label(form, exact=True).check()
+    start = place(page, 0.3, 0.3)
+    drag(page, start, place(page, 0.6, 0.6) if gesture == "drag" else start)
+    prompt = page.locator("#prompt")
+    expect(prompt).to_contain_text("the object", timeout=WAIT)
+    box = (gesture, form) == ("click", "box")
+    expect(prompt).to_contain_text("bounding box" if box else "polygon")
+    said = f"A {gesture} cannot ask for a {form}: it asked for an outline."
+    assert (said in prompt.inner_text()) == (form != "outline" and not box)
 
 
 def test_a_drag_asks_for_the_object_in_the_box(open_page):
@@ -168,6 +201,11 @@ def test_a_group_is_drawn_with_rewards_and_advantages(open_page):
     assert page.locator("#canvas .other").count() == 3
     reward = page.locator("#group [data-row='2'][data-col='1']").inner_text()
     assert scores(page)["reward"] == float(reward)
+    others = outlines(page)
+    page.fill("#text textarea", "[[[0.1,0.1],[0.9,0.1],[0.9,0.9]]]")
+    page.locator("#text textarea").blur()
+    expect(page.locator("#canvas .vertex")).to_have_count(3, timeout=WAIT)
+    assert outlines(page) == others
 
 
 def test_nothing_but_outlines_is_written_where_that_is_asked_for(open_page):
@@ -193,12 +231,87 @@ def test_a_file_that_is_no_image_is_refused_in_words(open_page, tmp_path):
 
 def test_an_image_of_ones_own_is_asked_about(open_page, tmp_path):
     page = open_page()
-    Image.fromarray(Scenes("test")[0].image).resize((200, 100)).save(tmp_path / "mine.png")
-    page.set_input_files("#canvas input[type=file]", tmp_path / "mine.png")
+    page.set_input_files("#canvas input[type=file]", own_image(tmp_path))
     expect(page.locator("#prompt")).to_contain_text("was made for procedural scenes", timeout=WAIT)
     expect(page.locator("#canvas svg")).to_have_attribute("viewBox", "0 0 200 100")
     ask(page, "the red star")
     expect(page.locator("#scores")).to_contain_text("The target is not known here", timeout=WAIT)
+
+
+def test_an_expression_is_shown_as_text(open_page):
+    page = open_page()
+    expression = "the 2 * 3 * 4 grid [of](http://elsewhere.test) <b>${1} {{2}}"
+    ask(page, expression)
+    said = f"Output the polygon coordinates of {expression} in the image."
+    expect(page.locator("#prompt")).to_have_text(said, timeout=WAIT)
+    expect(page.locator("#scores")).to_contain_text("not known", timeout=WAIT)
+    assert page.locator("#prompt a, #prompt b").count() == 0
+
+
+@pytest.mark.parametrize("how", ["another", "index", "own"])
+def test_another_image_ends_the_answer_that_is_being_written(
+    open_page, server, tmp_path, monkeypatch, how
+):
+    sample_answers = questions.sample_answers
+
+    def sample_slowly(*given, on_token, **settings):
+        def wait(texts):
+            time.sleep(0.2)
+            on_token(texts)
+
+        sample_answers(*given, on_token=wait, **settings)
+
+    page = open_page()
+    with monkeypatch.context() as slowed:
+        slowed.setattr(questions, "sample_answers", sample_slowly)
+        ask(page)
+        expect(page.locator("#text textarea")).not_to_have_value("", timeout=WAIT)
+    assert server.demo.lock.locked()
+    with page.expect_response("**/gradio_api/reset"):  # the last that the browser asks to end it
+        if how == "another":
+            page.click("#another")
+        elif how == "index":
+            page.fill("#index input", "1")
+            page.press("#index input", "Enter")
+        else:
+            page.set_input_files("#canvas input[type=file]", own_image(tmp_path))
+    if how == "own":
+        expect(page.locator("#canvas svg")).to_have_attribute("viewBox", "0 0 200 100")
+        expression = "the red star"
+    else:
+        expression = Scenes("val").samples_of(1)[0].expression
+        expect(page.locator("#expression textarea")).to_have_value(expression, timeout=WAIT)
+    assert server.demo.lock.acquire(timeout=3)  # in which the answer would not be whole
+    server.demo.lock.release()
+    page.wait_for_timeout(500)  # in which what was written could still be drawn
+    assert page.input_value("#text textarea") == ""
+    assert page.locator("#canvas .vertex").count() == 0
+    assert waiting(page, server) == 0
+    ask(page, expression)
+    wanted = "not known" if how == "own" else "IoU"
+    expect(page.locator("#scores")).to_contain_text(wanted, timeout=WAIT)
+    expect(page.locator("#prompt")).to_contain_text(expression)
+
+
+def test_a_question_that_waits_is_not_asked_about_another_image(open_page, server):
+    pages = [open_page(), open_page()]
+    with server.demo.lock:  # so that the policy does not answer yet
+        for page in pages:
+            with page.expect_response("**/gradio_api/queue/join?*"):
+                ask(page)
+            page.wait_for_timeout(500)
+        assert waiting(pages[1], server) == 1
+        with pages[1].expect_response("**/gradio_api/reset"):
+            pages[1].click("#another")
+        expression = Scenes("val").samples_of(1)[0].expression
+        expect(pages[1].locator("#expression textarea")).to_have_value(expression, timeout=WAIT)
+        assert waiting(pages[1], server) == 0
+    scores(pages[0])
+    pages[1].wait_for_timeout(500)
+    assert pages[1].input_value("#text textarea") == ""
+    ask(pages[1])
+    scores(pages[1])
+    expect(pages[1].locator("#prompt")).to_contain_text(expression)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,14 @@ def test_a_huge_image_is_refused_before_it_is_unpacked():
         read_upload(address)
 
 
+def test_a_large_image_is_kept_as_small_as_the_page_shows_it():
+    buffer = io.BytesIO()
+    Image.new("RGB", (4096, 2048), (9, 200, 30)).save(buffer, "PNG")
+    shown = read_upload("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+    assert shown.image.shape == (512, 1024, 3)
+    assert (shown.image == (9, 200, 30)).all()
+
+
 @pytest.mark.parametrize("text", [SQUARE, RING])
 def test_downloads_hold_the_answer(demo, shown, tmp_path, text):
     asked = asked_by_text(demo, shown)

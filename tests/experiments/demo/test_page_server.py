@@ -107,7 +107,11 @@ def test_a_body_that_does_not_say_how_long_it_is_is_refused(server):
 
 
 @pytest.mark.parametrize(
-    "path", ["upload", "file=/etc/passwd", "proxy=http://x.test", "deep_link?session_hash=x"]
+    "path",
+    [
+        *("upload", "file=/etc/passwd", "proxy=http://x.test", "deep_link?session_hash=x"),
+        *("process_recording", "component_server", "stream/x", "run-history/buckets"),
+    ],
 )
 def test_no_file_goes_in_or_out(server, path):
     for method, body in (("GET", None), ("POST", b"")):
@@ -115,6 +119,39 @@ def test_no_file_goes_in_or_out(server, path):
             404,
             b"this page has no files",
         )
+
+
+def listeners(server, **given):
+    """Numbers of the page's listeners, and what they are given if each input is a file."""
+    config = json.loads(reply(server, "GET", "/config")[1])
+    file = {"meta": {"_type": "gradio.FileData"}, **given}
+    for listener in config["dependencies"]:
+        if listener["backend_fn"] and listener["inputs"]:
+            yield listener["id"], listener["queue"], [[file]] * len(listener["inputs"])
+
+
+def test_no_file_that_an_input_names_is_fetched(server, monkeypatch):
+    asked = []
+
+    async def record(address, *_, **__):
+        asked.append(address)
+        return "/nowhere"
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", record)
+    numbers = list(listeners(server, path="http://elsewhere.test/10GB.bin"))
+    assert {is_queued is False for _, is_queued, _ in numbers} == {True, False}
+    headers = {"Content_Type": "application/json"}
+    for number, is_queued, data in numbers:
+        session = f"session{number}"
+        body = json.dumps({"fn_index": number, "data": data, "session_hash": session}).encode()
+        if is_queued is False:
+            status, told = reply(server, "POST", "/gradio_api/run/predict", body, **headers)
+            assert status == 500
+        status, _ = reply(server, "POST", "/gradio_api/queue/join", body, **headers)
+        assert status == 200
+        _, told = reply(server, "GET", f"/gradio_api/queue/data?session_hash={session}")
+        assert b"this page has no files" in told
+    assert not asked
 
 
 def test_no_interface_for_programs_is_offered(server):

@@ -21,7 +21,7 @@ pytestmark = needs_chromium
 def folder(finished_run, tmp_path_factory):
     """A folder that tests of the page may change and put back."""
     ignored = shutil.ignore_patterns("policy", "checkpoints", "tensorboard", "*.png")
-    place = tmp_path_factory.mktemp("shown") / "<b>gspo"
+    place = tmp_path_factory.mktemp("shown") / "<b>gspo *1*"
     return shutil.copytree(finished_run, place, ignore=ignored)
 
 
@@ -143,10 +143,17 @@ def test_what_a_folder_says_is_text(open_page, folder):
         expect(page.locator("#prompt textarea")).to_have_value(bad, timeout=WAIT)
         expect(page.locator("#text textarea")).to_have_value(bad)
         expect(page.locator("#note")).to_contain_text("1 line of update_000003.jsonl could not")
-        expect(page.locator("h1")).to_have_text("<b>gspo")
+        expect(page.locator("h1")).to_have_text("<b>gspo *1*")
         assert bad in table(page)[0]
         expect(page.locator("#group th", has_text=bad).first).to_be_attached()
         assert page.locator("img[src='x'], img[src^='http://elsewhere']").count() == 0
+        row["sample"] = "[log in](http://elsewhere.test/y) ${1} {{2}}" + bad
+        path.write_text(f"{head}\n{json.dumps(row)}\n")
+        page = open_page()
+        expect(page.locator("#issues")).to_contain_text(row["sample"][:80], timeout=WAIT)
+        assert (
+            page.locator("a[href^='http://elsewhere'], img[src^='http://elsewhere']").count() == 0
+        )
     finally:
         path.write_text(whole)
 
