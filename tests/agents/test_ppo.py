@@ -64,6 +64,7 @@ def test_the_reward_of_an_answer_is_on_its_last_token():
 def test_rewards_of_vertices_are_on_the_tokens_that_complete_them():
     config = PPOConfig(
         prompts_per_update=1,
+        minibatches=1,
         group_size=64,
         max_new_tokens=20,
         credit="vertex",
@@ -273,7 +274,7 @@ def test_metrics_of_every_update():
 
 
 def test_an_environment_without_vertex_credit_is_refused():
-    config = PPOConfig(prompts_per_update=1, group_size=2, credit="vertex", muon=False)
+    config = PPOConfig(prompts_per_update=1, group_size=2, minibatches=1, credit="vertex", muon=False)
 
     class Plain(TenVertices):
         vertex_credit = property()
