@@ -58,8 +58,8 @@ class OnPolicyConfig(OptimizerSettings):
         """Which of an update's prompts a rank asks: a contiguous block.
 
         Raises:
-            ValueError: A minibatch would have no prompt, or they cannot be split among ranks so that
-                each minibatch has the same prompts as in a single process, every
+            ValueError: A minibatch would have no prompt, or they cannot be split among ranks so
+                that each minibatch has the same prompts as in a single process, every
                 ``minibatches``-th of all.
         """
         count, parts = self.prompts_per_update, world.size * self.minibatches

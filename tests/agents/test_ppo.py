@@ -274,7 +274,9 @@ def test_metrics_of_every_update():
 
 
 def test_an_environment_without_vertex_credit_is_refused():
-    config = PPOConfig(prompts_per_update=1, group_size=2, minibatches=1, credit="vertex", muon=False)
+    config = PPOConfig(
+        prompts_per_update=1, group_size=2, minibatches=1, credit="vertex", muon=False
+    )
 
     class Plain(TenVertices):
         vertex_credit = property()
