@@ -1,12 +1,12 @@
-"""Errors whose message is all that there is to know."""
+"""Errors whose message tells users all that they need to know."""
 
 from __future__ import annotations
 
 
 class ExplainedError(Exception):
-    """Something from outside is at fault, and the message says what and how to mend it.
+    """Something from outside is at fault; the message says what, and how to fix it.
 
-    Scripts print the message in one line in the place of a traceback.
+    Scripts print the message in one line instead of a traceback.
     """
 
 

@@ -47,7 +47,7 @@ class IssueKind(StrEnum):
     BAD_NUMBER = "bad_number"
     """A coordinate that is not a finite plain decimal number."""
     BAD_VERTEX = "bad_vertex"
-    """A point that has not exactly two coordinates."""
+    """A point without exactly two coordinates."""
     TOO_FEW_VERTICES = "too_few_vertices"
     """A ring of fewer than three vertices; it is dropped."""
     TOO_MANY_VERTICES = "too_many_vertices"

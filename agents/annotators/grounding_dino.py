@@ -18,12 +18,12 @@ LABELS = (
     "person", "animal", "vehicle", "food", "furniture", "plant", "clothing", "tool", "toy",
     "building", "sign", "electronic device", "container", "sports equipment", "instrument",
 )  # fmt: skip
-"""What is looked for by default: broad words that most web images contain."""
+"""What is looked for by default: broad words for what most web images show."""
 
 
 @dataclass(eq=False)
 class GroundingDino:
-    """Finds what labels, or the text that an image came with, name (arXiv 2303.05499)."""
+    """Finds the objects that labels, or an image's own text, name (arXiv 2303.05499)."""
 
     model: str = "IDEA-Research/grounding-dino-base"
     """Folder, or id on the hub."""
@@ -31,7 +31,7 @@ class GroundingDino:
     """What is looked for: phrases without full stops, which separate them."""
     _: KW_ONLY
     use_text: bool = False
-    """Look for what the image's own text names; for labels where it has none."""
+    """Look for what the image's own text names; for the labels if it has none."""
     threshold: float = 0.25
     """Least score of a box."""
     text_threshold: float = 0.25
@@ -84,6 +84,6 @@ class GroundingDino:
         return " ".join(label.split())
 
     def question(self, image: DecodedImage) -> str:
-        """What is asked about an image: lower case, with a full stop behind it."""
+        """What is asked about an image: lower case, with a full stop at the end."""
         text = clean_text(image.text).lower().rstrip(". ") if self.use_text else ""
         return f"{text}." if text else self._question

@@ -16,7 +16,7 @@ from agents.policy.loading import (
 
 
 def load_model(kind: Any, name_or_path: str, device: str | None) -> Any:
-    """A model for inference, of a class of transformers such as ``SamModel``.
+    """A model for inference, of a transformers class such as ``SamModel``.
 
     Raises:
         CheckpointError: There is no such folder or id, or it cannot be opened.

@@ -19,13 +19,13 @@ from seg_env.data.annotate.stages import Box, Found, Segment, by_image
 from seg_env.geometry.rle import Rle
 
 MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the colours of ImageNet, which all published SAM 2 models were trained with."""
+"""Of ImageNet's colours; all published SAM 2 models were trained with these."""
 
 
 class Sam:
     """Cuts out what boxes contain: SAM (arXiv 2304.02643) or SAM 2 (arXiv 2408.00714).
 
-    An image is encoded once for all its boxes. One mask is asked for each: a box leaves little
+    An image is encoded once for all its boxes. One mask is predicted for each: a box leaves little
     doubt about what is meant.
     """
 

@@ -1,4 +1,4 @@
-"""What every reward pays answers that cheat, beside honest ones."""
+"""What every reward pays for answers that cheat, and for honest ones."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def answers(samples: Sequence[Sample], seed: int = 0) -> dict[str, list[str]]:
 def payments(
     samples: Sequence[Sample], texts: dict[str, list[str]]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """What each reward and the default sum pay each answer, ``(N,)`` by answer and reward."""
+    """What each reward and the default sum pay for each answer, ``(N,)`` by answer and reward."""
     everything = RewardSum(" ".join(f"{name}=0" for name in known_rewards()))
     default = RewardSum(DEFAULT_REWARDS)
     targets = [sample.target for sample in samples]
@@ -157,10 +157,10 @@ def benchmark_cheats(
     questions: int = 256,
     difficulty: Literal["easy", "medium", "hard"] = "medium",
 ) -> None:
-    """Show what every built-in reward and the default sum pay cheats and honest answers.
+    """Show what every built-in reward and the default sum pay for cheats and honest answers.
 
-    Figures are means over scenes of the validation split. Cheats know the object: they are what a
-    policy could drift to that is paid for less than outlining it.
+    Figures are means over scenes of the validation split. Cheats know the object: a policy could
+    drift to them if doing less than outlining it is paid for.
 
     Args:
         json: File to write the figures to.

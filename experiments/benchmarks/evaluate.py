@@ -42,7 +42,7 @@ def benchmark_evaluate(
 ) -> None:
     """Time mask IoU and boundary IoU of many answers, and watch the memory meanwhile.
 
-    Answers go through in batches of 256; the seconds are CPU time of one thread and include
+    Answers are scored in batches of 256; the seconds are CPU time of one thread and include
     preparing each target from its run lengths. Memory is the growth of the largest resident set
     from after the first tenth to the end. Where pycocotools is installed
     (pip install 'simpleseg-rl[test]'), a few answers are also scored in the straightforward way:
@@ -124,7 +124,7 @@ def score(
 
 
 def timed_rate(function: Any, source: Source, count: int) -> float:
-    """Answers per second of CPU time, without the making of the answers."""
+    """Answers per second of CPU time, not counting the time to make the answers."""
     seconds = 0.0
     for batch in source(count):
         start = time.thread_time()

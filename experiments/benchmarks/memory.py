@@ -1,4 +1,4 @@
-"""How much memory a process has, and how much more it needed at its most."""
+"""How much memory a process uses, and how much more it needed at its peak."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def resident_mib(field: str) -> float:
-    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` (both, where there is no /proc) at its most."""
+    """Resident set in MiB: ``VmRSS`` now, ``VmHWM`` at its peak; always the peak without /proc."""
     status = Path("/proc/self/status")  # without what the parent process had before this one
     if status.exists():
         found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
@@ -34,7 +34,7 @@ class Memory:
             self._start = resident_mib("VmRSS")
 
     def growth_mib(self) -> float:
-        """The most that has been in use since, in MiB above the start."""
+        """The peak since the start, in MiB above what was in use then."""
         if self._gpu is not None:
             return self._gpu.max_memory_allocated() / 2**20 - self._start
         return resident_mib("VmHWM") - self._start

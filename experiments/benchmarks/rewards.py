@@ -45,8 +45,8 @@ def benchmark_rewards(
     """Time the mask IoU of a group of answers with their target, and compare it to pycocotools.
 
     All contenders take turns (A B C A B C ...), each over all objects, on one thread; figures are
-    medians of CPU time over the turns. Every contender starts from the input it likes best: ours
-    from arrays, pycocotools from flat lists, the lines "from text" from the answers. Preparing the
+    medians of CPU time over the turns. Every contender starts from its preferred input: ours from
+    arrays, pycocotools from flat lists, the lines "from text" from the answers. Preparing the
     target from its run lengths counts for ours, once per group, and not for the others. Batched
     pycocotools is one frPyObjects and merge per answer and one iou call per group. "Released
     decoder" does what SimpleSeg's script does: read the text, rasterise polygon by polygon with

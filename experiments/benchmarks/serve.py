@@ -39,10 +39,10 @@ def benchmark_serve(
     height: int = 480,
     rewards: str = DEFAULT_REWARDS,
 ) -> None:
-    """Time answers that clients send to the server, in requests of 256 over kept connections.
+    """Time answers that clients send to the server, in requests of 256 over kept-alive connections.
 
     The server is a process of its own on this machine. "Without HTTP" is the same requests scored
-    in this process, with their JSON ready.
+    in this process, with their JSON already parsed.
 
     Args:
         json: File to write the figures to.
@@ -78,7 +78,7 @@ def benchmark_serve(
         try:
             address = urlsplit(server.stdout.readline().split()[2].rstrip(";")).netloc
             bodies = [dumps(request).encode() for request in requests]
-            post(address, bodies[:1])  # what is imported on first use
+            post(address, bodies[:1])  # imports on first use
             shares = [bodies[start::clients] for start in range(clients)]
             with ThreadPoolExecutor(clients) as pool:
                 served = seconds_of(lambda: list(pool.map(post, [address] * clients, shares)))

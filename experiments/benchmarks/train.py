@@ -63,9 +63,9 @@ def benchmark_train(
     the first round only warms up. Seconds are medians over the others: `sampling` ends with the
     rewards, `scoring` is the forward pass, `backward` all the rest, optimizer included. Ratios are
     the median over rounds of their seconds / ours. Memory is the most a process needed during its
-    updates beyond what it had when everything was loaded: on a CPU of its resident set, on a GPU of
-    what torch allocated. It contains gradients and the state of the optimizer. The growth is the
-    cost of an update at the largest G over that at the smallest. Nothing else should run meanwhile.
+    updates beyond what it used when everything was loaded: of its resident set on a CPU, of what
+    torch allocated on a GPU. It includes gradients and optimizer state. The growth is the cost of
+    an update at the largest G over that at the smallest. Nothing else should run meanwhile.
 
     Args:
         json: File to write the figures to.
@@ -76,7 +76,7 @@ def benchmark_train(
         group_sizes: Answers per question, G.
         prompts: Questions per update; 0 takes 8 where P is at most 256, else 1.
         repetitions: Rounds that count.
-        legs: Who takes part.
+        legs: The legs that take part.
         shape: Of the policy: matched takes embedded (1.3 million parameters) where P is at most
             256, else 30m; 2b has 1,800 million and is for GPUs; small tries out the benchmark.
         precision: Of all legs: float32, bfloat16 under autocast, or auto: bfloat16 on a GPU.
@@ -161,7 +161,7 @@ def compare(
         The updates after the first round, and the real sizes.
 
     Raises:
-        RuntimeError: A leg failed; has its traceback.
+        RuntimeError: A leg failed; the message has its traceback.
     """
     from experiments.benchmarks.train_legs import work_process
 
@@ -188,7 +188,7 @@ def compare(
 
 
 def receive(leg: str, connection: Connection) -> Any:
-    """What a leg has found out; an error comes as text."""
+    """The next result of a leg; an error comes as text."""
     try:
         found = connection.recv()
     except EOFError:

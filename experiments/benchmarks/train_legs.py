@@ -51,7 +51,7 @@ class Work:
     shape: str
     """A key of `SHAPES`."""
     prompt_tokens: int
-    """The image has as many of these as a square can have; the question comes on top."""
+    """Upper bound on image tokens, which fill a square; the question comes on top."""
     new_tokens: int
     """Tokens of every answer."""
     group_size: int
@@ -118,13 +118,13 @@ class Leg:
         self.pool = Pool(self.policy.processor, work.model_config().image_size)
 
     def now(self) -> float:
-        """The time when all work so far is done, that of a GPU too."""
+        """The time when all work so far is done, also on a GPU."""
         if self.work.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its seconds added up as those of a part of the update."""
+        """Wrap a function so that its seconds are counted as a part of the update."""
 
         def measure(*arguments: Any, **named: Any) -> Any:
             start = self.now()
@@ -153,7 +153,7 @@ class Leg:
         self._await_turn(parts | {"memory": self.memory.growth_mib()})
 
     def _await_turn(self, message: dict[str, Any]) -> None:
-        """Send what came of the last turn, and wait for the next; EOFError after the last one."""
+        """Send the result of the last turn, and wait for the next; EOFError after the last one."""
         self.connection.send(message)
         self.connection.recv()
         self.seconds = {"sampling": 0.0, "scoring": 0.0}
@@ -216,7 +216,7 @@ class TRLLeg(Leg, TrainerCallback):
         self.ready()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: object) -> None:
-        """An update is done."""
+        """Report an update that is done."""
         self.report()
 
 

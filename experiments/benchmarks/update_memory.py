@@ -1,8 +1,9 @@
-"""Memory of updates beside what `agents.training.memory` says they need, each in its own process.
+"""Memory of updates, measured and as predicted by `agents.training.memory`.
 
-A process makes an update and forgets it, so that libraries are loaded and have compiled what they
-compile for every shape (half a MiB for each length of an answer, in bfloat16 on a CPU). What a
-policy, its optimizer and two more updates need above that is measured.
+Each is measured in a process of its own. It first makes an update and discards it, so that
+libraries are loaded and have compiled what they compile for every shape (half a MiB for each length
+of an answer, in bfloat16 on a CPU). What a policy, its optimizer and two more updates need above
+that is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from seg_env.tasks import question
 
 UPDATES = 2
 THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "100000"}
-"""Variable of the processes that are measured: what is freed goes back at once."""
+"""Environment of the processes that are measured: freed memory goes back at once."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Way:
     freeze_vision: bool = False
     checkpointing: bool = False
     bfloat16: bool = False
-    """Whether weights are in bfloat16; they are computed with in it then, too."""
+    """Whether weights are in bfloat16; computation is then, too."""
     autocast: bool = False
-    """Whether weights in float32 are computed with in bfloat16."""
+    """Whether computation is in bfloat16 while weights are in float32."""
     reference: bool = False
     lora_rank: int = 0
 
@@ -63,7 +64,7 @@ WAYS = {
 
 
 def predict(policy: VLMPolicy, work: Work, way: Way, prompt_tokens: int) -> dict[str, float]:
-    """Bytes of the phases of an update, and of the largest as ``"peak"``."""
+    """Predicted bytes of each phase of an update, and the largest as ``"peak"``."""
     config = work.model_config()
     patches = (config.image_size // config.patch_size) ** 2
     update = Update(
@@ -119,7 +120,7 @@ def measure(work: Work, way: Way) -> dict[str, float]:
     """Bytes predicted, and measured in a process of its own.
 
     Raises:
-        RuntimeError: It failed; has its traceback.
+        RuntimeError: It failed; the message has its traceback.
     """
     with mock.patch.dict(os.environ, THRESHOLD):
         context = get_context("spawn")

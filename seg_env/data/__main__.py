@@ -24,7 +24,7 @@ FORMATS: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
     "jsonl": (export_jsonlines, ("form", "others")),
     "geojson": (export_geojson, ("crs",)),
 }
-"""What ``export`` writes, and which options it takes."""
+"""The functions that ``export`` calls, by format, and the options they take."""
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

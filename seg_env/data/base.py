@@ -1,4 +1,4 @@
-"""What every data set is."""
+"""The protocol of all data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Dataset(Protocol):
     """
 
     name: str
-    """What is reported with every score, for example ``"refcoco"``."""
+    """Reported with every score, for example ``"refcoco"``."""
     split: str
 
     def __len__(self) -> int: ...
@@ -33,7 +33,7 @@ class Dataset(Protocol):
 
 
 def not_asked(dataset: Dataset) -> dict[str, int]:
-    """Numbers of records of a data set's files that are not asked about, by reason."""
+    """Counts of records in a data set's files that are not asked about, by reason."""
     found = {"left out for their image": getattr(dataset, "excluded", 0)}
     found |= {f"left out for {key}": n for key, n in getattr(dataset, "skipped", {}).items()}
     found |= {f"not used, {key}": n for key, n in getattr(dataset, "unused", {}).items()}

@@ -20,7 +20,7 @@ from seg_env.types import Sample, Target
 
 TargetForm = Literal["rle", "rings", "mask"]
 _UNREADABLE = re.compile(r"[:\\\x00-\x1f\ud800-\udfff]")
-"""What `seg_env.data.records.Record.path` refuses, or UTF-8 cannot write, in the name of a file."""
+"""Characters of file names that `seg_env.data.records.Record.path` or UTF-8 does not take."""
 
 
 def export_jsonlines(
@@ -35,8 +35,8 @@ def export_jsonlines(
     """Write ``<split>.jsonl``, ``images/`` and, for masks, ``masks/`` into a folder.
 
     An image file is copied unchanged, once for all its questions; any other image, or one that is
-    read turned as its EXIF data say, is saved as PNG. Nothing that lies in the folder is written
-    over but the file of lines, whose path is returned; that gets its name when it is complete.
+    read turned by its EXIF data, is saved as PNG. Nothing in the folder is overwritten except the
+    file of lines, whose path is returned; it gets its name once it is complete.
 
     Args:
         dataset: Any data set.
@@ -85,7 +85,7 @@ def run_lengths(rle: Rle) -> dict[str, Any]:
 
 
 def besides_the_mask(target: Target) -> dict[str, Any]:
-    """What a line says of a target but its mask: size, annotated box and void pixels."""
+    """The fields of a target other than its mask: size, annotated box and void pixels."""
     said: dict[str, Any] = {"size": list(target.size)}
     if target.box is not None:
         said["box"] = list(target.box)
@@ -121,11 +121,11 @@ def _write_image(
 def _store(root: Path, folder: str, name: str, data: bytes) -> str:
     """Write a file unless it is there; returns its path relative to the root.
 
-    Where another file has its name, from this data set or an earlier one, its content is added to
-    the name: equal files stay one, different ones never meet.
+    If a different file has its name, from this data set or an earlier one, a hash of the content is
+    added to the name: equal files are stored once, different ones never collide.
     """
     (root / folder).mkdir(exist_ok=True)
-    place = f"{folder}/{_UNREADABLE.sub('_', name)}"  # lines are refused that name such files
+    place = f"{folder}/{_UNREADABLE.sub('_', name)}"  # lines that name such files are refused
     if (root / place).exists() and (root / place).read_bytes() != data:
         stem, dot, ending = place.rpartition(".")
         stem = stem.encode()[:150].decode("utf-8", "ignore")

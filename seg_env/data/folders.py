@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of files that are taken for images where a folder is searched."""
+"""Endings of the files that count as images when a folder is searched."""
 
 
 def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
-    """The first of some files or folders that is there; a `FileNotFoundError` if none is."""
+    """The first of some files or folders that exists; a `FileNotFoundError` if none does."""
     for place in places:
         if (root / place).exists():
             return root / place
@@ -21,7 +21,7 @@ def first_existing(root: Path, places: Sequence[str], what: str) -> Path:
 def folder_of(files: Iterable[str], folders: Sequence[Path]) -> Path | None:
     """The first of some folders that has one of some files; None if none has."""
     places = ((folder, file) for file in files for folder in folders)
-    # os.path's, which takes a name that is too long for one that is not there.
+    # os.path's isfile treats a name that is too long as a missing file.
     return next((folder for folder, file in places if os.path.isfile(folder / file)), None)
 
 
@@ -32,14 +32,14 @@ def images_in(folder: Path, *, deep: bool = True) -> list[Path]:
 
 
 def image_folder(root: Path, split: str, stated: Sequence[str] = ()) -> Path:
-    """Where a split has its images: as ``stated``, or in the folder ``images`` of the split.
+    """The folder of a split's images: one of ``stated``, or a folder ``images``.
 
     Raises:
-        FileNotFoundError: Nowhere; says where was looked.
+        FileNotFoundError: There is none; the message lists where it was looked for.
     """
     places = [*stated, f"images/{split}", f"{split}/images", "images"]
     for place in places:
-        # Splits that have other names are not what was asked for.
+        # A folder ``images`` with nothing but other splits is not what was asked for.
         if (root / place).is_dir() and (place != "images" or images_in(root / place, deep=False)):
             return root / place
     looked = ", ".join(places)
@@ -47,7 +47,7 @@ def image_folder(root: Path, split: str, stated: Sequence[str] = ()) -> Path:
 
 
 def counterpart(root: Path, image: str, folder: str, suffix: str) -> Path:
-    """The file about an image, given below ``root``: in ``folder`` in place of ``images``."""
+    """The file about an image (a path below ``root``): in ``folder`` instead of ``images``."""
     parts = list(PurePosixPath(image).parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = folder

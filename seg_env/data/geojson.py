@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rasterio.crs import CRS
 
 LONGITUDE_LATITUDE = ("EPSG:4326", "OGC:CRS84")
-"""The one coordinate system of RFC 7946, longitude first; no other needs to be named."""
+"""The only coordinate system of RFC 7946, longitude first; files need not name it."""
 
 
 def export_geojson(
@@ -36,9 +36,9 @@ def export_geojson(
 ) -> Path:
     """Write ``<split>.geojson``: one feature for each sample, outlined along the edges of pixels.
 
-    Outer rings run counterclockwise on the map and holes clockwise, as RFC 7946 wants it, which
-    knows longitudes and latitudes only. Another coordinate system is named in the member ``crs`` of
-    the format's first version (2008), which GIS programs read. A sample without an object has no
+    Outer rings run counterclockwise on the map and holes clockwise, as RFC 7946 requires. It only
+    has longitude and latitude; any other coordinate system is named in the member ``crs`` of the
+    format's first version (2008), which GIS programs read. A sample without an object has no
     geometry (null).
 
     Args:
@@ -52,8 +52,8 @@ def export_geojson(
         The file, which gets its name when it is complete.
 
     Raises:
-        ValueError: An image does not say where on the map it lies, is of another coordinate system
-            than the first while ``crs`` names none, or a record of the data set is broken.
+        ValueError: An image is not georeferenced, or has another coordinate system than the first
+            while ``crs`` is not given, or a record of the data set is broken.
     """
     from rasterio.crs import CRS
     from rasterio.errors import CRSError

@@ -1,7 +1,7 @@
 """Reading images that come from outside.
 
-Whatever a file holds becomes RGB of 8 bits here. TIFF, and PNG of 16 bits, of which Pillow keeps a
-part only, are read by rasterio.
+Whatever a file holds becomes 8-bit RGB here. TIFF and 16-bit PNG, of which Pillow keeps only a
+part, are read by rasterio.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rasterio.transform import Affine
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Formats that are read beside TIFF; the MPO of some cameras is read as JPEG."""
+"""Formats that are read besides TIFF; the MPO of some cameras is read as JPEG."""
 UPRIGHT_WARNING, STORED_WARNING = (
     f"the sizes of annotations fit images {used}, while annotations of this form are drawn on them "
     f"{usual}; images with such sizes are read {used}. Of square images and of those turned by 180 "
@@ -62,23 +62,22 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Read an image as RGB, ``(H, W, 3) uint8``: as stored, or ``upright``, as EXIF data turn it.
 
-    Palettes and CMYK become RGB, what is transparent lies on white, nodata and numbers that are not
-    finite are black. Of a TIFF the first page is read, and of its bands those it calls red, green
-    and blue, else the first three, of fewer the first as gray.
+    Palettes and CMYK become RGB, transparent pixels are put on white, nodata and numbers that are
+    not finite are black. Of a TIFF the first page is read: the bands it calls red, green and blue,
+    else the first three, or the first as gray if there are fewer.
 
-    It must be the one that the annotations are drawn on. Where their size fits the other one only,
-    the other one is read, and a warning says so.
-    The size that the annotations say, ``(H, W)``, is compared before a pixel is decoded, which also
-    bounds what a file can make allocate.
+    It must be the one that the annotations are drawn on. If their size fits only the other one,
+    that one is read, with a warning. Sizes are compared before any pixel is decoded, which also
+    bounds the memory that a file can take.
 
     Args:
         source: A file or its content.
         size: ``(H, W)`` that the annotations say.
-        name: What errors call it, by default the path.
+        name: Its name in errors, by default the path.
         upright: Whether annotations are drawn on the image as EXIF data turn it.
-        stretch: How deep images become bytes, see `Stretch`.
+        stretch: How images deeper than 8 bits become bytes, see `Stretch`.
         bands: Numbers of one or three bands, from 1, to be read as gray or as red, green and blue;
-            transparency is then left aside.
+            transparency is then ignored.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -103,7 +102,7 @@ def read_image(
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """An image of at most 8 bits in RGB; what is transparent lies on white."""
+    """Convert an image of at most 8 bits to RGB; transparent pixels are put on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,7 +112,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> NDArray[np.bool_]:
     """Read a mask of ``size`` from an image of one channel; every value but 0 belongs to it.
 
-    JPEG does not keep values: there white belongs to it, and grey is noise along the border.
+    JPEG does not keep values: there, white belongs to the mask, and grey is noise along its border.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -146,7 +145,7 @@ def read_mask(source: Path | bytes, size: tuple[int, int], name: str = "") -> ND
 def read_classes(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.integer[Any]]:
     """Read a mask whose values are classes, ``(H, W)``; of a palette, its indices.
 
-    Channels that are equal are one. A lossy file has values that nobody drew and is refused.
+    Equal channels count as one. Lossy files are refused: they have values that nobody drew.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -198,9 +197,9 @@ def is_turned(
 
 
 def orientation(image: Image.Image) -> int:
-    """How EXIF data say that an image is to be turned, 1 (not at all) to 8; nothing is decoded."""
+    """The EXIF orientation of an image, 1 (upright) to 8; nothing is decoded."""
     try:
-        # That of a PNG decodes it to look for data behind its pixels.
+        # A PNG's own `getexif` would decode it, to look for data after its pixels.
         turn = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # an image with damaged EXIF data is still an image
         return 1
@@ -208,11 +207,11 @@ def orientation(image: Image.Image) -> int:
 
 
 def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
-    """What leads from the pixels of a GeoTIFF to its map, and the map's coordinate system.
+    """The transform from the pixels of a GeoTIFF to its map, and the map's coordinate system.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It says no such thing, or is not of the size ``(H, W)``.
+        ValueError: It is not georeferenced, or not of the size ``(H, W)``.
     """
     with _opened(path, size, upright=True) as (file, _, turn):
         if isinstance(file, Image.Image) or file.driver != "GTiff":
@@ -232,13 +231,13 @@ def georeference(path: Path, size: tuple[int, int]) -> tuple[Affine, CRS]:
 def _opened(
     source: Path | bytes, size: tuple[int, int] | None, name: str = "", upright: bool = False
 ) -> Iterator[tuple[Image.Image | DatasetReader, tuple[int, int], int]]:
-    """Open an image, its size as it is to be read, and how it is turned for that, 1 (not) to 8.
+    """Open an image; yields it, its size as read, and how it is to be turned, 1 (not) to 8.
 
-    With ``size`` it must have that one, stored or upright.
+    If ``size`` is given, it must be the stored or the upright size.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or str(stream)
-    # Pillow itself refuses above twice this number.
+    # Pillow itself refuses images of more than twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits().pixels // 2 + 1)
     try:
         driver = raster_driver(source)
@@ -279,7 +278,7 @@ def _opened(
 
 
 def _raster_orientation(source: Path | bytes) -> int:
-    """The orientation that rasterio passes over, read by Pillow as far as it can."""
+    """The orientation, which rasterio ignores, read by Pillow; 1 where it cannot."""
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     with suppress(Exception), Image.open(stream, formats=("TIFF", "PNG")) as image:
         return orientation(image)
@@ -287,5 +286,5 @@ def _raster_orientation(source: Path | bytes) -> int:
 
 
 def data_url(image: NDArray[np.uint8]) -> str:
-    """An image as the address of a PNG, as chat messages and pages have them."""
+    """An image as the data URL of a PNG, for chat messages and pages."""
     return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()

@@ -1,4 +1,4 @@
-"""Images of any depth as 8-bit RGB; TIFF, GeoTIFF and PNG of 16 bits are read by rasterio."""
+"""Images of any depth as 8-bit RGB; TIFF, GeoTIFF and 16-bit PNG are read by rasterio."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 Stretch = Literal["full", "percentiles"]
-"""How numbers that are no bytes become bytes.
+"""How numbers that are not bytes become bytes.
 
-``"full"``: all bands alike, so that the darkest and the brightest stay apart. Whole numbers count
-from 0 to the largest number of the bits they need (8, 10, 12, 14 or 16), floating point numbers
-between 0 and 1 from 0 to 1, all others from their minimum to their maximum. Bytes stay as they are.
+``"full"``: all bands alike, so that the darkest and the brightest stay apart. Whole numbers are
+scaled from 0 to the largest number of the bits they need (8, 10, 12, 14 or 16), floating-point
+numbers between 0 and 1 from 0 to 1, all others from their minimum to their maximum. Bytes stay as
+they are.
 
-``"percentiles"``: each band by itself, bytes too, from its 2nd to its 98th percentile.
+``"percentiles"``: each band separately, bytes too, from its 2nd to its 98th percentile.
 """
 WHITES = (1, 255, 1023, 4095, 16383, 65535)
-"""What may be white among whole numbers; the least that they do not exceed is."""
+"""Candidates for white among whole numbers: the smallest that they do not exceed is taken."""
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Compressions of TIFF that may not keep values."""
 
 
 def raster_driver(source: Path | bytes) -> str | None:
-    """Rasterio's driver for a file that it reads here; None for the others."""
+    """Rasterio's driver for a file that rasterio is to read; None for the others."""
     if isinstance(source, bytes):
         start = source[:25]
     else:
@@ -45,7 +46,7 @@ def raster_driver(source: Path | bytes) -> str | None:
 
 
 def open_raster(source: Path | bytes, driver: str) -> DatasetReader:
-    """Open an image by rasterio, of one format only; files without coordinates do not warn."""
+    """Open an image of one format with rasterio, without a warning if it has no coordinates."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
@@ -87,7 +88,7 @@ def raster_to_rgb(
 
 
 def chosen_bands(bands: Sequence[int] | None, count: int, name: str) -> list[int]:
-    """Places of the bands asked for, by default the first three."""
+    """Indices from 0 of the bands asked for, by default the first three."""
     numbers = [band - 1 for band in ((1, 2, 3) if bands is None else bands)]
     if len(numbers) not in (1, 3) or not all(0 <= number < count for number in numbers):
         raise RecordError(
@@ -100,17 +101,17 @@ def chosen_bands(bands: Sequence[int] | None, count: int, name: str) -> list[int
 def read_band(
     file: DatasetReader, number: int, name: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Numbers of a band and where they are to be believed: finite, and not nodata."""
+    """The numbers of a band, and where they are valid: finite, and not nodata."""
     from rasterio.enums import MaskFlags
 
     kind = file.dtypes[number - 1]
     if kind.startswith("complex"):
         raise RecordError(f"{name} holds complex numbers; write their magnitude as a TIFF")
-    # A block is decoded whole, whatever size of it the file claims.
+    # A block is decoded whole, however little of it the image takes.
     block = max(height * width for height, width in file.block_shapes)
     block *= 1 if file.interleaving and file.interleaving.name == "band" else file.count
     needed = max(block, 3 * file.height * file.width) * np.dtype(kind).itemsize
-    # As many bytes as the largest image of three bands of 8 bits has.
+    # The limit in bytes is that of the largest image of three 8-bit bands.
     what = f"{file.width} x {file.height} pixels of {kind} take {needed} bytes; cut it into tiles"
     check_limit("pixels", needed // 3, what)
     values = file.read(number)
@@ -126,9 +127,9 @@ def to_bytes(
     stretch: Stretch,
     white: int | None = None,
 ) -> NDArray[np.uint8]:
-    """RGB of 8 bits from one layer (gray), three (RGB) or four (CMYK), each ``(H, W)``.
+    """8-bit RGB from one layer (gray), three (RGB) or four (CMYK), each ``(H, W)``.
 
-    ``white`` is what a file says of whole numbers.
+    ``white`` is the largest whole number, if the file states it.
     """
     pairs = list(zip(layers, valid, strict=True))
     ranges: list[Sequence[float]]
@@ -143,7 +144,7 @@ def to_bytes(
     for (layer, known), (low, high) in zip(pairs, ranges, strict=True):
         scaled = layer
         if layer.dtype != np.uint8 or (low, high) != (0, 255):
-            high = max(high, low + 1e-9 * max(1, abs(low)))  # of one value
+            high = max(high, low + 1e-9 * max(1, abs(low)))  # if all values are equal
             scaled = np.rint(np.interp(np.where(known, layer, low), (low, high), (0, 255)))
         channels.append(np.where(known, scaled, 0).astype(np.uint8))
     if len(channels) == 4:
@@ -155,7 +156,7 @@ def to_bytes(
 def _full_range(
     pairs: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]], white: int | None
 ) -> tuple[float, float]:
-    """What becomes 0 and 255, see `Stretch`."""
+    """The numbers that become 0 and 255, see `Stretch`."""
     kind = pairs[0][0].dtype
     found = [layer[known] for layer, known in pairs if known.any()]
     if kind == np.uint8 or not found:

@@ -1,4 +1,4 @@
-"""Records of annotation files, and what is wrong with them, as a `RecordError`."""
+"""Records of annotation files, and the `RecordError` of those that are broken."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 from seg_env.geometry.limits import LimitError, check_limit, check_size
 
 Id = int | str
-"""What names a record in a file of COCO's form."""
+"""The id of a record in a file of COCO's form."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 OnError = Literal["raise", "skip", "defer"]
 """Whether a broken record is an error when it is asked for, or left out when a data set is opened.
 
-Leaving out means looking at every annotation and at the header of every image first; to defer, that
-only what opening comes upon is left out, and all else is an error when it is asked for. A file that
-everything hangs on (``instances.json``, ``refs(*).p``, a parquet file) is an error either way, for
-then there is no record to leave out.
+To skip, every annotation and the header of every image are read on opening; to defer, only what
+opening finds broken is left out, and all else is an error when it is asked for. A broken file that
+everything depends on (``instances.json``, ``refs(*).p``, a parquet file) is always an error: then
+there is no record to leave out.
 """
 
 
@@ -39,7 +39,7 @@ class Fault(StrEnum):
     EMPTY = "empty segmentation"
     """An object that should be there fills no pixel."""
     LIMIT = LimitError.fault
-    """More than is read, see `seg_env.geometry.limits`."""
+    """Larger than is read, see `seg_env.geometry.limits`."""
 
 
 class RecordError(ValueError):
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
     values: Any
     where: str
-    """File and record: what the message of every error starts with."""
+    """File and record, with which every error message starts."""
 
     @classmethod
     def parse(cls, text: object, where: str, encoding: str | None = None) -> Record:
@@ -74,7 +74,7 @@ class Record(NamedTuple):
         return isinstance(self.values, dict) and key in self.values
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What lies under ``key``, unchecked."""
+        """The value of ``key``, unchecked."""
         return self.values.get(key, default) if isinstance(self.values, dict) else default
 
     def integer(self, key: str) -> int:
@@ -89,7 +89,7 @@ class Record(NamedTuple):
         return value
 
     def identifier(self, key: str) -> Id:
-        """What a record is called: an integer as in `integer`, or any other text."""
+        """The id of a record: an integer as in `integer`, or any other text."""
         value = self.get(key)
         is_name = isinstance(value, str) and value.strip() and not _INTEGER.fullmatch(value)
         return str(value) if is_name else self.integer(key)
@@ -134,7 +134,7 @@ class Record(NamedTuple):
         return str(parts)
 
     def error(self, key: str, problem: str) -> RecordError:
-        """The error of a field that is not as it must be."""
+        """The error of a field with a wrong value."""
         return RecordError(f"{self.where}: {key!r} {problem}, got {describe(self.get(key))}")
 
 
@@ -150,7 +150,7 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
     for each in (usual, encoding) if encoding else (usual,):
         with suppress(UnicodeError):
             text = data.decode(each)
-            if "\0" not in text:  # as UTF-16 that begins with another script reads in UTF-8
+            if "\0" not in text:  # UTF-16 of another script may decode as UTF-8, with zeros
                 return text
     raise RecordError(
         f"{where} is not text in {' or '.join(filter(None, ('UTF-8', encoding)))}; save it as "
@@ -164,7 +164,7 @@ def read_json(
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
     encoding: str | None = None,
 ) -> Any:
-    """Read a file of JSON that a data set hangs on; a `ValueError` if it is none."""
+    """Read a JSON file that a data set depends on; a `ValueError` if it is not JSON."""
     check_limit("file_bytes", size := path.stat().st_size, f"{path} has {size} bytes")
     text = decode_text(path.read_bytes(), str(path), encoding)
     try:
@@ -174,7 +174,7 @@ def read_json(
 
 
 def read_text(path: Path, encoding: str | None = None, limit: str = "label_bytes") -> str:
-    """Read a text file within a limit of its bytes, see `decode_text`."""
+    """Read a text file, see `decode_text`; its bytes are checked against a limit."""
     with located(str(path)):
         check_limit(limit, size := path.stat().st_size, f"{size} bytes")
     return decode_text(path.read_bytes(), str(path), encoding)
@@ -193,8 +193,8 @@ def located(where: str) -> Iterator[None]:
 def garbage_collection_paused() -> Iterator[None]:
     """Pause the collector while a large file is parsed; also a decorator.
 
-    It would look at a million new containers again and again, which takes up to four times as long
-    as building them, and none can be garbage yet.
+    It would scan a million new containers again and again, which takes up to four times as long as
+    building them, although none can be garbage yet.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -45,10 +45,10 @@ def target_from_segmentation(
 
 
 def union(masks: Iterable[Rle], size: tuple[int, int], where: str) -> Target:
-    """All of some masks as one target; of none, an empty one.
+    """The union of some masks as one target; of none, an empty target.
 
     Raises:
-        RecordError: They have too many runs together, so no more of them are built. The message
+        RecordError: Together they have too many runs; no more of them are built then. The message
             starts with ``where``.
     """
     kept: list[Rle] = []
@@ -68,8 +68,8 @@ def object_target(
 ) -> Target:
     """The target of an object that must be there, as `target_from_segmentation`.
 
-    ``box`` is the annotated one, ``[x, y, width, height]`` in pixels. What is none, or lies beside
-    the mask, is a placeholder: such a target has no box but the mask's.
+    ``box`` is the annotated one, ``[x, y, width, height]`` in pixels. If it is not a box, or does
+    not overlap the mask's, it is a placeholder and is ignored.
 
     Raises:
         RecordError: The segmentation is malformed, lies outside (see `check_inside`), or fills no
@@ -112,9 +112,9 @@ def box_around(targets: Sequence[Target]) -> tuple[float, float, float, float] |
 def check_inside(points: NDArray[np.float64], size: tuple[int, int]) -> None:
     """Raise when a polygon, ``(V, 2)`` in pixels, cannot belong to an image of ``(H, W)``.
 
-    COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside it, or
-    reaches out by more than half its side, was drawn on another image or another size of it. A line
-    along the edge does not: it fills nothing, and objects have such parts.
+    COCO's fill rule cuts off what reaches out of the image. A polygon that lies beside the image,
+    or reaches out by more than half its side, was drawn on another image or another size of it. A
+    line along the edge is allowed: it fills nothing, and objects have such parts.
 
     Raises:
         RecordError: The polygon does not fit.
@@ -152,7 +152,7 @@ def parse_points(value: object, *, flat: bool = False) -> NDArray[np.float64]:
 
 
 def _first_fault(value: object, flat: bool) -> str:
-    """What is wrong with points, for people."""
+    """What is wrong with points, for error messages."""
     if not isinstance(value, list | array):
         return describe(value)
     for place, each in enumerate(value):
@@ -188,10 +188,10 @@ def _part(part: Any, size: tuple[int, int], inside: bool) -> Rle:
 
 
 def check_crossings(points: NDArray[np.float64], size: tuple[int, int]) -> None:
-    """Raise when the edges of a polygon, ``(V, 2)`` in pixels, pass more columns than are counted.
+    """Raise when the edges of a polygon, ``(V, 2)`` in pixels, pass too many columns.
 
     Raises:
-        LimitError: They do, which would take time and memory in proportion.
+        LimitError: They do; filling it would take time and memory in proportion.
     """
     columns = np.clip(points[:, 0], -1, size[1] + 1)
     crossings = int(np.abs(np.diff(columns, append=columns[:1])).sum())
@@ -201,8 +201,8 @@ def check_crossings(points: NDArray[np.float64], size: tuple[int, int]) -> None:
 def fill_polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Rle:
     """Fill a polygon, ``(V, 2)`` in pixels, by COCO's even-odd rule in an image of ``(H, W)``.
 
-    Coordinates do not go through the unit frame: a rounding error there can move COCO's rule, which
-    counts in fifths of a pixel, by a whole pixel.
+    Coordinates are not converted to the unit frame: a rounding error there can shift the result of
+    COCO's rule, which counts in fifths of a pixel, by a whole pixel.
 
     Raises:
         LimitError: Its edges pass too many columns.

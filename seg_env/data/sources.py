@@ -1,4 +1,4 @@
-"""Opening the data set that a name, or a path, stands for."""
+"""Opening data sets by name or path."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _READERS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "parquet": (Parquet, (*_OF_TABLES, "image_root", "per_reference")),
     "jsonl": (JsonLines, (*_OF_FILES, "image_root")),
 }
-"""What opens each data set, and which arguments of `open_dataset` it takes."""
+"""The reader of each data set, and the arguments of `open_dataset` that it takes."""
 DATASET_NAMES = tuple(_READERS)
 FILE_ENDINGS = {
     ".jsonl": "jsonl",
@@ -51,7 +51,7 @@ FILE_ENDINGS = {
     ".yaml": "yolo",
     ".yml": "yolo",
 }
-"""What the path of a file in place of a name is read as."""
+"""The data set that reads a file, by its ending, if a path is given instead of a name."""
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "yolo": ("*.yaml", "*.yml", "classes.txt", "labels"),
     "jsonl": ("{}.jsonl",),
@@ -63,7 +63,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     ),
     "labelme": ("{}/*.json", "*.json", "*/**/*.json"),
 }
-"""What the path of a folder is read as: the first of which it has a file, of any split ``{}``."""
+"""Files by which a folder is recognised: the first match decides, and ``{}`` is any split."""
 _PYTHON_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 Part = Literal["train", "held-out"]
 """Nine tenths of the images of data that have no splits, or the other tenth."""
@@ -77,10 +77,10 @@ HELD_OUT_SPLITS: dict[tuple[str, str], tuple[str, ...]] = {
     ("refclef", "berkeley"): ("val", "test"),
     ("grefcoco", "unc"): ("val", "testA", "testB"),
 }
-"""What is for evaluation, by data set and by who made the partition.
+"""The splits for evaluation, by data set and by who made the partition.
 
 RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO are drawn from the same images of COCO and partition them
-differently: a third of what one evaluates on, another trains on.
+differently: a third of the images that one evaluates on, another trains on.
 """
 
 
@@ -111,13 +111,13 @@ def open_dataset(
     Args:
         dataset: One of `DATASET_NAMES`; a file (see `FILE_ENDINGS`) or a folder (see `LAYOUTS`); an
             id on the hub, ``"moondream/refcoco-m"``; a function in Python, ``"my_pkg.data:make"``,
-            which is called with ``split`` and what else is given and returns a data set; or a data
-            set object, which is used as it is.
+            which is called with the other arguments given and returns a data set; or a data set
+            object, which is used as it is.
         split: Part of the data set, mostly ``"train"`` by default.
         split_by: Whose split of RefCOCO: ``"unc"``, ``"google"``, ``"umd"``, ``"berkeley"``.
-        data_root: Folder of a data set in files, by default what the variable ``SIMPLESEG_DATA``
-            names. Without either, an embedded sample stands in for the RefCOCO family, see
-            `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
+        data_root: Folder of a data set in files, by default that of the variable
+            ``SIMPLESEG_DATA``. Without either, an embedded sample stands in for the RefCOCO family,
+            see `seg_env.data.readers.refer.load_refer`. For ``"parquet"`` also an id on the hub.
         image_root: Folder of images, where it is not the usual one.
         per_reference: One sample for each reference instead of each sentence.
         per_annotation: One sample for each object instead of each category.
@@ -127,9 +127,10 @@ def open_dataset(
             it they are an error.
         stretch: How images deeper than 8 bits become bytes, ``"full"`` or ``"percentiles"``, see
             `seg_env.data.rasters.Stretch`.
-        bands: One or three bands, from 1, to read images by, see `seg_env.data.images.read_image`.
-        part: Only nine tenths of the images, or only the tenth that they leave, for data that have
-            no splits; which images those are follows from their names.
+        bands: One or three bands to read from images, counted from 1, see
+            `seg_env.data.images.read_image`.
+        part: Only nine tenths of the images, or only the other tenth, for data that have no splits;
+            which images those are follows from their names.
         difficulty: ``"easy"``, ``"medium"`` or ``"hard"`` scenes.
         data_seed: Seed of all scenes.
         size: Side of the square images of scenes in pixels.
@@ -171,7 +172,7 @@ def kind_of(dataset: str) -> str:
 
     Raises:
         FileNotFoundError: It is a path, and nothing is there.
-        ValueError: Nothing does.
+        ValueError: None of them does.
     """
     path = Path(dataset).expanduser()
     if dataset in _READERS:
@@ -219,7 +220,7 @@ def names_code(dataset: str) -> bool:
 
 
 def has_split(dataset: str, split: str) -> bool:
-    """Whether data have a split that is not all there is; what is no path here is taken to."""
+    """Whether data have a split apart from the rest; names other than paths are assumed to."""
     root = Path(dataset).expanduser()
     if names_code(dataset) or dataset in _READERS or not root.exists():
         return True
@@ -238,7 +239,7 @@ def take_part(dataset: Dataset, part: Part | None) -> Dataset:
     """Keep a part of the images, see `Part`; the same image is always in the same part.
 
     Raises:
-        ValueError: There are not two images.
+        ValueError: There are fewer than two images.
     """
     if part is None:
         return dataset

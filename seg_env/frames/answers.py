@@ -1,4 +1,4 @@
-"""What the numbers in a policy's answers mean, for images of every size, and how that is found."""
+"""What the numbers in a policy's answers mean, for images of every size, and how to find out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seg_env.frames.plain import Frame, letterbox_frame, pixel_frame
 from seg_env.types import Form
 
 AUTO = "auto"
-"""The name that stands for what a policy's record or its family says."""
+"""The name for the frame that a policy's configuration records, else that of its family."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AnswerFrame:
     canvas_size: tuple[int, int] | None = None
     """``(H, W)`` that images are letterboxed to before the policy sees them."""
     fixed: Frame | None = None
-    """A frame for images of all sizes that a caller made."""
+    """A frame that a caller made, for images of all sizes."""
 
     @classmethod
     def from_spec(cls, spec: str | Frame | AnswerFrame) -> AnswerFrame:
@@ -60,12 +60,12 @@ class AnswerFrame:
 
     @property
     def writes_tokens(self) -> bool:
-        """Whether answers consist of location tokens in place of bracketed numbers."""
+        """Whether answers consist of location tokens instead of bracketed numbers."""
         return bool(self._written.token)
 
     @property
     def depends_on_image(self) -> bool:
-        """Whether images of different sizes give one place different numbers."""
+        """Whether the numbers of a place depend on the size of the image."""
         return self._written.frame is None and self.canvas_size is None
 
     def on_canvas(self, canvas_size: tuple[int, int] | None) -> AnswerFrame:
@@ -102,7 +102,7 @@ class AnswerFrame:
         return normalize_tokens(text, self.family, form) if self.writes_tokens else text
 
     def write(self, text: str) -> str:
-        """Bracketed numbers as the policy writes them."""
+        """Rewrite bracketed numbers as the policy writes them."""
         return write_tokens(text, self.family) if self.writes_tokens else text
 
 

@@ -1,4 +1,4 @@
-"""Where in a text the answer stands, if the text marks it: behind the thoughts, in its own tags."""
+"""Finding the answer in a text that marks it: after the thoughts, or in tags of its own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class Marked(NamedTuple):
     start: int
     end: int
     is_closed: bool
-    """Whether the answer is whole: its tag is closed, or there is text behind the thoughts."""
+    """Whether the answer is whole: its tag is closed, or there is text after the thoughts."""
     words: str
-    """What stands outside of the thoughts and of the answer."""
+    """The text outside the thoughts and the answer."""
 
 
 def find_marked(text: str) -> Marked | None:
-    """What a text marks as its answer, None where it marks nothing; time is linear.
+    """The part that a text marks as its answer, None if it marks none; time is linear.
 
-    The answer stands behind the last ``</think>``, and there in the last ``<answer>`` if there is
+    The answer comes after the last ``</think>``, and there in the last ``<answer>`` if there is
     one. Thoughts that do not end hold no answer.
     """
     thought, opened = text.rfind("</think>"), text.rfind("<answer>")

@@ -24,7 +24,7 @@ class FrameFamily:
     """Regular expression of a location token, empty for bracketed numbers."""
     token_format: str = ""
     separator: str = ""
-    """What stands between the rings of an answer in tokens."""
+    """The text between the rings of an answer in tokens."""
 
 
 _TABLE = {
@@ -127,15 +127,14 @@ def smart_resize(size: tuple[int, int], settings: ResizeSettings | None = None) 
 def normalize_tokens(text: str, family: str, form: Form = "mask") -> str:
     """Rewrite location tokens as the bracketed numbers that `seg_env.grammar` reads.
 
-    Each unbroken run of tokens is a ring; what stands between runs (``<sep>``, ``;``, labels) ends
-    it. A run of four tokens is a box by two corners, which is how both families write boxes: where
-    a box was asked for it stays one, where an outline was it becomes its four corners. Where a box
-    or a point was asked for, a longer run is several of them, four or two tokens each. Labels and
-    structural tags are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than
-    an outline and stay behind the list, where they are reported. A run of odd length keeps its last
-    number alone in its brackets, which is reported as well. Numbers keep their order and are still
-    in the family's frame. Of a text that marks its answer (see `find_marked`) only that is
-    rewritten.
+    Each unbroken run of tokens is a ring; anything between runs (``<sep>``, ``;``, labels) ends it.
+    A run of four tokens is two corners of a box, as both families write boxes: if a box was asked
+    for it stays one, if an outline was asked for it becomes four corners. If a box or a point was
+    asked for, a longer run is several of them, four or two tokens each. Labels and structural tags
+    are dropped; other tags, such as PaliGemma's ``<seg000>`` codes, say more than an outline and
+    are kept after the list, where they are reported. A run of odd length keeps its last number
+    alone in its brackets, which is reported as well. Numbers keep their order and are still in the
+    family's frame. If a text marks its answer (see `find_marked`), only that part is rewritten.
 
     Text without location tokens, and very long text, is returned unchanged. Time is linear in the
     length of the text.
@@ -187,7 +186,7 @@ def write_tokens(text: str, family: str) -> str:
 
 
 def find_family(family: str) -> FrameFamily:
-    """What models of a family, or of ``pixel:WxH``, write; ValueError if there is no such one."""
+    """What models of a family, or of ``pixel:WxH``, write; ValueError if it is unknown."""
     if pixels := re.fullmatch("pixel:([0-9]{1,6})x([0-9]{1,6})", family):
         frame = pixel_frame(int(pixels[1]), int(pixels[2]))
         return FrameFamily("pixels of an image of that size, width first", frame)

@@ -25,7 +25,7 @@ SHORT_SIDE = 384
 LONG_SIDE = 1600
 """Largest side of a drawing in pixels; larger images are reduced."""
 FILL = 26
-"""Opacity of the tints, of 255."""
+"""Opacity of the tints, out of 255."""
 _OVERSAMPLING = 3
 """Lines are drawn this many times larger and averaged, as Pillow's lines have hard edges."""
 _MAX_DOTS = 200
@@ -56,7 +56,7 @@ class Outline(Protocol):
 
 
 def as_png(picture: NDArray[np.uint8]) -> bytes:
-    """The file of an image ``(H, W, 3)``, or of a mask ``(H, W)``."""
+    """An image ``(H, W, 3)``, or a mask ``(H, W)``, as the content of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()
@@ -71,9 +71,9 @@ def draw_overlay(
 ) -> NDArray[np.uint8]:
     """Draw a target and an answer on their image.
 
-    The target has its exact outline in green, the answer its own in orange, each between a light
-    and a dark line, so that it shows on any colour; within them the image is tinted so faintly that
-    its colours can be told. Vertices of the answer are dots; the start of a ring is a white dot,
+    The target's exact outline is green, the answer's is orange, each with a light and a dark
+    border, so that it shows on any colour; inside them the image is tinted so faintly that its own
+    colours can still be told. Vertices of the answer are dots; the start of a ring is a white dot,
     and so is an answer that is a point.
 
     Returns:
@@ -110,9 +110,9 @@ def draw_overlay(
 def draw_outline(image: NDArray[np.uint8], rings: Sequence[Ring], closed: int) -> NDArray[np.uint8]:
     """Draw the outline so far on a copy of the image seen, ``(H, W, 3) uint8``.
 
-    Rings are ``(V, 2)`` in the unit frame of that image; beyond the first ``closed``, they are
-    still being drawn. The lines are thin and nothing is filled, so that the object stays visible. A
-    white dot on the first vertex of each ring shows the direction of the lines.
+    Rings are ``(V, 2)`` in the unit frame of that image; those after the first ``closed`` are still
+    being drawn. The lines are thin and nothing is filled, so that the object stays visible. A white
+    dot on the first vertex of each ring shows the direction of the lines.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
@@ -129,7 +129,7 @@ def draw_outline(image: NDArray[np.uint8], rings: Sequence[Ring], closed: int) -
 
 def _pixels(ring: Ring, size: tuple[int, int]) -> list[tuple[float, float]]:
     """A ring in pixels of a canvas ``(width, height)``."""
-    # Brought near the image: drawing takes time in proportion to the length of a line.
+    # Kept near the image: drawing takes time in proportion to the length of a line.
     points = np.clip(np.nan_to_num(ring), -1.0, 2.0) * size
     return [(x, y) for x, y in points.tolist()]
 

@@ -1,7 +1,7 @@
-"""How much of a file from outside is taken in: one table, checked before anything is allocated.
+"""How large data from outside may be: one table, checked before anything is allocated.
 
 The variable ``SIMPLESEG_LIMITS="pixels=1e9 rings=50000"`` changes limits for every command and all
-that it starts; `set_limits` does so from Python.
+processes that it starts; `set_limits` does so from Python.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ VARIABLE = "SIMPLESEG_LIMITS"
 
 
 class LimitError(ExplainedError, ValueError):
-    """Something from outside is larger than what is read; names the limit and how to raise it."""
+    """Something from outside exceeds a limit; the message names it and how to raise it."""
 
     fault = "exceeded limit"
-    """As what data sets count it."""
+    """The name under which data sets count it."""
 
 
 class Limits(NamedTuple):
-    """What is read at most."""
+    """Upper bounds on what is read."""
 
     pixels: int = 178_956_970
-    """Of an image or a mask; where Pillow refuses an image."""
+    """Of an image or a mask; by default those at which Pillow refuses an image."""
     side: int = 1 << 17
     """Pixels along a side of an image in a file: rows and columns have a cost of their own."""
     crossings: int = 1 << 24
@@ -81,7 +81,7 @@ def set_limits(text: str) -> None:
     """Set limits as ``"pixels=1e9 rings=50000"``, for this process and those that it starts.
 
     Raises:
-        WrongOptionError: A name is unknown, or a number is none.
+        WrongOptionError: A name is unknown, or a number is invalid.
     """
     os.environ[VARIABLE] = text
     limits.cache_clear()
@@ -89,7 +89,7 @@ def set_limits(text: str) -> None:
 
 
 def check_limit(name: str, number: int, what: str) -> None:
-    """Raise when a number exceeds the limit of a name.
+    """Raise when a number exceeds the limit called ``name``.
 
     Raises:
         LimitError: It does; the message says ``what`` it is.

@@ -23,8 +23,8 @@ def overlap_batch(
     """Intersections with one target and areas of N predictions, in pixels, each ``(N,)``.
 
     Predictions are lists of rings in the unit frame. Rings of fewer than three vertices or with
-    coordinates that are not finite fill nothing; holes are taken out. A target of several batches
-    is best given as a `Region`, which keeps what is laid out for look-up.
+    coordinates that are not finite fill nothing; holes are taken out. A target used in several
+    batches is best given as a `Region`, which keeps its look-up tables.
     """
     if isinstance(target, Rle):
         target = Region.of_rle(target)

@@ -127,12 +127,12 @@ def start_topmost(ring: Ring) -> Ring:
 
 
 def reorder(rings: Sequence[Ring], order: VertexOrder, rng: np.random.Generator) -> list[Ring]:
-    """Rings of `canonical` writing with their vertices in another order, see `VertexOrder`.
+    """Rings in canonical order with their vertices in another order, see `VertexOrder`.
 
-    What rings fill changes in ``"unordered"`` only.
+    Only ``"unordered"`` changes what the rings fill.
     """
     found = []
-    backwards = order == "either-direction" and rng.random() < 0.5  # all, or holes would be none
+    backwards = order == "either-direction" and rng.random() < 0.5  # all, or holes would be filled
     for ring in rings:
         if order == "unordered":
             ring = ring[rng.permutation(len(ring))]

@@ -29,7 +29,7 @@ _TIE = 1e-4  # Rows this near to a whole number are computed again, as the C cod
 _EXACT_REACH = float(1 << 22)  # Up to here rounding cannot move a crossing to an earlier step.
 _SAFE_PRODUCT = float(1 << 32)  # Largest products for which rounding stays well below _TIE.
 _BLOCK = 1 << 20  # Crossings worked on at once; bounds the temporary arrays.
-_SMALL_BLOCK = 1 << 15  # Of more than that, so many at once, which the processor's cache holds.
+_SMALL_BLOCK = 1 << 15  # If there are more, so many at once, which fit the processor's cache.
 
 
 def usable_rings(rings: Sequence[Ring]) -> list[Ring]:
@@ -113,7 +113,8 @@ def _edge_keys(
 
     ``edges`` is ``(6, E)``: x, y of both ends on the fine grid, first column passed, key of the
     ring. ``counts`` is ``(E,)``: the number of columns each edge passes. ``reach`` is the largest
-    absolute coordinate on it; ``inside`` means that no vertex lies above or below the raster.
+    absolute coordinate on that grid; ``inside`` means that no vertex lies above or below the
+    raster.
     """
     x, y, x_end, y_end, first, base = edges
     begin = np.cumsum(counts) - counts
@@ -124,8 +125,8 @@ def _edge_keys(
         steep = np.abs(slope) > 1.0
         shift = np.where(steep, 2.5, 2.0 + (slope < 0.0))
         line = (y + 2.5 - 0.5 * steep + slope * (shift - x)) / 5.0  # Row at column 0.
-        # All crossings are numbered through; along an edge, number and column grow together. So
-        # the key is linear in that number, and only rounding it down is left to do.
+        # All crossings are numbered consecutively; along an edge, number and column grow together.
+        # So the key is linear in that number, and only rounding it down is left to do.
         line += base + _TIE + (height + 1.0) * first + slope * first
         slope += height + 1.0
         line -= slope * begin
@@ -155,8 +156,8 @@ def _exact_rows(
 ) -> NDArray[np.float64]:
     """Rows of crossings by exactly the floating-point operations of the C code, not clipped.
 
-    ``ends`` is ``(4, K)``: x, y, x, y of an edge on the fine grid; ``columns`` what it crosses;
-    ``slack`` how many steps too late rounding can make the first guess on a steep edge.
+    ``ends`` is ``(4, K)``: x, y, x, y of an edge on the fine grid; ``columns`` are those it
+    crosses; ``slack`` is how many steps too late rounding can make the first guess on a steep edge.
     """
     run, rise = ends[2:] - ends[:2]
     steep = np.abs(rise) > np.abs(run)
@@ -170,7 +171,7 @@ def _exact_rows(
     if len(which):
         x, y, run, rise, before = np.stack((x, y, run, rise, before))[:, which]
         rightwards = run / rise
-        # The quotient finds the step across up to rounding; what the C code sees decides.
+        # The quotient finds the step across up to rounding; the C code's own test decides.
         step = np.ceil((before + 0.5 - x) * rise / run) - slack
         passes = rightwards > 0.0
         while (early := (x + rightwards * step + 0.5 >= before + 1.0) != passes).any():
@@ -234,7 +235,7 @@ _Layer = tuple[NDArray[np.int64], NDArray[np.int8]]
 
 
 def _layer(spans: NDArray[np.int64], filled: bool) -> _Layer:
-    """What spans, in order and without overlap, paint; empty ones paint nothing."""
+    """The layer that ordered spans without overlap paint; empty spans paint nothing."""
     pairs = spans.reshape(-1, 2)
     keys = pairs[pairs[:, 0] < pairs[:, 1]].ravel()
     paint = np.zeros(len(keys), dtype=np.int8)

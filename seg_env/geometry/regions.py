@@ -1,4 +1,4 @@
-"""Filled regions: as spans of columns, to be looked up by column, and as one bit per pixel."""
+"""Filled regions, as vertical spans looked up by column and as one bit per pixel."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Region:
     def _layers(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """``(2, L, W)`` keys where the l-th span of each column starts and ends, 0 without one.
 
-        And ``(W,)`` how many there are. L is the largest number of them, at least 1, or 0 when that
-        is too many to go through one by one.
+        And ``(W,)`` numbers of spans. L is the largest of these, at least 1, or 0 when that is too
+        many to go through one by one.
         """
         columns = self.starts // (self.size[0] + 1)
         spans = np.bincount(columns, minlength=self.size[1])
@@ -149,9 +149,9 @@ class Region:
 
     @cached_property
     def edge(self) -> NDArray[np.int64]:
-        """``(N, 2)`` rows and columns of the pixels of which one of the four neighbours is outside.
+        """``(N, 2)`` rows and columns of the pixels with at least one of four neighbours outside.
 
-        What lies beyond the border of the image is outside.
+        Everything beyond the border of the image is outside.
         """
         words = self.bits.copy()
         if len(words) >= 3:
@@ -166,7 +166,7 @@ class Region:
         """A ``scipy.spatial.KDTree`` of `edge`."""
         from scipy.spatial import KDTree  # Slow to import, and few metrics need it.
 
-        return KDTree(self.edge, balanced_tree=False)  # Built faster, found as fast.
+        return KDTree(self.edge, balanced_tree=False)  # Faster to build, as fast to search.
 
     def _eroded_columns(self, margin: int) -> NDArray[np.uint64]:
         """Bits of the region with each span shortened at both of its ends."""
@@ -188,7 +188,7 @@ class Region:
 
 
 def _fill_between(words: NDArray[np.uint64]) -> None:
-    """Set every bit that an odd number of set bits precedes or is at: from start to end."""
+    """Set every bit with an odd number of set bits up to and including it: from start to end."""
     for shift in (1, 2, 4, 8, 16, 32):
         words ^= words << shift
     open_after = np.bitwise_xor.accumulate(words >> 63)

@@ -1,9 +1,9 @@
-"""Fewer vertices for an outline, put where they lose the least.
+"""Outlines with fewer vertices, put where the least is lost.
 
 Douglas-Peucker chooses which corners matter; its chords, however, run from extreme point to extreme
 point of a staircase. Each chord is therefore replaced by the straight line that fits its stretch of
 the outline best, and vertices go where neighbouring lines meet. On objects of real photos at
-epsilon 0.001 that takes the IoU of the outline from .987 to .994 with as many vertices.
+epsilon 0.001 that raises the IoU of the outline from .987 to .994 with as many vertices.
 """
 
 from __future__ import annotations

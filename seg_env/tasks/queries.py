@@ -1,6 +1,6 @@
 """Places that a question gives instead of an expression, drawn from the ground truth.
 
-They follow from the sample and a seed alone, so all answers of a group are about one question.
+They depend on the sample and a seed alone, so all answers of a group are to the same question.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from seg_env.grammar.answers import decode_answer, encode_numbers
 from seg_env.tasks.tasks import REFERENCES, TASKS, Task, TaskMixture, box_of, query_of
 from seg_env.types import Sample, Target
 
-_TRIES = 16  # Points drawn until one is still on the object when it is written.
+_TRIES = 16  # Most points drawn until one is still on the object when it is written.
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def draw_task(mixture: TaskMixture, sample: Sample, seed: int) -> Task:
 
 
 def check_places(tasks: Iterable[Task], frame: AnswerFrame) -> None:
-    """Raise WrongOptionError if questions had to give places in location tokens."""
+    """Raise WrongOptionError if questions would have to give places in location tokens."""
     given = next((task for task in tasks if query_of(task) != "text"), None)
     if given is not None and frame.writes_tokens:
         raise WrongOptionError(
@@ -89,11 +89,11 @@ def refer_to(
     style: QueryStyle | None = None,
     frame: Frame = UNIT,
 ) -> str:
-    """How a question of a task speaks of the sample's object.
+    """How a task's question refers to the sample's object.
 
     A point is one of the object's pixels, each as likely as the others; a box is the object's with
     each side moved a little; an outline is the object's, simplified. Numbers are written in the
-    frame that answers are about, clipped to the image. The seed is any number from 0.
+    frame of the answers, clipped to the image. The seed is any number from 0.
 
     Raises:
         ValueError: The task gives a place, and the target has no pixel; see `askable`.

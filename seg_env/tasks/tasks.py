@@ -50,7 +50,7 @@ PROMPTS: dict[Task, str] = {
     "text->point": "Output the center point of {expression} in the image.",
 }
 """One question of the paper's kind for each form of answer; ``{expression}`` is the referring
-expression or, in tasks that give a place, what `REFERENCES` says of it."""
+expression or, in tasks that give a place, the phrase of `REFERENCES` for it."""
 
 REFERENCES: dict[Query, str] = {
     "text": "{query}",
@@ -58,7 +58,7 @@ REFERENCES: dict[Query, str] = {
     "bbox": "the object in {query}",
     "mask": "the object with polygon {query}",
 }
-"""How a question speaks of the object; ``{query}`` is an expression, or a place written as an
+"""How a question refers to the object; ``{query}`` is an expression, or a place written as an
 answer of that form would be."""
 
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -87,10 +87,10 @@ def askable(sample: Sample, task: Task) -> Task:
 
 
 def question(sample: Sample, task: Task, reference: str | None = None) -> str:
-    """The prompt that asks for ``task`` of a sample.
+    """The prompt of ``task`` about a sample.
 
     Tasks that give a place need the ``reference`` of `seg_env.tasks.queries.refer_to`; the others
-    speak of the sample's expression by default.
+    use the sample's expression by default.
     """
     if reference is None:
         if query_of(task) != "text":
@@ -219,7 +219,7 @@ class TaskMixture:
 
     @property
     def is_random(self) -> bool:
-        """Whether a question's task, or the place it gives, is left to chance."""
+        """Whether a question's task, or the place it gives, is drawn at random."""
         return len(self.tasks) > 1 or query_of(self.tasks[0]) != "text"
 
     def __str__(self) -> str:
@@ -231,7 +231,7 @@ class TaskMixture:
 
 
 def check_task(name: object) -> Task:
-    """The task of a name."""
+    """The task with a name; ValueError if there is none."""
     for task in TASKS:
         if name == task:
             return task

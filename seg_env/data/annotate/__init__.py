@@ -1,4 +1,4 @@
-"""From web images to training data: detect, segment, outline, describe, sort out, write.
+"""From web images to training data: detect, segment, outline, describe, filter, write.
 
 Every stage is a small class behind a protocol (`stages`), named by a word or an import path, so any
 of them can be replaced. Output is what `seg_env.data.open_dataset` opens.

@@ -20,7 +20,7 @@ PROMPT = (
 )
 """What a model is asked about an image from `highlight`."""
 LONGEST = 300
-"""Characters of a text from outside that are kept."""
+"""Most characters that are kept of a text from outside."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def clean_text(text: str, longest: int = LONGEST) -> str:
     Only the first 10,000 characters are looked at. What exceeds ``longest`` characters is cut off,
     at a space where there is one.
     """
-    # Control characters, marks that turn the direction of writing, halves of pairs that no
-    # encoding can write, private and unassigned characters, separators of lines.
+    # Control characters, formatting such as marks of the writing direction, lone surrogates,
+    # private and unassigned characters, separators of lines.
     hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     visible = (
         " " if character.isspace() else character
@@ -71,7 +71,7 @@ def clean_text(text: str, longest: int = LONGEST) -> str:
 
 
 def clean_expression(text: str) -> str:
-    """A description as an expression: `clean_text` without quotes around it or a stop behind it."""
+    """A description as an expression: `clean_text` without outer quotes or a final full stop."""
     quotes = "\"'`“”‘’«»„ "
     # Filters must see that a text is too long: half a sentence is no expression.
     line = clean_text(text, 2 * LONGEST)

@@ -29,18 +29,18 @@ except ImportError as error:
     ) from error
 
 MOST_BYTES = 1 << 20
-"""Longest answer of a server that is read."""
+"""Most bytes that are read of a server's answer."""
 MOST_REFUSED = 20
-"""So many requests refused one after another mean that something is wrong with all of them."""
+"""When so many requests in a row are refused, something is wrong with all of them."""
 
 
 @dataclass(eq=False)
 class EndpointDescriber:
     """Asks ``<url>/chat/completions`` about each object: vLLM, llama.cpp, a commercial service.
 
-    A red outline shows the object. A request that the server refuses, for its content perhaps,
-    leaves an object without description. A server that is down is asked again with growing pauses,
-    and then stops the run, which can be resumed.
+    A red outline shows the object. If the server refuses a request, perhaps for its content, the
+    object gets no description. A server that is down is asked again with growing pauses; then the
+    run stops, and can be resumed.
 
     Raises:
         ValueError: The address is not one of http or https, or would send a key unencrypted to
@@ -50,7 +50,7 @@ class EndpointDescriber:
     url: str
     """Up to the version, for example ``"http://localhost:8000/v1"``."""
     model: str
-    """What the server calls the model."""
+    """The server's name for the model."""
     _: KW_ONLY
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key, which is written nowhere; unset or empty sends none."""
@@ -89,7 +89,7 @@ class EndpointDescriber:
             max_retries=self.tries - 1,
             timeout=self.timeout,
             http_client=openai.DefaultHttpxClient(
-                follow_redirects=False,  # they would carry the key to wherever the server says
+                follow_redirects=False,  # they would send the key wherever the server says
                 timeout=self.timeout,
                 event_hooks={"response": [partial(_read_bounded, seconds=self.timeout)]},
             ),
@@ -157,9 +157,9 @@ class EndpointDescriber:
 
 
 def _read_bounded(response: httpx2.Response, seconds: float) -> None:
-    """Read an answer up to `MOST_BYTES`; one that is packed, perhaps a bomb, stays packed.
+    """Read an answer up to `MOST_BYTES`; one that is compressed, perhaps a bomb, stays so.
 
-    The client's own timeout is for each part of an answer: a server that dribbles would never end.
+    The client's own timeout is for each part of an answer: a slow trickle would never end.
     """
     response.headers.pop("Content-Encoding", None)
     stream: Any = response.stream

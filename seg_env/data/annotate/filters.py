@@ -1,6 +1,6 @@
 """Filters: what is wrong with boxes, masks, outlines and descriptions.
 
-Each drops an object for the reasons that its method returns, which reports count.
+Each returns its reasons for dropping objects; reports count them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Area(_ObjectFilter):
     """Drops objects that are too small to outline, and those that are the whole image."""
 
     least: float = 0.002
-    """Share of the image, as `most`."""
+    """Share of the image, like `most`."""
     most: float = 0.9
     least_pixels: int = 64
 
@@ -63,7 +63,7 @@ class Area(_ObjectFilter):
 
 @dataclass(frozen=True)
 class MaskScore(_ObjectFilter):
-    """Drops masks that the segmenter itself thinks little of (SAM predicts their IoU)."""
+    """Drops masks to which the segmenter itself gives a low score (SAM predicts their IoU)."""
 
     least: float = 0.7
 
@@ -74,7 +74,7 @@ class MaskScore(_ObjectFilter):
 
 @dataclass(frozen=True)
 class Agreement(_ObjectFilter):
-    """Drops masks that leave the box they were made from, or fill a corner of it."""
+    """Drops masks that reach out of the box they were made from, or fill only a corner of it."""
 
     least: float = 0.5
     """Lowest IoU of the mask's bounding box with the detector's box."""
@@ -135,7 +135,7 @@ _NO_DESCRIPTION = {
     # An outline would give the answer away within the question.
     "coordinates in description": re.compile(r"\[\s*[\[\d.]|\d\s*,\s*0?\.\d"),
     "address in description": re.compile(r"https?://|www\.|\S@\S+\.\w", re.IGNORECASE),
-    # What models say in place of a description, or about the outline that they were shown.
+    # What models say instead of a description, or about the outline that they were shown.
     "refusal": re.compile(
         r"\b(?:i(?:'|’)?m sorry|i am sorry|i apologi[sz]e|i can(?:no|')?t|i cannot|"
         r"i(?:'| a)m unable|as an? (?:ai|language model)|unable to (?:see|identify|determine)|"
@@ -148,7 +148,7 @@ _NO_DESCRIPTION = {
 
 @dataclass(frozen=True)
 class WordingFilter(_ObjectFilter):
-    """Drops descriptions that are no short phrase about an object."""
+    """Drops descriptions that are not a short phrase about an object."""
 
     most_words: int = 30
     most_characters: int = 200

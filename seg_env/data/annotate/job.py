@@ -1,4 +1,4 @@
-"""What a run is to do, and the folder that says so."""
+"""The settings of a run, and the folder that records them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Job:
     batch_size: int = 8
     """Images that the stages see at a time."""
     most_objects: int = 32
-    """Boxes of an image that are looked at, best scores first."""
+    """Most boxes of an image that are used, best scores first."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for what can be seen to be wrong without loading a stage."""
@@ -71,10 +71,10 @@ def build_plan(job: Job, shards: Sequence[Shard]) -> dict[str, Any]:
 
 
 def record_plan(output: Path, plan: Mapping[str, Any]) -> None:
-    """Write ``plan.json``, or compare with the one that is there.
+    """Write ``plan.json``, or compare with an existing one.
 
-    Workers on several machines may do so at the same time: the first one's plan stays, so record
-    one only when its stages could be built.
+    Workers on several machines may do so at the same time, and the first plan stays: so record one
+    only after its stages have been built.
 
     Raises:
         ValueError: See `check_plan`.
@@ -124,10 +124,10 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def shard_folder(output: Path, number: int) -> Path:
-    """Where the records of a shard lie; it gets this name when everything is in it."""
+    """The folder of a shard's records; it gets this name once it is complete."""
     return output / SHARDS / f"{number:06d}"
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside a path, for what is not complete yet, that no other process uses."""
+    """A name beside a path, used by no other process, for writing what is not complete yet."""
     return path.with_name(f"{path.name}.partial-{uuid4().hex}")

@@ -1,8 +1,8 @@
 """Annotating a source: all stages, shard by shard, in one process or several, joined at the end.
 
-A shard is annotated into a folder that gets its name when everything is in it, so a run that was
-stopped in any way goes on where it was. What comes out depends on the job alone, not on the number
-of workers and machines.
+A shard is annotated into a folder that gets its name once it is complete, so a run that was stopped
+in any way resumes where it was. The output depends on the job alone, not on the number of workers
+and machines.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def annotate(
 ) -> dict[str, Any]:
     """Do a job, or what is left of it, and write records and ``manifest.json`` into a folder.
 
-    Run it again after an interruption of any kind to go on. Several machines take parts of the
-    shards and write into one folder, at the same time if they like; without a shared disk, copy
-    what they wrote below ``shards`` into one folder, and run it there.
+    Run it again after an interruption of any kind to resume. Several machines can each take a part
+    of the shards and write into one folder at the same time; without a shared disk, copy what they
+    wrote below ``shards`` into one folder, and run it there.
 
     Args:
         job: What is to be done.
         output: Folder of the run; holds the records in the end.
         workers: Processes; each loads the models and takes shards of its own.
         part: Number of this machine, from 0, and how many there are.
-        on_progress: Called after each batch of images, or several times a second by workers, with
-            shards of this part that are done, those of earlier runs included; shards of this part;
-            images that this run has annotated.
+        on_progress: Called after each batch of images, or several times a second with workers, with
+            three counts: shards of this part that are done, including those of earlier runs; all
+            shards of this part; images that this run has annotated.
 
     Returns:
         The manifest: counts over everything that is done, by whichever machine.
@@ -112,7 +112,7 @@ def annotate(
 
 
 Run = tuple[Job, Path, dict[str, Any]]
-"""What is to be done, the folder of the run, and its plan."""
+"""The job, the folder of the run, and its plan."""
 NumberedShard = tuple[int, Shard]
 """A shard and its place in the source, from 0."""
 Report = Callable[[int, int], None]
@@ -154,7 +154,7 @@ def _in_processes(run: Run, shards: Sequence[NumberedShard], workers: int, repor
 
 
 _annotator: Callable[[], Annotator]
-"""Gives the annotator of this process, if it is a worker."""
+"""Returns the annotator of this process, if it is a worker."""
 
 
 def _begin_worker(run: Run, workers: int, images: Any, stop: Any) -> None:
@@ -187,7 +187,7 @@ def _work(number: int, shard: Shard) -> None:
 
 
 class Annotator:
-    """Finds, cuts out, describes and sorts the objects of images."""
+    """Finds, segments, describes and filters the objects of images."""
 
     def __init__(
         self, job: Job, output: Path, plan: dict[str, Any], on_images: Callable[[int], object]
@@ -220,7 +220,7 @@ class Annotator:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _annotated(self, shard: Shard, name: str) -> Iterator[Annotated]:
-        """The objects of each image of a shard that has any, named by its place in the shard."""
+        """Each image of a shard that has objects, by a name from its place in it, with them."""
         places = enumerate(self._decoded(shard))
         while batch := list(islice(places, self._job.batch_size)):
             names = {image: f"{name}-{place:06d}" for place, image in batch if image is not None}
@@ -230,7 +230,7 @@ class Annotator:
             self._on_images(len(names))
 
     def _decoded(self, shard: Shard) -> Iterator[DecodedImage | None]:
-        """The images of a shard; None in the place of each that is left out."""
+        """The images of a shard, with None for each that is left out."""
         raws = self._source.read(shard)
         while True:
             with self._tally.timed("read"):
@@ -255,7 +255,7 @@ class Annotator:
     def _ask(
         self, what: str, ask: Callable[..., Sequence[R]], inputs: Sequence[T], *before: DecodedImage
     ) -> list[tuple[T, R]]:
-        """Inputs, each with what a stage makes of it; ValueError if these are not as many."""
+        """Each input with the result of a stage; ValueError if their numbers differ."""
         with self._tally.timed(what):
             results = ask(*before, inputs) if inputs else []
         if len(results) != len(inputs):
@@ -307,7 +307,7 @@ class Annotator:
 
 
 def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
-    """The part of a box within the image; None where nothing is left, or it is no box at all."""
+    """The part of a box within the image; None where nothing is left, or a number is not finite."""
     if not all(map(math.isfinite, (*detection.box, detection.score))):
         return None
     height, width = size
@@ -319,7 +319,7 @@ def _clip(detection: Detection, size: tuple[int, int]) -> Detection | None:
 def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Join the shards that are done into ``<split>.jsonl`` (or ``data/``) and ``manifest.json``.
 
-    What comes out depends on which shards are done and on nothing else.
+    The output depends on which shards are done and on nothing else.
     """
     split = plan["job"]["split"]
     folders = [shard_folder(output, number) for number in range(plan["shards"])]
@@ -329,7 +329,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
         tally.add(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     if plan["job"]["container"] == "jsonl":
         _write(output / f"{split}.jsonl", _joined_lines(f"{split}.jsonl", done))
-    else:  # second names for the tables, under which data sets of the hub are looked for
+    else:  # hard links to the tables, named like those of data sets of the hub
         (output / "data").mkdir(exist_ok=True)
         for folder in done:
             with suppress(FileExistsError):
@@ -348,7 +348,7 @@ def _merge(output: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined_lines(name: str, folders: Sequence[Path]) -> Iterator[str]:
-    """All lines in the order of shards; paths of images start from the folder of the run."""
+    """All lines in the order of shards; paths of images are relative to the folder of the run."""
     for folder in folders:
         with (folder / name).open(encoding="utf-8") as lines:
             for record in map(json.loads, lines):
@@ -361,7 +361,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that is there when it is complete."""
+    """Write a file that appears only once it is complete."""
     unfinished = partial_path(path)
     with unfinished.open("w", encoding="utf-8") as file:
         file.writelines(lines)

@@ -1,7 +1,7 @@
-"""Sources of images, WebDataset archives, parquet tables and folders, and how images are decoded.
+"""Sources of images (WebDataset archives, parquet tables, folders), and decoding of images.
 
-All of it is data from outside, which may be anything: sizes are checked before anything is read,
-faults are reported by reason, and nothing is ever extracted: names in archives never become paths.
+None of the data is trusted: sizes are checked before anything is read, faults are reported by
+reason, and nothing is ever extracted, so names in archives never become paths.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from seg_env.data.records import Record, RecordError, decode_text
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
 TEXT_ENDINGS = ("txt", "caption", "text")
-"""Of alternative texts in archives."""
+"""Endings of alternative texts in archives."""
 READ_ENDINGS = tuple(f".{ending}" for ending in (*IMAGE_ENDINGS, *TEXT_ENDINGS, "json"))
-"""Of all members of archives that are read."""
+"""Endings of all members of archives that are read."""
 LEAST_SIDE, MOST_PIXELS = 32, 1 << 25
 """Images with a shorter side or more pixels (2**25 take 100 MB) are left out."""
 MOST_IMAGE_BYTES = 1 << 25
@@ -39,9 +39,9 @@ MOST_HEADER_BYTES = 1 << 14
 """Of all headers of one member of an archive."""
 
 TEXT_KEYS = ("caption", "text", "TEXT", "alt_text", "alt")
-"""What LAION, COYO and img2dataset call the alternative text."""
+"""Names of the alternative text in LAION, COYO and img2dataset."""
 KEPT_KEYS = ("url", "URL", "license", "LICENSE")
-"""What is kept of a record: where an image came from and under which licence."""
+"""Fields of a record that are kept: where an image came from and under which licence."""
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 """Columns of tables that hold images: bytes, or ``{"bytes", "path"}``."""
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "sample_id", "SAMPLE_ID")
@@ -54,13 +54,13 @@ class Files:
     """Images in files: tar archives, parquet tables, or a folder of images.
 
     Archives and tables are given as one file, a folder or a pattern such as ``"/a/*.tar"``; each is
-    a shard. Images below a folder are taken in the order of their names, so many to a shard;
+    a shard. Images below a folder are taken in the order of their names, ``per_shard`` to a shard;
     ``dog.txt`` beside ``dog.jpg`` is its alternative text, and ``dog.json`` its record, as in
     archives. Links that lead out of the folder are not followed. See `read_tar` and `read_parquet`.
     """
 
     def __init__(self, path: str, per_shard: int = 1000) -> None:
-        """Name the files; they are looked for by `shards`."""
+        """Set the path of the files; `shards` looks for them."""
         check_whole(1, per_shard=per_shard)
         self._path, self._per_shard = Path(path).expanduser().absolute(), per_shard
 
@@ -134,9 +134,9 @@ def read_tar(path: Path) -> Iterator[RawImage | Reason]:
         000000012.txt   the alternative text
         000000012.json  {"url": ..., "caption": ..., ...}
 
-    What has further dots in its name (``img.001.png``) is a sample by itself, unless there is an
-    image ``img`` beside it, to which it then belongs (a segmentation map, for example, or its text
-    ``img.caption.txt``). A text or record ``img`` without an image is about all such samples that
+    A member with further dots in its name (``img.001.png``) is a sample by itself, unless there is
+    an image ``img``, to which it then belongs (as a segmentation map, for example, or as its text
+    ``img.caption.txt``). A text or record ``img`` without an image applies to all such samples that
     have none of their own.
 
     The archive may be compressed by gzip. It is read forward in one pass.
@@ -159,7 +159,7 @@ def read_tar(path: Path) -> Iterator[RawImage | Reason]:
 
 
 def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reason]:
-    """The image that members of one key are about, or one for each name with further dots."""
+    """The image of the members with one key, or one image for each name with further dots."""
     parts: dict[str, dict[str, bytes]] = defaultdict(dict)
     for endings, data in members.items():
         further, _, ending = endings.rpartition(".")
@@ -180,15 +180,15 @@ def _samples(key: str, members: Mapping[str, bytes]) -> Iterator[RawImage | Reas
 
 
 def _first(members: Mapping[str, bytes], endings: Iterable[str]) -> bytes | None:
-    """The first member that has one of some endings; None if none has."""
+    """The first member with one of some endings, in their order; None if there is none."""
     return next((members[ending] for ending in endings if ending in members), None)
 
 
 def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
-    """Names and contents of the files of an archive that have an ending that is read.
+    """Names and contents of an archive's files that have one of `READ_ENDINGS`.
 
-    A reason stands for each that is left out, and perhaps last for the rest of the archive. Raises
-    OSError only where the file cannot be opened, or the disk fails.
+    A reason is yielded for each that is left out, and perhaps a last one for the rest of the
+    archive. Raises OSError only if the file cannot be opened, or the disk fails.
     """
     with path.open("rb") as opened:
         file: IO[bytes] | gzip.GzipFile = opened
@@ -201,7 +201,7 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
         try:
             archive = tarfile.TarFile(fileobj=bounded, encoding="utf-8", errors="replace")
             while (member := archive.next()) is not None:
-                # Or members and headers about all of them would be kept.
+                # Otherwise all members and their common headers would be kept in memory.
                 archive.members.clear()  # type: ignore[attr-defined]
                 archive.pax_headers = {}
                 name = member.name.lower()
@@ -241,7 +241,7 @@ def _read_members(path: Path) -> Iterator[tuple[str, bytes] | Reason]:
 
 
 class _BoundedFile:
-    """An archive that is not trusted, for `tarfile` to read: never back, and only so many bytes.
+    """An untrusted archive for `tarfile`, read only forwards, and only ``left`` bytes of it.
 
     `tarfile` itself reads headers of whatever size they claim, and follows negative sizes.
     """
@@ -251,7 +251,7 @@ class _BoundedFile:
         self.left = MOST_HEADER_BYTES
         """Bytes that may be read."""
         self.last = b""
-        """What was read last."""
+        """The bytes read last."""
         self.ended = False
         """Whether that was less than asked for."""
 
@@ -282,8 +282,9 @@ def read_parquet(path: Path) -> Iterator[RawImage | Reason]:
     """The rows of a file with encoded images, such as img2dataset writes for LAION and COYO.
 
     One column holds the image (``image``, ``jpg``, ...), as bytes or as ``{"bytes", "path"}``; one
-    may hold the alternative text (``caption``, ``text``, ``TEXT``, ...). Tables that list addresses
-    only, as LAION and COYO publish them, have to be downloaded first, for example by img2dataset.
+    may hold the alternative text (``caption``, ``text``, ``TEXT``, ...). Images of tables that only
+    list addresses, as LAION and COYO publish them, have to be downloaded first, for example by
+    img2dataset.
 
     Raises:
         ValueError: The table is sound and has no column of images.
@@ -311,7 +312,7 @@ def read_parquet(path: Path) -> Iterator[RawImage | Reason]:
 
 
 def _columns(names: list[str], path: Path) -> list[str]:
-    """The column of images, then those with a name, a text and what is kept."""
+    """The column of images, then those of names, texts and the fields that are kept."""
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     if image is None:
         raise ValueError(
@@ -344,7 +345,7 @@ def _record(content: str) -> dict[str, Any]:
 def _raw_image(
     key: str, data: bytes, text: bytes, record: bytes | Mapping[str, Any]
 ) -> RawImage | Reason:
-    """An image with its text, or that of its record, and what is kept of the record."""
+    """An image with its text, else that of its record, and the fields kept of the record."""
     try:
         described = decode_text(text, key)
         record = _record(decode_text(record, key)) if isinstance(record, bytes) else record
@@ -358,11 +359,11 @@ def _raw_image(
 
 
 def open_image(raw: RawImage) -> DecodedImage | Reason:
-    """Decode an image, or say why it is none.
+    """Decode an image, or say why it is left out.
 
-    The size is read first: nothing is allocated for an image of more than `MOST_PIXELS`. An image
-    that its EXIF data say is to be turned is turned and encoded anew, because data sets read pixels
-    as they are stored; all others keep their bytes.
+    The size is read first: nothing is allocated for an image of more than `MOST_PIXELS`. If EXIF
+    data say that an image is to be turned, it is turned and encoded anew, because data sets read
+    pixels as they are stored; all others keep their bytes.
     """
     try:
         with warnings.catch_warnings():
@@ -388,6 +389,6 @@ def _decode(raw: RawImage) -> DecodedImage | Reason:
         if turn == 1:
             suffix = ".jpg" if file.format in ("JPEG", "MPO") else f".{file.format}".lower()
             return DecodedImage(**vars(raw), suffix=suffix, image=pixels)
-    buffer = io.BytesIO()  # of the pixels alone: in EXIF data there may be a place
+    buffer = io.BytesIO()  # of the pixels alone: EXIF data may say where a photo was taken
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
     return _decode(replace(raw, data=buffer.getvalue()))

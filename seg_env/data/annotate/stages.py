@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 class Reason(StrEnum):
     """Why something in a source did not become an image.
 
-    Of a damaged archive, what comes before the fault is used.
+    If an archive is damaged, what comes before the fault is used.
     """
 
     UNREADABLE = "unreadable picture"
@@ -37,7 +37,7 @@ class Reason(StrEnum):
     NO_IMAGE = "no picture"
     """Text or metadata without an image, as a failed download leaves it."""
     ENCODING = "text not in UTF-8"
-    """Of its text or record, which may also be UTF-16; a guess would garble it."""
+    """Its text or record is in neither UTF-8 nor UTF-16; a guess would garble it."""
     TOO_MANY_BYTES = "file too large"
     UNSAFE_NAME = "unsafe name"
     """The name of an archive's member leads out of a folder."""
@@ -60,10 +60,10 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
-    """An encoded image as it lies in its source, not looked into."""
+    """An encoded image as it lies in its source, not yet decoded."""
 
     key: str
-    """Its name there. Data from outside: never a path, never unique for certain."""
+    """Its name there. Not to be trusted: never use it as a path, and it may not be unique."""
     data: bytes = field(repr=False)
     text: str = ""
     """What the source says about it, such as the alternative text of a web page."""
@@ -91,7 +91,7 @@ class DecodedImage(RawImage):
 
 @dataclass(frozen=True)
 class Detection:
-    """A box around something, with the detector's score (0 to 1) and word for it."""
+    """A box around something, with the detector's score (0 to 1) and label for it."""
 
     box: Box
     score: float
@@ -125,7 +125,7 @@ class Found:
 
 
 def by_image(objects: Iterable[Found]) -> list[tuple[DecodedImage, list[Found]]]:
-    """Images, each with its objects, which follow each other."""
+    """Each image with its objects, which must follow each other."""
     return [(image, list(some)) for image, some in groupby(objects, lambda found: found.image)]
 
 
@@ -137,9 +137,9 @@ class ImageSource(Protocol):
         """Its parts in a fixed order: the same for every worker and after every restart."""
 
     def read(self, shard: Shard) -> Iterator[RawImage | Reason]:
-        """The images of a part in a fixed order; what is broken is reported.
+        """The images of a part in a fixed order, or the reason for each that is broken.
 
-        Memory does not grow with the size of the part. Content never raises; a file that has
+        Memory does not grow with the size of the part. Bad content never raises; a file that has
         disappeared does.
         """
 
@@ -210,12 +210,12 @@ SHORT_NAMES = {
     "wording": "seg_env.data.annotate.filters:WordingFilter",
     "distinct": "seg_env.data.annotate.filters:Distinct",
 }
-"""Words that stand for the stages that come with the project."""
+"""Words for the stages that come with the project."""
 
 DEFAULT_FILTERS = (
     "score", "area", "mask_score", "agreement", "duplicates", "ceiling", "wording", "distinct",
 )  # fmt: skip
-"""Filters in the order they are asked."""
+"""Filters in the order in which they are applied."""
 
 
 def load_stage(text: str, kind: type[Any]) -> Any:
@@ -223,7 +223,7 @@ def load_stage(text: str, kind: type[Any]) -> Any:
 
     Raises:
         ValueError: The text is neither a known word nor an import path, its arguments are no JSON
-            object or not those of the class, or the class does not have the protocol ``kind``.
+            object or not those of the class, or the class does not follow the protocol ``kind``.
     """
     name, brace, rest = text.strip().partition("{")
     path = SHORT_NAMES.get(name.strip(), name.strip())

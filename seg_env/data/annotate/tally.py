@@ -1,4 +1,4 @@
-"""What became of images and objects: the one place that counts."""
+"""Counts of what became of images and objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tally:
         self.images = Counter(read=0, annotated=0)  # annotated: with at least one record
         self.rejected: Counter[str] = Counter()  # files by `stages.Reason`
         self.objects = Counter(detected=0, written=0)
-        self.dropped: Counter[str] = Counter()  # objects by reason; with written: all detected
+        self.dropped: Counter[str] = Counter()  # objects by reason; dropped + written = detected
         self.histograms = {name: [0] * (len(edges) - 1) for name, edges in BINS.items()}
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage, over all workers
 
@@ -56,7 +56,7 @@ class Tally:
             self.histograms[name] = list(map(sum, zip(self.histograms[name], counts, strict=True)))
 
     def to_json(self) -> dict[str, Any]:
-        """As manifests have it."""
+        """The counts in the form of manifests."""
         return {
             "pictures": {**self.images, "rejected": _sorted(self.rejected)},
             "objects": {**self.objects, "dropped": _sorted(self.dropped)},

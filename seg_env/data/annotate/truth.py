@@ -1,8 +1,8 @@
-"""Procedural scenes in place of web images, and their truth, with noise, in place of models.
+"""Procedural scenes instead of web images, and their truth, with noise, instead of models.
 
-With them every record can be compared with what it should be. Each class of noise wraps another
-stage; the noise depends on its seed and the image's name, so a run that was interrupted goes on
-with the noise it would have had.
+So every record can be compared with what it should be. Each class of noise wraps another stage; the
+noise depends on its seed and the image's name, so a run that was interrupted resumes with the noise
+it would have had.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def write_scene_shards(
 ) -> list[Path]:
     """Render scenes into tar archives in WebDataset's layout; returns the paths of all of them.
 
-    Archives that are in the folder stay. For ``difficulty``, ``seed`` and ``size`` see
-    `seg_env.data.scenes.Scenes`; ``on_scenes`` is called with the number of scenes that are there.
+    Archives that are already there are kept. For ``difficulty``, ``seed`` and ``size`` see
+    `seg_env.data.scenes.Scenes`; ``on_scenes`` is called with the number of scenes so far.
     """
     scenes = Scenes("train", difficulty, seed, length=count, size=size)
     root = Path(folder)
@@ -103,7 +103,7 @@ def scene_of(key: str, size: tuple[int, int]) -> Scene | None:
 
 
 class Truth:
-    """All three stages, which know the scenes; they find nothing in images that show none."""
+    """All three stages, answered from the scenes; nothing is found in images that show none."""
 
     def detect(self, images: Sequence[DecodedImage]) -> list[list[Detection]]:
         """The box of each object, with color and shape for a label."""
@@ -177,7 +177,7 @@ class JitteredBoxes:
 
 
 class FrayedMasks:
-    """Lets each mask grow by a whole number of pixels drawn from ``[-most, most]``."""
+    """Grows or shrinks each mask by a whole number of pixels drawn from ``[-most, most]``."""
 
     def __init__(self, stage: str, most: int = 2, seed: int = 0) -> None:
         check_whole(0, most=most, seed=seed)
@@ -222,7 +222,7 @@ class MixedUpExpressions:
 
 
 def _rngs(images: Sequence[DecodedImage], seed: int, stage: int) -> list[np.random.Generator]:
-    """A generator for each image, from its name; places with one image share its generator."""
+    """A generator for each image, seeded by its name; entries of one image share its generator."""
     names = {image: zlib.crc32(image.key.encode("utf-8", "replace")) for image in images}
     made = {image: np.random.default_rng([seed, stage, name]) for image, name in names.items()}
     return [made[image] for image in images]

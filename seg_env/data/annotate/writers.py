@@ -17,7 +17,7 @@ from seg_env.geometry.overlap import iou_batch
 from seg_env.grammar import decode, encode
 
 Annotated = tuple[str, Sequence[Found]]
-"""The objects, at least one, of an image, and a name that no other image of the run has."""
+"""A name that no other image of the run has, and the objects of the image, at least one."""
 
 
 def write_json_lines(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
@@ -27,7 +27,7 @@ def write_json_lines(folder: Path, job: Job, images: Iterator[Annotated], tally:
         for name, objects in images:
             image = objects[0].image
             with tally.timed("write"):
-                # Readers tell images apart by the names of files, whatever folder these are in.
+                # Readers tell images apart by their file names, whatever the folder.
                 place = f"images/{name}{image.suffix}"
                 (folder / place).write_bytes(image.data)
                 for k, found in enumerate(objects):
@@ -72,11 +72,11 @@ EXAMPLE_ROW = {
         }
     ],
 }
-"""What types the columns have."""
+"""A row with the types of the columns."""
 
 
 def write_parquet(folder: Path, job: Job, images: Iterator[Annotated], tally: Tally) -> None:
-    """Write rows as `Parquet` reads them (``moondream/refcoco-m``), exact masks."""
+    """Write rows as `Parquet` reads them (``moondream/refcoco-m``), with exact masks."""
     import pyarrow as arrow
     from pyarrow.parquet import ParquetWriter
 
@@ -116,7 +116,7 @@ def _row(name: str, objects: Sequence[Found], job: Job, tally: Tally) -> dict[st
 
 
 def _write_outline(found: Found, job: Job, tally: Tally) -> tuple[str, float]:
-    """Count a record; returns its outline as text, and the IoU of that with its mask."""
+    """Count a record; returns its outline as text, and the IoU of this text with its mask."""
     rle = found.target.rle
     text = encode(found.target.outline(job.epsilon), job.decimals)
     rings = decode(text).rings

@@ -1,4 +1,4 @@
-"""What all data sets have in common that read annotated images from files."""
+"""The base of all data sets that read annotated images from files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Entry:
     """What files say about an object of an image, or about several that are asked for together."""
 
     id: str
-    """Of the sample; the number of a sentence is added where each sentence is one."""
+    """Of the sample; where each sentence is a sample, the number of the sentence is added."""
     sentences: Mapping[Id, str]
     """Expressions for it by their numbers, or other names."""
     image: Path | bytes
@@ -40,13 +40,13 @@ class Entry:
     others: Iterable[Callable[[], Target]] = ()
     """Build the masks of the other objects of the image."""
     image_name: str = ""
-    """What errors call the image, by default its path."""
+    """The name of the image in errors, by default its path."""
     upright: bool = False
     """Whether annotations are drawn on the image as EXIF data turn it, not as it is stored."""
 
 
 class Options(TypedDict, total=False):
-    """What every reader takes."""
+    """The options that every reader takes."""
 
     exclude_images: Collection[str | int] | None
     """Image ids or names of image files to leave out, see `seg_env.data.held_out_images`."""
@@ -66,14 +66,14 @@ class AnnotatedImages(ABC, Generic[Key]):
     Readers take `Options`. They raise a `FileNotFoundError` that says what is missing and what was
     looked for, and a `ValueError` that names file and record.
 
-    A reader's constructor finds the *keys* of its objects, whatever it needs to find one again
-    (the number of a file, ids), and calls `_ask` with each, once `_read` and `_image_name` can be
-    called. What a key stands for is read by `_read` when it is asked for.
+    A reader's constructor makes a *key* for each of its objects, whatever it needs to find it again
+    (the number of a file, ids), and calls `_ask` with it, once `_read` and `_image_name` can be
+    called. The object itself is read by `_read` when it is asked for.
     """
 
     sentence_key: ClassVar[str | None] = None
-    """What the metadata calls the number of a sentence, or "" where it does not have it; None where
-    an object has no sentences that are samples of their own."""
+    """The name of a sentence's number in the metadata, or "" if it is not there; None where
+    sentences are not samples of their own."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class AnnotatedImages(ABC, Generic[Key]):
         self.name = name
         self.split = split
         self.faults: dict[str, str] = {}
-        """What is wrong with the first of the records left out, by `seg_env.data.records.Fault`."""
+        """The message about the first record left out, by `seg_env.data.records.Fault`."""
         self.skipped: Counter[str] = Counter()
         """Number of records left out for being broken, by `seg_env.data.records.Fault`."""
         self.unused: Counter[str] = Counter()
@@ -157,7 +157,7 @@ class AnnotatedImages(ABC, Generic[Key]):
         return image if isinstance(image, Path) else None
 
     def is_turned(self, index: int, /) -> bool:
-        """Whether a sample's image is what its file stores, turned as EXIF data say."""
+        """Whether a sample's image is read turned, as the EXIF data of its file say."""
         entry = self._at(index)[0]
         return is_turned(entry.image, entry.size, upright=entry.upright)
 
@@ -180,17 +180,17 @@ class AnnotatedImages(ABC, Generic[Key]):
 
     @abstractmethod
     def _read(self, key: Key) -> Entry:
-        """What a key stands for, read from its file."""
+        """The object of a key, read from its file."""
 
     @abstractmethod
     def _image_name(self, key: Key) -> str:
         """The name of the image's file."""
 
     def _ask(self, key: Key, numbers: Iterable[Id] = (0,)) -> None:
-        """Ask for an object by each of its sentences, or by the first.
+        """Add a sample for each sentence about an object, or for the first one only.
 
-        Left out are excluded images and, where broken records are skipped, objects whose annotation
-        is broken or, as its header tells, whose image is.
+        Excluded images are left out and, where broken records are skipped, also objects whose
+        annotation is broken, or whose image is by its header.
         """
         asked = list(numbers)[: 1 if self.per_reference else None]
         if not asked:
@@ -228,10 +228,10 @@ def images_of(datasets: Iterable[AnnotatedImages[Any]]) -> frozenset[str]:
 
 
 def image_key(name: str | int) -> str:
-    """What two names of one image have in common: the file's name without folder and ending.
+    """A key that all names of one image share: the file's name without folder and ending.
 
-    Of COCO's names only the number is left: ``COCO_train2014_000000581857.jpg``, the same with an
-    object's number behind it, ``000000581857.jpg`` of 2017 and the id ``581857`` are one image.
+    Of COCO's names only the number is kept: ``COCO_train2014_000000581857.jpg``, the same followed
+    by an object's number, ``000000581857.jpg`` of 2017 and the id ``581857`` are one image.
     """
     if isinstance(name, int):
         return str(name)

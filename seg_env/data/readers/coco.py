@@ -1,4 +1,4 @@
-"""Annotations in COCO's form: ``instances.json``, and data sets of one's own that have one."""
+"""Annotations in COCO's form: ``instances.json``, and your own data sets in that form."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class CocoImages(AnnotatedImages[Key]):
     _annotations: dict[Id, dict[Id, Annotation]]
     """By id of their image, then by their own id, sorted."""
     _incomplete: set[tuple[Id, Id | None]]
-    """Images and categories, None if not known which, of which an annotation is left out."""
+    """Image and category, None if unknown, of every annotation that is left out."""
 
     @garbage_collection_paused()
     def _read_instances(self, path: Path, image_ids: Collection[Id] | None = None) -> None:
-        """Read an ``instances.json``, by default all of its images; others are not judged.
+        """Read an ``instances.json``, by default all of its images; other images are not checked.
 
         Raises:
             ValueError: It is not JSON of this form, or a record is broken.
@@ -146,7 +146,7 @@ class CocoImages(AnnotatedImages[Key]):
         sentences: Mapping[Id, str],
         metadata: dict[str, Any],
     ) -> Entry:
-        """What is known of some annotations of an image, which are asked for together."""
+        """The entry for some annotations of an image that are asked for together."""
         file_name, size = self._images[image_id]
 
         def target() -> Target:
@@ -174,14 +174,14 @@ class CocoImages(AnnotatedImages[Key]):
 
 
 def _add(table: dict[Id, Known | None], number: Id, value: Known, record: Record) -> None:
-    """Add an entry; of two that share an id and differ, nobody knows which one is meant."""
+    """Add an entry; if two share an id and differ, neither counts: nobody knows which is meant."""
     if table.setdefault(number, value) != value:
         table[number] = None
         raise RecordError(f"{record.where}: the id {number} appears twice, with other values")
 
 
 def _order(item: tuple[Id | None, object]) -> tuple[str, Any]:
-    """Sorts by ids that are numbers, then by those that are text."""
+    """A sort key: ids that are numbers come first, then those that are text."""
     return type(item[0]).__name__, item[0]
 
 
@@ -200,7 +200,7 @@ class Coco(CocoImages[tuple[Id, Id | None, tuple[Id, ...]]]):
     annotation file. It holds ``images`` (``id, file_name, height, width``), ``annotations`` (``id,
     image_id, category_id, segmentation``) and ``categories`` (``id, name``).
 
-    The expression is the name of the category, the target all that the image has of it: "person"
+    The expression is the name of the category, the target all its objects in the image: "person"
     means every person. With ``per_annotation`` each object is a sample of its own, which suits
     images with one object of a kind; crowds (``iscrowd``) are then left out, and counted. Polygons
     are drawn on the pixels as they are stored, whatever EXIF data say.

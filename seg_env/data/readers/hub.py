@@ -27,7 +27,7 @@ class Parquet(AnnotatedImages[tuple[int, int, str]]):
         <data_root>/
           data/  val-00000-of-00004.parquet  testA-00000-of-00001.parquet ...
 
-    (also directly in ``<data_root>``, which may be one parquet file, too), with these columns:
+    (or directly in ``<data_root>``, which may also be a parquet file itself), with these columns:
 
     - ``lmms-lab/RefCOCO`` and its like: ``question_id, image, question, answer[], segmentation,
       bbox, iscrowd, file_name``; ``answer`` holds the sentences, ``segmentation`` one flat polygon:
@@ -140,14 +140,14 @@ class HubObject(NamedTuple):
     """In COCO's form; None while only the light columns are read."""
     metadata: dict[str, Any]
     where: str
-    """What errors call it."""
+    """Its name in errors."""
     box: Any = None
-    """``[x, y, width, height]`` in pixels, as annotated; of moondream's masks, drawn anew, theirs
-    counts."""
+    """``[x, y, width, height]`` in pixels, as annotated; None for moondream's masks, which were
+    redrawn and give the box."""
 
 
 def _lmms_objects(record: Record) -> list[HubObject]:
-    """One object a row; ``question`` is the same for all rows, ``answer`` holds the sentences."""
+    """One object per row; ``question`` is the same for all rows, ``answer`` holds the sentences."""
     flat = record.get("segmentation")
     metadata = {"question_id": str(record.get("question_id")), "bbox": record.get("bbox")}
     parts, box = [flat] if flat else [], record.get("bbox")
@@ -155,7 +155,7 @@ def _lmms_objects(record: Record) -> list[HubObject]:
 
 
 def _raw_objects(record: Record) -> list[HubObject]:
-    """One object a row; its annotation is a JSON text."""
+    """One object per row; its annotation is a JSON text."""
     listed = [Record(each, record.where).text("sent") for each in record.items("sentences")]
     segmentation = box = None
     if "raw_anns" in record:
@@ -166,7 +166,7 @@ def _raw_objects(record: Record) -> list[HubObject]:
 
 
 def _sample_objects(record: Record) -> list[HubObject]:
-    """Several objects a row; masks are COCO's compressed run lengths."""
+    """Several objects per row; masks are COCO's compressed run lengths."""
     objects = []
     for number, values in enumerate(record.items("samples")):
         each = Record(values, f"{record.where}, sample {number}")
@@ -181,9 +181,9 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Record], list[HubObject]]]] 
     "jxu124": (("ref_id", "sentences", "raw_anns", "image_path"), _raw_objects),
     "moondream": (("image", "samples"), _sample_objects),
 }
-"""The columns of each layout, by who publishes in it, and what reads the objects of a row."""
+"""By publisher: the columns of a layout, and the function that reads the objects of a row."""
 LIGHT = ("question_id", "ref_id", "answer", "sentences", "samples", "file_name", "image_path")
-"""Columns without images and outlines, which are all that is read when a table is opened."""
+"""Columns without images and outlines; only these are read when a table is opened."""
 
 
 def _file_name(record: Record) -> str:
@@ -194,7 +194,7 @@ def _file_name(record: Record) -> str:
 
 
 def _parsed(record: Record, key: str) -> Record:
-    """The object in a column of JSON texts, or of objects already."""
+    """The object in a column of JSON texts, or of objects."""
     return Record.parse(record.get(key), f"{record.where}: {key}")
 
 
@@ -232,7 +232,7 @@ class ParquetFiles:
         return self._record(group, index, values)
 
     def walk(self, columns: Collection[str]) -> Iterator[Record]:
-        """All rows in order, with some of the columns, as far as there are such."""
+        """All rows in order, with those of ``columns`` that exist."""
         present = sorted(self.columns.intersection(columns))
         for group, start in enumerate(self._starts):
             rows = (row for batch in self._batches(group, present) for row in batch.to_pylist())
@@ -240,18 +240,18 @@ class ParquetFiles:
                 yield self._record(group, index, values)
 
     def _record(self, group: int, index: int, values: dict[str, Any]) -> Record:
-        """A row, which errors call by its file and its number in it."""
+        """A row, named in errors by its file and its number there."""
         _, path, before = self._groups[group]
         return Record(values, f"{path}: row {index - before}")
 
     def _batches(self, group: int, columns: list[str] | None) -> Iterator[Any]:
-        """A row group bit by bit: a few bytes may stand for millions of equal values."""
+        """A row group in small batches: a few bytes may stand for millions of equal values."""
         from pyarrow.parquet import ParquetFile
 
         number, path, _ = self._groups[group]
         what, unfolded = f"{path}: row group {number}", 0
         with _reading(path), ParquetFile(path, buffer_size=1 << 20) as file:
-            # Not what columns claim of themselves: if that is damaged, pyarrow ends the process.
+            # Not the metadata of columns: if those are damaged, pyarrow ends the process.
             facts, size = file.metadata.row_group(number), max(path.stat().st_size, 1 << 20)
             check_limit("rows", facts.num_rows, f"{what} has {facts.num_rows} rows")
             claimed = facts.total_byte_size

@@ -43,17 +43,17 @@ class JsonLines(AnnotatedImages[int]):
          "rle": {"size": [480, 640], "counts": "..."}}
 
     ``image``: path relative to the file's folder, within it. ``expression``: text. The target is
-    one of ``rle`` (COCO's run lengths, a string or a list), ``rings`` (an outline as answers have
-    it: ``[[[x, y], ...], ...]``, x / width and y / height, holes turning the other way) and
-    ``mask`` (path of an image of one channel, 0 outside of the object). Nothing in it, for example
-    ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the number of
-    the line), ``size`` (``[H, W]``, saves looking into the image), ``ignore`` (run lengths of
+    one of ``rle`` (COCO's run lengths, a string or a list), ``rings`` (an outline in the form of
+    answers: ``[[[x, y], ...], ...]``, x / width and y / height, holes turning the other way) and
+    ``mask`` (path of an image of one channel, 0 outside of the object). An empty target, for
+    example ``"rings": []``, means that the object is not there. Optional: ``id`` (default: the
+    number of the line), ``size`` (``[H, W]``, saves opening the image), ``ignore`` (run lengths of
     void pixels), ``box`` (``[x0, y0, x1, y1]``, x / width and y / height: the annotated box, by
     default that of the mask), ``others`` (a list of run lengths, the other objects of the image),
-    and ``metadata`` (any object). Blank lines are passed over. Targets are drawn on the image as it
-    is stored, whatever its EXIF data say.
+    and ``metadata`` (any object). Blank lines are skipped. Targets are drawn on the image as it is
+    stored, whatever its EXIF data say.
 
-    Only the places of lines are kept in memory; metadata is that of the line and ``file_name``.
+    Only the offsets of lines are kept in memory; metadata is that of the line and ``file_name``.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def stated_size(record: Record) -> tuple[int, int] | None:
 def read_target(record: Record, size: tuple[int, int], image_root: Path | None = None) -> Target:
     """The target of a line about an image of ``(H, W)``.
 
-    Without a folder no file is read: such a line has no ``mask``.
+    Without ``image_root`` no file is read, and ``mask`` is not looked at.
 
     Raises:
         RecordError: The target is malformed, or there is none or more than one.

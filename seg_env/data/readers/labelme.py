@@ -39,16 +39,16 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
     ``imagePath`` (relative to it), ``imageHeight``, ``imageWidth`` (by default those of the image),
     perhaps ``imageData`` (the image itself, base64), and ``shapes``, each with ``label``,
     ``points`` in pixels, ``shape_type`` (``polygon``, ``rectangle``, ``circle``, ``mask``),
-    ``group_id`` and ``description``. Points and lines are not used, and counted.
+    ``group_id`` and ``description``. Points and lines are not used, only counted.
 
     An object is a shape, or the shapes of one label and ``group_id`` together. The expression is
-    its description where it has one, else its label; the target is all that the image has of the
-    same expression. With ``per_annotation`` each object is a sample. Polygons are filled by COCO's
-    rule.
+    its description where it has one, else its label; the target is all objects of the image with
+    the same expression. With ``per_annotation`` each object is a sample. Polygons are filled by
+    COCO's rule.
 
-    LabelMe draws on the image upright, as EXIF data turn it, and that is what is read. What was
-    drawn on is ``imageData``: it is read, as it is stored, in the place of a file that is missing,
-    of another size or to be turned.
+    LabelMe shows images upright, as EXIF data turn them, and so they are read here. ``imageData``
+    is the image that was drawn on: it is read, as it is stored, if the file is missing, of another
+    size or to be turned.
 
     Metadata holds ``file_name``, ``label`` and ``shapes`` (numbers of the shapes in the file).
     """
@@ -106,7 +106,7 @@ class LabelMe(AnnotatedImages[tuple[str, str, tuple[int, ...]]]):
         place = Path(os.path.normpath(path.parent / stated.replace("\\", "/")))
         if not place.is_relative_to(self.image_root):
             raise RecordError(f"{path}: imagePath {stated[:80]!r} leads out of {self.image_root}")
-        # os.path's, which takes a name that is too long for one that is not there.
+        # os.path's isfile treats a name that is too long as a missing file.
         if not os.path.isfile(place) and image_beside(path).is_file():
             place = image_beside(path)  # files are often renamed together, imagePath is not
         return str(place.relative_to(self.image_root))
@@ -158,7 +158,7 @@ def points_of(shape: Record) -> NDArray[np.float64]:
 
 
 def image_beside(path: Path) -> Path:
-    """The image of the same name as an annotation file; ``.jpg``, which is missing, if none is."""
+    """The image of the same name as an annotation file; the missing ``.jpg`` if there is none."""
     for suffix in SUFFIXES:
         for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
             if candidate.is_file():
@@ -187,7 +187,7 @@ def _kind_of(shape: Record) -> object:
 
 
 def _expression_of(shapes: list[Record]) -> str:
-    """What some shapes are called together: the first description, else the label."""
+    """The expression for some shapes together: the first description, else the label."""
     described = (shape.get("description") for shape in shapes)
     texts = (each.strip() for each in described if isinstance(each, str))
     return next(filter(None, texts), "") or shapes[0].text("label")
@@ -211,7 +211,7 @@ def _filled(shapes: list[Record], size: tuple[int, int]) -> Target:
 
 
 def _mask_of(shape: Record, size: tuple[int, int]) -> Rle:
-    """A shape's image of a mask in its box, whose corners are the first and the last pixel."""
+    """A shape's mask, an image within a box whose corners are its first and its last pixel."""
     points = np.trunc(points_of(shape))
     height, width = size
     box = points.tolist()

@@ -17,7 +17,7 @@ from seg_env.geometry.rle import Rle
 from seg_env.types import Target
 
 VOID = 255
-"""What masks of several classes have where nobody knows; it may be a class all the same."""
+"""The value of void pixels in masks of several classes, unless it is given a name."""
 
 
 class Masks(AnnotatedImages[tuple[str, int]]):
@@ -32,11 +32,11 @@ class Masks(AnnotatedImages[tuple[str, int]]):
 
     ``names.txt`` has a value and its name on each line; ``names.json`` maps them. If it has one
     name, or there is none, masks are binary: all that is not 0 is the object, which is asked for by
-    that name, or as "the object". With several names, 255 without a name is void, which counts
-    neither for nor against an answer; another value without one is an error.
+    that name, or as "the object". With several names, 255 is void if it has no name, and counts
+    neither for nor against an answer; other values without a name are an error.
 
-    Masks are drawn on the image as EXIF data turn it; where their size fits the stored image only,
-    that one is read. Images without a mask, and masks of nothing, are counted.
+    Masks are drawn on the image as EXIF data turn it; if their size fits only the stored image,
+    that one is read. Images without a mask, and empty masks, are skipped and counted.
 
     Metadata holds ``file_name``, ``category`` and ``value``.
     """
@@ -44,7 +44,7 @@ class Masks(AnnotatedImages[tuple[str, int]]):
     def __init__(
         self, data_root: str | os.PathLike[str], split: str = "train", **options: Unpack[Options]
     ) -> None:
-        """Look for the values of every mask."""
+        """Read the values of every mask."""
         super().__init__("masks", split, **options)
         self.image_root = Path(data_root).expanduser().absolute()
         self._names = read_names(self.image_root, self._encoding)
@@ -61,7 +61,7 @@ class Masks(AnnotatedImages[tuple[str, int]]):
                     self._ask((image, value))
 
     def _mask(self, image: str) -> Path:
-        """The mask of an image; the one in PNG, which may be missing, if there is none."""
+        """The mask of an image; the missing PNG if there is none."""
         places = [
             counterpart(self.image_root, image, "masks", suffix)
             for suffix in (".png", ".tif", ".tiff", ".bmp")
@@ -119,7 +119,7 @@ class Masks(AnnotatedImages[tuple[str, int]]):
 
 
 def read_names(root: Path, encoding: str | None = None) -> dict[int, str]:
-    """The names of the values of masks, from ``names.txt`` or ``names.json``; none without."""
+    """The names of the values of masks, from ``names.txt`` or ``names.json``; empty without."""
     path = root / "names.json"
     if path.is_file():
         text = read_text(path, encoding, "config_bytes")

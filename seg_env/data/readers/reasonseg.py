@@ -36,10 +36,10 @@ class ReasonSeg(AnnotatedImages[str]):
     with ``<data_root>/train`` and so on being found too. A ``.json`` holds ``text`` (a list of
     sentences, or one), ``is_sentence`` and ``shapes``, each with a ``label`` and ``points`` in
     pixels. A label that contains "ignore" marks void pixels (`Target.ignore`), a shape named "flag"
-    is passed over, all others are the target. Shapes are painted from the largest to the smallest,
-    borders included, see `fill_inclusive`: pixels are those that the published evaluation scores.
-    It reads images upright, as EXIF data turn them, and a few files in Windows-1252, which is the
-    ``encoding`` here by default.
+    is skipped, all others are the target. Shapes are painted from the largest to the smallest,
+    borders included, see `fill_inclusive`: these are the pixels that the published evaluation
+    scores. It reads images upright, as EXIF data turn them, and a few files in Windows-1252, which
+    is the default ``encoding`` here.
 
     A few images are left with an empty target, as in the published evaluation: there ``[]`` is
     the right answer. The metadata holds ``file_name``, ``is_sentence`` and ``sentence`` (its
@@ -138,13 +138,13 @@ def fill_inclusive(points: NDArray[np.float64], size: tuple[int, int]) -> NDArra
     """Fill a polygon, ``(V, 2)`` in pixels, borders included; even-odd where it crosses itself.
 
     LISA (arXiv 2308.00692) publishes polygons together with the code that paints them: OpenCV's
-    ``polylines`` over ``fillPoly``. It cuts off fractions, takes corners as centres of pixels and
-    fills borders as well; COCO's rule would leave out half a pixel all around, some percent of IoU
-    on small objects. One or two vertices draw a point or a line.
+    ``polylines`` over ``fillPoly``. It truncates coordinates, takes corners as centres of pixels
+    and fills borders as well; COCO's rule would leave out half a pixel all around, which costs some
+    percent of IoU on small objects. One or two vertices draw a point or a line.
 
-    Pixels are OpenCV's for polygons within the image. When one reaches out, OpenCV moves corners to
-    the border by rules that differ between its versions; here what lies outside is cut off. Time
-    is bounded by the length of the outline, which `check_inside` keeps near the image.
+    Within the image, pixels are the same as OpenCV's. If a polygon reaches out, OpenCV moves
+    corners to the border by rules that differ between its versions; here what lies outside is cut
+    off. Time is bounded by the length of the outline, which `check_inside` keeps near the image.
     """
     mask = np.zeros(size, dtype=np.bool_)
     if not len(points) or not mask.size:

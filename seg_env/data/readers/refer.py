@@ -1,6 +1,6 @@
 """RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO as they lie on disk.
 
-The data itself is not ours to give away: users point to their copy.
+The data itself is not ours to distribute: users point to their own copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from seg_env.data.records import (
 from seg_env.geometry.limits import check_limit, limits
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc"}
-"""The data sets, and the partition papers report on."""
+"""The data sets, and the partition that papers report on."""
 EMBEDDED_NAME = "embedded-sample"
 
 
@@ -182,8 +182,8 @@ class GRefCoco(Refer):
           grefcoco/     instances.json  grefs(unc).json   (or .p)
           images/train2014/COCO_train2014_000000581857.jpg ...   (or where `Refer` looks)
 
-    ``grefs(*)`` differs from ``refs(*)`` of RefCOCO in that ``ann_id`` is a list: of several
-    objects the union is asked for, and ``[-1]`` says that nothing in the image is meant
+    ``grefs(*)`` differs from ``refs(*)`` of RefCOCO in that ``ann_id`` is a list: several ids ask
+    for the union of their objects, and ``[-1]`` means that nothing in the image is referred to
     (``no_target``). Then the target is empty, and ``[]`` is the right answer.
 
     Metadata is as that of `Refer`, but ``ann_id``, ``category_id`` and ``category`` are lists, and
@@ -216,9 +216,9 @@ def load_refer(
 ) -> Refer:
     """Open a data set of the RefCOCO family, or the embedded sample where there is none.
 
-    ``data_root`` is by default what the variable ``SIMPLESEG_DATA`` names. With neither, the sample
-    that comes with the package is opened; it warns, and its ``name`` is ``"embedded-sample"``, so
-    that no score on it is taken for one on the real data.
+    ``data_root`` is by default the folder in the variable ``SIMPLESEG_DATA``. With neither, the
+    sample that comes with the package is opened, with a warning; its ``name`` is
+    ``"embedded-sample"``, so that no score on it is mistaken for one on the real data.
     """
     if root := data_root or os.environ.get("SIMPLESEG_DATA"):
         return Refer(root, name, split, split_by, **options)
@@ -298,12 +298,12 @@ def _missing(path: Path, root: Path, name: str, hint: str = "") -> FileNotFoundE
 # --- the file of references -----------------------------------------------------------------------
 
 SENTENCE_SIZE = 64
-"""What a sentence takes beside its text, which may be empty."""
+"""Bytes that count for a sentence besides its text, which may be empty."""
 
 
 @dataclass
 class _Room:
-    """What a file may still unfold to, in bytes; also what is refused later takes time."""
+    """Bytes that a file may still unfold to; what is refused later counts too: it takes time."""
 
     left: int
 

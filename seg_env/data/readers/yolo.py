@@ -38,12 +38,12 @@ class Yolo(AnnotatedImages[tuple[str, tuple[int, ...]]]):
 
     Each line of a label outlines one object in shares of the width and height of the image as EXIF
     data turn it. The ``.yaml``, of any name, lists ``names`` by class; without one, ``classes.txt``
-    has one a line. The folders it gives are looked for in ``data_root``, which may be the ``.yaml``
-    itself.
+    has one per line. The folders it gives are looked for in ``data_root``, which may be the
+    ``.yaml`` itself.
 
-    The expression is the name of the class, the target all that the image has of it; with
-    ``per_annotation`` each line is a sample. Boxes (four numbers), what else there is of their
-    class in the image, and images without a label are counted.
+    The expression is the name of the class, the target all its objects in the image; with
+    ``per_annotation`` each line is a sample. Boxes (four numbers), outlines of the same class
+    beside them, and images without a label are skipped and counted.
 
     Metadata holds ``file_name``, ``category``, ``category_id`` and ``lines`` (numbers from 0).
     """
@@ -141,7 +141,7 @@ def read_config(
 ) -> tuple[Path, dict[int, str], list[str]]:
     """The folder of a data set, its classes, and where below it the images of a split should lie.
 
-    Of a configuration whose ``val`` is its ``train``, ``val`` is nowhere.
+    If ``val`` is the same folder as ``train``, ``val`` counts as not given.
     """
     root = root.expanduser().absolute()
     files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
@@ -168,7 +168,7 @@ def read_config(
 
 
 def _load_yaml(text: str, path: Path) -> Any:
-    """Parse YAML without tags of other languages, whose words are text: "no" is a name."""
+    """Parse YAML without language-specific tags; all words stay text, so "no" is a name."""
     import yaml
 
     class Words(yaml.SafeLoader):  # type: ignore[misc]  # it has no types

@@ -89,7 +89,7 @@ class Scenes:
         return self._sample(scene, index, None if scene.absent else scene.chosen)
 
     def name_of(self, index: int) -> str:
-        """What scene ``index`` is called in reports."""
+        """The name of scene ``index`` in reports."""
         return f"{self.name} ({self.split}) scene {index}"
 
     def samples_of(self, index: int) -> list[Sample]:
@@ -133,7 +133,7 @@ class Scenes:
         return number % self._length
 
     def _sample(self, scene: Scene, index: int, number: int | None) -> Sample:
-        """The question about an object of a scene, or about the one that is not there."""
+        """The question about an object of a scene, or, for None, about the absent one."""
         identifier = f"{self.name}-{self.split}-{self._resolve(index):06d}"
         others = [scene.describe(k) for k in range(len(scene.objects)) if k != number]
         metadata: dict[str, Any] = {"difficulty": self.difficulty, "others": others}
@@ -152,7 +152,7 @@ class Scene:
     """One arrangement of objects, with a question about each of them."""
 
     objects: tuple[SceneObject, ...]
-    """From bottom to top, as all that follows."""
+    """From bottom to top, as in the fields that follow."""
     patches: tuple[Patch, ...]
     """Coverage of each object as if it stood alone."""
     masks: NDArray[np.bool_]
@@ -164,7 +164,7 @@ class Scene:
     difficulty: Difficulty
     paint_seed: int
     absent: str = ""
-    """Words for an object that is not there, if that is asked for instead."""
+    """An expression for an object that is not there, if the question is about that instead."""
 
     @cached_property
     def _painted(self) -> NDArray[np.uint8]:
@@ -177,7 +177,7 @@ class Scene:
         return self._painted.copy()
 
     def describe(self, number: int) -> dict[str, Any]:
-        """What is known of one object, JSON-able; ``bbox`` is x, y, width, height in pixels."""
+        """Facts about one object, JSON-able; ``bbox`` is x, y, width, height in pixels."""
         thing, mask = self.objects[number], self.masks[number]
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
@@ -221,7 +221,7 @@ def compose(rng: np.random.Generator, difficulty: Difficulty, size: int) -> Scen
 
 
 def _is_clear(alone: NDArray[np.bool_], visible: NDArray[np.bool_], least: float) -> bool:
-    """Whether enough is left of every object, without tiny visible parts or holes."""
+    """Whether enough of every object is visible, without tiny parts or holes."""
     before, after = alone.sum(axis=(1, 2)), visible.sum(axis=(1, 2))
     if (after < np.maximum(0.01 * visible[0].size, least * before)).any():
         return False

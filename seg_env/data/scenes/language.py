@@ -2,9 +2,9 @@
 
 A description has two extensions, sets of objects written as bits of an integer: those that it
 *certainly* fits and those that it *possibly* fits ("left of" is certain well to the left and
-possible already slightly to the left). Descriptions are enumerated from simple to complex. One
-names an object if it certainly fits that one and possibly no other, so borderline cases never
-decide.
+possible already slightly to the left). Descriptions are enumerated from simple to complex. A
+description names an object if it certainly fits that one and possibly no other, so borderline cases
+never decide.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Description(NamedTuple):
     """A noun phrase and the objects it fits."""
 
     kind: str
-    """What sets it apart, a key of `WEIGHTS`."""
+    """The kind of words that set the object apart, a key of `WEIGHTS`."""
     text: str
     """Without the article."""
     extension: Extension
@@ -169,13 +169,13 @@ class Facts:
     words: dict[str, Extension]
     """Of colours, shapes, sizes, textures and places; a word that fits nothing may be missing."""
     relations: dict[tuple[str, int], Extension]
-    """Of what stands in a relation to an object: ``("left of", 2)``."""
+    """Of relations to an object, by relation and object: ``("left of", 2)``."""
     criteria: dict[str, tuple[tuple[list[float], float], ...]]
-    """What a superlative measures: the winner must have the smallest of each list of values, and
-    to be certain the smallest by a margin."""
+    """What a superlative measures: the winner must have the smallest value in each list, and to be
+    certain, the smallest by a margin."""
 
     def superlative(self, word: str, among: Extension) -> Extension:
-        """The objects that are, for instance, ``"leftmost"`` of those that something else fits."""
+        """The objects that are, for instance, ``"leftmost"`` among those of an extension."""
         rivals = [k for k in range(among.possible.bit_length()) if among.possible >> k & 1]
         certain, possible = among.certain if len(rivals) > 1 else 0, 0
         for values, margin in self.criteria[word]:
@@ -211,7 +211,7 @@ def establish(
         words[place] = _below(middle, 0.36, 0.48)
         criteria[superlative] = ((middle.tolist(), 0.07), (low.tolist(), 0.02))
         for anchor in range(len(objects)):
-            # Certain: neither reaches the other's middle, and the way is not mostly sideways.
+            # Certain: neither reaches the other's middle, and the offset is not mostly sideways.
             ahead = middle[anchor] - middle
             certain = ahead > np.maximum(0.1, abs(beside[anchor] - beside))
             certain &= (high < middle[anchor]) & (middle < low[anchor])

@@ -1,7 +1,7 @@
-"""What stands where: draws the objects of a scene, from bottom to top as they are painted.
+"""The layout of scenes: objects are drawn at random, from bottom to top as they are painted.
 
-Filling an object with eight samples per pixel side gives a coverage in [0, 1]; a pixel belongs to
-it where that is at least one half, so mask and antialiased image agree by construction.
+Filling an object with eight samples per pixel side gives a coverage in [0, 1]; pixels with a
+coverage of at least one half belong to it, so mask and antialiased image agree by construction.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _easy_names(rng: np.random.Generator) -> list[tuple[str, str]]:
 def _draw_object(
     rng: np.random.Generator, others: list[SceneObject], recipe: Recipe
 ) -> SceneObject:
-    """Draw everything but the place; often like an earlier object, so that one word won't do."""
+    """Draw everything but the place; often like an earlier object, so one word is not enough."""
     shape, color = str(rng.choice(list(SHAPES))), str(rng.choice(COLORS))
     if others:
         model = others[rng.integers(len(others))]
@@ -179,7 +179,7 @@ def _locate(rng: np.random.Generator, thing: SceneObject, overhang: float) -> Sc
 
 
 def _is_free(thing: SceneObject, others: list[SceneObject], nearness: float) -> bool:
-    """Whether an object is far enough from all others; those of its colour it must not touch."""
+    """Whether an object is far enough from all others, and touches none of its colour."""
     return all(
         np.hypot(thing.center[0] - other.center[0], thing.center[1] - other.center[1])
         > (1.0 if thing.color == other.color else nearness) * (thing.radius + other.radius)
